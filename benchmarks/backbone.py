@@ -1,0 +1,211 @@
+"""Speed and memory of this backbone beside timm's, torchvision's and transformers' Swin V2-T, in one run.
+
+    python -m benchmarks.backbone [--device auto] [--batch-size 8] [--rounds 5] [--modes inference training] …
+
+All four classify the same batch at 256×256 with window 8 and 1,000 classes, without drop path. Timed calls alternate
+between them, so that a machine whose speed drifts is fair to all; printed are the median and the ratio to the
+fastest peer, round by round. Training is forward, cross-entropy and backward. bfloat16 is autocast for all.
+Memory is taken in a fresh process per model: on CUDA the allocator's peak, on a CPU the highest resident set
+while stepping less what was resident before the model was built.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+OURS = "swinv2_tasks"
+SIZE, WINDOW, CLASSES = 256, 8, 1000
+
+
+def build_ours() -> nn.Module:
+    from swinv2_tasks.backbone import swinv2_tiny
+    from swinv2_tasks.heads.classification import ClassificationHead
+
+    backbone = swinv2_tiny(window_size=WINDOW)
+    return nn.Sequential(backbone, ClassificationHead(backbone.channels[-1], CLASSES))
+
+
+def build_timm() -> nn.Module:
+    import timm
+
+    return timm.create_model("swinv2_tiny_window8_256", drop_path_rate=0.0)
+
+
+def build_torchvision() -> nn.Module:
+    from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
+
+    return SwinTransformer(
+        patch_size=[4, 4],
+        embed_dim=96,
+        depths=[2, 2, 6, 2],
+        num_heads=[3, 6, 12, 24],
+        window_size=[WINDOW, WINDOW],
+        stochastic_depth_prob=0.0,
+        num_classes=CLASSES,
+        block=SwinTransformerBlockV2,
+        downsample_layer=PatchMergingV2,
+    )
+
+
+def build_transformers() -> nn.Module:
+    from transformers import Swinv2Config, Swinv2ForImageClassification
+
+    class Logits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            config = Swinv2Config(image_size=SIZE, window_size=WINDOW, num_labels=CLASSES, drop_path_rate=0.0)
+            self.model = Swinv2ForImageClassification(config)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.model(x).logits
+
+    return Logits()
+
+
+BUILDERS: dict[str, Callable[[], nn.Module]] = {
+    OURS: build_ours,
+    "timm": build_timm,
+    "torchvision": build_torchvision,
+    "transformers": build_transformers,
+}
+
+
+def make_step(name: str, mode: str, dtype: torch.dtype, compiled: bool, batch_size: int, device: torch.device):
+    """A call that runs one inference or one forward and backward pass, to its end on the device."""
+    torch.manual_seed(0)
+    model = BUILDERS[name]().to(device).train(mode == "training")
+    images = torch.randn(batch_size, 3, SIZE, SIZE, device=device)
+    labels = torch.randint(CLASSES, (batch_size,), device=device)
+    run = torch.compile(model) if compiled else model
+    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+    def step() -> None:
+        if mode == "training":
+            model.zero_grad(set_to_none=True)
+            with autocast:
+                loss = F.cross_entropy(run(images), labels)
+            loss.backward()
+        else:
+            with torch.inference_mode(), autocast:
+                run(images)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return step
+
+
+def time_setting(names: list[str], rounds: int, **setting) -> dict[str, list[float]]:
+    """Seconds per call of each model, one call each in turn, after two calls that do not count."""
+    steps = {}
+    for name in names:
+        steps[name] = make_step(name, **setting)
+        steps[name]()
+        steps[name]()
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def _resident(field: str) -> int:
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
+
+
+def _peak_bytes(name: str, threads: int, setting: dict, queue) -> None:
+    torch.set_num_threads(threads)
+    device = setting["device"]
+    if device.type == "cuda":
+        step = make_step(name, **setting)
+        step()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        queue.put(torch.cuda.max_memory_allocated())
+        return
+    # Everything that is not the model is brought in first: libraries, thread pools, oneDNN.
+    BUILDERS[name]()
+    gc.collect()
+    before = _resident("VmRSS")
+    step = make_step(name, **setting)
+    with open("/proc/self/clear_refs", "w") as refs:
+        refs.write("5")  # starts a new peak
+    for _ in range(3):
+        step()
+    queue.put(_resident("VmHWM") - before)
+
+
+def peak_memory(name: str, **setting) -> int:
+    """Bytes at the peak of a step, in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=_peak_bytes, args=(name, torch.get_num_threads(), setting, queue))
+    process.start()
+    result = queue.get()
+    process.join()
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--modes", nargs="+", default=["inference", "training"])
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--compile", nargs="+", default=["eager", "compiled"], choices=["eager", "compiled"])
+    parser.add_argument("--models", nargs="+", default=list(BUILDERS), choices=list(BUILDERS))
+    parser.add_argument("--no-memory", action="store_true", help="leave the memory figures out")
+    parser.add_argument("--json", help="also write the figures to this file")
+    options = parser.parse_args()
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device)
+    print(f"SwinV2-T/{SIZE}/w{WINDOW}, batch {options.batch_size}, {device}, {torch.get_num_threads()} threads,")
+    print(f"torch {torch.__version__}; median of {options.rounds} alternating rounds; ratio > 1: faster than the best peer\n")
+    print(f"{'mode':10} {'dtype':9} {'how':9} {'model':13} {'img/s':>8} {'ratio':>6} {'peak MiB':>9} {'ratio':>6}")
+    records = []
+    for how in options.compile:
+        for mode in options.modes:
+            for dtype in options.dtypes:
+                setting = {
+                    "mode": mode,
+                    "dtype": getattr(torch, dtype),
+                    "compiled": how == "compiled",
+                    "batch_size": options.batch_size,
+                    "device": device,
+                }
+                seconds = time_setting(options.models, options.rounds, **setting)
+                # Compiling again in a fresh process would take minutes per model; the eager figures tell them apart.
+                measure = not options.no_memory and how == "eager"
+                memory = {name: peak_memory(name, **setting) if measure else None for name in options.models}
+                peers = [name for name in options.models if name != OURS] or options.models
+                fastest = min(peers, key=lambda name: statistics.median(seconds[name]))
+                for name in options.models:
+                    median = statistics.median(seconds[name])
+                    ratio = statistics.median(f / s for f, s in zip(seconds[fastest], seconds[name], strict=True))
+                    peak = memory[name]
+                    lean = min(memory[p] for p in peers) if peak else None
+                    record = {"mode": mode, "dtype": dtype, "how": how, "model": name, "fastest_peer": fastest}
+                    record |= {"images_per_second": options.batch_size / median, "ratio": ratio, "peak_bytes": peak}
+                    records.append(record)
+                    tail = f"{peak / 2**20:9.0f} {peak / lean:6.2f}" if peak else f"{'–':>9} {'–':>6}"
+                    print(f"{mode:10} {dtype:9} {how:9} {name:13} {options.batch_size / median:8.2f} {ratio:6.2f} {tail}", flush=True)
+                print()
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump(records, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

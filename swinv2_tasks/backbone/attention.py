@@ -1,0 +1,194 @@
+"""Scaled cosine window attention.
+
+https://arxiv.org/abs/2111.09883, section 3.2: softmax(cos(q, k)·exp(logit_scale) + bias)·v, within each window.
+The mask of shifted and padded windows is −inf, not the published −100: logits reach 116, through which −100 would leak.
+
+Shapes: B images, W windows per image, N tokens per window, H heads, D head width, C = H·D channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from swinv2_tasks.backbone.window import Size, WindowGrid, attention_mask
+
+MAX_LOGIT_SCALE = math.log(100.0)
+"""Upper limit of the learned logarithmic temperature."""
+
+PositionBias = Callable[[int, Size], nn.Module]
+"""Builds a position bias from (heads, window sides): ``LogCPB``, ``LinearCPB`` or ``BiasTable``."""
+
+
+class WindowAttention(nn.Module):
+    """Multi-head cosine attention within windows, with a relative position bias.
+
+    Args:
+        dim: channels C.
+        num_heads: heads H; must divide C.
+        window: window sides, for a position bias that is sized by them.
+        position_bias: builds the position bias.
+    """
+
+    def __init__(self, dim: int, num_heads: int, window: Size, position_bias: PositionBias) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.logit_scale = nn.Parameter(torch.full((num_heads, 1, 1), math.log(10.0)))
+        self.cpb_mlp = position_bias(num_heads, window)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(dim))
+        self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.proj = nn.Linear(dim, dim)
+        self._cached_bias: tuple[Any, Tensor] | None = None
+
+    def bias(self, grid: WindowGrid, pretrained_window: Size) -> Tensor:
+        """What is added to the logits: position bias, −inf where the mask forbids; (W or 1, H, N, N).
+
+        In eval mode without gradients it is kept until the weights, the geometry or the device change.
+        """
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            self._cached_bias = None
+            return self._bias(grid, pretrained_window)
+        parameters = tuple(self.cpb_mlp.parameters())
+        if any(p.is_inference() for p in parameters):  # these do not count their changes
+            return self._bias(grid, pretrained_window)
+        versions = tuple((p.data_ptr(), p._version, p.dtype, p.device) for p in parameters)
+        key = (grid, pretrained_window, versions)
+        if self._cached_bias is None or self._cached_bias[0] != key:
+            self._cached_bias = (key, self._bias(grid, pretrained_window))
+        return self._cached_bias[1]
+
+    def _bias(self, grid: WindowGrid, pretrained_window: Size) -> Tensor:
+        bias = self.cpb_mlp(grid.window, pretrained_window)[None]
+        if not grid.needs_mask:
+            return bias
+        allowed = attention_mask(grid, bias.device)
+        return torch.where(allowed[:, None], bias, -math.inf)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        """Attends within windows: x (B, W, N, C) and bias (W or 1, H, N, N) → (B, W, N, C)."""
+        qkv_bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
+        qkv = F.linear(x, self.qkv.weight, qkv_bias)
+        scale = self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
+        return self.proj(cosine_attention(qkv, scale, bias))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_cached_bias": None}  # copies and pickles start afresh
+
+
+def cosine_attention(qkv: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """softmax(cos(q, k)·scale + bias)·v.
+
+    Args:
+        qkv: (B, W, N, 3·C), queries, keys and values side by side.
+        scale: (H, 1, 1), factor of the cosine per head.
+        bias: (W or 1, H, N, N), added to the logits.
+
+    Returns:
+        (B, W, N, C), heads side by side.
+    """
+    if qkv.device.type == "cpu" and not torch.compiler.is_compiling():
+        return _CosineAttentionOnCPU.apply(qkv, scale, bias)
+    batch, windows, tokens, _ = qkv.shape
+    heads = len(scale)
+    qk, v = qkv.view(batch, windows, tokens, 3, heads, -1).split((2, 1), dim=3)
+    qk = normalise(qk, scale).to(qkv.dtype)
+    # Heads of all windows side by side let one bias serve the whole batch without being repeated.
+    q, k, v = (t.transpose(2, 3).reshape(batch, windows * heads, tokens, -1) for t in (*qk.unbind(3), v.squeeze(3)))
+    bias = bias.to(qkv.dtype).expand(windows, -1, -1, -1).reshape(1, windows * heads, tokens, tokens)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
+    return out.view(batch, windows, heads, tokens, -1).transpose(2, 3).flatten(3)
+
+
+def normalise(qk: Tensor, scale: Tensor) -> Tensor:
+    """Queries of length ``scale`` and keys of length 1 from both side by side, (…, 2, H, D), in float32 at least."""
+    factor = torch.stack((scale.view(-1, 1), torch.ones_like(scale.view(-1, 1))))
+    length = torch.linalg.vector_norm(qk, dim=-1, keepdim=True, dtype=torch.promote_types(qk.dtype, torch.float32))
+    return qk * (factor / length.clamp_min(1e-12))
+
+
+class _CosineAttentionOnCPU(torch.autograd.Function):
+    """``cosine_attention`` a few windows at a time, so that everything between qkv and the output stays in the cache.
+
+    Autograd would keep the normalised queries and keys and the softmax of every window; this keeps qkv alone and
+    computes the rest again on the way back. PyTorch's fused CPU kernel, which the forward pass goes through, has no
+    gradient for the bias, so the backward pass is written out. Half types are computed in the bias's float32.
+    """
+
+    @staticmethod
+    def forward(qkv: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+        heads = len(scale)
+        out = qkv.new_empty(*qkv.shape[:3], qkv.shape[3] // 3)
+        with torch.autocast("cpu", enabled=False):
+            for part, chunk_bias in _chunks(qkv, bias):
+                chunk = qkv[part].flatten(0, 1).unflatten(2, (3, heads, -1)).to(bias.dtype)  # (windows, N, 3, H, D)
+                q, k = normalise(chunk[:, :, :2], scale).unbind(2)
+                q, k, v = (t.transpose(1, 2) for t in (q, k, chunk[:, :, 2]))
+                attended = F.scaled_dot_product_attention(q, k, v, attn_mask=chunk_bias, scale=1.0)
+                out[part] = attended.transpose(1, 2).reshape(out[part].shape)
+        return out
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        qkv, scale, bias = ctx.saved_tensors
+        heads = len(scale)
+        grad_qkv = torch.empty_like(qkv)
+        grad_bias = torch.zeros_like(bias)
+        grad_scale = torch.zeros_like(scale)
+
+        def heads_first(x: Tensor, parts: int) -> Tensor:  # (images, windows, N, parts·C) -> (parts, windows, H, N, D)
+            x = x.flatten(0, 1).unflatten(2, (parts, heads, -1)).permute(2, 0, 3, 1, 4)
+            return x.to(bias.dtype, memory_format=torch.contiguous_format).contiguous()
+
+        for part, chunk_bias in _chunks(qkv, bias):
+            chunk, do = heads_first(qkv[part], 3), heads_first(grad_out[part], 1)[0].flatten(0, 1)
+            length = torch.linalg.vector_norm(chunk[:2], dim=-1, keepdim=True).clamp_min_(1e-12)
+            unit = chunk[:2].div_(length)
+            q, k, v = (unit[0] * scale).flatten(0, 1), unit[1].flatten(0, 1), chunk[2].flatten(0, 1)
+            logits = torch.bmm(q, k.mT).unflatten(0, (-1, heads)).add_(chunk_bias)
+            weights = torch.softmax(logits, dim=-1).flatten(0, 1)
+            grads = torch.empty_like(chunk)  # of queries, keys (until further down: of their directions) and values
+            dq, dk, dv = (g.flatten(0, 1) for g in grads)
+            torch.bmm(weights.mT, do, out=dv)
+            dlogits = torch.ops.aten._softmax_backward_data(torch.bmm(do, v.mT), weights, -1, weights.dtype)
+            torch.bmm(dlogits, k, out=dq)
+            torch.bmm(dlogits.mT, q, out=dk)
+            # The direction's gradient: what points along it would only change the length.
+            grads[0].mul_(scale)
+            along = (grads[:2] * unit).sum(-1, keepdim=True)
+            grads[:2].addcmul_(unit, along, value=-1).div_(length)
+            grad_scale += along[0].sum((0, 2, 3)).view_as(scale) / scale
+            images = len(qkv[part[0]])
+            grad_qkv[part] = grads.unflatten(1, (images, -1)).permute(1, 2, 4, 0, 3, 5).flatten(3)
+            dlogits = dlogits.view(images, -1, heads, *bias.shape[2:])
+            if len(bias) == 1:
+                grad_bias[0] += dlogits.sum((0, 1))
+            else:
+                grad_bias[part[1]] += dlogits.sum(0)
+        return grad_qkv, grad_scale, grad_bias
+
+
+def _chunks(qkv: Tensor, bias: Tensor) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
+    """Cuts (images, windows) into parts whose logits fit the processor's cache; yields each with its bias."""
+    logits_per_window = bias[0].numel()
+    budget = 2**19  # float32 logits: 2 MiB
+    windows = min(qkv.shape[1], max(1, budget // logits_per_window))
+    images = max(1, budget // (windows * logits_per_window))
+    for image in range(0, qkv.shape[0], images):
+        for window in range(0, qkv.shape[1], windows):
+            part = (slice(image, image + images), slice(window, window + windows))
+            if len(bias) == 1:
+                yield part, bias
+            else:
+                yield part, bias[part[1]].repeat(len(qkv[part[0]]), 1, 1, 1)

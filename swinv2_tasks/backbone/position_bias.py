@@ -1,0 +1,158 @@
+"""Relative position biases, and how each meets a window that it was not trained with.
+
+https://arxiv.org/abs/2111.09883, section 3.3 and table 1. Each turns window sides into a bias (heads, N, N) that is
+added to the attention logits: entry (i, j) depends only on the offset from token j to token i.
+
+- ``LogCPB``: a small network over log-spaced offsets; what Swin V2 uses.
+- ``LinearCPB``: the same network over linear offsets; the paper's middle column.
+- ``BiasTable``: one learned number per offset as in Swin V1, resized bicubically for another window.
+
+Shapes: M window side, N = M₁·M₂(·M₃) tokens, T = (2M₁−1)·(2M₂−1)(·(2M₃−1)) offsets, n axes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from swinv2_tasks.backbone.window import Size, cached_tensor
+
+
+@cached_tensor
+def relative_offsets(window: Size, device: torch.device) -> Tensor:
+    """All offsets between two tokens of a window, (T, n) float64, each axis from −(M−1) to M−1, last axis fastest."""
+    axes = [torch.arange(-(m - 1), m, device=device, dtype=torch.float64) for m in window]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
+
+
+@cached_tensor
+def relative_position_index(window: Size, device: torch.device) -> Tensor:
+    """For tokens i and j of a window, the row of ``relative_offsets`` that holds i − j: (N·N,) int64."""
+    axes = [torch.arange(m, device=device) for m in window]
+    tokens = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)  # (N, n)
+    row = torch.zeros(len(tokens), len(tokens), dtype=torch.int64, device=device)
+    for axis, m in enumerate(window):
+        row = row * (2 * m - 1) + (tokens[:, None, axis] - tokens[None, :, axis] + m - 1)
+    return row.flatten()
+
+
+@cached_tensor
+def log_coordinates(window: Size, pretrained_window: Size, device: torch.device) -> Tensor:
+    """Log-spaced offsets, (T, n) float64: sign(x)·log₂(1 + |x|) / log₂ 8 of offsets scaled to ±8 at the window's edge.
+
+    The edge is that of ``pretrained_window``, so that a larger window only extends the range: from 8 to 16 by 0.33×.
+    """
+    scaled = 8 * linear_coordinates(window, pretrained_window, device)
+    return scaled.sign() * torch.log2(1 + scaled.abs()) / math.log2(8)
+
+
+@cached_tensor
+def linear_coordinates(window: Size, pretrained_window: Size, device: torch.device) -> Tensor:
+    """Offsets as a share of the pre-training window's largest, (T, n) float64; from 8 to 16 the range grows by 1.14×."""
+    largest = torch.tensor([max(m - 1, 1) for m in pretrained_window], dtype=torch.float64, device=device)
+    return relative_offsets(window, device) / largest
+
+
+def gather_bias(table: Tensor, window: Size) -> Tensor:
+    """Spreads a value per offset and head (T, heads) over all pairs of tokens: (heads, N, N)."""
+    index = relative_position_index(window, table.device)
+    tokens = math.prod(window)
+    # Rows first, then transposed: measured fastest of the ways to write it, above all backwards.
+    return table.index_select(0, index).t().reshape(-1, tokens, tokens)
+
+
+class _ContinuousBias(nn.Sequential):
+    """Offsets → two-layer network → 16·sigmoid. A Sequential, so that the state dict reads as the official one."""
+
+    coordinates: Callable[[Size, Size, torch.device], Tensor]
+
+    def __init__(self, num_heads: int, window: Size) -> None:
+        super().__init__(nn.Linear(len(window), 512), nn.ReLU(inplace=True), nn.Linear(512, num_heads, bias=False))
+
+    def forward(self, window: Size, pretrained_window: Size) -> Tensor:
+        """Bias (heads, N, N) for a window, in at least float32 whatever the autocast or parameter type."""
+        first, _, last = self
+        dtype = torch.promote_types(first.weight.dtype, torch.float32)
+        coordinates = self.coordinates(window, pretrained_window, first.weight.device).to(dtype)
+        with torch.autocast(first.weight.device.type, enabled=False):
+            hidden = F.relu(F.linear(coordinates, first.weight.to(dtype), first.bias.to(dtype)))
+            table = 16 * torch.sigmoid(F.linear(hidden, last.weight.to(dtype)))
+        return gather_bias(table, window)
+
+    def set_window(self, window: Size) -> None:
+        """Nothing to change: the network is evaluated at any window's offsets."""
+
+
+class LogCPB(_ContinuousBias):
+    """Log-spaced continuous position bias (paper section 3.3).
+
+    Args:
+        num_heads: attention heads.
+        window: window sides in tokens; only their number matters here.
+    """
+
+    coordinates = staticmethod(log_coordinates)
+
+
+class LinearCPB(_ContinuousBias):
+    """Continuous position bias over linear offsets (paper section 3.3, before log-spacing).
+
+    Args:
+        num_heads: attention heads.
+        window: window sides in tokens; only their number matters here.
+    """
+
+    coordinates = staticmethod(linear_coordinates)
+
+
+class BiasTable(nn.Module):
+    """One learned number per offset and head, as in Swin V1 (https://arxiv.org/abs/2103.14030, equation 4).
+
+    Args:
+        num_heads: attention heads.
+        window: window sides in tokens, which size the table.
+    """
+
+    def __init__(self, num_heads: int, window: Size) -> None:
+        super().__init__()
+        self.window = window
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(math.prod(2 * m - 1 for m in window), num_heads))
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+
+    def forward(self, window: Size, pretrained_window: Size) -> Tensor:
+        """Bias (heads, N, N); a window smaller than the table's reads the table's middle."""
+        table = self.relative_position_bias_table
+        if window != self.window:
+            table = table.unflatten(0, [2 * m - 1 for m in self.window])
+            for axis, (m, full) in enumerate(zip(window, self.window, strict=True)):
+                table = table.narrow(axis, full - m, 2 * m - 1)
+            table = table.flatten(0, -2)
+        return gather_bias(table, window)
+
+    @torch.no_grad()
+    def set_window(self, window: Size) -> None:
+        """Resizes the table to another window."""
+        if window != self.window:
+            resized = resize_bias_table(self.relative_position_bias_table, self.window, window)
+            self.relative_position_bias_table = nn.Parameter(resized, self.relative_position_bias_table.requires_grad)
+            self.window = window
+
+
+def resize_bias_table(table: Tensor, old_window: Size, new_window: Size) -> Tensor:
+    """Bicubic resize of a bias table (T, heads) from one window's offsets to another's (2 axes).
+
+    Raises:
+        ValueError: for windows of three axes, for which no bicubic filter exists.
+    """
+    if len(old_window) != 2:
+        raise ValueError("a bias table can be resized over two axes only; use LogCPB for clips")
+    grid = table.t().unflatten(1, [2 * m - 1 for m in old_window])[None]
+    # Antialiasing is off as in the published code; float32 at least, since half types have no bicubic filter everywhere.
+    wide = grid.to(torch.promote_types(grid.dtype, torch.float32))
+    sides = [2 * m - 1 for m in new_window]
+    resized = F.interpolate(wide, size=sides, mode="bicubic", align_corners=False)
+    return resized[0].flatten(1).t().to(table.dtype).contiguous()

@@ -1,0 +1,144 @@
+"""Cutting feature maps into windows and back: pure functions over two or three axes.
+
+https://arxiv.org/abs/2103.14030 (shifted windows), https://arxiv.org/abs/2111.09883 (Swin V2)
+
+Unlike the published code, maps of any size are accepted: they are padded to whole windows *before* the cyclic
+shift, and the mask keeps real tokens from attending to padding or to what the shift brought round the edge.
+
+Shapes: B batch, S… map sides (H, W or T, H, W), W windows per image, N tokens per window, C channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Size = tuple[int, ...]
+"""One whole number per axis: (H, W) or (T, H, W)."""
+
+
+@dataclass(frozen=True)
+class WindowGrid:
+    """How a map of ``size`` is cut into windows: the whole geometry that a block needs.
+
+    Attributes:
+        size: sides of the map, in tokens.
+        window: sides of a window; never larger than the map.
+        shift: cyclic shift towards the origin before cutting; 0 on an axis without shift.
+    """
+
+    size: Size
+    window: Size
+    shift: Size
+
+    @classmethod
+    def fit(cls, size: Size, window: Size, *, shifted: bool) -> WindowGrid:
+        """Applies the window rule: an axis no longer than the window becomes one window, without shift."""
+        fitted = effective_window(size, window)
+        shift = tuple(m // 2 if shifted and s > m else 0 for s, m in zip(size, fitted, strict=True))
+        return cls(size, fitted, shift)
+
+    @property
+    def counts(self) -> Size:
+        """Windows along each axis."""
+        return tuple(-(-s // m) for s, m in zip(self.size, self.window, strict=True))
+
+    @property
+    def padded(self) -> Size:
+        """Sides of the map once padded to whole windows."""
+        return tuple(c * m for c, m in zip(self.counts, self.window, strict=True))
+
+    @property
+    def needs_mask(self) -> bool:
+        return any(self.shift) or self.padded != self.size
+
+
+def effective_window(size: Size, window: Size) -> Size:
+    """Window sides after the window rule: no side is longer than the map's."""
+    return tuple(min(s, m) for s, m in zip(size, window, strict=True))
+
+
+def partition(x: Tensor, grid: WindowGrid) -> Tensor:
+    """Pads, shifts and cuts a map (B, S…, C) into windows (B, W, N, C)."""
+    axes = len(grid.size)
+    if grid.padded != grid.size:
+        missing = [p - s for p, s in zip(grid.padded, grid.size, strict=True)]
+        x = F.pad(x, (0, 0, *(side for m in reversed(missing) for side in (0, m))))
+    if any(grid.shift):
+        x = torch.roll(x, [-s for s in grid.shift], dims=list(range(1, axes + 1)))
+    split = [side for pair in zip(grid.counts, grid.window, strict=True) for side in pair]
+    x = x.view(x.shape[0], *split, x.shape[-1])
+    order = [0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2), 2 * axes + 1]
+    return x.permute(order).reshape(x.shape[0], math.prod(grid.counts), math.prod(grid.window), x.shape[-1])
+
+
+def reverse(windows: Tensor, grid: WindowGrid) -> Tensor:
+    """Puts windows (B, W, N, C) back into the map (B, S…, C): undoes the cut, the shift and the padding."""
+    axes = len(grid.size)
+    x = windows.view(windows.shape[0], *grid.counts, *grid.window, windows.shape[-1])
+    order = [0, *(axis for i in range(axes) for axis in (1 + i, 1 + axes + i)), 2 * axes + 1]
+    x = x.permute(order).reshape(x.shape[0], *grid.padded, x.shape[-1])
+    if any(grid.shift):
+        x = torch.roll(x, list(grid.shift), dims=list(range(1, axes + 1)))
+    for axis, (side, padded) in enumerate(zip(grid.size, grid.padded, strict=True), start=1):
+        if padded != side:
+            x = x.narrow(axis, 0, side)
+    return x
+
+
+def cached_tensor(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Remembers the last results of a function from hashable arguments to a constant tensor.
+
+    While torch traces (compile, export, fake tensors) nothing is remembered: the constant becomes part of the graph.
+    """
+    remembered: OrderedDict[Any, Tensor] = OrderedDict()
+
+    @wraps(function)
+    def cached(*arguments: Any) -> Tensor:
+        if torch.compiler.is_compiling():
+            return function(*arguments)
+        if arguments in remembered:
+            remembered.move_to_end(arguments)
+            return remembered[arguments]
+        # A tensor born in inference mode could not serve a training step later.
+        with torch.inference_mode(False), torch.no_grad():
+            result = function(*arguments)
+        if type(result) is Tensor:
+            remembered[arguments] = result
+            if len(remembered) > 64:
+                remembered.popitem(last=False)
+        return result
+
+    return cached
+
+
+@cached_tensor
+def attention_mask(grid: WindowGrid, device: torch.device) -> Tensor:
+    """Which token may attend to which, (W, N, N) bool, True where allowed.
+
+    Tokens meet when they were neighbours before the shift and are both real. Padded tokens only meet each other,
+    so that no row of a softmax is empty.
+    """
+    axes = len(grid.size)
+    region = torch.zeros(grid.padded, dtype=torch.int64, device=device)
+    real = torch.ones(grid.padded, dtype=torch.bool, device=device)
+    for axis, (side, padded, window, shift) in enumerate(
+        zip(grid.size, grid.padded, grid.window, grid.shift, strict=True)
+    ):
+        place = torch.arange(padded, device=device)  # after the shift
+        wrapped = (place >= padded - window).long() + (place >= padded - shift).long() if shift else place * 0
+        shape = [-1 if i == axis else 1 for i in range(axes)]
+        region = region * 3 + wrapped.view(shape)
+        real = real & ((place + shift) % padded < side).view(shape)
+    region = region.masked_fill(~real, -1)
+    unshifted = WindowGrid(grid.padded, grid.window, (0,) * axes)
+    tokens = partition(region[None, ..., None], unshifted)[0, :, :, 0]  # (W, N)
+    return tokens[:, :, None] == tokens[:, None, :]
