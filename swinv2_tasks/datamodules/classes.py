@@ -1,0 +1,116 @@
+"""Class lists: original ids, readable names, and how labels found on disk meet them."""
+
+import csv
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from swinv2_tasks.errors import UserError
+
+_CSV_HEADERS = {"id", "class_id", "wnid", "synset"}
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Ids and readable names, each in the order of the class indices."""
+
+    ids: list[str]
+    names: list[str]
+
+    def __post_init__(self) -> None:
+        if not self.ids:
+            raise UserError("The class list is empty; expected at least one class.")
+        repeated = [class_id for class_id, count in Counter(self.ids).items() if count > 1]
+        if repeated:
+            raise UserError(f"The class list repeats {abbreviate(repeated)}; expected each id once.")
+
+    def index_of(self, labels: Collection[str]) -> dict[str, int]:
+        """Class index of each label; labels that mean no class are left out.
+
+        Labels are ids. Only when some are not, and every label is a number below the number of classes, are they
+        indices: ImageNet-V2 names its folders 0 … 999, an order that sorting them as text would scramble.
+        """
+        known = {class_id: index for index, class_id in enumerate(self.ids)}
+        if all(label in known for label in labels):
+            return {label: known[label] for label in labels}
+        if all(label.isdecimal() and int(label) < len(self.ids) for label in labels):
+            return {label: int(label) for label in labels}
+        return {label: known[label] for label in labels if label in known}
+
+
+def read_classes(source: str | Path | Sequence[str]) -> Classes:
+    """Read a class list.
+
+    Args:
+        source: A list of ids, which then are the names as well; or a text file with a class per line, the id, then
+            optionally a space and the name (`n01440764 tench, Tinca tinca`); or a CSV file of `id,name` with or
+            without that header.
+
+    Raises:
+        UserError: The file is missing or no text, the list is empty, or it repeats an id.
+    """
+    if not isinstance(source, str | Path):
+        return Classes(list(source), list(source))
+    lines = read_lines(source, "class list (data.class_names)", "one class per line: `ID`, `ID NAME`, or CSV `ID,NAME`")
+    if Path(source).suffix.lower() == ".csv":
+        rows = [[cell.strip() for cell in row] for row in csv.reader(lines, skipinitialspace=True) if row]
+        if rows and rows[0][0].lower() in _CSV_HEADERS:
+            rows = rows[1:]
+    else:
+        rows = [line.split(maxsplit=1) for line in lines if line.strip()]
+    try:
+        return Classes([row[0] for row in rows], ["".join(row[1:2]).strip() or row[0] for row in rows])
+    except UserError as error:
+        raise UserError(f"{source}: {error} An id ends at the first space; ids with spaces need a CSV file.") from error
+
+
+def classes_of_folders(folder: Path) -> Classes:
+    """The subfolders of `folder` as classes, sorted as text, or as numbers where all of them are numbers.
+
+    Raises:
+        UserError: There are no subfolders.
+    """
+    names = class_folders(folder)
+    if all(name.isdecimal() for name in names):
+        names.sort(key=int)
+    return Classes(names, names)
+
+
+def class_folders(folder: Path) -> list[str]:
+    """Names of the subfolders, sorted as text; hidden ones are left out.
+
+    Raises:
+        UserError: There are none.
+    """
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise UserError(
+            f"{folder} holds no class folders; expected {folder}/CLASS/*.JPEG. For validation images that all lie in "
+            "one folder, set data.val_list to a text file of `relative/path label` lines, and data.class_names."
+        )
+    return names
+
+
+def read_lines(path: str | Path, what: str, expected: str) -> list[str]:
+    """Lines of a UTF-8 text file, without their ends.
+
+    Args:
+        path: The file.
+        what: What the file is, for the message.
+        expected: What it should hold, for the message.
+
+    Raises:
+        UserError: It is missing, a folder, or no text.
+    """
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UserError(f"Cannot read the {what} {path}: {reason}. Expected a text file, {expected}.") from error
+
+
+def abbreviate(items: Sequence[object], limit: int = 6) -> str:
+    """The first few items in words: `a, b, c, … (40 in all)`."""
+    shown = ", ".join(map(str, items[:limit]))
+    return shown if len(items) <= limit else f"{shown}, … ({len(items)} in all)"

@@ -1,0 +1,240 @@
+"""ImageNet and everything laid out like it: folders of images per class, validation lists, ImageNet-V2, ReaL labels.
+
+ImageNet-V2: https://arxiv.org/abs/1902.10811. ReaL: https://arxiv.org/abs/2006.07159.
+"""
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+from torchvision.transforms import v2
+
+from swinv2_tasks.datamodules.base import BaseDataModule
+from swinv2_tasks.datamodules.classes import Classes, classes_of_folders, read_classes
+from swinv2_tasks.datamodules.images import list_images, read_image
+from swinv2_tasks.datamodules.labels import Sample, folder_samples, listed_samples, with_real_labels
+from swinv2_tasks.datamodules.transforms import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    eval_transform,
+    mix_transform,
+    train_transform,
+)
+from swinv2_tasks.errors import UserError
+
+_EXPECTED = (
+    "Expected data.root with train/CLASS/*.JPEG and val/CLASS/*.JPEG. Folders of other names: data.train_dir and "
+    "data.val_dir (ImageNet-V2 as well); validation images in one folder: data.val_list; a class list: "
+    "data.class_names; ReaL labels: data.real_labels. To have data to try: swinv2-tasks sample-data data/sample."
+)
+
+
+class ImageNetDataModule(BaseDataModule):
+    """Image classification from an ImageNet folder: ROOT/train/CLASS/*.JPEG and ROOT/val/CLASS/*.JPEG.
+
+    Folders are matched to classes by id, so that a validation folder may hold any subset of the classes. ImageNet-V2
+    is a `val_dir` of folders 0 … 999, taken as class indices. Yields `ClassificationBatch`, and `PredictBatch` from
+    `source`. Testing uses the validation images: ImageNet's test labels are not public.
+
+    Args:
+        root: Dataset folder. Only predicting does without it.
+        image_size: Side of the images given to the model in pixels, or height and width.
+        batch_size: Images per batch and process.
+        num_workers: Loading processes of each loader; 0 loads in the main process.
+        train_dir: Folder of training classes, relative to root.
+        val_dir: Folder of validation classes, relative to root.
+        class_names: The class list: a text file of `ID` or `ID NAME` lines, a CSV file of `ID,NAME`, or a list of
+            ids. Without it, the sorted folder names of train_dir are the classes; of val_dir, if there is no train_dir.
+        val_list: Text file of `relative/path label` lines for a val_dir without class folders; paths are relative
+            to val_dir, labels are class ids or indices.
+        real_labels: JSON of ReaL labels: a list with one list of class indices for each validation image, in the order
+            of the numbers in their names (ILSVRC2012_val_00000001.JPEG is the first), or an object of file names
+            and such lists. Evaluation labels then have several right answers, or none.
+        source: What to predict: an image, a folder or a glob pattern.
+        mean: Normalisation, per RGB channel: subtracted from values in [0, 1].
+        std: Normalisation, per RGB channel: divides the difference.
+        crop_ratio: Evaluation: side of the centre crop as a share of the resized short side; 1.0 stretches the whole
+            image to image_size instead.
+        crop_scale: Training: range of the random crop's area as a share of the image's.
+        flip: Training: probability of a horizontal flip.
+        rand_augment_ops: Training: RandAugment operations per image; 0 turns RandAugment off.
+        rand_augment_magnitude: Training: strength of RandAugment, 0 to 30.
+        color_jitter: Training: largest relative change of brightness, contrast and saturation; only used when
+            RandAugment is off.
+        random_erasing: Training: probability of erasing a rectangle to noise.
+        mixup: Training: alpha of mixup; 0 turns it off.
+        cutmix: Training: alpha of cutmix; 0 turns it off.
+        mixup_switch: Training: probability of cutmix rather than mixup for a batch, when both are on.
+
+    Raises:
+        UserError: An argument is out of its range. Missing or malformed data is reported by `setup`, or as soon as the
+            classes are asked for.
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        image_size: int | tuple[int, int] = 256,
+        batch_size: int = 128,
+        num_workers: int = 8,
+        train_dir: str = "train",
+        val_dir: str = "val",
+        class_names: str | list[str] | None = None,
+        val_list: str | None = None,
+        real_labels: str | None = None,
+        source: str | None = None,
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+        crop_ratio: float = 0.875,
+        crop_scale: tuple[float, float] = (0.08, 1.0),
+        flip: float = 0.5,
+        rand_augment_ops: int = 2,
+        rand_augment_magnitude: int = 9,
+        color_jitter: float = 0.4,
+        random_erasing: float = 0.25,
+        mixup: float = 0.8,
+        cutmix: float = 1.0,
+        mixup_switch: float = 0.5,
+    ) -> None:
+        super().__init__(batch_size, num_workers, mean, std)
+        self.root = root
+        self.image_size = image_size
+        self.train_dir = train_dir
+        self.val_dir = val_dir
+        self.val_list = val_list
+        self.real_labels = real_labels
+        self.source = source
+        self.mix = (mixup, cutmix, mixup_switch)
+        self._class_source = class_names
+        self._eval_transform = eval_transform(image_size, mean, std, crop_ratio)
+        self._train_transform = train_transform(
+            image_size,
+            mean,
+            std,
+            crop_scale,
+            flip,
+            rand_augment_ops,
+            rand_augment_magnitude,
+            color_jitter,
+            random_erasing,
+        )
+        mix_transform(1, *self.mix)  # complains about a value now rather than after the scan
+
+    @property
+    def class_names(self) -> list[str]:
+        return self._classes.names
+
+    @property
+    def class_ids(self) -> list[str]:
+        return self._classes.ids
+
+    @cached_property
+    def _classes(self) -> Classes:
+        if self._class_source is not None:
+            return read_classes(self._class_source)
+        has_train = self.root is not None and self._path(self.train_dir).is_dir()
+        return classes_of_folders(self._folder(self.train_dir if has_train else self.val_dir))
+
+    def setup(self, stage: str) -> None:
+        """Find the images that `stage` (fit, validate, test or predict) needs.
+
+        Raises:
+            UserError: A folder or file is missing, or its content does not fit the classes.
+        """
+        if stage == "predict":
+            if self.source is None:
+                raise UserError("Nothing to predict: set data.source to an image, a folder or a glob pattern.")
+            self.predict_dataset = UnlabelledImages(list_images(self.source), self._eval_transform)
+            return
+        if stage == "fit" and self.train_dataset is None:
+            samples = self._folder_samples(self.train_dir)
+            self.train_dataset = LabelledImages(samples, self.num_classes, self._train_transform)
+            self.train_collate = MixCollate(mix_transform(self.num_classes, *self.mix))
+        if self.val_dataset is None:
+            self.val_dataset = LabelledImages(self._val_samples(), self.num_classes, self._eval_transform)
+            self.test_dataset = self.val_dataset
+
+    def _val_samples(self) -> list[Sample]:
+        if self.val_list is None:
+            samples = self._folder_samples(self.val_dir)
+        else:
+            samples = listed_samples(self._folder(self.val_dir), self.val_list, self._classes)
+        return samples if self.real_labels is None else with_real_labels(samples, self.real_labels, self.num_classes)
+
+    def _folder_samples(self, name: str) -> list[Sample]:
+        # With a class list of its own, a folder may be there for classes that this copy has no images of.
+        return folder_samples(self._folder(name), self._classes, allow_empty=self._class_source is not None)
+
+    def _path(self, name: str) -> Path:
+        return Path(self.root or "").expanduser() / name
+
+    def _folder(self, name: str) -> Path:
+        """A folder of the dataset, made sure that it exists."""
+        if self.root is None:
+            raise UserError(f"No dataset: set data.root to its folder. {_EXPECTED}")
+        for folder in (self._path(""), self._path(name)):
+            if not folder.is_dir():
+                raise UserError(f"The dataset folder {folder} does not exist. {_EXPECTED}")
+        return self._path(name)
+
+
+class LabelledImages(Dataset):
+    """Samples {image, label} for `ClassificationBatch`.
+
+    Args:
+        samples: Paths and labels; all labels are an index, or all are lists of indices.
+        num_classes: Length of the rows that lists of indices become.
+        transform: PIL image -> (3, H, W) float32.
+    """
+
+    def __init__(self, samples: list[Sample], num_classes: int, transform: Callable[[Image.Image], Tensor]) -> None:
+        self.samples = samples
+        self.num_classes = num_classes
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        path, label = self.samples[index]
+        image = self.transform(read_image(path))
+        if isinstance(label, int):
+            return {"image": image, "label": label}
+        row = torch.zeros(self.num_classes)
+        row[label] = 1
+        return {"image": image, "label": row}
+
+
+class UnlabelledImages(Dataset):
+    """Samples {image, path} for `PredictBatch`.
+
+    Args:
+        paths: The image files.
+        transform: PIL image -> (3, H, W) float32.
+    """
+
+    def __init__(self, paths: list[Path], transform: Callable[[Image.Image], Tensor]) -> None:
+        self.paths = paths
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": self.transform(read_image(self.paths[index])), "path": str(self.paths[index])}
+
+
+class MixCollate:
+    """Collate samples into a ClassificationBatch, then mix its images and labels; None mixes nothing."""
+
+    def __init__(self, mix: v2.Transform | None) -> None:
+        self.mix = mix
+
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = default_collate(samples)
+        return batch if self.mix is None else self.mix(batch)

@@ -1,0 +1,173 @@
+"""Image classification transforms of the Swin papers, built from torchvision.transforms.v2.
+
+Recipe: https://arxiv.org/abs/2111.09883 (appendix) and the published training configuration. Departures from it:
+
+* RandAugment is torchvision's: a fixed magnitude (the published one varies it by a standard deviation of 0.5), every
+  drawn operation is applied (there: half of them), and magnitudes count to 30 (there: to 10).
+* Mixup and cutmix pair each image with its neighbour in the shuffled batch (there: first with last).
+"""
+
+from typing import Any
+
+import torch
+from torchvision.transforms import InterpolationMode, v2
+
+from swinv2_tasks.errors import UserError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+"""Mean of ImageNet's training pixels per RGB channel, in [0, 1]."""
+
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Standard deviation that goes with IMAGENET_MEAN."""
+
+BICUBIC = InterpolationMode.BICUBIC
+
+
+def train_transform(
+    image_size: int | tuple[int, int],
+    mean: tuple[float, float, float] = IMAGENET_MEAN,
+    std: tuple[float, float, float] = IMAGENET_STD,
+    crop_scale: tuple[float, float] = (0.08, 1.0),
+    flip: float = 0.5,
+    rand_augment_ops: int = 2,
+    rand_augment_magnitude: int = 9,
+    color_jitter: float = 0.4,
+    random_erasing: float = 0.25,
+) -> v2.Compose:
+    """Random crop and augmentation: PIL image -> (3, H, W) float32, normalised.
+
+    Args:
+        image_size: Side of the result in pixels, or (height, width).
+        mean: Subtracted from RGB in [0, 1].
+        std: Divides the difference.
+        crop_scale: Range of the crop's area as a share of the image's, within (0, 1].
+        flip: Probability of a horizontal flip.
+        rand_augment_ops: RandAugment operations applied to each image; 0 turns RandAugment off.
+        rand_augment_magnitude: Their strength, 0 to 30.
+        color_jitter: Largest relative change of brightness, contrast and saturation. Only used without RandAugment,
+            which has these operations already; the published training code skips it likewise.
+        random_erasing: Probability of erasing a rectangle to noise, drawn anew for each pixel.
+
+    Raises:
+        UserError: A value is out of its range.
+    """
+    _check("crop_scale", crop_scale[0], 1e-4, crop_scale[1])
+    _check("crop_scale", crop_scale[1], crop_scale[0], 1)
+    _check("flip", flip, 0, 1)
+    _check("rand_augment_ops", rand_augment_ops, 0)
+    _check("rand_augment_magnitude", rand_augment_magnitude, 0, 30)
+    _check("color_jitter", color_jitter, 0)
+    _check("random_erasing", random_erasing, 0, 1)
+    steps: list[v2.Transform] = [
+        v2.RandomResizedCrop(height_width(image_size), scale=crop_scale, interpolation=BICUBIC, antialias=True),
+        v2.RandomHorizontalFlip(flip),
+    ]
+    if rand_augment_ops:
+        fill = [round(255 * value) for value in mean]
+        steps.append(v2.RandAugment(rand_augment_ops, rand_augment_magnitude, interpolation=BICUBIC, fill=fill))
+    elif color_jitter:
+        steps.append(v2.ColorJitter(color_jitter, color_jitter, color_jitter))
+    steps += _to_normalised_tensor(mean, std)
+    if random_erasing:
+        steps.append(v2.RandomErasing(random_erasing, value="random"))
+    return v2.Compose([*steps, v2.ToPureTensor()])
+
+
+def eval_transform(
+    image_size: int | tuple[int, int],
+    mean: tuple[float, float, float] = IMAGENET_MEAN,
+    std: tuple[float, float, float] = IMAGENET_STD,
+    crop_ratio: float = 0.875,
+) -> v2.Compose:
+    """Resize and centre crop: PIL image -> (3, H, W) float32, normalised.
+
+    Args:
+        image_size: Side of the result in pixels, or (height, width).
+        mean: Subtracted from RGB in [0, 1].
+        std: Divides the difference.
+        crop_ratio: Side of the crop as a share of the resized image's short side, in (0, 1]: 0.875 resizes to 256
+            for a crop of 224. At 1.0 the whole image is stretched to the size instead, without a crop.
+
+    Raises:
+        UserError: A value is out of its range.
+    """
+    _check("crop_ratio", crop_ratio, 0.01, 1)
+    size = height_width(image_size)
+    if crop_ratio == 1.0:
+        steps: list[v2.Transform] = [v2.Resize(size, interpolation=BICUBIC, antialias=True)]
+    else:
+        # 1e-6: a quotient that should be whole may come out just below (the published code truncates as well).
+        steps = [ResizeToCover([int(side / crop_ratio + 1e-6) for side in size]), v2.CenterCrop(size)]
+    return v2.Compose([*steps, *_to_normalised_tensor(mean, std), v2.ToPureTensor()])
+
+
+def mix_transform(
+    num_classes: int, mixup: float = 0.8, cutmix: float = 1.0, switch: float = 0.5
+) -> v2.Transform | None:
+    """Mixup and cutmix of a ClassificationBatch with (B,) labels; the result has (B, num_classes) labels.
+
+    Args:
+        num_classes: Number of classes.
+        mixup: alpha of mixup's Beta(alpha, alpha); 0 turns it off.
+        cutmix: alpha of cutmix's Beta(alpha, alpha); 0 turns it off.
+        switch: Probability that a batch gets cutmix rather than mixup, when both are on.
+
+    Returns:
+        The transform, or None when both are off.
+
+    Raises:
+        UserError: A value is out of its range.
+    """
+    _check("mixup", mixup, 0)
+    _check("cutmix", cutmix, 0)
+    _check("mixup_switch", switch, 0, 1)
+    if mixup and cutmix:
+        both = [v2.MixUp(alpha=mixup, num_classes=num_classes), v2.CutMix(alpha=cutmix, num_classes=num_classes)]
+        return v2.RandomChoice(both, p=[1 - switch, switch])
+    if mixup:
+        return v2.MixUp(alpha=mixup, num_classes=num_classes)
+    if cutmix:
+        return v2.CutMix(alpha=cutmix, num_classes=num_classes)
+    return None
+
+
+def height_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) in pixels of a side or of a pair.
+
+    Raises:
+        UserError: A side is less than one pixel.
+    """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    _check("image_size", min(height, width), 1)
+    return height, width
+
+
+class ResizeToCover(v2.Transform):
+    """Resize, keeping the proportions, to the smallest image that covers `size` = (height, width).
+
+    For a square this is v2.Resize(side), which knows no counterpart for other shapes.
+    """
+
+    def __init__(self, size: list[int]) -> None:
+        super().__init__()
+        self.size = size
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        height, width = v2.query_size(flat_inputs)
+        new_height, new_width = self.size
+        if new_height * width >= new_width * height:
+            return {"size": [new_height, new_height * width // height]}
+        return {"size": [new_width * height // width, new_width]}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return v2.functional.resize(inpt, params["size"], interpolation=BICUBIC, antialias=True)
+
+
+def _to_normalised_tensor(mean: tuple[float, float, float], std: tuple[float, float, float]) -> list[v2.Transform]:
+    return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
+
+
+def _check(name: str, value: float, low: float, high: float = float("inf")) -> None:
+    if not low <= value <= high:
+        expected = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
+        raise UserError(f"data.{name} is {value:g}; expected a value {expected}.")
