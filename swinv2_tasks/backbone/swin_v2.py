@@ -18,8 +18,9 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
 from swinv2_tasks.backbone.attention import PositionBias, WindowAttention
-from swinv2_tasks.backbone.position_bias import LogCPB
+from swinv2_tasks.backbone.position_bias import BiasTable, LinearCPB, LogCPB
 from swinv2_tasks.backbone.window import Size, WindowGrid, effective_window, partition, reverse
+from swinv2_tasks.errors import UserError
 
 WindowSize = int | Sequence[int] | Sequence[Sequence[int]]
 """A window for all stages, one per stage, or one per stage and axis; three flat numbers are a clip's (T, H, W)."""
@@ -196,7 +197,7 @@ class SwinTransformerV2(nn.Module):
         strides: pixels per token of each map: a number for images, one per axis for clips.
 
     Raises:
-        ValueError: for settings that cannot be built, naming the argument.
+        UserError: for settings that cannot be built, naming the argument.
     """
 
     def __init__(
@@ -220,21 +221,22 @@ class SwinTransformerV2(nn.Module):
         super().__init__()
         stages = len(depths)
         if len(num_heads) != stages:
-            raise ValueError(f"num_heads {tuple(num_heads)} must have one entry per stage, as depths {tuple(depths)}")
+            raise UserError(f"num_heads {tuple(num_heads)} must have one entry per stage, as depths {tuple(depths)}")
         self.embed_dim, self.depths, self.num_heads = embed_dim, tuple(depths), tuple(num_heads)
         self.channels = tuple(embed_dim * 2**i for i in range(stages))
         for dim, heads in zip(self.channels, num_heads, strict=True):
             if dim % heads:
-                raise ValueError(f"num_heads: {dim} channels cannot be divided among {heads} heads")
+                raise UserError(f"num_heads: {dim} channels cannot be divided among {heads} heads")
         if not 0 <= drop_path_rate < 1:
-            raise ValueError(f"drop_path_rate must be in [0, 1), not {drop_path_rate}")
+            raise UserError(f"drop_path_rate must be in [0, 1), not {drop_path_rate}")
         if not 0 <= frozen_stages <= stages:
-            raise ValueError(f"frozen_stages must be between 0 and {stages}, not {frozen_stages}")
+            raise UserError(f"frozen_stages must be between 0 and {stages}, not {frozen_stages}")
         self.patch_size: Size = (patch_size,) * 2 if isinstance(patch_size, int) else tuple(patch_size)
         if len(self.patch_size) not in (2, 3) or min(self.patch_size) < 1:
-            raise ValueError(f"patch_size must be a number, (H, W) or (T, H, W), each at least 1, not {patch_size}")
+            raise UserError(f"patch_size must be a number, (H, W) or (T, H, W), each at least 1, not {patch_size}")
         self.axes = len(self.patch_size)
-        self.mlp_ratio, self.extra_norm_every = mlp_ratio, extra_norm_every
+        self.in_channels, self.mlp_ratio, self.extra_norm_every = in_channels, mlp_ratio, extra_norm_every
+        self.drop_path_rate = drop_path_rate
         self.position_bias, self.frozen_stages = position_bias, frozen_stages
         windows = expand_window(window_size, stages, self.axes)
         pretrained = expand_pretrained_window(pretrained_window_size, stages, self.axes)
@@ -243,9 +245,9 @@ class SwinTransformerV2(nn.Module):
         if isinstance(attention_chunk_size, int):
             attention_chunk_size = (attention_chunk_size,) * stages
         if len(attention_chunk_size) != stages or min(attention_chunk_size) < 0:
-            raise ValueError(f"attention_chunk_size must be 0 or more, one or {stages} numbers")
+            raise UserError(f"attention_chunk_size must be 0 or more, one or {stages} numbers")
         if not set(checkpoint_stages) <= set(range(stages)):
-            raise ValueError(f"checkpoint_stages {tuple(checkpoint_stages)} must be among stages 0 to {stages - 1}")
+            raise UserError(f"checkpoint_stages {tuple(checkpoint_stages)} must be among stages 0 to {stages - 1}")
 
         rates = torch.linspace(0, drop_path_rate, sum(depths), dtype=torch.float64, device="cpu").tolist()
         self.patch_embed = PatchEmbed(self.patch_size, in_channels, embed_dim)
@@ -279,6 +281,32 @@ class SwinTransformerV2(nn.Module):
                 for norm in (module.norm1, module.norm2):  # each block starts as the identity
                     nn.init.zeros_(norm.weight)
                     nn.init.zeros_(norm.bias)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What ``from_config`` needs to build this architecture again at its present windows: plain values only."""
+        return {
+            "embed_dim": self.embed_dim,
+            "depths": list(self.depths),
+            "num_heads": list(self.num_heads),
+            "window_size": [list(window) for window in self.window_size],
+            "pretrained_window_size": [list(w) if w else 0 for w in self.pretrained_window_size],
+            "patch_size": list(self.patch_size),
+            "in_channels": self.in_channels,
+            "mlp_ratio": self.mlp_ratio,
+            "drop_path_rate": self.drop_path_rate,
+            "position_bias": self.position_bias.__name__,
+            "extra_norm_every": self.extra_norm_every,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> SwinTransformerV2:
+        """Builds the architecture that ``config`` describes; of position biases, only this package's are known."""
+        biases = {bias.__name__: bias for bias in (LogCPB, LinearCPB, BiasTable)}
+        name = config["position_bias"]
+        if name not in biases:
+            raise UserError(f"position bias {name!r} is not one of {', '.join(biases)}; build the backbone in Python")
+        return cls(**{**config, "position_bias": biases[name]})
 
     @property
     def window_size(self) -> tuple[Size, ...]:
@@ -344,12 +372,12 @@ class SwinTransformerV2(nn.Module):
             One map per stage (B, C·2ⁱ, ⌈side/stride⌉…), before the stage's downsample and without a norm.
 
         Raises:
-            ValueError: when the number of axes is wrong or a side is shorter than a patch.
+            UserError: when the number of axes is wrong or a side is shorter than a patch.
         """
         if x.dim() != self.axes + 2:
-            raise ValueError(f"expected {self.axes + 2} axes (batch, channels, {self.axes} sides), got {tuple(x.shape)}")
+            raise UserError(f"expected {self.axes + 2} axes (batch, channels, {self.axes} sides), got {tuple(x.shape)}")
         if any(side < patch for side, patch in zip(x.shape[2:], self.patch_size, strict=True)):
-            raise ValueError(f"input of {tuple(x.shape[2:])} pixels is smaller than one patch of {self.patch_size}")
+            raise UserError(f"input of {tuple(x.shape[2:])} pixels is smaller than one patch of {self.patch_size}")
         maps = []
         x = self.patch_embed(x)
         for stage in self.layers:
@@ -364,19 +392,19 @@ def expand_window(window_size: WindowSize, stages: int, axes: int) -> tuple[Size
     """Window sides per stage and axis from any of the forms of ``WindowSize``.
 
     Raises:
-        ValueError: for a side below 1, a wrong number of entries, or a list that could mean stages as well as axes.
+        UserError: for a side below 1, a wrong number of entries, or a list that could mean stages as well as axes.
     """
     entries = [window_size] * stages if isinstance(window_size, int) else list(window_size)
     if len(entries) == axes and all(isinstance(entry, int) for entry in entries):
         if axes == stages and len(set(entries)) > 1:
-            raise ValueError(f"window_size {entries} could mean stages or axes here; give one list per stage")
+            raise UserError(f"window_size {entries} could mean stages or axes here; give one list per stage")
         entries = [entries] * stages
     if len(entries) != stages:
-        raise ValueError(f"window_size {window_size} must be one number, one entry per stage ({stages}) or per axis ({axes})")
+        raise UserError(f"window_size {window_size} must be one number, one entry per stage ({stages}) or per axis ({axes})")
     windows = tuple((entry,) * axes if isinstance(entry, int) else tuple(entry) for entry in entries)
     for window in windows:
         if len(window) != axes or not all(isinstance(side, int) and side >= 1 for side in window):
-            raise ValueError(f"window_size {window_size}: every side must be a whole number of at least 1 token")
+            raise UserError(f"window_size {window_size}: every side must be a whole number of at least 1 token")
     return windows
 
 

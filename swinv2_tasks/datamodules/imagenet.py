@@ -62,8 +62,8 @@ class ImageNetDataModule(BaseDataModule):
             image to image_size instead.
         crop_scale: Training: range of the random crop's area as a share of the image's.
         flip: Training: probability of a horizontal flip.
-        rand_augment_ops: Training: RandAugment operations per image; 0 turns RandAugment off.
-        rand_augment_magnitude: Training: strength of RandAugment, 0 to 30.
+        rand_augment_ops: Training: RandAugment operations drawn per image, each applied with probability 0.5; 0: off.
+        rand_augment_magnitude: Training: strength of RandAugment, 0 to 10.
         color_jitter: Training: largest relative change of brightness, contrast and saturation; only used when
             RandAugment is off.
         random_erasing: Training: probability of erasing a rectangle to noise.

@@ -2,8 +2,8 @@
 
 Recipe: https://arxiv.org/abs/2111.09883 (appendix) and the published training configuration. Departures from it:
 
-* RandAugment is torchvision's: a fixed magnitude (the published one varies it by a standard deviation of 0.5), every
-  drawn operation is applied (there: half of them), and magnitudes count to 30 (there: to 10).
+* RandAugment is made of torchvision's operations at a fixed magnitude; the published one varies it by a standard
+  deviation of 0.5. As there, magnitudes count to 10 and an operation that is drawn is applied half of the time.
 * Mixup and cutmix pair each image with its neighbour in the shuffled batch (there: first with last).
 """
 
@@ -42,8 +42,9 @@ def train_transform(
         std: Divides the difference.
         crop_scale: Range of the crop's area as a share of the image's, within (0, 1].
         flip: Probability of a horizontal flip.
-        rand_augment_ops: RandAugment operations applied to each image; 0 turns RandAugment off.
-        rand_augment_magnitude: Their strength, 0 to 30.
+        rand_augment_ops: RandAugment operations drawn for each image, each then applied with probability 0.5; 0 turns
+            RandAugment off.
+        rand_augment_magnitude: Their strength, 0 to 10.
         color_jitter: Largest relative change of brightness, contrast and saturation. Only used without RandAugment,
             which has these operations already; the published training code skips it likewise.
         random_erasing: Probability of erasing a rectangle to noise, drawn anew for each pixel.
@@ -55,7 +56,7 @@ def train_transform(
     _check("crop_scale", crop_scale[1], crop_scale[0], 1)
     _check("flip", flip, 0, 1)
     _check("rand_augment_ops", rand_augment_ops, 0)
-    _check("rand_augment_magnitude", rand_augment_magnitude, 0, 30)
+    _check("rand_augment_magnitude", rand_augment_magnitude, 0, 10)
     _check("color_jitter", color_jitter, 0)
     _check("random_erasing", random_erasing, 0, 1)
     steps: list[v2.Transform] = [
@@ -64,7 +65,8 @@ def train_transform(
     ]
     if rand_augment_ops:
         fill = [round(255 * value) for value in mean]
-        steps.append(v2.RandAugment(rand_augment_ops, rand_augment_magnitude, interpolation=BICUBIC, fill=fill))
+        one = v2.RandAugment(1, rand_augment_magnitude, num_magnitude_bins=11, interpolation=BICUBIC, fill=fill)
+        steps += [v2.RandomApply([one], p=0.5)] * rand_augment_ops
     elif color_jitter:
         steps.append(v2.ColorJitter(color_jitter, color_jitter, color_jitter))
     steps += _to_normalised_tensor(mean, std)

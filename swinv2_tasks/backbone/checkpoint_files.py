@@ -1,0 +1,289 @@
+"""Reading checkpoint files without running anything that is in them, and writing them whole or not at all.
+
+A ``.pth`` file is a pickle: a small program that may name any function. ``torch.load(weights_only=True)`` refuses all
+but a few harmless names; released files, however, also pickle a yacs config or an argparse namespace beside tensors.
+Each unknown name is therefore bound, before loading, to a placeholder that swallows whatever it is given. Which names a
+file mentions is read off its opcodes. No module is imported and no function called that a file asks for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickletools
+import warnings
+import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from swinv2_tasks.errors import UserError
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds.
+
+    Attributes:
+        source: what messages call it.
+        state: its tensors, without the wrappers and prefixes that training adds.
+        contents: the outermost dict, with whatever else is in it.
+        config: the config.json beside the weights; empty when there is none.
+        record: what this package wrote about itself; empty in the files of others.
+    """
+
+    source: str
+    state: dict[str, Tensor]
+    contents: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        return _mapping(self.contents.get("swinv2_tasks"))
+
+
+def read_checkpoint(source: str | PathLike[str] | Mapping[str, Any]) -> Checkpoint:
+    """Reads a checkpoint file or folder onto the CPU, or unwraps one that is in memory.
+
+    Args:
+        source: a ``.pth``, ``.ckpt`` or ``.safetensors`` file, a folder as Hugging Face and timm write it (weights and
+            config.json), or a state dict or a dict around one.
+
+    Raises:
+        UserError: when there is nothing to read, saying what the file seems to be instead.
+    """
+    if isinstance(source, Mapping):
+        return Checkpoint("the state dict", _state_of(source, "the state dict"), source)
+    path = Path(source)
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; weights are read from disk, not downloaded by name")
+    files = _weight_files(path) if path.is_dir() else [path]
+    parts = [_read_file(file) for file in files]
+    state = {name: tensor for part in parts for name, tensor in _state_of(part, str(path)).items()}
+    return Checkpoint(str(path), state, parts[0], _read_config(files[0]))
+
+
+_FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The weights in a folder; several files when an index names shards."""
+    for name in _FOLDER_FILES:
+        index = folder / f"{name}.index.json"
+        if (folder / name).is_file():
+            return [folder / name]
+        if index.is_file():
+            return [folder / Path(shard).name for shard in sorted(set(_read_json(index)["weight_map"].values()))]
+    raise UserError(f"{folder}: no weights in this folder; expected {' or '.join(_FOLDER_FILES)}")
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    """config.json beside a file of the name that belongs to one; other files may have strangers for neighbours."""
+    config = file.parent / "config.json"
+    return _read_json(config) if file.name.startswith(("model", "pytorch_model")) and config.is_file() else {}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); download it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object")
+    return content
+
+
+def _read_file(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    with path.open("rb") as file:
+        start = file.read(512)
+    kind = _kind(start)
+    if kind not in (_ZIP, _PICKLE, _SAFETENSORS):
+        raise UserError(f"{path}: not a checkpoint but {kind}. Download it again, or name another file.")
+    try:
+        contents = _read_safetensors(path) if kind == _SAFETENSORS else _read_pickle(path, is_zip=kind == _ZIP)
+    except Exception as error:  # damaged files make the readers raise anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{path}: cannot be read. It begins like {kind} but is damaged, incomplete, or holds objects that are not "
+            f"data ({reason}). Download it again, or ask its author for the tensors alone."
+        ) from error
+    if not isinstance(contents, Mapping):
+        raise UserError(f"{path}: holds a {type(contents).__name__}, not a dict of tensors; save model.state_dict()")
+    return contents
+
+
+_ZIP, _PICKLE, _SAFETENSORS = "a PyTorch file", "an old PyTorch file", "a safetensors file"
+_STARTS = (  # (first bytes in lower case, what such a file is)
+    (b"pk\x03\x04", _ZIP),
+    (b"\x80", _PICKLE),
+    (b"version https://git-lfs", "a git-lfs pointer, which `git lfs pull` replaces by the file"),
+    (b"<!doctype html", "an HTML page, perhaps of a failed or refused download"),
+    (b"<html", "an HTML page, perhaps of a failed or refused download"),
+    (b"\x1f\x8b", "a gzip archive, to be unpacked first"),
+    (b"\xff\xd8\xff", "a JPEG picture"),
+    (b"\x89png", "a PNG picture"),
+)
+
+
+def _kind(start: bytes) -> str:
+    """What a file is, from its first bytes."""
+    if not start.strip(b"\0"):
+        return "empty" if not start else "zeros"
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 100_000_000:  # the limit of the format
+        return _SAFETENSORS
+    for beginning, kind in _STARTS:
+        if start.lstrip().lower().startswith(beginning):
+            return kind
+    if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in start):
+        return "text"
+    return "something unknown"
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    with safe_open(path, framework="pt") as file:
+        contents: dict[str, Any] = {"state_dict": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
+        metadata = file.metadata() or {}
+    if "swinv2_tasks" in metadata:
+        contents["swinv2_tasks"] = json.loads(metadata["swinv2_tasks"])
+    return contents
+
+
+def _read_pickle(path: Path, *, is_zip: bool) -> Any:
+    harmless: list[Any] = [(_placeholder(name), name) for name in sorted(_named_globals(path, is_zip=is_zip))]
+    with torch.serialization.safe_globals(harmless), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about pickle protocols and deprecated storage types
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+
+
+class _Inert:
+    """Stands for an object of a class that is not known: takes any arguments and any state, and keeps none."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def __new__(cls, *_: Any, **__: Any) -> _Inert:
+        return super().__new__(cls)
+
+    def __setstate__(self, _: Any) -> None: ...
+
+
+class _InertDict:
+    """Stands for a dict class: becomes an OrderedDict, the only dict with attributes that torch's reader fills."""
+
+    def __new__(cls, *_: Any) -> Any:
+        return OrderedDict()
+
+
+_DICTS = {
+    "yacs.config.CfgNode",
+    "easydict.EasyDict",
+    "addict.addict.Dict",
+    "collections.defaultdict",
+    "mmengine.config.config.ConfigDict",
+    "mmcv.utils.config.ConfigDict",
+}
+
+
+def _placeholder(name: str) -> type:
+    """A fresh class for each name, so that one allowed name never vouches for another."""
+    return type(name, (_InertDict if name in _DICTS else _Inert,), {})
+
+
+def _named_globals(path: Path, *, is_zip: bool) -> set[str]:
+    """Every module.name that the pickles of a file mention, read from the opcodes."""
+    names = set()
+    for stream in _pickles(path, is_zip=is_zip):
+        for opcode, argument, _ in pickletools.genops(stream):
+            if opcode.name == "GLOBAL":  # what torch writes; its reader knows no other opcode that names something
+                module, name = str(argument).split(" ", 1)
+                # Python 2 names are translated exactly as torch's reader will translate them.
+                if (module, name) in NAME_MAPPING:
+                    module, name = NAME_MAPPING[module, name]
+                else:
+                    module = IMPORT_MAPPING.get(module, module)
+                names.add(f"{module}.{name}")
+    return names
+
+
+def _pickles(path: Path, *, is_zip: bool) -> Iterator[IO[bytes]]:
+    if is_zip:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if name.endswith("data.pkl"):
+                    with archive.open(name) as stream:
+                        yield stream
+        return
+    with path.open("rb") as stream:  # magic number, protocol, system, the object, storage keys; then raw numbers
+        for _ in range(5):
+            yield stream
+
+
+_WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "model_ema", "state_dict_ema")
+
+
+def _state_of(contents: Mapping[str, Any], source: str) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, out of its wrappers and without the prefixes of DDP and torch.compile."""
+    inner = next((contents[key] for key in _WRAPPERS if _holds_tensors(contents.get(key))), contents)
+    tensors = {str(name): value for name, value in inner.items() if isinstance(value, Tensor)}
+    if not tensors:
+        known = ", ".join(map(str, list(contents)[:5])) or "nothing"
+        raise UserError(f"{source}: holds no tensors; its entries are {known}")
+    if all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    return {clean_name(name): value for name, value in tensors.items()}
+
+
+def clean_name(name: str) -> str:
+    """A parameter's name without what torch.compile puts into it."""
+    return name.replace("_orig_mod.", "")
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(entry, Tensor) for entry in value.values())
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def write_pickle(path: Path, contents: Mapping[str, Any]) -> None:
+    """Writes what ``torch.load`` reads, whole or not at all."""
+    _replace(path, lambda file: torch.save(dict(contents), file))
+
+
+def write_safetensors(path: Path, tensors: dict[str, Tensor], record: Mapping[str, Any]) -> None:
+    """Writes a safetensors file, whole or not at all; ``record`` goes into its metadata, which others skip."""
+    metadata = {"format": "pt"} | ({"swinv2_tasks": json.dumps(record)} if record else {})
+    _replace(path, lambda file: save_file(tensors, file, metadata))
+
+
+def write_folder(path: Path, tensors: dict[str, Tensor], config: Mapping[str, Any]) -> None:
+    """Writes model.safetensors and config.json into a folder, each whole or not at all."""
+    if path.is_file():
+        raise UserError(f"{path}: is a file, where a folder is to be written; name another")
+    text = json.dumps(config, indent=2) + "\n"
+    write_safetensors(path / "model.safetensors", tensors, {})
+    _replace(path / "config.json", lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """Writes beside ``path`` and moves the result there once it is whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,385 @@
+"""Names of one parameter in six checkpoint formats, and the way from each to each: pure functions over state dicts.
+
+Swin Transformer V2, https://arxiv.org/abs/2111.09883; SimMIM, https://arxiv.org/abs/2111.09886. Everything passes
+through the *official* names, those of the authors' classification code, to which the few tensors that other files add
+join under the names that SimMIM gives them: ``mask_token`` and ``decoder.0``.
+
+Tensors are passed on as they are, or cut and joined along their first axis; no value and no dtype ever changes.
+Shapes: C embed_dim, D = C·2ⁱ channels of a stage, h its heads, M its window, nW windows per map.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from swinv2_tasks.errors import UserError
+
+Format = Literal["official", "simmim", "timm", "huggingface", "torchvision", "lightning"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+State = dict[str, Tensor]
+
+BUFFERS = ("relative_coords_table", "relative_position_index", "attn_mask")
+"""Last parts of names that are computed from the windows, not learned."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a format keeps things: where its blocks and downsamples are, and what it calls what is inside and outside.
+
+    ``inside`` and ``outside`` go from official name to the format's own; what they leave out, the format cannot hold.
+    A name stands for itself and for its ``.weight`` and ``.bias``.
+    """
+
+    block: Callable[[int, int], str]
+    downsample: Callable[[int], str]
+    inside: Mapping[str, str]
+    outside: Mapping[str, str]
+
+
+def _same(*names: str) -> dict[str, str]:
+    return {name: name for name in names}
+
+
+_CPB = _same("attn.cpb_mlp.0", "attn.cpb_mlp.2")
+_BLOCK = {
+    **_same("norm1", "norm2", "attn.logit_scale", "attn.q_bias", "attn.v_bias", "attn.qkv", "attn.proj"),
+    **_same("mlp.fc1", "mlp.fc2"),
+    **_CPB,
+}
+_OFFICIAL_BLOCK = {
+    **_BLOCK,
+    **_same("norm3", "attn.relative_position_bias_table"),
+    **_same("attn.relative_coords_table", "attn.relative_position_index", "attn_mask"),
+}
+_TRUNK = _same("patch_embed.proj", "patch_embed.norm")
+_OFFICIAL_TRUNK = {**_TRUNK, **_same("absolute_pos_embed")}
+
+LAYOUTS: dict[Format, Layout] = {
+    "official": Layout(
+        block=lambda i, j: f"layers.{i}.blocks.{j}",
+        downsample=lambda i: f"layers.{i}.downsample",
+        inside=_OFFICIAL_BLOCK,
+        outside={**_OFFICIAL_TRUNK, **_same("norm", "head")},
+    ),
+    "simmim": Layout(
+        block=lambda i, j: f"encoder.layers.{i}.blocks.{j}",
+        downsample=lambda i: f"encoder.layers.{i}.downsample",
+        inside=_OFFICIAL_BLOCK,
+        outside={
+            **{name: f"encoder.{name}" for name in (*_OFFICIAL_TRUNK, "norm", "mask_token")},
+            "decoder.0": "decoder.0",
+        },
+    ),
+    "timm": Layout(  # a downsample opens the next stage instead of closing its own
+        block=lambda i, j: f"layers.{i}.blocks.{j}",
+        downsample=lambda i: f"layers.{i + 1}.downsample",
+        inside=_BLOCK,
+        outside={**_TRUNK, "norm": "norm", "head": "head.fc"},
+    ),
+    "huggingface": Layout(
+        block=lambda i, j: f"swinv2.encoder.layers.{i}.blocks.{j}",
+        downsample=lambda i: f"swinv2.encoder.layers.{i}.downsample",
+        inside={
+            "norm1": "layernorm_before",
+            "norm2": "layernorm_after",
+            "attn.logit_scale": "attention.self.logit_scale",
+            "attn.cpb_mlp.0": "attention.self.continuous_position_bias_mlp.0",
+            "attn.cpb_mlp.2": "attention.self.continuous_position_bias_mlp.2",
+            "attn.q": "attention.self.query",
+            "attn.k": "attention.self.key",
+            "attn.v": "attention.self.value",
+            "attn.proj": "attention.output.dense",
+            "mlp.fc1": "intermediate.dense",
+            "mlp.fc2": "output.dense",
+        },
+        outside={
+            "patch_embed.proj": "swinv2.embeddings.patch_embeddings.projection",
+            "patch_embed.norm": "swinv2.embeddings.norm",
+            "mask_token": "swinv2.embeddings.mask_token",
+            "norm": "swinv2.layernorm",
+            "head": "classifier",
+            "decoder.0": "decoder.0",
+        },
+    ),
+    "torchvision": Layout(  # stages and downsamples alternate in one list
+        block=lambda i, j: f"features.{2 * i + 1}.{j}",
+        downsample=lambda i: f"features.{2 * i + 2}",
+        inside={
+            **_same("norm1", "norm2", "attn.logit_scale", "attn.qkv", "attn.proj"),
+            **_CPB,
+            **_same("attn.relative_coords_table", "attn.relative_position_index"),
+            "mlp.fc1": "mlp.0",
+            "mlp.fc2": "mlp.3",
+        },
+        outside={"patch_embed.proj": "features.0.0", "patch_embed.norm": "features.0.2", **_same("norm", "head")},
+    ),
+    "lightning": Layout(  # the attributes of this package's tasks
+        block=lambda i, j: f"backbone.layers.{i}.blocks.{j}",
+        downsample=lambda i: f"backbone.layers.{i}.downsample",
+        inside={
+            **_BLOCK,
+            "norm3": "norm3",
+            "attn.relative_position_bias_table": "attn.cpb_mlp.relative_position_bias_table",
+        },
+        outside={
+            **{name: f"backbone.{name}" for name in _OFFICIAL_TRUNK},
+            "norm": "head.norm",
+            "head": "head.fc",
+            "mask_token": "head.mask_token",
+            "decoder.0": "head.decoder.0",
+        },
+    ),
+}
+
+
+def detect_format(state: Mapping[str, Tensor]) -> Format:
+    """The format of a Swin V2 state dict, told by its names.
+
+    Raises:
+        UserError: for any other architecture, saying which it seems to be.
+    """
+    state = _unprefixed_huggingface(dict(state))
+    is_cosine = any(name.endswith((".attn.logit_scale", ".self.logit_scale")) for name in state)
+    if is_cosine and not any(".meta_mlp." in name for name in state):
+        for format in FORMATS:
+            if f"{LAYOUTS[format].outside['patch_embed.proj']}.weight" in state:
+                return "timm" if format == "official" and _opens_stages_with_downsample(state) else format
+    raise UserError(f"not a Swin Transformer V2 checkpoint: it looks like {_other_architecture(state)}")
+
+
+def _opens_stages_with_downsample(state: Iterable[str]) -> bool:
+    downsamples = {name.split(".")[1] for name in state if re.match(r"layers\.\d+\.downsample\.", name)}
+    return "0" not in downsamples if downsamples else "head.fc.weight" in state
+
+
+_OTHERS = (  # (a name that gives an architecture away, the architecture)
+    (r"\.meta_mlp\.", "timm's Swin V2-CR, a different model"),
+    (r"attention\.self\.relative_position_bias_table$", "Swin Transformer V1"),
+    (r"attn\.relative_position_bias_table$", "Swin Transformer V1"),
+    (r"(^|\.)layer1\.0\.(conv1|bn1)\.", "a ResNet"),
+    (r"(^|\.)stages\.0\.(blocks\.)?0\.(gamma|dwconv\.weight|conv_dw\.weight)$", "a ConvNeXt"),
+    (r"(^|\.)cls_token$|(^|\.)class_token$", "a Vision Transformer"),
+)
+
+
+def _other_architecture(state: Mapping[str, Tensor]) -> str:
+    for pattern, architecture in _OTHERS:
+        if any(re.search(pattern, name) for name in state):
+            return architecture
+    return f"something with {len(state)} tensors, the first named {', '.join(list(state)[:3]) or '(none)'}"
+
+
+def to_official(state: Mapping[str, Tensor], format: Format) -> State:
+    """A state dict of ``format`` under official names; names that the format does not define stay as they are."""
+    state = {name.replace(".rpe_mlp.", ".cpb_mlp."): tensor for name, tensor in state.items()}  # SimMIM's releases
+    if format == "huggingface":
+        state = _unprefixed_huggingface(state)
+    official = {theirs: ours for ours, theirs in _names(format, state).items()}
+    renamed = {official.get(name, name): tensor for name, tensor in state.items()}
+    if format == "huggingface":
+        return _join_query_key_value(renamed)
+    if format == "torchvision":
+        return _part_qkv_bias(renamed)
+    return renamed
+
+
+def from_official(state: Mapping[str, Tensor], format: Format) -> State:
+    """An official state dict as ``format`` names it, without what ``homeless`` lists.
+
+    Raises:
+        UserError: when the format has no place for a learned tensor of the backbone: another model would come out.
+    """
+    lost = [name for name in homeless(state, format) if name.startswith(("layers.", "patch_embed.", "absolute_pos"))]
+    if lost:
+        raise UserError(f"the {format} format has no place for {some(lost)}")
+    state = _repacked(state, format)
+    names = _names(format, state)
+    if format == "lightning":
+        names |= {name: name for name in state if name not in names and not is_buffer(name)}
+    renamed = {names[name]: tensor for name, tensor in state.items() if name in names}
+    if format == "simmim":
+        return {name.replace(".cpb_mlp.", ".rpe_mlp."): tensor for name, tensor in renamed.items()}
+    return renamed
+
+
+def homeless(state: Mapping[str, Tensor], format: Format) -> list[str]:
+    """Official names that ``format`` has no place for, buffers aside: a SimMIM decoder in timm, say."""
+    if format == "lightning":  # takes any further tensor under its own name
+        return []
+    state = _repacked(state, format)
+    names = _names(format, state)
+    return [name for name in state if name not in names and not is_buffer(name)]
+
+
+def _repacked(state: Mapping[str, Tensor], format: Format) -> Mapping[str, Tensor]:
+    """Query, key and value cut and joined as ``format`` keeps them, still under official places."""
+    if format == "huggingface":
+        return _split_query_key_value(state)
+    return _join_qkv_bias(state) if format == "torchvision" else state
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a name is that of a table or mask computed from the windows."""
+    return name.endswith(BUFFERS)
+
+
+def some(names: Iterable[str], limit: int = 4) -> str:
+    """The first few of many names, for a message."""
+    names = list(names)
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def _names(format: Format, state: Iterable[str]) -> dict[str, str]:
+    """Every official name → its name in ``format``, for as many stages and blocks as ``state`` counts up to."""
+    layout = LAYOUTS[format]
+    numbers = [re.findall(r"(?:layers|features)\.(\d+)\.(?:blocks\.)?(\d+)?", name) for name in state]
+    pairs = [(int(i), int(j or 0)) for found in numbers for i, j in found]
+    modules = dict(layout.outside)
+    for stage in range(1 + max((i for i, _ in pairs), default=0)):
+        for part in ("reduction", "norm"):
+            modules[f"layers.{stage}.downsample.{part}"] = f"{layout.downsample(stage)}.{part}"
+        for block in range(1 + max((j for _, j in pairs), default=0)):
+            for ours, theirs in layout.inside.items():
+                modules[f"layers.{stage}.blocks.{block}.{ours}"] = f"{layout.block(stage, block)}.{theirs}"
+    return {ours + leaf: theirs + leaf for ours, theirs in modules.items() for leaf in ("", ".weight", ".bias")}
+
+
+def _unprefixed_huggingface(state: State) -> State:
+    """Adds the ``swinv2.`` that a bare Hugging Face backbone leaves out."""
+    if "embeddings.patch_embeddings.projection.weight" not in state:
+        return state
+    own = ("embeddings.", "encoder.", "layernorm.")
+    return {f"swinv2.{name}" if name.startswith(own) else name: tensor for name, tensor in state.items()}
+
+
+def _split_query_key_value(state: Mapping[str, Tensor]) -> State:
+    """attn.qkv.weight (3D, D) → attn.{q,k,v}.weight (D, D); attn.{q,v}_bias → attn.{q,v}.bias."""
+    out: State = {}
+    for name, tensor in state.items():
+        if name.endswith(".attn.qkv.weight"):
+            for part, rows in zip("qkv", tensor.chunk(3), strict=True):
+                out[f"{name.removesuffix('qkv.weight')}{part}.weight"] = rows.clone()  # safetensors refuses views
+        elif name.endswith((".attn.q_bias", ".attn.v_bias")):
+            out[f"{name.removesuffix('_bias')}.bias"] = tensor
+        else:
+            out[name] = tensor
+    return out
+
+
+def _join_query_key_value(state: Mapping[str, Tensor]) -> State:
+    """Undoes ``_split_query_key_value``; a missing third is left for the caller to find missing."""
+    out: State = {}
+    for name, tensor in state.items():
+        if name.endswith(".attn.q.weight"):
+            parts = [state.get(f"{name.removesuffix('q.weight')}{part}.weight") for part in "qkv"]
+            known = [part for part in parts if part is not None]
+            out[name.replace(".q.", ".qkv.")] = torch.cat(known)
+        elif name.endswith((".attn.q.bias", ".attn.v.bias")):
+            out[f"{name.removesuffix('.bias')}_bias"] = tensor
+        elif not name.endswith((".attn.k.weight", ".attn.v.weight")):
+            out[name] = tensor
+    return out
+
+
+def _join_qkv_bias(state: Mapping[str, Tensor]) -> State:
+    """attn.q_bias and attn.v_bias (D) → attn.qkv.bias (3D), whose middle is 0; position index (M², M²) → flat."""
+    out: State = {}
+    for name, tensor in state.items():
+        value = state.get(name.replace(".q_bias", ".v_bias"))
+        if name.endswith(".attn.q_bias") and value is not None:
+            out[name.replace(".q_bias", ".qkv.bias")] = torch.cat([tensor, torch.zeros_like(tensor), value])
+        elif name.endswith(".relative_position_index"):
+            out[name] = tensor.flatten()
+        elif not name.endswith(".attn.v_bias"):
+            out[name] = tensor
+    return out
+
+
+def _part_qkv_bias(state: Mapping[str, Tensor]) -> State:
+    """Undoes ``_join_qkv_bias``. The middle of the bias, the keys', is dropped: torchvision multiplies it by 0 too."""
+    out: State = {}
+    for name, tensor in state.items():
+        if name.endswith(".attn.qkv.bias"):
+            query, _, value = tensor.chunk(3)
+            out[name.replace(".qkv.bias", ".q_bias")] = query.clone()
+            out[name.replace(".qkv.bias", ".v_bias")] = value.clone()
+        elif name.endswith(".relative_position_index"):
+            out[name] = tensor.reshape(round(tensor.numel() ** 0.5), -1)
+        else:
+            out[name] = tensor
+    return out
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The numbers that make one Swin V2 different from another, windows aside."""
+
+    embed_dim: int
+    depths: tuple[int, ...]
+    num_heads: tuple[int, ...]
+    patch_size: tuple[int, ...]
+    in_channels: int
+    mlp_ratio: float
+    extra_norm_every: int
+
+    @property
+    def name(self) -> str:
+        """The paper's name (SwinV2-T…), or just SwinV2."""
+        letter = _LETTERS.get((self.embed_dim, self.depths))
+        return f"SwinV2-{letter}" if letter else "SwinV2"
+
+    def __str__(self) -> str:
+        numbers = f"embed_dim {self.embed_dim}, depths {_list(self.depths)}, heads {_list(self.num_heads)}"
+        unusual = "" if self.patch_size == (4, 4) else f", patch {_list(self.patch_size)}"
+        unusual += "" if self.in_channels == 3 else f", {self.in_channels} input channels"
+        unusual += "" if self.mlp_ratio == 4 else f", mlp_ratio {self.mlp_ratio:g}"
+        unusual += f", extra norm every {self.extra_norm_every} blocks" if self.extra_norm_every else ""
+        return f"{self.name} ({numbers}{unusual})"
+
+
+_LETTERS: dict[tuple[int, tuple[int, ...]], str] = {
+    (96, (2, 2, 6, 2)): "T",
+    (96, (2, 2, 18, 2)): "S",
+    (128, (2, 2, 18, 2)): "B",
+    (192, (2, 2, 18, 2)): "L",
+    (352, (2, 2, 18, 2)): "H",
+    (512, (2, 2, 42, 4)): "G",
+}
+
+
+def _list(numbers: Iterable[int]) -> str:
+    return ",".join(map(str, numbers))
+
+
+def describe_variant(state: Mapping[str, Tensor]) -> Variant:
+    """Reads the variant off an official state dict.
+
+    Raises:
+        UserError: when the tensors that tell it are missing.
+    """
+    blocks = [re.match(r"layers\.(\d+)\.blocks\.(\d+)\.attn\.logit_scale$", name) for name in state]
+    found = sorted((int(m[1]), int(m[2])) for m in blocks if m)
+    stages = 1 + max((i for i, _ in found), default=-1)
+    depths = tuple(sum(i == stage for i, _ in found) for stage in range(stages))
+    try:
+        patches = state["patch_embed.proj.weight"]  # (C, channels, patch sides…)
+        heads = tuple(len(state[f"layers.{i}.blocks.0.attn.logit_scale"]) for i in range(stages))
+        hidden = len(state["layers.0.blocks.0.mlp.fc1.weight"])
+    except KeyError as error:
+        raise UserError(f"the checkpoint is incomplete: {error.args[0]} is missing") from None
+    extra = [int(m[1]) for m in (re.match(r"layers\.\d+\.blocks\.(\d+)\.norm3\.weight$", name) for name in state) if m]
+    return Variant(
+        embed_dim=len(patches),
+        depths=depths,
+        num_heads=heads,
+        patch_size=tuple(patches.shape[2:]),
+        in_channels=patches.shape[1],
+        mlp_ratio=hidden / len(patches),
+        extra_norm_every=1 + min(extra) if extra else 0,
+    )

@@ -1,0 +1,420 @@
+"""Loading and saving Swin V2 weights in six formats, and what a new window or resolution asks of them.
+
+https://arxiv.org/abs/2111.09883, section 3.3. A checkpoint's position bias is a function of offsets measured in the
+window of its pre-training; ``load_weights`` finds that window per stage and sets it, so that the model, whatever its
+own window, evaluates the same function at its own offsets. V1-style tables are resized instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from swinv2_tasks.backbone.checkpoint_files import (
+    Checkpoint,
+    clean_name,
+    read_checkpoint,
+    write_folder,
+    write_pickle,
+    write_safetensors,
+)
+from swinv2_tasks.backbone.checkpoint_formats import (
+    Format,
+    State,
+    Variant,
+    describe_variant,
+    detect_format,
+    from_official,
+    homeless,
+    is_buffer,
+    some,
+    to_official,
+)
+from swinv2_tasks.backbone.checkpoint_windows import (
+    ImageSize,
+    Windows,
+    find_windows,
+    huggingface_config,
+    position_buffers,
+    square_table_window,
+    windows_at,
+    windows_of,
+)
+from swinv2_tasks.backbone.position_bias import BiasTable, LogCPB, resize_bias_table
+from swinv2_tasks.backbone.swin_v2 import SwinTransformerV2, WindowSize
+from swinv2_tasks.backbone.window import Size
+from swinv2_tasks.errors import UserError
+
+Source = str | PathLike[str] | Mapping[str, Any]
+
+
+@dataclass
+class LoadReport:
+    """What ``load_weights`` did; ``str(report)`` is a short table.
+
+    Attributes:
+        source: the file, folder or dict.
+        format: its format.
+        variant: what the checkpoint is.
+        loaded: tensors copied into the module.
+        renamed: how many of them have another name in the file.
+        resized: names of bias tables that were resized.
+        fresh: names of the module's tensors that the checkpoint does not fit and that keep their values.
+        unused: names of the checkpoint's tensors (as official files say) that went nowhere.
+        windows: per stage the window of pre-training (None: not known) and the window now.
+        windows_from: where the windows of pre-training were found.
+        head: what became of the classification head.
+    """
+
+    source: str
+    format: Format
+    variant: Variant
+    loaded: int
+    renamed: int
+    head: str
+    windows: list[tuple[Size | None, Size]]
+    windows_from: str
+    resized: list[str] = field(default_factory=list)
+    fresh: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        rows = [
+            ("weights", f"{self.source} ({self.format})"),
+            ("checkpoint", str(self.variant)),
+            ("loaded", f"{self.loaded} tensors" + (f", {self.renamed} under another name" if self.renamed else "")),
+            ("head", self.head),
+            ("windows", f"pre-training → now, {self.windows_from}"),
+        ]
+        for stage, (pretrained, now) in enumerate(self.windows, start=1):
+            rows.append((f"  stage {stage}", f"{show_window(pretrained) if pretrained else '?'} → {show_window(now)}"))
+        lists = (("resized", self.resized), ("left fresh", self.fresh), ("not used", self.unused))
+        rows += [(name, f"{len(names)}: {some(names)}") for name, names in lists if names]
+        return "\n".join(f"{name:12}{value}" for name, value in rows)
+
+
+def show_window(window: Size) -> str:
+    """A window as people write it: 8×8."""
+    return "×".join(map(str, window))
+
+
+def load_weights(
+    module: nn.Module,
+    source: Source,
+    *,
+    window_size: WindowSize | None = None,
+    image_size: ImageSize | None = None,
+    head_rows: str | PathLike[str] | Sequence[int] | None = None,
+) -> LoadReport:
+    """Loads a checkpoint into a backbone, or into a task with ``.backbone`` and ``.head``, and sets its windows.
+
+    Nothing changes unless the whole backbone fits. A head that is missing or has other classes stays fresh.
+
+    Args:
+        module: a ``SwinTransformerV2``, or a module that has one as ``backbone``.
+        source: file, folder, state dict or dict around one; official, SimMIM, timm, Hugging Face, torchvision or this
+            package's own, told apart by their names.
+        window_size: window that the checkpoint was trained at, needed only where the file does not say; of a model
+            fine-tuned at a larger window, that of its pre-training, which its position bias is measured in.
+        image_size: pixels that it was trained at; goes with ``window_size``.
+        head_rows: for each class of the module its row in the checkpoint's head, as numbers or as a text file of one
+            number per line. Official ImageNet-22k heads go into 1,000-class heads without it.
+
+    Raises:
+        UserError: for a file that cannot be read, another architecture or variant, backbone tensors that are missing or
+            do not fit, and windows that contradict the file.
+    """
+    checkpoint = read_checkpoint(source)
+    backbone = backbone_of(module)
+    try:
+        format = detect_format(checkpoint.state)
+        official = to_official(checkpoint.state, format)
+        variant = describe_variant(official)
+        _check_same_variant(variant, backbone)
+    except UserError as error:
+        raise UserError(f"{checkpoint.source}: {error}") from error
+    stated = stated_windows(checkpoint, official, variant, window_size, image_size)
+
+    _check_same_position_bias(checkpoint, official, format, backbone)
+    weights = from_official(official, "lightning")
+    prefix = _prefix(module)
+    targets = _targets(module)
+    resized = _resize_tables(weights, backbone, stated)
+    _check_backbone_fits(weights, targets, checkpoint.source)
+    head = _fit_head(weights, targets, format, head_rows)
+
+    fitting = [name for name in targets if name in weights and weights[name].shape == targets[name].shape]
+    if stated is not None:
+        backbone.set_pretrained_window(stated[0].pretrained)
+    with torch.no_grad():
+        for name in fitting:
+            targets[name].copy_(weights[name])
+    unused = [name for name in weights if name not in fitting]
+    return LoadReport(
+        source=checkpoint.source,
+        format=format,
+        variant=variant,
+        loaded=len(fitting),
+        renamed=len(set(fitting) - {prefix + name for name in checkpoint.state}),
+        head=head,
+        windows=list(zip(backbone.pretrained_window_size, backbone.window_size, strict=True)),
+        windows_from=stated[1] if stated else _NOT_STATED,
+        resized=resized,
+        fresh=[name for name in targets if name not in fitting],
+        unused=list(to_official(dict.fromkeys(unused, torch.empty(0)), "lightning")),
+    )
+
+
+_NOT_STATED = (
+    "not stated by the file: kept as the model had them; name them with window_size= and image_size= "
+    "(those that the checkpoint was trained at)"
+)
+
+
+def backbone_of(module: nn.Module) -> SwinTransformerV2:
+    """The backbone of a task, or the backbone itself."""
+    backbone = getattr(module, "backbone", module)
+    backbone = getattr(backbone, "_orig_mod", backbone)  # as torch.compile wraps it
+    if not isinstance(backbone, SwinTransformerV2):
+        raise TypeError(f"expected a SwinTransformerV2 or a module with one as .backbone, not {type(module).__name__}")
+    return backbone
+
+
+def _prefix(module: nn.Module) -> str:
+    return "" if hasattr(module, "backbone") else "backbone."
+
+
+def _targets(module: nn.Module) -> State:
+    """The module's own tensors under the names of a task: backbone.…, head.…."""
+    return {_prefix(module) + clean_name(name): value for name, value in module.state_dict(keep_vars=True).items()}
+
+
+def _own_state(module: nn.Module) -> State:
+    """A detached official state dict of a module."""
+    return to_official({name: value.detach() for name, value in _targets(module).items()}, "lightning")
+
+
+def _check_same_variant(variant: Variant, backbone: SwinTransformerV2) -> None:
+    expected = describe_variant(_own_state(backbone))
+    if len(variant.patch_size) != len(expected.patch_size):
+        # Inflation of an image checkpoint for clips belongs here.
+        raise UserError(
+            f"the checkpoint works over {len(variant.patch_size)} axes, the model over {len(expected.patch_size)}; "
+            "carrying weights from images to clips is not implemented yet"
+        )
+    if variant != expected:
+        raise UserError(f"the checkpoint is {variant}, the model is {expected}. Choose the model that the file holds.")
+
+
+def stated_windows(
+    checkpoint: Checkpoint,
+    state: State,
+    variant: Variant,
+    window_size: WindowSize | None,
+    image_size: ImageSize | None,
+) -> tuple[Windows, str] | None:
+    """The checkpoint's windows and where they were found: in it, else in the arguments, else None."""
+    found = find_windows(checkpoint, state, variant)
+    if window_size is None and image_size is None:
+        return found
+    if window_size is None or image_size is None:
+        raise UserError("window_size and image_size say together what the checkpoint was trained at; give both")
+    told = windows_at(variant, window_size, image_size)
+    if found is None:
+        return told, "from the arguments"
+    if found[0].effective != told.effective:
+        raise UserError(
+            f"{checkpoint.source} was trained at windows {_show(found[0].effective)} ({found[1]}), but window_size "
+            f"and image_size say {_show(told.effective)}. They are for files that do not say; leave them out."
+        )
+    return found
+
+
+def _show(windows: Iterable[Size]) -> str:
+    return ", ".join(map(show_window, windows))
+
+
+def _check_same_position_bias(
+    checkpoint: Checkpoint, state: State, format: Format, backbone: SwinTransformerV2
+) -> None:
+    """Refuses weights of one kind of position bias for another, as far as the checkpoint tells its kind."""
+    kind = checkpoint.record.get("position_bias")
+    if any(name.endswith("relative_position_bias_table") for name in state):
+        kind = BiasTable.__name__
+    elif kind is None and (format not in ("official", "lightning") or any(map(is_buffer, state))):
+        kind = LogCPB.__name__  # other libraries know no other
+    accepted = [cls.__name__ for cls in backbone.position_bias.__mro__]
+    if kind not in accepted if kind else BiasTable.__name__ in accepted:
+        raise UserError(
+            f"{checkpoint.source} has a {kind or 'continuous'} position bias, the model {accepted[0]}; "
+            "build the model with the position_bias of the checkpoint"
+        )
+
+
+_TABLE = ".attn.cpb_mlp.relative_position_bias_table"
+
+
+def _resize_tables(weights: State, backbone: SwinTransformerV2, stated: tuple[Windows, str] | None) -> list[str]:
+    """Resizes V1-style bias tables in place to those of the backbone; returns the names of those that changed."""
+    resized = []
+    for stage, new in enumerate(backbone.window_size):
+        for block in range(backbone.depths[stage]):
+            name = f"backbone.layers.{stage}.blocks.{block}{_TABLE}"
+            if name not in weights:
+                continue
+            table = weights[name]
+            likely = stated[0].effective[stage] if stated else new
+            try:
+                fits = math.prod(2 * side - 1 for side in likely) == len(table)
+                old = likely if fits else square_table_window(len(table))
+                if old != new:
+                    weights[name] = resize_bias_table(table, old, new)
+                    resized.append(name)
+            except ValueError as error:
+                raise UserError(f"the checkpoint's bias tables cannot be resized: {error}") from error
+    return resized
+
+
+def _check_backbone_fits(weights: State, targets: State, source: str) -> None:
+    problems = unfit_keys(weights, {name: value for name, value in targets.items() if name.startswith("backbone.")})
+    if problems:
+        raise UserError(f"{source} does not fit the model; nothing was loaded. {'; '.join(problems)}")
+
+
+def unfit_keys(weights: Mapping[str, Tensor], backbone: Mapping[str, Tensor]) -> list[str]:
+    """What keeps a checkpoint's backbone.… tensors from fitting: missing, of another shape, unknown; [] if nothing."""
+    missing = [name for name in backbone if name not in weights]
+    unknown = [name for name in weights if name.startswith("backbone.") and name not in backbone]
+    shapes = [
+        f"{name} ({tuple(weights[name].shape)} instead of {tuple(value.shape)})"
+        for name, value in backbone.items()
+        if name in weights and weights[name].shape != value.shape
+    ]
+    kinds = (("missing", missing), ("of another shape", shapes), ("unknown to the model", unknown))
+    return [f"{len(names)} {kind}: {some(names)}" for kind, names in kinds if names]
+
+
+_HEAD = ("head.fc.weight", "head.fc.bias")
+
+
+def _fit_head(
+    weights: State, targets: State, format: Format, head_rows: str | PathLike[str] | Sequence[int] | None
+) -> str:
+    """Picks the rows of another head's classes where the way is known; returns what became of the head, in words."""
+    if _HEAD[0] not in targets:
+        if head_rows is not None:
+            raise UserError("head_rows was given, but the model has no classification head")
+        names = [name for name in targets if name.startswith("head.")]
+        known = sum(name in weights and weights[name].shape == targets[name].shape for name in names)
+        return f"{known} of {len(names)} tensors loaded" if names else "the model has none"
+    classes = len(targets[_HEAD[0]])
+    if _HEAD[0] not in weights:
+        if head_rows is not None:
+            raise UserError("head_rows was given, but the checkpoint has no classification head")
+        return f"fresh, {classes} classes: the checkpoint has none"
+    found = len(weights[_HEAD[0]])
+    if head_rows is None and (format, found, classes) == ("official", 21_841, 1_000):
+        text = resources.files("swinv2_tasks.backbone").joinpath("imagenet_22k_to_1k.txt").read_text()
+        head_rows = [int(row) for row in text.split()]
+    if head_rows is not None:
+        rows = _checked_rows(head_rows, classes, found)
+        weights.update({name: weights[name][rows] for name in _HEAD if name in weights})
+        return f"{classes} rows of the checkpoint's {found}"
+    if found != classes:
+        return f"fresh, {classes} classes: the checkpoint has {found}"
+    return f"loaded, {classes} classes"
+
+
+def _checked_rows(source: str | PathLike[str] | Sequence[Any], classes: int, available: int) -> Tensor:
+    try:
+        entries = Path(source).read_text().split() if isinstance(source, str | PathLike) else source
+        rows = torch.tensor([int(entry) for entry in entries], dtype=torch.int64)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"head_rows: expected whole numbers, one per class of the model: {error}") from error
+    if len(rows) != classes or (len(rows) and not 0 <= rows.min() <= rows.max() < available):
+        raise UserError(f"head_rows: expected {classes} numbers from 0 to {available - 1}, one per class of the model")
+    return rows
+
+
+def save_weights(
+    module: nn.Module, path: str | PathLike[str], *, format: Format = "official", image_size: ImageSize | None = None
+) -> list[str]:
+    """Writes a backbone, or a task's backbone and head, as one of the six formats has it.
+
+    Args:
+        module: as for ``load_weights``.
+        path: the file, safetensors if the name ends so; for "huggingface" the folder.
+        format: whose names and wrappers to write.
+        image_size: pixels that the model was trained at. With it, stages whose map is smaller than the window, and
+            those without a window of pre-training, are written with the window in effect; without it, as set.
+
+    Returns:
+        Official names of tensors that the format has no place for: a SimMIM decoder in timm, say.
+
+    Raises:
+        UserError: when the format cannot hold the model: extra norms, bias tables, uneven windows.
+    """
+    backbone = backbone_of(module)
+    state = _own_state(module)
+    return write_checkpoint(
+        state, path, format, checkpoint_record(backbone, image_size), windows_of(backbone, image_size), image_size
+    )
+
+
+def checkpoint_record(backbone: SwinTransformerV2, image_size: ImageSize | None = None) -> dict[str, Any]:
+    """What this package's checkpoints say under "swinv2_tasks": windows at the training size, kind of position bias."""
+    windows = windows_of(backbone, image_size).record()
+    return {"windows": windows, "position_bias": backbone.position_bias.__name__}
+
+
+def write_checkpoint(
+    state: State,
+    path: str | PathLike[str],
+    format: Format,
+    record: Mapping[str, Any],
+    windows: Windows | None,
+    image_size: ImageSize | None = None,
+) -> list[str]:
+    """Writes an official state dict in ``format``, whole or not at all; returns the names it has no place for.
+
+    Buffers that ``state`` lacks are computed from ``windows`` where the format has them.
+
+    Raises:
+        UserError: when the format cannot hold the model, or needs windows that are not known.
+    """
+    path = Path(path)
+    variant = describe_variant(state)
+    bias = record.get("position_bias", LogCPB.__name__)
+    if bias not in (LogCPB.__name__, BiasTable.__name__) and format != "lightning":
+        raise UserError(f"the {format} format cannot say that the position bias is {bias}; lightning can")
+    has_tables = any(name.endswith("relative_position_bias_table") for name in state)
+    if windows is not None and format in _FORMATS_WITH_BUFFERS and not has_tables:
+        state = position_buffers(windows, variant, image_size) | state
+    if format == "torchvision" and windows is not None and len(set(windows.effective)) > 1:
+        raise UserError(
+            f"torchvision uses one window in every stage, the model {_show(windows.effective)}: it would attend to "
+            "padding where the map is smaller. Choose another format."
+        )
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in from_official(state, format).items()}
+    if format == "huggingface":
+        if windows is None:
+            raise UserError("the huggingface format states the windows; name window_size and image_size")
+        write_folder(path, tensors, huggingface_config(windows, variant, state, image_size))
+    elif path.suffix == ".safetensors":
+        write_safetensors(path, tensors, record)
+    elif format == "lightning":
+        write_pickle(path, {"state_dict": tensors, "swinv2_tasks": dict(record)})
+    else:
+        write_pickle(path, {"model": tensors} if format in ("official", "simmim") else tensors)
+    return homeless(state, format)
+
+
+_FORMATS_WITH_BUFFERS = ("official", "simmim", "torchvision")

@@ -1,0 +1,121 @@
+"""``swinv2-tasks weights inspect FILE`` and ``swinv2-tasks weights convert IN OUT --format timm``.
+
+Formats and windows: https://arxiv.org/abs/2111.09883 and ``swinv2_tasks.backbone.weights``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from swinv2_tasks.backbone.checkpoint_files import read_checkpoint
+from swinv2_tasks.backbone.checkpoint_formats import (
+    Format,
+    State,
+    describe_variant,
+    detect_format,
+    from_official,
+    is_buffer,
+    some,
+    to_official,
+)
+from swinv2_tasks.backbone.checkpoint_windows import Windows, backbone_without_memory, find_windows
+from swinv2_tasks.backbone.position_bias import BiasTable, LogCPB
+from swinv2_tasks.backbone.weights import show_window, stated_windows, unfit_keys, write_checkpoint
+from swinv2_tasks.errors import UserError
+
+
+def inspect(file: str) -> None:
+    """Prints what a checkpoint is: format, variant, windows, head and names that do not fit. Nothing in it is run.
+
+    Args:
+        file: a .pth, .ckpt or .safetensors file, or a folder with weights and config.json.
+    """
+    checkpoint = read_checkpoint(file)
+    format, state = _official(checkpoint.state, file)
+    variant = describe_variant(state)
+    found = find_windows(checkpoint, state, variant)
+    learned = {name: tensor for name, tensor in state.items() if not is_buffer(name)}
+    own = from_official(learned, "lightning")
+    in_backbone = sum(tensor.numel() for name, tensor in own.items() if name.startswith("backbone."))
+    in_all = sum(tensor.numel() for tensor in learned.values())
+    rows = [
+        ("file", file),
+        ("format", format),
+        ("variant", str(variant)),
+        ("parameters", f"{in_backbone:,} in the backbone, {in_all:,} in all"),
+        ("precision", ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in learned.values()}))),
+        ("head", f"{len(state['head.weight'])} classes" if "head.weight" in state else "none for classification"),
+        ("windows", f"pre-training → last trained with, from {found[1]}" if found else _NO_WINDOWS),
+        *(_window_rows(found[0]) if found else []),
+    ]
+    has_tables = any(name.endswith("relative_position_bias_table") for name in state)
+    window = found[0].effective if found else 8
+    expected = backbone_without_memory(variant, window, BiasTable if has_tables else LogCPB)
+    names = {f"backbone.{name}": tensor for name, tensor in expected.state_dict().items()}
+    rows.append(("do not fit", "; ".join(unfit_keys(own, names)) or "none"))
+    others = [name for name in own if not name.startswith(("backbone.", "head."))]
+    if others:
+        rows.append(("other names", f"{len(others)}: {some(others)}"))
+    _print(rows)
+
+
+_NO_WINDOWS = "not stated; say what it was trained at when loading: window_size and image_size"
+
+
+def convert(
+    source: str,
+    target: str,
+    format: Format = "official",
+    window_size: int | None = None,
+    image_size: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes a checkpoint in another format, bit for bit. Optimizer states and the like stay behind.
+
+    Args:
+        source: a .pth, .ckpt or .safetensors file, or a folder with weights and config.json.
+        target: the file to write, as safetensors if its name ends so; for huggingface a folder.
+        format: official, simmim, timm, huggingface, torchvision or lightning.
+        window_size: window that the checkpoint was trained at, where the file does not say.
+        image_size: pixels that it was trained at, where the file does not say.
+        overwrite: replace a target that exists.
+    """
+    if Path(target).exists() and not overwrite:
+        raise UserError(f"{target} exists; name another target, or set --overwrite true")
+    checkpoint = read_checkpoint(source)
+    found_format, state = _official(checkpoint.state, source)
+    variant = describe_variant(state)
+    stated = stated_windows(checkpoint, state, variant, window_size, image_size)
+    windows = stated[0] if stated else None
+    record = dict(checkpoint.record) | ({"windows": windows.record()} if windows else {})
+    left_out = write_checkpoint(state, target, format, record, windows, image_size)
+    rows = [
+        ("converted", f"{source} ({found_format}) → {target} ({format})"),
+        ("variant", str(variant)),
+        ("windows", f"pre-training → last trained with, from {stated[1]}" if stated else _NO_WINDOWS),
+        *(_window_rows(windows) if windows else []),
+    ]
+    if left_out:
+        rows.append(("left out", f"{len(left_out)} that {format} has no place for: {some(left_out)}"))
+    _print(rows)
+
+
+def _official(state: State, source: str) -> tuple[Format, State]:
+    try:
+        format = detect_format(state)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    return format, to_official(state, format)
+
+
+def _window_rows(windows: Windows) -> list[tuple[str, str]]:
+    pairs = zip(windows.pretrained, windows.effective, strict=True)
+    return [
+        (f"  stage {stage}", f"{show_window(pretrained)} → {show_window(effective)}")
+        for stage, (pretrained, effective) in enumerate(pairs, start=1)
+    ]
+
+
+def _print(rows: list[tuple[str, str]]) -> None:
+    for name, value in rows:
+        print(f"{name:12}{value}")

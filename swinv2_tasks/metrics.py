@@ -1,0 +1,40 @@
+"""Metrics that torchmetrics lacks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class AnyLabelAccuracy(Metric):
+    """Share of images whose top-k classes hold one of the image's labels; images without labels do not count.
+
+    The measure of ReaL labels: https://arxiv.org/abs/2006.07159, section 3.
+
+    Args:
+        top_k: how many of the highest scores may answer.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    hits: Tensor
+    images: Tensor
+
+    def __init__(self, top_k: int = 1) -> None:
+        super().__init__()
+        self.top_k = top_k
+        self.add_state("hits", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("images", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, scores: Tensor, labels: Tensor) -> None:
+        """Counts a batch: scores (B, classes), labels (B, classes) with values above 0 where a label holds."""
+        holds = labels > 0
+        best = scores.topk(self.top_k, dim=1).indices
+        self.hits += holds.gather(1, best).any(1).sum()
+        self.images += holds.any(1).sum()
+
+    def compute(self) -> Tensor:
+        """Accuracy in [0, 1]; NaN when no image had a label."""
+        return self.hits / self.images

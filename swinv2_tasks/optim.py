@@ -1,0 +1,118 @@
+"""Parameter groups and the learning-rate schedule of the published recipes: pure functions.
+
+https://arxiv.org/abs/2111.09883 and the published classification and SimMIM fine-tuning code.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from swinv2_tasks.errors import UserError
+
+NO_WEIGHT_DECAY = ("logit_scale", "cpb_mlp")
+"""Parts of parameter names without weight decay, beside 1-D parameters and biases."""
+
+
+@dataclass
+class CosineSchedule:
+    """Linear warmup, then half a cosine, iteration by iteration.
+
+    Learning rates hold for ``reference_batch`` samples per step and are scaled with the true number.
+
+    Args:
+        warmup_epochs: epochs of linear warmup.
+        warmup_lr: learning rate at the first step.
+        min_lr: learning rate at the last step.
+        reference_batch: samples per step (over processes and accumulated batches) for which learning rates are
+            stated; 0 leaves them as they are.
+        layer_decay: factor of the learning rate from one block to the one before it; 1 treats all alike.
+    """
+
+    warmup_epochs: float = 20.0
+    warmup_lr: float = 5e-7
+    min_lr: float = 5e-6
+    reference_batch: int = 512
+    layer_decay: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.warmup_epochs < 0 or self.warmup_lr < 0 or self.min_lr < 0 or self.reference_batch < 0:
+            raise UserError("schedule: warmup_epochs, warmup_lr, min_lr and reference_batch must not be negative")
+        if not 0 < self.layer_decay <= 1:
+            raise UserError(f"schedule.layer_decay must be above 0 and at most 1, not {self.layer_decay}")
+
+
+def cosine_factor(step: int, total_steps: int, warmup_steps: int, warmup_factor: float, min_factor: float) -> float:
+    """Learning rate at a step as a share of the peak.
+
+    Args:
+        step: steps taken so far, from 0.
+        total_steps: steps of the whole training; later steps stay at ``min_factor``.
+        warmup_steps: steps over which the rate rises from ``warmup_factor`` to 1.
+        warmup_factor: share of the peak at step 0, when there is a warmup.
+        min_factor: share of the peak at the end.
+    """
+    if step < warmup_steps:
+        return warmup_factor + (1 - warmup_factor) * step / warmup_steps
+    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return min_factor + (1 - min_factor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def layer_id(name: str, depths: Sequence[int]) -> int:
+    """Which layer a task's parameter belongs to: 0 the patch embedding, k + 1 block k, after the blocks the head.
+
+    A downsample belongs to the last block of its stage.
+    """
+    if name.startswith("backbone.patch_embed."):
+        return 0
+    match = re.match(r"backbone\.layers\.(\d+)\.(?:blocks\.(\d+)|downsample)\.", name)
+    if match is None:
+        return sum(depths) + 1
+    stage = int(match[1])
+    block = int(match[2]) if match[2] else depths[stage] - 1
+    return sum(depths[:stage]) + block + 1
+
+
+def parameter_groups(
+    parameters: Iterable[tuple[str, Tensor]],
+    depths: Sequence[int],
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    no_weight_decay: Sequence[str] = NO_WEIGHT_DECAY,
+) -> list[dict[str, Any]]:
+    """Optimizer groups by weight decay and, with layer decay, by layer; frozen parameters are left out.
+
+    Args:
+        parameters: ``task.named_parameters()``; the backbone's names begin with ``backbone.``.
+        depths: the backbone's blocks per stage.
+        weight_decay: weight decay of matrices and kernels.
+        layer_decay: factor d; layer ``id`` of N gets d^(N−1−id) of the learning rate.
+        no_weight_decay: parts of names that get none, beside 1-D parameters and biases.
+
+    Returns:
+        Groups {params, weight_decay, lr_scale}, from the input to the output.
+
+    Raises:
+        UserError: when an entry of ``no_weight_decay`` matches no parameter: a renamed part would silently decay.
+    """
+    layers = sum(depths) + 2
+    unmatched = set(no_weight_decay)
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in parameters:
+        matches = {part for part in no_weight_decay if part in name}
+        unmatched -= matches
+        if not parameter.requires_grad:
+            continue
+        decays = parameter.ndim > 1 and not name.endswith("bias") and not matches
+        layer = layer_id(name, depths) if layer_decay != 1 else layers - 1
+        group = {"params": [], "weight_decay": weight_decay if decays else 0.0}
+        group["lr_scale"] = layer_decay ** (layers - 1 - layer)
+        groups.setdefault((layer, decays), group)["params"].append(parameter)
+    if unmatched:
+        raise UserError(f"no_weight_decay names {sorted(unmatched)} match no parameter; mend the names")
+    return [groups[key] for key in sorted(groups)]
