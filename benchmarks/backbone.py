@@ -170,9 +170,11 @@ def main() -> None:
     parser.add_argument("--no-memory", action="store_true", help="leave the memory figures out")
     parser.add_argument("--json", help="also write the figures to this file")
     options = parser.parse_args()
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device)
+    device = torch.device(
+        ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
+    )
     print(f"SwinV2-T/{SIZE}/w{WINDOW}, batch {options.batch_size}, {device}, {torch.get_num_threads()} threads,")
-    print(f"torch {torch.__version__}; median of {options.rounds} alternating rounds; ratio > 1: faster than the best peer\n")
+    print(f"torch {torch.__version__}; median of {options.rounds} alternating rounds; ratios are to the best peer\n")
     print(f"{'mode':10} {'dtype':9} {'how':9} {'model':13} {'img/s':>8} {'ratio':>6} {'peak MiB':>9} {'ratio':>6}")
     records = []
     for how in options.compile:
@@ -200,7 +202,10 @@ def main() -> None:
                     record |= {"images_per_second": options.batch_size / median, "ratio": ratio, "peak_bytes": peak}
                     records.append(record)
                     tail = f"{peak / 2**20:9.0f} {peak / lean:6.2f}" if peak else f"{'–':>9} {'–':>6}"
-                    print(f"{mode:10} {dtype:9} {how:9} {name:13} {options.batch_size / median:8.2f} {ratio:6.2f} {tail}", flush=True)
+                    print(
+                        f"{mode:10} {dtype:9} {how:9} {name:13} {options.batch_size / median:8.2f} {ratio:6.2f} {tail}",
+                        flush=True,
+                    )
                 print()
     if options.json:
         with open(options.json, "w") as file:

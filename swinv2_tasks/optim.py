@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from swinv2_tasks.errors import UserError
 
@@ -19,7 +22,7 @@ NO_WEIGHT_DECAY = ("logit_scale", "cpb_mlp")
 """Parts of parameter names without weight decay, beside 1-D parameters and biases."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class CosineSchedule:
     """Linear warmup, then half a cosine, iteration by iteration.
 
@@ -116,3 +119,39 @@ def parameter_groups(
     if unmatched:
         raise UserError(f"no_weight_decay names {sorted(unmatched)} match no parameter; mend the names")
     return [groups[key] for key in sorted(groups)]
+
+
+def build_optimizer(
+    optimizer: Callable[..., Optimizer],
+    parameters: Iterable[tuple[str, Tensor]],
+    depths: Sequence[int],
+    schedule: CosineSchedule,
+    samples_per_step: int,
+    epoch_steps: int,
+    total_steps: int,
+) -> tuple[Optimizer, LambdaLR]:
+    """The optimizer over ``parameter_groups`` and the scheduler to step after each of its steps.
+
+    Args:
+        optimizer: builds an optimizer from parameter groups; states the peak learning rate and the weight decay.
+        parameters: ``task.named_parameters()``.
+        depths: the backbone's blocks per stage.
+        schedule: learning rate over time and layers.
+        samples_per_step: samples over all processes and accumulated batches.
+        epoch_steps: optimizer steps per epoch.
+        total_steps: optimizer steps of the whole training.
+    """
+    stated = optimizer([nn.Parameter(torch.zeros(1))]).defaults
+    peak = float(stated["lr"])
+    if peak <= 0:
+        raise UserError(f"the optimizer's lr is {peak}; expected a learning rate above 0")
+    built = optimizer(parameter_groups(parameters, depths, stated.get("weight_decay", 0.0), schedule.layer_decay))
+    scale = samples_per_step / schedule.reference_batch if schedule.reference_batch else 1.0
+    for group in built.param_groups:
+        group["lr"] = peak * scale * group.pop("lr_scale")
+
+    def factor(step: int) -> float:
+        warmup_steps = round(schedule.warmup_epochs * epoch_steps)
+        return cosine_factor(step, total_steps, warmup_steps, schedule.warmup_lr / peak, schedule.min_lr / peak)
+
+    return built, LambdaLR(built, factor)

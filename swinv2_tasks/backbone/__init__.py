@@ -10,12 +10,16 @@ from swinv2_tasks.backbone.variants import (
     swinv2_small,
     swinv2_tiny,
 )
+from swinv2_tasks.backbone.weights import LoadReport, load_weights, save_weights
 
 __all__ = [
     "BiasTable",
     "LinearCPB",
+    "LoadReport",
     "LogCPB",
     "SwinTransformerV2",
+    "load_weights",
+    "save_weights",
     "swinv2_base",
     "swinv2_giant",
     "swinv2_huge",

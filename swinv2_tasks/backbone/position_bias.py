@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +53,7 @@ def log_coordinates(window: Size, pretrained_window: Size, device: torch.device)
 
 @cached_tensor
 def linear_coordinates(window: Size, pretrained_window: Size, device: torch.device) -> Tensor:
-    """Offsets as a share of the pre-training window's largest, (T, n) float64; from 8 to 16 the range grows by 1.14×."""
+    """Offsets relative to the pre-training window's largest, (T, n) float64: from 8 to 16 the range grows by 1.14×."""
     largest = torch.tensor([max(m - 1, 1) for m in pretrained_window], dtype=torch.float64, device=device)
     return relative_offsets(window, device) / largest
 
@@ -73,9 +74,9 @@ class _ContinuousBias(nn.Sequential):
     def __init__(self, num_heads: int, window: Size) -> None:
         super().__init__(nn.Linear(len(window), 512), nn.ReLU(inplace=True), nn.Linear(512, num_heads, bias=False))
 
-    def forward(self, window: Size, pretrained_window: Size) -> Tensor:
+    def forward(self, window: Size, pretrained_window: Size) -> Tensor:  # type: ignore[override]
         """Bias (heads, N, N) for a window, in at least float32 whatever the autocast or parameter type."""
-        first, _, last = self
+        first, last = cast(nn.Linear, self[0]), cast(nn.Linear, self[2])
         dtype = torch.promote_types(first.weight.dtype, torch.float32)
         coordinates = self.coordinates(window, pretrained_window, first.weight.device).to(dtype)
         with torch.autocast(first.weight.device.type, enabled=False):
@@ -151,7 +152,7 @@ def resize_bias_table(table: Tensor, old_window: Size, new_window: Size) -> Tens
     if len(old_window) != 2:
         raise ValueError("a bias table can be resized over two axes only; use LogCPB for clips")
     grid = table.t().unflatten(1, [2 * m - 1 for m in old_window])[None]
-    # Antialiasing is off as in the published code; float32 at least, since half types have no bicubic filter everywhere.
+    # Half types have no bicubic filter on every device.
     wide = grid.to(torch.promote_types(grid.dtype, torch.float32))
     sides = [2 * m - 1 for m in new_window]
     resized = F.interpolate(wide, size=sides, mode="bicubic", align_corners=False)

@@ -9,7 +9,7 @@ Shapes: B batch, C channels, S… sides of a map in tokens (H, W or T, H, W). Be
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -158,7 +158,7 @@ class PatchEmbed(nn.Module):
     def __init__(self, patch_size: Size, in_channels: int, embed_dim: int) -> None:
         super().__init__()
         self.patch_size = patch_size
-        convolution = nn.Conv2d if len(patch_size) == 2 else nn.Conv3d
+        convolution: Any = nn.Conv2d if len(patch_size) == 2 else nn.Conv3d
         self.proj = convolution(in_channels, embed_dim, kernel_size=patch_size, stride=patch_size)
         self.norm = nn.LayerNorm(embed_dim)
 
@@ -186,7 +186,7 @@ class SwinTransformerV2(nn.Module):
         mlp_ratio: hidden width of an MLP as a multiple of its channels.
         drop_path_rate: probability of dropping the last block's branches; the first has 0, between them it is linear.
         position_bias: ``LogCPB`` (Swin V2), ``LinearCPB`` or ``BiasTable`` (Swin V1).
-        extra_norm_every: one more LayerNorm on the main branch after every so many blocks of a stage (H and G: 6); 0: none.
+        extra_norm_every: one more LayerNorm on the main branch after so many blocks of a stage, 0: none (H and G: 6).
         checkpoint_stages: stages, counted from 0, whose blocks are computed again in the backward pass instead of kept;
             True for all.
         attention_chunk_size: windows attended to at once, for all stages or per stage, to cap memory; 0: all.
@@ -207,7 +207,7 @@ class SwinTransformerV2(nn.Module):
         num_heads: Sequence[int] = (3, 6, 12, 24),
         window_size: int | Sequence[int] | Sequence[Sequence[int]] = 8,
         *,
-        pretrained_window_size: None | int | Sequence[int] | Sequence[Sequence[int]] = None,
+        pretrained_window_size: int | Sequence[int] | Sequence[Sequence[int]] | None = None,
         patch_size: int | Sequence[int] = 4,
         in_channels: int = 3,
         mlp_ratio: float = 4.0,
@@ -311,12 +311,12 @@ class SwinTransformerV2(nn.Module):
     @property
     def window_size(self) -> tuple[Size, ...]:
         """Window sides per stage and axis."""
-        return tuple(stage.window_size for stage in self.layers)
+        return tuple(stage.window_size for stage in self._stages)
 
     @property
     def pretrained_window_size(self) -> tuple[Size | None, ...]:
         """Window sides per stage and axis that the position bias was trained with; None where there were none."""
-        return tuple(stage.pretrained_window_size for stage in self.layers)
+        return tuple(stage.pretrained_window_size for stage in self._stages)
 
     @property
     def strides(self) -> tuple[int | Size, ...]:
@@ -332,15 +332,15 @@ class SwinTransformerV2(nn.Module):
         to transfer a model trained here, first fix them with ``set_pretrained_window(effective_windows(size))``.
         """
         windows = expand_window(window_size, len(self.depths), self.axes)
-        for stage, window in zip(self.layers, windows, strict=True):
+        for stage, window in zip(self._stages, windows, strict=True):
             stage.window_size = window
-            for block in stage.blocks:
-                block.attn.cpb_mlp.set_window(window)
+            for block in cast(list[SwinBlock], stage.blocks):
+                cast(BiasTable, block.attn.cpb_mlp).set_window(window)
 
     def set_pretrained_window(self, pretrained_window_size: WindowSize | Sequence[Size | None] | None) -> None:
         """Fixes the windows that the position bias was trained with; None where there were none."""
         windows = expand_pretrained_window(pretrained_window_size, len(self.depths), self.axes)
-        for stage, window in zip(self.layers, windows, strict=True):
+        for stage, window in zip(self._stages, windows, strict=True):
             stage.pretrained_window_size = window
 
     def effective_windows(self, image_size: int | Sequence[int]) -> tuple[Size, ...]:
@@ -348,10 +348,14 @@ class SwinTransformerV2(nn.Module):
         pixels = (image_size,) * self.axes if isinstance(image_size, int) else tuple(image_size)
         size = [-(-side // patch) for side, patch in zip(pixels, self.patch_size, strict=True)]
         windows = []
-        for stage in self.layers:
+        for stage in self._stages:
             windows.append(effective_window(tuple(size), stage.window_size))
             size[-2:] = [-(-side // 2) for side in size[-2:]]
         return tuple(windows)
+
+    @property
+    def _stages(self) -> list[SwinStage]:
+        return cast(list[SwinStage], list(self.layers))
 
     def _frozen(self) -> list[nn.Module]:
         return [self.patch_embed, *self.layers[: self.frozen_stages]] if self.frozen_stages else []
@@ -380,7 +384,7 @@ class SwinTransformerV2(nn.Module):
             raise UserError(f"input of {tuple(x.shape[2:])} pixels is smaller than one patch of {self.patch_size}")
         maps = []
         x = self.patch_embed(x)
-        for stage in self.layers:
+        for stage in self._stages:
             x = stage(x)
             maps.append(x.movedim(-1, 1))
             if stage.downsample is not None:
@@ -394,13 +398,15 @@ def expand_window(window_size: WindowSize, stages: int, axes: int) -> tuple[Size
     Raises:
         UserError: for a side below 1, a wrong number of entries, or a list that could mean stages as well as axes.
     """
-    entries = [window_size] * stages if isinstance(window_size, int) else list(window_size)
+    entries: list[Any] = [window_size] * stages if isinstance(window_size, int) else list(window_size)
     if len(entries) == axes and all(isinstance(entry, int) for entry in entries):
         if axes == stages and len(set(entries)) > 1:
             raise UserError(f"window_size {entries} could mean stages or axes here; give one list per stage")
         entries = [entries] * stages
     if len(entries) != stages:
-        raise UserError(f"window_size {window_size} must be one number, one entry per stage ({stages}) or per axis ({axes})")
+        raise UserError(
+            f"window_size {window_size} must be one number, one entry per stage ({stages}) or per axis ({axes})"
+        )
     windows = tuple((entry,) * axes if isinstance(entry, int) else tuple(entry) for entry in entries)
     for window in windows:
         if len(window) != axes or not all(isinstance(side, int) and side >= 1 for side in window):
@@ -416,7 +422,7 @@ def expand_pretrained_window(
         return (None,) * stages
     if isinstance(pretrained, int):
         return expand_window(pretrained, stages, axes)
-    known = [entry or 1 for entry in pretrained]  # 1 stands in where there was none
+    known: list[Any] = [entry or 1 for entry in pretrained]  # 1 stands in where there was none
     windows = expand_window(known, stages, axes)
     if len(pretrained) != stages:
         return windows

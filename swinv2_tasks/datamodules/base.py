@@ -8,9 +8,10 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.records import Recorded
 
 
-class BaseDataModule(LightningDataModule):
+class BaseDataModule(Recorded, LightningDataModule):
     """Loaders around the datasets that a subclass makes in `setup`.
 
     A subclass sets `train_dataset`, `val_dataset`, `test_dataset` and `predict_dataset`, where needed `collate` and

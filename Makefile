@@ -1,0 +1,44 @@
+# Every target installs what it needs into .venv first. CKPT and TASK choose what `make eval` evaluates.
+PYTHON ?= python3
+BIN := .venv/bin
+TASK ?= imagenet
+
+.PHONY: install demo test test-all test-gpu lint type eval bench clean
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: install
+	$(BIN)/swinv2-tasks demo
+
+test: install
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: install
+	$(BIN)/python -m pytest -m "not gpu"
+
+test-gpu: install
+	$(BIN)/python -m pytest -m gpu
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: install
+	$(BIN)/mypy
+
+# CKPT defaults to the newest checkpoint under runs/TASK.
+eval: install
+	@ckpt="$(or $(CKPT),$$(ls -t runs/$(TASK)/*/checkpoints/*.ckpt 2>/dev/null | head -n 1))"; \
+	test -n "$$ckpt" || { echo "no checkpoint under runs/$(TASK); name one: make eval TASK=$(TASK) CKPT=FILE" >&2; exit 1; }; \
+	echo "evaluating $$ckpt"; $(BIN)/swinv2-tasks validate --ckpt_path "$$ckpt" $(ARGS)
+
+bench: install
+	$(BIN)/python -m benchmarks.backbone
+
+clean:
+	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,108 @@
+"""Entry point: ``swinv2-tasks`` and ``python -m swinv2_tasks``.
+
+Heavy libraries are imported only by the command that needs them, so that help and mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from swinv2_tasks.errors import UserError
+
+USAGE = """\
+swinv2-tasks: Swin Transformer V2, every downstream task of the paper
+
+Train and use a model
+  fit        --config imagenet.yaml [--any.key value]     train, and evaluate after each epoch
+  validate   --ckpt_path CKPT | --config CONFIG …         evaluate on the validation data
+  test       --ckpt_path CKPT | --config CONFIG …         evaluate on the test data
+  predict    --ckpt_path CKPT --data.source FILE|FOLDER|GLOB
+
+Other commands
+  weights inspect FILE                     what a checkpoint is: format, variant, windows, head
+  weights convert IN OUT --format timm     write a checkpoint in another format
+  sample-data [FOLDER]                     write small made-up datasets for all tasks
+  demo                                     train, evaluate and predict on them, in minutes on a CPU
+
+swinv2-tasks COMMAND --help tells more; so does swinv2-tasks fit --config CONFIG --print_config."""
+
+COMMANDS = {
+    "weights": ("weights", ("inspect", "convert")),
+    "sample-data": ("sample_data", "sample_data"),
+    "demo": ("demo", "demo"),
+}
+"""Commands that do not train: module in ``swinv2_tasks.commands`` and its function, or several as subcommands."""
+
+TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        arguments: what follows the program's name; None: those of the process.
+
+    Returns:
+        The exit status: 0 done, 1 a mistake of the user, told on standard error, 130 interrupted.
+        Unknown arguments and invalid values end in ``SystemExit(2)``.
+    """
+    command, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        if command in ("-h", "--help"):
+            print(USAGE)
+        elif command == "--version":
+            from swinv2_tasks import __version__
+
+            print(__version__)
+        elif command in TRAINER_COMMANDS:
+            importlib.import_module("swinv2_tasks.cli").run(command, rest)
+        elif command in COMMANDS:
+            _run_function(command, rest)
+        else:
+            import difflib
+
+            near = difflib.get_close_matches(command, [*TRAINER_COMMANDS, *COMMANDS], n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UserError(f"no command {command!r}{hint} Known: {', '.join([*TRAINER_COMMANDS, *COMMANDS])}.")
+    except ValueError as error:
+        mistake = _mistake(error)
+        if mistake is None:
+            raise
+        print(f"swinv2-tasks: {_first_hand(str(mistake))}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("swinv2-tasks: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run_function(command: str, arguments: list[str]) -> None:
+    import jsonargparse
+
+    module_name, functions = COMMANDS[command]
+    module = importlib.import_module(f"swinv2_tasks.commands.{module_name}")
+    if isinstance(functions, str):
+        components = getattr(module, functions)
+    else:
+        components = {name: getattr(module, name) for name in functions}
+    jsonargparse.auto_cli(components, args=arguments, prog=f"swinv2-tasks {command}", as_positional=True)
+
+
+def _mistake(error: BaseException | None) -> UserError | None:
+    """The user's mistake behind an error: jsonargparse wraps what a constructor raises in an error of its own."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__
+    return error
+
+
+def _first_hand(message: str) -> str:
+    """The message itself where a loader's worker passed it on inside a traceback."""
+    if "Original Traceback" not in message:
+        return message
+    return message.rpartition("UserError: ")[2].strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""What a run shows and leaves behind: speed, learning curves, predictions as tables and pictures."""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from swinv2_tasks.datamodules.images import read_image
+from swinv2_tasks.errors import UserError
+
+
+class Throughput(Callback):
+    """Learning rate and images per second, over all processes, in the progress bar and the logs.
+
+    Args:
+        every_n_steps: batches over which the speed is averaged.
+    """
+
+    def __init__(self, every_n_steps: int = 10) -> None:
+        self.every_n_steps = every_n_steps
+        self._images = 0
+        self._since = 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._images = 0  # the loader's start and the validation before are no training speed
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._images == 0:
+            self._since = time.perf_counter()
+        elif (batch_idx + 1) % self.every_n_steps == 0:
+            speed = self._images * trainer.world_size / (time.perf_counter() - self._since)
+            pl_module.log("img/s", speed, prog_bar=True)
+            self._images = 0
+            self._since = time.perf_counter()
+        self._images += len(batch["image"])
+        pl_module.log("lr", max(group["lr"] for group in trainer.optimizers[0].param_groups), prog_bar=True)
+
+
+class LearningCurve(Callback):
+    """Draws what the run's metrics.csv holds as learning_curve.png, at the end of fit or when it is interrupted."""
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._draw(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, KeyboardInterrupt):
+            self._draw(trainer)
+
+    def _draw(self, trainer: Trainer) -> None:
+        if not trainer.is_global_zero or trainer.log_dir is None:
+            return
+        for logger in trainer.loggers:
+            logger.save()
+        metrics = Path(trainer.log_dir) / "metrics.csv"
+        if metrics.is_file():
+            draw_learning_curve(metrics, metrics.with_name("learning_curve.png"))
+
+
+def draw_learning_curve(metrics: Path, picture: Path) -> None:
+    """Plots each group of columns of a metrics.csv (loss, accuracies, learning rate) over the step.
+
+    Args:
+        metrics: CSV file with a ``step`` column; empty cells are left out.
+        picture: PNG file to write.
+    """
+    columns: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    with metrics.open(newline="") as file:
+        for row in csv.DictReader(file):
+            for name, cell in row.items():
+                if name not in ("step", "epoch") and cell:
+                    columns[name].append((int(row["step"]), float(cell)))
+    panels: dict[str, list[str]] = defaultdict(list)
+    for name in columns:
+        panels["loss" if name.endswith("loss") else name if name in ("lr", "img/s") else "metric"].append(name)
+    if not panels:
+        return
+    from matplotlib.figure import Figure  # slow to import, needed once
+
+    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
+    for axes, (title, names) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], sorted(panels.items()), strict=True
+    ):
+        for name in names:
+            steps, values = zip(*columns[name], strict=True)
+            axes.plot(steps, values, label=name, marker="." if len(steps) < 30 else None)
+        axes.set(title=title, xlabel="step")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(picture, dpi=100)
+
+
+class ClassificationPredictions(Callback):
+    """Writes predictions.csv, the five likeliest classes of each image, and a contact sheet of the images with them.
+
+    Args:
+        folder: where to write; made when it is missing. None: ``predictions`` in the run's folder.
+        pictures: how many images the contact sheet shows at most.
+    """
+
+    def __init__(self, folder: str | None = None, pictures: int = 48) -> None:
+        self.folder = folder
+        self.pictures = pictures
+        self._rows: list[tuple[str, list[float], list[int]]] = []
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: dict[str, Any],
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        scores: Tensor = outputs["scores"]
+        self._rows += zip(outputs["path"], scores.tolist(), outputs["classes"].tolist(), strict=True)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.world_size > 1:  # each process saw its share
+            shares: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(shares, self._rows)
+            self._rows = sorted({row[0]: row for share in shares for row in share}.values())
+        if not trainer.is_global_zero:
+            return
+        folder = Path(self.folder or Path(trainer.log_dir or ".") / "predictions")
+        folder.mkdir(parents=True, exist_ok=True)
+        number = len(self._rows[0][2]) if self._rows else 0
+        task: Any = pl_module
+        ids = task.class_ids or list(range(task.num_classes))
+        names = [str(name) for name in task.class_names or ids]
+        with (folder / "predictions.csv").open("w", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(["path", *(f"{what}{k}" for k in range(1, number + 1) for what in ("id", "name", "score"))])
+            for path, scores, classes in self._rows:
+                cells = ((ids[c], names[c], f"{score:.6f}") for c, score in zip(classes, scores, strict=True))
+                table.writerow([path, *(cell for three in cells for cell in three)])
+        draw_contact_sheet(
+            [
+                (path, [f"{names[c]} {score:.0%}" for c, score in zip(classes, scores, strict=True)])
+                for path, scores, classes in self._rows[: self.pictures]
+            ],
+            folder / "contact_sheet.png",
+        )
+        print(f"{len(self._rows)} predictions: {folder / 'predictions.csv'}, pictures: {folder / 'contact_sheet.png'}")
+        self._rows = []
+
+
+def draw_contact_sheet(images: list[tuple[str, list[str]]], picture: Path, columns: int = 6) -> None:
+    """Draws images side by side with lines of text below each.
+
+    Args:
+        images: file and lines of each.
+        picture: PNG file to write.
+        columns: images per row.
+    """
+    if not images:
+        raise UserError("there is nothing to draw: no image was predicted")
+    from matplotlib.figure import Figure
+
+    columns = min(columns, len(images))
+    rows = math.ceil(len(images) / columns)
+    figure = Figure(figsize=(2.2 * columns, 3.1 * rows), layout="constrained")
+    for axes in (grid := figure.subplots(rows, columns, squeeze=False)).flat:
+        axes.axis("off")
+    for axes, (path, lines) in zip(grid.flat, images, strict=False):
+        image = read_image(path)
+        image.thumbnail((256, 256))
+        axes.imshow(image)
+        axes.set_title(Path(path).name[-24:], fontsize=7)
+        text = "\n".join(line if len(line) <= 26 else f"…{line[-25:]}" for line in lines)
+        axes.text(0, -0.04, text, transform=axes.transAxes, fontsize=7, va="top", family="monospace")
+    figure.savefig(picture, dpi=100)

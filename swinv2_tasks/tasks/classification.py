@@ -1,0 +1,92 @@
+"""Image classification, as published: https://arxiv.org/abs/2111.09883, appendix A1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from swinv2_tasks.backbone import SwinTransformerV2
+from swinv2_tasks.datamodules.batch import ClassificationBatch, PredictBatch
+from swinv2_tasks.errors import UserError
+from swinv2_tasks.heads.classification import ClassificationHead
+from swinv2_tasks.metrics import AnyLabelAccuracy
+from swinv2_tasks.optim import CosineSchedule
+from swinv2_tasks.tasks.base import BaseTask
+
+
+class ClassificationTask(BaseTask):
+    """Classifies images; ``task(images)`` gives logits (B, num_classes).
+
+    Args:
+        backbone: turns images into feature maps.
+        num_classes: number of classes; the command line takes it from the data.
+        dropout: probability of dropping a pooled feature in training.
+        label_smoothing: share of the target spread over all classes.
+        weights: checkpoint to start from (official, SimMIM, timm, Hugging Face, torchvision or this package's own).
+        optimizer: builds the optimizer; its learning rate is the schedule's peak.
+        schedule: learning rate over time and layers.
+    """
+
+    def __init__(
+        self,
+        backbone: SwinTransformerV2,
+        num_classes: int,
+        dropout: float = 0.0,
+        label_smoothing: float = 0.1,
+        weights: str | None = None,
+        optimizer: OptimizerCallable = AdamW,
+        schedule: CosineSchedule = CosineSchedule(),
+    ) -> None:
+        head = ClassificationHead(backbone.channels[-1], num_classes, dropout)
+        super().__init__(backbone, head, weights, optimizer, schedule)
+        self.num_classes = num_classes
+        self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        ks = {"top1": 1, "top5": min(5, num_classes)}
+        # Validating arguments would wait for the device at every batch.
+        accuracies = {
+            name: MulticlassAccuracy(num_classes, top_k=k, average="micro", validate_args=False)
+            for name, k in ks.items()
+        }
+        self.val_metrics = MetricCollection(dict(accuracies), prefix="val/")
+        self.test_metrics = self.val_metrics.clone(prefix="test/")
+        real = {f"real_{name}": AnyLabelAccuracy(k) for name, k in ks.items()}
+        self.val_real_metrics = MetricCollection(dict(real), prefix="val/")
+        self.test_real_metrics = self.val_real_metrics.clone(prefix="test/")
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if self.class_ids is not None and len(self.class_ids) != self.num_classes:
+            raise UserError(f"the data has {len(self.class_ids)} classes, model.num_classes is {self.num_classes}")
+
+    def training_step(self, batch: ClassificationBatch, batch_idx: int) -> Tensor:
+        loss = self.loss(self(batch["image"]), batch["label"])
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: ClassificationBatch, batch_idx: int) -> None:
+        self._evaluate(batch, "val", self.val_metrics, self.val_real_metrics)
+
+    def test_step(self, batch: ClassificationBatch, batch_idx: int) -> None:
+        self._evaluate(batch, "test", self.test_metrics, self.test_real_metrics)
+
+    def _evaluate(
+        self, batch: ClassificationBatch, stage: str, metrics: MetricCollection, real_metrics: MetricCollection
+    ) -> None:
+        logits, label = self(batch["image"]), batch["label"]
+        if label.ndim == 2:  # ReaL: several labels hold, or none
+            real_metrics.update(logits, label)
+            self.log_dict(real_metrics, prog_bar=True)
+        else:
+            metrics.update(logits, label)
+            self.log_dict(metrics, prog_bar=True)
+            self.log(f"{stage}/loss", nn.functional.cross_entropy(logits, label), batch_size=len(label), sync_dist=True)
+
+    def predict_step(self, batch: PredictBatch, batch_idx: int) -> dict[str, Any]:
+        """The five likeliest classes: {path: list, scores (B, ≤5) in [0, 1], classes (B, ≤5) indices}."""
+        best = self(batch["image"]).float().softmax(1).topk(min(5, self.num_classes))
+        return {"path": batch["path"], "scores": best.values, "classes": best.indices}
