@@ -23,17 +23,17 @@ Train and use a model
 Other commands
   weights inspect FILE                     what a checkpoint is: format, variant, windows, head
   weights convert IN OUT --format timm     write a checkpoint in another format
-  sample-data [FOLDER]                     write small made-up datasets for all tasks
+  sample-data FOLDER                       write small made-up datasets for all tasks
   demo                                     train, evaluate and predict on them, in minutes on a CPU
 
 swinv2-tasks COMMAND --help tells more; so does swinv2-tasks fit --config CONFIG --print_config."""
 
 COMMANDS = {
-    "weights": ("weights", ("inspect", "convert")),
-    "sample-data": ("sample_data", "sample_data"),
+    "weights": ("commands.weights", ("inspect", "convert")),
+    "sample-data": ("commands.sample_data", "sample_data"),
     "demo": ("demo", "demo"),
 }
-"""Commands that do not train: module in ``swinv2_tasks.commands`` and its function, or several as subcommands."""
+"""Commands that do not train: module of this package and its function, or several as subcommands."""
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 
@@ -82,7 +82,7 @@ def _run_function(command: str, arguments: list[str]) -> None:
     import jsonargparse
 
     module_name, functions = COMMANDS[command]
-    module = importlib.import_module(f"swinv2_tasks.commands.{module_name}")
+    module = importlib.import_module(f"swinv2_tasks.{module_name}")
     if isinstance(functions, str):
         components = getattr(module, functions)
     else:

@@ -32,6 +32,10 @@ class Throughput(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._images = 0  # the loader's start and the validation before are no training speed
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        # At the end of the batch the schedule has already moved on.
+        pl_module.log("lr", max(group["lr"] for group in trainer.optimizers[0].param_groups), prog_bar=True)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -43,7 +47,6 @@ class Throughput(Callback):
             self._images = 0
             self._since = time.perf_counter()
         self._images += len(batch["image"])
-        pl_module.log("lr", max(group["lr"] for group in trainer.optimizers[0].param_groups), prog_bar=True)
 
 
 class LearningCurve(Callback):
@@ -111,6 +114,13 @@ class ClassificationPredictions(Callback):
         self.folder = folder
         self.pictures = pictures
         self._rows: list[tuple[str, list[float], list[int]]] = []
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for place in (Path(self.folder or "."), *Path(self.folder or ".").parents):
+            if place.exists() and not place.is_dir():
+                raise UserError(
+                    f"predictions cannot go to {self.folder}: {place} is a file; name a folder with --output"
+                )
 
     def on_predict_batch_end(
         self,

@@ -5,27 +5,33 @@ A run's folder is ``runs/NAME/VERSION``: config.yaml, metrics.csv, TensorBoard e
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import logging
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from swinv2_tasks import datamodules, tasks
+from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.backbone.checkpoint_files import read_checkpoint
 from swinv2_tasks.callbacks import ClassificationPredictions, LearningCurve, Throughput
 from swinv2_tasks.errors import UserError
-from swinv2_tasks.records import task_record
+from swinv2_tasks.records import recorded_arguments, task_record
 
 RUN_DIR = "SWINV2_TASKS_RUN_DIR"
 """Environment variable by which a run's first process tells those that it starts where the run writes."""
@@ -34,6 +40,9 @@ RUN_DIR = "SWINV2_TASKS_RUN_DIR"
 class TasksArgumentParser(LightningArgumentParser):
     """Lets a backbone be given as one of the size factories, which are functions."""
 
+    def print_usage(self, file: Any = None) -> None:
+        """Prints nothing: 150 lines of options would bury the message of a mistake. --help shows them."""
+
     def add_function_arguments(self, *args: Any, linked_targets: set[str] | None = None, **kwargs: Any) -> list[str]:
         # jsonargparse 4.53 passes linked_targets on to functions, whose method does not take it; ours have none.
         return super().add_function_arguments(*args, **kwargs)
@@ -41,6 +50,15 @@ class TasksArgumentParser(LightningArgumentParser):
 
 class TasksCLI(LightningCLI):
     """LightningCLI with this package's run folders, checkpoints and pictures."""
+
+    folder: Path
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().__init__(*args, **kwargs)
+        except Exception:
+            self._remove_failed_start()
+            raise
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str, default="run", help="name of the run's folder in --runs")
@@ -52,11 +70,14 @@ class TasksCLI(LightningCLI):
         parser.set_defaults({"checkpoint.save_last": True, "checkpoint.auto_insert_metric_name": False})
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
 
+    def _parse_ckpt_path(self) -> None:
+        # Lightning would build whatever classes the checkpoint's hyper_parameters name.
+        checkpoint = self.config[self.config.subcommand]["ckpt_path"]
+        if checkpoint is not None:
+            task_record(read_checkpoint(checkpoint).contents, checkpoint)  # complains
+
     def before_instantiate_classes(self) -> None:
         config = self._config
-        self.folder = _run_folder(Path(config["runs"]) / config["name"])
-        if config["checkpoint"]["dirpath"] is None:
-            config["checkpoint"]["dirpath"] = str(self.folder / "checkpoints")
         config["weights_only"] = True  # left open, Lightning trusts pickles that come from a URL
         if self.subcommand == "predict":
             config["return_predictions"] = False  # they are written as they come
@@ -67,14 +88,20 @@ class TasksCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._config
+        # Model and data stand by now: most mistakes end before there is a folder.
+        self.folder = folder = _run_folder(Path(config["runs"]) / config["name"])
         if config["trainer"]["logger"] in (None, True):
-            place: Any = {
-                "save_dir": self.folder.parent.parent,
-                "name": self.folder.parent.name,
-                "version": self.folder.name,
-            }
+            place: Any = {"save_dir": folder.parent.parent, "name": folder.parent.name, "version": folder.name}
             kwargs["logger"] = [CSVLogger(**place, flush_logs_every_n_steps=50), TensorBoardLogger(**place)]
-        trainer: Any = super().instantiate_trainer(default_root_dir=str(self.folder), **kwargs)
+        try:
+            trainer: Any = super().instantiate_trainer(default_root_dir=str(folder), **kwargs)
+        except ValueError as error:
+            raise UserError(f"the trainer cannot be set up so: {error}") from error
+        for callback in trainer.callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(folder / "checkpoints")  # not in the config, which may start further runs
+            if isinstance(callback, RichProgressBar) and callback.theme == RichProgressBarTheme():
+                callback.theme = dataclasses.replace(callback.theme, metrics_format=".4g")  # for small learning rates
         trainer.callbacks += [Throughput(), LearningCurve()]
         if isinstance(self.model, tasks.ClassificationTask):
             trainer.callbacks.append(ClassificationPredictions(config["output"]))
@@ -82,6 +109,22 @@ class TasksCLI(LightningCLI):
         trainer.callbacks.sort(key=lambda callback: isinstance(callback, ModelCheckpoint))
         self.model.run_name = config["name"]
         return trainer
+
+    @rank_zero_only
+    def _remove_failed_start(self) -> None:
+        """Removes the folder of a run that ended before its first training step or its evaluation was done."""
+        folder, trainer = getattr(self, "folder", None), getattr(self, "trainer", None)
+        if folder is not None and (trainer is None or trainer.global_step == 0):
+            shutil.rmtree(folder)
+
+    def after_fit(self) -> None:
+        if self.trainer.is_global_zero:
+            print(f"run: {self.folder}")
+            checkpoint: Any = self.trainer.checkpoint_callback
+            if checkpoint is not None and checkpoint.best_model_path:
+                print(
+                    f"best: {checkpoint.best_model_path}, {checkpoint.monitor} {float(checkpoint.best_model_score):.4f}"
+                )
 
 
 def run(command: str, arguments: Sequence[str]) -> TasksCLI:
@@ -104,26 +147,30 @@ def run(command: str, arguments: Sequence[str]) -> TasksCLI:
                 config = Path(scratch) / "config.yaml"
                 config.write_text(yaml.safe_dump(config_from_checkpoint(checkpoint, predict=command == "predict")))
                 arguments = [f"--config={config}", *arguments]
-            elif not {"--help", "-h"} & set(arguments):
+            elif not any(argument.partition("=")[0].endswith(("help", "-h")) for argument in arguments):
                 also = "" if command == "fit" else ", or --ckpt_path CHECKPOINT, which brings its own"
                 raise UserError(f"{command} needs --config CONFIG{also}. Configs: {', '.join(known_configs())}.")
-        return TasksCLI(
-            LightningModule,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            seed_everything_default=0,
-            parser_class=TasksArgumentParser,
-            parser_kwargs={"prog": "swinv2-tasks"},
-            args=[command, *arguments],
-            run=True,
-        )
+        try:
+            return TasksCLI(
+                LightningModule,
+                LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                auto_configure_optimizers=False,
+                seed_everything_default=0,
+                parser_class=TasksArgumentParser,
+                parser_kwargs={"prog": "swinv2-tasks"},
+                args=[command, *arguments],
+                run=True,
+            )
+        except MisconfigurationException as error:  # Lightning's word for a mistake in the trainer's settings
+            raise UserError(str(error)) from error
 
 
 def _quieten() -> None:
     """Hides what Lightning says about its own code and its maker's services: nothing that a user could act on."""
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
+    warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
         logging.getLogger(name).addFilter(lambda record: "Tip: " not in record.getMessage())
@@ -183,14 +230,20 @@ def config_from_checkpoint(path: str, *, predict: bool = False) -> dict[str, Any
             f"{path} was made with {task['class']} and {data and data['class']}, which are not both this package's; "
             "give the run's config with --config."
         )
+    with torch.device("meta"):
+        SwinTransformerV2.from_config(record["backbone"])  # refuses any position bias but this package's
     backbone = {**record["backbone"], "position_bias": f"swinv2_tasks.backbone.{record['backbone']['position_bias']}"}
     backbone_config = {"class_path": "swinv2_tasks.backbone.SwinTransformerV2", "init_args": backbone}
-    data_args = dict(data["init_args"])
+    data_args = recorded_arguments(getattr(datamodules, data["class"]), data["init_args"], path)
     if predict:
         data_args["class_names"] = [str(class_id) for class_id in record["classes"]["ids"]]
-    task_args = {name: value for name, value in task["init_args"].items() if name not in ("num_classes", "weights")}
+    task_args = {
+        name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
+        for name, value in recorded_arguments(getattr(tasks, task["class"]), task["init_args"], path).items()
+        if name not in ("num_classes", "weights")
+    }
     return {
-        "name": record["name"],
+        "name": Path(record["name"]).name,  # a file does not choose folders outside --runs
         "model": {
             "class_path": f"swinv2_tasks.tasks.{task['class']}",
             "init_args": {"backbone": backbone_config, **task_args},
@@ -202,15 +255,18 @@ def config_from_checkpoint(path: str, *, predict: bool = False) -> dict[str, Any
 @rank_zero_only
 def _make_folder(parent: Path) -> Path:
     """The next free number in ``parent``, made at once, so that two runs never share a folder."""
-    parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        taken = [int(entry.name) for entry in parent.iterdir() if entry.name.isdecimal()]
-        folder = parent / str(max(taken, default=-1) + 1)
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            continue  # another run was faster
-        return folder
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            taken = [int(entry.name) for entry in parent.iterdir() if entry.name.isdecimal()]
+            folder = parent / str(max(taken, default=-1) + 1)
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                continue  # another run was faster
+            return folder
+    except OSError as error:
+        raise UserError(f"cannot make a folder for this run in {parent} (--runs, --name): {error.strerror}") from error
 
 
 def _run_folder(parent: Path) -> Path:

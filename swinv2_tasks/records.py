@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from swinv2_tasks.errors import UserError
 
@@ -50,12 +51,45 @@ def task_record(contents: Mapping[str, Any], source: str) -> dict[str, Any]:
     """What a checkpoint of this package says about its task.
 
     Raises:
-        UserError: when it says nothing: it holds weights of another origin.
+        UserError: when it says nothing, as it holds weights of another origin, or when something is missing.
     """
-    record = contents.get("swinv2_tasks") or {}
-    if "task" not in record:
+    record = contents.get("swinv2_tasks")
+    if not isinstance(record, Mapping) or "task" not in record:
         raise UserError(
             f"{source} holds no run of this package: a ckpt_path goes on with, evaluates or predicts with such a run. "
             "Weights of other origin are given to a config as --model.weights."
         )
-    return record
+    wanting = [entry for entry in ("name", "backbone", "classes", "data", "windows") if entry not in record]
+    if not isinstance(record["task"], Mapping) or not {"class", "init_args"} <= record["task"].keys():
+        wanting.append("task")
+    if wanting:
+        raise UserError(f"{source} is damaged: its record of the run lacks {', '.join(wanting)}.")
+    return dict(record)
+
+
+def recorded_arguments(cls: type, arguments: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Arguments that ``Recorded`` wrote for a constructor, ready to call it: mappings become the dataclasses they were.
+
+    Raises:
+        UserError: when ``Recorded`` cannot have written them: names of classes to build, say, which would be code of
+            the file's choice.
+    """
+    types, checked, name = get_type_hints(cls.__init__), {}, ""  # type: ignore[misc]
+    try:
+        for name, value in arguments.items():
+            if not _is_plain(types[name]):
+                raise TypeError("it is no plain value")
+            checked[name] = types[name](**value) if dataclasses.is_dataclass(types[name]) else value
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{source} was not written by this package: a {cls.__name__} does not record its {name!r} so ({error}). "
+            "Do not use the file."
+        ) from error
+    return checked
+
+
+def _is_plain(type_hint: Any) -> bool:
+    """Whether a parameter of this type takes numbers, text, None, dataclasses, and lists and mappings of them alone."""
+    if type_hint in (bool, int, float, str, type(None), ...) or dataclasses.is_dataclass(type_hint):
+        return True
+    return get_origin(type_hint) in (list, tuple, dict, Union, UnionType) and all(map(_is_plain, get_args(type_hint)))

@@ -14,3 +14,23 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data in {folder}; SWINV2_REAL_DATA names another folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of coloured squares, laid out like ImageNet; not to be changed."""
+    from tests.tasks.tiny import write_images
+
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="session")
+def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that learned the coloured squares by the command line; not to be changed."""
+    from swinv2_tasks.__main__ import main
+    from tests.tasks.tiny import write_config
+
+    folder = tmp_path_factory.mktemp("trained")
+    config = write_config(folder / "tiny.yaml", images, trainer={"max_epochs": 8})
+    assert main(["fit", f"--config={config}", f"--runs={folder / 'runs'}"]) == 0
+    return folder / "runs" / "tiny" / "0"

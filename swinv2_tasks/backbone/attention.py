@@ -126,7 +126,8 @@ class _CosineAttentionOnCPU(torch.autograd.Function):
         heads = len(scale)
         out = qkv.new_empty(*qkv.shape[:3], qkv.shape[3] // 3)
         with torch.autocast("cpu", enabled=False):
-            for part, chunk_bias in _chunks(qkv, bias):
+            # The fused kernel refuses a bias that requires a gradient, even where none is recorded.
+            for part, chunk_bias in _chunks(qkv, bias.detach()):
                 chunk = qkv[part].flatten(0, 1).unflatten(2, (3, heads, -1)).to(bias.dtype)  # (windows, N, 3, H, D)
                 q, k = normalise(chunk[:, :, :2], scale).unbind(2)
                 q, k, v = (t.transpose(1, 2) for t in (q, k, chunk[:, :, 2]))

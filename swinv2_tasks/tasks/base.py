@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from swinv2_tasks.backbone import SwinTransformerV2, load_weights
 from swinv2_tasks.backbone.checkpoint_files import read_checkpoint
-from swinv2_tasks.backbone.weights import checkpoint_record
+from swinv2_tasks.backbone.weights import checkpoint_record, unfit_keys
 from swinv2_tasks.datamodules.classes import abbreviate
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.optim import CosineSchedule, build_optimizer
-from swinv2_tasks.records import Recorded, task_record
+from swinv2_tasks.records import Recorded, recorded_arguments, task_record
 
 
 class BaseTask(Recorded, LightningModule):
@@ -63,9 +63,11 @@ class BaseTask(Recorded, LightningModule):
     def _meet_classes(self, ids: list[Any], names: list[str], whose: str) -> None:
         """Takes over the classes of the data or of a checkpoint, or stops when they are not the ones known already."""
         if self.class_ids is not None and self.class_ids != ids:
+            other = "the model" if whose == "the data" else "the data"
             raise UserError(
-                f"{whose} has {len(ids)} classes ({abbreviate(ids)}), the model was made for {len(self.class_ids)} "
-                f"({abbreviate(self.class_ids)}). State the model's with data.class_names, or train a head for these."
+                f"{whose} has {len(ids)} classes ({abbreviate(ids)}), {other} {len(self.class_ids)} "
+                f"({abbreviate(self.class_ids)}). State the trained ones with data.class_names, or train a new head "
+                "with model.weights."
             )
         self.class_ids, self.class_names = ids, names
 
@@ -111,6 +113,11 @@ class BaseTask(Recorded, LightningModule):
         record = task_record(checkpoint, "the checkpoint")
         if record["classes"]["ids"] is not None:
             self._meet_classes(record["classes"]["ids"], record["classes"]["names"], "the checkpoint")
+        problems = unfit_keys(checkpoint["state_dict"], self.state_dict())
+        if problems:
+            raise UserError(
+                f"the checkpoint does not fit the model, which must be built as it was: {'; '.join(problems)}"
+            )
         self.backbone.set_pretrained_window(record["windows"]["pretrained"])
 
     @classmethod
@@ -129,9 +136,8 @@ class BaseTask(Recorded, LightningModule):
         record = task_record(contents, str(checkpoint_path))
         if record["task"]["class"] != cls.__name__:
             raise UserError(f"{checkpoint_path} holds a {record['task']['class']}, not a {cls.__name__}")
-        arguments = {**record["task"]["init_args"], **overrides}
-        if isinstance(arguments.get("schedule"), dict):
-            arguments["schedule"] = CosineSchedule(**arguments["schedule"])
+        arguments = recorded_arguments(cls, record["task"]["init_args"], str(checkpoint_path))
+        arguments |= {"weights": None, **overrides}
         arguments.setdefault("backbone", SwinTransformerV2.from_config(record["backbone"]))
         task = cls(**arguments)
         task.on_load_checkpoint(dict(contents))

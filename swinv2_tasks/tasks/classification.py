@@ -52,10 +52,11 @@ class ClassificationTask(BaseTask):
             name: MulticlassAccuracy(num_classes, top_k=k, average="micro", validate_args=False)
             for name, k in ks.items()
         }
-        self.val_metrics = MetricCollection(dict(accuracies), prefix="val/")
+        # Compute groups would share one count among metrics that happen to agree on the first batch.
+        self.val_metrics = MetricCollection(dict(accuracies), prefix="val/", compute_groups=False)
         self.test_metrics = self.val_metrics.clone(prefix="test/")
         real = {f"real_{name}": AnyLabelAccuracy(k) for name, k in ks.items()}
-        self.val_real_metrics = MetricCollection(dict(real), prefix="val/")
+        self.val_real_metrics = MetricCollection(dict(real), prefix="val/", compute_groups=False)
         self.test_real_metrics = self.val_real_metrics.clone(prefix="test/")
 
     def setup(self, stage: str) -> None:

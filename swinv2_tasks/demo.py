@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from swinv2_tasks.cli import run
 from swinv2_tasks.commands.sample_data import sample_data
 
 
@@ -18,8 +19,6 @@ def demo(data: str = "data/sample", runs: str = "runs") -> None:
         data: folder of the sample data; made when it is missing.
         runs: folder for the runs and their pictures.
     """
-    from swinv2_tasks.cli import run
-
     sample_data(data)
     table = Table(title="swinv2-tasks demo: trained from scratch, evaluated on held-out samples")
     for column in ("task", "metric", "value", "seconds", "pictures"):

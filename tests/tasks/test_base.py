@@ -1,0 +1,294 @@
+"""What all tasks share: checkpoints that say how to build the task again, classes, optimizer and schedule."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from swinv2_tasks.backbone import LinearCPB, SwinTransformerV2, save_weights
+from swinv2_tasks.errors import UserError
+from swinv2_tasks.optim import CosineSchedule
+from swinv2_tasks.tasks import ClassificationTask
+from tests.backbone.checkpoints import randomise
+from tests.tasks.tiny import BACKBONE, new_data, new_task, new_trainer
+
+
+def pixels(side: int = 32) -> Tensor:
+    return torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(3))
+
+
+def fitted(images: Path, folder: Path, window: Any = 4, image_size: int = 32, **arguments: Any) -> ClassificationTask:
+    """A task that took a step of training, and its checkpoint in folder/task.ckpt."""
+    task = new_task(window=window, **arguments)
+    trainer = new_trainer(folder, limit_train_batches=1, limit_val_batches=1)
+    trainer.fit(task, new_data(images, image_size=image_size))
+    randomise(task)  # norms start at 0, which hides the blocks
+    trainer.save_checkpoint(folder / "task.ckpt")
+    return task.eval()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    fitted(images, folder)
+    return folder / "task.ckpt"
+
+
+def changed(checkpoint: Path, path: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
+    contents = torch.load(checkpoint, weights_only=True)
+    change(contents["swinv2_tasks"])
+    torch.save(contents, path)
+    return path
+
+
+# ---- checkpoints
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", [32, 47])
+def test_a_task_comes_back_from_its_checkpoint_alone(side: int, images: Path, tmp_path: Path) -> None:
+    task = fitted(images, tmp_path, dropout=0.25)
+    loaded = ClassificationTask.load_from_checkpoint(tmp_path / "task.ckpt")
+    assert not loaded.training
+    torch.testing.assert_close(loaded(pixels(side)), task(pixels(side)), rtol=0, atol=0)
+    assert loaded.class_ids == loaded.class_names == ["n01", "n02", "n03"]
+    assert loaded.head.dropout.p == 0.25
+    assert loaded.schedule == task.schedule
+
+
+def test_checkpoints_hold_nothing_but_data(checkpoint: Path) -> None:
+    """torch.load refuses everything else under weights_only."""
+    contents = torch.load(checkpoint, weights_only=True)
+    assert contents["swinv2_tasks"]["task"]["class"] == "ClassificationTask"
+    assert "hyper_parameters" not in contents
+
+
+@torch.no_grad()
+def test_windows_are_recorded_as_in_effect_at_the_training_size(images: Path, tmp_path: Path) -> None:
+    """Window 16 at 64 pixels: maps of 16×16 and 8×8, so that the second stage's window is 8."""
+    task = fitted(images, tmp_path, window=16, image_size=64)
+    record = torch.load(tmp_path / "task.ckpt", weights_only=True)["swinv2_tasks"]
+    assert record["windows"] == {"effective": [[16, 16], [8, 8]], "pretrained": [[16, 16], [8, 8]]}
+    loaded = ClassificationTask.load_from_checkpoint(tmp_path / "task.ckpt")
+    assert loaded.backbone.window_size == ((16, 16), (16, 16))
+    assert loaded.backbone.pretrained_window_size == ((16, 16), (8, 8))
+    # At the training size the position bias is the one trained with; at 128 pixels it goes on from there.
+    torch.testing.assert_close(loaded(pixels(64)), task(pixels(64)), rtol=0, atol=0)
+    by_hand = new_task(window=16)
+    by_hand.load_state_dict(task.state_dict())
+    by_hand.backbone.set_pretrained_window([[16, 16], [8, 8]])
+    torch.testing.assert_close(loaded(pixels(128)), by_hand.eval()(pixels(128)), rtol=0, atol=0)
+    assert (loaded(pixels(128)) - task(pixels(128))).abs().max() > 1e-4  # which has forgotten, as it knows no window
+
+
+def test_windows_of_a_first_pretraining_survive_fine_tuning(images: Path, tmp_path: Path) -> None:
+    task = new_task(window=8)
+    task.backbone.set_pretrained_window([[4, 4], [2, 2]])
+    trainer = new_trainer(tmp_path, limit_train_batches=1, limit_val_batches=0)
+    trainer.fit(task, new_data(images, image_size=32))
+    trainer.save_checkpoint(tmp_path / "task.ckpt")
+    windows = torch.load(tmp_path / "task.ckpt", weights_only=True)["swinv2_tasks"]["windows"]
+    assert windows == {"effective": [[8, 8], [4, 4]], "pretrained": [[4, 4], [2, 2]]}
+
+
+@torch.no_grad()
+def test_every_setting_of_the_backbone_comes_back(images: Path, tmp_path: Path) -> None:
+    backbone = SwinTransformerV2(
+        12, (2, 1), (3, 2), [[3, 3], [2, 4]], pretrained_window_size=[[5, 5], 0], patch_size=2, mlp_ratio=2.0,
+        drop_path_rate=0.3, position_bias=LinearCPB, extra_norm_every=2,
+    )  # fmt: skip
+    task = randomise(ClassificationTask(backbone, 3))
+    trainer = new_trainer(tmp_path)
+    trainer.validate(task, new_data(images), verbose=False)
+    trainer.save_checkpoint(tmp_path / "task.ckpt")
+    loaded = ClassificationTask.load_from_checkpoint(tmp_path / "task.ckpt")
+    expected = backbone.config | {"pretrained_window_size": [[5, 5], [2, 4]]}
+    assert loaded.backbone.config == expected
+    torch.testing.assert_close(loaded(pixels()), task.eval()(pixels()), rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_arguments_given_on_loading_go_before_recorded_ones(checkpoint: Path) -> None:
+    backbone = SwinTransformerV2(**{**BACKBONE, "window_size": 8})
+    loaded = ClassificationTask.load_from_checkpoint(checkpoint, backbone=backbone, dropout=0.5)
+    assert loaded.head.dropout.p == 0.5
+    assert loaded.backbone is backbone
+    assert backbone.pretrained_window_size == ((4, 4), (4, 4))  # those of the training
+    live = ClassificationTask.load_from_checkpoint(checkpoint)
+    live.backbone.set_window(8)
+    torch.testing.assert_close(loaded(pixels(64)), live(pixels(64)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))])
+def test_tasks_and_datamodules_can_be_copied_and_pickled(duplicate: Callable[[Any], Any], images: Path) -> None:
+    task, data = randomise(new_task(dropout=0.1)).eval(), new_data(images, batch_size=5)
+    data.setup("fit")
+    with torch.no_grad():
+        expected = task(pixels())
+        twin = duplicate(task)
+        torch.testing.assert_close(twin(pixels()), expected, rtol=0, atol=0)
+    assert twin.init_args == task.init_args
+    other = duplicate(data)
+    assert other.init_args == data.init_args
+    assert other.train_samples == data.train_samples
+
+
+# ---- checkpoints that must not be trusted
+
+
+def test_a_checkpoint_of_another_class_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    path = changed(checkpoint, tmp_path / "other.ckpt", lambda record: record["task"].update({"class": "os.system"}))
+    with pytest.raises(UserError, match=r"other\.ckpt holds a os\.system, not a ClassificationTask"):
+        ClassificationTask.load_from_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["os.system", "swin_v2.torch.nn.Linear", "LogCPB.forward", ""])
+def test_only_known_position_biases_are_built(name: str, checkpoint: Path, tmp_path: Path) -> None:
+    path = changed(checkpoint, tmp_path / "bias.ckpt", lambda record: record["backbone"].update(position_bias=name))
+    with pytest.raises(UserError, match="LogCPB, LinearCPB, BiasTable"):
+        ClassificationTask.load_from_checkpoint(path)
+
+
+@pytest.mark.parametrize("part", ["backbone", "optimizer", "schedule"])
+def test_a_checkpoint_that_names_parts_to_build_is_refused(part: str, checkpoint: Path, tmp_path: Path) -> None:
+    hostile = {part: {"class_path": "os.system", "init_args": {"command": "true"}}}
+    path = changed(checkpoint, tmp_path / "parts.ckpt", lambda record: record["task"]["init_args"].update(hostile))
+    with pytest.raises(UserError, match=rf"parts\.ckpt .* does not record its '{part}'"):
+        ClassificationTask.load_from_checkpoint(path)
+
+
+def test_a_checkpoint_does_not_choose_files_to_read(checkpoint: Path, tmp_path: Path) -> None:
+    hostile = {"weights": str(tmp_path / "elsewhere.pth")}
+    path = changed(checkpoint, tmp_path / "files.ckpt", lambda record: record["task"]["init_args"].update(hostile))
+    ClassificationTask.load_from_checkpoint(path)  # would not find the file
+
+
+def test_weights_of_another_origin_are_no_checkpoint_of_a_run(tmp_path: Path) -> None:
+    save_weights(new_task(), tmp_path / "official.pth")
+    with pytest.raises(UserError, match=r"official\.pth holds no run of this package.*--model\.weights"):
+        ClassificationTask.load_from_checkpoint(tmp_path / "official.pth")
+
+
+def test_tensors_that_do_not_fit_are_named(checkpoint: Path) -> None:
+    larger = SwinTransformerV2(**{**BACKBONE, "embed_dim": 16})
+    with pytest.raises(UserError, match=r"of another shape: backbone\.patch_embed\.proj\.weight \(\(8, 3, 4, 4\)"):
+        ClassificationTask.load_from_checkpoint(checkpoint, backbone=larger)
+
+
+def test_missing_tensors_are_named(checkpoint: Path, tmp_path: Path) -> None:
+    contents = torch.load(checkpoint, weights_only=True)
+    del contents["state_dict"]["head.fc.weight"]
+    torch.save(contents, tmp_path / "part.ckpt")
+    with pytest.raises(UserError, match=r"1 missing: head\.fc\.weight"):
+        ClassificationTask.load_from_checkpoint(tmp_path / "part.ckpt")
+
+
+# ---- classes
+
+
+def test_classes_of_the_data_go_into_the_checkpoint(images: Path, tmp_path: Path) -> None:
+    trainer = new_trainer(tmp_path)
+    trainer.validate(new_task(), new_data(images, class_names=str(images / "classes.csv")), verbose=False)
+    trainer.save_checkpoint(tmp_path / "task.ckpt")
+    classes = torch.load(tmp_path / "task.ckpt", weights_only=True)["swinv2_tasks"]["classes"]
+    assert classes == {"ids": ["n01", "n02", "n03"], "names": ["red apple", "green leaf", "blue sea"]}
+
+
+def test_other_classes_than_the_models_stop_with_both_lists(checkpoint: Path, images: Path, tmp_path: Path) -> None:
+    task = ClassificationTask.load_from_checkpoint(checkpoint)
+    with pytest.raises(UserError) as error:
+        new_trainer(tmp_path).validate(task, new_data(images, class_names=["n01", "n02", "n03", "x"]), verbose=False)
+    for words in ("the data has 4 classes (n01, n02, n03, x)", "the model 3 (n01, n02, n03)"):
+        assert words in str(error.value)
+
+
+def test_the_same_classes_in_another_order_are_other_classes(checkpoint: Path, images: Path, tmp_path: Path) -> None:
+    task = ClassificationTask.load_from_checkpoint(checkpoint)
+    with pytest.raises(UserError, match="n02, n01, n03"):
+        new_trainer(tmp_path).validate(task, new_data(images, class_names=["n02", "n01", "n03"]), verbose=False)
+
+
+def test_a_head_of_another_size_than_the_data_stops(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"3 classes, model\.num_classes is 5"):
+        new_trainer(tmp_path).validate(new_task(5), new_data(images), verbose=False)
+
+
+# ---- optimizer and schedule
+
+
+def learned(
+    images: Path, folder: Path, data: dict[str, Any] | None = None, **trainer: Any
+) -> tuple[Any, ClassificationTask]:
+    task = new_task(schedule=CosineSchedule(warmup_epochs=0, min_lr=0.0), optimizer=lambda groups: SGD(groups, lr=0.1))
+    settings = {"limit_val_batches": 0, **trainer}
+    fit = new_trainer(folder, **settings)
+    fit.fit(task, new_data(images, **(data or {})))
+    return fit, task
+
+
+@pytest.mark.parametrize(
+    ("trainer", "steps"),
+    [
+        ({"max_epochs": 2}, 6),  # 18 images in batches of 6
+        ({"max_epochs": 2, "limit_train_batches": 2}, 4),
+        ({"max_epochs": 2, "limit_train_batches": 0.7}, 4),
+        ({"max_epochs": 2, "accumulate_grad_batches": 2}, 4),  # 2 + 1 batches per epoch
+        ({"max_epochs": -1, "max_steps": 5}, 5),
+        ({"max_epochs": 9, "max_steps": 4}, 4),
+        ({"max_epochs": 1, "max_steps": 40}, 3),
+    ],
+    ids=str,
+)
+def test_the_schedule_ends_with_the_training(trainer: dict[str, Any], steps: int, images: Path, tmp_path: Path) -> None:
+    fit, _ = learned(images, tmp_path, **trainer)
+    assert fit.global_step == steps
+    (scheduler,) = (config.scheduler for config in fit.lr_scheduler_configs)
+    assert scheduler.last_epoch == steps  # stepped after every iteration
+    assert scheduler.get_last_lr() == pytest.approx([0.0, 0.0], abs=1e-12)
+    factor = scheduler.lr_lambdas[0]
+    assert factor(steps - 1) > 1e-4  # and not before
+
+
+@pytest.mark.parametrize(("batches", "samples"), [(1, 6), (3, 18)])
+def test_learning_rates_count_accumulated_batches(batches: int, samples: int, images: Path, tmp_path: Path) -> None:
+    fit, _ = learned(images, tmp_path, accumulate_grad_batches=batches)
+    (scheduler,) = (config.scheduler for config in fit.lr_scheduler_configs)
+    assert scheduler.base_lrs == pytest.approx([0.1 * samples / 512] * 2)
+
+
+def test_an_endless_training_is_refused(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"trainer\.max_epochs or trainer\.max_steps"):
+        learned(images, tmp_path, max_epochs=-1)
+
+
+def test_fit_without_a_datamodule_is_refused(images: Path, tmp_path: Path) -> None:
+    data = new_data(images)
+    data.setup("fit")
+    with pytest.raises(UserError, match="datamodule"):
+        new_trainer(tmp_path).fit(new_task(), data.train_dataloader())
+
+
+def test_frozen_stages_stay_as_they_are(images: Path, tmp_path: Path) -> None:
+    backbone = SwinTransformerV2(**BACKBONE, frozen_stages=1)
+    task = ClassificationTask(backbone, 3, schedule=CosineSchedule(warmup_epochs=0, reference_batch=0))
+    before = {name: p.clone() for name, p in task.named_parameters()}
+    new_trainer(tmp_path, limit_val_batches=0).fit(task, new_data(images))
+    changed = {name for name, p in task.named_parameters() if not torch.equal(p, before[name])}
+    assert changed
+    assert all(name.startswith(("backbone.layers.1.", "head.")) for name in changed)
+
+
+def test_a_task_is_a_plain_module() -> None:
+    """Built and used without a trainer, a datamodule or the command line."""
+    task = new_task().eval()
+    assert isinstance(task, nn.Module)
+    with torch.no_grad():
+        assert task(pixels(40)).shape == (2, 3)

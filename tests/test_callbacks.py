@@ -1,0 +1,211 @@
+"""What a run shows and draws."""
+
+from __future__ import annotations
+
+import csv
+import math
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import CSVLogger
+from PIL import Image
+
+from swinv2_tasks.callbacks import (
+    ClassificationPredictions,
+    LearningCurve,
+    Throughput,
+    draw_contact_sheet,
+    draw_learning_curve,
+)
+from swinv2_tasks.errors import UserError
+from swinv2_tasks.optim import CosineSchedule
+from tests.tasks.tiny import new_data, new_task, new_trainer
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# ---- learning curve
+
+
+def write_metrics(path: Path, columns: dict[str, list[float | None]]) -> Path:
+    with path.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["epoch", "step", *columns])
+        for step, values in enumerate(zip(*columns.values(), strict=True)):
+            table.writerow([0, step, *("" if value is None else value for value in values)])
+    return path
+
+
+def test_curve_has_a_panel_per_kind_of_column(tmp_path: Path) -> None:
+    metrics = write_metrics(
+        tmp_path / "metrics.csv",
+        {"train/loss": [1.0, 0.5], "val/loss": [None, 0.6], "val/top1": [None, 0.5], "lr": [0.1, 0.2], "img/s": [1, 2]},
+    )
+    draw_learning_curve(metrics, tmp_path / "curve.png")
+    with Image.open(tmp_path / "curve.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.size == (4 * 500, 400)  # loss, metric, lr, img/s
+
+
+def test_curve_follows_the_values(tmp_path: Path) -> None:
+    pictures = []
+    for name, values in (("falling", [3.0, 2.0, 1.0]), ("rising", [1.0, 2.0, 3.0])):
+        metrics = write_metrics(tmp_path / f"{name}.csv", {"train/loss": list(values)})
+        draw_learning_curve(metrics, tmp_path / f"{name}.png")
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            pictures.append(np.asarray(picture.convert("L"), dtype=float))
+    assert pictures[0].shape == pictures[1].shape
+    assert np.abs(pictures[0] - pictures[1]).max() > 100
+
+
+def test_empty_cells_are_no_points(tmp_path: Path) -> None:
+    write_metrics(tmp_path / "with.csv", {"val/loss": [None, 2.0, None, 1.0]})
+    (tmp_path / "without.csv").write_text("epoch,step,val/loss\n0,1,2.0\n0,3,1.0\n")
+    for name in ("with", "without"):
+        draw_learning_curve(tmp_path / f"{name}.csv", tmp_path / f"{name}.png")
+    with Image.open(tmp_path / "with.png") as one, Image.open(tmp_path / "without.png") as other:
+        assert np.array_equal(np.asarray(one), np.asarray(other))
+
+
+def test_nothing_logged_gives_no_picture(tmp_path: Path) -> None:
+    draw_learning_curve(write_metrics(tmp_path / "metrics.csv", {}), tmp_path / "curve.png")
+    assert not (tmp_path / "curve.png").exists()
+
+
+class Interrupts(Callback):
+    """Presses Ctrl+C in the second epoch."""
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.current_epoch == 1:
+            raise KeyboardInterrupt
+
+
+def test_curve_is_drawn_when_training_is_interrupted(images: Path, tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path, name="", version="")
+    trainer = new_trainer(tmp_path, LearningCurve(), Interrupts(), logger=logger, max_epochs=3, log_every_n_steps=1)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit):
+            trainer.fit(new_task(), new_data(images))
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning ignores further interrupts while it ends
+    assert {row["epoch"] for row in rows(tmp_path / "metrics.csv")} == {"0"}
+    with Image.open(tmp_path / "learning_curve.png") as picture:
+        assert picture.size[0] >= 500
+
+
+# ---- learning rate and speed
+
+
+def test_learning_rate_is_that_of_the_step_it_is_logged_with(images: Path, tmp_path: Path) -> None:
+    """Three steps per epoch: one epoch of warmup from 1e-6 to AdamW's 1e-3, then half a cosine over three steps."""
+    task = new_task(schedule=CosineSchedule(warmup_epochs=1, warmup_lr=1e-6, min_lr=0.0, reference_batch=0))
+    logger = CSVLogger(tmp_path, name="", version="")
+    new_trainer(tmp_path, Throughput(), logger=logger, max_epochs=2, log_every_n_steps=1).fit(task, new_data(images))
+    rates = [float(row["lr"]) for row in rows(tmp_path / "metrics.csv") if row["lr"]]
+    warmup = [1e-6, 1e-6 + (1e-3 - 1e-6) / 3, 1e-6 + (1e-3 - 1e-6) * 2 / 3]
+    cosine = [1e-3 * (1 + math.cos(math.pi * step / 3)) / 2 for step in range(3)]
+    assert rates == pytest.approx(warmup + cosine, rel=1e-5)
+
+
+class Clock(Callback):
+    """Notes when each step ends, none of which is shorter than 20 ms."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        time.sleep(0.02)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.ends.append(time.perf_counter())
+
+
+def test_images_per_second_are_averaged_over_steps(images: Path, tmp_path: Path) -> None:
+    """The first step, which waits for the loader, is left out; three steps of two images each follow."""
+    clock, logger = Clock(), CSVLogger(tmp_path, name="", version="")
+    trainer = new_trainer(tmp_path, clock, Throughput(every_n_steps=3), logger=logger, log_every_n_steps=1)
+    trainer.fit(new_task(), new_data(images, batch_size=2))  # 9 steps
+    speeds = {int(row["step"]): float(row["img/s"]) for row in rows(tmp_path / "metrics.csv") if row["img/s"]}
+    assert min(speeds) == 2
+    assert speeds[2] == pytest.approx(2 * 2 / (clock.ends[2] - clock.ends[0]), rel=0.2)
+    assert speeds[5] == pytest.approx(3 * 2 / (clock.ends[5] - clock.ends[2]), rel=0.2)
+
+
+# ---- contact sheet and table of predictions
+
+
+def squares(folder: Path, number: int) -> list[tuple[str, list[str]]]:
+    folder.mkdir()
+    for k in range(number):
+        Image.new("RGB", (30, 20), (255, 0, 255)).save(folder / f"{k}.png")
+    return [
+        (str(folder / f"{k}.png"), [f"class {k} 90%", "a class with quite a long name indeed 5%"])
+        for k in range(number)
+    ]
+
+
+def magenta(picture: Path) -> np.ndarray:
+    with Image.open(picture) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    return (pixels == (255, 0, 255)).all(-1)
+
+
+@pytest.mark.parametrize(("number", "columns", "rows"), [(1, 1, 1), (4, 4, 1), (6, 6, 1), (7, 6, 2)])
+def test_contact_sheet_has_a_cell_per_image(number: int, columns: int, rows: int, tmp_path: Path) -> None:
+    draw_contact_sheet(squares(tmp_path / "in", number), tmp_path / "sheet.png")
+    mask = magenta(tmp_path / "sheet.png")
+    assert mask.shape == (310 * rows, 220 * columns)
+    cells = mask.reshape(rows, 310, columns, 220).any((1, 3))
+    assert cells.sum() == number
+
+
+def test_nothing_to_draw_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no image"):
+        draw_contact_sheet([], tmp_path / "sheet.png")
+    assert not (tmp_path / "sheet.png").exists()
+
+
+def predict(images: Path, folder: Path, classes: int, pictures: int = 48) -> None:
+    task = new_task(classes)
+    task.class_ids = [f"id{k}" for k in range(classes)]
+    task.class_names = [f"name, {k}" for k in range(classes)]
+    data = new_data(images, source=str(images / "val"))
+    new_trainer(folder, ClassificationPredictions(str(folder / "out"), pictures)).predict(
+        task, data, return_predictions=False
+    )
+
+
+@pytest.mark.parametrize(("classes", "shown"), [(3, 3), (7, 5)])
+def test_table_holds_the_best_classes_of_each_image(classes: int, shown: int, images: Path, tmp_path: Path) -> None:
+    predict(images, tmp_path, classes)
+    table = rows(tmp_path / "out" / "predictions.csv")
+    assert {row["path"] for row in table} == {str(path) for path in (images / "val").rglob("*.jpg")}
+    assert list(table[0]) == ["path"] + [f"{what}{k}" for k in range(1, shown + 1) for what in ("id", "name", "score")]
+    for row in table:
+        scores = [float(row[f"score{k}"]) for k in range(1, shown + 1)]
+        assert scores == sorted(scores, reverse=True)
+        assert all(row[f"name{k}"] == f"name, {row[f'id{k}'].removeprefix('id')}" for k in range(1, shown + 1))
+        assert len({row[f"id{k}"] for k in range(1, shown + 1)}) == shown
+
+
+def test_contact_sheet_shows_no_more_images_than_asked_for(images: Path, tmp_path: Path) -> None:
+    predict(images, tmp_path, 3, pictures=2)
+    with Image.open(tmp_path / "out" / "contact_sheet.png") as picture:
+        assert picture.size == (440, 310)
+    assert len(rows(tmp_path / "out" / "predictions.csv")) == 12
+
+
+def test_a_file_in_the_place_of_the_folder_is_told_before_the_work(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(UserError, match="out is a file"):
+        predict(images, tmp_path, 3)
+    assert (tmp_path / "out").read_text() == "mine"

@@ -1,0 +1,154 @@
+"""Every config that is shipped is accepted, whole, by the command line's own parser."""
+
+from __future__ import annotations
+
+import io
+from contextlib import redirect_stdout
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import LightningDataModule, LightningModule
+
+from swinv2_tasks.__main__ import main
+from swinv2_tasks.cli import TasksArgumentParser, known_configs, shipped_configs
+from swinv2_tasks.datamodules import ImageNetDataModule
+from swinv2_tasks.tasks import ClassificationTask
+
+ALL = sorted(str(path.relative_to(shipped_configs())) for path in shipped_configs().rglob("*.yaml"))
+OVERLAYS = [name for name in ALL if name.startswith("overlays/")]
+COMPLETE = [name for name in ALL if name not in OVERLAYS]
+
+PARAMETERS = {
+    "swinv2_tiny": 27_578_154,
+    "swinv2_small": 48_959_418,
+    "swinv2_base": 86_893_816,
+    "swinv2_large": 195_202_932,
+}
+"""Published numbers for the backbone and the norm after it, which belongs to the head here."""
+
+
+@cache
+def parsed(*names: str) -> dict[str, Any]:
+    """What ``fit`` makes of configs, all defaults filled in."""
+    printed = io.StringIO()
+    with redirect_stdout(printed), pytest.raises(SystemExit) as end:
+        main(["fit", *(f"--config={name}" for name in names), "--print_config"])
+    assert end.value.code == 0
+    return yaml.safe_load(printed.getvalue())
+
+
+def built(config: dict[str, Any]) -> tuple[ClassificationTask, LightningDataModule]:
+    """The task, without memory for its parameters, and the datamodule of a config."""
+    model = {**config["model"], "init_args": {**config["model"]["init_args"], "weights": None, "num_classes": 10}}
+    parts = []
+    for device, name, base, part in (
+        ("meta", "model", LightningModule, model),
+        ("cpu", "data", LightningDataModule, config["data"]),
+    ):
+        parser = TasksArgumentParser()
+        parser.add_lightning_class_args(base, name, subclass_mode=True)
+        with torch.device(device):
+            parts.append(parser.instantiate_classes(parser.parse_object({name: part}))[name])
+    return parts[0], parts[1]
+
+
+def test_all_configs_can_be_named() -> None:
+    assert set(ALL) <= set(known_configs())
+    assert {"imagenet.yaml", "demo_imagenet.yaml", "overlays/small.yaml"} <= set(ALL)
+
+
+@pytest.mark.parametrize("name", COMPLETE)
+def test_a_config_is_complete(name: str) -> None:
+    config = parsed(name)
+    assert config["name"] not in (None, "run")  # runs of different configs do not mix
+    assert config["trainer"]["accelerator"] == "auto"
+    assert config["trainer"]["max_epochs"] or config["trainer"]["max_steps"] > 0
+    assert config["checkpoint"]["monitor"]
+    task, data = built(config)
+    assert isinstance(task, ClassificationTask)
+    assert isinstance(data, ImageNetDataModule)
+    size = config["model"]["init_args"]["backbone"]["class_path"].rpartition(".")[2]
+    if size in PARAMETERS:
+        last = task.backbone.channels[-1]
+        assert sum(p.numel() for p in task.backbone.parameters()) == PARAMETERS[size] - 2 * last
+    # No map is smaller than a window by accident: at the config's own size, windows shrink in the last stage at most.
+    window, size = task.backbone.window_size, data.init_args["image_size"]
+    assert task.backbone.effective_windows(size)[:-1] == window[:-1]
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_an_overlay_goes_over_the_imagenet_config(name: str) -> None:
+    config, base = parsed("imagenet.yaml", name), parsed("imagenet.yaml")
+    assert config != base
+    assert config["name"] == base["name"]
+    built(config)
+
+
+def test_the_imagenet_config_is_the_published_recipe() -> None:
+    """Reference, section 3, first row."""
+    config = parsed("imagenet.yaml")
+    trainer, model, data = config["trainer"], config["model"]["init_args"], config["data"]["init_args"]
+    assert (trainer["max_epochs"], trainer["gradient_clip_val"], trainer["precision"]) == (300, 5.0, "bf16-mixed")
+    assert model["backbone"]["init_args"]["window_size"] == 8
+    assert model["backbone"]["init_args"]["drop_path_rate"] == 0.2
+    assert model["label_smoothing"] == 0.1
+    optimizer = model["optimizer"]["init_args"]
+    assert model["optimizer"]["class_path"] == "torch.optim.AdamW"
+    assert (optimizer["lr"], optimizer["weight_decay"], optimizer["eps"]) == (5e-4, 0.05, 1e-8)
+    assert optimizer["betas"] == [0.9, 0.999]
+    assert model["schedule"] == {
+        "warmup_epochs": 20.0, "warmup_lr": 5e-7, "min_lr": 5e-6, "reference_batch": 512, "layer_decay": 1.0,
+    }  # fmt: skip
+    expected = {
+        "image_size": 256, "rand_augment_ops": 2, "rand_augment_magnitude": 9, "color_jitter": 0.4,
+        "random_erasing": 0.25, "mixup": 0.8, "cutmix": 1.0, "mixup_switch": 0.5, "crop_ratio": 224 / 256,
+    }  # fmt: skip
+    assert {name: data[name] for name in expected} == expected
+
+
+RECIPES = {
+    # drop path, pre-training windows, window, image, epochs, warmup, lr, warmup lr, min lr, weight decay, layer decay
+    "swinv2_tiny_w16_256": (0.2, None, 16, 256, 300, 20, 5e-4, 5e-7, 5e-6, 0.05, 1.0),
+    "swinv2_small_w8_256": (0.3, None, 8, 256, 300, 20, 5e-4, 5e-7, 5e-6, 0.05, 1.0),
+    "swinv2_small_w16_256": (0.3, None, 16, 256, 300, 20, 5e-4, 5e-7, 5e-6, 0.05, 1.0),
+    "swinv2_base_w8_256": (0.5, None, 8, 256, 300, 20, 5e-4, 5e-7, 5e-6, 0.05, 1.0),
+    "swinv2_base_w16_256": (0.5, None, 16, 256, 300, 20, 5e-4, 5e-7, 5e-6, 0.05, 1.0),
+    "swinv2_base_22k_w12_192": (0.2, None, 12, 192, 90, 5, 1.25e-4, 1.25e-7, 1.25e-6, 0.1, 1.0),
+    "swinv2_large_22k_w12_192": (0.2, None, 12, 192, 90, 5, 1.25e-4, 1.25e-7, 1.25e-6, 0.1, 1.0),
+    "swinv2_base_22kto1k_w16_256": (0.2, (12, 12, 12, 6), 16, 256, 30, 5, 2e-5, 2e-8, 2e-7, 1e-8, 1.0),
+    "swinv2_base_22kto1k_w24_384": (0.2, (12, 12, 12, 6), 24, 384, 30, 5, 2e-5, 2e-8, 2e-7, 1e-8, 1.0),
+    "swinv2_large_22kto1k_w16_256": (0.2, (12, 12, 12, 6), 16, 256, 30, 5, 2e-5, 2e-8, 2e-7, 1e-8, 1.0),
+    "swinv2_large_22kto1k_w24_384": (0.2, (12, 12, 12, 6), 24, 384, 30, 5, 2e-5, 2e-8, 2e-7, 1e-8, 1.0),
+    "swinv2_base_simmim_w14_224": (0.1, (12, 12, 12, 6), 14, 224, 100, 20, 1.25e-3, 2.5e-7, 2.5e-7, 0.05, 0.75),
+}
+"""Reference, section 3, row by row."""
+
+
+def test_every_paper_config_is_a_row_of_the_reference() -> None:
+    assert {f"paper/{name}.yaml" for name in RECIPES} == {name for name in ALL if name.startswith("paper/")}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_paper_config_is_the_published_recipe(name: str) -> None:
+    drop_path, windows, window, size, epochs, warmup, lr, warmup_lr, min_lr, weight_decay, layer_decay = RECIPES[name]
+    config = parsed(f"paper/{name}.yaml")
+    model, data = config["model"]["init_args"], config["data"]["init_args"]
+    backbone, optimizer = model["backbone"]["init_args"], model["optimizer"]["init_args"]
+    assert config["name"] == name
+    assert model["backbone"]["class_path"] == f"swinv2_tasks.backbone.{name[: name.index('_', 7)]}"
+    assert (backbone["window_size"], backbone["drop_path_rate"]) == (window, drop_path)
+    assert data["image_size"] == size
+    assert (config["trainer"]["max_epochs"], config["trainer"]["gradient_clip_val"]) == (epochs, 5.0)
+    assert model["optimizer"]["class_path"] == "torch.optim.AdamW"
+    assert (optimizer["weight_decay"], optimizer["betas"], optimizer["eps"]) == (weight_decay, [0.9, 0.999], 1e-8)
+    schedule = model["schedule"]
+    assert (schedule["warmup_epochs"], schedule["layer_decay"]) == (warmup, layer_decay)
+    # Stated for another batch than 512 as well, the rates are the same per image.
+    scale = schedule["reference_batch"] / 512
+    rates = (optimizer["lr"] / scale, schedule["warmup_lr"] / scale, schedule["min_lr"] / scale)
+    assert rates == pytest.approx((lr, warmup_lr, min_lr))
+    assert data["crop_ratio"] == (1.0 if size == 384 else pytest.approx(224 / 256))
+    assert (model["weights"] is None) == (windows is None)  # fine-tuning starts from weights, which say their windows
