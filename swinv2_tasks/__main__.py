@@ -6,6 +6,7 @@ Heavy libraries are imported only by the command that needs them, so that help a
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows the program's name; None: those of the process.
 
     Returns:
-        The exit status: 0 done, 1 a mistake of the user, told on standard error, 130 interrupted.
+        The exit status: 0 done, 1 a mistake of the user, told on standard error, 130 interrupted, 141 nobody reads on.
         Unknown arguments and invalid values end in ``SystemExit(2)``.
     """
     command, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
@@ -72,6 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"swinv2-tasks: {_first_hand(str(mistake))}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("swinv2-tasks: interrupted", file=sys.stderr)
         return 130

@@ -60,11 +60,12 @@ class LearningCurve(Callback):
             self._draw(trainer)
 
     def _draw(self, trainer: Trainer) -> None:
-        if not trainer.is_global_zero or trainer.log_dir is None:
+        log_dir = trainer.log_dir  # asks all processes, so before the first goes on alone
+        if not trainer.is_global_zero or log_dir is None:
             return
         for logger in trainer.loggers:
             logger.save()
-        metrics = Path(trainer.log_dir) / "metrics.csv"
+        metrics = Path(log_dir) / "metrics.csv"
         if metrics.is_file():
             draw_learning_curve(metrics, metrics.with_name("learning_curve.png"))
 
@@ -139,9 +140,10 @@ class ClassificationPredictions(Callback):
             shares: list[Any] = [None] * trainer.world_size
             torch.distributed.all_gather_object(shares, self._rows)
             self._rows = sorted({row[0]: row for share in shares for row in share}.values())
+        log_dir = trainer.log_dir  # asks all processes, so before the first goes on alone
         if not trainer.is_global_zero:
             return
-        folder = Path(self.folder or Path(trainer.log_dir or ".") / "predictions")
+        folder = Path(self.folder or Path(log_dir or ".") / "predictions")
         folder.mkdir(parents=True, exist_ok=True)
         number = len(self._rows[0][2]) if self._rows else 0
         task: Any = pl_module

@@ -79,8 +79,15 @@ class TasksCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self._config
         config["weights_only"] = True  # left open, Lightning trusts pickles that come from a URL
+        weights = config["ckpt_path"] or (config["model"].get("init_args") or {}).get("weights")
         if self.subcommand == "predict":
             config["return_predictions"] = False  # they are written as they come
+            if not weights:
+                raise UserError(
+                    "predict needs a trained model: --ckpt_path CHECKPOINT of a run, or --model.weights FILE"
+                )
+        elif self.subcommand != "fit" and not weights:
+            print(f"{self.subcommand}: neither --ckpt_path nor --model.weights is given: the model is untrained")
 
     @property
     def _config(self) -> Any:
@@ -95,7 +102,7 @@ class TasksCLI(LightningCLI):
             kwargs["logger"] = [CSVLogger(**place, flush_logs_every_n_steps=50), TensorBoardLogger(**place)]
         try:
             trainer: Any = super().instantiate_trainer(default_root_dir=str(folder), **kwargs)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise UserError(f"the trainer cannot be set up so: {error}") from error
         for callback in trainer.callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:

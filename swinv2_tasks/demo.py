@@ -22,7 +22,7 @@ def demo(data: str = "data/sample", runs: str = "runs") -> None:
     sample_data(data)
     table = Table(title="swinv2-tasks demo: trained from scratch, evaluated on held-out samples")
     for column in ("task", "metric", "value", "seconds", "pictures"):
-        table.add_column(column, justify="right" if column in ("value", "seconds") else "left")
+        table.add_column(column, justify="right" if column in ("value", "seconds") else "left", overflow="fold")
 
     start = time.perf_counter()
     folder = Path(data) / "imagenet"

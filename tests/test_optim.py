@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -20,15 +21,15 @@ DEPTHS = (2, 1)
 DECAY = 0.05
 
 
-def classifier(**arguments: object) -> nn.Module:
+def classifier(**arguments: Any) -> Any:
     """Two stages of two and one blocks, and a head, under the names of a task."""
     module = nn.Module()
-    module.backbone = SwinTransformerV2(8, DEPTHS, (1, 2), 4, **arguments)  # type: ignore[arg-type]
+    module.backbone = SwinTransformerV2(8, DEPTHS, (1, 2), 4, **arguments)
     module.head = ClassificationHead(16, 3)
     return module
 
 
-def groups_by_name(module: nn.Module, **arguments: float) -> dict[str, dict]:
+def groups_by_name(module: nn.Module, **arguments: Any) -> dict[str, dict]:
     """Each parameter's group, under its name; a parameter in two groups fails."""
     found: dict[str, dict] = {}
     names = {parameter: name for name, parameter in module.named_parameters()}

@@ -174,8 +174,8 @@ def load_weights(
 
 
 _NOT_STATED = (
-    "not stated by the file: kept as the model had them; name them with window_size= and image_size= "
-    "(those that the checkpoint was trained at)"
+    "not stated by the file: kept as the model had them; name them with window_size= and image_size= in Python, "
+    "with --model.backbone.pretrained_window_size on the command line (those that the checkpoint was trained at)"
 )
 
 

@@ -92,7 +92,7 @@ def convert(
     rows = [
         ("converted", f"{source} ({found_format}) → {target} ({format})"),
         ("variant", str(variant)),
-        ("windows", f"pre-training → last trained with, from {stated[1]}" if stated else _NO_WINDOWS),
+        ("windows", f"pre-training → last trained with, {stated[1]}" if stated else _NO_WINDOWS),
         *(_window_rows(windows) if windows else []),
     ]
     if left_out:

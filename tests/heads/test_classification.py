@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from tests.backbone.checkpoints import randomise
 
 @pytest.mark.parametrize("sides", [(3, 5), (2, 3, 4)], ids=["image", "clip"])
 def test_logits_are_a_linear_layer_over_the_mean_of_normalised_positions(sides: tuple[int, ...]) -> None:
-    head = randomise(ClassificationHead(8, 4)).double().eval()
+    head: Any = randomise(ClassificationHead(8, 4)).double().eval()
     x = torch.randn(2, 8, *sides, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     pooled = torch.zeros(2, 8, dtype=torch.float64)
     positions = x.flatten(2)

@@ -56,7 +56,7 @@ def changed(checkpoint: Path, path: Path, change: Callable[[dict[str, Any]], Any
 @pytest.mark.parametrize("side", [32, 47])
 def test_a_task_comes_back_from_its_checkpoint_alone(side: int, images: Path, tmp_path: Path) -> None:
     task = fitted(images, tmp_path, dropout=0.25)
-    loaded = ClassificationTask.load_from_checkpoint(tmp_path / "task.ckpt")
+    loaded: Any = ClassificationTask.load_from_checkpoint(tmp_path / "task.ckpt")
     assert not loaded.training
     torch.testing.assert_close(loaded(pixels(side)), task(pixels(side)), rtol=0, atol=0)
     assert loaded.class_ids == loaded.class_names == ["n01", "n02", "n03"]
@@ -102,10 +102,11 @@ def test_windows_of_a_first_pretraining_survive_fine_tuning(images: Path, tmp_pa
 @torch.no_grad()
 def test_every_setting_of_the_backbone_comes_back(images: Path, tmp_path: Path) -> None:
     backbone = SwinTransformerV2(
-        12, (2, 1), (3, 2), [[3, 3], [2, 4]], pretrained_window_size=[[5, 5], 0], patch_size=2, mlp_ratio=2.0,
+        12, (2, 1), (3, 2), [[3, 3], [2, 4]], pretrained_window_size=[[5, 5], 0],  # type: ignore[list-item]
+        patch_size=2, mlp_ratio=2.0,
         drop_path_rate=0.3, position_bias=LinearCPB, extra_norm_every=2,
     )  # fmt: skip
-    task = randomise(ClassificationTask(backbone, 3))
+    task: Any = randomise(ClassificationTask(backbone, 3))
     trainer = new_trainer(tmp_path)
     trainer.validate(task, new_data(images), verbose=False)
     trainer.save_checkpoint(tmp_path / "task.ckpt")
@@ -118,7 +119,7 @@ def test_every_setting_of_the_backbone_comes_back(images: Path, tmp_path: Path) 
 @torch.no_grad()
 def test_arguments_given_on_loading_go_before_recorded_ones(checkpoint: Path) -> None:
     backbone = SwinTransformerV2(**{**BACKBONE, "window_size": 8})
-    loaded = ClassificationTask.load_from_checkpoint(checkpoint, backbone=backbone, dropout=0.5)
+    loaded: Any = ClassificationTask.load_from_checkpoint(checkpoint, backbone=backbone, dropout=0.5)
     assert loaded.head.dropout.p == 0.5
     assert loaded.backbone is backbone
     assert backbone.pretrained_window_size == ((4, 4), (4, 4))  # those of the training

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,20 @@ def test_tensorboard_holds_what_the_csv_does(trained: Path) -> None:
     for name in ("train/loss", "val/top1", "val/loss", "lr"):
         logged = [event.value for event in events.Scalars(name)]
         assert logged == pytest.approx([row[name] for row in metrics(trained) if name in row])
+
+
+def test_the_progress_bar_shows_loss_learning_rate_and_speed(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also learning rates that three decimals would show as 0."""
+    arguments = ["--data.batch_size=1", "--trainer.enable_progress_bar=true", "--model.optimizer.lr=3e-5"]
+    arguments += ["--model.schedule={warmup_epochs: 0, reference_batch: 0, min_lr: 3e-5}"]
+    fit(tmp_path, images, *arguments, trainer={"max_epochs": 1})
+    shown = capsys.readouterr().out
+    found = {name: re.findall(rf"{name}:\s+([\d.e+-]+)", shown) for name in ("train/loss", "lr", "img/s")}
+    assert all(found.values()), shown
+    assert float(found["lr"][-1]) == pytest.approx(3e-5)
+    assert float(found["img/s"][-1]) > 0
 
 
 def test_best_is_the_epoch_of_the_best_metric_and_last_the_last(trained: Path) -> None:
