@@ -53,7 +53,6 @@ class WindowAttention(nn.Module):
         In eval mode without gradients it is kept until the weights, the geometry or the device change.
         """
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            self._cached_bias = None
             return self._bias(grid, pretrained_window)
         parameters = tuple(self.cpb_mlp.parameters())
         if any(p.is_inference() for p in parameters):  # these do not count their changes
@@ -63,6 +62,10 @@ class WindowAttention(nn.Module):
         if self._cached_bias is None or self._cached_bias[0] != key:
             self._cached_bias = (key, self._bias(grid, pretrained_window))
         return self._cached_bias[1]
+
+    def train(self, mode: bool = True) -> WindowAttention:
+        self._cached_bias = None  # what was changed through .data, as weight averaging does, counts no version
+        return super().train(mode)
 
     def _bias(self, grid: WindowGrid, pretrained_window: Size) -> Tensor:
         bias = self.cpb_mlp(grid.window, pretrained_window)[None]
@@ -118,7 +121,8 @@ class _CosineAttentionOnCPU(torch.autograd.Function):
 
     Autograd would keep the normalised queries and keys and the softmax of every window; this keeps qkv alone and
     computes the rest again on the way back. PyTorch's fused CPU kernel, which the forward pass goes through, has no
-    gradient for the bias, so the backward pass is written out. Half types are computed in the bias's float32.
+    gradient for the bias, so the backward pass is written out. Logits and softmax are the bias's float32 throughout;
+    the products of the backward pass are of qkv's type.
     """
 
     @staticmethod
@@ -143,40 +147,45 @@ class _CosineAttentionOnCPU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         qkv, scale, bias = ctx.saved_tensors
-        heads = len(scale)
+        heads, dtype = len(scale), qkv.dtype
         grad_qkv = torch.empty_like(qkv)
         grad_bias = torch.zeros_like(bias)
         grad_scale = torch.zeros_like(scale)
 
         def heads_first(x: Tensor, parts: int) -> Tensor:  # (images, windows, N, parts·C) -> (parts, windows, H, N, D)
             x = x.flatten(0, 1).unflatten(2, (parts, heads, -1)).permute(2, 0, 3, 1, 4)
-            return x.to(bias.dtype, memory_format=torch.contiguous_format).contiguous()
+            return x.to(dtype, memory_format=torch.contiguous_format, copy=True)
 
-        for part, chunk_bias in _chunks(qkv, bias):
-            chunk, do = heads_first(qkv[part], 3), heads_first(grad_out[part], 1)[0].flatten(0, 1)
-            length = torch.linalg.vector_norm(chunk[:2], dim=-1, keepdim=True).clamp_min_(1e-12)
-            unit = chunk[:2].div_(length)
-            q, k, v = (unit[0] * scale).flatten(0, 1), unit[1].flatten(0, 1), chunk[2].flatten(0, 1)
-            logits = torch.bmm(q, k.mT).unflatten(0, (-1, heads)).add_(chunk_bias)
-            weights = torch.softmax(logits, dim=-1).flatten(0, 1)
-            grads = torch.empty_like(chunk)  # of queries, keys (until further down: of their directions) and values
-            dq, dk, dv = (g.flatten(0, 1) for g in grads)
-            torch.bmm(weights.mT, do, out=dv)
-            dlogits = torch.ops.aten._softmax_backward_data(torch.bmm(do, v.mT), weights, -1, weights.dtype)
-            torch.bmm(dlogits, k, out=dq)
-            torch.bmm(dlogits.mT, q, out=dk)
-            # The direction's gradient: what points along it would only change the length.
-            grads[0].mul_(scale)
-            along = (grads[:2] * unit).sum(-1, keepdim=True)
-            grads[:2].addcmul_(unit, along, value=-1).div_(length)
-            grad_scale += along[0].sum((0, 2, 3)).view_as(scale) / scale
-            images = len(qkv[part[0]])
-            grad_qkv[part] = grads.unflatten(1, (images, -1)).permute(1, 2, 4, 0, 3, 5).flatten(3)
-            dlogits = dlogits.view(images, -1, heads, *bias.shape[2:])
-            if len(bias) == 1:
-                grad_bias[0] += dlogits.sum((0, 1))
-            else:
-                grad_bias[part[1]] += dlogits.sum(0)
+        with torch.autocast("cpu", enabled=False):
+            for part, chunk_bias in _chunks(qkv, bias):
+                chunk, do = heads_first(qkv[part], 3), heads_first(grad_out[part], 1)[0].flatten(0, 1)
+                length = torch.linalg.vector_norm(chunk[:2], dim=-1, keepdim=True, dtype=bias.dtype).clamp_min_(1e-12)
+                unit = chunk[:2] / length  # in the bias's type
+                q = (unit[0] * scale).flatten(0, 1)
+                logits = torch.bmm(q, unit[1].flatten(0, 1).mT).unflatten(0, (-1, heads)).add_(chunk_bias)
+                weights = torch.softmax(logits, dim=-1).flatten(0, 1)
+                v = chunk[2].flatten(0, 1)
+                dv = torch.bmm(weights.to(dtype).mT, do)
+                dweights = torch.bmm(do, v.mT).to(bias.dtype)
+                dlogits = torch.ops.aten._softmax_backward_data(dweights, weights, -1, bias.dtype)
+                narrow = dlogits.to(dtype)
+                grads = torch.empty_like(chunk)
+                torch.bmm(narrow, unit[1].flatten(0, 1).to(dtype), out=grads[0].flatten(0, 1))
+                torch.bmm(narrow.mT, q.to(dtype), out=grads[1].flatten(0, 1))
+                # The direction's gradient: what points along it would only change the length.
+                du = grads[:2].to(bias.dtype)
+                du[0] *= scale
+                along = (du * unit).sum(-1, keepdim=True)
+                du.addcmul_(unit, along, value=-1).div_(length)
+                grads[:2], grads[2] = du, dv.view(grads[2].shape)
+                grad_scale += along[0].sum((0, 2, 3)).view_as(scale) / scale
+                images = len(qkv[part[0]])
+                grad_qkv[part] = grads.unflatten(1, (images, -1)).permute(1, 2, 4, 0, 3, 5).flatten(3)
+                dlogits = dlogits.view(images, -1, heads, *bias.shape[2:])
+                if len(bias) == 1:
+                    grad_bias[0] += dlogits.sum((0, 1))
+                else:
+                    grad_bias[part[1]] += dlogits.sum(0)
         return grad_qkv, grad_scale, grad_bias
 
 

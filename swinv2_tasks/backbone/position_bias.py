@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swinv2_tasks.backbone.window import Size, cached_tensor
+from swinv2_tasks.errors import UserError
 
 
 @cached_tensor
@@ -45,7 +46,7 @@ def relative_position_index(window: Size, device: torch.device) -> Tensor:
 def log_coordinates(window: Size, pretrained_window: Size, device: torch.device) -> Tensor:
     """Log-spaced offsets, (T, n) float64: sign(x)·log₂(1 + |x|) / log₂ 8 of offsets scaled to ±8 at the window's edge.
 
-    The edge is that of ``pretrained_window``, so that a larger window only extends the range: from 8 to 16 by 0.33×.
+    The edge is that of ``pretrained_window``; a larger window extends the range little: from 8 to 16 by about a third.
     """
     scaled = 8 * linear_coordinates(window, pretrained_window, device)
     return scaled.sign() * torch.log2(1 + scaled.abs()) / math.log2(8)
@@ -147,10 +148,10 @@ def resize_bias_table(table: Tensor, old_window: Size, new_window: Size) -> Tens
     """Bicubic resize of a bias table (T, heads) from one window's offsets to another's (2 axes).
 
     Raises:
-        ValueError: for windows of three axes, for which no bicubic filter exists.
+        UserError: for windows of three axes, for which no bicubic filter exists.
     """
     if len(old_window) != 2:
-        raise ValueError("a bias table can be resized over two axes only; use LogCPB for clips")
+        raise UserError("a bias table can be resized over two axes only; use LogCPB for clips")
     grid = table.t().unflatten(1, [2 * m - 1 for m in old_window])[None]
     # Half types have no bicubic filter on every device.
     wide = grid.to(torch.promote_types(grid.dtype, torch.float32))

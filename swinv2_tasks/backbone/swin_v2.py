@@ -73,6 +73,9 @@ class SwinBlock(nn.Module):
 
     def attend(self, x: Tensor, window: Size, pretrained_window: Size) -> Tensor:
         grid = WindowGrid.fit(tuple(x.shape[1:-1]), window, shifted=self.shifted)
+        device = x.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            x = x.to(torch.get_autocast_dtype(device))  # what the first linear layer would do, before the copies
         windows = partition(x, grid)
         bias = self.attn.bias(grid, pretrained_window)
         size = self.attention_chunk_size
@@ -225,7 +228,7 @@ class SwinTransformerV2(nn.Module):
         self.embed_dim, self.depths, self.num_heads = embed_dim, tuple(depths), tuple(num_heads)
         self.channels = tuple(embed_dim * 2**i for i in range(stages))
         for dim, heads in zip(self.channels, num_heads, strict=True):
-            if dim % heads:
+            if heads < 1 or dim % heads:
                 raise UserError(f"num_heads: {dim} channels cannot be divided among {heads} heads")
         if not 0 <= drop_path_rate < 1:
             raise UserError(f"drop_path_rate must be in [0, 1), not {drop_path_rate}")
@@ -333,9 +336,10 @@ class SwinTransformerV2(nn.Module):
         """
         windows = expand_window(window_size, len(self.depths), self.axes)
         for stage, window in zip(self._stages, windows, strict=True):
-            stage.window_size = window
             for block in cast(list[SwinBlock], stage.blocks):
-                cast(BiasTable, block.attn.cpb_mlp).set_window(window)
+                cast(BiasTable, block.attn.cpb_mlp).set_window(window)  # the first to refuse leaves all as they were
+        for stage, window in zip(self._stages, windows, strict=True):
+            stage.window_size = window
 
     def set_pretrained_window(self, pretrained_window_size: WindowSize | Sequence[Size | None] | None) -> None:
         """Fixes the windows that the position bias was trained with; None where there were none."""
@@ -392,25 +396,30 @@ class SwinTransformerV2(nn.Module):
         return maps
 
 
-def expand_window(window_size: WindowSize, stages: int, axes: int) -> tuple[Size, ...]:
+def expand_window(window_size: WindowSize, stages: int, axes: int, stated: str = "") -> tuple[Size, ...]:
     """Window sides per stage and axis from any of the forms of ``WindowSize``.
+
+    Args:
+        window_size: one of the forms.
+        stages: number of stages.
+        axes: number of axes.
+        stated: the argument and its value as a message is to call them, when they are not ``window_size``'s.
 
     Raises:
         UserError: for a side below 1, a wrong number of entries, or a list that could mean stages as well as axes.
     """
+    stated = stated or f"window_size {window_size}"
     entries: list[Any] = [window_size] * stages if isinstance(window_size, int) else list(window_size)
     if len(entries) == axes and all(isinstance(entry, int) for entry in entries):
         if axes == stages and len(set(entries)) > 1:
-            raise UserError(f"window_size {entries} could mean stages or axes here; give one list per stage")
+            raise UserError(f"{stated} could mean stages or axes here; give one list per stage")
         entries = [entries] * stages
     if len(entries) != stages:
-        raise UserError(
-            f"window_size {window_size} must be one number, one entry per stage ({stages}) or per axis ({axes})"
-        )
+        raise UserError(f"{stated} must be one number, one entry per stage ({stages}) or per axis ({axes})")
     windows = tuple((entry,) * axes if isinstance(entry, int) else tuple(entry) for entry in entries)
     for window in windows:
         if len(window) != axes or not all(isinstance(side, int) and side >= 1 for side in window):
-            raise UserError(f"window_size {window_size}: every side must be a whole number of at least 1 token")
+            raise UserError(f"{stated}: every side must be a whole number of at least 1 token")
     return windows
 
 
@@ -420,10 +429,11 @@ def expand_pretrained_window(
     """As ``expand_window``, with None or 0 where a stage has no pre-training window."""
     if pretrained is None or pretrained == 0:
         return (None,) * stages
+    stated = f"pretrained_window_size {pretrained}"
     if isinstance(pretrained, int):
-        return expand_window(pretrained, stages, axes)
+        return expand_window(pretrained, stages, axes, stated)
     known: list[Any] = [entry or 1 for entry in pretrained]  # 1 stands in where there was none
-    windows = expand_window(known, stages, axes)
+    windows = expand_window(known, stages, axes, stated)
     if len(pretrained) != stages:
         return windows
     return tuple(window if entry else None for window, entry in zip(windows, pretrained, strict=True))

@@ -66,34 +66,6 @@ def effective_window(size: Size, window: Size) -> Size:
     return tuple(min(s, m) for s, m in zip(size, window, strict=True))
 
 
-def partition(x: Tensor, grid: WindowGrid) -> Tensor:
-    """Pads, shifts and cuts a map (B, S…, C) into windows (B, W, N, C)."""
-    axes = len(grid.size)
-    if grid.padded != grid.size:
-        missing = [p - s for p, s in zip(grid.padded, grid.size, strict=True)]
-        x = F.pad(x, (0, 0, *(side for m in reversed(missing) for side in (0, m))))
-    if any(grid.shift):
-        x = torch.roll(x, [-s for s in grid.shift], dims=list(range(1, axes + 1)))
-    split = [side for pair in zip(grid.counts, grid.window, strict=True) for side in pair]
-    x = x.view(x.shape[0], *split, x.shape[-1])
-    order = [0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2), 2 * axes + 1]
-    return x.permute(order).reshape(x.shape[0], math.prod(grid.counts), math.prod(grid.window), x.shape[-1])
-
-
-def reverse(windows: Tensor, grid: WindowGrid) -> Tensor:
-    """Puts windows (B, W, N, C) back into the map (B, S…, C): undoes the cut, the shift and the padding."""
-    axes = len(grid.size)
-    x = windows.view(windows.shape[0], *grid.counts, *grid.window, windows.shape[-1])
-    order = [0, *(axis for i in range(axes) for axis in (1 + i, 1 + axes + i)), 2 * axes + 1]
-    x = x.permute(order).reshape(x.shape[0], *grid.padded, x.shape[-1])
-    if any(grid.shift):
-        x = torch.roll(x, list(grid.shift), dims=list(range(1, axes + 1)))
-    for axis, (side, padded) in enumerate(zip(grid.size, grid.padded, strict=True), start=1):
-        if padded != side:
-            x = x.narrow(axis, 0, side)
-    return x
-
-
 def cached_tensor(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Remembers the last results of a function from hashable arguments to a constant tensor.
 
@@ -120,6 +92,77 @@ def cached_tensor(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return cached
 
 
+def partition(x: Tensor, grid: WindowGrid) -> Tensor:
+    """Pads, shifts and cuts a map (B, S…, C) into windows (B, W, N, C)."""
+    if grid.padded != grid.size:
+        missing = [p - s for p, s in zip(grid.padded, grid.size, strict=True)]
+        x = F.pad(x, (0, 0, *(side for m in reversed(missing) for side in (0, m))))
+    shape = (x.shape[0], math.prod(grid.counts), math.prod(grid.window), x.shape[-1])
+    if torch.compiler.is_compiling():
+        return _shift_and_cut(x, grid).reshape(shape)
+    order, inverse = _token_order(grid, x.device)
+    return _Reorder.apply(x.flatten(1, -2), order, inverse).view(shape)
+
+
+def reverse(windows: Tensor, grid: WindowGrid) -> Tensor:
+    """Puts windows (B, W, N, C) back into the map (B, S…, C): undoes the cut, the shift and the padding."""
+    axes = len(grid.size)
+    shape = (windows.shape[0], *grid.padded, windows.shape[-1])
+    if torch.compiler.is_compiling():
+        x = windows.view(windows.shape[0], *grid.counts, *grid.window, windows.shape[-1])
+        order = [0, *(axis for i in range(axes) for axis in (1 + i, 1 + axes + i)), 2 * axes + 1]
+        x = x.permute(order).reshape(shape)
+        if any(grid.shift):
+            x = torch.roll(x, list(grid.shift), dims=list(range(1, axes + 1)))
+    else:
+        inverse, order_back = reversed(_token_order(grid, windows.device))
+        x = _Reorder.apply(windows.flatten(1, 2), inverse, order_back).view(shape)
+    for axis, (side, padded) in enumerate(zip(grid.size, grid.padded, strict=True), start=1):
+        if padded != side:
+            x = x.narrow(axis, 0, side)
+    return x
+
+
+def _shift_and_cut(x: Tensor, grid: WindowGrid) -> Tensor:
+    """A padded map (B, S…, C) → (B, windows along each axis…, tokens along each axis…, C)."""
+    axes = len(grid.size)
+    if any(grid.shift):
+        x = torch.roll(x, [-s for s in grid.shift], dims=list(range(1, axes + 1)))
+    split = [side for pair in zip(grid.counts, grid.window, strict=True) for side in pair]
+    order = [0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2), 2 * axes + 1]
+    return x.view(x.shape[0], *split, x.shape[-1]).permute(order)
+
+
+def _token_order(grid: WindowGrid, device: torch.device) -> tuple[Tensor, Tensor]:
+    order = token_order(grid, device)
+    return order[0], order[1]
+
+
+@cached_tensor
+def token_order(grid: WindowGrid, device: torch.device) -> Tensor:
+    """Where each token of the windows stands in the padded map, and the reverse: (2, W·N) int64."""
+    places = torch.arange(math.prod(grid.padded), device=device)
+    order = _shift_and_cut(places.view(1, *grid.padded, 1), grid).flatten()
+    return torch.stack((order, torch.empty_like(order).index_copy_(0, order, places)))
+
+
+class _Reorder(torch.autograd.Function):
+    """Tokens (B, L, C) in another order: one copy, where roll and permute take three, and one more backwards."""
+
+    @staticmethod
+    def forward(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        return x.index_select(1, order)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        order, inverse = ctx.saved_tensors
+        return _Reorder.apply(grad, inverse, order), None, None
+
+
 @cached_tensor
 def attention_mask(grid: WindowGrid, device: torch.device) -> Tensor:
     """Which token may attend to which, (W, N, N) bool, True where allowed.
@@ -130,13 +173,11 @@ def attention_mask(grid: WindowGrid, device: torch.device) -> Tensor:
     axes = len(grid.size)
     region = torch.zeros(grid.padded, dtype=torch.int64, device=device)
     real = torch.ones(grid.padded, dtype=torch.bool, device=device)
-    for axis, (side, padded, window, shift) in enumerate(
-        zip(grid.size, grid.padded, grid.window, grid.shift, strict=True)
-    ):
+    for axis, (side, padded, shift) in enumerate(zip(grid.size, grid.padded, grid.shift, strict=True)):
         place = torch.arange(padded, device=device)  # after the shift
-        wrapped = (place >= padded - window).long() + (place >= padded - shift).long() if shift else place * 0
+        wrapped = place >= padded - shift
         shape = [-1 if i == axis else 1 for i in range(axes)]
-        region = region * 3 + wrapped.view(shape)
+        region = region * 2 + wrapped.view(shape)
         real = real & ((place + shift) % padded < side).view(shape)
     region = region.masked_fill(~real, -1)
     unshifted = WindowGrid(grid.padded, grid.window, (0,) * axes)

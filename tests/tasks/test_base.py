@@ -101,11 +101,19 @@ def test_windows_of_a_first_pretraining_survive_fine_tuning(images: Path, tmp_pa
 
 @torch.no_grad()
 def test_every_setting_of_the_backbone_comes_back(images: Path, tmp_path: Path) -> None:
+    pretrained: Any = [[5, 5], 0]  # no window of pre-training in the second stage
     backbone = SwinTransformerV2(
-        12, (2, 1), (3, 2), [[3, 3], [2, 4]], pretrained_window_size=[[5, 5], 0],  # type: ignore[list-item]
-        patch_size=2, mlp_ratio=2.0,
-        drop_path_rate=0.3, position_bias=LinearCPB, extra_norm_every=2,
-    )  # fmt: skip
+        12,
+        (2, 1),
+        (3, 2),
+        [[3, 3], [2, 4]],
+        pretrained_window_size=pretrained,
+        patch_size=2,
+        mlp_ratio=2.0,
+        drop_path_rate=0.3,
+        position_bias=LinearCPB,
+        extra_norm_every=2,
+    )
     task: Any = randomise(ClassificationTask(backbone, 3))
     trainer = new_trainer(tmp_path)
     trainer.validate(task, new_data(images), verbose=False)
