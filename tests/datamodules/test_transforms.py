@@ -25,8 +25,10 @@ def photograph(height: int = 90, width: int = 120) -> Image.Image:
     return Image.fromarray(values).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def names(transform: v2.Compose) -> list[str]:
-    return [type(step).__name__ for step in transform.transforms]
+def names(transform: v2.Transform) -> list[str]:
+    """Names of the steps, those inside RandomApply too."""
+    inner = [name for step in getattr(transform, "transforms", []) for name in names(step)]
+    return [type(transform).__name__, *inner]
 
 
 @pytest.mark.parametrize("height", [90, 300])
@@ -78,6 +80,18 @@ def test_training_augments_unless_told_not_to() -> None:
     expected = quiet(image).flip(-1)
     torch.manual_seed(0)
     assert (flipped(image) - expected).abs().mean() < 0.01
+
+
+def test_each_drawn_rand_augment_operation_is_applied_half_of_the_time() -> None:
+    image = photograph(64, 64)
+    one = train_transform(32, **PLAIN, rand_augment_ops=1, rand_augment_magnitude=10, color_jitter=0)
+    changed = 0
+    for seed in range(200):
+        torch.manual_seed(seed)
+        augmented = one(image)
+        torch.manual_seed(seed)
+        changed += not torch.equal(augmented, train_transform(32, **PLAIN, rand_augment_ops=0, color_jitter=0)(image))
+    assert 60 < changed < 120  # half of 200, less where the identity or nothing to change was drawn
 
 
 def test_colour_jitter_only_without_rand_augment() -> None:
