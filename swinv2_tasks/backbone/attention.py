@@ -102,9 +102,11 @@ def cosine_attention(qkv: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     heads = len(scale)
     qk, v = qkv.view(batch, windows, tokens, 3, heads, -1).split((2, 1), dim=3)
     qk = normalise(qk, scale).to(qkv.dtype)
-    # Heads of all windows side by side let one bias serve the whole batch without being repeated.
-    q, k, v = (t.transpose(2, 3).reshape(batch, windows * heads, tokens, -1) for t in (*qk.unbind(3), v.squeeze(3)))
-    bias = bias.to(qkv.dtype).expand(windows, -1, -1, -1).reshape(1, windows * heads, tokens, tokens)
+    # Where windows have biases of their own, their heads stand side by side: no bias is repeated over the batch.
+    groups = len(bias)
+    shape = (batch * windows // groups, groups * heads, tokens, qk.shape[-1])
+    q, k, v = (t.transpose(2, 3).reshape(shape) for t in (*qk.unbind(3), v.squeeze(3)))
+    bias = bias.to(qkv.dtype).view(1, groups * heads, tokens, tokens)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
     return out.view(batch, windows, heads, tokens, -1).transpose(2, 3).flatten(3)
 

@@ -64,7 +64,7 @@ def gather_bias(table: Tensor, window: Size) -> Tensor:
     index = relative_position_index(window, table.device)
     tokens = math.prod(window)
     # Rows first, then transposed: measured fastest of the ways to write it, above all backwards.
-    return table.index_select(0, index).t().reshape(-1, tokens, tokens)
+    return table.index_select(0, index).t().contiguous().view(-1, tokens, tokens)
 
 
 class _ContinuousBias(nn.Sequential):
