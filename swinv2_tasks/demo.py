@@ -30,7 +30,7 @@ def demo(data: str = "data/sample", runs: str = "runs") -> None:
     fit = run("fit", ["--config=demo_imagenet.yaml", *place])
     checkpoint = f"--ckpt_path={fit.trainer.checkpoint_callback.best_model_path}"  # type: ignore[union-attr]
     best = run("validate", [checkpoint, *place])
-    predict = run("predict", [checkpoint, f"--runs={runs}", f"--data.source={folder / 'val' / '*' / '*0.jpg'}"])
+    predict = run("predict", [checkpoint, f"--runs={runs}", f"--data.source={folder / 'val' / '*' / '*[05].jpg'}"])
     value = float(best.trainer.callback_metrics["val/top1"])
     pictures = predict.folder / "predictions" / "contact_sheet.png"
     table.add_row("classification", "top-1", f"{value:.3f}", f"{time.perf_counter() - start:.0f}", str(pictures))

@@ -22,6 +22,9 @@ from swinv2_tasks.backbone.window import Size, WindowGrid, attention_mask
 MAX_LOGIT_SCALE = math.log(100.0)
 """Upper limit of the learned logarithmic temperature."""
 
+CHUNK_LOGITS = 2**20
+"""Logits that the CPU computes at once: 4 MiB of float32."""
+
 PositionBias = Callable[[int, Size], nn.Module]
 """Builds a position bias from (heads, window sides): ``LogCPB``, ``LinearCPB`` or ``BiasTable``."""
 
@@ -194,7 +197,7 @@ class _CosineAttentionOnCPU(torch.autograd.Function):
 def _chunks(qkv: Tensor, bias: Tensor) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
     """Cuts (images, windows) into parts whose logits fit the processor's cache; yields each with its bias."""
     logits_per_window = bias[0].numel()
-    budget = 2**19  # float32 logits: 2 MiB
+    budget = CHUNK_LOGITS
     windows = min(qkv.shape[1], max(1, budget // logits_per_window))
     images = max(1, budget // (windows * logits_per_window))
     for image in range(0, qkv.shape[0], images):
