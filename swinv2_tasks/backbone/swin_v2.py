@@ -385,7 +385,10 @@ class SwinTransformerV2(nn.Module):
         if x.dim() != self.axes + 2:
             raise UserError(f"expected {self.axes + 2} axes (batch, channels, {self.axes} sides), got {tuple(x.shape)}")
         if any(side < patch for side, patch in zip(x.shape[2:], self.patch_size, strict=True)):
-            raise UserError(f"input of {tuple(x.shape[2:])} pixels is smaller than one patch of {self.patch_size}")
+            raise UserError(
+                f"input of {tuple(x.shape[2:])} pixels is smaller than one patch of {self.patch_size}; "
+                "give larger images (data.image_size)"
+            )
         maps = []
         x = self.patch_embed(x)
         for stage in self._stages:
