@@ -73,9 +73,8 @@ class SwinBlock(nn.Module):
 
     def attend(self, x: Tensor, window: Size, pretrained_window: Size) -> Tensor:
         grid = WindowGrid.fit(tuple(x.shape[1:-1]), window, shifted=self.shifted)
-        device = x.device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            x = x.to(torch.get_autocast_dtype(device))  # what the first linear layer would do, before the copies
+        if not torch.compiler.is_compiling():
+            x = to_autocast_type(x)  # what the first linear layer would do, before the copies
         windows = partition(x, grid)
         bias = self.attn.bias(grid, pretrained_window)
         size = self.attention_chunk_size
@@ -397,6 +396,14 @@ class SwinTransformerV2(nn.Module):
             if stage.downsample is not None:
                 x = stage.downsample(x)
         return maps
+
+
+def to_autocast_type(x: Tensor) -> Tensor:
+    """The tensor in the type that autocast, where it is on, gives to linear layers."""
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return x.to(torch.get_autocast_dtype(device))
+    return x
 
 
 def expand_window(window_size: WindowSize, stages: int, axes: int, stated: str = "") -> tuple[Size, ...]:
