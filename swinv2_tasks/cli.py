@@ -87,7 +87,8 @@ class TasksCLI(LightningCLI):
                     "predict needs a trained model: --ckpt_path CHECKPOINT of a run, or --model.weights FILE"
                 )
         elif self.subcommand != "fit" and not weights:
-            print(f"{self.subcommand}: neither --ckpt_path nor --model.weights is given: the model is untrained")
+            untrained = f"{self.subcommand}: neither --ckpt_path nor --model.weights is given: the model is untrained"
+            rank_zero_only(print)(untrained)
 
     @property
     def _config(self) -> Any:
@@ -122,7 +123,7 @@ class TasksCLI(LightningCLI):
         """Removes the folder of a run that ended before its first training step or its evaluation was done."""
         folder, trainer = getattr(self, "folder", None), getattr(self, "trainer", None)
         if folder is not None and (trainer is None or trainer.global_step == 0):
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)  # the mistake that ended the run is what matters
 
     def after_fit(self) -> None:
         if self.trainer.is_global_zero:

@@ -100,7 +100,7 @@ def partition(x: Tensor, grid: WindowGrid) -> Tensor:
     shape = (x.shape[0], math.prod(grid.counts), math.prod(grid.window), x.shape[-1])
     if torch.compiler.is_compiling():
         return _shift_and_cut(x, grid).reshape(shape)
-    order, inverse = _token_order(grid, x.device)
+    order, inverse = token_order(grid, x.device).unbind()
     return _Reorder.apply(x.flatten(1, -2), order, inverse).view(shape)
 
 
@@ -110,13 +110,12 @@ def reverse(windows: Tensor, grid: WindowGrid) -> Tensor:
     shape = (windows.shape[0], *grid.padded, windows.shape[-1])
     if torch.compiler.is_compiling():
         x = windows.view(windows.shape[0], *grid.counts, *grid.window, windows.shape[-1])
-        order = [0, *(axis for i in range(axes) for axis in (1 + i, 1 + axes + i)), 2 * axes + 1]
-        x = x.permute(order).reshape(shape)
+        x = x.permute([0, *(axis for i in range(axes) for axis in (1 + i, 1 + axes + i)), 2 * axes + 1]).reshape(shape)
         if any(grid.shift):
             x = torch.roll(x, list(grid.shift), dims=list(range(1, axes + 1)))
     else:
-        inverse, order_back = reversed(_token_order(grid, windows.device))
-        x = _Reorder.apply(windows.flatten(1, 2), inverse, order_back).view(shape)
+        order, inverse = token_order(grid, windows.device).unbind()
+        x = _Reorder.apply(windows.flatten(1, 2), inverse, order).view(shape)
     for axis, (side, padded) in enumerate(zip(grid.size, grid.padded, strict=True), start=1):
         if padded != side:
             x = x.narrow(axis, 0, side)
@@ -131,11 +130,6 @@ def _shift_and_cut(x: Tensor, grid: WindowGrid) -> Tensor:
     split = [side for pair in zip(grid.counts, grid.window, strict=True) for side in pair]
     order = [0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2), 2 * axes + 1]
     return x.view(x.shape[0], *split, x.shape[-1]).permute(order)
-
-
-def _token_order(grid: WindowGrid, device: torch.device) -> tuple[Tensor, Tensor]:
-    order = token_order(grid, device)
-    return order[0], order[1]
 
 
 @cached_tensor
