@@ -5,18 +5,20 @@ Heavy libraries are imported only by the command that needs them, so that help a
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 
-from swinv2_tasks.errors import UserError
+from swinv2_tasks.errors import Interrupted, UserError
 
 USAGE = """\
 swinv2-tasks: Swin Transformer V2, every downstream task of the paper
 
 Train and use a model
   fit        --config imagenet.yaml [--any.key value]     train, and evaluate after each epoch
+  fit        --resume runs/imagenet/3                     go on with a run, exactly where it was
   validate   --ckpt_path CKPT | --config CONFIG …         evaluate on the validation data
   test       --ckpt_path CKPT | --config CONFIG …         evaluate on the test data
   predict    --ckpt_path CKPT --data.source FILE|FOLDER|GLOB
@@ -46,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows the program's name; None: those of the process.
 
     Returns:
-        The exit status: 0 done, 1 a mistake of the user, told on standard error, 130 interrupted, 141 nobody reads on.
+        The exit status: 0 done, 1 a mistake of the user, told on standard error, 130 interrupted by Ctrl-C,
+        143 by SIGTERM, 141 nobody reads on.
         Unknown arguments and invalid values end in ``SystemExit(2)``.
     """
     command, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
@@ -73,9 +76,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"swinv2-tasks: {_first_hand(str(mistake))}", file=sys.stderr)
         return 1
+    except Interrupted as error:
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            return 0  # the first process tells; Lightning kills it when one that it started seems to fail
+        print(f"swinv2-tasks: {error}", file=sys.stderr)
+        return 128 + error.signal
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"swinv2-tasks: {error.filename or 'a file of the run'}: {error.strerror}. Make room.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("swinv2-tasks: interrupted", file=sys.stderr)
         return 130

@@ -1,7 +1,4 @@
-"""fit, validate, test and predict: one LightningCLI for all tasks, and the folders that its runs write.
-
-A run's folder is ``runs/NAME/VERSION``: config.yaml, metrics.csv, TensorBoard events, checkpoints, pictures.
-"""
+"""fit, validate, test and predict: one LightningCLI for all tasks, and how runs are set up and resumed."""
 
 from __future__ import annotations
 
@@ -10,7 +7,9 @@ import difflib
 import logging
 import os
 import shutil
+import signal
 import tempfile
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,22 +18,21 @@ from typing import Any
 import torch
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from swinv2_tasks import datamodules, tasks
 from swinv2_tasks.backbone import SwinTransformerV2
-from swinv2_tasks.backbone.checkpoint_files import read_checkpoint
-from swinv2_tasks.callbacks import ClassificationPredictions, LearningCurve, Throughput
-from swinv2_tasks.errors import UserError
+from swinv2_tasks.backbone.checkpoint_files import damage, read_checkpoint, replace_file
+from swinv2_tasks.callbacks import ClassificationPredictions, LearningCurve, RunCheckpoint, RunRecord, Throughput
+from swinv2_tasks.callbacks.run_checkpoint import AtomicCheckpointIO, newest_intact
+from swinv2_tasks.errors import Interrupted, UserError
 from swinv2_tasks.records import recorded_arguments, task_record
-
-RUN_DIR = "SWINV2_TASKS_RUN_DIR"
-"""Environment variable by which a run's first process tells those that it starts where the run writes."""
+from swinv2_tasks.runs import RUN_DIR, keep_metrics, lock, requeued_run, run_folder
 
 
 class TasksArgumentParser(LightningArgumentParser):
@@ -48,17 +46,80 @@ class TasksArgumentParser(LightningArgumentParser):
         return super().add_function_arguments(*args, **kwargs)
 
 
+class WholeConfig(SaveConfigCallback):
+    """Writes the run's config.yaml whole or not at all, without the checkpoint that a resumed run goes on from."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        config = self.config.clone()
+        folder = Path(trainer.default_root_dir)
+        if Path(config["ckpt_path"] or "").is_relative_to(folder):
+            config["ckpt_path"] = None
+        text = self.parser.dump(config, skip_none=False)
+        replace_file(folder / "config.yaml", lambda file: file.write_text(text))
+
+
 class TasksCLI(LightningCLI):
-    """LightningCLI with this package's run folders, checkpoints and pictures."""
+    """LightningCLI with this package's run folders, checkpoints and pictures.
+
+    Args:
+        args: the command and its arguments.
+        resume: folder of the run to go on with; None starts a new one.
+    """
 
     folder: Path
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, args: list[str], resume: Path | None = None) -> None:
+        self.arguments, self.resume = args, resume
+        self.resumed_step = 0
         try:
-            super().__init__(*args, **kwargs)
-        except Exception:
+            super().__init__(
+                LightningModule,
+                LightningDataModule,
+                save_config_callback=WholeConfig,
+                save_config_kwargs={"save_to_log_dir": False},
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                auto_configure_optimizers=False,
+                seed_everything_default=0,
+                parser_class=TasksArgumentParser,
+                parser_kwargs={"prog": "swinv2-tasks"},
+                args=args,
+                run=True,
+            )
+        except Exception as error:
+            cause = self._worker_death(error) or self._other_process(error)
+            self._end_other_processes()
             self._remove_failed_start()
+            if cause is not None:
+                raise cause from error
             raise
+
+    def _worker_death(self, error: Exception) -> UserError | None:
+        """torch tells of a dead loading process wherever the main process happens to be."""
+        data: Any = getattr(self, "datamodule", None)
+        return data.worker_death(error) if isinstance(error, RuntimeError) and hasattr(data, "worker_death") else None
+
+    def _other_process(self, error: Exception) -> UserError | None:
+        """What to say when this process only failed since one that it has started is gone."""
+        if not isinstance(error, RuntimeError) or not self._processes:
+            return None
+        for _ in range(50):  # it has closed its connections, but may not have ended yet
+            for number, process in enumerate(self._processes, start=1):
+                if process.poll() not in (None, 0):
+                    how = "with an error, told above" if process.returncode > 0 else f"by signal {-process.returncode}"
+                    return UserError(f"process {number} of this run ended {how}")
+            time.sleep(0.1)
+        return None
+
+    def _end_other_processes(self) -> None:
+        """Ends the processes that this one has started: they would wait for it forever."""
+        for process in self._processes:
+            process.kill()
+
+    @property
+    def _processes(self) -> list[Any]:
+        launcher = getattr(getattr(getattr(self, "trainer", None), "strategy", None), "launcher", None)
+        return getattr(launcher, "procs", [])
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str, default="run", help="name of the run's folder in --runs")
@@ -67,7 +128,22 @@ class TasksCLI(LightningCLI):
             "--output", type=str | None, default=None, help="folder for predictions; default: the run's"
         )
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults({"checkpoint.save_last": True, "checkpoint.auto_insert_metric_name": False})
+        parser.set_defaults(
+            {
+                "checkpoint.auto_insert_metric_name": False,
+                # A file of the same name in a run's folder is of that run: a resumed one writes it again.
+                "checkpoint.enable_version_counter": False,
+                # As a validation ends, so that last.ckpt, written next, knows the best score.
+                "checkpoint.save_on_train_epoch_end": False,
+            }
+        )
+        parser.add_lightning_class_args(RunCheckpoint, "save")
+        parser.add_argument(
+            "--guard.max_skipped_steps",
+            type=int,
+            default=0,
+            help="steps with a non-finite loss or gradient that are left out before the training stops",
+        )
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
 
     def _parse_ckpt_path(self) -> None:
@@ -75,10 +151,23 @@ class TasksCLI(LightningCLI):
         checkpoint = self.config[self.config.subcommand]["ckpt_path"]
         if checkpoint is not None:
             task_record(read_checkpoint(checkpoint).contents, checkpoint)  # complains
+            if Path(checkpoint).suffix == ".ckpt" and (reason := damage(Path(checkpoint))) is not None:
+                raise UserError(f"{checkpoint} is damaged: {reason}")
 
     def before_instantiate_classes(self) -> None:
         config = self._config
         config["weights_only"] = True  # left open, Lightning trusts pickles that come from a URL
+        name, kept = config["checkpoint"]["filename"], config["checkpoint"]["save_top_k"]
+        if kept not in (0, 1) and name is not None and "{" not in name:
+            raise UserError(
+                f"checkpoint.save_top_k is {kept}, but all would have the name {name}: put the epoch into "
+                f"checkpoint.filename, as in '{name}-{{epoch}}'"
+            )
+        parent = Path(config["runs"]) / config["name"]
+        if self.subcommand == "fit" and self.resume is None and config["ckpt_path"] is None:
+            self.resume = requeued_run(parent, self.arguments)
+        if self.resume is not None:
+            self._find_checkpoint()
         weights = config["ckpt_path"] or (config["model"].get("init_args") or {}).get("weights")
         if self.subcommand == "predict":
             config["return_predictions"] = False  # they are written as they come
@@ -90,6 +179,15 @@ class TasksCLI(LightningCLI):
             untrained = f"{self.subcommand}: neither --ckpt_path nor --model.weights is given: the model is untrained"
             rank_zero_only(print)(untrained)
 
+    def _find_checkpoint(self) -> None:
+        """Takes the newest intact checkpoint of the run that is resumed."""
+        assert self.resume is not None
+        lock(self.resume)
+        path, self.resumed_step, messages = newest_intact(self.resume)
+        for message in [*messages, f"resuming {self.resume} at step {self.resumed_step} from {path}"]:
+            rank_zero_only(print)(message)
+        self._config["ckpt_path"] = str(path)
+
     @property
     def _config(self) -> Any:
         return self.config[self.subcommand]
@@ -97,32 +195,48 @@ class TasksCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._config
         # Model and data stand by now: most mistakes end before there is a folder.
-        self.folder = folder = _run_folder(Path(config["runs"]) / config["name"])
+        self.folder = folder = self.resume or run_folder(Path(config["runs"]) / config["name"])
+        os.environ[RUN_DIR] = str(folder)
         if config["trainer"]["logger"] in (None, True):
             place: Any = {"save_dir": folder.parent.parent, "name": folder.parent.name, "version": folder.name}
-            kwargs["logger"] = [CSVLogger(**place, flush_logs_every_n_steps=50), TensorBoardLogger(**place)]
+            csv_logger = CSVLogger(**place, flush_logs_every_n_steps=50)
+            if self.resume is not None:
+                place["purge_step"] = self.resumed_step
+                keep_metrics(csv_logger, folder, self.resumed_step)
+            kwargs["logger"] = [csv_logger, TensorBoardLogger(**place)]
+        plugins = config["trainer"]["plugins"] or []
+        kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
         try:
             trainer: Any = super().instantiate_trainer(default_root_dir=str(folder), **kwargs)
         except (TypeError, ValueError) as error:
             raise UserError(f"the trainer cannot be set up so: {error}") from error
         for callback in trainer.callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-                callback.dirpath = str(folder / "checkpoints")  # not in the config, which may start further runs
+                # Not in the config, which may start further runs.
+                callback.dirpath = str(folder.absolute() / "checkpoints")
             if isinstance(callback, RichProgressBar) and callback.theme == RichProgressBarTheme():
                 callback.theme = dataclasses.replace(callback.theme, metrics_format=".4g")  # for small learning rates
-        trainer.callbacks += [Throughput(), LearningCurve()]
+            if isinstance(callback, RunCheckpoint):
+                callback.folder = folder.absolute() / "checkpoints"
+                callback.resume_command = f"swinv2-tasks fit --config {folder}/config.yaml --resume"
+        record = RunRecord(
+            folder, Path(config["ckpt_path"]) if self.resume else None, self.resumed_step, self.arguments
+        )
+        trainer.callbacks += [record, Throughput(), LearningCurve()]
         if isinstance(self.model, tasks.ClassificationTask):
             trainer.callbacks.append(ClassificationPredictions(config["output"]))
-        # Checkpoints come after what others log at the end of an epoch.
-        trainer.callbacks.sort(key=lambda callback: isinstance(callback, ModelCheckpoint))
+        # Checkpoints come after what others log at the end of an epoch, and the last one holds the state of the others.
+        trainer.callbacks.sort(key=lambda one: isinstance(one, Checkpoint) + isinstance(one, RunCheckpoint))
         self.model.run_name = config["name"]
+        self.model.max_skipped_steps = config["guard"]["max_skipped_steps"]
         return trainer
 
     @rank_zero_only
     def _remove_failed_start(self) -> None:
         """Removes the folder of a run that ended before its first training step or its evaluation was done."""
         folder, trainer = getattr(self, "folder", None), getattr(self, "trainer", None)
-        if folder is not None and (trainer is None or trainer.global_step == 0):
+        early = trainer is None or trainer.global_step == 0
+        if folder is not None and early and self.resume is None and not any(folder.glob("nonfinite_*")):
             shutil.rmtree(folder, ignore_errors=True)  # the mistake that ended the run is what matters
 
     def after_fit(self) -> None:
@@ -147,6 +261,9 @@ def run(command: str, arguments: Sequence[str]) -> TasksCLI:
             arguments[index + 1] = str(find_config(arguments[index + 1]))
         elif argument.startswith("--config="):
             arguments[index] = f"--config={find_config(argument.removeprefix('--config='))}"
+    resume = None
+    if command == "fit":
+        arguments, resume = _resumed_run(arguments)
     _quieten()
     with tempfile.TemporaryDirectory() as scratch:
         if not any(argument.startswith(("--config", "-c")) for argument in arguments):
@@ -159,20 +276,42 @@ def run(command: str, arguments: Sequence[str]) -> TasksCLI:
                 also = "" if command == "fit" else ", or --ckpt_path CHECKPOINT, which brings its own"
                 raise UserError(f"{command} needs --config CONFIG{also}. Configs: {', '.join(known_configs())}.")
         try:
-            return TasksCLI(
-                LightningModule,
-                LightningDataModule,
-                subclass_mode_model=True,
-                subclass_mode_data=True,
-                auto_configure_optimizers=False,
-                seed_everything_default=0,
-                parser_class=TasksArgumentParser,
-                parser_kwargs={"prog": "swinv2-tasks"},
-                args=[command, *arguments],
-                run=True,
-            )
+            return TasksCLI([command, *arguments], resume)
+        except SIGTERMException as error:  # outside of training, where RunCheckpoint sees to it; a success to Python
+            raise Interrupted(f"{command} was stopped by SIGTERM; there was nothing to save", signal.SIGTERM) from error
         except MisconfigurationException as error:  # Lightning's word for a mistake in the trainer's settings
             raise UserError(str(error)) from error
+        except ValueError as error:
+            if "loaded state dict" not in str(error):
+                raise
+            raise UserError(
+                f"the optimizer's state does not fit ({error}): resume with the optimizer, frozen_stages and "
+                "layer_decay of the run's own config"
+            ) from error
+
+
+def _resumed_run(arguments: list[str]) -> tuple[list[str], Path | None]:
+    """The arguments without --resume, and with the config of the run that it names; that run's folder.
+
+    Raises:
+        UserError: when the folder is not that of a run.
+    """
+    for index, argument in enumerate(arguments):
+        if argument.partition("=")[0] != "--resume":
+            continue
+        following = [part for part in arguments[index + 1 : index + 2] if not part.startswith("-")]
+        value = argument.partition("=")[2] or "".join(following)
+        rest = arguments[:index] + arguments[index + 1 + (bool(following) and "=" not in argument) :]
+        given = _value(arguments, "--config")
+        config = Path(value) / "config.yaml" if value else Path(given or "nothing")
+        if not (config.parent / "run.json").is_file() or not config.is_file():
+            raise UserError(
+                f"--resume: {value or given or 'nothing'} is not of a run. Name the run's folder, as in "
+                "--resume runs/imagenet/3, or its config, as in --config runs/imagenet/3/config.yaml "
+                "--resume; weights of other origin are given as --model.weights."
+            )
+        return ([f"--config={config}", *rest] if value else rest), config.parent
+    return arguments, None
 
 
 def _quieten() -> None:
@@ -180,6 +319,12 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)")
+    warnings.filterwarnings("ignore", message="It is recommended to use `self.log\\('(val|test)/")  # they are in sync
+    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    logger = logging.getLogger("swinv2_tasks")
+    if logging.lastResort is not None and logging.lastResort not in logger.handlers:
+        logger.addHandler(logging.lastResort)  # warnings to wherever standard error is at that time
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
         logging.getLogger(name).addFilter(lambda record: "Tip: " not in record.getMessage())
 
@@ -258,30 +403,3 @@ def config_from_checkpoint(path: str, *, predict: bool = False) -> dict[str, Any
         },
         "data": {"class_path": f"swinv2_tasks.datamodules.{data['class']}", "init_args": data_args},
     }
-
-
-@rank_zero_only
-def _make_folder(parent: Path) -> Path:
-    """The next free number in ``parent``, made at once, so that two runs never share a folder."""
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            taken = [int(entry.name) for entry in parent.iterdir() if entry.name.isdecimal()]
-            folder = parent / str(max(taken, default=-1) + 1)
-            try:
-                folder.mkdir()
-            except FileExistsError:
-                continue  # another run was faster
-            return folder
-    except OSError as error:
-        raise UserError(f"cannot make a folder for this run in {parent} (--runs, --name): {error.strerror}") from error
-
-
-def _run_folder(parent: Path) -> Path:
-    """This run's folder; processes that the first one started find it in the environment."""
-    if RUN_DIR in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
-        return Path(os.environ[RUN_DIR])
-    # Other ranks under an outer launcher write nothing and are told where checkpoints lie by the first.
-    folder = _make_folder(parent) or parent / "0"
-    os.environ[RUN_DIR] = str(folder)
-    return folder

@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 from collections.abc import Mapping
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from swinv2_tasks.errors import UserError
 
@@ -89,7 +89,9 @@ def recorded_arguments(cls: type, arguments: Mapping[str, Any], source: str) -> 
 
 
 def _is_plain(type_hint: Any) -> bool:
-    """Whether a parameter of this type takes numbers, text, None, dataclasses, and lists and mappings of them alone."""
+    """Whether a parameter of this type takes plain values alone: numbers, text, dataclasses, lists, mappings."""
     if type_hint in (bool, int, float, str, type(None), ...) or dataclasses.is_dataclass(type_hint):
+        return True
+    if get_origin(type_hint) is Literal:
         return True
     return get_origin(type_hint) in (list, tuple, dict, Union, UnionType) and all(map(_is_plain, get_args(type_hint)))

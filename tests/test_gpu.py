@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import signal
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,9 @@ from swinv2_tasks.backbone import BiasTable, LinearCPB, LogCPB, SwinTransformerV
 from swinv2_tasks.optim import CosineSchedule, build_optimizer
 from swinv2_tasks.tasks import ClassificationTask
 from tests.backbone.checkpoints import randomise
-from tests.tasks.tiny import new_data, new_task, new_trainer, write_config
+from tests.processes import run, send_at
+from tests.tasks.tiny import new_data, new_task, new_trainer, write_config, write_images
+from tests.test_resume import EMA, RESUME, assert_same_training, write_run
 
 pytestmark = [
     pytest.mark.gpu,
@@ -214,3 +217,25 @@ def test_an_evaluation_step_waits_for_nothing(several_labels: bool, no_waiting: 
         torch.cuda.synchronize()
         no_waiting()
         task.validation_step(samples, 1)
+
+
+# ---- resuming
+
+
+def test_a_disturbed_training_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    """With kernels that are deterministic, also on the device; averaged weights, loading processes, half precision."""
+    data = write_images(tmp_path / "images", train=20)
+    straight, disturbed = (write_run(tmp_path / kind, data, EMA) for kind in ("straight", "disturbed"))
+    device = ("--trainer.accelerator=gpu", "--trainer.devices=1", "--trainer.deterministic=true")
+    options = (
+        "--trainer.max_epochs=3",
+        "--save.every_n_steps=3",
+        "--data.num_workers=2",
+        "--trainer.precision=bf16-mixed",
+    )
+    first = ("fit", "--config=tiny.yaml", *device, *options)
+    assert run(first, straight).status == 0
+    assert run(first, disturbed, **send_at(14)).status == -9
+    assert run(RESUME, disturbed, **send_at(20, number=signal.SIGTERM)).status == 143
+    assert run(RESUME, disturbed).status == 0
+    assert_same_training(straight, disturbed)

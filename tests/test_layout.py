@@ -16,6 +16,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("",),  # the package itself: its version, nothing else
     ("errors",),
     ("records",),
+    ("seeding",),
     ("backbone.window",),
     ("backbone.position_bias",),
     ("backbone.attention",),
@@ -26,6 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("datamodules",),
     ("losses", "metrics", "optim"),
     ("tasks",),
+    ("runs",),
     ("callbacks",),
     ("commands",),
     ("cli",),

@@ -11,8 +11,10 @@ from __future__ import annotations
 import json
 import os
 import pickletools
+import shutil
 import warnings
 import zipfile
+import zlib
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -257,14 +259,18 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def write_pickle(path: Path, contents: Mapping[str, Any]) -> None:
-    """Writes what ``torch.load`` reads, whole or not at all."""
-    _replace(path, lambda file: torch.save(dict(contents), file))
+    """Writes what ``torch.load`` reads, whole or not at all; its checksums tell later whether it still is.
+
+    Raises:
+        UserError: when it cannot be written: the disk is full, say. What was there before stays.
+    """
+    replace_file(path, lambda file: torch.save(dict(contents), file))
 
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor], record: Mapping[str, Any]) -> None:
     """Writes a safetensors file, whole or not at all; ``record`` goes into its metadata, which others skip."""
     metadata = {"format": "pt"} | ({"swinv2_tasks": json.dumps(record)} if record else {})
-    _replace(path, lambda file: save_file(tensors, file, metadata))
+    replace_file(path, lambda file: save_file(tensors, file, metadata))
 
 
 def write_folder(path: Path, tensors: dict[str, Tensor], config: Mapping[str, Any]) -> None:
@@ -273,17 +279,56 @@ def write_folder(path: Path, tensors: dict[str, Tensor], config: Mapping[str, An
         raise UserError(f"{path}: is a file, where a folder is to be written; name another")
     text = json.dumps(config, indent=2) + "\n"
     write_safetensors(path / "model.safetensors", tensors, {})
-    _replace(path / "config.json", lambda file: file.write_text(text, encoding="utf-8"))
+    replace_file(path / "config.json", lambda file: file.write_text(text, encoding="utf-8"))
 
 
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Writes beside ``path`` and moves the result there once it is whole."""
+def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
+    """Writes beside ``path`` and moves the result there once it is whole and on the disk.
+
+    Raises:
+        UserError: when it cannot be written. What was there before stays.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # or a power failure could leave the new name without the content
         os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error}") from error
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch's and safetensors' own words for a full disk
+        problem = f"{_reason(error)}{_free_space(path.parent)}"
+        raise UserError(
+            f"{path}: cannot be written ({problem}). Make room or name another place; what was there before is kept."
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    cause = error.__context__
+    return f"{text}: {cause}" if isinstance(cause, OSError) else text
+
+
+def _free_space(folder: Path) -> str:
+    try:
+        return f"; {shutil.disk_usage(folder).free / 2**20:,.0f} MiB are free there"
+    except OSError:
+        return ""
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what writers that were killed left half-written in a folder. No other process may be writing there."""
+    for path in folder.glob(".*"):
+        if path.name.rpartition(".")[2].isdecimal():
+            path.unlink(missing_ok=True)
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint that ``write_pickle`` wrote, checksums included; None when it is as written."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+        return None if bad is None else f"its part {bad} was altered"
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        return str(error) or type(error).__name__

@@ -1,14 +1,18 @@
 """What the datamodules of all tasks share: loaders, normalisation and the statement of classes."""
 
 from collections.abc import Callable, Sized
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset, default_collate
 
+from swinv2_tasks.datamodules.loading import BatchLoader, BatchOrder, FaultPolicy
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.records import Recorded
+
+FaultChoice = Literal["error", "skip"]
+"""What happens on samples that cannot be read."""
 
 
 class BaseDataModule(Recorded, LightningDataModule):
@@ -18,11 +22,16 @@ class BaseDataModule(Recorded, LightningDataModule):
     `train_collate`, and states its classes. Datasets yield one sample each; the collate functions turn a list of
     samples into one of the batches of `batch.py`, inside the workers.
 
+    What a dataset draws from the global generators of torch, NumPy and Python is reproducible: they are seeded for each
+    sample and for each batch. A dataset with `sample_id(index)` has its samples named so in messages.
+
     Args:
         batch_size: Samples per batch and process.
         num_workers: Loading processes of each loader; 0 loads in the main process.
         mean: What the images were normalised with: subtracted from RGB in [0, 1] …
         std: … and what divided the difference.
+        faulty_samples: What happens on a sample that cannot be read: `error` stops, `skip` leaves it out of its batch.
+        faulty_budget: How many different samples `skip` may leave out in a run before it stops.
 
     Raises:
         UserError: An argument is out of its range.
@@ -34,17 +43,28 @@ class BaseDataModule(Recorded, LightningDataModule):
     predict_dataset: Dataset | None = None
 
     def __init__(
-        self, batch_size: int, num_workers: int, mean: tuple[float, float, float], std: tuple[float, float, float]
+        self,
+        batch_size: int,
+        num_workers: int,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        faulty_samples: FaultChoice = "error",
+        faulty_budget: int = 10,
     ) -> None:
         super().__init__()
         if batch_size < 1 or num_workers < 0:
             raise UserError(f"data.batch_size={batch_size}, data.num_workers={num_workers}; expected at least 1 and 0.")
         if min(std) <= 0:
             raise UserError(f"data.std is {tuple(std)}; expected three values above 0.")
+        if faulty_budget < 0:
+            raise UserError(f"data.faulty_budget is {faulty_budget}; expected a number of samples, at least 0.")
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.mean = mean
         self.std = std
+        self.faults = FaultPolicy(faulty_samples, faulty_budget)
+        self._seed: int | None = None
+        self._loaders: dict[str, BatchLoader] = {}
         self.collate: Callable[[list[Any]], Any] = default_collate
         self.train_collate: Callable[[list[Any]], Any] = default_collate
 
@@ -71,48 +91,69 @@ class BaseDataModule(Recorded, LightningDataModule):
     def train_batches(self, world_size: int = 1) -> int:
         """Batches of an epoch in each of `world_size` processes. Known after `setup("fit")`.
 
-        Lightning's sampler repeats a few samples so that all processes get equally many; the incomplete batch at the
-        end is dropped.
+        What does not fill a batch of every process is dropped, other samples in each epoch.
 
         Raises:
             UserError: There are fewer samples than one batch of each process takes.
         """
-        samples = -(-self.train_samples // world_size)
-        if samples < self.batch_size:
+        batches = self.train_samples // (self.batch_size * world_size)
+        if not batches:
             raise UserError(
-                f"data.batch_size is {self.batch_size}, but there are only {samples} training samples per process and "
-                f"incomplete batches are dropped: nothing would be trained. Set data.batch_size to {samples} or less."
+                f"data.batch_size is {self.batch_size} on {world_size} process{'es' * (world_size > 1)}, but there are "
+                f"only {self.train_samples} training samples and incomplete batches are dropped: nothing would be "
+                f"trained. Set data.batch_size to {max(1, self.train_samples // world_size)} or less."
             )
-        return samples // self.batch_size
+        return batches
 
-    def train_dataloader(self) -> DataLoader:
+    @property
+    def seed(self) -> int:
+        """Seed of the run, from which order and augmentation follow: torch's at first use, the first process's."""
+        if self._seed is None:
+            seed = torch.initial_seed() % 2**63
+            self._seed = self.trainer.strategy.broadcast(seed) if self.trainer else seed
+        return self._seed
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed training must know; Lightning puts it into checkpoints."""
+        return {"seed": self.seed, "faults": dict(self.faults.found)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the seed and the skipped samples of the training that is resumed."""
+        if self.train_dataset is not None:  # not when evaluating
+            self._seed = state_dict["seed"]
+            self.faults.found.update(state_dict["faults"])
+
+    def train_dataloader(self) -> BatchLoader:
         self.train_batches(self.trainer.world_size if self.trainer else 1)  # complains rather than train on nothing
-        return self._loader(self.train_dataset, self.train_collate, train=True)
+        return self._loader("train", self.train_dataset, self.train_collate)
 
-    def val_dataloader(self) -> DataLoader:
-        return self._loader(self.val_dataset, self.collate)
+    def val_dataloader(self) -> BatchLoader:
+        return self._loader("val", self.val_dataset, self.collate)
 
-    def test_dataloader(self) -> DataLoader:
-        return self._loader(self.test_dataset, self.collate)
+    def test_dataloader(self) -> BatchLoader:
+        return self._loader("test", self.test_dataset, self.collate)
 
-    def predict_dataloader(self) -> DataLoader:
-        return self._loader(self.predict_dataset, self.collate)
+    def predict_dataloader(self) -> BatchLoader:
+        return self._loader("predict", self.predict_dataset, self.collate)
 
-    def _loader(self, dataset: Dataset | None, collate: Callable[[list[Any]], Any], train: bool = False) -> DataLoader:
-        # A generator of the loader's own: order and augmentation follow from the seed of the run alone, not from how
-        # many random numbers something else drew before. Processes must not augment alike, hence the rank.
-        rank = self.trainer.global_rank if self.trainer else 0
-        return DataLoader(
-            _made(dataset),
-            batch_size=self.batch_size,
-            shuffle=train,
-            drop_last=train,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            collate_fn=collate,
-            generator=torch.Generator().manual_seed(torch.initial_seed() % 2**62 + rank),
-        )
+    def worker_death(self, error: BaseException) -> UserError | None:
+        """What to say when `error` tells that a loading process died: what it was reading. None for other errors."""
+        return next((death for loader in self._loaders.values() if (death := loader.death(error))), None)
+
+    def train_sample_ids(self, batch: int) -> list[str]:
+        """Names of the samples in one of the running epoch's training batches of this process, from 0."""
+        return self._loaders["train"].sample_ids(batch)
+
+    def _loader(self, kind: str, dataset: Dataset | None, collate: Callable[[list[Any]], Any]) -> BatchLoader:
+        trainer: Any = self.trainer
+        train = kind == "train"
+        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        # Overfitting on a few batches means the same ones in each epoch.
+        shuffle = train and not (trainer and trainer.overfit_batches)
+        samples = len(cast(Sized, _made(dataset)))
+        order = BatchOrder(samples, self.batch_size, rank, world_size, self.seed, drop_last=train, shuffle=shuffle)
+        self._loaders[kind] = BatchLoader(_made(dataset), order, collate, self.num_workers, self.faults)
+        return self._loaders[kind]
 
 
 def _made(dataset: Dataset | None) -> Dataset:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 from torchvision.transforms import v2
 
-from swinv2_tasks.datamodules.base import BaseDataModule
+from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
 from swinv2_tasks.datamodules.classes import Classes, classes_of_folders, read_classes
 from swinv2_tasks.datamodules.images import list_images, read_image
 from swinv2_tasks.datamodules.labels import Sample, folder_samples, listed_samples, with_real_labels
@@ -70,6 +70,8 @@ class ImageNetDataModule(BaseDataModule):
         mixup: Training: alpha of mixup; 0 turns it off.
         cutmix: Training: alpha of cutmix; 0 turns it off.
         mixup_switch: Training: probability of cutmix rather than mixup for a batch, when both are on.
+        faulty_samples: What happens on an image that cannot be read: `error` stops, `skip` leaves it out of its batch.
+        faulty_budget: How many different images `skip` may leave out in a run before it stops.
 
     Raises:
         UserError: An argument is out of its range. Missing or malformed data is reported by `setup`, or as soon as the
@@ -100,8 +102,10 @@ class ImageNetDataModule(BaseDataModule):
         mixup: float = 0.8,
         cutmix: float = 1.0,
         mixup_switch: float = 0.5,
+        faulty_samples: FaultChoice = "error",
+        faulty_budget: int = 10,
     ) -> None:
-        super().__init__(batch_size, num_workers, mean, std)
+        super().__init__(batch_size, num_workers, mean, std, faulty_samples, faulty_budget)
         self.root = root
         self.image_size = image_size
         self.train_dir = train_dir
@@ -200,6 +204,9 @@ class LabelledImages(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
+    def sample_id(self, index: int) -> str:
+        return self.samples[index][0]
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         path, label = self.samples[index]
         image = self.transform(read_image(path))
@@ -224,6 +231,9 @@ class UnlabelledImages(Dataset):
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def sample_id(self, index: int) -> str:
+        return str(self.paths[index])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {"image": self.transform(read_image(self.paths[index])), "path": str(self.paths[index])}

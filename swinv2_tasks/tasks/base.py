@@ -1,26 +1,40 @@
-"""What the tasks share: weights, optimizer and schedule, and checkpoints that say how to build the task again."""
+"""What the tasks share: weights, optimizer, schedule, and metrics that are exact on any number of processes."""
 
 from __future__ import annotations
 
-import math
-from pathlib import Path
-from typing import Any, Self
+import warnings
+from collections.abc import Callable
+from typing import Any
 
-from lightning.pytorch import LightningModule
+import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torchmetrics import Metric, MetricCollection
 
 from swinv2_tasks.backbone import SwinTransformerV2, load_weights
-from swinv2_tasks.backbone.checkpoint_files import read_checkpoint
-from swinv2_tasks.backbone.weights import checkpoint_record, unfit_keys
-from swinv2_tasks.datamodules.classes import abbreviate
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.optim import CosineSchedule, build_optimizer
-from swinv2_tasks.records import Recorded, recorded_arguments, task_record
+from swinv2_tasks.tasks.guard import GuardedTask
+from swinv2_tasks.tasks.restore import RestorableTask
 
 
-class BaseTask(Recorded, LightningModule):
+class _Shared:
+    """A function that copies of its owner share: the command line's holds on to the trainer and all that hangs on it,
+    which averaging the weights would copy, or fail to where other processes are started."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.function(*arguments)
+
+    def __deepcopy__(self, memo: Any) -> _Shared:
+        return self
+
+
+class BaseTask(RestorableTask, GuardedTask):
     """A backbone and a head, trained with AdamW and a cosine schedule; subclasses add steps and metrics.
 
     Args:
@@ -42,11 +56,7 @@ class BaseTask(Recorded, LightningModule):
     ) -> None:
         super().__init__()
         self.backbone, self.head = backbone, head
-        self.optimizer, self.schedule = optimizer, schedule
-        self.class_ids: list[Any] | None = None
-        self.class_names: list[str] | None = None
-        self.input_size: tuple[int, ...] | None = None
-        self.run_name = "run"
+        self.optimizer, self.schedule = _Shared(optimizer), schedule
         if weights is not None:
             report = load_weights(self, weights)
             rank_zero_only(print)(f"{report}\n")
@@ -58,31 +68,12 @@ class BaseTask(Recorded, LightningModule):
     def setup(self, stage: str) -> None:
         data = getattr(self.trainer, "datamodule", None)
         if data is not None and stage != "predict":
-            self._meet_classes(list(data.class_ids), list(data.class_names), "the data")
-
-    def _meet_classes(self, ids: list[Any], names: list[str], whose: str) -> None:
-        """Takes over the classes of the data or of a checkpoint, or stops when they are not the ones known already."""
-        if self.class_ids is not None and self.class_ids != ids:
-            other = "the model" if whose == "the data" else "the data"
-            raise UserError(
-                f"{whose} has {len(ids)} classes ({abbreviate(ids)}), {other} {len(self.class_ids)} "
-                f"({abbreviate(self.class_ids)}). State the trained ones with data.class_names, or train a new head "
-                "with model.weights."
-            )
-        self.class_ids, self.class_names = ids, names
+            self.meet_classes(list(data.class_ids), list(data.class_names), "the data")
 
     def configure_optimizers(self) -> Any:
         trainer, data = self.trainer, getattr(self.trainer, "datamodule", None)
         if data is None:
             raise UserError("fit needs a datamodule: the schedule's length follows from its size and the batch size")
-        # Lightning's own estimate would build the training loader too early and so lose the state of a resumed one.
-        batches, limit = data.train_batches(trainer.world_size), trainer.limit_train_batches
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        epoch_steps = math.ceil(batches / trainer.accumulate_grad_batches)
-        ends = [epochs * epoch_steps for epochs in (trainer.max_epochs,) if epochs not in (None, -1)]
-        ends += [steps for steps in (trainer.max_steps,) if steps != -1]
-        if not ends:
-            raise UserError("trainer.max_epochs or trainer.max_steps must say when the training ends")
         samples = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
         optimizer, scheduler = build_optimizer(
             self.optimizer,
@@ -90,56 +81,61 @@ class BaseTask(Recorded, LightningModule):
             self.backbone.depths,
             self.schedule,
             samples,
-            epoch_steps,
-            min(ends),
+            self.epoch_steps(),
+            self.total_steps(),
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def on_train_start(self) -> None:
+        if self._resumed_steps in (None, total := self.total_steps()):
+            return
+        # The optimizer came back with the learning rate of the old length.
+        scheduler: Any = self.lr_schedulers()
+        before = max(group["lr"] for group in scheduler.optimizer.param_groups)
+        for group, base, factor in zip(
+            scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
+        ):
+            group["lr"] = base * factor(scheduler.last_epoch)
+        after = max(group["lr"] for group in scheduler.optimizer.param_groups)
+        rank_zero_only(print)(
+            f"schedule: the training now ends after {total} steps instead of {self._resumed_steps}. From step "
+            f"{scheduler.last_epoch} on, the learning rate is that of a training planned for {total} steps from the "
+            f"start: {after:.3g}, where the old plan had {before:.3g}."
+        )
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
         self.input_size = tuple(batch["image"].shape[2:])  # the checkpoint's windows are those in effect at it
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        data = getattr(self._trainer, "datamodule", None) if self._trainer else None
-        checkpoint["swinv2_tasks"] = {
-            **checkpoint_record(self.backbone, self.input_size),
-            "name": self.run_name,
-            "task": {"class": type(self).__name__, "init_args": {**self.init_args, "weights": None}},
-            "backbone": self.backbone.config,
-            "classes": {"ids": self.class_ids, "names": self.class_names},
-            "data": {"class": type(data).__name__, "init_args": getattr(data, "init_args", {})} if data else None,
-        }
+    def on_validation_start(self) -> None:
+        model = self.trainer.strategy.model
+        if isinstance(model, DistributedDataParallel):
+            # Processes may have unequal numbers of batches: none may wait for others within one, and all must evaluate
+            # the model that checkpoints hold, the first process's.
+            for buffer in self.buffers():
+                torch.distributed.broadcast(buffer, 0)
+            model.require_forward_param_sync = False
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        record = task_record(checkpoint, "the checkpoint")
-        if record["classes"]["ids"] is not None:
-            self._meet_classes(record["classes"]["ids"], record["classes"]["names"], "the checkpoint")
-        problems = unfit_keys(checkpoint["state_dict"], self.state_dict())
-        if problems:
-            raise UserError(
-                f"the checkpoint does not fit the model, which must be built as it was: {'; '.join(problems)}"
-            )
-        self.backbone.set_pretrained_window(record["windows"]["pretrained"])
+    def on_validation_end(self) -> None:
+        model = self.trainer.strategy.model
+        if isinstance(model, DistributedDataParallel):
+            model.require_forward_param_sync = True
 
-    @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: str | Path, map_location: Any = "cpu", **overrides: Any) -> Self:  # type: ignore[override]
-        """The trained task of a checkpoint, in eval mode; nothing that the file names is imported or run.
+    def log_measured(self, metrics: MetricCollection | Metric, name: str = "") -> None:
+        """Logs metrics at the end of an evaluation, exact over all processes: those that any process has measured.
+
+        To be called by all processes in ``on_validation_epoch_end``: one without a sample takes part in the sums.
 
         Args:
-            checkpoint_path: a checkpoint of a run.
-            map_location: device to put the task on.
-            **overrides: constructor arguments that replace the recorded ones, ``backbone`` among them.
-
-        Raises:
-            UserError: when the file is no checkpoint of this task.
+            metrics: a collection, or one metric with its ``name``.
+            name: what a single metric is called in logs.
         """
-        contents = read_checkpoint(checkpoint_path).contents
-        record = task_record(contents, str(checkpoint_path))
-        if record["task"]["class"] != cls.__name__:
-            raise UserError(f"{checkpoint_path} holds a {record['task']['class']}, not a {cls.__name__}")
-        arguments = recorded_arguments(cls, record["task"]["init_args"], str(checkpoint_path))
-        arguments |= {"weights": None, **overrides}
-        arguments.setdefault("backbone", SwinTransformerV2.from_config(record["backbone"]))
-        task = cls(**arguments)
-        task.on_load_checkpoint(dict(contents))
-        task.load_state_dict(contents["state_dict"])
-        return task.to(map_location).eval()
+        parts: list[Any] = [*metrics.values()] if isinstance(metrics, MetricCollection) else [metrics]
+        updates = torch.tensor(float(sum(part.update_count for part in parts)), device=self.device)
+        if self.trainer.strategy.reduce(updates, reduce_op="sum") == 0:
+            return
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The ``compute`` method of metric")  # a process without samples
+            values = metrics.compute() if isinstance(metrics, MetricCollection) else {name: metrics.compute()}
+        metrics.reset()
+        self.log_dict(values, prog_bar=True, sync_dist=False, rank_zero_only=False)

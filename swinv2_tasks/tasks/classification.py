@@ -7,14 +7,14 @@ from typing import Any
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import AdamW
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.datamodules.batch import ClassificationBatch, PredictBatch
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.heads.classification import ClassificationHead
-from swinv2_tasks.metrics import AnyLabelAccuracy
+from swinv2_tasks.metrics import AnyLabelAccuracy, CrossEntropy
 from swinv2_tasks.optim import CosineSchedule
 from swinv2_tasks.tasks.base import BaseTask
 
@@ -48,12 +48,13 @@ class ClassificationTask(BaseTask):
         self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         ks = {"top1": 1, "top5": min(5, num_classes)}
         # Validating arguments would wait for the device at every batch.
-        accuracies = {
+        measures: dict[str, Metric] = {
             name: MulticlassAccuracy(num_classes, top_k=k, average="micro", validate_args=False)
             for name, k in ks.items()
         }
+        measures["loss"] = CrossEntropy()
         # Compute groups would share one count among metrics that happen to agree on the first batch.
-        self.val_metrics = MetricCollection(dict(accuracies), prefix="val/", compute_groups=False)
+        self.val_metrics = MetricCollection(dict(measures), prefix="val/", compute_groups=False)
         self.test_metrics = self.val_metrics.clone(prefix="test/")
         real = {f"real_{name}": AnyLabelAccuracy(k) for name, k in ks.items()}
         self.val_real_metrics = MetricCollection(dict(real), prefix="val/", compute_groups=False)
@@ -70,22 +71,22 @@ class ClassificationTask(BaseTask):
         return loss
 
     def validation_step(self, batch: ClassificationBatch, batch_idx: int) -> None:
-        self._evaluate(batch, "val", self.val_metrics, self.val_real_metrics)
+        self._evaluate(batch, self.val_metrics, self.val_real_metrics)
 
     def test_step(self, batch: ClassificationBatch, batch_idx: int) -> None:
-        self._evaluate(batch, "test", self.test_metrics, self.test_real_metrics)
+        self._evaluate(batch, self.test_metrics, self.test_real_metrics)
 
-    def _evaluate(
-        self, batch: ClassificationBatch, stage: str, metrics: MetricCollection, real_metrics: MetricCollection
-    ) -> None:
+    def _evaluate(self, batch: ClassificationBatch, metrics: MetricCollection, real_metrics: MetricCollection) -> None:
         logits, label = self(batch["image"]), batch["label"]
-        if label.ndim == 2:  # ReaL: several labels hold, or none
-            real_metrics.update(logits, label)
-            self.log_dict(real_metrics, prog_bar=True)
-        else:
-            metrics.update(logits, label)
-            self.log_dict(metrics, prog_bar=True)
-            self.log(f"{stage}/loss", nn.functional.cross_entropy(logits, label), batch_size=len(label), sync_dist=True)
+        (real_metrics if label.ndim == 2 else metrics).update(logits, label)  # ReaL: several labels hold, or none
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_measured(self.val_metrics)
+        self.log_measured(self.val_real_metrics)
+
+    def on_test_epoch_end(self) -> None:
+        self.log_measured(self.test_metrics)
+        self.log_measured(self.test_real_metrics)
 
     def predict_step(self, batch: PredictBatch, batch_idx: int) -> dict[str, Any]:
         """The five likeliest classes: {path: list, scores (B, ≤5) in [0, 1], classes (B, ≤5) indices}."""

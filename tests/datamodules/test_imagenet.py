@@ -70,10 +70,9 @@ def test_training_without_mixing_keeps_indices(root: Path) -> None:
 
 
 def test_order_follows_from_the_seed_alone(root: Path) -> None:
-    data = datamodule(root, mixup=0.0, cutmix=0.0, batch_size=1)
-    data.setup("fit")
-
     def order(seed: int, drawn_before: int = 0) -> list[int]:
+        data = datamodule(root, mixup=0.0, cutmix=0.0, batch_size=1)
+        data.setup("fit")
         torch.manual_seed(seed)
         torch.rand(drawn_before)
         return [int(batch["label"]) for batch in data.train_dataloader()]
@@ -85,8 +84,8 @@ def test_order_follows_from_the_seed_alone(root: Path) -> None:
 def test_batches_per_process(root: Path) -> None:
     data = datamodule(root, batch_size=2)
     data.setup("fit")
-    assert [data.train_batches(world_size) for world_size in (1, 2, 3)] == [3, 1, 1]  # 6, 3 and 2 samples each
-    with pytest.raises(UserError, match=r"batch_size is 2.*only 1 training samples"):
+    assert [data.train_batches(world_size) for world_size in (1, 2, 3)] == [3, 1, 1]  # of 2, 4 and 6 samples
+    with pytest.raises(UserError, match=r"batch_size is 2.*only 6 training samples"):
         data.train_batches(6)
 
 

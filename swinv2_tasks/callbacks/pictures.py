@@ -1,10 +1,10 @@
-"""What a run shows and leaves behind: speed, learning curves, predictions as tables and pictures."""
+"""Learning curves, and predictions as tables and pictures."""
 
 from __future__ import annotations
 
 import csv
+import itertools
 import math
-import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -14,39 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from swinv2_tasks.datamodules.images import read_image
-from swinv2_tasks.errors import UserError
-
-
-class Throughput(Callback):
-    """Learning rate and images per second, over all processes, in the progress bar and the logs.
-
-    Args:
-        every_n_steps: batches over which the speed is averaged.
-    """
-
-    def __init__(self, every_n_steps: int = 10) -> None:
-        self.every_n_steps = every_n_steps
-        self._images = 0
-        self._since = 0.0
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._images = 0  # the loader's start and the validation before are no training speed
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        # At the end of the batch the schedule has already moved on.
-        pl_module.log("lr", max(group["lr"] for group in trainer.optimizers[0].param_groups), prog_bar=True)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if self._images == 0:
-            self._since = time.perf_counter()
-        elif (batch_idx + 1) % self.every_n_steps == 0:
-            speed = self._images * trainer.world_size / (time.perf_counter() - self._since)
-            pl_module.log("img/s", speed, prog_bar=True)
-            self._images = 0
-            self._since = time.perf_counter()
-        self._images += len(batch["image"])
+from swinv2_tasks.errors import Interrupted, UserError
 
 
 class LearningCurve(Callback):
@@ -56,7 +24,7 @@ class LearningCurve(Callback):
         self._draw(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, KeyboardInterrupt):
+        if isinstance(exception, KeyboardInterrupt | Interrupted):
             self._draw(trainer)
 
     def _draw(self, trainer: Trainer) -> None:
@@ -114,7 +82,7 @@ class ClassificationPredictions(Callback):
     def __init__(self, folder: str | None = None, pictures: int = 48) -> None:
         self.folder = folder
         self.pictures = pictures
-        self._rows: list[tuple[str, list[float], list[int]]] = []
+        self._batches: list[list[tuple[str, list[float], list[int]]]] = []
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for place in (Path(self.folder or "."), *Path(self.folder or ".").parents):
@@ -133,37 +101,38 @@ class ClassificationPredictions(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         scores: Tensor = outputs["scores"]
-        self._rows += zip(outputs["path"], scores.tolist(), outputs["classes"].tolist(), strict=True)
+        self._batches.append(list(zip(outputs["path"], scores.tolist(), outputs["classes"].tolist(), strict=True)))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.world_size > 1:  # each process saw its share
+        batches, self._batches = self._batches, []
+        if trainer.world_size > 1:  # batches were dealt out in turn
             shares: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(shares, self._rows)
-            self._rows = sorted({row[0]: row for share in shares for row in share}.values())
+            torch.distributed.all_gather_object(shares, batches)
+            batches = [batch for turn in itertools.zip_longest(*shares, fillvalue=[]) for batch in turn]
+        rows = [row for batch in batches for row in batch]
         log_dir = trainer.log_dir  # asks all processes, so before the first goes on alone
         if not trainer.is_global_zero:
             return
         folder = Path(self.folder or Path(log_dir or ".") / "predictions")
         folder.mkdir(parents=True, exist_ok=True)
-        number = len(self._rows[0][2]) if self._rows else 0
+        number = len(rows[0][2]) if rows else 0
         task: Any = pl_module
         ids = task.class_ids or list(range(task.num_classes))
         names = [str(name) for name in task.class_names or ids]
         with (folder / "predictions.csv").open("w", newline="") as file:
             table = csv.writer(file)
             table.writerow(["path", *(f"{what}{k}" for k in range(1, number + 1) for what in ("id", "name", "score"))])
-            for path, scores, classes in self._rows:
+            for path, scores, classes in rows:
                 cells = ((ids[c], names[c], f"{score:.6f}") for c, score in zip(classes, scores, strict=True))
                 table.writerow([path, *(cell for three in cells for cell in three)])
         draw_contact_sheet(
             [
                 (path, [f"{names[c]} {score:.0%}" for c, score in zip(classes, scores, strict=True)])
-                for path, scores, classes in self._rows[: self.pictures]
+                for path, scores, classes in rows[: self.pictures]
             ],
             folder / "contact_sheet.png",
         )
-        print(f"{len(self._rows)} predictions: {folder / 'predictions.csv'}, pictures: {folder / 'contact_sheet.png'}")
-        self._rows = []
+        print(f"{len(rows)} predictions: {folder / 'predictions.csv'}, pictures: {folder / 'contact_sheet.png'}")
 
 
 def draw_contact_sheet(images: list[tuple[str, list[str]]], picture: Path, columns: int = 6) -> None:

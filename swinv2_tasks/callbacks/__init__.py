@@ -1,0 +1,8 @@
+"""What happens around the steps: saving and stopping, the record of a run, its pictures. Never in the steps."""
+
+from swinv2_tasks.callbacks.pictures import ClassificationPredictions, LearningCurve
+from swinv2_tasks.callbacks.run_checkpoint import RunCheckpoint
+from swinv2_tasks.callbacks.run_record import RunRecord
+from swinv2_tasks.callbacks.throughput import Throughput
+
+__all__ = ["ClassificationPredictions", "LearningCurve", "RunCheckpoint", "RunRecord", "Throughput"]

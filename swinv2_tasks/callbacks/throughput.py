@@ -1,0 +1,40 @@
+"""Learning rate and speed while training."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class Throughput(Callback):
+    """Learning rate and images per second, over all processes, in the progress bar and the logs.
+
+    Args:
+        every_n_steps: batches over which the speed is averaged.
+    """
+
+    def __init__(self, every_n_steps: int = 10) -> None:
+        self.every_n_steps = every_n_steps
+        self._images = 0
+        self._since = 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._images = 0  # the loader's start and the validation before are no training speed
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        # At the end of the batch the schedule has already moved on.
+        pl_module.log("lr", max(group["lr"] for group in trainer.optimizers[0].param_groups), prog_bar=True)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._images == 0:
+            self._since = time.perf_counter()
+        elif (batch_idx + 1) % self.every_n_steps == 0:
+            speed = self._images * trainer.world_size / (time.perf_counter() - self._since)
+            pl_module.log("img/s", speed, prog_bar=True)
+            self._images = 0
+            self._since = time.perf_counter()
+        self._images += len(batch["image"])

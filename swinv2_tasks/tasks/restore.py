@@ -1,0 +1,194 @@
+"""Checkpoints that say how to build their task again, and what going on with a training must keep."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Self
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from swinv2_tasks.backbone import SwinTransformerV2
+from swinv2_tasks.backbone.checkpoint_files import read_checkpoint
+from swinv2_tasks.backbone.weights import checkpoint_record, unfit_keys
+from swinv2_tasks.datamodules.classes import abbreviate
+from swinv2_tasks.errors import UserError
+from swinv2_tasks.records import Recorded, recorded_arguments, task_record
+
+
+class RestorableTask(Recorded, LightningModule):
+    """Writes and reads the record under ``swinv2_tasks`` in a checkpoint: plain values, which name no code to run."""
+
+    backbone: SwinTransformerV2
+    skipped_steps: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.class_ids: list[Any] | None = None
+        self.class_names: list[str] | None = None
+        self.input_size: tuple[int, ...] | None = None
+        self.run_name = "run"
+        self._resumed_steps: int | None = None
+
+    def meet_classes(self, ids: list[Any], names: list[str], whose: str) -> None:
+        """Takes over the classes of the data or of a checkpoint, or stops when they are not the ones known already."""
+        if self.class_ids is not None and self.class_ids != ids:
+            other = "the model" if whose == "the data" else "the data"
+            raise UserError(
+                f"{whose} has {len(ids)} classes ({abbreviate(ids)}), {other} {len(self.class_ids)} "
+                f"({abbreviate(self.class_ids)}). State the trained ones with data.class_names, or train a new head "
+                "with model.weights."
+            )
+        self.class_ids, self.class_names = ids, names
+
+    def training_record(self) -> dict[str, int] | None:
+        """The numbers that steps are made of, which a resumed training must keep; None when not training."""
+        trainer: Any = self._trainer
+        data: Any = getattr(trainer, "datamodule", None)
+        if trainer is None or not trainer.optimizers or not hasattr(data, "train_batches"):
+            return None
+        return {
+            "samples": data.train_samples,
+            "batch_size": data.batch_size,
+            "processes": trainer.world_size,
+            "accumulated_batches": trainer.accumulate_grad_batches,
+            "epoch_batches": self.epoch_batches(),
+            "total_steps": self.total_steps(),
+            "skipped_steps": self.skipped_steps,
+            "mid_accumulation": trainer.fit_loop.epoch_loop._should_accumulate(),  # its gradients are not saved
+        }
+
+    def epoch_batches(self) -> int:
+        """Batches of an epoch in each process."""
+        trainer: Any = self.trainer
+        data, limit = trainer.datamodule, trainer.limit_train_batches
+        batches = data.train_batches(trainer.world_size)
+        return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+    def epoch_steps(self) -> int:
+        """Optimizer steps of an epoch."""
+        # Lightning's own estimate would build the training loader too early and so lose the state of a resumed one.
+        return math.ceil(self.epoch_batches() / self.trainer.accumulate_grad_batches)
+
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole training.
+
+        Raises:
+            UserError: when nothing says how long it lasts.
+        """
+        trainer = self.trainer
+        ends = [epochs * self.epoch_steps() for epochs in (trainer.max_epochs,) if epochs not in (None, -1)]
+        ends += [steps for steps in (trainer.max_steps,) if steps != -1]
+        if not ends:
+            raise UserError("trainer.max_epochs or trainer.max_steps must say when the training ends")
+        return min(ends)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        data = getattr(self._trainer, "datamodule", None) if self._trainer else None
+        checkpoint["swinv2_tasks"] = {
+            **checkpoint_record(self.backbone, self.input_size),
+            "name": self.run_name,
+            "task": {"class": type(self).__name__, "init_args": {**self.init_args, "weights": None}},
+            "backbone": self.backbone.config,
+            "classes": {"ids": self.class_ids, "names": self.class_names},
+            "data": {"class": type(data).__name__, "init_args": getattr(data, "init_args", {})} if data else None,
+            "training": self.training_record(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        record = task_record(checkpoint, "the checkpoint")
+        if record["classes"]["ids"] is not None:
+            self.meet_classes(record["classes"]["ids"], record["classes"]["names"], "the checkpoint")
+        problems = unfit_keys(checkpoint["state_dict"], self.state_dict())
+        if problems:
+            raise UserError(
+                f"the checkpoint does not fit the model, which must be built as it was: {'; '.join(problems)}"
+            )
+        trainer: Any = self._trainer
+        resumed = trainer is not None and trainer.state.fn == TrainerFn.FITTING
+        if not (resumed and self.backbone.config == record["backbone"]):  # which goes on as it was
+            self.backbone.set_pretrained_window(record["windows"]["pretrained"])
+        if resumed:
+            averages = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)
+            if "current_model_state" in checkpoint and not averages:
+                raise UserError(
+                    "the training that is resumed averages its weights, this config does not: add overlays/ema.yaml or "
+                    "whatever set the averaging up"
+                )
+            self._meet_training(record.get("training"), checkpoint["loops"]["fit_loop"])
+
+    def _meet_training(self, before: dict[str, int] | None, progress: dict[str, Any]) -> None:
+        """Makes sure that steps are made of as many samples as before, and counts batches in today's processes."""
+        trainer: Any = self.trainer
+        if before is None:
+            raise UserError("the checkpoint was not written in a training: there is nothing to go on with")
+        if before["samples"] != trainer.datamodule.train_samples:
+            raise UserError(
+                f"the training that is resumed had {before['samples']} training samples, the dataset now has "
+                f"{trainer.datamodule.train_samples}: nothing says which of them the epoch has seen. Restore the "
+                "dataset as it was, or start a new run from the trained weights with --model.weights CHECKPOINT."
+            )
+        self._resumed_steps, self.skipped_steps = before["total_steps"], before["skipped_steps"]
+        now = {"batch_size": trainer.datamodule.batch_size, "processes": trainer.world_size}
+        now |= {"accumulated_batches": trainer.accumulate_grad_batches, "epoch_batches": self.epoch_batches()}
+        if all(before[name] == value for name, value in now.items()):
+            return
+
+        def samples(numbers: dict[str, int]) -> int:
+            return numbers["batch_size"] * numbers["processes"] * numbers["accumulated_batches"]
+
+        def steps(numbers: dict[str, int]) -> int:
+            return math.ceil(numbers["epoch_batches"] / numbers["accumulated_batches"])
+
+        def describe(numbers: dict[str, int]) -> str:
+            return (
+                f"{numbers['processes']} processes × {numbers['batch_size']} samples × "
+                f"{numbers['accumulated_batches']} accumulated = {samples(numbers)} per step, {steps(numbers)} steps "
+                "per epoch"
+            )
+
+        if samples(before) != samples(now) or steps(before) != steps(now):
+            raise UserError(
+                f"the training that is resumed took {describe(before)}; now it would take {describe(now)}. Choose "
+                "trainer.devices, data.batch_size and trainer.accumulate_grad_batches so that both stay, or start a "
+                "new run from the trained weights with --model.weights CHECKPOINT."
+            )
+        factor = now["accumulated_batches"] / before["accumulated_batches"]
+        batches = progress["epoch_loop.batch_progress"]
+        for counts in (batches["total"], batches["current"]):
+            behind = counts["ready"] - counts["completed"]  # 1 where the checkpoint was written as a batch ended
+            scaled = round(counts["ready"] * factor)
+            counts.update(ready=scaled, started=scaled, processed=scaled, completed=scaled - behind)
+        for loader in progress["state_dict"].get("combined_loader", []):
+            loader["batches"] = round(loader["batches"] * factor)
+        rank_zero_only(print)(
+            f"resuming a training of {describe(before)} with {describe(now)}: samples and their order stay the same; "
+            "sums are rounded differently and drop path draws other numbers"
+        )
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, map_location: Any = "cpu", **overrides: Any) -> Self:  # type: ignore[override]
+        """The trained task of a checkpoint, in eval mode; nothing that the file names is imported or run.
+
+        Args:
+            checkpoint_path: a checkpoint of a run.
+            map_location: device to put the task on.
+            **overrides: constructor arguments that replace the recorded ones, ``backbone`` among them.
+
+        Raises:
+            UserError: when the file is no checkpoint of this task.
+        """
+        contents = read_checkpoint(checkpoint_path).contents
+        record = task_record(contents, str(checkpoint_path))
+        if record["task"]["class"] != cls.__name__:
+            raise UserError(f"{checkpoint_path} holds a {record['task']['class']}, not a {cls.__name__}")
+        arguments = recorded_arguments(cls, record["task"]["init_args"], str(checkpoint_path))
+        arguments |= {"weights": None, **overrides}
+        arguments.setdefault("backbone", SwinTransformerV2.from_config(record["backbone"]))
+        task = cls(**arguments)
+        task.on_load_checkpoint(dict(contents))
+        task.load_state_dict(contents["state_dict"])
+        return task.to(map_location).eval()

@@ -1,0 +1,145 @@
+"""What a run leaves behind: how it was started, what happened, what came out."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import signal
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from swinv2_tasks import runs
+from swinv2_tasks.__main__ import main
+from tests.processes import ROOT, run, send_at, start, wait_for
+from tests.tasks.tiny import write_config
+
+
+def test_a_run_says_how_it_was_started(trained: Path) -> None:
+    (first,) = json.loads((trained / "run.json").read_text())["starts"]
+    assert first["packages"]["torch"] == version("torch") and first["packages"]["lightning"] == version("lightning")
+    assert first["arguments"][0] == "fit"
+    assert (first["seed"], first["processes"], first["resumed_from"]) == (0, 1, None)
+    assert first["cores"] >= 1 and first["memory_gib"] > 0
+    config = yaml.safe_load((trained / "config.yaml").read_text())
+    assert config["trainer"]["max_epochs"] == 8 and config["ckpt_path"] is None
+
+
+def test_the_commit_is_that_of_the_package(tmp_path: Path) -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a clone")
+    head = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    assert (runs.git_commit() or "").removesuffix("+changes") == head.stdout.strip()
+
+
+def test_the_summary_agrees_with_the_metrics(trained: Path) -> None:
+    summary = json.loads((trained / "summary.json").read_text())
+    with (trained / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    losses = [float(row["val/loss"]) for row in rows if row["val/loss"]]
+    assert summary["status"] == "finished" and (summary["epochs"], summary["steps"]) == (8, 24)
+    assert summary["best_metrics"]["val/loss"] == min(losses)
+    assert summary["last_metrics"]["val/loss"] == losses[-1]
+    best = torch.load(summary["best_checkpoint"], weights_only=True)
+    assert best["global_step"] == summary["best_metrics"]["step"] + 1
+    assert 0 < summary["samples_per_second"] < 1e6
+    assert summary["wall_seconds"] > 24 * 6 / summary["samples_per_second"] * 0.9
+    assert summary["peak_memory_mib"]["main_process"] > 100
+    assert summary["events"] == {} and summary["skipped_samples"] == {}
+
+
+def test_an_interrupted_run_says_so_until_it_is_finished(images: Path, tmp_path: Path) -> None:
+    stops = {"class_path": "tests.tasks.faults.SendSignal"}
+    write_config(tmp_path / "tiny.yaml", images, trainer={"callbacks": [stops]})
+    assert run(["fit", "--config=tiny.yaml"], tmp_path, **send_at(4, number=signal.SIGTERM)).status == 143
+    folder = tmp_path / "runs" / "tiny" / "0"
+    before = json.loads((folder / "summary.json").read_text())
+    assert (before["status"], before["steps"]) == ("interrupted", 4)
+    assert (folder / "learning_curve.png").is_file() and not (folder / "weights.safetensors").exists()
+    saved = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]["RunRecord"]
+    assert run(["fit", "--resume", "runs/tiny/0"], tmp_path).status == 0
+    after = json.loads((folder / "summary.json").read_text())
+    assert (after["status"], after["steps"]) == ("finished", 6)
+    assert after["wall_seconds"] > saved["wall_seconds"] > 0  # goes on from the checkpoint's
+    assert after["samples_per_second"] > 6 * 6 / after["wall_seconds"]  # trains for a part of the time
+    first, second = json.loads((folder / "run.json").read_text())["starts"]
+    assert (first["resumed_step"], second["resumed_step"]) == (0, 4)
+    assert second["resumed_from"].endswith("last.ckpt")
+
+
+def test_events_that_happen_again_are_counted_once(images: Path, tmp_path: Path) -> None:
+    """A kill after the fifth step, resumed at the third: the skips of the fourth and fifth are logged twice."""
+    import shutil
+
+    data = Path(shutil.copytree(images, tmp_path / "images"))
+    for k in range(6):
+        path = data / "train" / "n01" / f"n01_{k}.jpg"
+        path.write_bytes(path.read_bytes()[:300])
+    stops = {"class_path": "tests.tasks.faults.SendSignal"}
+    write_config(tmp_path / "tiny.yaml", data, trainer={"callbacks": [stops]})
+    command = ["fit", "--config=tiny.yaml", "--data.faulty_samples=skip", "--data.batch_size=6"]
+    assert run(command, tmp_path, **send_at(5)).status == -9
+    assert run(["fit", "--resume", "runs/tiny/0"], tmp_path).status == 0
+    summary = json.loads((tmp_path / "runs/tiny/0/summary.json").read_text())
+    assert summary["events"] == {"sample skipped": 2 * 6}
+    assert len(summary["skipped_samples"]) == 6
+
+
+def test_deterministic_mode_is_one_flag(images: Path, tmp_path: Path) -> None:
+    write_config(tmp_path / "tiny.yaml", images)
+    for name in ("one", "two"):
+        done = run(["fit", "--config=tiny.yaml", "--trainer.deterministic=true", f"--name={name}"], tmp_path)
+        assert done.status == 0, done.errors
+    one, two = (
+        torch.load(tmp_path / "runs" / name / "0" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("one", "two")
+    )
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_second_ctrl_c_ends_at_once(images: Path, tmp_path: Path) -> None:
+    """While a step lasts so long that the first one is still waiting for its end."""
+    slow = {"class_path": "tests.tasks.faults.SlowImages"}
+    write_config(tmp_path / "tiny.yaml", images, data=slow)
+    going = start(["fit", "--config=tiny.yaml", "--trainer.max_epochs=50"], tmp_path)
+    wait_for((tmp_path / "reading").exists)
+    going.signal(signal.SIGINT)
+    wait_for(lambda: "Ctrl-C again stops at once" in going.log.with_suffix(".err").read_text())
+    assert going.process.is_alive()
+    going.signal(signal.SIGINT)
+    ended = going.wait(20)
+    assert ended.status not in (0, None)
+
+
+@pytest.mark.parametrize("command", ["fit", "validate"])
+def test_sigterm_outside_of_training_is_no_success(command: str, images: Path, trained: Path, tmp_path: Path) -> None:
+    slow = {"class_path": "tests.tasks.faults.SlowValidation", "init_args": {"batch_size": 1}}
+    write_config(tmp_path / "tiny.yaml", images, data=slow)
+    going = start([command, "--config=tiny.yaml"], tmp_path)
+    wait_for((tmp_path / "validating").exists)
+    going.signal(signal.SIGTERM)
+    ended = going.wait(60)
+    assert ended.status == 143, ended.errors
+    assert "stopped by SIGTERM" in ended.errors
+
+
+def test_metrics_of_a_run_that_is_not_resumed_stay(trained: Path, images: Path, tmp_path: Path) -> None:
+    """Starting from a run's config makes a run of its own."""
+    before = (trained / "metrics.csv").read_bytes()
+    config = trained / "config.yaml"
+    assert main(["fit", f"--config={config}", f"--runs={tmp_path / 'runs'}", "--trainer.max_epochs=1"]) == 0
+    assert (trained / "metrics.csv").read_bytes() == before
+
+
+def test_a_run_that_failed_listens_no_longer(images: Path, tmp_path: Path) -> None:
+    """Its folder is gone: what a later run in the same process logs must not go there."""
+    logger = logging.getLogger("swinv2_tasks")
+    before = [*logger.handlers]
+    write_config(tmp_path / "tiny.yaml", images, data={"class_path": "tests.tasks.faults.NotANumber"})
+    assert main(["fit", f"--config={tmp_path / 'tiny.yaml'}", f"--runs={tmp_path / 'runs'}"]) == 1
+    assert [one for one in logger.handlers if one not in before and one is not logging.lastResort] == []

@@ -1,0 +1,106 @@
+"""The command line in processes of its own, for signals, kills and runs side by side.
+
+A fork server that has imported the package starts them at once, each from the same clean state; several processes of
+one run are started as a user would, by ``python -m``.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+_server = multiprocessing.get_context("forkserver")
+_server.set_forkserver_preload(["tests.processes", "swinv2_tasks.cli", "tests.tasks.faults", "torch.distributed"])
+
+
+@dataclass
+class Result:
+    """How a process ended: its exit status, negative for a signal, and what it printed."""
+
+    status: int
+    output: str
+    errors: str
+
+
+class Running:
+    """A command line in a process of its own."""
+
+    def __init__(self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:
+        self.log = folder.parent / f"log_{folder.name}_{time.monotonic_ns()}"
+        self.process = _server.Process(
+            target=_main, args=([*arguments], folder, dict(environment), self.log), daemon=False
+        )
+        self.process.start()
+
+    def signal(self, number: int) -> None:
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+    def wait(self, seconds: float = 120) -> Result:
+        self.process.join(seconds)
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise TimeoutError(self.log.with_suffix(".err").read_text()[-2000:])
+        texts = [self.log.with_suffix(end).read_text() for end in (".out", ".err")]
+        return Result(self.process.exitcode, *texts)
+
+
+def _main(arguments: list[str], folder: Path, environment: dict[str, str], log: Path) -> None:
+    for number, end in ((1, ".out"), (2, ".err")):
+        os.dup2(os.open(log.with_suffix(end), os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    os.setpgid(0, 0)  # a group of its own, as a shell gives to a command
+    os.environ.update(environment)
+    os.chdir(folder)
+    import torch
+
+    from swinv2_tasks.__main__ import main
+
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # for loading processes, as in a program of its own
+    sys.exit(main(arguments))
+
+
+def start(arguments: Sequence[str], folder: Path, **environment: str) -> Running:
+    """Starts ``swinv2-tasks ARGUMENTS`` in a folder."""
+    return Running(arguments, folder, environment)
+
+
+def run(arguments: Sequence[str], folder: Path, processes: int = 1, **environment: str) -> Result:
+    """Runs ``swinv2-tasks ARGUMENTS`` in a folder to its end; with several processes, by gloo on the CPU."""
+    if processes == 1:
+        return start(arguments, folder, **environment).wait()
+    places = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    many = [f"--trainer.devices={processes}", "--trainer.strategy=ddp", "--trainer.accelerator=cpu"]
+    done = subprocess.run(
+        [sys.executable, "-m", "swinv2_tasks", *arguments, *many],
+        cwd=folder,
+        env={**os.environ, **places, **environment},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
+    """Waits until the condition holds, and returns what it gave."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        if time.monotonic() > end:
+            raise TimeoutError
+        time.sleep(0.01)
+    return value
+
+
+def send_at(step: int, **wishes: Any) -> dict[str, str]:
+    """The environment that makes ``tests.tasks.faults.SendSignal`` act."""
+    return {"SEND_SIGNAL": json.dumps({"step": step, **{k: int(v) for k, v in wishes.items()}})}

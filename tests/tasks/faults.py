@@ -1,0 +1,133 @@
+"""Callbacks and datasets for runs in processes of their own, which disturb a training and note what it did."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.utils.data import Dataset
+
+from swinv2_tasks.datamodules import ImageNetDataModule
+
+
+class SendSignal(Callback):
+    """Sends a real signal to this process as a training batch or, with ``validation``, a validation batch ends.
+
+    The environment variable SEND_SIGNAL says when, as JSON, so that one config serves disturbed and undisturbed runs:
+    ``step``, the optimizer steps done by then; ``number``, the signal; ``validation``, to wait for the validation after
+    that step and its batch of this index; ``rank``, the process that sends it to itself.
+    """
+
+    def __init__(self) -> None:
+        wish = {"step": -1, "number": signal.SIGKILL, "validation": None, "rank": 0}
+        wish |= json.loads(os.environ.get("SEND_SIGNAL", "{}"))
+        self.step, self.number, self.validation, self.rank = wish.values()
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if self.validation is None:
+            self._send(trainer)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        if self.validation == batch_idx and not trainer.sanity_checking:
+            self._send(trainer)
+
+    def _send(self, trainer: Trainer) -> None:
+        if trainer.global_step == self.step and trainer.global_rank == self.rank:
+            os.kill(os.getpid(), self.number)
+
+
+class Journal(Callback):
+    """Appends what each step was made of, and writes the generators' states at the end.
+
+    Args:
+        folder: gets ``seen_RANK.txt`` with a line of sample names per batch, and ``generators_RANK.pt``.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        pixels = float(batch["image"].double().sum())
+        names = " ".join(sorted(Path(name).name for name in data.train_sample_ids(batch_idx)))
+        self.folder.mkdir(exist_ok=True)
+        with (self.folder / f"seen_{trainer.global_rank}.txt").open("a") as file:
+            file.write(f"{trainer.current_epoch} {batch_idx} {pixels!r} {names}\n")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        state = {"torch": torch.get_rng_state(), "numpy": str(np.random.get_state()), "python": str(random.getstate())}
+        torch.save(state, self.folder / f"generators_{trainer.global_rank}.pt")
+
+
+class DeadlyImages(ImageNetDataModule):
+    """A dataset of which one training image ends the process that reads it."""
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit":
+            self.train_dataset = _Harmed(self.train_dataset, lambda sample: os.kill(os.getpid(), signal.SIGKILL))
+
+
+class NotANumber(ImageNetDataModule):
+    """A dataset of which one training image has a pixel that is not a number."""
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit":
+            self.train_dataset = _Harmed(self.train_dataset, lambda sample: sample["image"][0, 0].fill_(torch.nan))
+
+
+class _Harmed(Dataset):
+    """Does something with the samples of some names."""
+
+    def __init__(self, dataset: Any, harm: Callable[[Any], Any], names: str = "n02_3.jpg") -> None:
+        self.dataset, self.harm, self.names = dataset, harm, names
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def sample_id(self, index: int) -> str:
+        return self.dataset.sample_id(index)
+
+    def __getitem__(self, index: int) -> Any:
+        sample = self.dataset[index]
+        if self.sample_id(index).endswith(self.names):
+            self.harm(sample)
+        return sample
+
+
+class SlowImages(ImageNetDataModule):
+    """A dataset of which one training image takes a minute; it writes a file ``reading`` when that begins."""
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit":
+            self.train_dataset = _Harmed(self.train_dataset, lambda sample: _wait("reading", 60))
+
+
+class SlowValidation(ImageNetDataModule):
+    """A dataset whose validation images take a second each; it writes a file ``validating`` when that begins."""
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self.val_dataset = _Harmed(self.val_dataset, lambda sample: _wait("validating", 1), names="")
+
+
+def _wait(name: str, seconds: float) -> None:
+    Path(name).touch()
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:  # signals cut a sleep short
+        time.sleep(0.05)

@@ -1,0 +1,220 @@
+"""Evaluation, prediction and faults on several processes: the same to the last digit as on one."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.processes import run
+from tests.tasks.tiny import write_config, write_images
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def evaluate(folder: Path, checkpoint: Path, data: Path, processes: int, *settings: str) -> dict[str, str]:
+    """The metrics that `validate` logs, digit by digit."""
+    arguments = [f"--ckpt_path={checkpoint}", f"--data.root={data}", f"--data.class_names={data / 'classes.csv'}"]
+    done = run(["validate", *arguments, f"--name={processes}", *settings], folder, processes)
+    assert done.status == 0, done.errors
+    (found,) = rows(folder / "runs" / str(processes) / "0" / "metrics.csv")
+    return found
+
+
+@pytest.fixture(scope="module")
+def poor(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that answers some images wrongly."""
+    folder = tmp_path_factory.mktemp("poor")
+    data = write_images(folder / "images")
+    write_config(folder / "tiny.yaml", data, trainer={"max_epochs": 1})
+    assert run(["fit", "--config=tiny.yaml", "--model.optimizer.lr=0.001"], folder).status == 0
+    return folder / "runs" / "tiny" / "0" / "checkpoints" / "last.ckpt"
+
+
+SIZES = [  # (images per class, batch size)
+    pytest.param(4, 5, id="12 images in batches of 5"),
+    pytest.param(4, 1, id="12 images one by one", marks=pytest.mark.slow),
+    pytest.param(7, 4, id="21 images in batches of 4", marks=pytest.mark.slow),
+    pytest.param(1, 8, id="3 images in one batch", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("number", "batch_size"), SIZES)
+def test_metrics_on_several_processes_are_those_on_one(
+    number: int, batch_size: int, poor: Path, tmp_path: Path
+) -> None:
+    data = write_images(tmp_path / "images", train=1, val=number)
+    found = [evaluate(tmp_path, poor, data, processes, f"--data.batch_size={batch_size}") for processes in (1, 2, 3)]
+    assert found[0] == found[1] == found[2]
+    assert 0 < float(found[0]["val/loss"]) < 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [1, 2])
+def test_fewer_images_than_processes(number: int, poor: Path, tmp_path: Path) -> None:
+    data = write_images(tmp_path / "images", train=1, val=2)
+    names = [f"n0{k}/n0{k}_0.jpg n0{k}\n" for k in range(1, number + 1)]
+    (tmp_path / "list.txt").write_text("".join(names))
+    settings = (f"--data.val_list={tmp_path / 'list.txt'}", "--data.batch_size=1")
+    found = [evaluate(tmp_path, poor, data, processes, *settings) for processes in (1, 3)]
+    assert found[0] == found[1]
+
+
+@pytest.mark.slow
+def test_several_answers_per_image_on_several_processes(poor: Path, tmp_path: Path) -> None:
+    """ReaL labels: the process without a batch does not even know that its labels would be of that kind."""
+    data = write_images(tmp_path / "images", train=1, val=1)
+    (tmp_path / "real.json").write_text(json.dumps({f"n0{k}_0.jpg": [0, k - 1] for k in (1, 2, 3)}))
+    settings = (f"--data.real_labels={tmp_path / 'real.json'}", "--data.batch_size=2")
+    found = [evaluate(tmp_path, poor, data, processes, *settings) for processes in (1, 3)]
+    assert found[0] == found[1]
+    assert "val/real_top1" in found[0] and "val/top1" not in found[0]
+
+
+@pytest.mark.slow
+def test_predictions_on_several_processes_are_those_on_one(poor: Path, tmp_path: Path) -> None:
+    data = write_images(tmp_path / "images", train=1, val=3)
+    arguments = ["predict", f"--ckpt_path={poor}", f"--data.source={data / 'val'}", "--data.batch_size=2"]
+    for processes in (1, 2):
+        assert run([*arguments, f"--output={processes}"], tmp_path, processes).status == 0
+    assert (tmp_path / "1/predictions.csv").read_bytes() == (tmp_path / "2/predictions.csv").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["swinv2_tasks.tasks.ClassificationTask", "tests.tasks.normed.NormedTask"])
+def test_validations_within_a_training_are_exact(task: str, tmp_path: Path) -> None:
+    """Uneven shares of batches, also of a model with running statistics: validating its checkpoint alone agrees."""
+    data = write_images(tmp_path / "images", val=3)  # 9 images: 5 batches of 2
+    write_config(tmp_path / "tiny.yaml", data, model={"class_path": task})
+    trained = run(["fit", "--config=tiny.yaml", "--data.batch_size=2", "--trainer.max_epochs=2"], tmp_path, processes=2)
+    assert trained.status == 0, trained.errors
+    last = [row for row in rows(tmp_path / "runs/tiny/0/metrics.csv") if row["val/loss"]][-1]
+    alone = ["--config=tiny.yaml", "--data.batch_size=2", "--ckpt_path=runs/tiny/0/checkpoints/last.ckpt", "--name=one"]
+    checked = run(["validate", *alone], tmp_path)
+    assert checked.status == 0, checked.errors
+    (found,) = rows(tmp_path / "runs/one/0/metrics.csv")
+    assert {name: found[name] for name in ("val/top1", "val/loss")} == {
+        name: last[name] for name in ("val/top1", "val/loss")
+    }
+
+
+# ---- faults
+
+
+def damage(data: Path, *names: str) -> None:
+    for name in names:
+        path = data / name
+        path.write_bytes(path.read_bytes()[:300])
+
+
+def seen(folder: Path) -> dict[str, list[str]]:
+    """Sum of pixels and names of the samples of each step."""
+    lines = [line.split() for line in (folder / "journal" / "seen_0.txt").read_text().splitlines()]
+    return {f"{epoch} {batch}": names for epoch, batch, _, *names in lines}
+
+
+JOURNAL: dict[str, Any] = {"class_path": "tests.tasks.faults.Journal", "init_args": {"folder": "journal"}}
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_skipped_samples_are_logged_and_counted(workers: int, tmp_path: Path) -> None:
+    data = write_images(tmp_path / "images")
+    damage(data, "train/n01/n01_2.jpg", "train/n03/n03_0.jpg", "val/n02/n02_1.jpg")
+    write_config(tmp_path / "tiny.yaml", data, trainer={"callbacks": [JOURNAL]})
+    settings = [f"--data.num_workers={workers}", "--data.faulty_samples=skip", "--data.faulty_budget=3"]
+    done = run(["fit", "--config=tiny.yaml", *settings], tmp_path)
+    assert done.status == 0, done.errors
+    summary = json.loads((tmp_path / "runs/tiny/0/summary.json").read_text())
+    assert {Path(name).name for name in summary["skipped_samples"]} == {"n01_2.jpg", "n03_0.jpg", "n02_1.jpg"}
+    events = [json.loads(line) for line in (tmp_path / "runs/tiny/0/events.jsonl").read_text().splitlines()]
+    assert summary["events"] == {"sample skipped": len(events)}
+    assert all("runcated" in event["reason"] for event in events)
+    trained = [event["epoch"] for event in events if "train" in event["sample"]]
+    assert sorted(trained) == [0, 0, 1, 1]
+    assert done.errors.count("skipped: ") == len(events)
+    whole = write_images(tmp_path / "whole")
+    (tmp_path / "undamaged").mkdir()
+    write_config(tmp_path / "undamaged" / "tiny.yaml", whole, trainer={"callbacks": [JOURNAL]})
+    assert run(["fit", "--config=tiny.yaml"], tmp_path / "undamaged").status == 0
+    assert seen(tmp_path) == seen(tmp_path / "undamaged")  # the same samples in the same batches
+
+
+def test_more_bad_samples_than_allowed_stop_the_run(tmp_path: Path) -> None:
+    data = write_images(tmp_path / "images")
+    damage(data, *(f"train/n01/n01_{k}.jpg" for k in range(4)))
+    write_config(tmp_path / "tiny.yaml", data)
+    done = run(["fit", "--config=tiny.yaml", "--data.faulty_samples=skip", "--data.faulty_budget=2"], tmp_path)
+    assert done.status == 1
+    assert "3 samples could not be read, data.faulty_budget allows 2" in done.errors
+    assert "Traceback" not in done.errors
+
+
+@pytest.mark.slow
+def test_the_budget_is_one_for_all_processes(tmp_path: Path) -> None:
+    data = write_images(tmp_path / "images", train=8)
+    damage(data, *(f"train/n01/n01_{k}.jpg" for k in range(4)))
+    write_config(tmp_path / "tiny.yaml", data)
+    settings = ["--data.faulty_samples=skip", "--data.batch_size=3"]
+    done = run(["fit", "--config=tiny.yaml", *settings, "--data.faulty_budget=3"], tmp_path, processes=2)
+    assert done.status == 1
+    assert "data.faulty_budget allows 3" in done.errors
+    done = run(["fit", "--config=tiny.yaml", *settings, "--data.faulty_budget=4"], tmp_path, processes=2)
+    assert done.status == 0, done.errors
+    summary = json.loads(next((tmp_path / "runs/tiny").glob("*/summary.json")).read_text())
+    assert len(summary["skipped_samples"]) == 4
+
+
+def test_a_dead_loading_process_names_what_it_read(tmp_path: Path) -> None:
+    data = write_images(tmp_path / "images")
+    settings = {"class_path": "tests.tasks.faults.DeadlyImages", "init_args": {"num_workers": 2}}
+    write_config(tmp_path / "tiny.yaml", data, data=settings)
+    done = run(["fit", "--config=tiny.yaml"], tmp_path)
+    assert done.status == 1
+    assert "a loading process died while it read" in done.errors and "n02_3.jpg" in done.errors
+    assert "Traceback" not in done.errors
+
+
+@pytest.mark.slow
+def test_a_mistake_met_by_one_process_is_told_once(tmp_path: Path) -> None:
+    """The first process then only learns that the other one is gone."""
+    data = write_images(tmp_path / "images", train=8)
+    damage(data, *(f"train/{name}/{name}_{k}.jpg" for name in ("n01", "n02") for k in range(8)))
+    write_config(tmp_path / "tiny.yaml", data)
+    for _ in range(2):  # whichever process meets it first
+        done = run(["fit", "--config=tiny.yaml", "--data.batch_size=1"], tmp_path, processes=2)
+        assert done.status == 1
+        assert "Cannot read the image" in done.errors
+        assert "Traceback" not in done.errors
+
+
+# ---- non-finite steps
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_bad_step_stops_or_is_skipped(processes: int, tmp_path: Path) -> None:
+    """A picture whose pixels are not numbers, in one process alone."""
+    data = write_images(tmp_path / "images")
+    write_config(tmp_path / "tiny.yaml", data, data={"class_path": "tests.tasks.faults.NotANumber"})
+    command = ["fit", "--config=tiny.yaml", "--data.batch_size=3", "--trainer.max_epochs=2"]
+    stopped = run(command, tmp_path, processes)
+    assert stopped.status == 1
+    assert "the loss is nan and gradients are not finite: backbone." in stopped.errors
+    if processes == 1:
+        message = stopped.errors.splitlines()[-1]
+        assert message.startswith("swinv2-tasks: stopped before step")
+        assert (tmp_path / message.partition("listed in ")[2].partition(". Look")[0]).is_file()
+    skipped = run([*command, "--guard.max_skipped_steps=2", "--name=skipped"], tmp_path, processes)
+    assert skipped.status == 0, skipped.errors
+    folder = tmp_path / "runs" / "skipped" / "0"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["events"]["non-finite step"] == 2 * processes
+    listed = [name for path in folder.glob("nonfinite_*.json") for name in json.loads(path.read_text())["samples"]]
+    assert len(listed) == 2 * 3 * processes
+    assert sum(Path(name).name == "n02_3.jpg" for name in listed) == 2
+    assert summary["last_metrics"]["val/top1"] > 0
