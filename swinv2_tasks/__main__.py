@@ -24,6 +24,7 @@ Train and use a model
   predict    --ckpt_path CKPT --data.source FILE|FOLDER|GLOB
 
 Other commands
+  score ade20k --annotations DIR --predictions DIR         score label maps that lie on disk
   weights inspect FILE                     what a checkpoint is: format, variant, windows, head
   weights convert IN OUT --format timm     write a checkpoint in another format
   sample-data FOLDER                       write small made-up datasets for all tasks
@@ -32,11 +33,13 @@ Other commands
 swinv2-tasks COMMAND --help tells more; so does swinv2-tasks fit --config CONFIG --print_config."""
 
 COMMANDS = {
-    "weights": ("commands.weights", ("inspect", "convert")),
-    "sample-data": ("commands.sample_data", "sample_data"),
-    "demo": ("demo", "demo"),
+    "score": ("commands.score", ("ade20k",), False),
+    "weights": ("commands.weights", ("inspect", "convert"), True),
+    "sample-data": ("commands.sample_data", "sample_data", True),
+    "demo": ("demo", "demo", True),
 }
-"""Commands that do not train: module of this package and its function, or several as subcommands."""
+"""Commands that do not train: module of this package, its function or several as subcommands, and whether what they
+need is given by position."""
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 
@@ -98,13 +101,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run_function(command: str, arguments: list[str]) -> None:
     import jsonargparse
 
-    module_name, functions = COMMANDS[command]
+    module_name, functions, by_position = COMMANDS[command]
     module = importlib.import_module(f"swinv2_tasks.{module_name}")
     if isinstance(functions, str):
         components = getattr(module, functions)
     else:
         components = {name: getattr(module, name) for name in functions}
-    jsonargparse.auto_cli(components, args=arguments, prog=f"swinv2-tasks {command}", as_positional=True)
+    jsonargparse.auto_cli(components, args=arguments, prog=f"swinv2-tasks {command}", as_positional=by_position)
 
 
 def _mistake(error: BaseException | None) -> UserError | None:

@@ -28,7 +28,15 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from swinv2_tasks import datamodules, tasks
 from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.backbone.checkpoint_files import damage, read_checkpoint, replace_file
-from swinv2_tasks.callbacks import ClassificationPredictions, LearningCurve, RunCheckpoint, RunRecord, Throughput
+from swinv2_tasks.callbacks import (
+    ClassificationPredictions,
+    ClassTable,
+    LearningCurve,
+    RunCheckpoint,
+    RunRecord,
+    SegmentationPredictions,
+    Throughput,
+)
 from swinv2_tasks.callbacks.run_checkpoint import AtomicCheckpointIO, newest_intact
 from swinv2_tasks.errors import Interrupted, UserError
 from swinv2_tasks.records import recorded_arguments, task_record
@@ -225,6 +233,8 @@ class TasksCLI(LightningCLI):
         trainer.callbacks += [record, Throughput(), LearningCurve()]
         if isinstance(self.model, tasks.ClassificationTask):
             trainer.callbacks.append(ClassificationPredictions(config["output"]))
+        if isinstance(self.model, tasks.SegmentationTask):
+            trainer.callbacks += [SegmentationPredictions(config["output"]), ClassTable(folder)]
         # Checkpoints come after what others log at the end of an epoch, and the last one holds the state of the others.
         trainer.callbacks.sort(key=lambda one: isinstance(one, Checkpoint) + isinstance(one, RunCheckpoint))
         self.model.run_name = config["name"]

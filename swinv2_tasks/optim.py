@@ -23,10 +23,46 @@ NO_WEIGHT_DECAY = ("logit_scale", "cpb_mlp")
 
 
 @dataclass(frozen=True)
-class CosineSchedule:
-    """Linear warmup, then half a cosine, iteration by iteration.
+class Schedule:
+    """What the schedules of all tasks share: each gives the learning rate over time, iteration by iteration.
 
     Learning rates hold for ``reference_batch`` samples per step and are scaled with the true number.
+    """
+
+    warmup_lr: float
+    min_lr: float
+    reference_batch: int
+    layer_decay: float
+    backbone_lr_scale: float
+
+    def __post_init__(self) -> None:
+        if self.warmup < 0 or self.warmup_lr < 0 or self.min_lr < 0 or self.reference_batch < 0:
+            raise UserError("schedule: the warmup, warmup_lr, min_lr and reference_batch must not be negative")
+        if not 0 < self.layer_decay <= 1:
+            raise UserError(f"schedule.layer_decay must be above 0 and at most 1, not {self.layer_decay}")
+        if self.backbone_lr_scale < 0:
+            raise UserError(f"schedule.backbone_lr_scale must not be negative, as {self.backbone_lr_scale} is")
+
+    @property
+    def warmup(self) -> float:
+        """Length of the warmup, in whatever the schedule counts it by."""
+        raise NotImplementedError
+
+    def factor(self, step: int, epoch_steps: int, total_steps: int, peak: float) -> float:
+        """Learning rate at a step, as a share of the peak.
+
+        Args:
+            step: steps taken so far, from 0.
+            epoch_steps: steps of an epoch.
+            total_steps: steps of the whole training; later steps stay at its end's rate.
+            peak: the largest learning rate.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class CosineSchedule(Schedule):
+    """Linear warmup, then half a cosine.
 
     Args:
         warmup_epochs: epochs of linear warmup.
@@ -35,6 +71,7 @@ class CosineSchedule:
         reference_batch: samples per step (over processes and accumulated batches) for which learning rates are
             stated; 0 leaves them as they are.
         layer_decay: factor of the learning rate from one block to the one before it; 1 treats all alike.
+        backbone_lr_scale: factor of the backbone's learning rate.
     """
 
     warmup_epochs: float = 20.0
@@ -42,12 +79,44 @@ class CosineSchedule:
     min_lr: float = 5e-6
     reference_batch: int = 512
     layer_decay: float = 1.0
+    backbone_lr_scale: float = 1.0
 
-    def __post_init__(self) -> None:
-        if self.warmup_epochs < 0 or self.warmup_lr < 0 or self.min_lr < 0 or self.reference_batch < 0:
-            raise UserError("schedule: warmup_epochs, warmup_lr, min_lr and reference_batch must not be negative")
-        if not 0 < self.layer_decay <= 1:
-            raise UserError(f"schedule.layer_decay must be above 0 and at most 1, not {self.layer_decay}")
+    @property
+    def warmup(self) -> float:
+        return self.warmup_epochs
+
+    def factor(self, step: int, epoch_steps: int, total_steps: int, peak: float) -> float:
+        warmup_steps = round(self.warmup_epochs * epoch_steps)
+        return cosine_factor(step, total_steps, warmup_steps, self.warmup_lr / peak, self.min_lr / peak)
+
+
+@dataclass(frozen=True)
+class LinearSchedule(Schedule):
+    """Linear warmup, then linearly down.
+
+    Args:
+        warmup_steps: iterations of linear warmup.
+        warmup_lr: learning rate at the first step.
+        min_lr: learning rate at the last step.
+        reference_batch: samples per step (over processes and accumulated batches) for which learning rates are
+            stated; 0 leaves them as they are.
+        layer_decay: factor of the learning rate from one block to the one before it; 1 treats all alike.
+        backbone_lr_scale: factor of the backbone's learning rate.
+    """
+
+    warmup_steps: int = 1500
+    warmup_lr: float = 0.0
+    min_lr: float = 0.0
+    reference_batch: int = 16
+    layer_decay: float = 1.0
+    backbone_lr_scale: float = 1.0
+
+    @property
+    def warmup(self) -> float:
+        return self.warmup_steps
+
+    def factor(self, step: int, epoch_steps: int, total_steps: int, peak: float) -> float:
+        return linear_factor(step, total_steps, self.warmup_steps, self.warmup_lr / peak, self.min_lr / peak)
 
 
 def cosine_factor(step: int, total_steps: int, warmup_steps: int, warmup_factor: float, min_factor: float) -> float:
@@ -64,6 +133,18 @@ def cosine_factor(step: int, total_steps: int, warmup_steps: int, warmup_factor:
         return warmup_factor + (1 - warmup_factor) * step / warmup_steps
     progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
     return min_factor + (1 - min_factor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def linear_factor(step: int, total_steps: int, warmup_steps: int, warmup_factor: float, min_factor: float) -> float:
+    """Learning rate at a step as a share of the peak; arguments as those of ``cosine_factor``.
+
+    As published, the warmup's ramp multiplies the falling line instead of going before it.
+    """
+    progress = min(1.0, step / max(1, total_steps))
+    factor = min_factor + (1 - min_factor) * (1 - progress)
+    if step < warmup_steps:
+        factor *= warmup_factor + (1 - warmup_factor) * step / warmup_steps
+    return factor
 
 
 def layer_id(name: str, depths: Sequence[int]) -> int:
@@ -86,6 +167,7 @@ def parameter_groups(
     depths: Sequence[int],
     weight_decay: float,
     layer_decay: float = 1.0,
+    backbone_lr_scale: float = 1.0,
     no_weight_decay: Sequence[str] = NO_WEIGHT_DECAY,
 ) -> list[dict[str, Any]]:
     """Optimizer groups by weight decay and, with layer decay, by layer; frozen parameters are left out.
@@ -95,6 +177,7 @@ def parameter_groups(
         depths: the backbone's blocks per stage.
         weight_decay: weight decay of matrices and kernels.
         layer_decay: factor d; layer ``id`` of N gets d^(N−1−id) of the learning rate.
+        backbone_lr_scale: factor of the backbone's learning rate.
         no_weight_decay: parts of names that get none, beside 1-D parameters and biases.
 
     Returns:
@@ -105,7 +188,7 @@ def parameter_groups(
     """
     layers = sum(depths) + 2
     unmatched = set(no_weight_decay)
-    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    groups: dict[tuple[bool, int, bool], dict[str, Any]] = {}
     for name, parameter in parameters:
         matches = {part for part in no_weight_decay if part in name}
         unmatched -= matches
@@ -114,8 +197,9 @@ def parameter_groups(
         decays = parameter.ndim > 1 and not name.endswith("bias") and not matches
         layer = layer_id(name, depths) if layer_decay != 1 else layers - 1
         group = {"params": [], "weight_decay": weight_decay if decays else 0.0}
-        group["lr_scale"] = layer_decay ** (layers - 1 - layer)
-        groups.setdefault((layer, decays), group)["params"].append(parameter)
+        in_head = backbone_lr_scale == 1 or not name.startswith("backbone.")
+        group["lr_scale"] = layer_decay ** (layers - 1 - layer) * (1 if in_head else backbone_lr_scale)
+        groups.setdefault((in_head, layer, decays), group)["params"].append(parameter)
     if unmatched:
         raise UserError(f"no_weight_decay names {sorted(unmatched)} match no parameter; mend the names")
     return [groups[key] for key in sorted(groups)]
@@ -125,7 +209,7 @@ def build_optimizer(
     optimizer: Callable[..., Optimizer],
     parameters: Iterable[tuple[str, Tensor]],
     depths: Sequence[int],
-    schedule: CosineSchedule,
+    schedule: Schedule,
     samples_per_step: int,
     epoch_steps: int,
     total_steps: int,
@@ -145,13 +229,12 @@ def build_optimizer(
     peak = float(stated["lr"])
     if peak <= 0:
         raise UserError(f"the optimizer's lr is {peak}; expected a learning rate above 0")
-    built = optimizer(parameter_groups(parameters, depths, stated.get("weight_decay", 0.0), schedule.layer_decay))
+    weight_decay = stated.get("weight_decay", 0.0)
+    built = optimizer(
+        parameter_groups(parameters, depths, weight_decay, schedule.layer_decay, schedule.backbone_lr_scale)
+    )
     scale = samples_per_step / schedule.reference_batch if schedule.reference_batch else 1.0
     for group in built.param_groups:
         group["lr"] = peak * scale * group.pop("lr_scale")
 
-    def factor(step: int) -> float:
-        warmup_steps = round(schedule.warmup_epochs * epoch_steps)
-        return cosine_factor(step, total_steps, warmup_steps, schedule.warmup_lr / peak, schedule.min_lr / peak)
-
-    return built, LambdaLR(built, factor)
+    return built, LambdaLR(built, lambda step: schedule.factor(step, epoch_steps, total_steps, peak))

@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("backbone",),  # the rest of it: weights and their formats
     ("heads",),
     ("datamodules",),
-    ("losses", "metrics", "optim"),
+    ("inference", "losses", "metrics", "optim"),
     ("tasks",),
     ("runs",),
     ("callbacks",),

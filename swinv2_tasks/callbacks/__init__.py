@@ -3,6 +3,15 @@
 from swinv2_tasks.callbacks.pictures import ClassificationPredictions, LearningCurve
 from swinv2_tasks.callbacks.run_checkpoint import RunCheckpoint
 from swinv2_tasks.callbacks.run_record import RunRecord
+from swinv2_tasks.callbacks.segmentation import ClassTable, SegmentationPredictions
 from swinv2_tasks.callbacks.throughput import Throughput
 
-__all__ = ["ClassificationPredictions", "LearningCurve", "RunCheckpoint", "RunRecord", "Throughput"]
+__all__ = [
+    "ClassTable",
+    "ClassificationPredictions",
+    "LearningCurve",
+    "RunCheckpoint",
+    "RunRecord",
+    "SegmentationPredictions",
+    "Throughput",
+]

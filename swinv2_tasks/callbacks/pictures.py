@@ -71,6 +71,17 @@ def draw_learning_curve(metrics: Path, picture: Path) -> None:
     figure.savefig(picture, dpi=100)
 
 
+def check_folder(folder: str | None) -> None:
+    """Makes sure that a folder for predictions can be made.
+
+    Raises:
+        UserError: a file is in its place.
+    """
+    for place in (Path(folder or "."), *Path(folder or ".").parents):
+        if place.exists() and not place.is_dir():
+            raise UserError(f"predictions cannot go to {folder}: {place} is a file; name a folder with --output")
+
+
 class ClassificationPredictions(Callback):
     """Writes predictions.csv, the five likeliest classes of each image, and a contact sheet of the images with them.
 
@@ -85,11 +96,7 @@ class ClassificationPredictions(Callback):
         self._batches: list[list[tuple[str, list[float], list[int]]]] = []
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for place in (Path(self.folder or "."), *Path(self.folder or ".").parents):
-            if place.exists() and not place.is_dir():
-                raise UserError(
-                    f"predictions cannot go to {self.folder}: {place} is a file; name a folder with --output"
-                )
+        check_folder(self.folder)
 
     def on_predict_batch_end(
         self,

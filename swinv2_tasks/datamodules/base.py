@@ -41,6 +41,8 @@ class BaseDataModule(Recorded, LightningDataModule):
     val_dataset: Dataset | None = None
     test_dataset: Dataset | None = None
     predict_dataset: Dataset | None = None
+    eval_batch_size: int | None = None
+    """Samples per batch and process in evaluation and prediction; None: as many as in training."""
 
     def __init__(
         self,
@@ -151,7 +153,8 @@ class BaseDataModule(Recorded, LightningDataModule):
         # Overfitting on a few batches means the same ones in each epoch.
         shuffle = train and not (trainer and trainer.overfit_batches)
         samples = len(cast(Sized, _made(dataset)))
-        order = BatchOrder(samples, self.batch_size, rank, world_size, self.seed, drop_last=train, shuffle=shuffle)
+        batch_size = self.batch_size if train else self.eval_batch_size or self.batch_size
+        order = BatchOrder(samples, batch_size, rank, world_size, self.seed, drop_last=train, shuffle=shuffle)
         self._loaders[kind] = BatchLoader(_made(dataset), order, collate, self.num_workers, self.faults)
         return self._loaders[kind]
 

@@ -8,6 +8,9 @@ from typing import TypedDict
 
 from torch import Tensor
 
+IGNORED = 255
+"""The class index of pixels that count neither in losses nor in metrics."""
+
 
 class ClassificationBatch(TypedDict):
     """Images and what they show."""
@@ -23,6 +26,20 @@ class ClassificationBatch(TypedDict):
     """
 
 
+class SegmentationBatch(TypedDict):
+    """Images and the class of each of their pixels."""
+
+    image: Tensor
+    """(B, 3, H, W) float32. In evaluation B is 1, since each image keeps its own proportions."""
+
+    mask: Tensor
+    """(B, H, W) int64 class indices in [0, classes), or 255 for pixels that do not count. In evaluation H and W are
+    those of the label file, which may be larger than the image given to the model."""
+
+    path: list[str]
+    """The file of each image, B in all."""
+
+
 class PredictBatch(TypedDict):
     """Images without labels."""
 
@@ -31,3 +48,10 @@ class PredictBatch(TypedDict):
 
     path: list[str]
     """The file of each image, B in all."""
+
+
+class SegmentationPredictBatch(PredictBatch):
+    """One image without labels, and the size that its prediction is due at."""
+
+    size: tuple[int, int]
+    """Height and width of the image file in pixels."""

@@ -9,7 +9,10 @@ Recipe: https://arxiv.org/abs/2111.09883 (appendix) and the published training c
 
 from typing import Any
 
+import cv2
+import numpy as np
 import torch
+from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from swinv2_tasks.errors import UserError
@@ -52,13 +55,13 @@ def train_transform(
     Raises:
         UserError: A value is out of its range.
     """
-    _check("crop_scale", crop_scale[0], 1e-4, crop_scale[1])
-    _check("crop_scale", crop_scale[1], crop_scale[0], 1)
-    _check("flip", flip, 0, 1)
-    _check("rand_augment_ops", rand_augment_ops, 0)
-    _check("rand_augment_magnitude", rand_augment_magnitude, 0, 10)
-    _check("color_jitter", color_jitter, 0)
-    _check("random_erasing", random_erasing, 0, 1)
+    check("crop_scale", crop_scale[0], 1e-4, crop_scale[1])
+    check("crop_scale", crop_scale[1], crop_scale[0], 1)
+    check("flip", flip, 0, 1)
+    check("rand_augment_ops", rand_augment_ops, 0)
+    check("rand_augment_magnitude", rand_augment_magnitude, 0, 10)
+    check("color_jitter", color_jitter, 0)
+    check("random_erasing", random_erasing, 0, 1)
     steps: list[v2.Transform] = [
         v2.RandomResizedCrop(height_width(image_size), scale=crop_scale, interpolation=BICUBIC, antialias=True),
         v2.RandomHorizontalFlip(flip),
@@ -93,7 +96,7 @@ def eval_transform(
     Raises:
         UserError: A value is out of its range.
     """
-    _check("crop_ratio", crop_ratio, 0.01, 1)
+    check("crop_ratio", crop_ratio, 0.01, 1)
     size = height_width(image_size)
     if crop_ratio == 1.0:
         steps: list[v2.Transform] = [v2.Resize(size, interpolation=BICUBIC, antialias=True)]
@@ -120,9 +123,9 @@ def mix_transform(
     Raises:
         UserError: A value is out of its range.
     """
-    _check("mixup", mixup, 0)
-    _check("cutmix", cutmix, 0)
-    _check("mixup_switch", switch, 0, 1)
+    check("mixup", mixup, 0)
+    check("cutmix", cutmix, 0)
+    check("mixup_switch", switch, 0, 1)
     if mixup and cutmix:
         both = [v2.MixUp(alpha=mixup, num_classes=num_classes), v2.CutMix(alpha=cutmix, num_classes=num_classes)]
         return v2.RandomChoice(both, p=[1 - switch, switch])
@@ -133,14 +136,14 @@ def mix_transform(
     return None
 
 
-def height_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) in pixels of a side or of a pair.
+def height_width(image_size: int | tuple[int, int], name: str = "image_size") -> tuple[int, int]:
+    """(height, width) in pixels of a side or of a pair; `name` is that of the setting.
 
     Raises:
         UserError: A side is less than one pixel.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    _check("image_size", min(height, width), 1)
+    check(name, min(height, width), 1)
     return height, width
 
 
@@ -169,7 +172,35 @@ def _to_normalised_tensor(mean: tuple[float, float, float], std: tuple[float, fl
     return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
 
 
-def _check(name: str, value: float, low: float, high: float = float("inf")) -> None:
+def fitting_size(size: tuple[int, int], limits: tuple[int, int] | None, scale: float = 1.0) -> tuple[int, int]:
+    """The largest (height, width) of the same proportions that fits into multiples of the limits.
+
+    Args:
+        size: Height and width in pixels.
+        limits: What the long and the short side may have, in pixels; None: as many as they have.
+        scale: Factor of the limits.
+    """
+    long, short = limits or (max(size), min(size))
+    factor = scale * min(long / max(size), short / min(size))
+    return max(1, int(size[0] * factor + 0.5)), max(1, int(size[1] * factor + 0.5))
+
+
+def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Interpolate an image (H, W, 3) bilinearly to (height, width)."""
+    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def normalised(image: np.ndarray, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Tensor:
+    """An image uint8 (H, W, 3) as (3, H, W) float32: scaled to [0, 1], minus the mean, divided by the deviation."""
+    return v2.Compose(_to_normalised_tensor(mean, std))(image).as_subclass(Tensor)
+
+
+def check(name: str, value: float, low: float, high: float = float("inf")) -> None:
+    """Complain about a setting of the data that is out of its range.
+
+    Raises:
+        UserError: The value is below `low` or above `high`.
+    """
     if not low <= value <= high:
         expected = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
         raise UserError(f"data.{name} is {value:g}; expected a value {expected}.")

@@ -1,5 +1,6 @@
 """LightningModules, one per task."""
 
 from swinv2_tasks.tasks.classification import ClassificationTask
+from swinv2_tasks.tasks.segmentation import SegmentationTask
 
-__all__ = ["ClassificationTask"]
+__all__ = ["ClassificationTask", "SegmentationTask"]

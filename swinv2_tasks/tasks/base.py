@@ -15,7 +15,7 @@ from torchmetrics import Metric, MetricCollection
 
 from swinv2_tasks.backbone import SwinTransformerV2, load_weights
 from swinv2_tasks.errors import UserError
-from swinv2_tasks.optim import CosineSchedule, build_optimizer
+from swinv2_tasks.optim import Schedule, build_optimizer
 from swinv2_tasks.tasks.guard import GuardedTask
 from swinv2_tasks.tasks.restore import RestorableTask
 
@@ -35,7 +35,7 @@ class _Shared:
 
 
 class BaseTask(RestorableTask, GuardedTask):
-    """A backbone and a head, trained with AdamW and a cosine schedule; subclasses add steps and metrics.
+    """A backbone and a head, trained with a schedule over time and layers; subclasses add steps and metrics.
 
     Args:
         backbone: turns pixels into feature maps.
@@ -52,7 +52,7 @@ class BaseTask(RestorableTask, GuardedTask):
         head: nn.Module,
         weights: str | None,
         optimizer: OptimizerCallable,
-        schedule: CosineSchedule,
+        schedule: Schedule,
     ) -> None:
         super().__init__()
         self.backbone, self.head = backbone, head
@@ -128,7 +128,8 @@ class BaseTask(RestorableTask, GuardedTask):
 
         Args:
             metrics: a collection, or one metric with its ``name``.
-            name: what a single metric is called in logs.
+            name: what a single metric is called in logs; of one that computes several values, what their names begin
+                with.
         """
         parts: list[Any] = [*metrics.values()] if isinstance(metrics, MetricCollection) else [metrics]
         updates = torch.tensor(float(sum(part.update_count for part in parts)), device=self.device)
@@ -136,6 +137,11 @@ class BaseTask(RestorableTask, GuardedTask):
             return
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The ``compute`` method of metric")  # a process without samples
-            values = metrics.compute() if isinstance(metrics, MetricCollection) else {name: metrics.compute()}
+            computed = metrics.compute()
         metrics.reset()
+        values = (
+            {f"{name}{key}": value for key, value in computed.items()}
+            if isinstance(computed, dict)
+            else {name: computed}
+        )
         self.log_dict(values, prog_bar=True, sync_dist=False, rank_zero_only=False)

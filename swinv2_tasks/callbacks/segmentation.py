@@ -1,0 +1,214 @@
+"""Label maps, pictures and tables of semantic segmentation."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from PIL import Image, ImageDraw, ImageFont
+from rich.console import Console
+from rich.table import Table
+
+from swinv2_tasks.backbone.checkpoint_files import replace_file
+from swinv2_tasks.callbacks.pictures import check_folder
+from swinv2_tasks.datamodules.images import read_image
+from swinv2_tasks.datamodules.masks import write_labels
+from swinv2_tasks.datamodules.scene_classes import colours
+from swinv2_tasks.metrics import SegmentationScores
+
+
+class SegmentationPredictions(Callback):
+    """Writes for each image a label map (palette PNG: 1 for the first class) and an overlay, and a table of them all.
+
+    ``labels/`` and ``overlays/`` hold files named like the images, at the images' own sizes; predictions.csv says
+    which is which and what share of each image the classes have.
+
+    Args:
+        folder: where to write; made when it is missing. None: ``predictions`` in the run's folder.
+    """
+
+    def __init__(self, folder: str | None = None) -> None:
+        self.folder = folder
+        self._place = Path()
+        self._names: dict[str, str] = {}
+        self._rows: list[list[Any]] = []
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        check_folder(self.folder)
+        log_dir = trainer.log_dir  # asks all processes
+        self._place = Path(self.folder or Path(log_dir or ".") / "predictions")
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        self._names = file_names([str(path) for path in datamodule.predict_dataset.paths])
+        self._rows = []
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: dict[str, Any],
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        (path,) = outputs["path"]
+        task: Any = pl_module
+        names = class_names(task)
+        labels = outputs["labels"].numpy() + np.uint8(1)
+        palette = colours(task.num_classes)
+        files = [Path(kind) / self._names[path] for kind in ("labels", "overlays")]
+        for file in files:
+            (self._place / file).parent.mkdir(parents=True, exist_ok=True)
+        write_labels(self._place / files[0], labels, palette)
+        draw_overlay(read_image(path), labels, names, palette).save(self._place / files[1], compress_level=1)
+        pixels = np.bincount(labels.ravel(), minlength=task.num_classes + 1)[1:]
+        present = [f"{names[k]} {pixels[k] / labels.size:.4f}" for k in np.argsort(-pixels, kind="stable") if pixels[k]]
+        self._rows.append([path, *files, "; ".join(present)])
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        rows, self._rows = self._rows, []
+        if trainer.world_size > 1:  # images were dealt out in turn
+            shares: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(shares, rows)
+            rows = [row for turn in itertools.zip_longest(*shares) for row in turn if row is not None]
+        if not trainer.is_global_zero:
+            return
+        self._place.mkdir(parents=True, exist_ok=True)
+        with (self._place / "predictions.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([["path", "labels", "overlay", "classes"], *rows])
+        print(
+            f"{len(rows)} predictions: {self._place / 'predictions.csv'}, label maps: {self._place / 'labels'}, "
+            f"pictures: {self._place / 'overlays'}"
+        )
+
+
+class ClassTable(Callback):
+    """Writes scores per class as val_classes.json or test_classes.json at the end of an evaluation, and prints them.
+
+    In the course of a training they are written only.
+
+    Args:
+        folder: where to write: the run's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._write(trainer, pl_module, "val")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write(trainer, pl_module, "test")
+
+    def _write(self, trainer: Trainer, task: Any, kind: str) -> None:
+        scores: SegmentationScores | None = getattr(task, f"{kind}_confusion").scores
+        if scores is None or not trainer.is_global_zero:
+            return
+        names = class_names(task)
+        write_scores(self.folder / f"{kind}_classes.json", scores, names)
+        if trainer.state.fn != "fit":
+            Console().print(class_table(scores, names))
+
+
+def class_names(task: Any) -> list[str]:
+    """Names of a task's classes; their numbers where it has not met any."""
+    return [str(name) for name in task.class_names or range(1, task.num_classes + 1)]
+
+
+def write_scores(path: Path, scores: SegmentationScores, names: Sequence[str]) -> None:
+    """Writes scores as JSON: the three means, and under ``classes`` a row per class; null where there is nothing."""
+
+    def number(value: float) -> float | None:
+        return None if math.isnan(value) else value
+
+    content: dict[str, Any] = {
+        name: number(getattr(scores, name)) for name in ("miou", "mean_accuracy", "pixel_accuracy")
+    }
+    content["classes"] = [
+        {"id": k, "name": name, "iou": number(iou), "accuracy": number(accuracy), "pixels": pixels}
+        for k, (name, iou, accuracy, pixels) in enumerate(
+            zip(names, scores.iou.tolist(), scores.accuracy.tolist(), scores.pixels.tolist(), strict=True), start=1
+        )
+    ]
+    text = json.dumps(content, indent=2) + "\n"
+    replace_file(path, lambda file: file.write_text(text))
+
+
+def class_table(scores: SegmentationScores, names: Sequence[str]) -> Table:
+    """The scores of the classes that are labelled or predicted anywhere, and their means."""
+    table = Table(title=f"mIoU {scores.miou:.4f}", show_footer=True)
+    share = scores.pixels / max(1, int(scores.pixels.sum()))
+    table.add_column("id", "", justify="right")
+    table.add_column("class", f"{int((~scores.iou.isnan()).sum())} of {len(names)} classes", overflow="fold")
+    table.add_column("IoU", f"{scores.miou:.4f}", justify="right")
+    table.add_column("accuracy", f"{scores.mean_accuracy:.4f}", justify="right")
+    table.add_column("pixels", f"{scores.pixel_accuracy:.4f} right", justify="right")
+    for k, name in enumerate(names):
+        if not math.isnan(scores.iou[k]):
+            accuracy = "–" if math.isnan(scores.accuracy[k]) else f"{scores.accuracy[k]:.4f}"
+            table.add_row(str(k + 1), name, f"{scores.iou[k]:.4f}", accuracy, f"{share[k]:.2%}")
+    return table
+
+
+def file_names(paths: Sequence[str]) -> dict[str, str]:
+    """A PNG file's name for each image: its place below the folder that all have in common.
+
+    Images whose names differ only in their endings keep them: a.jpg.png, a.png.png.
+    """
+    absolute = [Path(path).absolute() for path in paths]
+    common = Path(os.path.commonpath([path.parent for path in absolute])) if absolute else Path()
+    places = [path.relative_to(common) for path in absolute]
+    stems = [str(place.with_suffix("")).lower() for place in places]
+    return {
+        path: str(place.with_suffix(".png")) if stems.count(stem) == 1 else f"{place}.png"
+        for path, place, stem in zip(paths, places, stems, strict=True)
+    }
+
+
+def draw_overlay(
+    image: Image.Image, labels: np.ndarray, names: Sequence[str], palette: Sequence[tuple[int, int, int]]
+) -> Image.Image:
+    """An image under its classes' colours, with dark lines between classes, and a legend at the right.
+
+    Args:
+        image: RGB of H × W pixels.
+        labels: uint8 (H, W), 1 for the first class.
+        names: of the classes.
+        palette: RGB of the classes.
+    """
+    table = np.array([(0, 0, 0), *palette], dtype=np.uint8)
+    picture = Image.blend(image, Image.fromarray(table[labels]), 0.5)
+    lines = np.zeros(labels.shape, dtype=bool)
+    lines[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    lines[1:] |= labels[1:] != labels[:-1]
+    picture.paste((0, 0, 0), mask=Image.fromarray(lines))
+
+    # The largest classes first, as many as fit beside the image.
+    pixels = np.bincount(labels.ravel(), minlength=len(table))
+    present = [k for k in np.argsort(-pixels, kind="stable") if pixels[k] and k]
+    size = max(10, min(40, image.height // 24))
+    line = size * 3 // 2
+    rows = max(1, image.height // line)
+    texts = [f"{names[k - 1]} {pixels[k] / labels.size:.1%}" for k in present]
+    if len(present) > rows:
+        present, texts = present[: rows - 1], [*texts[: rows - 1], f"and {len(texts) - rows + 1} more"]
+    font = ImageFont.load_default(size)
+    width = 2 * line + max((int(font.getlength(text)) for text in texts), default=0)
+    sheet = Image.new("RGB", (image.width + width, image.height), "white")
+    sheet.paste(picture)
+    draw = ImageDraw.Draw(sheet)
+    for row, text in enumerate(texts):
+        top, left = row * line + size // 4, image.width + size // 2
+        if row < len(present):
+            draw.rectangle((left, top, left + size, top + size), fill=tuple(palette[present[row] - 1]), outline="black")
+        draw.text((left + line, top + size // 2), text, fill="black", font=font, anchor="lm")
+    return sheet

@@ -1,0 +1,51 @@
+"""Batch normalisation over all processes of a training, on any device.
+
+https://arxiv.org/abs/1502.03167; over processes as in https://arxiv.org/abs/1711.07240, section 3.2.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """torch's, with two additions for training.
+
+    * On several processes the mean and the variance are those of all their samples. torch's own SyncBatchNorm does so
+      on GPUs only, faster; ``synchronise`` puts it in place there.
+    * A channel with a single value, of a lone image pooled to one pixel, has no variance: the running ones are used.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            return self._forward_all(x)
+        if x.numel() == x.shape[1]:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, eps=self.eps)
+        return super().forward(x)
+
+    def _forward_all(self, x: Tensor) -> Tensor:
+        values = x.float()
+        total = torch.tensor(values.numel() / values.shape[1], device=x.device)
+        torch.distributed.all_reduce(total)
+        mean = all_reduce(values.sum((0, 2, 3))) / total
+        centred = values - mean[:, None, None]
+        variance = all_reduce(centred.square().sum((0, 2, 3))) / total
+        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        assert self.num_batches_tracked is not None
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (total / (total - 1).clamp(min=1)), self.momentum)
+            self.num_batches_tracked.add_(1)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return torch.addcmul(self.bias[:, None, None], centred, scale[:, None, None]).to(x.dtype)
+
+
+def synchronise(module: nn.Module, device: torch.device) -> None:
+    """Makes the batch norms inside a module ready for several processes on a device, under the same names."""
+    if device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(module)  # replaces them in place

@@ -1,0 +1,192 @@
+"""UPerNet and the auxiliary FCN head, from four feature maps to class logits.
+
+UPerNet: https://arxiv.org/abs/1807.10221, section 3.1; pyramid pooling: https://arxiv.org/abs/1612.01105, section 3.2;
+FCN: https://arxiv.org/abs/1411.4038.
+
+Departure from the published code, with equal results: a convolution over maps that are first enlarged to one size is
+computed mostly at their own sizes (``conv_over_enlarged``), which saves half of the decoder's operations.
+
+Shapes: B batch, C channels, O output channels, K classes, h, w height and width of a map, H, W of the largest map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from swinv2_tasks.errors import UserError
+from swinv2_tasks.heads.batch_norm import BatchNorm2d
+
+
+class MapNorms(nn.ModuleList):
+    """A LayerNorm over the channels of each map: a backbone's maps come without a norm of their own.
+
+    Args:
+        in_channels: channels of each map, ``backbone.channels``.
+    """
+
+    def __init__(self, in_channels: Sequence[int]) -> None:
+        super().__init__(nn.LayerNorm(channels) for channels in in_channels)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Maps (B, C, h, w) → normalised maps of the same shapes."""
+        return [norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for norm, x in zip(self, maps, strict=True)]
+
+
+class ConvNormReLU(nn.Sequential):
+    """Convolution without bias, batch norm, ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
+        conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        super().__init__(conv, BatchNorm2d(out_channels), nn.ReLU(inplace=True))
+
+    def over_enlarged(self, maps: Sequence[Tensor]) -> Tensor:
+        """The same of maps (B, C, h, w) enlarged to the first one's size and concatenated → (B, O, H, W)."""
+        return self[1:](conv_over_enlarged(maps, self[0].get_parameter("weight")))
+
+
+class UPerNetHead(nn.Module):
+    """Pyramid pooling of the last map, a feature pyramid over all, and a classifier on the pyramid's levels together.
+
+    Args:
+        in_channels: channels of each map, from the largest map to the smallest.
+        num_classes: number of classes K.
+        channels: channels of every level.
+        pool_scales: sides of the pooled maps, in cells.
+        dropout: probability of dropping a channel before the classifier, in training.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        num_classes: int,
+        channels: int = 512,
+        pool_scales: Sequence[int] = (1, 2, 3, 6),
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if len(in_channels) < 2:
+            raise UserError(f"UPerNet needs at least two feature maps, this backbone gives {len(in_channels)}")
+        self.pool_scales = tuple(pool_scales)
+        self.pools = nn.ModuleList(ConvNormReLU(in_channels[-1], channels, 1) for _ in pool_scales)
+        self.pyramid = ConvNormReLU(in_channels[-1] + len(self.pool_scales) * channels, channels, 3)
+        self.laterals = nn.ModuleList(ConvNormReLU(width, channels, 1) for width in in_channels[:-1])
+        self.smooths = nn.ModuleList(ConvNormReLU(channels, channels, 3) for _ in in_channels[:-1])
+        self.fuse = ConvNormReLU(len(in_channels) * channels, channels, 3)
+        self.classifier = _classifier(channels, num_classes, dropout)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Maps (B, C, h, w) from the largest to the smallest → logits (B, K, H, W) at the size of the largest."""
+        pooled = [
+            pool(F.adaptive_avg_pool2d(maps[-1], side)) for pool, side in zip(self.pools, self.pool_scales, strict=True)
+        ]
+        levels = [lateral(x) for lateral, x in zip(self.laterals, maps[:-1], strict=True)]
+        levels.append(self.pyramid.over_enlarged([maps[-1], *pooled]))
+        for k in range(len(levels) - 2, -1, -1):
+            levels[k] = levels[k] + enlarge(levels[k + 1], levels[k].shape[2:])
+        smooth = [conv(x) for conv, x in zip(self.smooths, levels[:-1], strict=True)]
+        return self.classifier(self.fuse.over_enlarged([*smooth, levels[-1]]))
+
+
+class FCNHead(nn.Module):
+    """One convolution and a classifier on a single map: the auxiliary loss of training.
+
+    Args:
+        in_channels: channels of the map.
+        num_classes: number of classes K.
+        channels: channels of the convolution.
+        dropout: probability of dropping a channel before the classifier, in training.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, channels: int = 256, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.conv = ConvNormReLU(in_channels, channels, 3)
+        self.classifier = _classifier(channels, num_classes, dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A map (B, C, h, w) → logits (B, K, h, w)."""
+        return self.classifier(self.conv(x))
+
+
+class SegmentationHead(nn.Module):
+    """Norms of a backbone's maps, UPerNet on them, and in training an FCN on the last map but one.
+
+    Args:
+        in_channels: channels of each map, ``backbone.channels``.
+        num_classes: number of classes K.
+        channels: channels of UPerNet's levels.
+        dropout: probability of dropping a channel before the classifiers, in training.
+        auxiliary_channels: channels of the FCN; 0 leaves it out.
+    """
+
+    def __init__(
+        self, in_channels: Sequence[int], num_classes: int, channels: int, dropout: float, auxiliary_channels: int
+    ) -> None:
+        super().__init__()
+        self.norms = MapNorms(in_channels)
+        self.decoder = UPerNetHead(in_channels, num_classes, channels, dropout=dropout)
+        self.auxiliary = (
+            FCNHead(in_channels[-2], num_classes, auxiliary_channels, dropout) if auxiliary_channels else None
+        )
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Maps (B, C, h, w) from the largest to the smallest → logits (B, K, H, W) at the size of the largest."""
+        return self.decoder(self.norms(maps))
+
+    def with_auxiliary(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """The same, and the FCN's logits (B, K, h, w) of the last map but one."""
+        maps = self.norms(maps)
+        return self.decoder(maps), None if self.auxiliary is None else self.auxiliary(maps[-2])
+
+
+def enlarge(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear interpolation of (B, C, h, w) to a size (H, W), with pixels as areas, not as points at the corners."""
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def conv_over_enlarged(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
+    """A 3×3 convolution, zero-padded by 1, of maps enlarged to the first one's size and concatenated.
+
+    Enlarging and convolving are linear. So a map is first multiplied with the kernel's nine parts at its own size, and
+    then enlarged and shifted at once, by one small matrix for each axis: of an enlarged map's pixels, most are computed
+    from the same few products.
+
+    Args:
+        maps: (B, C, h, w) each, the first one (B, C, H, W).
+        weight: (O, ΣC, 3, 3).
+
+    Returns:
+        (B, O, H, W).
+    """
+    largest, *others = maps
+    weights = weight.split([x.shape[1] for x in maps], dim=1)
+    out = F.conv2d(largest, weights[0], padding=1)
+    for x, part in zip(others, weights[1:], strict=True):
+        batch, _, height, width = x.shape
+        rows = _enlarge_and_shift(height, largest.shape[2], x).transpose(0, 1).flatten(1)  # (H, 3·h)
+        columns = _enlarge_and_shift(width, largest.shape[3], x).permute(1, 2, 0).flatten(1)  # (W, w·3)
+        kernel = part.permute(2, 1, 3, 0).flatten(2)  # (3, C, 3·O)
+        products = x.flatten(2).transpose(1, 2)[:, None] @ kernel  # (B, 3, h·w, 3·O)
+        tall = rows @ products.view(batch, 3 * height, -1)
+        wide = columns @ tall.view(batch, len(rows), 3 * width, -1)
+        out = out + wide.permute(0, 3, 1, 2)
+    return out
+
+
+def _enlarge_and_shift(small: int, large: int, like: Tensor) -> Tensor:
+    """Matrices (3, large, small) of linear interpolation, whose result is moved by −1, 0 and 1 with zeros behind it."""
+    unit = torch.eye(small, device=like.device)
+    matrix = F.interpolate(unit[None], size=large, mode="linear", align_corners=False)[0].T
+    padded = F.pad(matrix, (0, 0, 1, 1))
+    return torch.stack([padded[k : k + large] for k in range(3)]).to(like.dtype)
+
+
+def _classifier(channels: int, num_classes: int, dropout: float) -> nn.Sequential:
+    conv = nn.Conv2d(channels, num_classes, 1)
+    nn.init.normal_(conv.weight, std=0.01)
+    nn.init.zeros_(conv.get_parameter("bias"))
+    return nn.Sequential(nn.Dropout2d(dropout), conv)

@@ -1,0 +1,192 @@
+"""Segmenting an image of any size: as a whole or by a sliding window, at several scales, mirrored, in bounded memory.
+
+Multi-scale and mirrored inference: https://arxiv.org/abs/2111.09883, section 4 (ADE20K).
+
+What a network says of an image stays at the network's own stride, a sixteenth of the pixels or less. Only the answer is
+enlarged, some rows at a time. Overlapping windows average logits; scales and mirror images average probabilities.
+
+Shapes: K classes, h, w height and width of logits in cells, H, W height and width of an image in pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from swinv2_tasks.errors import UserError
+
+Network = Callable[[Tensor], Tensor]
+"""Images (B, 3, H, W) → logits (B, K, h, w), h = ⌈H / stride⌉ and w likewise."""
+
+STRIP = 2**24
+"""Numbers that are enlarged at a time: 64 MiB of float32."""
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How an image is segmented.
+
+    Args:
+        mode: ``whole`` gives the network the image in one piece, ``slide`` one window after the other.
+        window: side of the sliding window in pixels, or height and width; multiples of the network's stride.
+        stride: step from one window to the next in pixels, at most the window's side.
+        weighting: what a window's logits weigh where windows overlap: the same everywhere, or most in the middle
+            (a Gaussian whose deviation is an eighth of the window's side).
+        tiles: windows that go through the network at a time.
+        scales: factors by which the image is resized; probabilities are averaged.
+        flip: averages with what comes of the mirrored image.
+
+    Raises:
+        UserError: an argument is out of its range.
+    """
+
+    mode: Literal["whole", "slide"] = "whole"
+    window: int | tuple[int, int] = 512
+    stride: int | tuple[int, int] = 340
+    weighting: Literal["uniform", "gaussian"] = "uniform"
+    tiles: int = 4
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        for name, choices in (("mode", ("whole", "slide")), ("weighting", ("uniform", "gaussian"))):
+            if getattr(self, name) not in choices:
+                raise UserError(f"inference.{name} must be {' or '.join(choices)}, not {getattr(self, name)!r}")
+        if not all(0 < step <= side for step, side in zip(pair(self.stride), pair(self.window), strict=True)):
+            raise UserError(
+                f"inference.stride is {self.stride}, inference.window {self.window}: the stride must be above 0 and at "
+                "most the window, or pixels between two windows would be left out"
+            )
+        if self.tiles < 1:
+            raise UserError(f"inference.tiles must be at least 1, not {self.tiles}")
+        if not self.scales or min(self.scales) <= 0:
+            raise UserError(f"inference.scales must be factors above 0, not {[*self.scales]}")
+
+
+def pair(value: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width of a side or of both."""
+    height, width = (value, value) if isinstance(value, int) else value
+    return height, width
+
+
+def segment(network: Network, image: Tensor, size: Sequence[int], inference: Inference, stride: int) -> Tensor:
+    """The likeliest class of each pixel.
+
+    Args:
+        network: images to logits.
+        image: (1, 3, h, w), normalised, on the network's device.
+        size: height H and width W of the answer, which may be another size than the image's.
+        inference: how.
+        stride: the network's stride in pixels.
+
+    Returns:
+        Class indices (H, W) int64, on the image's device.
+    """
+    views = list(view_logits(network, image, inference, stride))
+    answer = torch.empty(tuple(size), dtype=torch.int64, device=image.device)
+    for start, strip in _strips(views, size, image.device):
+        answer[start : start + strip.shape[1]] = strip.argmax(0)
+    return answer
+
+
+def segment_probabilities(
+    network: Network, image: Tensor, size: Sequence[int], inference: Inference, stride: int
+) -> Tensor:
+    """The probability of each class at each pixel, (K, H, W) float32, on the CPU; arguments as those of ``segment``."""
+    views = list(view_logits(network, image, inference, stride))
+    strips = _strips(views, size, image.device)
+    return torch.cat([(strip.softmax(0) if len(views) == 1 else strip).cpu() for _, strip in strips], 1)
+
+
+def view_logits(network: Network, image: Tensor, inference: Inference, stride: int) -> Iterator[Tensor]:
+    """Logits (K, h, w) of the image at each scale and mirrored, upright again.
+
+    With a sliding window they lie on the CPU, else where the network is.
+    """
+    for scale in inference.scales:
+        resized = image
+        if scale != 1:
+            sides = [max(1, round(side * scale)) for side in image.shape[2:]]
+            resized = F.interpolate(image, sides, mode="bilinear", align_corners=False, antialias=True)
+        for mirrored in (False, True)[: 1 + inference.flip]:
+            x = resized.flip(3) if mirrored else resized
+            logits = network(x)[0].float() if inference.mode == "whole" else _slide(network, x, inference, stride)
+            yield logits.flip(2) if mirrored else logits
+
+
+def _slide(network: Network, image: Tensor, inference: Inference, stride: int) -> Tensor:
+    """The weighted mean (K, h, w) of the logits of all windows that meet in a cell, on the CPU."""
+    window = pair(inference.window)
+    if any(side % stride for side in window):
+        raise UserError(f"inference.window is {inference.window}; expected multiples of {stride}, the network's stride")
+    cells = [-(-side // stride) for side in image.shape[2:]]
+    padded = F.pad(image, (0, cells[1] * stride - image.shape[3], 0, cells[0] * stride - image.shape[2]))
+    tile = [min(side // stride, number) for side, number in zip(window, cells, strict=True)]
+    steps = [step / stride for step in pair(inference.stride)]
+    rows, columns = (_starts(*axis) for axis in zip(cells, tile, steps, strict=True))
+    kernel = _kernel(tile, inference.weighting)
+    places = [(top, left) for top in rows for left in columns]
+    total: Tensor | None = None
+    weights = torch.zeros(cells)
+    for first in range(0, len(places), inference.tiles):
+        group = places[first : first + inference.tiles]
+        tiles = torch.cat([_cut(padded, place, tile, stride) for place in group])
+        for (top, left), logits in zip(group, network(tiles).float().cpu(), strict=True):
+            if total is None:
+                total = torch.zeros(len(logits), *cells)
+            total[:, top : top + tile[0], left : left + tile[1]] += logits * kernel
+            weights[top : top + tile[0], left : left + tile[1]] += kernel
+    assert total is not None
+    return total.div_(weights)
+
+
+def _starts(cells: int, tile: int, step: float) -> list[int]:
+    """The first cell of each window along an axis; the last window ends with the axis."""
+    count = math.ceil((cells - tile) / step)
+    return sorted({*(int(k * step) for k in range(count)), cells - tile})
+
+
+def _cut(image: Tensor, place: tuple[int, int], tile: Sequence[int], stride: int) -> Tensor:
+    top, left, height, width = (stride * number for number in (*place, *tile))
+    return image[:, :, top : top + height, left : left + width]
+
+
+def _kernel(tile: Sequence[int], weighting: str) -> Tensor:
+    """What each cell of a window (h, w) weighs, in (0, 1]."""
+    if weighting == "uniform":
+        return torch.ones(*tile)
+    axes = [torch.linspace(-1 + 1 / side, 1 - 1 / side, side).mul(4).square().mul(-0.5).exp() for side in tile]
+    return axes[0][:, None] * axes[1]
+
+
+def _strips(views: Sequence[Tensor], size: Sequence[int], device: torch.device) -> Iterator[tuple[int, Tensor]]:
+    """First row and rows (K, n, W) of the views, enlarged: logits of a single one, mean probabilities of several."""
+    number = max(1, STRIP // (len(views[0]) * size[1]))
+    for start in range(0, size[0], number):
+        rows = torch.arange(start, min(start + number, size[0]))
+        if len(views) == 1:
+            yield start, _enlarged_rows(views[0], rows, size, device)
+            continue
+        total = _enlarged_rows(views[0], rows, size, device).softmax(0)
+        for view in views[1:]:
+            total += _enlarged_rows(view, rows, size, device).softmax(0)
+        yield start, total.div_(len(views))
+
+
+def _enlarged_rows(logits: Tensor, rows: Tensor, size: Sequence[int], device: torch.device) -> Tensor:
+    """Some rows (K, n, W) of logits (K, h, w) that are interpolated bilinearly to a size (H, W)."""
+    height = logits.shape[1]
+    position = ((rows + 0.5) * (height / size[0]) - 0.5).clamp(0, height - 1)
+    first, last = int(position[0]), min(int(position[-1]) + 1, height - 1)
+    part = logits[:, first : last + 1].to(device)
+    lower = (position.long() - first).to(device)
+    upper = (lower + 1).clamp(max=last - first)
+    share = (position - position.floor()).to(device)[:, None]
+    between = torch.lerp(part[:, lower], part[:, upper], share)
+    return F.interpolate(between[None], (len(rows), size[1]), mode="bilinear", align_corners=False)[0]

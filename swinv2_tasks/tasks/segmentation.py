@@ -1,0 +1,137 @@
+"""Semantic segmentation with UPerNet, the paper's setting on ADE20K: https://arxiv.org/abs/2111.09883, section 4."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+from torch.optim import AdamW
+
+from swinv2_tasks.backbone import SwinTransformerV2
+from swinv2_tasks.datamodules.batch import SegmentationBatch, SegmentationPredictBatch
+from swinv2_tasks.errors import UserError
+from swinv2_tasks.heads.batch_norm import synchronise
+from swinv2_tasks.heads.upernet import SegmentationHead, enlarge
+from swinv2_tasks.inference import Inference, segment, segment_probabilities
+from swinv2_tasks.losses import PixelCrossEntropy
+from swinv2_tasks.metrics import Confusion
+from swinv2_tasks.optim import LinearSchedule
+from swinv2_tasks.tasks.base import BaseTask
+
+
+class SegmentationTask(BaseTask):
+    """Assigns a class to each pixel; ``task(images)`` gives logits (B, num_classes, H, W).
+
+    Args:
+        backbone: turns images into feature maps.
+        num_classes: number of classes; the command line takes it from the data.
+        channels: channels of UPerNet's levels.
+        dropout: probability of dropping a channel before the classifiers, in training.
+        auxiliary_weight: what the loss of the auxiliary head on the last map but one counts; 0 leaves the head out.
+        auxiliary_channels: its channels.
+        class_weights: what a pixel of each class counts in the loss; None: all count alike.
+        ohem_threshold: only pixels whose own class gets a probability below this train; None: all do.
+        ohem_min_pixels: of each image, at least this many of the hardest pixels do.
+        inference: how images are segmented in evaluation and prediction.
+        weights: checkpoint to start from (official, SimMIM, timm, Hugging Face, torchvision or this package's own).
+        optimizer: builds the optimizer; its learning rate is the schedule's peak.
+        schedule: learning rate over time and layers.
+    """
+
+    def __init__(
+        self,
+        backbone: SwinTransformerV2,
+        num_classes: int,
+        channels: int = 512,
+        dropout: float = 0.1,
+        auxiliary_weight: float = 0.4,
+        auxiliary_channels: int = 256,
+        class_weights: list[float] | None = None,
+        ohem_threshold: float | None = None,
+        ohem_min_pixels: int = 100_000,
+        inference: Inference = Inference(),
+        weights: str | None = None,
+        optimizer: OptimizerCallable = AdamW,
+        schedule: LinearSchedule = LinearSchedule(),
+    ) -> None:
+        if class_weights is not None and len(class_weights) != num_classes:
+            raise UserError(f"model.class_weights has {len(class_weights)} values for {num_classes} classes")
+        if auxiliary_weight < 0:
+            raise UserError(f"model.auxiliary_weight must not be negative, as {auxiliary_weight} is")
+        loss = PixelCrossEntropy(class_weights, ohem_threshold, ohem_min_pixels)
+        side = auxiliary_channels if auxiliary_weight else 0
+        head = SegmentationHead(backbone.channels, num_classes, channels, dropout, side)
+        super().__init__(backbone, head, weights, optimizer, schedule)
+        self.head: SegmentationHead
+        stride = self.backbone.strides[0]
+        if not isinstance(stride, int):
+            raise UserError("segmentation works on images, this backbone on clips: give it a patch_size for images")
+        self.stride = stride
+        self.num_classes, self.inference = num_classes, inference
+        self.loss, self.auxiliary_weight = loss, auxiliary_weight
+        self.val_confusion, self.test_confusion = Confusion(num_classes), Confusion(num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) → logits (B, num_classes, H, W), whatever ``inference`` says."""
+        return enlarge(self.small_logits(x), x.shape[2:])
+
+    def small_logits(self, x: Tensor) -> Tensor:
+        """Images (B, 3, H, W) → logits (B, num_classes, h, w) at the stride of the largest map."""
+        return self.head(self.backbone(x))
+
+    def segment(self, image: Tensor, size: Sequence[int] | None = None) -> Tensor:
+        """The likeliest class of each pixel, by ``inference``.
+
+        Args:
+            image: (1, 3, H, W), normalised.
+            size: height and width of the answer; None: those of the image.
+
+        Returns:
+            Class indices of that size, int64.
+        """
+        return segment(self.small_logits, image, size or image.shape[2:], self.inference, self.stride)
+
+    def probabilities(self, image: Tensor, size: Sequence[int] | None = None) -> Tensor:
+        """The probability of each class at each pixel, (num_classes, *size), on the CPU; as ``segment`` otherwise."""
+        size = size or image.shape[2:]
+        return segment_probabilities(self.small_logits, image, size, self.inference, self.stride)
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if self.class_ids is not None and len(self.class_ids) != self.num_classes:
+            raise UserError(f"the data has {len(self.class_ids)} classes, model.num_classes is {self.num_classes}")
+        if stage == "fit" and self.trainer.world_size > 1:
+            synchronise(self.head, self.trainer.strategy.root_device)
+
+    def training_step(self, batch: SegmentationBatch, batch_idx: int) -> Tensor:
+        logits, auxiliary_logits = self.head.with_auxiliary(self.backbone(batch["image"]))
+        loss = self.loss(logits, batch["mask"])
+        if auxiliary_logits is not None:
+            auxiliary = self.loss(auxiliary_logits, batch["mask"])
+            self.log("train/auxiliary_loss", auxiliary)
+            loss = loss + self.auxiliary_weight * auxiliary
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: SegmentationBatch, batch_idx: int) -> None:
+        self._evaluate(batch, self.val_confusion)
+
+    def test_step(self, batch: SegmentationBatch, batch_idx: int) -> None:
+        self._evaluate(batch, self.test_confusion)
+
+    def _evaluate(self, batch: SegmentationBatch, confusion: Confusion) -> None:
+        for image, mask in zip(batch["image"].split(1), batch["mask"], strict=True):
+            confusion.update(self.segment(image, mask.shape), mask)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_measured(self.val_confusion, "val/")
+
+    def on_test_epoch_end(self) -> None:
+        self.log_measured(self.test_confusion, "test/")
+
+    def predict_step(self, batch: SegmentationPredictBatch, batch_idx: int) -> dict[str, Any]:
+        """The class of each pixel of the batch's one image: {path: list of one, labels (H, W) uint8 on the CPU}."""
+        return {"path": batch["path"], "labels": self.segment(batch["image"], batch["size"]).to("cpu", torch.uint8)}
