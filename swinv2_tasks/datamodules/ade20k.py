@@ -148,7 +148,7 @@ class ADE20KDataModule(BaseDataModule):
             self.test_dataset = self.val_dataset
 
     def _pairs(self, split: str) -> list[tuple[Path, Path]]:
-        """The images of a split and where their label maps should be, all of which are there unless faults are skipped."""
+        """The images of a split and their label maps, which are all there unless faulty samples are skipped."""
         if self.root is None:
             raise UserError(f"No dataset: set data.root to its folder. {_EXPECTED}")
         root = Path(self.root).expanduser()
