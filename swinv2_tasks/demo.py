@@ -24,15 +24,26 @@ def demo(data: str = "data/sample", runs: str = "runs") -> None:
     for column in ("task", "metric", "value", "seconds", "pictures"):
         table.add_column(column, justify="right" if column in ("value", "seconds") else "left", overflow="fold")
 
-    start = time.perf_counter()
     folder = Path(data) / "imagenet"
-    place = [f"--runs={runs}", f"--data.root={folder}", f"--data.class_names={folder / 'class_names.csv'}"]
-    fit = run("fit", ["--config=demo_imagenet.yaml", *place])
-    checkpoint = f"--ckpt_path={fit.trainer.checkpoint_callback.best_model_path}"  # type: ignore[union-attr]
-    best = run("validate", [checkpoint, *place])
-    predict = run("predict", [checkpoint, f"--runs={runs}", f"--data.source={folder / 'val' / '*' / '*[05].jpg'}"])
-    value = float(best.trainer.callback_metrics["val/top1"])
-    pictures = predict.folder / "predictions" / "contact_sheet.png"
-    table.add_row("classification", "top-1", f"{value:.3f}", f"{time.perf_counter() - start:.0f}", str(pictures))
+    classes = f"--data.class_names={folder / 'class_names.csv'}"
+    place, source = [f"--data.root={folder}", classes], folder / "val" / "*" / "*[05].jpg"
+    table.add_row("classification", *_run("demo_imagenet.yaml", runs, place, source, "val/top1", "contact_sheet.png"))
+
+    folder = Path(data) / "ade20k"
+    place = [f"--data.root={folder}", f"--data.class_names={folder / 'objectInfo.txt'}"]
+    source = folder / "images" / "validation"
+    table.add_row("segmentation", *_run("demo_ade20k.yaml", runs, place, source, "val/miou", "overlays"))
 
     Console().print(table)
+
+
+def _run(config: str, runs: str, place: list[str], source: Path, metric: str, pictures: str) -> tuple[str, ...]:
+    """Trains, evaluates and predicts; returns the cells metric, value, seconds and pictures."""
+    start = time.perf_counter()
+    fit = run("fit", [f"--config={config}", f"--runs={runs}", *place])
+    checkpoint = f"--ckpt_path={fit.trainer.checkpoint_callback.best_model_path}"  # type: ignore[union-attr]
+    best = run("validate", [checkpoint, f"--runs={runs}", *place])
+    predict = run("predict", [checkpoint, f"--runs={runs}", f"--data.source={source}"])
+    value = float(best.trainer.callback_metrics[metric])
+    cells = (metric.removeprefix("val/"), f"{value:.3f}", f"{time.perf_counter() - start:.0f}")
+    return *cells, str(predict.folder / "predictions" / pictures)

@@ -28,7 +28,7 @@ def read_labels(path: str | Path, num_classes: int) -> np.ndarray:
         with Image.open(path) as image:
             mode, kind = image.mode, image.format
             if mode in ("L", "P", "1"):
-                labels = np.asarray(image, dtype=np.uint8)
+                labels = np.array(image, dtype=np.uint8)
     except FileNotFoundError as error:
         raise UserError(f"There is no label map {path}.") from error
     # Pillow's decoders raise whatever the bytes provoke.

@@ -46,7 +46,8 @@ class ConvNormReLU(nn.Sequential):
 
     def over_enlarged(self, maps: Sequence[Tensor]) -> Tensor:
         """The same of maps (B, C, h, w) enlarged to the first one's size and concatenated → (B, O, H, W)."""
-        return self[1:](conv_over_enlarged(maps, self[0].get_parameter("weight")))
+        conv, norm, relu = self
+        return relu(norm(conv_over_enlarged(maps, conv.get_parameter("weight"))))
 
 
 class UPerNetHead(nn.Module):

@@ -81,13 +81,13 @@ def config(root: Path, **changes: Any) -> dict[str, Any]:
             "init_args": {"root": str(root), "class_names": str(root / "classes.csv"), **DATA},
         },
     }
-    return _merge(settings, changes)
+    return merge(settings, changes)
 
 
-def _merge(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+def merge(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     merged = copy.deepcopy(one)
     for key, value in other.items():
-        merged[key] = _merge(merged[key], value) if isinstance(value, dict) and key in merged else value
+        merged[key] = merge(merged[key], value) if isinstance(value, dict) and key in merged else value
     return merged
 
 

@@ -1,0 +1,427 @@
+"""Segmentation from a dataset to files, by the command line and from Python."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from swinv2_tasks.__main__ import main
+from swinv2_tasks.backbone import SwinTransformerV2, load_weights, save_weights
+from swinv2_tasks.datamodules import ADE20KDataModule
+from swinv2_tasks.errors import UserError
+from swinv2_tasks.inference import Inference
+from swinv2_tasks.tasks import ClassificationTask, SegmentationTask
+from tests.backbone.checkpoints import randomise
+from tests.processes import run
+from tests.tasks.scenes import DATA, NAMES, new_segmenter, write_config, write_scenes
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_scenes(tmp_path_factory.mktemp("scenes"))
+
+
+@pytest.fixture(scope="module")
+def segmenter(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that learned the scenes; not to be changed."""
+    folder = tmp_path_factory.mktemp("segmenter")
+    return fit(folder, scenes, trainer={"max_epochs": 12})
+
+
+def fit(folder: Path, data: Path, *arguments: str, **changes: Any) -> Path:
+    config = write_config(folder / "scenes.yaml", data, **changes)
+    assert main(["fit", f"--config={config}", f"--runs={folder / 'runs'}", *arguments]) == 0
+    return folder / "runs" / "scenes" / "0"
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+
+
+def validate(checkpoint: Path, folder: Path, *arguments: str) -> dict[str, float]:
+    assert main(["validate", f"--ckpt_path={checkpoint}", f"--runs={folder}", "--name=again", *arguments]) == 0
+    newest = max((folder / "again").iterdir(), key=lambda path: int(path.name))
+    (row,) = metrics(newest)
+    return row
+
+
+def last(run_folder: Path) -> Path:
+    return run_folder / "checkpoints" / "last.ckpt"
+
+
+# ---- training
+
+
+def test_fit_learns(segmenter: Path) -> None:
+    rows = metrics(segmenter)
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    scores = [row["val/miou"] for row in rows if "val/miou" in row]
+    assert len(losses) == 12 * 3
+    assert sum(losses[-3:]) < sum(losses[:3]) / 2
+    assert scores[-1] > 0.8
+    assert {"train/auxiliary_loss", "val/pixel_accuracy", "val/mean_accuracy"} <= {name for row in rows for name in row}
+    table = json.loads((segmenter / "val_classes.json").read_text())
+    assert [row["name"] for row in table["classes"]] == NAMES
+    assert table["miou"] == pytest.approx(scores[-1], abs=1e-6)
+
+
+def test_validate_needs_only_a_checkpoint_and_shows_classes(
+    segmenter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = validate(last(segmenter), tmp_path)
+    assert found["val/miou"] == pytest.approx(metrics(segmenter)[-1]["val/miou"], abs=1e-6)
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in NAMES)
+    assert f"mIoU {found['val/miou']:.4f}" in shown
+
+
+def test_test_measures_the_same_on_the_validation_images(segmenter: Path, tmp_path: Path) -> None:
+    found = validate(last(segmenter), tmp_path)
+    assert main(["test", f"--ckpt_path={last(segmenter)}", f"--runs={tmp_path}", "--name=test"]) == 0
+    (row,) = metrics(tmp_path / "test" / "0")
+    assert row["test/miou"] == found["val/miou"]
+
+
+def test_metrics_are_those_counted_by_hand(segmenter: Path, scenes: Path, tmp_path: Path) -> None:
+    """Each image resized to fit 64×32, its logits enlarged to the label map's own size; 0 is not counted."""
+    task = SegmentationTask.load_from_checkpoint(last(segmenter))
+    data = ADE20KDataModule(str(scenes), class_names=NAMES, **DATA)
+    data.setup("validate")
+    union, inter = np.zeros(4), np.zeros(4)
+    for batch in data.val_dataloader():
+        path = Path(batch["path"][0])
+        labels = np.asarray(Image.open(scenes / "annotations" / "validation" / f"{path.stem}.png"))
+        assert min(batch["image"].shape[2:]) == 32
+        with torch.no_grad():
+            small = task.head(task.backbone(batch["image"]))
+        large = F.interpolate(small, size=labels.shape, mode="bilinear", align_corners=False)
+        answer = large[0].argmax(0).numpy() + 1
+        for k in (1, 2, 3):
+            inter[k] += ((answer == k) & (labels == k)).sum()
+            union[k] += (((answer == k) | (labels == k)) & (labels > 0)).sum()
+    found = validate(last(segmenter), tmp_path)
+    assert found["val/miou"] == pytest.approx((inter[1:] / union[1:]).mean(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"ohem_threshold": 0.7, "ohem_min_pixels": 100},
+        {"class_weights": [1.0, 2.0, 0.5], "auxiliary_weight": 0.0},
+        {"schedule": {"warmup_steps": 2, "reference_batch": 16, "layer_decay": 0.9, "backbone_lr_scale": 0.5}},
+    ],
+)
+def test_options_of_the_loss_and_the_optimizer_train(settings: dict[str, Any], scenes: Path, tmp_path: Path) -> None:
+    folder = fit(tmp_path, scenes, model={"init_args": settings})
+    losses = [row["train/loss"] for row in metrics(folder) if "train/loss" in row]
+    assert len(losses) == 6 and all(0 < loss < 20 for loss in losses)
+    names = torch.load(last(folder), weights_only=True)["state_dict"]
+    assert any(name.startswith("head.auxiliary.") for name in names) == ("auxiliary_weight" not in settings)
+
+
+def test_the_loss_is_that_of_both_heads(scenes: Path) -> None:
+    torch.manual_seed(0)
+    task = new_segmenter(auxiliary_weight=0.4, dropout=0.0)
+    task.log = lambda *_, **__: None  # type: ignore[method-assign]
+    batch = {"image": torch.randn(2, 3, 32, 32), "mask": torch.randint(0, 3, (2, 32, 32)), "path": ["", ""]}
+    maps = task.backbone(batch["image"])
+    maps = [norm(x.movedim(1, -1)).movedim(-1, 1) for norm, x in zip(task.head.norms, maps, strict=True)]
+    logits = [task.head.decoder(maps), task.head.auxiliary(maps[-2])]  # type: ignore[misc]
+    large = [F.interpolate(x, size=(32, 32), mode="bilinear", align_corners=False) for x in logits]
+    main_loss, auxiliary = (F.cross_entropy(x, batch["mask"]) for x in large)
+    torch.testing.assert_close(task.training_step(batch, 0), main_loss + 0.4 * auxiliary)
+
+
+def test_a_pair_that_cannot_be_read_is_skipped_by_policy(tmp_path: Path) -> None:
+    data = write_scenes(tmp_path / "scenes")
+    (data / "annotations" / "training" / "scene_3.png").unlink()
+    Image.new("RGB", (36, 48)).save(data / "annotations" / "training" / "scene_4.png")
+    folder = fit(tmp_path, data, "--data.faulty_samples=skip", trainer={"max_epochs": 1})
+    summary = json.loads((folder / "summary.json").read_text())
+    assert {Path(name).name for name in summary["skipped_samples"]} == {"scene_3.jpg", "scene_4.jpg"}
+
+
+def test_a_batch_of_one_image_trains(scenes: Path, tmp_path: Path) -> None:
+    """Maps pooled to one pixel then have a single value per channel, of which no variance can be taken."""
+    assert last(fit(tmp_path, scenes, "--data.batch_size=1", trainer={"max_epochs": 1})).is_file()
+
+
+# ---- windows
+
+
+@pytest.mark.parametrize("format", ["official", "huggingface", "torchvision"])
+def test_windows_are_transferred_from_8_to_16_to_40(format: Any, tmp_path: Path) -> None:
+    """A classifier of window 8 at 256 starts a segmenter of window 16, which starts one of window 40 at 640."""
+    architecture: dict[str, Any] = {"embed_dim": 12, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 2, 2)}
+    classifier = ClassificationTask(SwinTransformerV2(**architecture, window_size=8), 5)
+    randomise(classifier)
+    source = tmp_path / ("model" if format == "huggingface" else "model.pth")
+    save_weights(classifier, source, format=format, image_size=256)
+
+    def segmenter(window: int) -> SegmentationTask:
+        return SegmentationTask(SwinTransformerV2(**architecture, window_size=window), 3, channels=8).eval()
+
+    middle = segmenter(16)
+    report = load_weights(middle, source)
+    assert report.windows == [((8, 8), (16, 16))] * 4
+    assert all(name.startswith("head.") for name in report.fresh)
+    randomise(middle.head)
+    checkpoint = {"state_dict": middle.state_dict()}
+    middle.input_size = (512, 512)
+    middle.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "middle.ckpt")
+    large = segmenter(40)
+    report = load_weights(large, tmp_path / "middle.ckpt")
+    assert report.windows == [((8, 8), (40, 40))] * 4
+    assert not report.fresh and "head" in str(report)
+
+    # The same function of the same offsets as of the classifier's own backbone at that window.
+    own = classifier.backbone.eval()
+    own.set_pretrained_window(8)
+    own.set_window(40)
+    image = torch.randn(1, 3, 640, 640)
+    with torch.no_grad():
+        expected = middle.head.eval()(own(image))
+        torch.testing.assert_close(large.small_logits(image), expected, rtol=1e-4, atol=1e-4)
+        middle.backbone.set_window(40)
+        torch.testing.assert_close(middle.small_logits(image), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_config_moves_weights_to_its_window(
+    segmenter: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(tmp_path, scenes, f"--model.weights={last(segmenter)}", "--model.backbone.window_size=8")
+    shown = capsys.readouterr().out
+    assert re.search(r"stage 1 +4×4 → 8×8", shown)
+    assert "head" in shown
+
+
+def test_fine_tuning_for_other_classes_keeps_all_but_the_classifiers(segmenter: Path) -> None:
+    task = new_segmenter(classes=7)
+    report = load_weights(task, last(segmenter))
+    assert set(report.fresh) == {
+        f"head.{part}.classifier.1.{kind}" for part in ("decoder", "auxiliary") for kind in ("weight", "bias")
+    }
+
+
+# ---- inference
+
+
+def test_from_python_a_checkpoint_gives_logits(segmenter: Path) -> None:
+    task = SegmentationTask.load_from_checkpoint(last(segmenter))
+    assert not task.training
+    logits = task(torch.randn(2, 3, 37, 50))
+    assert logits.shape == (2, 3, 37, 50)
+    assert task.class_names == NAMES and task.class_ids == [1, 2, 3]
+
+
+@pytest.mark.parametrize("size", [(37, 50), (40, 40)])
+def test_a_window_that_covers_the_image_is_the_whole(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    whole = new_segmenter(inference=Inference("whole", flip=True)).eval()
+    randomise(whole)
+    slide = new_segmenter(inference=Inference("slide", window=64, stride=32, weighting="gaussian", flip=True)).eval()
+    slide.load_state_dict(whole.state_dict())
+    image = torch.randn(1, 3, *size)
+    with torch.no_grad():
+        assert torch.equal(whole.segment(image), slide.segment(image))
+        torch.testing.assert_close(whole.probabilities(image), slide.probabilities(image))
+        assert whole.segment(image, (100, 90)).shape == (100, 90)
+        assert whole.probabilities(image, (100, 90)).sum(0) == pytest.approx(1, abs=1e-5)
+
+
+def test_predictions_do_not_depend_on_tiles_per_pass() -> None:
+    torch.manual_seed(0)
+    tasks = [new_segmenter(inference=Inference("slide", 32, 20, tiles=tiles)).eval() for tiles in (1, 3, 100)]
+    randomise(tasks[0])
+    image = torch.randn(1, 3, 77, 90)
+    for task in tasks[1:]:
+        task.load_state_dict(tasks[0].state_dict())
+    with torch.no_grad():
+        one, *others = [task.probabilities(image) for task in tasks]
+    for other in others:
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)
+
+
+def test_inference_is_chosen_when_evaluating(segmenter: Path, tmp_path: Path) -> None:
+    plain = validate(last(segmenter), tmp_path)
+    slide = ["--model.inference.mode=slide", "--model.inference.window=32", "--model.inference.stride=16"]
+    assert validate(last(segmenter), tmp_path, *slide) != plain
+    scales = ["--model.inference.scales=[0.75, 1.0, 1.5]", "--model.inference.flip=true"]
+    assert validate(last(segmenter), tmp_path, *scales)["val/miou"] > 0.5
+
+
+# ---- prediction
+
+
+def test_predict_writes_label_maps_and_overlays_at_the_images_own_sizes(
+    segmenter: Path, scenes: Path, tmp_path: Path
+) -> None:
+    source = scenes / "images" / "validation"
+    out = tmp_path / "out"
+    arguments = [f"--ckpt_path={last(segmenter)}", f"--data.source={source}", f"--output={out}", f"--runs={tmp_path}"]
+    assert main(["predict", *arguments]) == 0
+    task = SegmentationTask.load_from_checkpoint(last(segmenter))
+    data = ADE20KDataModule(source=str(source), **DATA)
+    data.setup("predict")
+    for batch in data.predict_dataloader():
+        name = Path(batch["path"][0]).with_suffix(".png").name
+        with Image.open(out / "labels" / name) as labels, Image.open(batch["path"][0]) as image:
+            assert labels.mode == "P" and labels.size == image.size
+            assert labels.getpalette()[:6] == [0, 0, 0, 120, 120, 120]
+            with torch.no_grad():
+                expected = task.segment(batch["image"], batch["size"]) + 1
+            assert (np.asarray(labels) == expected.numpy()).all()
+            with Image.open(out / "overlays" / name) as overlay:
+                assert overlay.height == image.height and overlay.width > image.width
+    with (out / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [Path(row["path"]).name for row in rows] == [f"scene_{k}.jpg" for k in range(5)]
+    assert all((out / row["labels"]).is_file() and (out / row["overlay"]).is_file() for row in rows)
+    shares = [float(part.rsplit(" ", 1)[1]) for part in rows[0]["classes"].split("; ")]
+    assert sum(shares) == pytest.approx(1, abs=1e-3) and shares == sorted(shares, reverse=True)
+
+
+def test_saved_predictions_score_as_the_evaluation_does(segmenter: Path, scenes: Path, tmp_path: Path) -> None:
+    source, out = scenes / "images" / "validation", tmp_path / "out"
+    arguments = [f"--ckpt_path={last(segmenter)}", f"--data.source={source}", f"--output={out}", f"--runs={tmp_path}"]
+    assert main(["predict", *arguments]) == 0
+    folders = [f"--annotations={scenes / 'annotations' / 'validation'}", f"--predictions={out / 'labels'}"]
+    files = [f"--class_names={scenes / 'names.txt'}", f"--json={tmp_path / 'scores.json'}"]
+    assert main(["score", "ade20k", *folders, *files]) == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    found = validate(last(segmenter), tmp_path)
+    for name in ("miou", "mean_accuracy", "pixel_accuracy"):
+        assert scores[name] == pytest.approx(found[f"val/{name}"], abs=1e-6)
+
+
+def test_images_of_one_name_keep_apart(segmenter: Path, scenes: Path, tmp_path: Path) -> None:
+    for place in ("a/x.jpg", "b/x.jpg", "b/x.png"):
+        (tmp_path / "images" / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), "red").save(tmp_path / "images" / place)
+    out = tmp_path / "out"
+    source = f"--data.source={tmp_path / 'images'}"
+    assert main(["predict", f"--ckpt_path={last(segmenter)}", source, f"--output={out}", f"--runs={tmp_path}"]) == 0
+    names = {str(path.relative_to(out / "labels")) for path in (out / "labels").rglob("*.png")}
+    assert names == {"a/x.png", "b/x.jpg.png", "b/x.png.png"}
+
+
+# ---- several processes
+
+
+@pytest.mark.parametrize(
+    ("validation", "numbers"),
+    [(5, (1, 2)), pytest.param(4, (1, 3), marks=pytest.mark.slow), pytest.param(1, (1, 3), marks=pytest.mark.slow)],
+)
+def test_scores_on_several_processes_are_those_on_one(
+    validation: int, numbers: tuple[int, ...], segmenter: Path, tmp_path: Path
+) -> None:
+    data = write_scenes(tmp_path / "scenes", validation=validation)
+    lines = []
+    for processes in numbers:
+        arguments = [f"--ckpt_path={last(segmenter)}", f"--data.root={data}", f"--name={processes}"]
+        done = run(["validate", *arguments], tmp_path, processes)
+        assert done.status == 0, done.errors
+        folder = tmp_path / "runs" / str(processes) / "0"
+        lines.append(((folder / "metrics.csv").read_text(), (folder / "val_classes.json").read_text()))
+    assert lines[0] == lines[1]
+
+
+@pytest.mark.slow
+def test_training_on_two_processes_is_that_on_one(tmp_path: Path) -> None:
+    """Batch norm takes its statistics of all processes, of which each sees its half of the same batches.
+
+    All pixels are labelled: each process takes the mean over its own.
+    """
+    data = write_scenes(tmp_path / "scenes", labelled=True)
+    plain = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.05, "weight_decay": 0.0}}  # Adam enlarges roundings
+    model = {"init_args": {"dropout": 0.0, "optimizer": plain}}
+    whole = {"init_args": {"scale_range": [1.0, 1.0], "cat_max_ratio": 1.0}}  # nothing to fill up
+    write_config(tmp_path / "scenes.yaml", data, model=model, data=whole, trainer={"max_epochs": 3})
+    for processes in (1, 2):
+        settings = [f"--data.batch_size={4 // processes}", f"--name={processes}"]
+        done = run(["fit", "--config=scenes.yaml", *settings], tmp_path, processes)
+        assert done.status == 0, done.errors
+    one, two = (
+        torch.load(tmp_path / "runs" / name / "0" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("1", "2")
+    )
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(
+            two[name], value, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@pytest.mark.slow
+def test_predictions_of_two_processes_are_one_table(segmenter: Path, scenes: Path, tmp_path: Path) -> None:
+    arguments = [f"--ckpt_path={last(segmenter)}", f"--data.source={scenes / 'images' / 'validation'}"]
+    for processes in (1, 2):
+        assert run(["predict", *arguments, f"--output={processes}"], tmp_path, processes).status == 0
+    assert (tmp_path / "1/predictions.csv").read_bytes() == (tmp_path / "2/predictions.csv").read_bytes()
+    for path in (tmp_path / "1").rglob("*.png"):
+        assert path.read_bytes() == (tmp_path / "2" / path.relative_to(tmp_path / "1")).read_bytes()
+
+
+# ---- mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model.class_weights=[1.0, 2.0]"], ["class_weights", "2 values", "3 classes"]),
+        (["--model.ohem_threshold=1.5"], ["ohem_threshold", "1.5"]),
+        (["--model.auxiliary_weight=-1"], ["auxiliary_weight", "negative"]),
+        (["--model.inference.stride=600"], ["inference.stride", "600"]),
+        (["--model.inference.scales=[]"], ["inference.scales"]),
+        (["--model.schedule.backbone_lr_scale=-1"], ["backbone_lr_scale"]),
+        (["--data.crop_size=0"], ["crop_size"]),
+        (["--data.root=nowhere"], ["nowhere", "images/training"]),
+        (["--model.backbone.depths=[1]", "--model.backbone.num_heads=[1]"], ["two feature maps"]),
+    ],
+)
+def test_mistakes_in_settings_are_told(
+    arguments: list[str], words: list[str], scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(tmp_path / "scenes.yaml", scenes)
+    assert main(["fit", f"--config={config}", f"--runs={tmp_path / 'runs'}", *arguments]) == 1
+    shown = capsys.readouterr().err
+    assert all(word in shown for word in words), shown
+    assert "Traceback" not in shown
+    assert not [*(tmp_path / "runs").glob("*/*")]
+
+
+def test_windows_that_do_not_fit_the_stride_are_told(
+    segmenter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--model.inference.mode=slide", "--model.inference.window=30", "--model.inference.stride=10"]
+    assert main(["validate", f"--ckpt_path={last(segmenter)}", f"--runs={tmp_path}", *arguments]) == 1
+    assert "multiples of 4" in capsys.readouterr().err
+
+
+def test_a_dataset_of_other_classes_stops_with_both_lists(
+    segmenter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also when it has as many: ids count from 1 in every dataset."""
+    for names in (["clay", "moss"], ["red clay", "sand", "blue slate"]):
+        arguments = [f"--ckpt_path={last(segmenter)}", f"--runs={tmp_path}", f"--data.class_names=[{','.join(names)}]"]
+        assert main(["validate", *arguments]) == 1
+        shown = capsys.readouterr().err
+        assert "the model" in shown or "the checkpoint" in shown
+    assert "sand" in shown and "green moss" in shown
+
+
+def test_clips_are_no_images() -> None:
+    backbone = SwinTransformerV2(8, (1, 1), (1, 2), window_size=(2, 4, 4), patch_size=(2, 4, 4))
+    with pytest.raises(UserError, match="clips"):
+        SegmentationTask(backbone, 3)
