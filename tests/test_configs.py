@@ -14,8 +14,8 @@ from lightning.pytorch import LightningDataModule, LightningModule
 
 from swinv2_tasks.__main__ import main
 from swinv2_tasks.cli import TasksArgumentParser, known_configs, shipped_configs
-from swinv2_tasks.datamodules import ImageNetDataModule
-from swinv2_tasks.tasks import ClassificationTask
+from swinv2_tasks.datamodules import ADE20KDataModule, ImageNetDataModule
+from swinv2_tasks.tasks import ClassificationTask, SegmentationTask
 
 ALL = sorted(str(path.relative_to(shipped_configs())) for path in shipped_configs().rglob("*.yaml"))
 OVERLAYS = [name for name in ALL if name.startswith("overlays/")]
@@ -27,6 +27,12 @@ PARAMETERS = {
     "swinv2_base": 86_893_816,
     "swinv2_large": 195_202_932,
 }
+PAIRS: dict[type, tuple[type, str]] = {
+    ClassificationTask: (ImageNetDataModule, "image_size"),
+    SegmentationTask: (ADE20KDataModule, "crop_size"),
+}
+"""The datamodule of each task, and what states the size of its training images."""
+
 """Published numbers for the backbone and the norm after it, which belongs to the head here."""
 
 
@@ -40,7 +46,7 @@ def parsed(*names: str) -> dict[str, Any]:
     return yaml.safe_load(printed.getvalue())
 
 
-def built(config: dict[str, Any]) -> tuple[ClassificationTask, LightningDataModule]:
+def built(config: dict[str, Any]) -> tuple[Any, LightningDataModule]:
     """The task, without memory for its parameters, and the datamodule of a config."""
     model = {**config["model"], "init_args": {**config["model"]["init_args"], "weights": None, "num_classes": 10}}
     parts = []
@@ -68,20 +74,22 @@ def test_a_config_is_complete(name: str) -> None:
     assert config["trainer"]["max_epochs"] or config["trainer"]["max_steps"] > 0
     assert config["checkpoint"]["monitor"]
     task, data = built(config)
-    assert isinstance(task, ClassificationTask)
-    assert isinstance(data, ImageNetDataModule)
+    datamodule, size_name = PAIRS[type(task)]
+    assert isinstance(data, datamodule)
     size = config["model"]["init_args"]["backbone"]["class_path"].rpartition(".")[2]
     if size in PARAMETERS:
         last = task.backbone.channels[-1]
         assert sum(p.numel() for p in task.backbone.parameters()) == PARAMETERS[size] - 2 * last
     # No map is smaller than a window by accident: at the config's own size, windows shrink in the last stage at most.
-    window, size = task.backbone.window_size, data.init_args["image_size"]
+    window, size = task.backbone.window_size, data.init_args[size_name]
     assert task.backbone.effective_windows(size)[:-1] == window[:-1]
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_an_overlay_goes_over_the_imagenet_config(name: str) -> None:
-    config, base = parsed("imagenet.yaml", name), parsed("imagenet.yaml")
+def test_an_overlay_goes_over_its_config(name: str) -> None:
+    """That of the task which its name ends with; without one, over all."""
+    under = "ade20k.yaml" if name.endswith("_ade20k.yaml") else "imagenet.yaml"
+    config, base = parsed(under, name), parsed(under)
     assert config != base
     assert config["name"] == base["name"]
     built(config)
@@ -101,6 +109,7 @@ def test_the_imagenet_config_is_the_published_recipe() -> None:
     assert optimizer["betas"] == [0.9, 0.999]
     assert model["schedule"] == {
         "warmup_epochs": 20.0, "warmup_lr": 5e-7, "min_lr": 5e-6, "reference_batch": 512, "layer_decay": 1.0,
+        "backbone_lr_scale": 1.0,
     }  # fmt: skip
     expected = {
         "image_size": 256, "rand_augment_ops": 2, "rand_augment_magnitude": 9, "color_jitter": 0.4,
@@ -127,8 +136,41 @@ RECIPES = {
 """Reference, section 3, row by row."""
 
 
+SCENE_RECIPES = {
+    # window, crop, pre-trained window stated, lr, weight decay, layer decay, scales
+    "ade20k_swinv2_small_w16_512": (16, 512, True, 6e-5, 0.01, 1.0, 1),
+    "ade20k_swinv2_base_w16_512": (16, 512, True, 6e-5, 0.01, 1.0, 1),
+    "ade20k_swinv2_large_w40_640": (40, 640, True, 4e-5, 0.05, 0.95, 6),
+    "ade20k_swinv2_giant_w40_640": (40, 640, False, 4e-5, 0.05, 0.95, 6),
+}
+"""Reference, section 3, segmentation, and section 4 for L and G."""
+
+
 def test_every_paper_config_is_a_row_of_the_reference() -> None:
-    assert {f"paper/{name}.yaml" for name in RECIPES} == {name for name in ALL if name.startswith("paper/")}
+    rows = {f"paper/{name}.yaml" for name in (*RECIPES, *SCENE_RECIPES)}
+    assert rows == {name for name in ALL if name.startswith("paper/")}
+
+
+@pytest.mark.parametrize("name", ["ade20k", *SCENE_RECIPES])
+def test_a_segmentation_config_is_the_published_recipe(name: str) -> None:
+    expected = {"ade20k": (16, 512, False, 6e-5, 0.01, 1.0, 1), **SCENE_RECIPES}
+    window, crop, starts_from_weights, lr, weight_decay, layer_decay, scales = expected[name]
+    config = parsed(f"{name}.yaml" if name == "ade20k" else f"paper/{name}.yaml")
+    model, data = config["model"]["init_args"], config["data"]["init_args"]
+    backbone, optimizer, schedule = model["backbone"], model["optimizer"]["init_args"], model["schedule"]
+    size = "tiny" if name == "ade20k" else name.split("_")[2]
+    assert (config["name"], backbone["class_path"]) == (name, f"swinv2_tasks.backbone.swinv2_{size}")
+    assert (backbone["init_args"]["window_size"], backbone["init_args"]["drop_path_rate"]) == (window, 0.3)
+    assert (config["trainer"]["max_steps"], config["trainer"]["max_epochs"]) == (160_000, -1)
+    assert (optimizer["lr"], optimizer["weight_decay"]) == (lr, weight_decay)
+    assert (schedule["warmup_steps"], schedule["reference_batch"], schedule["min_lr"]) == (1500, 16, 0)
+    assert schedule["warmup_lr"] == pytest.approx(1e-6 * lr)
+    assert schedule["layer_decay"] == layer_decay
+    assert (data["crop_size"], data["resize"]) == (crop, [4 * crop, crop])
+    assert (data["scale_range"], data["cat_max_ratio"], data["flip"]) == ([0.5, 2.0], 0.75, 0.5)
+    assert (model["channels"], model["dropout"], model["auxiliary_weight"]) == (512, 0.1, 0.4)
+    assert (len(model["inference"]["scales"]), model["inference"]["flip"]) == (scales, scales > 1)
+    assert (model["weights"] is not None) == starts_from_weights
 
 
 @pytest.mark.parametrize("name", RECIPES)
