@@ -22,6 +22,7 @@ from swinv2_tasks.optim import CosineSchedule, build_optimizer
 from swinv2_tasks.tasks import ClassificationTask
 from tests.backbone.checkpoints import randomise
 from tests.processes import run, send_at
+from tests.tasks import scenes
 from tests.tasks.tiny import new_data, new_task, new_trainer, write_config, write_images
 from tests.test_resume import EMA, RESUME, assert_same_training, write_run
 
@@ -94,6 +95,22 @@ def test_the_command_line_trains_evaluates_and_predicts(precision: str, images: 
     assert main(["validate", checkpoint, runs, *options]) == 0
     assert main(["predict", checkpoint, runs, *options, f"--data.source={images / 'val'}"]) == 0
     assert (tmp_path / "runs" / "tiny" / "2" / "predictions" / "predictions.csv").is_file()
+
+
+def test_segmentation_trains_evaluates_and_predicts(tmp_path: Path) -> None:
+    """By windows as well, whose logits leave the device as they are done."""
+    data = scenes.write_scenes(tmp_path / "scenes")
+    gpu = {"accelerator": "gpu", "devices": 1, "precision": "bf16-mixed"}
+    config = scenes.write_config(tmp_path / "scenes.yaml", data, trainer=gpu)
+    runs = f"--runs={tmp_path / 'runs'}"
+    assert main(["fit", f"--config={config}", runs]) == 0
+    checkpoint = f"--ckpt_path={tmp_path / 'runs' / 'scenes' / '0' / 'checkpoints' / 'last.ckpt'}"
+    options = [f"--trainer.{name}={value}" for name, value in gpu.items()]
+    slide = ["--model.inference.mode=slide", "--model.inference.window=32", "--model.inference.stride=16"]
+    scales = ["--model.inference.scales=[0.5, 1.0]", "--model.inference.flip=true"]
+    assert main(["validate", checkpoint, runs, *options, *slide, *scales]) == 0
+    assert main(["predict", checkpoint, runs, *options, f"--data.source={data / 'images' / 'validation'}"]) == 0
+    assert len([*(tmp_path / "runs" / "scenes" / "2" / "predictions" / "labels").iterdir()]) == 5
 
 
 # ---- devices

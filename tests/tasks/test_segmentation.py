@@ -21,8 +21,9 @@ from swinv2_tasks.errors import UserError
 from swinv2_tasks.inference import Inference
 from swinv2_tasks.tasks import ClassificationTask, SegmentationTask
 from tests.backbone.checkpoints import randomise
-from tests.processes import run
+from tests.processes import run, send_at
 from tests.tasks.scenes import DATA, NAMES, new_segmenter, write_config, write_scenes
+from tests.test_resume import differences
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +155,25 @@ def test_a_pair_that_cannot_be_read_is_skipped_by_policy(tmp_path: Path) -> None
 def test_a_batch_of_one_image_trains(scenes: Path, tmp_path: Path) -> None:
     """Maps pooled to one pixel then have a single value per channel, of which no variance can be taken."""
     assert last(fit(tmp_path, scenes, "--data.batch_size=1", trainer={"max_epochs": 1})).is_file()
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on_bit_by_bit(scenes: Path, tmp_path: Path) -> None:
+    """Dropped channels and paths, albumentations and the statistics of batch norm included."""
+    backbone = {"init_args": {"drop_path_rate": 0.3}}
+    trainer = {"max_epochs": 3, "callbacks": [{"class_path": "tests.tasks.faults.SendSignal"}]}
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    for folder in (straight, killed):
+        folder.mkdir()
+        write_config(folder / "scenes.yaml", scenes, model={"init_args": {"backbone": backbone}}, trainer=trainer)
+    arguments = ["fit", "--config=scenes.yaml", "--save.every_n_steps=2", "--data.num_workers=1"]
+    assert run(arguments, straight).status == 0
+    assert run(arguments, killed, **send_at(5)).status == -9
+    assert run(["fit", "--resume", "runs/scenes/0"], killed).status == 0
+    one, two = (torch.load(last(folder / "runs/scenes/0"), weights_only=True) for folder in (straight, killed))
+    assert one["global_step"] == 9
+    assert differences(one["state_dict"], two["state_dict"]) == []
+    assert differences(one["optimizer_states"], two["optimizer_states"]) == []
 
 
 # ---- windows
