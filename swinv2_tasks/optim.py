@@ -5,6 +5,7 @@ https://arxiv.org/abs/2111.09883 and the published classification and SimMIM fin
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -36,17 +37,11 @@ class Schedule:
     backbone_lr_scale: float
 
     def __post_init__(self) -> None:
-        if self.warmup < 0 or self.warmup_lr < 0 or self.min_lr < 0 or self.reference_batch < 0:
-            raise UserError("schedule: the warmup, warmup_lr, min_lr and reference_batch must not be negative")
+        for name, value in dataclasses.asdict(self).items():
+            if value < 0:
+                raise UserError(f"schedule.{name} must not be negative, as {value} is")
         if not 0 < self.layer_decay <= 1:
             raise UserError(f"schedule.layer_decay must be above 0 and at most 1, not {self.layer_decay}")
-        if self.backbone_lr_scale < 0:
-            raise UserError(f"schedule.backbone_lr_scale must not be negative, as {self.backbone_lr_scale} is")
-
-    @property
-    def warmup(self) -> float:
-        """Length of the warmup, in whatever the schedule counts it by."""
-        raise NotImplementedError
 
     def factor(self, step: int, epoch_steps: int, total_steps: int, peak: float) -> float:
         """Learning rate at a step, as a share of the peak.
@@ -81,10 +76,6 @@ class CosineSchedule(Schedule):
     layer_decay: float = 1.0
     backbone_lr_scale: float = 1.0
 
-    @property
-    def warmup(self) -> float:
-        return self.warmup_epochs
-
     def factor(self, step: int, epoch_steps: int, total_steps: int, peak: float) -> float:
         warmup_steps = round(self.warmup_epochs * epoch_steps)
         return cosine_factor(step, total_steps, warmup_steps, self.warmup_lr / peak, self.min_lr / peak)
@@ -110,10 +101,6 @@ class LinearSchedule(Schedule):
     reference_batch: int = 16
     layer_decay: float = 1.0
     backbone_lr_scale: float = 1.0
-
-    @property
-    def warmup(self) -> float:
-        return self.warmup_steps
 
     def factor(self, step: int, epoch_steps: int, total_steps: int, peak: float) -> float:
         return linear_factor(step, total_steps, self.warmup_steps, self.warmup_lr / peak, self.min_lr / peak)

@@ -15,7 +15,15 @@ from torch.optim import SGD, AdamW
 from swinv2_tasks.backbone import BiasTable, SwinTransformerV2
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.heads.classification import ClassificationHead
-from swinv2_tasks.optim import CosineSchedule, build_optimizer, cosine_factor, layer_id, parameter_groups
+from swinv2_tasks.optim import (
+    CosineSchedule,
+    LinearSchedule,
+    build_optimizer,
+    cosine_factor,
+    layer_id,
+    linear_factor,
+    parameter_groups,
+)
 
 DEPTHS = (2, 1)
 DECAY = 0.05
@@ -301,3 +309,55 @@ def test_the_cosine_is_that_of_pytorch() -> None:
         optimizer.step()
         scheduler.step()
     assert math.isclose(cosine_factor(30, 30, 0, 0.0, 0.1), 0.1)
+
+
+# ---- the linear schedule of segmentation
+
+
+def test_the_line_is_the_published_rule() -> None:
+    """Polynomial of power 1 to the minimum; in the warmup times a ramp from the warmup's share of the rate."""
+    total, warmup, ratio, least = 100, 15, 1e-3, 0.1
+    for step in range(total + 10):
+        line = (1 - least) * (1 - min(step, total) / total) + least
+        ramp = 1 - (1 - step / warmup) * (1 - ratio) if step < warmup else 1
+        assert linear_factor(step, total, warmup, ratio, least) == pytest.approx(line * ramp)
+
+
+def test_the_linear_schedule_goes_by_iterations() -> None:
+    """With warmup_lr 0.01 at a peak of 0.1, over 4 steps of 40; an epoch's length does not matter."""
+    schedule = LinearSchedule(warmup_steps=4, warmup_lr=0.01, min_lr=0.0, reference_batch=8)
+    for epoch_steps in (1, 7):
+        module = classifier()
+        build = partial(SGD, lr=0.1)
+        optimizer, scheduler = build_optimizer(
+            build, module.named_parameters(), DEPTHS, schedule, 16, epoch_steps, total_steps=40
+        )
+        rates = []
+        for _ in range(41):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+        assert rates[0] == pytest.approx(2 * 0.01)  # twice the reference batch
+        assert rates[4] == pytest.approx(2 * 0.1 * 0.9)
+        assert rates[20] == pytest.approx(2 * 0.1 * 0.5)
+        assert rates[40] == 0
+
+
+def test_the_backbone_may_learn_slower_than_the_head() -> None:
+    groups = groups_by_name(classifier(), layer_decay=0.5, backbone_lr_scale=0.1)
+    assert groups["head.fc.weight"]["lr_scale"] == 1
+    assert groups["backbone.layers.1.blocks.0.mlp.fc1.weight"]["lr_scale"] == pytest.approx(0.1 * 0.5)
+    assert groups["backbone.patch_embed.proj.weight"]["lr_scale"] == pytest.approx(0.1 * 0.5**4)
+    assert len(groups) == len([*classifier().parameters()])
+    flat = groups_by_name(classifier(), backbone_lr_scale=0.1)
+    scales = {name: group["lr_scale"] for name, group in flat.items()}
+    assert set(scales.values()) == {1.0, 0.1}
+    assert all((scale == 0.1) == name.startswith("backbone.") for name, scale in scales.items())
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"warmup_steps": -1}, {"min_lr": -1.0}, {"layer_decay": 0.0}, {"backbone_lr_scale": -0.1}]
+)
+def test_impossible_linear_schedules_are_refused(arguments: dict) -> None:
+    with pytest.raises(UserError, match="schedule"):
+        LinearSchedule(**arguments)

@@ -59,7 +59,8 @@ class ADE20KDataModule(BaseDataModule):
         mean: Normalisation, per RGB channel: subtracted from values in [0, 1].
         std: Normalisation, per RGB channel: divides the difference.
         scale_range: Training: range of the random factor of `resize`.
-        cat_max_ratio: Training: share of a crop's labelled pixels that one class may have; ten crops are tried.
+        cat_max_ratio: Training: share of a crop's labelled pixels that one class may have; ten crops are tried. 1 takes
+            the first.
         flip: Training: probability of a horizontal flip.
         photometric_distortion: Training: random brightness, contrast, saturation and hue.
         faulty_samples: What happens on a pair that cannot be read: `error` stops, `skip` leaves it out of its batch.

@@ -47,7 +47,7 @@ class ManySidedCrop(A.DualTransform):
 
     Args:
         size: height and width in pixels; what an image lacks is not filled up.
-        cat_max_ratio: share of a crop's labelled pixels that one class may have.
+        cat_max_ratio: share of a crop's labelled pixels that one class may have; 1 takes the first crop.
     """
 
     def __init__(self, size: tuple[int, int], cat_max_ratio: float) -> None:
@@ -66,7 +66,7 @@ class ManySidedCrop(A.DualTransform):
             left = self.py_random.randint(0, mask.shape[1] - width)
             place = (slice(top, top + height), slice(left, left + width))
             counts = np.bincount(mask[place].ravel(), minlength=256)[:IGNORED]
-            if 0 < counts.max() < self.cat_max_ratio * counts.sum():
+            if self.cat_max_ratio == 1 or 0 < counts.max() < self.cat_max_ratio * counts.sum():
                 break
         return {"place": place}
 

@@ -1,0 +1,282 @@
+"""Speed and memory of UPerNet on Swin V2-T beside transformers' UPerNet on the same backbone, in one run.
+
+    python -m benchmarks.segmentation [--rounds 5] [--size 512] [--window 8] [--batch-size 2] [--parts …] [--json FILE]
+
+Both have 512 channels, 150 classes, the auxiliary FCN and drop path 0.3, and see the same images and labels, of which
+5 % are ignored. Ours has 2,880 parameters more, the norms of the four maps, which theirs leaves out. Parts:
+
+* training: forward, both losses, backward and a step of AdamW, with batches of two images (UPerNet's batch norm needs
+  them), and its peak memory in a process of its own: on CUDA the allocator's peak, on a CPU the highest resident set
+  less what was resident before the model was built.
+* inference: an image to its class per pixel at full size. Theirs always computes the auxiliary head as well.
+* head: UPerNet alone on given maps, forward and backward, and in inference.
+* metric: the share of a validation step at 683×512 pixels that goes to the confusion matrix. Target: at most 5 %.
+
+Timed calls alternate, so that a machine whose speed drifts is fair to both; printed are medians, and the median of the
+rounds' ratios (theirs to ours). Target: at least 1.1× in training and inference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from swinv2_tasks.backbone import swinv2_tiny
+from swinv2_tasks.datamodules.batch import IGNORED
+from swinv2_tasks.metrics import Confusion
+from swinv2_tasks.tasks import SegmentationTask
+
+CLASSES, CHANNELS, DROP_PATH, AUXILIARY_WEIGHT = 150, 512, 0.3, 0.4
+TARGET, METRIC_TARGET = 1.1, 0.05
+PARTS = ("training", "inference", "head", "metric")
+
+
+def build_ours(size: int, window: int) -> SegmentationTask:
+    backbone = swinv2_tiny(window_size=window, drop_path_rate=DROP_PATH)
+    return SegmentationTask(backbone, CLASSES, CHANNELS, auxiliary_weight=AUXILIARY_WEIGHT)
+
+
+def build_theirs(size: int, window: int) -> nn.Module:
+    from transformers import Swinv2Config, UperNetConfig, UperNetForSemanticSegmentation
+
+    backbone = Swinv2Config(
+        image_size=size,
+        window_size=window,
+        embed_dim=96,
+        depths=[2, 2, 6, 2],
+        num_heads=[3, 6, 12, 24],
+        drop_path_rate=DROP_PATH,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    config = UperNetConfig(
+        backbone_config=backbone,
+        hidden_size=CHANNELS,
+        num_labels=CLASSES,
+        use_auxiliary_head=True,
+        auxiliary_loss_weight=AUXILIARY_WEIGHT,
+        loss_ignore_index=IGNORED,
+    )
+    return UperNetForSemanticSegmentation(config)
+
+
+def our_loss(task: SegmentationTask, images: Tensor, labels: Tensor) -> Tensor:
+    logits, auxiliary = task.head.with_auxiliary(task.backbone(images))
+    assert auxiliary is not None
+    return task.loss(logits, labels) + AUXILIARY_WEIGHT * task.loss(auxiliary, labels)
+
+
+def their_loss(model: Any, images: Tensor, labels: Tensor) -> Tensor:
+    return model(pixel_values=images, labels=labels).loss
+
+
+MODELS: dict[str, tuple[Callable[..., Any], Callable[..., Tensor]]] = {
+    "ours": (build_ours, our_loss),
+    "transformers": (build_theirs, their_loss),
+}
+
+
+def batch(size: int, number: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(number, 3, size, size, generator=generator)
+    labels = torch.randint(CLASSES, (number, size, size), generator=generator)
+    labels[torch.rand(labels.shape, generator=generator) < 0.05] = IGNORED
+    return images.to(device), labels.to(device)
+
+
+def training_step(name: str, settings: argparse.Namespace) -> Callable[[], None]:
+    build, loss_of = MODELS[name]
+    torch.manual_seed(0)
+    device = torch.device(settings.device)
+    model = build(settings.size, settings.window).to(device).train()
+    optimizer = AdamW(model.parameters(), lr=6e-5, weight_decay=0.01)
+    images, labels = batch(settings.size, settings.batch_size, device)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with autocast(settings):
+            loss = loss_of(model, images, labels)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def inference_step(name: str, settings: argparse.Namespace) -> Callable[[], None]:
+    device = torch.device(settings.device)
+    model = MODELS[name][0](settings.size, settings.window).to(device).eval()
+    image = batch(settings.size, 1, device)[0]
+
+    @torch.inference_mode()
+    def step() -> None:
+        with autocast(settings):
+            _ = model.segment(image) if name == "ours" else model(pixel_values=image).logits.argmax(1)
+
+    return step
+
+
+def head_step(name: str, settings: argparse.Namespace, training: bool) -> Callable[[], None]:
+    device = torch.device(settings.device)
+    model = MODELS[name][0](settings.size, settings.window).to(device).train(training)
+    head = model.head.decoder if name == "ours" else model.decode_head
+    number = settings.batch_size if training else 1
+    sides = [settings.size // stride for stride in (4, 8, 16, 32)]
+    maps = [
+        torch.randn(number, 96 * 2**k, side, side, device=device, requires_grad=training)
+        for k, side in enumerate(sides)
+    ]
+
+    def step() -> None:
+        with torch.set_grad_enabled(training), autocast(settings):
+            logits = head(maps)
+        if training:
+            logits.float().square().mean().backward()
+
+    return step
+
+
+def autocast(settings: argparse.Namespace) -> torch.autocast:
+    kind = torch.device(settings.device).type
+    return torch.autocast(kind, dtype=torch.bfloat16, enabled=settings.precision == "bf16")
+
+
+def compare(steps: dict[str, Callable[[], None]], rounds: int, device: str) -> dict[str, Any]:
+    """Seconds of each and the median of the rounds' ratios, after a call of each that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(rounds + 1):
+        for name in steps if number % 2 else reversed(steps):
+            start = time.perf_counter()
+            steps[name]()
+            if device.startswith("cuda"):
+                torch.cuda.synchronize()
+            if number:
+                seconds[name].append(time.perf_counter() - start)
+        print(f"  round {number} of {rounds}", file=sys.stderr, flush=True)
+    ratios = [theirs / ours for ours, theirs in zip(*seconds.values(), strict=True)]
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return {"seconds": medians, "ratio": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)}
+
+
+def metric_share(settings: argparse.Namespace) -> dict[str, float]:
+    device = torch.device(settings.device)
+    task = build_ours(settings.size, settings.window).to(device).eval()
+    confusion = Confusion(CLASSES).to(device)
+    image, mask = torch.randn(1, 3, 512, 683, device=device), torch.randint(CLASSES, (512, 683), device=device)
+    seconds: dict[str, list[float]] = {"segment": [], "update": []}
+    for _ in range(settings.rounds + 1):
+        with torch.inference_mode(), autocast(settings):
+            start = time.perf_counter()
+            prediction = task.segment(image, mask.shape)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            middle = time.perf_counter()
+            confusion.update(prediction, mask)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds["segment"].append(middle - start)
+            seconds["update"].append(time.perf_counter() - middle)
+    medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}
+    return {**medians, "share": medians["update"] / sum(medians.values())}
+
+
+def peak_bytes(name: str, settings: argparse.Namespace, threads: int, queue: Any) -> None:
+    torch.set_num_threads(threads)
+    if settings.device.startswith("cuda"):
+        step = training_step(name, settings)
+        step()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        queue.put(torch.cuda.max_memory_allocated())
+        return
+    MODELS[name][0](64, settings.window)  # brings in the libraries
+    gc.collect()
+    before = resident("VmRSS")
+    step = training_step(name, settings)
+    step()
+    with open("/proc/self/clear_refs", "w") as refs:
+        refs.write("5")  # starts a new peak
+    step()
+    queue.put(resident("VmHWM") - before)
+
+
+def resident(field: str) -> int:
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
+
+
+def memory(settings: argparse.Namespace) -> dict[str, Any]:
+    context, found = multiprocessing.get_context("spawn"), {}
+    for name in MODELS:
+        queue = context.Queue()
+        process = context.Process(target=peak_bytes, args=(name, settings, torch.get_num_threads(), queue))
+        process.start()
+        found[name] = queue.get()
+        process.join()
+    return {"bytes": found, "ratio": found["ours"] / found["transformers"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--window", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", choices=("32", "bf16"), default="32")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--json")
+    settings = parser.parse_args()
+
+    where = torch.cuda.get_device_name() if settings.device.startswith("cuda") else f"{torch.get_num_threads()} threads"
+    sizes = {
+        name: sum(p.numel() for p in build(settings.size, settings.window).parameters())
+        for name, (build, _) in MODELS.items()
+    }
+    size = f"{settings.size}×{settings.size}"
+    print(f"torch {torch.__version__}, {where}, {size}, window {settings.window}, precision {settings.precision}")
+    print(f"parameters: {sizes}")
+    results: dict[str, Any] = {"parameters": sizes}
+    comparisons: dict[str, Callable[[str], Callable[[], None]]] = {}
+    if "training" in settings.parts:
+        comparisons["training step"] = lambda name: training_step(name, settings)
+    if "inference" in settings.parts:
+        comparisons["inference"] = lambda name: inference_step(name, settings)
+    if "head" in settings.parts:
+        comparisons["head, training"] = lambda name: head_step(name, settings, True)
+        comparisons["head, inference"] = lambda name: head_step(name, settings, False)
+    for what, make in comparisons.items():
+        found = results[what] = compare({name: make(name) for name in MODELS}, settings.rounds, settings.device)
+        ours, theirs = found["seconds"].values()
+        print(
+            f"{what:16} ours {ours:7.3f} s  transformers {theirs:7.3f} s  ratio {found['ratio']:.2f} "
+            f"({found['lowest']:.2f} to {found['highest']:.2f})" + ("" if "head" in what else f", target {TARGET}"),
+            flush=True,
+        )
+        gc.collect()
+    if "training" in settings.parts:
+        found = results["memory"] = memory(settings)
+        ours, theirs = (value / 2**20 for value in found["bytes"].values())
+        print(f"{'training memory':16} ours {ours:.0f} MiB  transformers {theirs:.0f} MiB  ratio {found['ratio']:.2f}")
+    if "metric" in settings.parts:
+        found = results["metric"] = metric_share(settings)
+        print(
+            f"{'metric':16} segment {found['segment']:.3f} s  confusion matrix {1000 * found['update']:.1f} ms  share "
+            f"{found['share']:.2%}, target {METRIC_TARGET:.0%}"
+        )
+    if settings.json:
+        with open(settings.json, "w") as file:
+            json.dump(results, file, indent=2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Label maps: class numbers in, class numbers out, whatever the file's colours and bits."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from swinv2_tasks.datamodules.masks import read_labels, write_labels
+from swinv2_tasks.errors import UserError
+
+LABELS = np.array([[0, 1, 2, 3], [3, 3, 0, 1]], dtype=np.uint8)
+
+
+def write_gray(path: Path, labels: np.ndarray, bits: int) -> None:
+    """A grayscale PNG of some bits per pixel, chunk by chunk: Pillow writes none below 8 but those of 1."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width = labels.shape
+    rows = b""
+    for row in labels:
+        digits = "".join(f"{value:0{bits}b}" for value in row)
+        digits += "0" * (-len(digits) % 8)
+        rows += b"\0" + bytes(int(digits[i : i + 8], 2) for i in range(0, len(digits), 8))
+    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_grayscale_of_any_bits_holds_class_numbers(bits: int, tmp_path: Path) -> None:
+    write_gray(tmp_path / "mask.png", LABELS, bits)
+    found = read_labels(tmp_path / "mask.png", 3)
+    assert found.dtype == np.uint8 and (found == LABELS).all()
+
+
+def test_one_bit_holds_two_classes(tmp_path: Path) -> None:
+    write_gray(tmp_path / "mask.png", LABELS % 2, 1)
+    assert (read_labels(tmp_path / "mask.png", 1) == LABELS % 2).all()
+
+
+def test_a_palettes_colours_do_not_matter(tmp_path: Path) -> None:
+    image = Image.fromarray(LABELS)
+    image.putpalette([200, 100, 50, 0, 0, 0, 255, 255, 255, 9, 9, 9])
+    image.save(tmp_path / "mask.png")
+    assert (read_labels(tmp_path / "mask.png", 3) == LABELS).all()
+
+
+def test_what_is_written_is_read_and_looks_as_it_should(tmp_path: Path) -> None:
+    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    write_labels(tmp_path / "mask.png", LABELS, colours)
+    assert (read_labels(tmp_path / "mask.png", 3) == LABELS).all()
+    with Image.open(tmp_path / "mask.png") as image:
+        seen = np.asarray(image.convert("RGB"))
+    assert (seen == np.array([(0, 0, 0), *colours])[LABELS]).all()
+
+
+def broken(path: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 4, (60, 60)).astype(np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:200])
+
+
+MISTAKES = {
+    "missing": (lambda path: None, "no label map"),
+    "a text": (lambda path: path.write_text("no image"), "Cannot read"),
+    "truncated": (broken, "Cannot read"),
+    "colours": (lambda path: Image.new("RGB", (4, 4)).save(path), "colours"),
+    "transparency": (lambda path: Image.new("RGBA", (4, 4)).save(path), "colours"),
+    "16 bits": (lambda path: Image.fromarray(LABELS.astype(np.uint16)).save(path), "8-bit"),
+    "a label above the class count": (
+        lambda path: Image.fromarray(LABELS * 2).save(path),
+        "above the class count 3: 4, 6",
+    ),
+    "255": (lambda path: Image.fromarray(LABELS + 252).save(path), "above the class count 3"),
+    "a photograph's format": (lambda path: Image.fromarray(LABELS).save(path, format="JPEG"), "JPEG"),
+}
+
+
+@pytest.mark.parametrize(("write", "words"), MISTAKES.values(), ids=MISTAKES)
+def test_what_is_no_label_map_is_told_with_its_file(write: object, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "mask.png"
+    write(path)  # type: ignore[operator]
+    with pytest.raises(UserError, match=words) as error:
+        read_labels(path, 3)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)

@@ -1,0 +1,90 @@
+"""Batch norm over processes gives what one process gives with all samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing
+from torch import Tensor, nn
+
+from swinv2_tasks.heads.batch_norm import BatchNorm2d, synchronise
+
+SHARES = (3, 5)
+"""Samples of each process."""
+
+
+def samples() -> tuple[Tensor, Tensor]:
+    """All processes' inputs, and weights of a sum over the outputs."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(8, 4, 5, 6, generator=generator) * 3 + 7, torch.randn(8, 4, 5, 6, generator=generator)
+
+
+def randomised(norm: nn.BatchNorm2d) -> Any:
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            tensor.copy_(torch.rand(4, generator=generator) + 0.5)  # type: ignore[union-attr]
+    return norm
+
+
+def one_of_two(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    norm = randomised(BatchNorm2d(4))
+    inputs, weights = (x.split(SHARES)[rank] for x in samples())
+    inputs = inputs.clone().requires_grad_()
+    outputs = norm(inputs)
+    (outputs * weights).sum().backward()
+    for parameter in norm.parameters():
+        torch.distributed.all_reduce(parameter.grad)
+    found = {"outputs": outputs.detach(), "inputs": inputs.grad}
+    found |= {f"grad {name}": parameter.grad for name, parameter in norm.named_parameters()}
+    torch.save(found | norm.state_dict(), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_normalise_as_one(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(one_of_two, args=(str(tmp_path),), nprocs=2)
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    norm = randomised(nn.BatchNorm2d(4))
+    inputs, weights = samples()
+    inputs.requires_grad_()
+    outputs = norm(inputs)
+    (outputs * weights).sum().backward()
+    expected = {"outputs": outputs.detach(), "inputs": inputs.grad}
+    for name, value in expected.items():
+        torch.testing.assert_close(torch.cat([part[name] for part in found]), value, rtol=1e-4, atol=1e-5)
+    for part in found:
+        for name, parameter in norm.named_parameters():
+            torch.testing.assert_close(part[f"grad {name}"], parameter.grad, rtol=1e-4, atol=1e-4)
+        for name, value in norm.state_dict().items():
+            torch.testing.assert_close(part[name], value, rtol=1e-5, atol=1e-5)
+
+
+def test_one_process_normalises_as_torch_does() -> None:
+    inputs = samples()[0]
+    ours, torchs = randomised(BatchNorm2d(4)), randomised(nn.BatchNorm2d(4))
+    for training in (True, False):
+        assert torch.equal(ours.train(training)(inputs), torchs.train(training)(inputs))
+    assert all(torch.equal(value, torchs.state_dict()[name]) for name, value in ours.state_dict().items())
+
+
+def test_a_lone_value_per_channel_takes_the_running_statistics() -> None:
+    norm = randomised(BatchNorm2d(4))
+    before = {name: value.clone() for name, value in norm.state_dict().items()}
+    inputs = torch.randn(1, 4, 1, 1)
+    found = norm.train()(inputs)
+    torch.testing.assert_close(found, norm.eval()(inputs))
+    assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
+
+
+def test_on_gpus_torchs_own_takes_its_place() -> None:
+    """Only its kind is looked at: it runs on GPUs alone."""
+    head = nn.Sequential(nn.Conv2d(3, 4, 1), BatchNorm2d(4))
+    names = set(head.state_dict())
+    synchronise(head, torch.device("cpu"))
+    assert type(head[1]) is BatchNorm2d
+    synchronise(head, torch.device("cuda"))
+    assert type(head[1]) is nn.SyncBatchNorm
+    assert set(head.state_dict()) == names
