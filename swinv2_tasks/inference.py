@@ -75,8 +75,9 @@ def pair(value: int | Sequence[int]) -> tuple[int, int]:
     return height, width
 
 
+@torch.no_grad()
 def segment(network: Network, image: Tensor, size: Sequence[int], inference: Inference, stride: int) -> Tensor:
-    """The likeliest class of each pixel.
+    """The likeliest class of each pixel, without gradients.
 
     Args:
         network: images to logits.
@@ -95,10 +96,11 @@ def segment(network: Network, image: Tensor, size: Sequence[int], inference: Inf
     return answer
 
 
+@torch.no_grad()
 def segment_probabilities(
     network: Network, image: Tensor, size: Sequence[int], inference: Inference, stride: int
 ) -> Tensor:
-    """The probability of each class at each pixel, (K, H, W) float32, on the CPU; arguments as those of ``segment``."""
+    """The probability of each class at each pixel, (K, H, W) float32, on the CPU; otherwise as ``segment``."""
     views = list(view_logits(network, image, inference, stride))
     strips = _strips(views, size, image.device)
     return torch.cat([(strip.softmax(0) if len(views) == 1 else strip).cpu() for _, strip in strips], 1)

@@ -22,7 +22,8 @@ from swinv2_tasks.backbone.checkpoint_files import replace_file
 from swinv2_tasks.callbacks.pictures import check_folder
 from swinv2_tasks.datamodules.images import read_image
 from swinv2_tasks.datamodules.masks import write_labels
-from swinv2_tasks.datamodules.scene_classes import colours
+from swinv2_tasks.datamodules.scene_classes import MOST_CLASSES, colours
+from swinv2_tasks.errors import UserError
 from swinv2_tasks.metrics import SegmentationScores
 
 
@@ -44,6 +45,10 @@ class SegmentationPredictions(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_folder(self.folder)
+        if (number := getattr(pl_module, "num_classes", 0)) > MOST_CLASSES:
+            raise UserError(
+                f"label maps of 8 bits hold {MOST_CLASSES} classes, the model has {number}: use task.segment"
+            )
         log_dir = trainer.log_dir  # asks all processes
         self._place = Path(self.folder or Path(log_dir or ".") / "predictions")
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -62,7 +67,7 @@ class SegmentationPredictions(Callback):
         (path,) = outputs["path"]
         task: Any = pl_module
         names = class_names(task)
-        labels = outputs["labels"].numpy() + np.uint8(1)
+        labels = (outputs["labels"].numpy() + 1).astype(np.uint8)
         palette = colours(task.num_classes)
         files = [Path(kind) / self._names[path] for kind in ("labels", "overlays")]
         for file in files:

@@ -84,7 +84,7 @@ class SegmentationTask(BaseTask):
         return self.head(self.backbone(x))
 
     def segment(self, image: Tensor, size: Sequence[int] | None = None) -> Tensor:
-        """The likeliest class of each pixel, by ``inference``.
+        """The likeliest class of each pixel, by ``inference``, without gradients.
 
         Args:
             image: (1, 3, H, W), normalised.
@@ -147,5 +147,5 @@ class SegmentationTask(BaseTask):
         self.log_measured(self.test_confusion, "test/")
 
     def predict_step(self, batch: SegmentationPredictBatch, batch_idx: int) -> dict[str, Any]:
-        """The class of each pixel of the batch's one image: {path: list of one, labels (H, W) uint8 on the CPU}."""
-        return {"path": batch["path"], "labels": self.segment(batch["image"], batch["size"]).to("cpu", torch.uint8)}
+        """The class of each pixel of the batch's one image: {path: list of one, labels (H, W) int32 on the CPU}."""
+        return {"path": batch["path"], "labels": self.segment(batch["image"], batch["size"]).to("cpu", torch.int32)}

@@ -16,6 +16,7 @@ from PIL import Image
 
 from swinv2_tasks.__main__ import main
 from swinv2_tasks.backbone import SwinTransformerV2, load_weights, save_weights
+from swinv2_tasks.callbacks import SegmentationPredictions
 from swinv2_tasks.datamodules import ADE20KDataModule
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.inference import Inference
@@ -23,6 +24,7 @@ from swinv2_tasks.tasks import ClassificationTask, SegmentationTask
 from tests.backbone.checkpoints import randomise
 from tests.processes import run, send_at
 from tests.tasks.scenes import DATA, NAMES, new_segmenter, write_config, write_scenes
+from tests.tasks.tiny import new_trainer
 from tests.test_resume import differences
 
 
@@ -439,6 +441,14 @@ def test_a_dataset_of_other_classes_stops_with_both_lists(
         shown = capsys.readouterr().err
         assert "the model" in shown or "the checkpoint" in shown
     assert "sand" in shown and "green moss" in shown
+
+
+def test_more_classes_than_a_label_map_holds_are_told(scenes: Path, tmp_path: Path) -> None:
+    data = ADE20KDataModule(source=str(scenes / "images" / "validation"), **DATA)
+    trainer = new_trainer(tmp_path, SegmentationPredictions(str(tmp_path / "out")))
+    with pytest.raises(UserError, match="254 classes, the model has 300"):
+        trainer.predict(new_segmenter(classes=300), data, return_predictions=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_clips_are_no_images() -> None:
