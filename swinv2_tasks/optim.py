@@ -27,14 +27,20 @@ NO_WEIGHT_DECAY = ("logit_scale", "cpb_mlp")
 class Schedule:
     """What the schedules of all tasks share: each gives the learning rate over time, iteration by iteration.
 
-    Learning rates hold for ``reference_batch`` samples per step and are scaled with the true number.
+    Args:
+        warmup_lr: learning rate at the first step.
+        min_lr: learning rate at the last step.
+        reference_batch: samples per step (over processes and accumulated batches) for which learning rates are
+            stated, to be scaled with the true number; 0 leaves them as they are.
+        layer_decay: factor of the learning rate from one block to the one before it; 1 treats all alike.
+        backbone_lr_scale: factor of the backbone's learning rate.
     """
 
-    warmup_lr: float
-    min_lr: float
-    reference_batch: int
-    layer_decay: float
-    backbone_lr_scale: float
+    warmup_lr: float = 0.0
+    min_lr: float = 0.0
+    reference_batch: int = 0
+    layer_decay: float = 1.0
+    backbone_lr_scale: float = 1.0
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
@@ -57,24 +63,16 @@ class Schedule:
 
 @dataclass(frozen=True)
 class CosineSchedule(Schedule):
-    """Linear warmup, then half a cosine.
+    """Linear warmup, then half a cosine; the other arguments are those of ``Schedule``.
 
     Args:
         warmup_epochs: epochs of linear warmup.
-        warmup_lr: learning rate at the first step.
-        min_lr: learning rate at the last step.
-        reference_batch: samples per step (over processes and accumulated batches) for which learning rates are
-            stated; 0 leaves them as they are.
-        layer_decay: factor of the learning rate from one block to the one before it; 1 treats all alike.
-        backbone_lr_scale: factor of the backbone's learning rate.
     """
 
-    warmup_epochs: float = 20.0
     warmup_lr: float = 5e-7
     min_lr: float = 5e-6
     reference_batch: int = 512
-    layer_decay: float = 1.0
-    backbone_lr_scale: float = 1.0
+    warmup_epochs: float = 20.0
 
     def factor(self, step: int, epoch_steps: int, total_steps: int, peak: float) -> float:
         warmup_steps = round(self.warmup_epochs * epoch_steps)
@@ -83,24 +81,14 @@ class CosineSchedule(Schedule):
 
 @dataclass(frozen=True)
 class LinearSchedule(Schedule):
-    """Linear warmup, then linearly down.
+    """Linear warmup, then linearly down; the other arguments are those of ``Schedule``.
 
     Args:
         warmup_steps: iterations of linear warmup.
-        warmup_lr: learning rate at the first step.
-        min_lr: learning rate at the last step.
-        reference_batch: samples per step (over processes and accumulated batches) for which learning rates are
-            stated; 0 leaves them as they are.
-        layer_decay: factor of the learning rate from one block to the one before it; 1 treats all alike.
-        backbone_lr_scale: factor of the backbone's learning rate.
     """
 
-    warmup_steps: int = 1500
-    warmup_lr: float = 0.0
-    min_lr: float = 0.0
     reference_batch: int = 16
-    layer_decay: float = 1.0
-    backbone_lr_scale: float = 1.0
+    warmup_steps: int = 1500
 
     def factor(self, step: int, epoch_steps: int, total_steps: int, peak: float) -> float:
         return linear_factor(step, total_steps, self.warmup_steps, self.warmup_lr / peak, self.min_lr / peak)

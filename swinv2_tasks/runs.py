@@ -24,7 +24,10 @@ from swinv2_tasks.errors import UserError
 RUN_DIR = "SWINV2_TASKS_RUN_DIR"
 """Environment variable by which a run's first process tells those that it starts where the run writes."""
 
-PACKAGES = ("swinv2-tasks", "torch", "torchvision", "lightning", "torchmetrics", "numpy", "pillow", "albumentations")
+PACKAGES = (
+    *("swinv2-tasks", "torch", "torchvision", "lightning", "torchmetrics", "numpy", "pillow", "albumentations"),
+    "opencv-python-headless",
+)
 """Packages whose versions a run writes down: those that its results may depend on."""
 
 _locks: list[Any] = []  # a lock lasts as long as its file is open

@@ -98,12 +98,12 @@ def test_the_command_line_trains_evaluates_and_predicts(precision: str, images: 
 
 
 def test_segmentation_trains_evaluates_and_predicts(tmp_path: Path) -> None:
-    """By windows as well, whose logits leave the device as they are done."""
+    """With kernels that are deterministic; by windows as well, whose logits leave the device as they are done."""
     data = scenes.write_scenes(tmp_path / "scenes")
     gpu = {"accelerator": "gpu", "devices": 1, "precision": "bf16-mixed"}
     config = scenes.write_config(tmp_path / "scenes.yaml", data, trainer=gpu)
     runs = f"--runs={tmp_path / 'runs'}"
-    assert main(["fit", f"--config={config}", runs]) == 0
+    assert main(["fit", f"--config={config}", runs, "--trainer.deterministic=true"]) == 0
     checkpoint = f"--ckpt_path={tmp_path / 'runs' / 'scenes' / '0' / 'checkpoints' / 'last.ckpt'}"
     options = [f"--trainer.{name}={value}" for name, value in gpu.items()]
     slide = ["--model.inference.mode=slide", "--model.inference.window=32", "--model.inference.stride=16"]

@@ -82,6 +82,15 @@ def check_folder(folder: str | None) -> None:
             raise UserError(f"predictions cannot go to {folder}: {place} is a file; name a folder with --output")
 
 
+def of_all_processes(batches: list[Any], trainer: Trainer) -> list[Any]:
+    """What all processes have made of their batches, which were dealt out in turn; to be called by all of them."""
+    if trainer.world_size == 1:
+        return batches
+    shares: list[list[Any]] = [[]] * trainer.world_size
+    torch.distributed.all_gather_object(shares, batches)
+    return [batch for turn in itertools.zip_longest(*shares) for batch in turn if batch is not None]
+
+
 class ClassificationPredictions(Callback):
     """Writes predictions.csv, the five likeliest classes of each image, and a contact sheet of the images with them.
 
@@ -112,11 +121,7 @@ class ClassificationPredictions(Callback):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         batches, self._batches = self._batches, []
-        if trainer.world_size > 1:  # batches were dealt out in turn
-            shares: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(shares, batches)
-            batches = [batch for turn in itertools.zip_longest(*shares, fillvalue=[]) for batch in turn]
-        rows = [row for batch in batches for row in batch]
+        rows = [row for batch in of_all_processes(batches, trainer) for row in batch]
         log_dir = trainer.log_dir  # asks all processes, so before the first goes on alone
         if not trainer.is_global_zero:
             return

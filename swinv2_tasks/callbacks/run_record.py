@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import math
 import resource
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,17 +103,6 @@ class RunRecord(Callback):
         self._batch_started = now
         self._batches += 1
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        faults = getattr(getattr(trainer, "datamodule", None), "faults", None)
-        if (
-            faults is not None and faults.policy == "skip" and trainer.world_size > 1
-        ):  # the budget is one for all processes
-            shares: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(shares, faults.found)
-            for share in shares:
-                faults.found.update(share)
-            faults.check_budget()
-
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             self._export(trainer)
@@ -146,9 +136,9 @@ class RunRecord(Callback):
             "status": status,
             "epochs": trainer.current_epoch,
             "steps": trainer.global_step,
-            "best_metrics": best_metrics(self.folder / "metrics.csv", callback),
+            "best_metrics": _numbers(best_metrics(self.folder / "metrics.csv", callback)),
             "best_checkpoint": (callback.best_model_path or None) if callback else None,
-            "last_metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
+            "last_metrics": _numbers(trainer.callback_metrics),
             "samples_per_second": round(samples / state["train_seconds"], 3) if state["train_seconds"] else None,
             "wall_seconds": round(state["wall_seconds"], 3),
             "peak_memory_mib": {
@@ -161,6 +151,12 @@ class RunRecord(Callback):
         }
         text = json.dumps(summary, indent=2) + "\n"
         replace_file(self.folder / "summary.json", lambda file: file.write_text(text))
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float | None]:
+    """Metrics as JSON has them, which knows neither NaN nor infinity: null in their place."""
+    values = {name: float(value) for name, value in metrics.items()}
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def best_metrics(metrics: Path, callback: ModelCheckpoint | None) -> dict[str, float]:

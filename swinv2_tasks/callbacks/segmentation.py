@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 import math
 import os
@@ -12,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.table import Table
 
 from swinv2_tasks.backbone.checkpoint_files import replace_file
-from swinv2_tasks.callbacks.pictures import check_folder
+from swinv2_tasks.callbacks.pictures import check_folder, of_all_processes
 from swinv2_tasks.datamodules.images import read_image
 from swinv2_tasks.datamodules.masks import write_labels
 from swinv2_tasks.datamodules.scene_classes import MOST_CLASSES, colours
@@ -80,10 +78,7 @@ class SegmentationPredictions(Callback):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         rows, self._rows = self._rows, []
-        if trainer.world_size > 1:  # images were dealt out in turn
-            shares: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(shares, rows)
-            rows = [row for turn in itertools.zip_longest(*shares) for row in turn if row is not None]
+        rows = of_all_processes(rows, trainer)
         if not trainer.is_global_zero:
             return
         self._place.mkdir(parents=True, exist_ok=True)

@@ -141,9 +141,22 @@ class FaultPolicy:
             what = fault.reason if fault.sample in fault.reason else f"{fault.sample}: {fault.reason}"
             log.warning("skipped: %s", what, extra={"details": details})
             self.found.setdefault(fault.sample, fault.reason)
-        self.check_budget()
+        self._check_budget()
 
-    def check_budget(self) -> None:
+    def share(self) -> None:
+        """Take over what other processes have found: the budget is one for all. To be called by all of them.
+
+        Raises:
+            UserError: Together they have found more bad samples than allowed.
+        """
+        if self.policy == "skip" and torch.distributed.is_initialized():
+            shares: list[Any] = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(shares, self.found)
+            for share in shares:
+                self.found.update(share)
+            self._check_budget()
+
+    def _check_budget(self) -> None:
         """Stop when there are more bad samples than allowed."""
         if len(self.found) > self.budget:
             listed = "\n".join(f"  {sample}: {reason}" for sample, reason in list(self.found.items())[-5:])

@@ -82,9 +82,7 @@ class UPerNetHead(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Maps (B, C, h, w) from the largest to the smallest → logits (B, K, H, W) at the size of the largest."""
-        pooled = [
-            pool(F.adaptive_avg_pool2d(maps[-1], side)) for pool, side in zip(self.pools, self.pool_scales, strict=True)
-        ]
+        pooled = [pool(average_pool(maps[-1], side)) for pool, side in zip(self.pools, self.pool_scales, strict=True)]
         levels = [lateral(x) for lateral, x in zip(self.laterals, maps[:-1], strict=True)]
         levels.append(self.pyramid.over_enlarged([maps[-1], *pooled]))
         for k in range(len(levels) - 2, -1, -1):
@@ -147,6 +145,16 @@ class SegmentationHead(nn.Module):
 def enlarge(x: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear interpolation of (B, C, h, w) to a size (H, W), with pixels as areas, not as points at the corners."""
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def average_pool(x: Tensor, side: int) -> Tensor:
+    """Means over a grid of side × side cells that cover a map (B, C, h, w) → (B, C, side, side).
+
+    ``F.adaptive_avg_pool2d`` by matrices: its gradient on a GPU is not deterministic, and so refused where
+    ``trainer.deterministic`` asks for what is.
+    """
+    rows, columns = (F.adaptive_avg_pool1d(torch.eye(n, device=x.device), side).to(x.dtype) for n in x.shape[2:])
+    return rows.T @ x @ columns
 
 
 def conv_over_enlarged(maps: Sequence[Tensor], weight: Tensor) -> Tensor:

@@ -79,6 +79,11 @@ class GuardedTask(LightningModule):
         if seed is not None:  # a resumed run drops the same paths as one that was never interrupted
             seed_generators(derive_seed(seed, self.trainer.global_rank, self.trainer.current_epoch, batch_idx))
 
+    def on_train_epoch_end(self) -> None:
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if hasattr(data, "faults"):
+            data.faults.share()
+
     def on_before_backward(self, loss: Tensor) -> None:
         self._losses.append(loss.detach())
 

@@ -53,6 +53,17 @@ def test_the_summary_agrees_with_the_metrics(trained: Path) -> None:
     assert summary["events"] == {} and summary["skipped_samples"] == {}
 
 
+def test_numbers_that_json_does_not_know_are_null(images: Path, tmp_path: Path) -> None:
+    """A loss beyond a million counts as infinite."""
+    config = write_config(tmp_path / "tiny.yaml", images)
+    one_step = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1"]
+    astray = ["--model.optimizer.lr=1e8", "--model.schedule.warmup_epochs=0"]
+    assert main(["fit", f"--config={config}", f"--runs={tmp_path / 'runs'}", *one_step, *astray]) == 0
+    text = (tmp_path / "runs" / "tiny" / "0" / "summary.json").read_text()
+    summary = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert summary["last_metrics"]["val/loss"] is None and summary["last_metrics"]["val/top1"] is not None
+
+
 def test_an_interrupted_run_says_so_until_it_is_finished(images: Path, tmp_path: Path) -> None:
     stops = {"class_path": "tests.tasks.faults.SendSignal"}
     write_config(tmp_path / "tiny.yaml", images, trainer={"callbacks": [stops]})
