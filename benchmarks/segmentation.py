@@ -11,6 +11,8 @@ Both have 512 channels, 150 classes, the auxiliary FCN and drop path 0.3, and se
 * inference: an image to its class per pixel at full size. Theirs always computes the auxiliary head as well.
 * head: UPerNet alone on given maps, forward and backward, and in inference.
 * metric: the share of a validation step at 683×512 pixels that goes to the confusion matrix. Target: at most 5 %.
+* large: memory above that before of segmenting an image of 4096×4096 pixels, as a whole and by windows of 512 with a
+  stride of 340, by a backbone of 16 channels in a process of its own.
 
 Timed calls alternate, so that a machine whose speed drifts is fair to both; printed are medians, and the median of the
 rounds' ratios (theirs to ours). Target: at least 1.1× in training and inference.
@@ -25,21 +27,23 @@ import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from swinv2_tasks.backbone import swinv2_tiny
+from swinv2_tasks.backbone import SwinTransformerV2, swinv2_tiny
 from swinv2_tasks.datamodules.batch import IGNORED
+from swinv2_tasks.inference import Inference
 from swinv2_tasks.metrics import Confusion
 from swinv2_tasks.tasks import SegmentationTask
 
 CLASSES, CHANNELS, DROP_PATH, AUXILIARY_WEIGHT = 150, 512, 0.3, 0.4
 TARGET, METRIC_TARGET = 1.1, 0.05
-PARTS = ("training", "inference", "head", "metric")
+PARTS = ("training", "inference", "head", "metric", "large")
+LARGE = 4096
 
 
 def build_ours(size: int, window: int) -> SegmentationTask:
@@ -189,24 +193,53 @@ def metric_share(settings: argparse.Namespace) -> dict[str, float]:
     return {**medians, "share": medians["update"] / sum(medians.values())}
 
 
-def peak_bytes(name: str, settings: argparse.Namespace, threads: int, queue: Any) -> None:
+def large_step(mode: str, settings: argparse.Namespace) -> Callable[[], None]:
+    """Segments a large image; its memory is the image's already."""
+    backbone = SwinTransformerV2(16, (2, 2, 2, 2), (1, 2, 4, 8), settings.window)
+    inference = Inference(mode, window=512, stride=340)  # type: ignore[arg-type]
+    task = SegmentationTask(backbone, CLASSES, channels=16, inference=inference).to(settings.device).eval()
+    image = torch.zeros(1, 3, LARGE, LARGE, device=settings.device)
+
+    @torch.inference_mode()
+    def step() -> None:
+        with autocast(settings):
+            task.segment(image)
+
+    return step
+
+
+def training_peak(name: str, settings: argparse.Namespace, threads: int, queue: Any) -> None:
     torch.set_num_threads(threads)
-    if settings.device.startswith("cuda"):
-        step = training_step(name, settings)
-        step()
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        queue.put(torch.cuda.max_memory_allocated())
-        return
     MODELS[name][0](64, settings.window)  # brings in the libraries
     gc.collect()
-    before = resident("VmRSS")
+    before = allocated(settings.device)
     step = training_step(name, settings)
     step()
+    queue.put(peak_bytes(step, settings.device) - before)
+
+
+def large_peak(mode: str, settings: argparse.Namespace, threads: int, queue: Any) -> None:
+    torch.set_num_threads(threads)
+    step = large_step(mode, settings)
+    gc.collect()
+    before = allocated(settings.device)
+    queue.put(peak_bytes(step, settings.device) - before)
+
+
+def peak_bytes(step: Callable[[], None], device: str) -> int:
+    """The most memory in use while a step runs."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return torch.cuda.max_memory_allocated()
     with open("/proc/self/clear_refs", "w") as refs:
         refs.write("5")  # starts a new peak
     step()
-    queue.put(resident("VmHWM") - before)
+    return resident("VmHWM")
+
+
+def allocated(device: str) -> int:
+    return torch.cuda.memory_allocated() if device.startswith("cuda") else resident("VmRSS")
 
 
 def resident(field: str) -> int:
@@ -214,15 +247,16 @@ def resident(field: str) -> int:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
 
 
-def memory(settings: argparse.Namespace) -> dict[str, Any]:
+def memory(peak: Callable[..., None], names: Iterable[str], settings: argparse.Namespace) -> dict[str, int]:
+    """Bytes that `peak` finds for each name, each in a process of its own."""
     context, found = multiprocessing.get_context("spawn"), {}
-    for name in MODELS:
+    for name in names:
         queue = context.Queue()
-        process = context.Process(target=peak_bytes, args=(name, settings, torch.get_num_threads(), queue))
+        process = context.Process(target=peak, args=(name, settings, torch.get_num_threads(), queue))
         process.start()
         found[name] = queue.get()
         process.join()
-    return {"bytes": found, "ratio": found["ours"] / found["transformers"]}
+    return found
 
 
 def main() -> None:
@@ -264,15 +298,19 @@ def main() -> None:
         )
         gc.collect()
     if "training" in settings.parts:
-        found = results["memory"] = memory(settings)
-        ours, theirs = (value / 2**20 for value in found["bytes"].values())
-        print(f"{'training memory':16} ours {ours:.0f} MiB  transformers {theirs:.0f} MiB  ratio {found['ratio']:.2f}")
+        results["memory"] = memory(training_peak, MODELS, settings)
+        ours, theirs = (value / 2**20 for value in results["memory"].values())
+        print(f"{'training memory':16} ours {ours:.0f} MiB  transformers {theirs:.0f} MiB  ratio {ours / theirs:.2f}")
     if "metric" in settings.parts:
         found = results["metric"] = metric_share(settings)
         print(
             f"{'metric':16} segment {found['segment']:.3f} s  confusion matrix {1000 * found['update']:.1f} ms  share "
             f"{found['share']:.2%}, target {METRIC_TARGET:.0%}"
         )
+    if "large" in settings.parts:
+        results["large"] = memory(large_peak, ("whole", "slide"), settings)
+        whole, slide = (value / 2**20 for value in results["large"].values())
+        print(f"{f'{LARGE}×{LARGE}':16} whole {whole:.0f} MiB  slide {slide:.0f} MiB")
     if settings.json:
         with open(settings.json, "w") as file:
             json.dump(results, file, indent=2)

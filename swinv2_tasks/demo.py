@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -41,7 +42,8 @@ def _run(config: str, runs: str, place: list[str], source: Path, metric: str, pi
     """Trains, evaluates and predicts; returns the cells metric, value, seconds and pictures."""
     start = time.perf_counter()
     fit = run("fit", [f"--config={config}", f"--runs={runs}", *place])
-    checkpoint = f"--ckpt_path={fit.trainer.checkpoint_callback.best_model_path}"  # type: ignore[union-attr]
+    callback: Any = fit.trainer.checkpoint_callback
+    checkpoint = f"--ckpt_path={callback.best_model_path}"
     best = run("validate", [checkpoint, f"--runs={runs}", *place])
     predict = run("predict", [checkpoint, f"--runs={runs}", f"--data.source={source}"])
     value = float(best.trainer.callback_metrics[metric])

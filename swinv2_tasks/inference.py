@@ -128,7 +128,6 @@ def _slide(network: Network, image: Tensor, inference: Inference, stride: int) -
     if any(side % stride for side in window):
         raise UserError(f"inference.window is {inference.window}; expected multiples of {stride}, the network's stride")
     cells = [-(-side // stride) for side in image.shape[2:]]
-    padded = F.pad(image, (0, cells[1] * stride - image.shape[3], 0, cells[0] * stride - image.shape[2]))
     tile = [min(side // stride, number) for side, number in zip(window, cells, strict=True)]
     steps = [step / stride for step in pair(inference.stride)]
     rows, columns = (_starts(*axis) for axis in zip(cells, tile, steps, strict=True))
@@ -138,7 +137,7 @@ def _slide(network: Network, image: Tensor, inference: Inference, stride: int) -
     weights = torch.zeros(cells)
     for first in range(0, len(places), inference.tiles):
         group = places[first : first + inference.tiles]
-        tiles = torch.cat([_cut(padded, place, tile, stride) for place in group])
+        tiles = torch.cat([_cut(image, place, tile, stride) for place in group])
         for (top, left), logits in zip(group, network(tiles).float().cpu(), strict=True):
             if total is None:
                 total = torch.zeros(len(logits), *cells)
@@ -155,8 +154,10 @@ def _starts(cells: int, tile: int, step: float) -> list[int]:
 
 
 def _cut(image: Tensor, place: tuple[int, int], tile: Sequence[int], stride: int) -> Tensor:
+    """A window of whole cells, filled up with zeros where the image ends within the last one."""
     top, left, height, width = (stride * number for number in (*place, *tile))
-    return image[:, :, top : top + height, left : left + width]
+    window = image[:, :, top : top + height, left : left + width]
+    return F.pad(window, (0, width - window.shape[3], 0, height - window.shape[2]))
 
 
 def _kernel(tile: Sequence[int], weighting: str) -> Tensor:

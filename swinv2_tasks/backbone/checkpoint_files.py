@@ -154,7 +154,8 @@ def _kind(start: bytes) -> str:
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
     with safe_open(path, framework="pt") as file:
-        contents: dict[str, Any] = {"state_dict": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
+        names = file.keys()  # the file itself cannot be iterated
+        contents: dict[str, Any] = {"state_dict": {name: file.get_tensor(name) for name in names}}
         metadata = file.metadata() or {}
     if "swinv2_tasks" in metadata:
         contents["swinv2_tasks"] = json.loads(metadata["swinv2_tasks"])

@@ -75,6 +75,7 @@ class _ContinuousBias(nn.Sequential):
     def __init__(self, num_heads: int, window: Size) -> None:
         super().__init__(nn.Linear(len(window), 512), nn.ReLU(inplace=True), nn.Linear(512, num_heads, bias=False))
 
+    # A Sequential for the names of its layers alone.
     def forward(self, window: Size, pretrained_window: Size) -> Tensor:  # type: ignore[override]
         """Bias (heads, N, N) for a window, in at least float32 whatever the autocast or parameter type."""
         first, last = cast(nn.Linear, self[0]), cast(nn.Linear, self[2])

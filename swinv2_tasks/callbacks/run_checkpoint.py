@@ -102,12 +102,12 @@ class RunCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        loop = trainer.fit_loop.epoch_loop
+        loop: Any = trainer.fit_loop.epoch_loop
         if loop._should_accumulate():
             return  # the gradients so far are not in a checkpoint
         self._agreed = self._agree(trainer)
         step_due = self.every_n_steps and trainer.global_step - self._saved_step >= self.every_n_steps
-        if loop._should_check_val_fx(trainer.fit_loop._data_fetcher):  # type: ignore[arg-type]
+        if loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
             return  # saved after the validation, which would not be made up for
         if loop._num_ready_batches_reached():
             self._save(trainer, epoch_done=True)
@@ -154,9 +154,9 @@ class RunCheckpoint(Checkpoint):
                 self._obey(trainer)
 
     @contextmanager
-    def _trained_weights(self, trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
+    def _trained_weights(self, trainer: Any, pl_module: LightningModule) -> Iterator[None]:
         """In a validation, the weights in training, where averaged ones are in their place."""
-        averages = [c for c in trainer.callbacks if isinstance(c, WeightAveraging)]  # type: ignore[attr-defined]
+        averages = [callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]
         for callback in averages if self._averages_swapped else ():
             callback.on_validation_epoch_end(trainer, pl_module)
         yield
@@ -188,12 +188,12 @@ class RunCheckpoint(Checkpoint):
             wanted = int(wish)
         return wanted
 
-    def _obey(self, trainer: Trainer) -> None:
+    def _obey(self, trainer: Any) -> None:
         """Stops or requeues, once saved."""
         agreed, self._agreed = self._agreed, _NOTHING
         if agreed == _REQUEUE:
             number, self._signal = self._signal, None
-            trainer._signal_connector._slurm_sigusr_handler_fn(number or signal.SIGUSR1, None)  # type: ignore[arg-type]
+            trainer._signal_connector._slurm_sigusr_handler_fn(number or signal.SIGUSR1, None)
         elif agreed == _STOP:
             number = self._signal or signal.SIGTERM
             name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
@@ -203,7 +203,7 @@ class RunCheckpoint(Checkpoint):
                 number,
             )
 
-    def _save(self, trainer: Trainer, *, epoch_done: bool = False, before_validation: bool = False) -> None:
+    def _save(self, trainer: Any, *, epoch_done: bool = False, before_validation: bool = False) -> None:
         """Writes last.ckpt.
 
         Args:
@@ -212,7 +212,7 @@ class RunCheckpoint(Checkpoint):
             before_validation: a validation is about to begin, or has and is to begin again.
         """
         assert self.folder is not None
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if trainer.fast_dev_run:
             return
         for logger in trainer.loggers:
             logger.save()

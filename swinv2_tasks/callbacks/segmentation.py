@@ -41,7 +41,7 @@ class SegmentationPredictions(Callback):
         self._names: dict[str, str] = {}
         self._rows: list[list[Any]] = []
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_predict_start(self, trainer: Any, pl_module: LightningModule) -> None:
         check_folder(self.folder)
         if (number := getattr(pl_module, "num_classes", 0)) > MOST_CLASSES:
             raise UserError(
@@ -49,8 +49,7 @@ class SegmentationPredictions(Callback):
             )
         log_dir = trainer.log_dir  # asks all processes
         self._place = Path(self.folder or Path(log_dir or ".") / "predictions")
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        self._names = file_names([str(path) for path in datamodule.predict_dataset.paths])
+        self._names = file_names([str(path) for path in trainer.datamodule.predict_dataset.paths])
         self._rows = []
 
     def on_predict_batch_end(

@@ -11,9 +11,9 @@ import re
 import signal
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from multiprocessing.util import Finalize
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -266,9 +266,10 @@ class BatchLoader:
 
 
 def _end_workers(loader: DataLoader) -> None:
-    iterator, loader._iterator = loader._iterator, None
+    iterator: Any = loader._iterator
+    loader._iterator = None
     if iterator is not None and loader.num_workers:
-        iterator._shutdown_workers()  # type: ignore[attr-defined]
+        iterator._shutdown_workers()
 
 
 def sample_id(dataset: Dataset, index: int) -> str:
@@ -333,7 +334,7 @@ class _Reader(Dataset):
                     return None, faults
                 if self.training and not samples and not wanted and len(faults) < 100:
                     # Other processes wait for this one's gradients: the next sample of the dataset stands in.
-                    wanted.append(((index + 1) % len(self.dataset), seed))  # type: ignore[arg-type]
+                    wanted.append(((index + 1) % len(cast(Sized, self.dataset)), seed))
         reading[1] = -1
         seed_generators(plan.seed, gpus=False)
         return (self.collate(samples) if samples else None), faults
