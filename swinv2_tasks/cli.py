@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import logging
 import os
 import shutil
@@ -319,6 +320,12 @@ def _resumed_run(arguments: list[str]) -> tuple[list[str], Path | None]:
                 f"--resume: {value or given or 'nothing'} is not of a run. Name the run's folder, as in "
                 "--resume runs/imagenet/3, or its config, as in --config runs/imagenet/3/config.yaml "
                 "--resume; weights of other origin are given as --model.weights."
+            )
+        command = json.loads((config.parent / "run.json").read_text())["starts"][0]["arguments"][0]
+        if command != "fit":
+            raise UserError(
+                f"--resume: {config.parent} was made by {command}, so there is no training to go on with. Name a folder "
+                "that fit has made."
             )
         return ([f"--config={config}", *rest] if value else rest), config.parent
     return arguments, None

@@ -325,6 +325,13 @@ def test_a_requeued_job_goes_on_in_its_folder(
 # ---- what is not a run to go on with
 
 
+def test_an_evaluation_cannot_be_resumed(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = trained / "checkpoints" / "last.ckpt"
+    assert main(["validate", f"--ckpt_path={checkpoint}", f"--runs={tmp_path}", "--name=again"]) == 0
+    assert main(["fit", "--resume", f"{tmp_path}/again/0"]) == 1
+    assert "was made by validate" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
