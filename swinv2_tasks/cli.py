@@ -324,8 +324,8 @@ def _resumed_run(arguments: list[str]) -> tuple[list[str], Path | None]:
         command = json.loads((config.parent / "run.json").read_text())["starts"][0]["arguments"][0]
         if command != "fit":
             raise UserError(
-                f"--resume: {config.parent} was made by {command}, so there is no training to go on with. Name a folder "
-                "that fit has made."
+                f"--resume: {config.parent} was made by {command}, so there is no training to go on with. Name a "
+                "folder that fit has made."
             )
         return ([f"--config={config}", *rest] if value else rest), config.parent
     return arguments, None
