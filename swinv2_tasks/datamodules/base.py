@@ -1,6 +1,6 @@
 """What the datamodules of all tasks share: loaders, normalisation and the statement of classes."""
 
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Sequence, Sized
 from typing import Any, Literal, cast
 
 import torch
@@ -43,6 +43,8 @@ class BaseDataModule(Recorded, LightningDataModule):
     predict_dataset: Dataset | None = None
     eval_batch_size: int | None = None
     """Samples per batch and process in evaluation and prediction; None: as many as in training."""
+    train_groups: Sequence[int] | None = None
+    """Which group each training sample belongs to, when batches should be of one group; set in `setup`."""
 
     def __init__(
         self,
@@ -154,7 +156,8 @@ class BaseDataModule(Recorded, LightningDataModule):
         shuffle = train and not (trainer and trainer.overfit_batches)
         samples = len(cast(Sized, _made(dataset)))
         batch_size = self.batch_size if train else self.eval_batch_size or self.batch_size
-        order = BatchOrder(samples, batch_size, rank, world_size, self.seed, drop_last=train, shuffle=shuffle)
+        groups = self.train_groups if shuffle else None
+        order = BatchOrder(samples, batch_size, rank, world_size, self.seed, train, shuffle, groups)
         self._loaders[kind] = BatchLoader(_made(dataset), order, collate, self.num_workers, self.faults)
         return self._loaders[kind]
 

@@ -4,7 +4,7 @@ B is the number of images in the batch. Images are RGB, scaled to [0, 1] and the
 `mean` and `std`.
 """
 
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from torch import Tensor
 
@@ -55,3 +55,62 @@ class SegmentationPredictBatch(PredictBatch):
 
     size: tuple[int, int]
     """Height and width of the image file in pixels."""
+
+
+class DetectionTarget(TypedDict):
+    """The n annotated objects of an image. In evaluation all are in pixels of the image file, as annotated, and crowds
+    are among them; in training in pixels of the image given to the model, where each box is the bounds of its mask."""
+
+    boxes: Tensor
+    """(n, 4) float32: left, top, right, bottom."""
+
+    labels: Tensor
+    """(n,) int64 class indices in [0, classes)."""
+
+    masks: NotRequired[Tensor]
+    """(n, H, W) uint8 of 0 and 1; all 0 for an object that has only a box. Not there in a dataset without masks."""
+
+    image_id: int
+    """The image's own id."""
+
+    area: Tensor
+    """(n,) float32, in pixels."""
+
+    iscrowd: Tensor
+    """(n,) int64: 1 for a crowd, which is neither missed nor wrongly found."""
+
+    stuff: NotRequired[Tensor]
+    """(H, W) uint8, the background's classes, 255 where nothing is known; in training with stuff maps."""
+
+
+class DetectionBatch(TypedDict):
+    """Images of different sizes and their objects."""
+
+    images: list[Tensor]
+    """(3, H, W) float32 each, B in all."""
+
+    targets: list[DetectionTarget]
+    """B in all."""
+
+
+class DetectionPredictBatch(TypedDict):
+    """One image, and the size that its prediction is due at."""
+
+    images: list[Tensor]
+    """(3, H, W) float32."""
+
+    paths: list[str]
+    """The image file."""
+
+    sizes: list[tuple[int, int]]
+    """Height and width of the image file in pixels."""
+
+    image_ids: NotRequired[list[int]]
+    """Its id, where an annotation file states it."""
+
+
+class DetectionEvalBatch(DetectionPredictBatch):
+    """One image in evaluation."""
+
+    targets: NotRequired[list[DetectionTarget]]
+    """Not there where annotations are not public."""

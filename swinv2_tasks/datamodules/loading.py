@@ -11,7 +11,7 @@ import re
 import signal
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from multiprocessing.util import Finalize
 from typing import Any, NamedTuple, cast
 
@@ -53,10 +53,19 @@ class BatchOrder:
         seed: Seed of the run, at least 0.
         drop_last: Drop what does not fill a batch of every process.
         shuffle: Draw the order anew for each epoch.
+        groups: Which group each sample belongs to; as many batches as possible are of one group. None: no matter.
     """
 
     def __init__(
-        self, samples: int, batch_size: int, rank: int, world_size: int, seed: int, drop_last: bool, shuffle: bool
+        self,
+        samples: int,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        drop_last: bool,
+        shuffle: bool,
+        groups: Sequence[int] | None = None,
     ) -> None:
         self.samples = samples
         self.batch_size = batch_size
@@ -65,6 +74,7 @@ class BatchOrder:
         self.seed = seed
         self.drop_last = drop_last
         self.shuffle = shuffle
+        self.groups = groups
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -87,6 +97,8 @@ class BatchOrder:
         draw = np.random.default_rng([self.seed, self.epoch])
         order = draw.permutation(self.samples) if self.shuffle else np.arange(self.samples)
         seeds = draw.integers(2**32, size=self.samples, dtype=np.uint32)
+        if self.groups is not None:
+            order = grouped(order, self.groups, self.batch_size)
         for number in range(first, len(self)):
             start = (number * self.world_size + self.rank) * self.batch_size
             places = slice(start, start + self.batch_size)
@@ -97,6 +109,26 @@ class BatchOrder:
     def indices(self, number: int) -> list[int]:
         """The samples of one of this epoch's batches of this process."""
         return next(self.plans(number)).indices
+
+
+def grouped(order: np.ndarray, groups: Sequence[int], batch_size: int) -> np.ndarray:
+    """Reorders samples so that batches are of one group, each where its last sample stood; leftovers come last, mixed.
+
+    Args:
+        order: Samples, (n,) indices.
+        groups: Which group each sample belongs to.
+        batch_size: Samples per batch.
+    """
+    waiting: dict[int, list[int]] = {}
+    batches: list[int] = []
+    for index in order.tolist():
+        batch = waiting.setdefault(groups[index], [])
+        batch.append(index)
+        if len(batch) == batch_size:
+            batches += batch
+            batch.clear()
+    left = {index for batch in waiting.values() for index in batch}
+    return np.array([*batches, *(index for index in order.tolist() if index in left)], dtype=order.dtype)
 
 
 class Fault(NamedTuple):

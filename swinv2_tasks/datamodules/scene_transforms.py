@@ -20,7 +20,25 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or the import asks the
 import albumentations as A
 
 
-class RandomRescale(A.DualTransform):
+class Rescale(A.DualTransform):
+    """Resizes to the height and width that a subclass draws as ``size``."""
+
+    def __init__(self, p: float = 1.0) -> None:
+        super().__init__(p=p)
+
+    def apply(self, img: np.ndarray, size: tuple[int, int], **params: Any) -> np.ndarray:
+        return resized(img, size)
+
+    def apply_to_mask(self, mask: np.ndarray, size: tuple[int, int], **params: Any) -> np.ndarray:
+        return cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+
+    def apply_to_keypoints(self, keypoints: np.ndarray, size: tuple[int, int], **params: Any) -> np.ndarray:
+        moved = keypoints.copy()
+        moved[:, :2] *= [size[1] / params["shape"][1], size[0] / params["shape"][0]]
+        return moved
+
+
+class RandomRescale(Rescale):
     """Resizes to the largest size that fits into a random multiple of (long side, short side), keeping proportions.
 
     Args:
@@ -29,17 +47,11 @@ class RandomRescale(A.DualTransform):
     """
 
     def __init__(self, limits: tuple[int, int] | None, scale_range: tuple[float, float]) -> None:
-        super().__init__(p=1.0)
+        super().__init__()
         self.limits, self.scale_range = limits, scale_range
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         return {"size": fitting_size(params["shape"][:2], self.limits, self.py_random.uniform(*self.scale_range))}
-
-    def apply(self, img: np.ndarray, size: tuple[int, int], **params: Any) -> np.ndarray:
-        return resized(img, size)
-
-    def apply_to_mask(self, mask: np.ndarray, size: tuple[int, int], **params: Any) -> np.ndarray:
-        return cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
 
 
 class ManySidedCrop(A.DualTransform):
@@ -104,12 +116,17 @@ class TrainTransform:
 
     def __call__(self, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Image uint8 (H, W, 3) and mask uint8 (H, W), 255 where ignored -> the same, at most of the crop's size."""
-        seed = int(torch.randint(2**62, ()))
-        # One generator for all: by set_random_seed each transform gets its own of the same seed, and an image would be
-        # mirrored just when it is made brighter.
-        self.transforms.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        reseed(self.transforms)
         both = self.transforms(image=image, mask=mask)
         return both["image"], both["mask"]
+
+
+def reseed(transforms: A.Compose) -> None:
+    """Lets a pipeline's next random numbers follow from torch's generator."""
+    seed = int(torch.randint(2**62, ()))
+    # One generator for all: by set_random_seed each transform gets its own of the same seed, and an image would be
+    # mirrored just when it is made brighter.
+    transforms.set_random_state(np.random.default_rng(seed), random.Random(seed))
 
 
 def _photometric_distortion() -> list[Any]:

@@ -1,0 +1,482 @@
+"""COCO object detection and everything laid out like it: images, and a JSON file of their objects.
+
+COCO: https://arxiv.org/abs/1405.0312.
+"""
+
+import dataclasses
+import logging
+from collections import Counter
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch.utils.data import Dataset
+
+from swinv2_tasks.datamodules.ade20k import Scenes
+from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
+from swinv2_tasks.datamodules.classes import abbreviate
+from swinv2_tasks.datamodules.coco_annotations import (
+    CocoAnnotations,
+    CocoImage,
+    PackedImages,
+    clean,
+    rasterised,
+    read_annotations,
+    read_categories,
+)
+from swinv2_tasks.datamodules.images import list_images, read_image
+from swinv2_tasks.datamodules.masks import read_labels
+from swinv2_tasks.datamodules.transforms import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    check,
+    fitting_size,
+    normalised,
+    resized,
+)
+from swinv2_tasks.errors import UserError
+
+log = logging.getLogger("swinv2_tasks")
+
+_EXPECTED = (
+    "Expected data.root with train2017/*.jpg, val2017/*.jpg, annotations/instances_train2017.json and "
+    "annotations/instances_val2017.json. Other names: data.train_images, data.train_annotations, data.val_images, "
+    "data.val_annotations. To have data to try: swinv2-tasks sample-data data/sample."
+)
+
+
+class CocoDataModule(BaseDataModule):
+    """Objects with boxes and masks from annotation files in COCO's format, COCO's own or any other.
+
+    The classes are the categories of the annotation files; their ids may leave gaps and come back in predictions. Yields
+    `DetectionBatch` in training, `DetectionEvalBatch` in evaluation and `DetectionPredictBatch` from `source`. Training
+    leaves out crowds and boxes that have no area or lie outside of their image, with a warning that counts them;
+    evaluation takes all as they are annotated, as COCO's own tools do.
+
+    Args:
+        root: Dataset folder. Only predicting does without it.
+        batch_size: Images per batch and process in training; evaluation takes one at a time.
+        num_workers: Loading processes of each loader; 0 loads in the main process.
+        train_images: Folder of the training images, in root.
+        train_annotations: Their annotation file, in root.
+        val_images: Folder of the validation images.
+        val_annotations: Their annotation file.
+        test_images: Folder of the test images; None: the validation images are tested on.
+        test_annotations: Their annotation file, which may lack annotations: testing then only writes the detections.
+        train_stuff: Folder of label maps (NAME.png) of the training images' background, in root, for HTC's semantic
+            branch; 255 is no class.
+        class_names: Names of the classes, for predicting without annotation files.
+        source: What to predict: an image, a folder or a glob pattern.
+        mean: Normalisation, per RGB channel: subtracted from values in [0, 1].
+        std: Normalisation, per RGB channel: divides the difference.
+        resize: Evaluation and prediction: limits of the long and the short side in pixels; images are resized to fit,
+            keeping their proportions.
+        short_sides: Training: least and greatest short side in pixels …
+        short_step: … and the step between those that one is drawn from, for each image.
+        max_side: Training: the most that the long side may have.
+        crop: Training: probability of resizing to a short side of 400, 500 or 600 and cropping to sides of 384 to 600
+            before that.
+        jitter: Training: least and greatest multiple of `jitter_size` for large-scale jitter, which then takes the
+            place of short_sides, max_side and crop.
+        jitter_size: Training: side of the square that large-scale jitter crops to.
+        flip: Training: probability of a horizontal flip.
+        copy_paste: Training: probability of pasting objects of another training image over an image.
+        masks: Whether masks are read; with false, boxes are trained on and evaluated alone.
+        keep_empty: Training: keep images without objects.
+        group_shapes: Training: batches of wide images or of high ones, which need less padding.
+        faulty_samples: What happens on an image that cannot be read: `error` stops, `skip` leaves it out of its batch.
+        faulty_budget: How many different images `skip` may leave out in a run before it stops.
+
+    Raises:
+        UserError: An argument is out of its range. Missing or malformed data is reported by `setup`, or as soon as the
+            classes are asked for.
+    """
+
+    eval_batch_size = 1
+
+    def __init__(
+        self,
+        root: str | None = None,
+        batch_size: int = 16,
+        num_workers: int = 8,
+        train_images: str = "train2017",
+        train_annotations: str = "annotations/instances_train2017.json",
+        val_images: str = "val2017",
+        val_annotations: str = "annotations/instances_val2017.json",
+        test_images: str | None = None,
+        test_annotations: str | None = None,
+        train_stuff: str | None = None,
+        class_names: list[str] | None = None,
+        source: str | None = None,
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+        resize: tuple[int, int] = (1333, 800),
+        short_sides: tuple[int, int] = (480, 800),
+        short_step: int = 32,
+        max_side: int = 1333,
+        crop: float = 0.0,
+        jitter: tuple[float, float] | None = None,
+        jitter_size: int = 1024,
+        flip: float = 0.5,
+        copy_paste: float = 0.0,
+        masks: bool = True,
+        keep_empty: bool = False,
+        group_shapes: bool = True,
+        faulty_samples: FaultChoice = "error",
+        faulty_budget: int = 10,
+    ) -> None:
+        super().__init__(batch_size, num_workers, mean, std, faulty_samples, faulty_budget)
+        check("resize", resize[1], 1, resize[0])
+        check("short_sides", short_sides[0], 1, short_sides[1])
+        check("short_step", short_step, 1)
+        check("max_side", max_side, short_sides[0])
+        check("jitter_size", jitter_size, 1)
+        if jitter is not None:
+            check("jitter", jitter[0], 1e-3, jitter[1])
+        for name, share in (("crop", crop), ("flip", flip), ("copy_paste", copy_paste)):
+            check(name, share, 0, 1)
+        if (test_images is None) != (test_annotations is None):
+            raise UserError("data.test_images and data.test_annotations belong together: set both, or neither.")
+        self.root = root
+        self.source = source
+        self.resize = (resize[0], resize[1])
+        self.train_stuff = train_stuff
+        self._files = {"train": train_annotations, "val": val_annotations, "test": test_annotations}
+        self._folders = {"train": train_images, "val": val_images, "test": test_images}
+        self._stated_names = class_names
+        self._sides = list(range(short_sides[0], short_sides[1] + 1, short_step))
+        self._max_side = max_side
+        self._crop = crop
+        self._jitter = None if jitter is None else (jitter[0], jitter[1])
+        self._jitter_size = jitter_size
+        self._flip = flip
+        self._copy_paste = copy_paste
+        self.masks = masks
+        self._keep_empty = keep_empty
+        self._group_shapes = group_shapes
+        self._read: dict[str, CocoAnnotations] = {}
+
+    @cached_property
+    def _classes(self) -> tuple[list[int], list[str]]:
+        if self._stated_names is not None:
+            return list(range(1, len(self._stated_names) + 1)), self._stated_names
+        for split in ("val", "train"):  # the smaller one
+            if self._path(split).is_file():
+                return read_categories(self._path(split))
+        raise UserError(f"There are no annotations {self._path('val')}. {_EXPECTED}")
+
+    @property
+    def class_names(self) -> list[str]:
+        return self._classes[1]
+
+    @property
+    def class_ids(self) -> list[int]:
+        """The category ids, in ascending order."""
+        return self._classes[0]
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether the data of the stage that was set up have masks, and they are read. Known after `setup`."""
+        return self.masks and any(read.has_masks for read in self._read.values())
+
+    def setup(self, stage: str) -> None:
+        """Read the annotations that `stage` (fit, validate, test or predict) needs, and find the images.
+
+        Raises:
+            UserError: A file or folder is missing, the annotations are not in order, or training and validation have
+                other categories.
+        """
+        if stage == "predict":
+            if self.source is None:
+                raise UserError("Nothing to predict: set data.source to an image, a folder or a glob pattern.")
+            self.collate = collate_lists
+            scenes = Scenes(list_images(self.source), self.resize, self.mean, self.std)
+            self.predict_dataset = PredictedObjects(scenes)
+            return
+        self.train_collate = self.collate = collate_lists
+        if stage == "fit" and self.train_dataset is None:
+            self.train_dataset = self._training_objects()
+        if self.val_dataset is None and stage != "test":
+            self.val_dataset = self._evaluated_objects("val")
+        if self.test_dataset is None and stage == "test":
+            self.test_dataset = self._evaluated_objects("val" if self._files["test"] is None else "test")
+
+    def _path(self, split: str) -> Path:
+        if self.root is None:
+            raise UserError(f"No dataset: set data.root to its folder. {_EXPECTED}")
+        root, name = Path(self.root).expanduser(), self._files[split]
+        if not root.is_dir():
+            raise UserError(f"The dataset folder {root} does not exist. {_EXPECTED}")
+        assert name is not None
+        return root / name
+
+    def _annotations(self, split: str) -> tuple[CocoAnnotations, Path]:
+        """What a split's annotation file says, and the folder of its images, which are all there unless faulty samples
+        are skipped."""
+        path = self._path(split)
+        if not path.is_file():
+            raise UserError(f"There are no annotations {path}. {_EXPECTED}")
+        read = read_annotations(path)
+        self._read[split] = read
+        if (read.class_ids, read.class_names) != self._classes:
+            raise UserError(
+                f"{path} has the categories {abbreviate(_named(read.class_ids, read.class_names), 8)}, the other "
+                f"annotation file of this dataset {abbreviate(_named(*self._classes), 8)}. Training and evaluation need "
+                "the same: give both files all categories."
+            )
+        folder = path.parents[len(Path(str(self._files[split])).parts) - 1] / str(self._folders[split])
+        if not folder.is_dir():
+            raise UserError(f"The folder {folder} of the images does not exist. {_EXPECTED}")
+        if not len(read.images):
+            raise UserError(f"{path} lists no image.")
+        missing = [str(folder / image.file_name) for image in read.images if not (folder / image.file_name).is_file()]
+        if missing and (self.faults.policy == "error" or len(missing) == len(read.images)):
+            raise UserError(
+                f"{len(missing)} of {len(read.images)} images in {path} are not in {folder}: {abbreviate(missing)}. "
+                "Fetch them, or leave such samples out: data.faulty_samples=skip."
+            )
+        return read, folder
+
+    def _training_objects(self) -> "TrainingObjects":
+        from swinv2_tasks.datamodules.detection_transforms import DetectionTransform, large_scale_jitter, multi_scale
+
+        read, folder = self._annotations("train")
+        if not read.annotated:
+            raise UserError(f"{read.path} has no annotations: nothing can be learned from it.")
+        counts: Counter[str] = Counter()
+        cleaned = [dataclasses.replace(image, objects=tuple(clean(image, counts))) for image in read.images]
+        kept = [self._keep_empty or bool(image.objects) for image in cleaned]
+        if counts:
+            rank_zero_only(log.warning)(
+                "%s: %d boxes without area and %d outside of their image are left out of training; %d reach beyond it "
+                "and are cut off",
+                read.path,
+                counts["no area"],
+                counts["outside"],
+                counts["clipped"],
+            )
+        if not any(kept):
+            raise UserError(f"{read.path} has no object to train on.")
+        if self._jitter is not None:
+            steps = large_scale_jitter(self._jitter_size, self._jitter)
+        else:
+            steps = multi_scale(self._sides, self._max_side, self._crop)
+        masks = self.masks and read.has_masks
+        if self._copy_paste and not masks:
+            raise UserError("data.copy_paste needs masks: without them nothing says which pixels belong to an object.")
+        stuff = None
+        if self.train_stuff is not None:
+            stuff = Path(str(self.root)).expanduser() / self.train_stuff
+            if not stuff.is_dir():
+                raise UserError(f"The folder {stuff} of data.train_stuff does not exist.")
+        if self._group_shapes:
+            self.train_groups = read.portrait[kept].astype(np.int64)
+        images = PackedImages(image for image, keep in zip(cleaned, kept, strict=True) if keep)
+        return TrainingObjects(
+            images,
+            folder,
+            DetectionTransform(steps, self._flip, masks),
+            self.mean,
+            self.std,
+            self._copy_paste,
+            stuff,
+        )
+
+    def _evaluated_objects(self, split: str) -> "EvaluatedObjects":
+        read, folder = self._annotations(split)
+        masks = self.masks and read.has_masks
+        return EvaluatedObjects(read.images, folder, self.resize, masks, read.annotated, self.mean, self.std)
+
+
+class CocoImages(Dataset):
+    """What training and evaluation share: images by index.
+
+    Args:
+        images: Images and their objects.
+        folder: Where the image files are.
+    """
+
+    def __init__(self, images: PackedImages, folder: Path) -> None:
+        self.images = images
+        self.folder = folder
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def sample_id(self, index: int) -> str:
+        return str(self.folder / self.images[index].file_name)
+
+    def read(self, index: int) -> tuple[CocoImage, np.ndarray]:
+        """An image's entry, and its pixels uint8 (H, W, 3).
+
+        Raises:
+            UserError: The file cannot be read or is of another size than declared.
+        """
+        entry = self.images[index]
+        path = self.folder / entry.file_name
+        pixels = np.asarray(read_image(path))
+        if pixels.shape[:2] != (entry.height, entry.width):
+            raise UserError(
+                f"The image {path} (id {entry.id}) has {pixels.shape[1]}×{pixels.shape[0]} pixels as a viewer shows "
+                f"it, its annotation file declares {entry.width}×{entry.height}: boxes would lie in the wrong places. "
+                "Mend the file or its annotations."
+            )
+        return entry, pixels
+
+
+class TrainingObjects(CocoImages):
+    """Samples {images, targets} for `DetectionBatch`.
+
+    Args:
+        images: Images and their objects.
+        folder: Where the image files are.
+        transform: A DetectionTransform.
+        mean: Subtracted from RGB in [0, 1].
+        std: Divides the difference.
+        copy_paste: Probability of pasting objects of another image.
+        stuff: Folder of label maps of the background, named like the images.
+    """
+
+    def __init__(
+        self,
+        images: PackedImages,
+        folder: Path,
+        transform: Any,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        copy_paste: float = 0.0,
+        stuff: Path | None = None,
+    ) -> None:
+        super().__init__(images, folder)
+        self.transform = transform
+        self.mean = mean
+        self.std = std
+        self.copy_paste = copy_paste
+        self.stuff = stuff
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        entry, scene = self._scene(index)
+        if self.copy_paste and torch.rand(()) < self.copy_paste:
+            from swinv2_tasks.datamodules.detection_transforms import copy_paste
+
+            scene = copy_paste(scene, self._scene(int(torch.randint(len(self), ())))[1])
+        boxes = torch.from_numpy(scene["boxes"])
+        target = {
+            "boxes": boxes,
+            "labels": torch.from_numpy(scene["labels"]),
+            "image_id": entry.id,
+            "area": (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]),
+            "iscrowd": torch.zeros(len(boxes), dtype=torch.int64),
+        }
+        if scene["masks"] is not None:
+            target["masks"] = torch.from_numpy(scene["masks"])
+            pixels = torch.from_numpy(scene["masks"].sum((1, 2), dtype=np.int64)).float()
+            target["area"] = pixels.where(pixels > 0, target["area"])
+        if scene["stuff"] is not None:
+            target["stuff"] = torch.from_numpy(scene["stuff"])
+        return {"images": normalised(scene["image"], self.mean, self.std), "targets": target}
+
+    def _scene(self, index: int) -> tuple[CocoImage, Any]:
+        entry, pixels = self.read(index)
+        stuff = None
+        if self.stuff is not None:
+            path = (self.stuff / entry.file_name).with_suffix(".png")
+            stuff = read_labels(path, 255)
+            if stuff.shape != pixels.shape[:2]:
+                raise UserError(f"The label map {path} is not of its image's {entry.width}×{entry.height} pixels.")
+        where = f"image {entry.id} ({self.folder / entry.file_name})"
+        return entry, self.transform(pixels, entry.objects, stuff, where)
+
+
+class EvaluatedObjects(CocoImages):
+    """Samples {images, paths, sizes, image_ids, targets} for `DetectionEvalBatch`; targets as they are annotated.
+
+    Args:
+        images: Images and their objects.
+        folder: Where the image files are.
+        limits: What the long and the short side may have, in pixels.
+        masks: Whether targets hold masks.
+        annotated: Whether there are targets.
+        mean: Subtracted from RGB in [0, 1].
+        std: Divides the difference.
+    """
+
+    def __init__(
+        self,
+        images: PackedImages,
+        folder: Path,
+        limits: tuple[int, int],
+        masks: bool,
+        annotated: bool,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+    ) -> None:
+        super().__init__(images, folder)
+        self.limits = limits
+        self.masks = masks
+        self.annotated = annotated
+        self.mean = mean
+        self.std = std
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        entry, pixels = self.read(index)
+        size = (entry.height, entry.width)
+        image = normalised(resized(pixels, fitting_size(size, self.limits)), self.mean, self.std)
+        path = str(self.folder / entry.file_name)
+        sample = {"images": image, "paths": path, "sizes": size, "image_ids": entry.id}
+        return {**sample, "targets": self.target(entry)} if self.annotated else sample
+
+    def target(self, entry: CocoImage) -> dict[str, Any]:
+        """All annotated objects of an image, crowds as well."""
+        objects = entry.objects
+        boxes = torch.tensor([one.box for one in objects], dtype=torch.float64).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        target = {
+            "boxes": boxes.float(),
+            "labels": torch.tensor([one.label for one in objects], dtype=torch.int64),
+            "image_id": entry.id,
+            "area": torch.tensor([one.area for one in objects], dtype=torch.float32),
+            "iscrowd": torch.tensor([int(one.crowd) for one in objects], dtype=torch.int64),
+        }
+        if self.masks:
+            masks = np.zeros((len(objects), entry.height, entry.width), np.uint8)
+            for mask, one in zip(masks, objects, strict=True):
+                if one.segmentation is not None:
+                    where = f"annotation {one.id} of image {entry.id} ({self.folder / entry.file_name})"
+                    mask[:] = rasterised(one.segmentation, entry.height, entry.width, where)
+            target["masks"] = torch.from_numpy(masks)
+        return target
+
+
+class PredictedObjects(Dataset):
+    """Samples {images, paths, sizes} for `DetectionPredictBatch`.
+
+    Args:
+        scenes: The images, read and resized.
+    """
+
+    def __init__(self, scenes: Scenes) -> None:
+        self.scenes = scenes
+        self.paths = scenes.paths
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def sample_id(self, index: int) -> str:
+        return self.scenes.sample_id(index)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = self.scenes[index]
+        return {"images": sample["image"], "paths": sample["path"], "sizes": sample["size"]}
+
+
+def collate_lists(samples: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """A batch of samples of different sizes: a list of each of their entries."""
+    return {name: [sample[name] for sample in samples] for name in samples[0]}
+
+
+def _named(ids: list[int], names: list[str]) -> list[str]:
+    return [f"{category} {name}" for category, name in zip(ids, names, strict=True)]

@@ -1,0 +1,326 @@
+"""Reading COCO's annotation files: checked as a whole, kept in little memory, and one clear message for what is wrong.
+
+Format: https://cocodataset.org/#format-data.
+"""
+
+import json
+import math
+import os
+import pickle
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from typing import Any, NoReturn, cast, overload
+
+import numpy as np
+from pycocotools import mask as coco_masks
+
+from swinv2_tasks.datamodules.classes import abbreviate
+from swinv2_tasks.errors import UserError
+
+Polygons = list[list[float]]
+"""Outlines of an object's parts: x, y, x, y, … in pixels."""
+
+RunLengths = dict[str, Any]
+"""{size: [height, width], counts: run lengths down the columns, as numbers or in COCO's compressed text}."""
+
+
+@dataclass(frozen=True, slots=True)
+class CocoObject:
+    """An annotated object, or a crowd of them."""
+
+    id: int
+    label: int
+    """Class index, from 0."""
+    box: tuple[float, float, float, float]
+    """x, y, width and height in pixels, as annotated."""
+    area: float
+    """In pixels, as annotated; without that, the box's."""
+    crowd: bool
+    segmentation: Polygons | RunLengths | None
+    """None where there is only a box."""
+
+
+@dataclass(frozen=True, slots=True)
+class CocoImage:
+    """An image and what is annotated on it, in the file's order."""
+
+    id: int
+    file_name: str
+    height: int
+    width: int
+    objects: tuple[CocoObject, ...]
+
+
+class PackedImages(Sequence[CocoImage]):
+    """A sequence of images in one array of bytes.
+
+    A list of a million objects would be copied, piece by piece, into every loading process, just by being read.
+    """
+
+    def __init__(self, images: Iterable[CocoImage]) -> None:
+        packed = [pickle.dumps(image, pickle.HIGHEST_PROTOCOL) for image in images]
+        self._ends = np.cumsum([len(one) for one in packed])
+        self._bytes = np.frombuffer(b"".join(packed), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, index: int) -> CocoImage: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[CocoImage]: ...
+
+    def __getitem__(self, index: int | slice) -> CocoImage | list[CocoImage]:
+        if isinstance(index, slice):
+            return [self[k] for k in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        start = self._ends[index - 1] if index else 0
+        return cast(CocoImage, pickle.loads(self._bytes[start : self._ends[index]].tobytes()))
+
+
+@dataclass(frozen=True)
+class CocoAnnotations:
+    """What an annotation file says."""
+
+    path: Path
+    images: PackedImages
+    class_ids: list[int]
+    """Category ids in ascending order; the place of an id is its class index."""
+    class_names: list[str]
+    annotated: bool
+    """Whether there are annotations at all: those of COCO's test images are not public."""
+    has_masks: bool
+    """Whether any object has a mask."""
+    portrait: np.ndarray
+    """Whether each image is higher than wide, bool (images,)."""
+
+
+def read_categories(path: Path) -> tuple[list[int], list[str]]:
+    """The category ids of an annotation file, in ascending order, and their names.
+
+    Raises:
+        UserError: The file cannot be read, or its categories are not as they should be.
+    """
+    return _categories(path, _read_json(path))
+
+
+def read_annotations(path: Path) -> CocoAnnotations:
+    """Read an annotation file and check all of it.
+
+    Raises:
+        UserError: The file is missing, no JSON or not in COCO's format; ids are missing, repeated or unknown; a box is
+            not finite; a mask's size is not that of its image; a file name leaves the folder of images.
+    """
+    content = _read_json(path)
+    ids, names = _categories(path, content)
+    images = _table(path, content, "images", {"id": int, "file_name": str, "height": int, "width": int})
+    for image in images.values():
+        name = image["file_name"]
+        if os.path.isabs(name) or PureWindowsPath(name).is_absolute() or ".." in PureWindowsPath(name).parts:
+            _refuse(path, f"the file_name {name!r} of image {image['id']} leaves the folder of images")
+        if min(image["height"], image["width"]) < 1:
+            _refuse(path, f"image {image['id']} has {image['width']}×{image['height']} pixels")
+    objects: dict[int, list[CocoObject]] = {image_id: [] for image_id in images}
+    annotated = "annotations" in content
+    if annotated:
+        index = {category: label for label, category in enumerate(ids)}
+        keys: dict[str, Any] = {"id": int, "image_id": int, "category_id": int, "bbox": list}
+        for annotation in _table(path, content, "annotations", keys).values():
+            where = f"annotation {annotation['id']}"
+            if annotation["image_id"] not in images:
+                _refuse(path, f"{where} is of image {annotation['image_id']}, which is not among the images")
+            if annotation["category_id"] not in index:
+                _refuse(path, f"{where} has category {annotation['category_id']}, which is not among the categories")
+            label, image = index[annotation["category_id"]], images[annotation["image_id"]]
+            objects[annotation["image_id"]].append(_object(path, where, annotation, label, image))
+    has_masks = any(one.segmentation is not None for many in objects.values() for one in many)
+    packed = PackedImages(
+        CocoImage(image_id, image["file_name"], image["height"], image["width"], tuple(objects.pop(image_id)))
+        for image_id, image in images.items()
+    )
+    portrait = np.array([image["height"] > image["width"] for image in images.values()], dtype=bool)
+    return CocoAnnotations(path, packed, ids, names, annotated, has_masks, portrait)
+
+
+def clean(image: CocoImage, counts: Counter[str]) -> list[CocoObject]:
+    """The objects to train on: no crowds, and boxes within the image that have an area.
+
+    Args:
+        image: An image.
+        counts: Gets the number of boxes of "no area", "outside" and "clipped" added.
+    """
+    kept = []
+    for one in image.objects:
+        x, y, width, height = one.box
+        left, top = max(0.0, x), max(0.0, y)
+        right, bottom = min(float(image.width), x + width), min(float(image.height), y + height)
+        if one.crowd:
+            continue
+        if width <= 0 or height <= 0:
+            counts["no area"] += 1
+        elif right <= left or bottom <= top:
+            counts["outside"] += 1
+        else:
+            box = (left, top, right - left, bottom - top)
+            if max(abs(a - b) for a, b in zip(box, one.box, strict=True)) > 1:  # less is rounding
+                counts["clipped"] += 1
+            kept.append(CocoObject(one.id, one.label, box, one.area, one.crowd, one.segmentation))
+    return kept
+
+
+def rasterised(segmentation: Polygons | RunLengths, height: int, width: int, where: str) -> np.ndarray:
+    """The pixels of an object, uint8 (height, width) of 0 and 1. Polygons may reach beyond the image.
+
+    Args:
+        segmentation: Polygons or run lengths; those of the size height × width.
+        height: Of the image, in pixels.
+        width: Of the image.
+        where: What messages call the object.
+
+    Raises:
+        UserError: Run lengths do not add up to the image's pixels.
+    """
+    if isinstance(segmentation, dict):
+        return cast(np.ndarray, coco_masks.decode(compressed(segmentation, where)))
+    return cast(np.ndarray, coco_masks.decode(coco_masks.merge(coco_masks.frPyObjects(segmentation, height, width))))
+
+
+def compressed(code: RunLengths, where: str) -> RunLengths:
+    """Run lengths in COCO's compressed form, after adding them up: pycocotools would write beyond its memory.
+
+    Raises:
+        UserError: They do not add up to the pixels of the stated size.
+    """
+    height, width = code["size"]
+    counts = code["counts"]
+    runs = counts if isinstance(counts, list) else _runs(counts)
+    if runs is None or any(run < 0 for run in runs) or sum(runs) != height * width:
+        total = "are no code" if runs is None else f"cover {sum(runs)} pixels"
+        raise UserError(
+            f"The run lengths of {where} {total}, where its size of {width}×{height} has {height * width}. Mend or "
+            "remove the annotation."
+        )
+    if isinstance(counts, list):
+        return cast(RunLengths, coco_masks.frPyObjects({"size": [height, width], "counts": counts}, height, width))
+    return {"size": [height, width], "counts": counts}
+
+
+def _runs(text: str | bytes) -> list[int] | None:
+    """The numbers in COCO's compressed code: 5 bits per character, from the third on as differences to the last but
+    one; None where it ends within a number."""
+    codes = text.encode("ascii", "replace") if isinstance(text, str) else text
+    runs: list[int] = []
+    value = shift = 0
+    for code in codes:
+        bits = code - 48
+        if not 0 <= bits < 64:
+            return None
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            if bits & 16:
+                value -= 1 << shift
+            runs.append(value + runs[-2] if len(runs) > 2 else value)
+            value = shift = 0
+    return None if shift else runs
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            content = json.load(file)
+    except OSError as error:
+        raise UserError(f"Cannot read the annotations {path}: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"The annotations {path} are no JSON ({error}). Fetch or export the file again.") from error
+    if not isinstance(content, dict):
+        _refuse(path, f"it holds a {type(content).__name__}, expected an object with images, annotations, categories")
+    return content
+
+
+def _categories(path: Path, content: dict[str, Any]) -> tuple[list[int], list[str]]:
+    table = _table(path, content, "categories", {"id": int, "name": str})
+    if not table:
+        _refuse(path, "it has no categories")
+    return sorted(table), [table[category]["name"] for category in sorted(table)]
+
+
+def _table(path: Path, content: dict[str, Any], name: str, keys: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """The entries of one of the file's lists by their ids, each with keys of the right types."""
+    entries = content.get(name)
+    if not isinstance(entries, list):
+        present = ", ".join(content) or "nothing"
+        _refuse(path, f"it has no list {name!r}; there is {present}")
+    table = {}
+    for place, entry in enumerate(entries):
+        what = f"entry {place} of {name}"
+        if not isinstance(entry, dict):
+            _refuse(path, f"{what} is no object")
+        if isinstance(entry.get("id"), int):
+            what += f" (id {entry['id']})"
+        if missing := [key for key in keys if key not in entry]:
+            _refuse(path, f"{what} lacks {', '.join(missing)}")
+        for key, kind in keys.items():
+            if not isinstance(entry[key], kind) or isinstance(entry[key], bool):
+                _refuse(path, f"the {key} of {what} is {str(entry[key])[:40]!r}, expected {_KINDS[kind]}")
+        table[entry["id"]] = entry
+    if len(table) < len(entries):
+        repeated = [key for key, count in Counter(entry["id"] for entry in entries).items() if count > 1]
+        _refuse(path, f"{len(repeated)} ids stand more than once in {name}: {abbreviate(repeated)}")
+    return table
+
+
+_KINDS = {int: "a whole number", str: "text", list: "a list"}
+
+
+def _object(path: Path, where: str, annotation: dict[str, Any], label: int, image: dict[str, Any]) -> CocoObject:
+    box, area = annotation["bbox"], annotation.get("area")
+    if len(box) != 4 or not all(map(_is_finite, box)):
+        _refuse(path, f"the bbox of {where} is {box}, expected four finite numbers: x, y, width, height")
+    if area is None:
+        area = box[2] * box[3]
+    if not _is_finite(area):
+        _refuse(path, f"the area of {where} is {area!r}, expected a finite number")
+    crowd = annotation.get("iscrowd", 0)
+    if crowd not in (0, 1):
+        _refuse(path, f"iscrowd of {where} is {crowd!r}, expected 0 or 1")
+    segmentation = _segmentation(path, where, annotation.get("segmentation"), image)
+    x, y, width, height = map(float, box)
+    return CocoObject(annotation["id"], label, (x, y, width, height), float(area), bool(crowd), segmentation)
+
+
+def _segmentation(path: Path, where: str, value: Any, image: dict[str, Any]) -> Polygons | RunLengths | None:
+    if value is None or value == []:
+        return None
+    if isinstance(value, dict):
+        size, counts = value.get("size"), value.get("counts")
+        if size != [image["height"], image["width"]]:
+            expected = [image["height"], image["width"]]
+            _refuse(path, f"the run lengths of {where} are of size {size}, image {image['id']} is of {expected}")
+        if not (isinstance(counts, str) or (isinstance(counts, list) and all(type(run) is int for run in counts))):
+            _refuse(path, f"the run lengths of {where} are neither whole numbers nor text")
+        return {"size": size, "counts": counts}
+    if not isinstance(value, list) or not all(isinstance(part, list) for part in value):
+        _refuse(path, f"the segmentation of {where} is neither a list of polygons nor run lengths")
+    for part in value:
+        if len(part) % 2 or not _all_finite(part):
+            _refuse(path, f"a polygon of {where} is not made of pairs of finite numbers")
+    return [part for part in value if len(part) >= 6] or None  # two corners enclose nothing
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _all_finite(values: list[Any]) -> bool:
+    try:
+        return all(map(math.isfinite, values))
+    except (TypeError, OverflowError):
+        return False
+
+
+def _refuse(path: Path, what: str) -> NoReturn:
+    raise UserError(f"The annotations {path} are not in COCO's format: {what}. Mend the file.")
