@@ -25,6 +25,7 @@ Train and use a model
 
 Other commands
   score ade20k --annotations DIR --predictions DIR         score label maps that lie on disk
+  score coco --annotations FILE --predictions FILE         score detections that lie on disk
   weights inspect FILE                     what a checkpoint is: format, variant, windows, head
   weights convert IN OUT --format timm     write a checkpoint in another format
   sample-data FOLDER                       write small made-up datasets for all tasks
@@ -33,7 +34,7 @@ Other commands
 swinv2-tasks COMMAND --help tells more; so does swinv2-tasks fit --config CONFIG --print_config."""
 
 COMMANDS = {
-    "score": ("commands.score", ("ade20k",), False),
+    "score": ("commands.score", ("ade20k", "coco"), False),
     "weights": ("commands.weights", ("inspect", "convert"), True),
     "sample-data": ("commands.sample_data", "sample_data", True),
     "demo": ("demo", "demo", True),
@@ -107,7 +108,28 @@ def _run_function(command: str, arguments: list[str]) -> None:
         components = getattr(module, functions)
     else:
         components = {name: getattr(module, name) for name in functions}
+    if not by_position:
+        arguments = _one_value_each(arguments)
     jsonargparse.auto_cli(components, args=arguments, prog=f"swinv2-tasks {command}", as_positional=by_position)
+
+
+def _one_value_each(arguments: list[str]) -> list[str]:
+    """Options as jsonargparse takes them: ``--iou-type bbox segm`` becomes ``--iou_type [bbox,segm]``."""
+    grouped: list[list[str]] = []
+    for argument in arguments:
+        if argument.startswith("--"):
+            option, equals, value = argument.partition("=")
+            grouped.append([f"--{option[2:].replace('-', '_')}{equals}{value}"])
+        elif grouped and grouped[-1][0].startswith("--"):
+            grouped[-1].append(argument)
+        else:
+            grouped.append([argument])
+    return [part for option, *values in grouped for part in (option, _listed(values)) if part is not None]
+
+
+def _listed(values: list[str]) -> str | None:
+    """Several values as a list; one as it is."""
+    return f"[{','.join(values)}]" if len(values) > 1 else (values or [None])[0]
 
 
 def _mistake(error: BaseException | None) -> UserError | None:

@@ -32,6 +32,8 @@ from swinv2_tasks.backbone.checkpoint_files import damage, read_checkpoint, repl
 from swinv2_tasks.callbacks import (
     ClassificationPredictions,
     ClassTable,
+    DetectionPredictions,
+    DetectionScores,
     LearningCurve,
     RunCheckpoint,
     RunRecord,
@@ -40,7 +42,7 @@ from swinv2_tasks.callbacks import (
 )
 from swinv2_tasks.callbacks.run_checkpoint import AtomicCheckpointIO, newest_intact
 from swinv2_tasks.errors import Interrupted, UserError
-from swinv2_tasks.records import recorded_arguments, task_record
+from swinv2_tasks.records import Recorded, recorded_arguments, task_record
 from swinv2_tasks.runs import RUN_DIR, keep_metrics, lock, requeued_run, run_folder
 
 
@@ -236,6 +238,8 @@ class TasksCLI(LightningCLI):
             trainer.callbacks.append(ClassificationPredictions(config["output"]))
         if isinstance(self.model, tasks.SegmentationTask):
             trainer.callbacks += [SegmentationPredictions(config["output"]), ClassTable(folder)]
+        if isinstance(self.model, tasks.DetectionTask):
+            trainer.callbacks += [DetectionPredictions(config["output"]), DetectionScores(folder)]
         # Checkpoints come after what others log at the end of an epoch, and the last one holds the state of the others.
         trainer.callbacks.sort(key=lambda one: isinstance(one, Checkpoint) + isinstance(one, RunCheckpoint))
         self.model.run_name = config["name"]
@@ -407,8 +411,12 @@ def config_from_checkpoint(path: str, *, predict: bool = False) -> dict[str, Any
     data_args = recorded_arguments(getattr(datamodules, data["class"]), data["init_args"], path)
     if predict:
         data_args["class_names"] = [str(class_id) for class_id in record["classes"]["ids"]]
-    recorded_arguments(getattr(tasks, task["class"]), task["init_args"], path)  # complains
-    task_args = {name: value for name, value in task["init_args"].items() if name not in ("num_classes", "weights")}
+    built = recorded_arguments(getattr(tasks, task["class"]), task["init_args"], path)  # complains
+    task_args = {
+        name: _as_config(built[name]) if isinstance(built[name], Recorded) else value
+        for name, value in task["init_args"].items()
+        if name not in ("num_classes", "weights")
+    }
     return {
         "name": Path(record["name"]).name,  # a file does not choose folders outside --runs
         "model": {
@@ -417,3 +425,9 @@ def config_from_checkpoint(path: str, *, predict: bool = False) -> dict[str, Any
         },
         "data": {"class_path": f"swinv2_tasks.datamodules.{data['class']}", "init_args": data_args},
     }
+
+
+def _as_config(settings: Recorded) -> dict[str, Any]:
+    """Recorded settings as a config names them."""
+    cls = type(settings)
+    return {"class_path": f"{cls.__module__}.{cls.__name__}", "init_args": settings.init_args}

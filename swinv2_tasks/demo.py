@@ -30,6 +30,10 @@ def demo(data: str = "data/sample", runs: str = "runs") -> None:
     place, source = [f"--data.root={folder}", classes], folder / "val" / "*" / "*[05].jpg"
     table.add_row("classification", *_run("demo_imagenet.yaml", runs, place, source, "val/top1", "contact_sheet.png"))
 
+    folder = Path(data) / "coco"
+    cells = _run("demo_coco.yaml", runs, [f"--data.root={folder}"], folder / "val2017", "val/box_ap50", "pictures")
+    table.add_row("detection", *cells)
+
     folder = Path(data) / "ade20k"
     place = [f"--data.root={folder}", f"--data.class_names={folder / 'objectInfo.txt'}"]
     source = folder / "images" / "validation"

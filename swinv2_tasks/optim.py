@@ -44,7 +44,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
-            if value < 0:
+            if min(value, default=0) < 0 if isinstance(value, tuple | list) else value < 0:
                 raise UserError(f"schedule.{name} must not be negative, as {value} is")
         if not 0 < self.layer_decay <= 1:
             raise UserError(f"schedule.layer_decay must be above 0 and at most 1, not {self.layer_decay}")
@@ -94,6 +94,27 @@ class LinearSchedule(Schedule):
         return linear_factor(step, total_steps, self.warmup_steps, self.warmup_lr / peak, self.min_lr / peak)
 
 
+@dataclass(frozen=True)
+class StepSchedule(Schedule):
+    """Linear warmup, then steps down; the other arguments are those of ``Schedule``.
+
+    Args:
+        warmup_steps: iterations of linear warmup.
+        milestones: epochs after which the learning rate is multiplied by ``gamma``; it stays at ``min_lr`` at least.
+        gamma: that factor.
+    """
+
+    warmup_lr: float = 1e-7
+    reference_batch: int = 16
+    warmup_steps: int = 500
+    milestones: tuple[int, ...] = (27, 33)
+    gamma: float = 0.1
+
+    def factor(self, step: int, epoch_steps: int, total_steps: int, peak: float) -> float:
+        steps = [epoch * epoch_steps for epoch in self.milestones]
+        return step_factor(step, steps, self.gamma, self.warmup_steps, self.warmup_lr / peak, self.min_lr / peak)
+
+
 def cosine_factor(step: int, total_steps: int, warmup_steps: int, warmup_factor: float, min_factor: float) -> float:
     """Learning rate at a step as a share of the peak.
 
@@ -117,6 +138,25 @@ def linear_factor(step: int, total_steps: int, warmup_steps: int, warmup_factor:
     """
     progress = min(1.0, step / max(1, total_steps))
     factor = min_factor + (1 - min_factor) * (1 - progress)
+    if step < warmup_steps:
+        factor *= warmup_factor + (1 - warmup_factor) * step / warmup_steps
+    return factor
+
+
+def step_factor(
+    step: int, milestones: Sequence[int], gamma: float, warmup_steps: int, warmup_factor: float, min_factor: float
+) -> float:
+    """Learning rate at a step as a share of the peak; the other arguments as those of ``cosine_factor``.
+
+    Args:
+        step: steps taken so far, from 0.
+        milestones: steps from which on the rate is multiplied by ``gamma``, each time.
+        gamma: that factor.
+        warmup_steps: steps over which the rate rises, whatever the milestones say.
+        warmup_factor: share of the peak at step 0, when there is a warmup.
+        min_factor: the smallest share of the peak.
+    """
+    factor = max(min_factor, gamma ** sum(step >= milestone for milestone in milestones))
     if step < warmup_steps:
         factor *= warmup_factor + (1 - warmup_factor) * step / warmup_steps
     return factor

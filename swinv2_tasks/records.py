@@ -33,7 +33,12 @@ _OTHER = object()
 
 
 def _plain(value: Any) -> Any:
-    """The value as plain dicts, lists, numbers, text or None; ``_OTHER`` when it is something else."""
+    """The value as plain dicts, lists, numbers, text or None; ``_OTHER`` when it is something else.
+
+    Settings that are ``Recorded`` themselves become their class's name and their own arguments.
+    """
+    if isinstance(value, Recorded):
+        return {"class": type(value).__name__, "init_args": value.init_args}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     if value is None or isinstance(value, bool | int | float | str):
@@ -68,7 +73,8 @@ def task_record(contents: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def recorded_arguments(cls: type, arguments: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Arguments that ``Recorded`` wrote for a constructor, ready to call it: mappings become the dataclasses they were.
+    """Arguments that ``Recorded`` wrote for a constructor, ready to call it: mappings become the dataclasses and the
+    recorded settings that they were.
 
     Raises:
         UserError: when ``Recorded`` cannot have written them: names of classes to build, say, which would be code of
@@ -79,7 +85,7 @@ def recorded_arguments(cls: type, arguments: Mapping[str, Any], source: str) -> 
         for name, value in arguments.items():
             if not _is_plain(types[name]):
                 raise TypeError("it is no plain value")
-            checked[name] = types[name](**value) if dataclasses.is_dataclass(types[name]) else value
+            checked[name] = _rebuilt(types[name], value, source)
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(
             f"{source} was not written by this package: a {cls.__name__} does not record its {name!r} so ({error}). "
@@ -88,8 +94,32 @@ def recorded_arguments(cls: type, arguments: Mapping[str, Any], source: str) -> 
     return checked
 
 
+def _rebuilt(type_hint: Any, value: Any, source: str) -> Any:
+    """A dataclass or recorded settings from what was written of them; other values as they are."""
+    if dataclasses.is_dataclass(type_hint):
+        return type_hint(**value)  # type: ignore[operator]
+    if not _is_recorded(type_hint):
+        return value
+    known = {cls.__name__: cls for cls in _subclasses(type_hint)}  # those of this package alone; nothing is imported
+    cls = known[value["class"]]
+    return cls(**recorded_arguments(cls, value["init_args"], source))
+
+
+def _is_recorded(type_hint: Any) -> bool:
+    return isinstance(type_hint, type) and issubclass(type_hint, Recorded)
+
+
+def _subclasses(cls: type) -> list[type]:
+    """A class and all that derive from it within this package."""
+    children: list[type] = cls.__subclasses__()
+    found = [cls, *(one for child in children for one in _subclasses(child))]
+    return [one for one in found if one.__module__.startswith("swinv2_tasks.")]
+
+
 def _is_plain(type_hint: Any) -> bool:
-    """Whether a parameter of this type takes plain values alone: numbers, text, dataclasses, lists, mappings."""
+    """Whether a parameter of this type takes plain values alone: numbers, text, settings, lists, mappings."""
+    if _is_recorded(type_hint):
+        return True
     if type_hint in (bool, int, float, str, type(None), ...) or dataclasses.is_dataclass(type_hint):
         return True
     if get_origin(type_hint) is Literal:

@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("backbone",),  # the rest of it: weights and their formats
     ("heads",),
     ("datamodules",),
-    ("inference", "losses", "metrics", "optim"),
+    ("inference", "detection_inference", "coco_scores", "losses", "metrics", "optim"),
     ("tasks",),
     ("runs",),
     ("callbacks",),

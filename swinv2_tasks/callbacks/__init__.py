@@ -1,5 +1,6 @@
 """What happens around the steps: saving and stopping, the record of a run, its pictures. Never in the steps."""
 
+from swinv2_tasks.callbacks.detection import DetectionPredictions, DetectionScores
 from swinv2_tasks.callbacks.pictures import ClassificationPredictions, LearningCurve
 from swinv2_tasks.callbacks.run_checkpoint import RunCheckpoint
 from swinv2_tasks.callbacks.run_record import RunRecord
@@ -9,6 +10,8 @@ from swinv2_tasks.callbacks.throughput import Throughput
 __all__ = [
     "ClassTable",
     "ClassificationPredictions",
+    "DetectionPredictions",
+    "DetectionScores",
     "LearningCurve",
     "RunCheckpoint",
     "RunRecord",

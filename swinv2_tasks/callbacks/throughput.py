@@ -37,4 +37,4 @@ class Throughput(Callback):
             pl_module.log("img/s", speed, prog_bar=True)
             self._images = 0
             self._since = time.perf_counter()
-        self._images += len(batch["image"])
+        self._images += len(next(iter(batch.values())))

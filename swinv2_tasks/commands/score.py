@@ -5,14 +5,25 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from os import cpu_count
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from swinv2_tasks.callbacks.detection import score_tables
+from swinv2_tasks.callbacks.detection import write_scores as write_detection_scores
 from swinv2_tasks.callbacks.segmentation import class_table, write_scores
+from swinv2_tasks.coco_scores import Backend, CocoScores, IoUType, coco_scores
 from swinv2_tasks.datamodules.classes import abbreviate
+from swinv2_tasks.datamodules.coco_annotations import (
+    CocoAnnotations,
+    compressed,
+    is_finite,
+    read_annotations,
+    read_json,
+)
 from swinv2_tasks.datamodules.masks import read_labels
 from swinv2_tasks.datamodules.scene_classes import scene_class_names
 from swinv2_tasks.errors import UserError
@@ -88,3 +99,108 @@ def _label_maps(folder: str, option: str) -> dict[str, Path]:
     if not files:
         raise UserError(f"--{option}: the folder {folder} holds no PNG file; expected label maps NAME.png.")
     return files
+
+
+def coco(
+    annotations: str,
+    predictions: str,
+    iou_type: IoUType | list[IoUType] | None = None,
+    backend: Backend = "pycocotools",
+    json: str | None = None,
+) -> dict[IoUType, CocoScores]:
+    """Scores detections by COCO's rules: the twelve numbers for boxes and masks, and a table of classes.
+
+    Args:
+        annotations: annotation file in COCO's format.
+        predictions: detections as COCO takes submissions: a JSON list of {image_id, category_id, score, and bbox or
+            segmentation or both}.
+        iou_type: what is scored: bbox, segm, or both, as in --iou-type bbox segm; without it, whatever the predictions
+            and the annotations hold.
+        backend: what computes; faster_coco_eval needs the extra fast.
+        json: file to write the scores to.
+
+    Raises:
+        UserError: a file is missing or malformed, or a detection is of an unknown image or category.
+    """
+    if json is not None and not Path(json).absolute().parent.is_dir():
+        raise UserError(f"--json {json}: the folder {Path(json).parent} does not exist; make it first.")
+    read = read_annotations(Path(annotations).expanduser())
+    if not read.annotated:
+        raise UserError(f"--annotations: {annotations} has no annotations to score against.")
+    results = _detections(predictions, read)
+    kinds: list[IoUType]
+    if iou_type is None:
+        kinds = ["bbox"] if not results or "bbox" in results[0] else []
+        kinds += ["segm"] if read.has_masks and results and "segmentation" in results[0] else []
+    else:
+        kinds = [iou_type] if isinstance(iou_type, str) else iou_type
+    if "segm" in kinds and not read.has_masks:
+        raise UserError(f"--iou-type segm: {annotations} has no masks, only boxes.")
+    if not kinds:
+        raise UserError(f"{predictions} has masks, {annotations} only boxes: there is nothing to compare.")
+    scores = coco_scores(_truth(read), results, kinds, backend)
+    names = dict(zip(read.class_ids, read.class_names, strict=True))
+    if json is not None:
+        write_detection_scores(Path(json), scores, names)
+    for table in score_tables(scores, names):
+        Console().print(table)
+    return scores
+
+
+def _truth(read: CocoAnnotations) -> dict[str, Any]:
+    """Annotations as COCO's tools take them; an object that has only a box has no pixels."""
+    images, annotations = [], []
+    for image in read.images:
+        images.append({"id": image.id, "height": image.height, "width": image.width})
+        for one in image.objects:
+            where = f"annotation {one.id} in {read.path}"
+            pixels = one.segmentation or {"size": [image.height, image.width], "counts": [image.height * image.width]}
+            annotations.append(
+                {
+                    "id": one.id,
+                    "image_id": image.id,
+                    "category_id": read.class_ids[one.label],
+                    "bbox": list(one.box),
+                    "area": one.area,
+                    "iscrowd": int(one.crowd),
+                    "segmentation": compressed(pixels, where) if isinstance(pixels, dict) else pixels,
+                }
+            )
+    categories = [{"id": k, "name": name} for k, name in zip(read.class_ids, read.class_names, strict=True)]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _detections(path: str, read: CocoAnnotations) -> list[dict[str, Any]]:
+    """The detections of a file, of known images and categories, with masks of their images' sizes.
+
+    Raises:
+        UserError: the file is missing or malformed.
+    """
+    content = read_json(Path(path).expanduser())
+    expected = "expected a list of {image_id, category_id, score, and bbox or segmentation or both}"
+    if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
+        raise UserError(f"The detections {path} are no list of objects; {expected}.")
+    sizes = {image.id: [image.height, image.width] for image in read.images}
+    known = set(read.class_ids)
+    for place, entry in enumerate(content):
+        where = f"detection {place} in {path}"
+        if missing := {"image_id", "category_id", "score"} - entry.keys():
+            raise UserError(f"{where} lacks {', '.join(sorted(missing))}; {expected}.")
+        if entry["image_id"] not in sizes or entry["category_id"] not in known:
+            wrong = "image_id" if entry["image_id"] not in sizes else "category_id"
+            raise UserError(
+                f"{where} is of {wrong} {entry[wrong]!r}, which {read.path} does not know: are they of the same data?"
+            )
+        if not is_finite(entry["score"]):
+            raise UserError(f"{where} has the score {entry['score']!r}, expected a finite number.")
+        box, code = entry.get("bbox"), entry.get("segmentation")
+        if box is not None and not (isinstance(box, list) and len(box) == 4 and all(map(is_finite, box))):
+            raise UserError(f"{where} has the bbox {box!r}, expected four finite numbers: x, y, width, height.")
+        if code is not None:
+            if not isinstance(code, dict) or code.get("size") != sizes[entry["image_id"]] or "counts" not in code:
+                raise UserError(
+                    f"{where} has a segmentation that is no run lengths of its image's size "
+                    f"{sizes[entry['image_id']]}, height and width."
+                )
+            entry["segmentation"] = compressed(code, where)
+    return content

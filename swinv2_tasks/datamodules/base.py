@@ -1,6 +1,6 @@
 """What the datamodules of all tasks share: loaders, normalisation and the statement of classes."""
 
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Sized
 from typing import Any, Literal, cast
 
 import torch
@@ -43,7 +43,7 @@ class BaseDataModule(Recorded, LightningDataModule):
     predict_dataset: Dataset | None = None
     eval_batch_size: int | None = None
     """Samples per batch and process in evaluation and prediction; None: as many as in training."""
-    train_groups: Sequence[int] | None = None
+    train_groups: list[int] | None = None
     """Which group each training sample belongs to, when batches should be of one group; set in `setup`."""
 
     def __init__(

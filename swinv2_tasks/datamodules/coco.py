@@ -273,7 +273,7 @@ class CocoDataModule(BaseDataModule):
             if not stuff.is_dir():
                 raise UserError(f"The folder {stuff} of data.train_stuff does not exist.")
         if self._group_shapes:
-            self.train_groups = read.portrait[kept].astype(np.int64)
+            self.train_groups = read.portrait[kept].astype(int).tolist()
         images = PackedImages(image for image, keep in zip(cleaned, kept, strict=True) if keep)
         return TrainingObjects(
             images,
@@ -364,7 +364,7 @@ class TrainingObjects(CocoImages):
 
             scene = copy_paste(scene, self._scene(int(torch.randint(len(self), ())))[1])
         boxes = torch.from_numpy(scene["boxes"])
-        target = {
+        target: dict[str, Any] = {
             "boxes": boxes,
             "labels": torch.from_numpy(scene["labels"]),
             "image_id": entry.id,

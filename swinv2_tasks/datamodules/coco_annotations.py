@@ -104,7 +104,7 @@ def read_categories(path: Path) -> tuple[list[int], list[str]]:
     Raises:
         UserError: The file cannot be read, or its categories are not as they should be.
     """
-    return _categories(path, _read_json(path))
+    return _categories(path, _read_content(path))
 
 
 def read_annotations(path: Path) -> CocoAnnotations:
@@ -114,7 +114,7 @@ def read_annotations(path: Path) -> CocoAnnotations:
         UserError: The file is missing, no JSON or not in COCO's format; ids are missing, repeated or unknown; a box is
             not finite; a mask's size is not that of its image; a file name leaves the folder of images.
     """
-    content = _read_json(path)
+    content = _read_content(path)
     ids, names = _categories(path, content)
     images = _table(path, content, "images", {"id": int, "file_name": str, "height": int, "width": int})
     for image in images.values():
@@ -197,20 +197,21 @@ def compressed(code: RunLengths, where: str) -> RunLengths:
     height, width = code["size"]
     counts = code["counts"]
     runs = counts if isinstance(counts, list) else _runs(counts)
-    if runs is None or any(run < 0 for run in runs) or sum(runs) != height * width:
-        total = "are no code" if runs is None else f"cover {sum(runs)} pixels"
+    if runs is None or not all(type(run) is int and run >= 0 for run in runs) or sum(runs) != height * width:
         raise UserError(
-            f"The run lengths of {where} {total}, where its size of {width}×{height} has {height * width}. Mend or "
-            "remove the annotation."
+            f"The run lengths of {where} do not add up to the {height * width} pixels of its size, {width}×{height}. "
+            "Mend or remove it."
         )
     if isinstance(counts, list):
         return cast(RunLengths, coco_masks.frPyObjects({"size": [height, width], "counts": counts}, height, width))
     return {"size": [height, width], "counts": counts}
 
 
-def _runs(text: str | bytes) -> list[int] | None:
-    """The numbers in COCO's compressed code: 5 bits per character, from the third on as differences to the last but
-    one; None where it ends within a number."""
+def _runs(text: Any) -> list[int] | None:
+    """The numbers in COCO's compressed code: 5 bits per character, from the fourth on as differences to the last but
+    one; None where it is no such code."""
+    if not isinstance(text, str | bytes):
+        return None
     codes = text.encode("ascii", "replace") if isinstance(text, str) else text
     runs: list[int] = []
     value = shift = 0
@@ -228,17 +229,26 @@ def _runs(text: str | bytes) -> list[int] | None:
     return None if shift else runs
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        UserError: The file cannot be read or is no JSON.
+    """
     try:
         with path.open("rb") as file:
-            content = json.load(file)
+            return json.load(file)
     except OSError as error:
-        raise UserError(f"Cannot read the annotations {path}: {error.strerror}.") from error
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"The annotations {path} are no JSON ({error}). Fetch or export the file again.") from error
+        raise UserError(f"{path} is no JSON ({error}). Fetch or export the file again.") from error
+
+
+def _read_content(path: Path) -> dict[str, Any]:
+    content = read_json(path)
     if not isinstance(content, dict):
         _refuse(path, f"it holds a {type(content).__name__}, expected an object with images, annotations, categories")
-    return content
+    return cast(dict[str, Any], content)
 
 
 def _categories(path: Path, content: dict[str, Any]) -> tuple[list[int], list[str]]:
@@ -278,11 +288,11 @@ _KINDS = {int: "a whole number", str: "text", list: "a list"}
 
 def _object(path: Path, where: str, annotation: dict[str, Any], label: int, image: dict[str, Any]) -> CocoObject:
     box, area = annotation["bbox"], annotation.get("area")
-    if len(box) != 4 or not all(map(_is_finite, box)):
+    if len(box) != 4 or not all(map(is_finite, box)):
         _refuse(path, f"the bbox of {where} is {box}, expected four finite numbers: x, y, width, height")
     if area is None:
         area = box[2] * box[3]
-    if not _is_finite(area):
+    if not is_finite(area):
         _refuse(path, f"the area of {where} is {area!r}, expected a finite number")
     crowd = annotation.get("iscrowd", 0)
     if crowd not in (0, 1):
@@ -311,7 +321,8 @@ def _segmentation(path: Path, where: str, value: Any, image: dict[str, Any]) -> 
     return [part for part in value if len(part) >= 6] or None  # two corners enclose nothing
 
 
-def _is_finite(value: Any) -> bool:
+def is_finite(value: Any) -> bool:
+    """Whether a value of a JSON file is a finite number."""
     return isinstance(value, int | float) and math.isfinite(value)
 
 

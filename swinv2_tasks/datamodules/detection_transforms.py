@@ -10,7 +10,6 @@ Outlines and boxes go through as points, so that a mask is drawn once, at the si
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
-import cv2
 import numpy as np
 import torch
 
@@ -140,16 +139,17 @@ class DetectionTransform:
             where: what messages call the image.
         """
         outlines: list[np.ndarray] = []  # of each object its box's corners, then its polygons
-        parts: list[int] = []
+        numbers: list[int] = []
         run_lengths: list[np.ndarray] = []
         for one in objects:
-            x, y, width, height = one.box
-            outlines.append(np.array([[x, y], [x + width, y + height]], dtype=np.float64))
+            left, top, across, down = one.box
+            outlines.append(np.array([[left, top], [left + across, top + down]], dtype=np.float64))
             polygons = one.segmentation if self.masks and isinstance(one.segmentation, list) else []
             outlines += [np.asarray(polygon, dtype=np.float64).reshape(-1, 2) for polygon in polygons]
-            parts.append(1 + len(polygons))
+            numbers.append(1 + len(polygons))
             if self.masks and isinstance(one.segmentation, dict):
-                run_lengths.append(rasterised(one.segmentation, *image.shape[:2], f"annotation {one.id} of {where}"))
+                height, width = image.shape[:2]
+                run_lengths.append(rasterised(one.segmentation, height, width, f"annotation {one.id} of {where}"))
         inputs: dict[str, Any] = {"image": image, "keypoints": np.concatenate([np.empty((0, 2)), *outlines])}
         if run_lengths:
             inputs["masks"] = np.stack(run_lengths)
@@ -162,11 +162,11 @@ class DetectionTransform:
         coded = iter(moved.get("masks", []))
         height, width = image.shape[:2]
         boxes, labels, masks = [], [], []
-        for one, number in zip(objects, parts, strict=True):
-            corners, *polygons = (next(lines) for _ in range(number))
+        for one, number in zip(objects, numbers, strict=True):
+            corners, *outline = (next(lines) for _ in range(number))
             mask = None
             if self.masks and one.segmentation is not None:
-                flat = [polygon.ravel().tolist() for polygon in polygons]
+                flat = [part.ravel().tolist() for part in outline]
                 mask = next(coded) if isinstance(one.segmentation, dict) else rasterised(flat, height, width, where)
                 if (box := bounds(mask)) is None:
                     continue
@@ -206,7 +206,7 @@ def copy_paste(scene: Scene, other: Scene) -> Scene:
     chosen = np.flatnonzero(torch.rand(len(other["labels"])).numpy() < 0.5)
     pasted = np.zeros((len(chosen), height, width), np.uint8)
     pasted[:, :rows, :columns] = other["masks"][chosen, :rows, :columns]
-    over = pasted.any(axis=0)
+    over: np.ndarray = pasted.max(axis=0, initial=0).astype(bool)
     image = scene["image"].copy()
     image[over] = other["image"][:rows, :columns][over[:rows, :columns]]
     boxed = ~scene["masks"].any(axis=(1, 2))  # nobody knows their pixels: they stay as they are
@@ -222,5 +222,5 @@ def copy_paste(scene: Scene, other: Scene) -> Scene:
         "boxes": np.array([boxes[k] for k in kept], dtype=np.float32).reshape(-1, 4),
         "labels": labels[kept],
         "masks": masks[kept],
-        "stuff": None if stuff is None else cv2.bitwise_or(stuff, over.astype(np.uint8) * np.uint8(IGNORED)),
+        "stuff": None if stuff is None else np.where(over, np.uint8(IGNORED), stuff),
     }

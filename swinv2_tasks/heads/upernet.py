@@ -19,21 +19,7 @@ from torch import Tensor, nn
 
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.heads.batch_norm import BatchNorm2d
-
-
-class MapNorms(nn.ModuleList):
-    """A LayerNorm over the channels of each map: a backbone's maps come without a norm of their own.
-
-    Args:
-        in_channels: channels of each map, ``backbone.channels``.
-    """
-
-    def __init__(self, in_channels: Sequence[int]) -> None:
-        super().__init__(nn.LayerNorm(channels) for channels in in_channels)
-
-    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Maps (B, C, h, w) → normalised maps of the same shapes."""
-        return [norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for norm, x in zip(self, maps, strict=True)]
+from swinv2_tasks.heads.fpn import MapNorms
 
 
 class ConvNormReLU(nn.Sequential):

@@ -1,6 +1,7 @@
 """LightningModules, one per task."""
 
 from swinv2_tasks.tasks.classification import ClassificationTask
+from swinv2_tasks.tasks.detection import DetectionTask
 from swinv2_tasks.tasks.segmentation import SegmentationTask
 
-__all__ = ["ClassificationTask", "SegmentationTask"]
+__all__ = ["ClassificationTask", "DetectionTask", "SegmentationTask"]

@@ -105,7 +105,11 @@ class BaseTask(RestorableTask, GuardedTask):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
-        self.input_size = tuple(batch["image"].shape[2:])  # the checkpoint's windows are those in effect at it
+        self.input_size = self.input_size_of(batch)
+
+    def input_size_of(self, batch: Any) -> tuple[int, ...]:
+        """Size in pixels at which the backbone sees a batch; the checkpoint's windows are those in effect at it."""
+        return tuple(batch["image"].shape[2:])
 
     def on_validation_start(self) -> None:
         model = self.trainer.strategy.model

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
 
 from swinv2_tasks.errors import UserError
-from swinv2_tasks.heads.upernet import FCNHead, MapNorms, SegmentationHead, UPerNetHead, conv_over_enlarged
+from swinv2_tasks.heads.fpn import MapNorms
+from swinv2_tasks.heads.upernet import FCNHead, SegmentationHead, UPerNetHead, conv_over_enlarged
 
 WIDTHS = (12, 20, 28, 36)
 SIZES = {

@@ -1,0 +1,221 @@
+"""Result files, pictures and tables of detection."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+from PIL import Image, ImageDraw, ImageFont
+from pycocotools import mask as coco_masks
+from rich.console import Console
+from rich.table import Table
+
+from swinv2_tasks.backbone.checkpoint_files import replace_file
+from swinv2_tasks.callbacks.pictures import check_folder, of_all_processes
+from swinv2_tasks.callbacks.segmentation import file_names
+from swinv2_tasks.coco_scores import KINDS, STATISTICS, CocoScores, IoUType, as_results
+from swinv2_tasks.datamodules.images import read_image
+from swinv2_tasks.datamodules.scene_classes import colours
+
+
+class DetectionPredictions(Callback):
+    """Writes detections.json, all detections as COCO takes submissions; a picture of each image; a table of them all.
+
+    ``pictures/`` holds files named like the images. predictions.csv says which id each image has in detections.json:
+    the number that its file is named, where all images are named by different numbers, otherwise its place in the
+    order.
+
+    Args:
+        folder: where to write; made when it is missing. None: ``predictions`` in the run's folder.
+        least_score: pictures show detections of at least this score.
+    """
+
+    def __init__(self, folder: str | None = None, least_score: float = 0.3) -> None:
+        self.folder = folder
+        self.least_score = least_score
+        self._place = Path()
+        self._names: dict[str, str] = {}
+        self._ids: dict[str, int] = {}
+        self._rows: list[tuple[list[Any], list[dict[str, Any]]]] = []
+
+    def on_predict_start(self, trainer: Any, pl_module: LightningModule) -> None:
+        check_folder(self.folder)
+        log_dir = trainer.log_dir  # asks all processes
+        self._place = Path(self.folder or Path(log_dir or ".") / "predictions")
+        paths = [str(path) for path in trainer.datamodule.predict_dataset.paths]
+        self._names, self._ids = file_names(paths), image_ids(paths)
+        self._rows = []
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        task: Any = pl_module
+        names = class_names(task)
+        for path, size, found in zip(batch["paths"], batch["sizes"], outputs, strict=True):
+            results = as_results(found, self._ids[path], size, task.ids, task.inference.mask_threshold)
+            picture = Path("pictures") / self._names[path]
+            (self._place / picture).parent.mkdir(parents=True, exist_ok=True)
+            shown = [result for result in results if result["score"] >= self.least_score]
+            draw_detections(read_image(path), shown, names).save(self._place / picture, compress_level=1)
+            counts = Counter(names[result["category_id"]] for result in shown)
+            summary = "; ".join(f"{number} {name}" for name, number in counts.most_common())
+            self._rows.append(([path, self._ids[path], picture, summary], results))
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        rows, self._rows = self._rows, []
+        rows = of_all_processes(rows, trainer)
+        if not trainer.is_global_zero:
+            return
+        self._place.mkdir(parents=True, exist_ok=True)
+        with (self._place / "predictions.csv").open("w", newline="") as file:
+            header = ["path", "image_id", "picture", f"objects of score {self.least_score} or more"]
+            csv.writer(file).writerows([header, *(row for row, _ in rows)])
+        results = [result for _, found in rows for result in found]
+        write_results(self._place / "detections.json", results)
+        print(
+            f"{len(results)} detections in {len(rows)} images: {self._place / 'detections.json'}, images: "
+            f"{self._place / 'predictions.csv'}, pictures: {self._place / 'pictures'}"
+        )
+
+
+class DetectionScores(Callback):
+    """At the end of an evaluation writes val_classes.json or test_classes.json, COCO's numbers and those per class.
+
+    Outside of a training it also prints them and writes val_detections.json or test_detections.json, which COCO's
+    server takes as a submission.
+
+    Args:
+        folder: where to write: the run's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._write(trainer, pl_module, "val")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write(trainer, pl_module, "test")
+
+    def _write(self, trainer: Trainer, task: Any, kind: str) -> None:
+        metric = getattr(task, f"{kind}_scores")
+        if not trainer.is_global_zero:
+            return
+        names = class_names(task)
+        if metric.scores:
+            write_scores(self.folder / f"{kind}_classes.json", metric.scores, names)
+        if trainer.state.fn != "fit":
+            results = self.folder / f"{kind}_detections.json"
+            write_results(results, metric.results)
+            for table in score_tables(metric.scores, names) if metric.scores else []:
+                Console().print(table)
+            print(f"{len(metric.results)} detections: {results}")
+
+
+def class_names(task: Any) -> dict[int, str]:
+    """Names of a task's categories by their ids; their numbers where it has not met any."""
+    return dict(zip(task.ids, map(str, task.class_names or task.ids), strict=True))
+
+
+def image_ids(paths: Sequence[str]) -> dict[str, int]:
+    """An id for each image: the number that its file is named, or its place from 1 where not all have one of their own."""
+    stems = [Path(path).stem for path in paths]
+    if all(stem.isascii() and stem.isdecimal() for stem in stems) and len(set(map(int, stems))) == len(stems):
+        return dict(zip(paths, map(int, stems), strict=True))
+    return {path: place for place, path in enumerate(paths, start=1)}
+
+
+def write_results(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
+    """Writes detections as COCO takes submissions: a JSON list of {image_id, category_id, bbox, score, …}."""
+
+    def write(file: Path) -> None:
+        with file.open("w") as stream:
+            json.dump(results, stream)
+
+    replace_file(path, write)
+
+
+def write_scores(path: Path, scores: Mapping[IoUType, CocoScores], names: Mapping[int, str]) -> None:
+    """Writes scores as JSON: under ``box`` and ``mask`` the twelve numbers, under ``classes`` each class's AP.
+
+    −1, where there is no object of a size, is COCO's own; null where there is no object of a class.
+    """
+    content: dict[str, Any] = {KINDS[kind]: one.statistics for kind, one in scores.items()}
+    content["classes"] = [
+        {"id": category, "name": name}
+        | {f"{KINDS[kind]}_ap": _number(one.class_ap.get(category, math.nan)) for kind, one in scores.items()}
+        for category, name in names.items()
+    ]
+    text = json.dumps(content, indent=2) + "\n"
+    replace_file(path, lambda file: file.write_text(text))
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def score_tables(scores: Mapping[IoUType, CocoScores], names: Mapping[int, str]) -> list[Table]:
+    """COCO's twelve numbers, and the average precision of each class that is annotated anywhere."""
+    totals = Table(title="COCO scores")
+    classes = Table(title="AP of each class")
+    totals.add_column("")
+    classes.add_column("id", justify="right")
+    classes.add_column("class", overflow="fold")
+    for kind in scores:
+        totals.add_column(KINDS[kind], justify="right")
+        classes.add_column(f"{KINDS[kind]} AP", justify="right")
+    for name in STATISTICS:
+        values = [one.statistics[name] for one in scores.values()]
+        totals.add_row(name.replace("_", " "), *("–" if value < 0 else f"{value:.4f}" for value in values))
+    for category, name in names.items():
+        values = [one.class_ap.get(category, math.nan) for one in scores.values()]
+        if not all(map(math.isnan, values)):
+            classes.add_row(str(category), name, *("–" if math.isnan(value) else f"{value:.4f}" for value in values))
+    return [totals, classes]
+
+
+def draw_detections(image: Image.Image, results: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> Image.Image:
+    """An image with the masks, boxes, names and scores of detections, the likeliest on top.
+
+    Args:
+        image: RGB of H × W pixels.
+        results: detections as of ``as_results``.
+        names: of the categories, by id.
+    """
+    palette = dict(zip(names, colours(len(names)), strict=True))
+    pixels = np.asarray(image).astype(np.float32)
+    ordered = sorted(results, key=lambda result: result["score"])
+    for result in ordered:
+        if "segmentation" in result:
+            inside = coco_masks.decode(result["segmentation"]).astype(bool)
+            pixels[inside] = 0.5 * pixels[inside] + 0.5 * np.array(palette[result["category_id"]], dtype=np.float32)
+    picture = Image.fromarray(pixels.astype(np.uint8))
+    draw = ImageDraw.Draw(picture)
+    size = max(9, min(32, min(image.size) // 28))
+    font = ImageFont.load_default(size)
+    for result in ordered:
+        colour = palette[result["category_id"]]
+        x, y, width, height = result["bbox"]
+        draw.rectangle((x, y, x + width, y + height), outline=colour, width=max(1, size // 8))
+        text = f"{names[result['category_id']]} {result['score']:.0%}"
+        left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+        # Above the box, or within it at the top of the image; and not beyond the image's right edge.
+        x, y = max(0, min(x, image.width - right)), y - bottom - 1 if y > bottom else y + 1
+        draw.rectangle((x, y, x + right, y + bottom), fill=colour)
+        dark = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] < 128
+        draw.text((x, y), text, fill="white" if dark else "black", font=font)
+    return picture

@@ -1,0 +1,259 @@
+"""COCO's measures of detection: https://cocodataset.org/#detection-eval, by pycocotools or faster-coco-eval.
+
+A metric of our own rather than torchmetrics' MeanAveragePrecision: that one rounds the thresholds to float32, which
+changes the numbers, evaluates every class again for the table of classes, and lets every process compute.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_masks
+from torchmetrics import Metric
+
+from swinv2_tasks.detection_inference import Detections, encoded_masks
+from swinv2_tasks.errors import UserError
+
+IoUType = Literal["bbox", "segm"]
+Backend = Literal["pycocotools", "faster_coco_eval"]
+
+STATISTICS = (
+    "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
+    "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large",
+)  # fmt: skip
+"""The twelve numbers, in COCO's order."""
+
+KINDS: dict[IoUType, str] = {"bbox": "box", "segm": "mask"}
+
+
+@dataclass(frozen=True)
+class CocoScores:
+    """What COCO's evaluation says of detections of one kind.
+
+    Attributes:
+        statistics: the twelve numbers by name, in [0, 1]; −1 where there is no object of that size.
+        class_ap: average precision (IoU .50 to .95) of each category by id; NaN where there is no object of it.
+    """
+
+    statistics: dict[str, float]
+    class_ap: dict[int, float]
+
+
+def coco_scores(
+    truth: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    iou_types: Sequence[IoUType] = ("bbox",),
+    backend: Backend = "pycocotools",
+) -> dict[IoUType, CocoScores]:
+    """Scores detections against annotations.
+
+    Args:
+        truth: what an annotation file in COCO's format holds: images, annotations, categories.
+        results: {image_id, category_id, score, and bbox or segmentation or both}, as COCO takes submissions.
+        iou_types: what is compared: boxes, masks.
+        backend: ``faster_coco_eval`` (extra ``fast``) gives the same numbers several times faster.
+
+    Raises:
+        UserError: the backend is not installed; results lack what is to be compared, or are of unknown images.
+    """
+    coco_class, evaluation_class = _backend(backend)
+    known = {image["id"] for image in truth["images"]}
+    for result in results:
+        if result["image_id"] not in known:
+            raise UserError(
+                f"there is a detection in image {result['image_id']}, which is not among the annotated ones"
+            )
+    scores: dict[IoUType, CocoScores] = {}
+    with contextlib.redirect_stdout(io.StringIO()):  # they print as they go
+        annotated = coco_class()
+        annotated.dataset = truth
+        annotated.createIndex()
+        for kind in iou_types:
+            found = coco_class()
+            annotations = _as_annotations(results, kind)
+            found.dataset = {"images": truth["images"], "categories": truth["categories"], "annotations": annotations}
+            found.createIndex()
+            evaluation = evaluation_class(annotated, found, kind)
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+            precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]
+            valid = precision > -1
+            means = [
+                float(precision[:, :, k][valid[:, :, k]].mean()) if valid[:, :, k].any() else math.nan
+                for k in range(precision.shape[2])
+            ]
+            statistics = dict(zip(STATISTICS, map(float, evaluation.stats), strict=False))
+            class_ap = dict(zip(map(int, evaluation.params.catIds), means, strict=True))
+            scores[kind] = CocoScores(statistics, class_ap)
+    return scores
+
+
+def _backend(name: Backend) -> tuple[Any, Any]:
+    if name == "pycocotools":
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+
+        return COCO, COCOeval
+    if name != "faster_coco_eval":
+        raise UserError(f"the backend must be pycocotools or faster_coco_eval, not {name!r}")
+    try:
+        from faster_coco_eval import COCO, COCOeval_faster
+    except ImportError as error:
+        raise UserError(
+            "the backend faster_coco_eval is not installed: pip install 'swinv2-tasks[fast]', or take pycocotools"
+        ) from error
+    return COCO, COCOeval_faster
+
+
+def _as_annotations(results: Sequence[Mapping[str, Any]], kind: IoUType) -> list[dict[str, Any]]:
+    """Results with the ids and areas that the evaluation expects; a mask's area is its pixels, not its box."""
+    key = {"bbox": "bbox", "segm": "segmentation"}[kind]
+    annotations = []
+    for number, result in enumerate(results, start=1):
+        if key not in result:
+            raise UserError(
+                f"detection {number - 1} (image {result['image_id']}) has no {key}: {kind} cannot be scored"
+            )
+        entry = {name: result[name] for name in ("image_id", "category_id", "score", key)}
+        if kind == "segm":
+            code = entry["segmentation"]
+            entry |= {"area": float(coco_masks.area(code)), "bbox": coco_masks.toBbox(code).tolist()}
+        else:
+            _, _, width, height = entry["bbox"]
+            entry["area"] = width * height
+        annotations.append({**entry, "id": number, "iscrowd": 0})
+    return annotations
+
+
+def as_results(
+    detections: Detections, image_id: int, size: Sequence[int], class_ids: Sequence[int], mask_threshold: float
+) -> list[dict[str, Any]]:
+    """Detections as COCO takes submissions: {image_id, category_id, bbox, score, segmentation}.
+
+    Args:
+        detections: on the CPU, in pixels of the image.
+        image_id: the image's id.
+        size: height and width of the image.
+        class_ids: the category of each class index.
+        mask_threshold: probability above which a pixel belongs to an object.
+    """
+    boxes = detections.boxes.double()
+    boxes[:, 2:] -= boxes[:, :2]
+    results = [
+        {"image_id": image_id, "category_id": class_ids[label], "bbox": box, "score": score}
+        for box, label, score in zip(
+            boxes.tolist(), detections.labels.tolist(), detections.scores.tolist(), strict=True
+        )
+    ]
+    if detections.masks is not None:
+        for result, code in zip(results, encoded_masks(detections, size, mask_threshold), strict=True):
+            result["segmentation"] = code
+    return results
+
+
+def as_annotations(target: Mapping[str, Any], size: Sequence[int], class_ids: Sequence[int]) -> dict[str, Any]:
+    """A ``DetectionTarget`` of evaluation as what an annotation file says of the image: {image, annotations}."""
+    boxes = target["boxes"].double().cpu()
+    boxes[:, 2:] -= boxes[:, :2]
+    columns = [target[name].tolist() for name in ("labels", "area", "iscrowd")]
+    annotations = [
+        {
+            "image_id": target["image_id"],
+            "category_id": class_ids[label],
+            "bbox": box,
+            "area": area,
+            "iscrowd": crowd,
+        }
+        for box, label, area, crowd in zip(boxes.tolist(), *columns, strict=True)
+    ]
+    if "masks" in target:
+        codes = coco_masks.encode(np.asfortranarray(target["masks"].cpu().numpy().transpose(1, 2, 0)))
+        for annotation, code in zip(annotations, codes, strict=True):
+            annotation["segmentation"] = {"size": code["size"], "counts": code["counts"].decode()}
+    image = {"id": target["image_id"], "height": int(size[0]), "width": int(size[1])}
+    return {"image": image, "annotations": annotations}
+
+
+class CocoMetric(Metric):
+    """COCO's numbers over all processes: gathered and computed once, on the first one.
+
+    Memory grows with detections and annotated objects, as run lengths, not with images.
+
+    Args:
+        masks: whether masks are scored beside boxes.
+        backend: what computes.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    def __init__(self, masks: bool, backend: Backend = "pycocotools") -> None:
+        super().__init__(sync_on_compute=False)  # compute gathers itself
+        _backend(backend)
+        self.kinds: tuple[IoUType, ...] = ("bbox", "segm") if masks else ("bbox",)
+        self.backend = backend
+        self.classes: tuple[list[int], list[str]] = ([], [])
+        """Ids and names of the categories, to be set before ``compute``."""
+        self.scores: dict[IoUType, CocoScores] = {}
+        """Of the last ``compute``."""
+        self.results: list[dict[str, Any]] = []
+        """Detections of the last ``compute`` over all processes, in order of their images; on the first process."""
+        self._found: list[tuple[int, list[dict[str, Any]]]] = []
+        self._truth: list[dict[str, Any]] = []
+
+    def update(self, image_id: int, results: list[dict[str, Any]], truth: dict[str, Any] | None) -> None:
+        """Takes what was found in an image, as of ``as_results``, and what ``as_annotations`` says of it, if known."""
+        self._found.append((image_id, results))
+        if truth is not None:
+            self._truth.append(truth)
+
+    def compute(self) -> dict[str, torch.Tensor]:
+        """{box_ap, box_ap50, …, mask_ap, …}: STATISTICS of boxes and masks; nothing where nothing is annotated."""
+        parts = [(self._found, self._truth)]
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        first = not distributed or torch.distributed.get_rank() == 0
+        if distributed:
+            gathered: list[Any] | None = [None] * torch.distributed.get_world_size() if first else None
+            torch.distributed.gather_object(parts[0], gathered)
+            parts = gathered or []
+        shared: list[Any] = [None]
+        if first:
+            shared[0] = self._score(parts)
+        if distributed:
+            torch.distributed.broadcast_object_list(shared)
+        if isinstance(shared[0], UserError):
+            raise shared[0]
+        self.scores = shared[0]
+        return {
+            f"{KINDS[kind]}_{name}": torch.tensor(value, dtype=torch.float64, device=self.device)
+            for kind, scores in self.scores.items()
+            for name, value in scores.statistics.items()
+        }
+
+    def _score(self, parts: list[Any]) -> dict[IoUType, CocoScores] | UserError:
+        found = sorted((one for part in parts for one in part[0]), key=lambda one: one[0])
+        self.results = [result for _, results in found for result in results]
+        truth = sorted((one for part in parts for one in part[1]), key=lambda one: one["image"]["id"])
+        if not truth:
+            return {}
+        annotations = [annotation for one in truth for annotation in one["annotations"]]
+        categories = [{"id": k, "name": name} for k, name in zip(*self.classes, strict=True)]
+        numbered = [{**annotation, "id": number} for number, annotation in enumerate(annotations, start=1)]
+        content = {"images": [one["image"] for one in truth], "annotations": numbered, "categories": categories}
+        try:
+            return coco_scores(content, self.results, self.kinds, self.backend)
+        except UserError as error:  # the other processes wait
+            return error
+
+    def reset(self) -> None:
+        super().reset()
+        self._found, self._truth = [], []

@@ -1,0 +1,156 @@
+"""Cascade Mask R-CNN: each stage looks at the boxes that the one before it refined. https://arxiv.org/abs/1712.00726
+
+With the settings of the Swin papers: box branches of four convolutions with batch norm and one linear layer, boxes that
+all classes share, and a loss on the decoded boxes (GIoU, https://arxiv.org/abs/1902.09630).
+
+Shapes: as in mask_rcnn.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import clip_boxes_to_image, generalized_box_iou_loss
+
+from swinv2_tasks.heads.batch_norm import BatchNorm2d
+from swinv2_tasks.heads.mask_rcnn import (
+    BoxBranch,
+    DetectionHead,
+    Detector,
+    Features,
+    MaskBranch,
+    Regions,
+    RegionSampler,
+    mask_loss,
+    masks_of_classes,
+    matched_boxes,
+    with_masks,
+)
+
+THRESHOLDS = (0.5, 0.6, 0.7)
+"""Intersection over union from which on a region counts as an object, stage by stage."""
+
+WEIGHTS = (1.0, 0.5, 0.25)
+"""What the losses of each stage count."""
+
+CODER_WEIGHTS = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
+"""Factors of the offsets that a stage predicts, which become smaller from stage to stage."""
+
+GIOU_WEIGHT = 10.0
+
+
+class CascadeMaskRCNN(Detector):
+    """Settings of Cascade Mask R-CNN; the arguments are those of ``Detector``."""
+
+    def build(self, in_channels: Sequence[int], strides: Sequence[int], num_classes: int) -> CascadeHead:
+        return CascadeHead(self, in_channels, strides, num_classes)
+
+
+class CascadeHead(DetectionHead):
+    """Cascade Mask R-CNN: three looks at each region. The arguments are those of ``DetectionHead``."""
+
+    def __init__(
+        self, settings: Detector, in_channels: Sequence[int], strides: Sequence[int], num_classes: int
+    ) -> None:
+        super().__init__(settings, in_channels, strides, num_classes)
+        channels, hidden = settings.channels, settings.hidden_channels
+        self.boxes = nn.ModuleList(
+            BoxBranch(
+                FastRCNNConvFCHead((channels, 7, 7), [channels] * 4, [hidden], norm_layer=BatchNorm2d),
+                hidden,
+                num_classes,
+                boxes=1,
+            )
+            for _ in THRESHOLDS
+        )
+        self.masks = nn.ModuleList(self.mask_branches(settings, num_classes) if settings.masks else [])
+        self.samplers = [RegionSampler(threshold, settings.sampled_regions) for threshold in THRESHOLDS]
+        self.coders = [BoxCoder(weights) for weights in CODER_WEIGHTS]
+
+    def mask_branches(self, settings: Detector, num_classes: int) -> list[MaskBranch]:
+        """A mask branch for each stage."""
+        return [MaskBranch(settings.channels, num_classes) for _ in THRESHOLDS]
+
+    def region_losses(
+        self, features: Features, proposals: list[Tensor], images: ImageList, targets: Sequence[Any]
+    ) -> dict[str, Tensor]:
+        losses = {}
+        for stage, weight in enumerate(WEIGHTS):
+            regions = self.samplers[stage](proposals, targets)
+            logits, deltas = self.boxes[stage](self.box_features(features, regions.boxes, images))
+            decoded = self.coders[stage].decode(deltas, regions.boxes)[:, 0]
+            losses[f"class{stage + 1}"] = weight * F.cross_entropy(logits, torch.cat(regions.labels))
+            losses[f"box{stage + 1}"] = weight * GIOU_WEIGHT * giou_loss(decoded, regions, targets)
+            proposals = self.refined(decoded, regions, images)
+            if self.has_masks:
+                masked = with_masks(self.mask_regions(stage, regions, proposals, targets), targets)
+                logits = self.mask_logits(stage, self.mask_features(features, masked.boxes, images))
+                losses[f"mask{stage + 1}"] = weight * mask_loss(logits, masked, targets)
+        return losses
+
+    def classify(self, features: Features, images: ImageList) -> list[tuple[Tensor, Tensor]]:
+        """Boxes of the last stage (R, 1, 4), and the mean of all stages' probabilities (R, K)."""
+        boxes = self.propose(features, images)
+        numbers = [len(one) for one in boxes]
+        scores = []
+        for branch, coder in zip(self.boxes, self.coders, strict=True):
+            logits, deltas = branch(self.box_features(features, boxes, images))
+            scores.append(logits.softmax(1)[:, 1:])
+            decoded = coder.decode(deltas, boxes)[:, 0].split(numbers)
+            boxes = [clip_boxes_to_image(*both) for both in zip(decoded, images.image_sizes, strict=True)]
+        mean = torch.stack(scores).mean(0).split(numbers)
+        return [(one[:, None], probabilities) for one, probabilities in zip(boxes, mean, strict=True)]
+
+    def mask_probabilities(
+        self, features: Features, boxes: list[Tensor], labels: list[Tensor], images: ImageList
+    ) -> list[Tensor]:
+        """The mean of all stages' masks."""
+        logits = self.all_mask_logits(self.mask_features(features, boxes, images))
+        return masks_of_classes(torch.stack([one.sigmoid() for one in logits]).mean(0), labels)
+
+    def box_features(self, features: Features, boxes: list[Tensor], images: ImageList) -> Tensor:
+        """Features (ΣR, C, 7, 7) of each image's boxes (R, 4)."""
+        return self.box_pool(features.levels, boxes, images.image_sizes)
+
+    def mask_features(self, features: Features, boxes: list[Tensor], images: ImageList) -> Tensor:
+        """Features (ΣR, C, 14, 14) of each image's boxes (R, 4)."""
+        return self.mask_pool(features.levels, boxes, images.image_sizes)
+
+    def mask_regions(self, stage: int, regions: Regions, refined: list[Tensor], targets: Sequence[Any]) -> Regions:
+        """The regions that a stage's mask branch is trained on: those of its box branch."""
+        return regions
+
+    def mask_logits(self, stage: int, x: Tensor) -> Tensor:
+        """Features (R, C, 14, 14) → logits (R, K, 28, 28) of a stage."""
+        return self.masks[stage](x)
+
+    def all_mask_logits(self, x: Tensor) -> list[Tensor]:
+        """Features (R, C, 14, 14) → logits (R, K, 28, 28) of every stage."""
+        return [self.mask_logits(stage, x) for stage in range(len(self.masks))]
+
+    @torch.no_grad()
+    def refined(self, decoded: Tensor, regions: Regions, images: ImageList) -> list[Tensor]:
+        """The boxes that the next stage looks at: decoded ones (ΣR, 4), within their image.
+
+        Not those of annotated boxes, which the next sampler adds itself: they would make its task too easy.
+        """
+        boxes = decoded.split([len(one) for one in regions.boxes])
+        return [
+            clip_boxes_to_image(one[~annotated], size)
+            for one, annotated, size in zip(boxes, regions.annotated, images.image_sizes, strict=True)
+        ]
+
+
+def giou_loss(decoded: Tensor, regions: Regions, targets: Sequence[Any]) -> Tensor:
+    """1 − GIoU of decoded boxes (ΣR, 4) that show objects, over the number of all regions."""
+    objects = [matched_boxes(target, matched) for target, matched in zip(targets, regions.matched, strict=True)]
+    positive = torch.cat(regions.labels) > 0
+    total = generalized_box_iou_loss(decoded[positive], torch.cat(objects)[positive], reduction="sum")
+    return total / max(1, len(positive))

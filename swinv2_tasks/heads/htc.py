@@ -1,0 +1,185 @@
+"""Hybrid Task Cascade: boxes and masks in turns, and a semantic branch. https://arxiv.org/abs/1901.07518
+
+Over Cascade Mask R-CNN: a stage's mask branch looks at the boxes which that stage has refined (interleaving, section
+3.1), and at what the mask branch of the stage before has made of them (information flow); a branch that segments the
+background, where maps of it are given, adds its features to those of regions (section 3.2).
+
+Shapes: as in mask_rcnn.py; S classes of the background.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import roi_align
+
+from swinv2_tasks.errors import UserError
+from swinv2_tasks.heads.cascade import CascadeHead
+from swinv2_tasks.heads.mask_rcnn import Detector, Features, MaskBranch, Regions
+
+STUFF_WEIGHT = 0.2
+"""What the semantic branch's loss counts."""
+
+IGNORED = 255
+
+
+class HTC(Detector):
+    """Settings of Hybrid Task Cascade; the others are those of ``Detector``.
+
+    Args:
+        stuff_classes: classes S of the semantic branch, 183 for COCO's stuff maps; 0 leaves the branch out, where there
+            are no such maps.
+    """
+
+    def __init__(
+        self,
+        masks: bool = True,
+        channels: int = 256,
+        hidden_channels: int = 1024,
+        anchor_scale: float = 8.0,
+        proposals: int = 1000,
+        sampled_regions: int = 512,
+        stuff_classes: int = 0,
+    ) -> None:
+        super().__init__(masks, channels, hidden_channels, anchor_scale, proposals, sampled_regions)
+        if not 0 <= stuff_classes < IGNORED:
+            raise UserError(f"detector.stuff_classes must be between 0 and {IGNORED - 1}, not {stuff_classes}")
+        self.stuff_classes = stuff_classes
+
+    def build(self, in_channels: Sequence[int], strides: Sequence[int], num_classes: int) -> HTCHead:
+        return HTCHead(self, in_channels, strides, num_classes)
+
+
+class HTCHead(CascadeHead):
+    """Hybrid Task Cascade. The arguments are those of ``DetectionHead``."""
+
+    def __init__(self, settings: HTC, in_channels: Sequence[int], strides: Sequence[int], num_classes: int) -> None:
+        super().__init__(settings, in_channels, strides, num_classes)
+        number = settings.stuff_classes
+        self.semantic = SemanticBranch(settings.channels, len(strides) + 1, number) if number else None
+        self.semantic_scale = 1 / strides[SemanticBranch.LEVEL]
+
+    def mask_branches(self, settings: Detector, num_classes: int) -> list[MaskBranch]:
+        first = MaskBranch(settings.channels, num_classes)
+        return [first, *(FlowingMaskBranch(settings.channels, num_classes) for _ in self.boxes[1:])]
+
+    def features(self, maps: Sequence[Tensor]) -> Features:
+        features = super().features(maps)
+        if self.semantic is not None:
+            features.context, features.stuff_logits = self.semantic(list(features.levels.values()))
+        return features
+
+    def region_losses(
+        self, features: Features, proposals: list[Tensor], images: ImageList, targets: Sequence[Any]
+    ) -> dict[str, Tensor]:
+        losses = super().region_losses(features, proposals, images, targets)
+        if features.stuff_logits is not None:
+            losses["stuff"] = STUFF_WEIGHT * stuff_loss(features.stuff_logits, targets, self.semantic_scale)
+        return losses
+
+    def box_features(self, features: Features, boxes: list[Tensor], images: ImageList) -> Tensor:
+        return self._with_context(super().box_features(features, boxes, images), features, boxes)
+
+    def mask_features(self, features: Features, boxes: list[Tensor], images: ImageList) -> Tensor:
+        return self._with_context(super().mask_features(features, boxes, images), features, boxes)
+
+    def _with_context(self, x: Tensor, features: Features, boxes: list[Tensor]) -> Tensor:
+        """Features (ΣR, C, side, side) of boxes, and those of the semantic branch at the same places."""
+        if features.context is None:
+            return x
+        return x + roi_align(features.context, boxes, x.shape[2:], self.semantic_scale, sampling_ratio=2).to(x.dtype)
+
+    def mask_regions(self, stage: int, regions: Regions, refined: list[Tensor], targets: Sequence[Any]) -> Regions:
+        """The regions that a stage's mask branch is trained on: samples of the boxes that its box branch gave."""
+        return self.samplers[stage](refined, targets)
+
+    def mask_logits(self, stage: int, x: Tensor) -> Tensor:
+        return self.all_mask_logits(x, stage + 1)[-1]
+
+    def all_mask_logits(self, x: Tensor, stages: int | None = None) -> list[Tensor]:
+        """Features (R, C, 14, 14) → logits (R, K, 28, 28) of every stage, each of which starts from what the one before
+        it made of x; with a number of stages, of the last one of these alone."""
+        branches: list[Any] = [*self.masks][:stages]
+        first, *others = branches
+        flow = first.convs(x)
+        flows = [flow]
+        for branch in others:
+            flow = branch.flow(x, flow)
+            flows.append(flow)
+        wanted = slice(None) if stages is None else slice(-1, None)
+        return [branch.predictor(one).float() for branch, one in zip(branches[wanted], flows[wanted], strict=True)]
+
+
+class FlowingMaskBranch(MaskBranch):
+    """A mask branch that also takes what the one of the stage before has made of the region.
+
+    Args:
+        channels: channels C of the features and in between.
+        num_classes: number of classes K.
+    """
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__(channels, num_classes)
+        self.before = nn.Sequential(nn.Conv2d(channels, channels, 1), nn.ReLU())
+
+    def flow(self, x: Tensor, before: Tensor) -> Tensor:
+        """Features (R, C, 14, 14) and what the stage before made of them → the same shape, for the next stage."""
+        return self.convs(x + self.before(before))
+
+
+class SemanticBranch(nn.Module):
+    """Segments the background from all levels of the pyramid, brought to the size of the second one.
+
+    Args:
+        channels: channels C of the levels.
+        levels: number of levels.
+        num_classes: number of classes S.
+    """
+
+    LEVEL = 1
+
+    def __init__(self, channels: int, levels: int, num_classes: int) -> None:
+        super().__init__()
+
+        def conv(side: int) -> nn.Sequential:
+            return nn.Sequential(nn.Conv2d(channels, channels, side, padding=side // 2), nn.ReLU())
+
+        self.laterals = nn.ModuleList(conv(1) for _ in range(levels))
+        self.convs = nn.Sequential(*(conv(3) for _ in range(4)))
+        self.embedding = conv(1)
+        self.classes = nn.Conv2d(channels, num_classes, 1)
+
+    def forward(self, levels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Levels (B, C, h, w) → features (B, C, h, w) and logits (B, S, h, w), both at the second level's size."""
+        size = levels[self.LEVEL].shape[2:]
+        laterals = [lateral(x) for lateral, x in zip(self.laterals, levels, strict=True)]
+        enlarged = [F.interpolate(x, size, mode="bilinear", align_corners=True) for x in laterals]
+        x = self.convs(torch.stack(enlarged).sum(0))
+        return self.embedding(x), self.classes(x)
+
+
+def stuff_loss(logits: Tensor, targets: Sequence[Any], scale: float) -> Tensor:
+    """Cross-entropy (scalar) of the background's classes at the branch's own stride; 255 does not count.
+
+    Args:
+        logits: (B, S, h, w).
+        targets: of each image, with ``stuff`` (H, W).
+        scale: size of the logits' map over that of the padded images.
+    """
+    step = round(1 / scale)
+    labels = torch.full((len(targets), *logits.shape[2:]), IGNORED, dtype=torch.int64, device=logits.device)
+    for row, target in zip(labels, targets, strict=True):
+        if "stuff" not in target:
+            raise UserError(
+                "HTC's semantic branch needs maps of the background: set data.train_stuff to their folder, or "
+                "--model.detector.init_args.stuff_classes=0 to do without"
+            )
+        small = target["stuff"][step // 2 :: step, step // 2 :: step]  # the label at the middle of each cell
+        row[: small.shape[0], : small.shape[1]] = small
+    loss = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
+    return loss / (labels != IGNORED).sum().clamp(min=1)

@@ -1,0 +1,146 @@
+"""Objects and their pixels, the paper's setting on COCO: https://arxiv.org/abs/2111.09883, section 4."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+from torch.optim import AdamW
+
+from swinv2_tasks.backbone import SwinTransformerV2
+from swinv2_tasks.coco_scores import CocoMetric, as_annotations, as_results
+from swinv2_tasks.datamodules.batch import DetectionBatch, DetectionEvalBatch, DetectionPredictBatch
+from swinv2_tasks.detection_inference import DetectionInference, Detections, detect, padded, pasted
+from swinv2_tasks.errors import UserError
+from swinv2_tasks.heads.batch_norm import synchronise
+from swinv2_tasks.heads.mask_rcnn import DetectionHead, Detector
+from swinv2_tasks.optim import StepSchedule
+from swinv2_tasks.tasks.base import BaseTask
+
+
+class DetectionTask(BaseTask):
+    """Finds objects; ``task(images)`` gives torchvision's list of dicts: boxes, labels, scores, masks.
+
+    Args:
+        backbone: turns images into feature maps.
+        detector: what finds objects in them: ``MaskRCNN``, ``CascadeMaskRCNN`` or ``HTC``.
+        num_classes: number of classes; the command line takes it from the data.
+        inference: how objects are found in evaluation and prediction.
+        backend: what computes COCO's numbers; faster_coco_eval needs the extra ``fast``.
+        weights: checkpoint to start from (official, SimMIM, timm, Hugging Face, torchvision or this package's own).
+        optimizer: builds the optimizer; its learning rate is the schedule's peak.
+        schedule: learning rate over time and layers.
+    """
+
+    def __init__(
+        self,
+        backbone: SwinTransformerV2,
+        detector: Detector,
+        num_classes: int,
+        inference: DetectionInference = DetectionInference(),
+        backend: Literal["pycocotools", "faster_coco_eval"] = "pycocotools",
+        weights: str | None = None,
+        optimizer: OptimizerCallable = AdamW,
+        schedule: StepSchedule = StepSchedule(),
+    ) -> None:
+        strides = [stride for stride in backbone.strides if isinstance(stride, int)]
+        if len(strides) < len(backbone.strides):
+            raise UserError("detection works on images, this backbone on clips: give it a patch_size for images")
+        head = detector.build(backbone.channels, strides, num_classes)
+        super().__init__(backbone, head, weights, optimizer, schedule)
+        self.head: DetectionHead
+        self.num_classes, self.inference = num_classes, inference
+        self.multiple = max(32, strides[-1])
+        self.val_scores, self.test_scores = (CocoMetric(detector.masks, backend) for _ in range(2))
+
+    def forward(self, x: Tensor | Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """Normalised images (B, 3, H, W), or (3, H, W) each → what is in them, likeliest first, by ``inference``.
+
+        Returns:
+            For each image {boxes (n, 4) left, top, right, bottom in pixels; labels (n,) int64 class indices from 0;
+            scores (n,) in [0, 1]; masks (n, 1, H, W) float32 in [0, 1], with a mask branch}.
+        """
+        answers = []
+        for image, found in zip(x, self.detect(list(x)), strict=True):
+            answer = {"boxes": found.boxes, "labels": found.labels, "scores": found.scores}
+            if found.masks is not None:
+                size = (int(image.shape[1]), int(image.shape[2]))
+                drawn = [pasted(*both, size) for both in zip(found.masks, found.boxes, strict=True)]
+                answer["masks"] = torch.stack(drawn)[:, None] if drawn else image.new_zeros(0, 1, *size)
+            answers.append(answer)
+        return answers
+
+    def detect(self, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]] | None = None) -> list[Detections]:
+        """What is in each normalised image (3, H, W), without gradients, with masks that fill their boxes.
+
+        Args:
+            images: of any sizes.
+            sizes: height and width that the boxes are due at; None: those of the images.
+        """
+        was_training = self.training
+        self.eval()
+        found = detect(self.backbone, self.head, images, self.inference, self.multiple)
+        self.train(was_training)
+        seen = [(int(image.shape[1]), int(image.shape[2])) for image in images]
+        return [one.at(size, of) for one, size, of in zip(found, sizes or seen, seen, strict=True)]
+
+    def input_size_of(self, batch: Any) -> tuple[int, ...]:
+        return tuple(padded(batch["images"], self.multiple).tensors.shape[2:])
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if self.class_ids is not None and len(self.class_ids) != self.num_classes:
+            raise UserError(f"the data has {len(self.class_ids)} classes, model.num_classes is {self.num_classes}")
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if stage == "fit":
+            if self.head.has_masks and getattr(data, "has_masks", True) is False:
+                raise UserError(
+                    "the data has no masks, or data.masks=false leaves them out: train boxes alone with "
+                    "--model.detector.init_args.masks=false"
+                )
+            if self.trainer.world_size > 1:
+                synchronise(self.head, self.trainer.strategy.root_device)
+
+    def training_step(self, batch: DetectionBatch, batch_idx: int) -> Tensor:
+        images = padded(batch["images"], self.multiple)
+        losses = self.head.losses(self.backbone(images.tensors), images, batch["targets"])
+        self.log_dict({f"train/{name}_loss": loss for name, loss in losses.items()})
+        loss = torch.stack([*losses.values()]).sum()
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: DetectionEvalBatch, batch_idx: int) -> None:
+        self._evaluate(batch, self.val_scores)
+
+    def test_step(self, batch: DetectionEvalBatch, batch_idx: int) -> None:
+        self._evaluate(batch, self.test_scores)
+
+    def _evaluate(self, batch: DetectionEvalBatch, metric: CocoMetric) -> None:
+        ids = self.ids
+        targets: Sequence[Any] = batch.get("targets", [None] * len(batch["images"]))
+        found = self.detect(batch["images"], batch["sizes"])
+        for one, target, size, image_id in zip(found, targets, batch["sizes"], batch["image_ids"], strict=True):
+            results = as_results(one.cpu(), image_id, size, ids, self.inference.mask_threshold)
+            metric.update(image_id, results, None if target is None else as_annotations(target, size, ids))
+
+    @property
+    def ids(self) -> list[int]:
+        """The category of each class index; counted from 1 where the task has met no classes."""
+        return self.class_ids or list(range(1, self.num_classes + 1))
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_scores(self.val_scores, "val/")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_scores(self.test_scores, "test/")
+
+    def _log_scores(self, metric: CocoMetric, name: str) -> None:
+        metric.classes = (self.ids, self.class_names or [str(number) for number in self.ids])
+        self.log_measured(metric, name)
+
+    def predict_step(self, batch: DetectionPredictBatch, batch_idx: int) -> list[Detections]:
+        """What is in each of the batch's images, in pixels of their files, on the CPU."""
+        return [found.cpu() for found in self.detect(batch["images"], batch["sizes"])]
