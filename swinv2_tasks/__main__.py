@@ -129,7 +129,7 @@ def _one_value_each(arguments: list[str]) -> list[str]:
 
 def _listed(values: list[str]) -> str | None:
     """Several values as a list; one as it is."""
-    return f"[{','.join(values)}]" if len(values) > 1 else (values or [None])[0]
+    return f"[{','.join(values)}]" if len(values) > 1 else next(iter(values), None)
 
 
 def _mistake(error: BaseException | None) -> UserError | None:

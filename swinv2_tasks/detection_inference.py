@@ -1,6 +1,6 @@
 """From regions to detections: suppression of doubles, several scales, mirror images, masks at the image's own size.
 
-Soft-NMS: https://arxiv.org/abs/1704.04503. Several scales and mirror images: https://arxiv.org/abs/2111.09883, section 4.
+Soft-NMS: https://arxiv.org/abs/1704.04503. Testing at several scales: https://arxiv.org/abs/2111.09883, section 4.
 
 Shapes: B images, R regions of an image, K classes, n detections, M side of a mask (28), H, W pixels of an image.
 """

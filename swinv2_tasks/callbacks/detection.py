@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import csv
 import json
 import math
@@ -22,7 +23,6 @@ from swinv2_tasks.callbacks.pictures import check_folder, of_all_processes
 from swinv2_tasks.callbacks.segmentation import file_names
 from swinv2_tasks.coco_scores import KINDS, STATISTICS, CocoScores, IoUType, as_results
 from swinv2_tasks.datamodules.images import read_image
-from swinv2_tasks.datamodules.scene_classes import colours
 
 
 class DetectionPredictions(Callback):
@@ -132,7 +132,7 @@ def class_names(task: Any) -> dict[int, str]:
 
 
 def image_ids(paths: Sequence[str]) -> dict[str, int]:
-    """An id for each image: the number that its file is named, or its place from 1 where not all have one of their own."""
+    """An id for each image: the number that its file is named, or its place, from 1, where not all have their own."""
     stems = [Path(path).stem for path in paths]
     if all(stem.isascii() and stem.isdecimal() for stem in stems) and len(set(map(int, stems))) == len(stems):
         return dict(zip(paths, map(int, stems), strict=True))
@@ -192,30 +192,38 @@ def draw_detections(image: Image.Image, results: Sequence[Mapping[str, Any]], na
     """An image with the masks, boxes, names and scores of detections, the likeliest on top.
 
     Args:
-        image: RGB of H × W pixels.
+        image: RGB of H × W pixels; one with sides below 400 is enlarged, to make room for the names.
         results: detections as of ``as_results``.
         names: of the categories, by id.
     """
-    palette = dict(zip(names, colours(len(names)), strict=True))
+    palette = {category: bright_colour(place) for place, category in enumerate(names)}
     pixels = np.asarray(image).astype(np.float32)
     ordered = sorted(results, key=lambda result: result["score"])
     for result in ordered:
         if "segmentation" in result:
             inside = coco_masks.decode(result["segmentation"]).astype(bool)
             pixels[inside] = 0.5 * pixels[inside] + 0.5 * np.array(palette[result["category_id"]], dtype=np.float32)
-    picture = Image.fromarray(pixels.astype(np.uint8))
+    up = max(1, math.ceil(400 / min(image.size)))
+    picture = Image.fromarray(pixels.astype(np.uint8)).resize((up * image.width, up * image.height))
     draw = ImageDraw.Draw(picture)
-    size = max(9, min(32, min(image.size) // 28))
+    size = max(10, min(32, min(picture.size) // 28))
     font = ImageFont.load_default(size)
     for result in ordered:
         colour = palette[result["category_id"]]
-        x, y, width, height = result["bbox"]
+        x, y, width, height = (up * side for side in result["bbox"])
         draw.rectangle((x, y, x + width, y + height), outline=colour, width=max(1, size // 8))
         text = f"{names[result['category_id']]} {result['score']:.0%}"
         left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
         # Above the box, or within it at the top of the image; and not beyond the image's right edge.
-        x, y = max(0, min(x, image.width - right)), y - bottom - 1 if y > bottom else y + 1
+        x, y = max(0, min(x, picture.width - right)), y - bottom - 1 if y > bottom else y + 1
         draw.rectangle((x, y, x + right, y + bottom), fill=colour)
         dark = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] < 128
         draw.text((x, y), text, fill="white" if dark else "black", font=font)
     return picture
+
+
+def bright_colour(place: int) -> tuple[int, int, int]:
+    """RGB of a class by its place: neighbours in the list are far apart on the colour circle."""
+    hue = place * 0.618034 % 1
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.85 if place // 8 % 2 == 0 else 0.5, 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from swinv2_tasks.datamodules.ade20k import Scenes
 from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
+from swinv2_tasks.datamodules.batch import IGNORED
 from swinv2_tasks.datamodules.classes import abbreviate
 from swinv2_tasks.datamodules.coco_annotations import (
     CocoAnnotations,
@@ -51,7 +52,7 @@ _EXPECTED = (
 class CocoDataModule(BaseDataModule):
     """Objects with boxes and masks from annotation files in COCO's format, COCO's own or any other.
 
-    The classes are the categories of the annotation files; their ids may leave gaps and come back in predictions. Yields
+    The classes are the categories of the annotation files; their ids may leave gaps, and predictions state them. Yields
     `DetectionBatch` in training, `DetectionEvalBatch` in evaluation and `DetectionPredictBatch` from `source`. Training
     leaves out crowds and boxes that have no area or lie outside of their image, with a warning that counts them;
     evaluation takes all as they are annotated, as COCO's own tools do.
@@ -67,7 +68,8 @@ class CocoDataModule(BaseDataModule):
         test_images: Folder of the test images; None: the validation images are tested on.
         test_annotations: Their annotation file, which may lack annotations: testing then only writes the detections.
         train_stuff: Folder of label maps (NAME.png) of the training images' background, in root, for HTC's semantic
-            branch; 255 is no class.
+            branch: from 0 the classes, 255 where there is none.
+        stuff_classes: How many classes these maps have.
         class_names: Names of the classes, for predicting without annotation files.
         source: What to predict: an image, a folder or a glob pattern.
         mean: Normalisation, per RGB channel: subtracted from values in [0, 1].
@@ -109,6 +111,7 @@ class CocoDataModule(BaseDataModule):
         test_images: str | None = None,
         test_annotations: str | None = None,
         train_stuff: str | None = None,
+        stuff_classes: int = 183,
         class_names: list[str] | None = None,
         source: str | None = None,
         mean: tuple[float, float, float] = IMAGENET_MEAN,
@@ -144,6 +147,7 @@ class CocoDataModule(BaseDataModule):
         self.source = source
         self.resize = (resize[0], resize[1])
         self.train_stuff = train_stuff
+        self.stuff_classes = stuff_classes
         self._files = {"train": train_annotations, "val": val_annotations, "test": test_annotations}
         self._folders = {"train": train_images, "val": val_images, "test": test_images}
         self._stated_names = class_names
@@ -224,8 +228,8 @@ class CocoDataModule(BaseDataModule):
         if (read.class_ids, read.class_names) != self._classes:
             raise UserError(
                 f"{path} has the categories {abbreviate(_named(read.class_ids, read.class_names), 8)}, the other "
-                f"annotation file of this dataset {abbreviate(_named(*self._classes), 8)}. Training and evaluation need "
-                "the same: give both files all categories."
+                f"annotation file of this dataset {abbreviate(_named(*self._classes), 8)}. Training and evaluation "
+                "need the same: give both files all categories."
             )
         folder = path.parents[len(Path(str(self._files[split])).parts) - 1] / str(self._folders[split])
         if not folder.is_dir():
@@ -283,6 +287,7 @@ class CocoDataModule(BaseDataModule):
             self.std,
             self._copy_paste,
             stuff,
+            self.stuff_classes,
         )
 
     def _evaluated_objects(self, split: str) -> "EvaluatedObjects":
@@ -338,6 +343,7 @@ class TrainingObjects(CocoImages):
         std: Divides the difference.
         copy_paste: Probability of pasting objects of another image.
         stuff: Folder of label maps of the background, named like the images.
+        stuff_classes: How many classes they have.
     """
 
     def __init__(
@@ -349,6 +355,7 @@ class TrainingObjects(CocoImages):
         std: tuple[float, float, float],
         copy_paste: float = 0.0,
         stuff: Path | None = None,
+        stuff_classes: int = 0,
     ) -> None:
         super().__init__(images, folder)
         self.transform = transform
@@ -356,6 +363,7 @@ class TrainingObjects(CocoImages):
         self.std = std
         self.copy_paste = copy_paste
         self.stuff = stuff
+        self.stuff_classes = stuff_classes
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         entry, scene = self._scene(index)
@@ -384,9 +392,14 @@ class TrainingObjects(CocoImages):
         stuff = None
         if self.stuff is not None:
             path = (self.stuff / entry.file_name).with_suffix(".png")
-            stuff = read_labels(path, 255)
+            stuff = read_labels(path, IGNORED)
             if stuff.shape != pixels.shape[:2]:
                 raise UserError(f"The label map {path} is not of its image's {entry.width}×{entry.height} pixels.")
+            if (stuff[stuff < IGNORED] >= self.stuff_classes).any():
+                raise UserError(
+                    f"The label map {path} holds {stuff[stuff < IGNORED].max()}, data.stuff_classes is "
+                    f"{self.stuff_classes}: classes count from 0."
+                )
         where = f"image {entry.id} ({self.folder / entry.file_name})"
         return entry, self.transform(pixels, entry.objects, stuff, where)
 

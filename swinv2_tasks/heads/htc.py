@@ -60,7 +60,7 @@ class HTCHead(CascadeHead):
 
     def __init__(self, settings: HTC, in_channels: Sequence[int], strides: Sequence[int], num_classes: int) -> None:
         super().__init__(settings, in_channels, strides, num_classes)
-        number = settings.stuff_classes
+        self.stuff_classes = number = settings.stuff_classes
         self.semantic = SemanticBranch(settings.channels, len(strides) + 1, number) if number else None
         self.semantic_scale = 1 / strides[SemanticBranch.LEVEL]
 

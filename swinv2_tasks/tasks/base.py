@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -125,7 +125,7 @@ class BaseTask(RestorableTask, GuardedTask):
         if isinstance(model, DistributedDataParallel):
             model.require_forward_param_sync = True
 
-    def log_measured(self, metrics: MetricCollection | Metric, name: str = "") -> None:
+    def log_measured(self, metrics: MetricCollection | Metric, name: str = "", shown: Sequence[str] = ()) -> None:
         """Logs metrics at the end of an evaluation, exact over all processes: those that any process has measured.
 
         To be called by all processes in ``on_validation_epoch_end``: one without a sample takes part in the sums.
@@ -134,6 +134,7 @@ class BaseTask(RestorableTask, GuardedTask):
             metrics: a collection, or one metric with its ``name``.
             name: what a single metric is called in logs; of one that computes several values, what their names begin
                 with.
+            shown: endings of the names that the progress bar shows; without any, it shows all.
         """
         parts: list[Any] = [*metrics.values()] if isinstance(metrics, MetricCollection) else [metrics]
         updates = torch.tensor(float(sum(part.update_count for part in parts)), device=self.device)
@@ -148,4 +149,5 @@ class BaseTask(RestorableTask, GuardedTask):
             if isinstance(computed, dict)
             else {name: computed}
         )
-        self.log_dict(values, prog_bar=True, sync_dist=False, rank_zero_only=False)
+        for key, value in values.items():
+            self.log(key, value, prog_bar=not shown or key.endswith(tuple(shown)))

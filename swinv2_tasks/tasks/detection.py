@@ -101,6 +101,12 @@ class DetectionTask(BaseTask):
                     "the data has no masks, or data.masks=false leaves them out: train boxes alone with "
                     "--model.detector.init_args.masks=false"
                 )
+            wanted, given = getattr(self.head, "stuff_classes", 0), getattr(data, "train_stuff", None)
+            if wanted and data is not None and (given is None or data.stuff_classes != wanted):
+                raise UserError(
+                    f"the detector's semantic branch has stuff_classes={wanted}; data.train_stuff is {given}, "
+                    f"data.stuff_classes {data.stuff_classes}: name a folder of such maps, or set the detector's to 0"
+                )
             if self.trainer.world_size > 1:
                 synchronise(self.head, self.trainer.strategy.root_device)
 
@@ -139,7 +145,7 @@ class DetectionTask(BaseTask):
 
     def _log_scores(self, metric: CocoMetric, name: str) -> None:
         metric.classes = (self.ids, self.class_names or [str(number) for number in self.ids])
-        self.log_measured(metric, name)
+        self.log_measured(metric, name, shown=("_ap", "_ap50"))
 
     def predict_step(self, batch: DetectionPredictBatch, batch_idx: int) -> list[Detections]:
         """What is in each of the batch's images, in pixels of their files, on the CPU."""
