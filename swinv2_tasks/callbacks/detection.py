@@ -213,7 +213,7 @@ def draw_detections(image: Image.Image, results: Sequence[Mapping[str, Any]], na
         x, y, width, height = (up * side for side in result["bbox"])
         draw.rectangle((x, y, x + width, y + height), outline=colour, width=max(1, size // 8))
         text = f"{names[result['category_id']]} {result['score']:.0%}"
-        left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+        right, bottom = draw.textbbox((0, 0), text, font=font)[2:]
         # Above the box, or within it at the top of the image; and not beyond the image's right edge.
         x, y = max(0, min(x, picture.width - right)), y - bottom - 1 if y > bottom else y + 1
         draw.rectangle((x, y, x + right, y + bottom), fill=colour)

@@ -1,0 +1,166 @@
+"""Cascade Mask R-CNN: sampling by stage, refinement, losses, and what is averaged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.ops import box_iou
+
+from swinv2_tasks.detection_inference import padded
+from swinv2_tasks.heads import CascadeMaskRCNN
+from swinv2_tasks.heads.batch_norm import BatchNorm2d
+from swinv2_tasks.heads.cascade import CascadeHead, giou_loss
+from swinv2_tasks.heads.mask_rcnn import Regions
+from tests.backbone.checkpoints import randomise
+from tests.heads.test_mask_rcnn import CHANNELS, CLASSES, IMAGES, SETTINGS, STRIDES, new_maps, new_target
+
+
+def new_head(**settings: Any) -> CascadeHead:
+    torch.manual_seed(0)
+    head = CascadeMaskRCNN(**{**SETTINGS, **settings}).build(CHANNELS, STRIDES, CLASSES)
+    randomise(head)
+    return head
+
+
+def spied(head: CascadeHead) -> tuple[list[tuple[list[Tensor], Regions]], list[Tensor]]:
+    """What comes into each stage's sampler and out of it, and the offsets of each stage, as a training step goes."""
+    samples: list[tuple[list[Tensor], Regions]] = []
+    deltas: list[Tensor] = []
+
+    def wrapped(sampler: Any) -> Any:
+        def sample(proposals: Any, targets: Any) -> Regions:
+            samples.append((list(proposals), sampler(proposals, targets)))
+            return samples[-1][1]
+
+        return sample
+
+    head.samplers = [wrapped(sampler) for sampler in head.samplers]
+    for branch in head.boxes:
+        branch.register_forward_hook(lambda _, inputs, outputs: deltas.append(outputs[1].detach()))
+    return samples, deltas
+
+
+def test_the_box_branch_is_that_of_the_papers() -> None:
+    head = new_head()
+    for branch in head.boxes:
+        kinds = [type(layer) for layer in branch.layers.modules()]
+        assert kinds.count(torch.nn.Conv2d) == 4 and kinds.count(BatchNorm2d) == 4 and kinds.count(torch.nn.Linear) == 1
+        assert branch.deltas.out_features == 4 and branch.classes.out_features == CLASSES + 1
+
+
+def test_each_stage_samples_at_its_threshold_from_the_boxes_that_the_one_before_refined() -> None:
+    head, images = new_head(masks=False), padded(IMAGES, 32)
+    targets = [new_target(1), new_target(2, number=6)]
+    samples, deltas = spied(head)
+    head.losses(new_maps(), images, targets)
+    assert len(samples) == len(deltas) == 3
+    for stage, threshold in enumerate((0.5, 0.6, 0.7)):
+        for k, target in enumerate(targets):
+            boxes, labels = samples[stage][1].boxes[k], samples[stage][1].labels[k]
+            best = box_iou(boxes, target["boxes"]).max(1).values
+            assert ((best >= threshold) == (labels > 0)).all()
+    weights = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
+    for stage in (0, 1):
+        regions = samples[stage][1]
+        start = 0
+        for k, (height, width) in enumerate(images.image_sizes):
+            boxes = regions.boxes[k]
+            part = deltas[stage][start : start + len(boxes)]
+            start += len(boxes)
+            centre, size = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+            shift = part[:, :2] / torch.tensor(weights[stage][:2])
+            growth = (part[:, 2:] / torch.tensor(weights[stage][2:])).clamp(max=4.135166556742356)
+            centre, size = centre + shift * size, size * growth.exp()
+            expected = torch.cat([centre - size / 2, centre + size / 2], 1)
+            expected = expected.clamp(min=0).minimum(torch.tensor([width, height, width, height]))
+            is_annotated = (boxes[:, None] == targets[k]["boxes"]).all(2).any(1)
+            torch.testing.assert_close(samples[stage + 1][0][k], expected[~is_annotated], atol=1e-3, rtol=1e-4)
+            assert is_annotated.any()
+
+
+def test_refined_boxes_pass_no_gradient_to_the_stage_before() -> None:
+    head, images = new_head(masks=False), padded(IMAGES, 32)
+    losses = head.losses(new_maps(), images, [new_target(1), new_target(2)])
+    losses["box2"].backward()
+    assert all(p.grad is None for p in head.boxes[0].parameters())
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in head.boxes[1].parameters())
+
+
+def test_losses_are_weighted_by_stage_and_measure_decoded_boxes() -> None:
+    """A plain computation of GIoU over all sampled regions, times ten, times the stage's weight."""
+    head, images = new_head(masks=False), padded(IMAGES, 32)
+    targets = [new_target(1), new_target(2, number=6)]
+    samples, _ = spied(head)
+    outputs: list[tuple[Tensor, Tensor]] = []
+    for branch in head.boxes:
+        branch.register_forward_hook(lambda _, inputs, out: outputs.append(out))
+    losses = head.losses(new_maps(), images, targets)
+    for stage, weight in enumerate((1.0, 0.5, 0.25)):
+        regions, (logits, deltas) = samples[stage][1], outputs[stage]
+        decoded = BoxCoder((*[10.0 * (stage + 1)] * 2, *[5.0 * (stage + 1)] * 2)).decode(deltas, regions.boxes)[:, 0]
+        labels = torch.cat(regions.labels)
+        aims = torch.cat([t["boxes"][m] for t, m in zip(targets, regions.matched, strict=True)])
+        total = 0.0
+        for box, aim, label in zip(decoded.tolist(), aims.tolist(), labels.tolist(), strict=True):
+            if label:
+                total += 1 - plain_giou(box, aim)
+        expected = torch.tensor(weight * 10 * total / len(labels))
+        torch.testing.assert_close(losses[f"box{stage + 1}"].detach(), expected, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(losses[f"class{stage + 1}"], weight * F.cross_entropy(logits, labels))
+
+
+def plain_giou(one: list[float], other: list[float]) -> float:
+    def area(box: list[float]) -> float:
+        return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
+
+    inner = [max(one[0], other[0]), max(one[1], other[1]), min(one[2], other[2]), min(one[3], other[3])]
+    outer = [min(one[0], other[0]), min(one[1], other[1]), max(one[2], other[2]), max(one[3], other[3])]
+    union = area(one) + area(other) - area(inner)
+    return area(inner) / union - (area(outer) - union) / area(outer)
+
+
+def test_giou_of_no_object_is_no_loss() -> None:
+    regions = Regions([torch.rand(3, 4)], [torch.zeros(3, dtype=torch.int64)], [torch.zeros(3, dtype=torch.int64)], [])
+    loss = giou_loss(torch.rand(3, 4, requires_grad=True), regions, [{"boxes": torch.zeros(0, 4)}])
+    assert loss == 0
+    loss.backward()
+
+
+def test_probabilities_and_masks_are_means_over_the_stages() -> None:
+    head, images = new_head().eval(), padded(IMAGES, 32)
+    seen: list[tuple[Tensor, Tensor]] = []
+    inputs: list[Tensor] = []
+    for branch in head.boxes:
+        branch.register_forward_hook(lambda _, given, out: (seen.append(out), inputs.append(given[0]))[0])
+    with torch.no_grad():
+        features = head.features(new_maps())
+        proposals = head.propose(features, images)
+        found = head.classify(features, images)
+        scores = torch.cat([one for _, one in found])
+        torch.testing.assert_close(scores, sum(out[0].softmax(1)[:, 1:] for out in seen) / 3)
+        assert [boxes.shape for boxes, _ in found] == [(len(one), 1, 4) for one in proposals]
+        # Each stage looked elsewhere: at what the one before it gave.
+        assert not torch.allclose(inputs[0], inputs[1]) and not torch.allclose(inputs[1], inputs[2])
+        boxes, labels = [one[:3] for one in proposals], [torch.tensor([0, 2, 4])] * 2
+        masks = head.mask_probabilities(features, boxes, labels, images)
+        pooled = head.mask_pool(features.levels, boxes, images.image_sizes)
+        mean = sum(branch(pooled).sigmoid() for branch in head.masks) / 3
+        expected = mean[torch.arange(6), torch.cat(labels)].split(3)
+    for one, other in zip(masks, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("empty", [1, 2])
+def test_images_without_objects_train(empty: int) -> None:
+    head, images = new_head(), padded(IMAGES, 32)
+    nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "masks": torch.zeros(0, 9, 9)}
+    losses = head.losses(new_maps(), images, [nothing] * empty + [new_target(1)] * (2 - empty))
+    assert set(losses) == {"rpn_class", "rpn_box"} | {f"{n}{k}" for n in ("class", "box", "mask") for k in (1, 2, 3)}
+    total = torch.stack([*losses.values()]).sum()
+    total.backward()
+    assert total.isfinite() and all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
