@@ -134,35 +134,42 @@ def _as_annotations(results: Sequence[Mapping[str, Any]], kind: IoUType) -> list
 
 
 def as_results(
-    detections: Detections, image_id: int, size: Sequence[int], class_ids: Sequence[int], mask_threshold: float
+    found: Detections | Mapping[str, torch.Tensor],
+    image_id: int,
+    size: Sequence[int],
+    class_ids: Sequence[int],
+    mask_threshold: float = 0.5,
 ) -> list[dict[str, Any]]:
     """Detections as COCO takes submissions: {image_id, category_id, bbox, score, segmentation}.
 
     Args:
-        detections: on the CPU, in pixels of the image.
+        found: what is in an image, in its pixels and on the CPU: ``Detections``, or what ``task(x)`` gives, {boxes
+            (n, 4), labels (n,), scores (n,), and perhaps masks (n, 1, H, W)}.
         image_id: the image's id.
         size: height and width of the image.
         class_ids: the category of each class index.
         mask_threshold: probability above which a pixel belongs to an object.
     """
-    boxes = detections.boxes.double()
-    boxes[:, 2:] -= boxes[:, :2]
-    results = [
+    codes: list[dict[str, Any]] | None = None
+    if isinstance(found, Detections):
+        boxes, labels, scores = found.boxes, found.labels, found.scores
+        if found.masks is not None:
+            codes = encoded_masks(found, size, mask_threshold)
+    else:
+        boxes, labels, scores = found["boxes"], found["labels"], found["scores"]
+        if "masks" in found:
+            codes = _encoded(found["masks"][:, 0] > mask_threshold)
+    results: list[dict[str, Any]] = [
         {"image_id": image_id, "category_id": class_ids[label], "bbox": box, "score": score}
-        for box, label, score in zip(
-            boxes.tolist(), detections.labels.tolist(), detections.scores.tolist(), strict=True
-        )
+        for box, label, score in zip(_with_sides(boxes), labels.tolist(), scores.tolist(), strict=True)
     ]
-    if detections.masks is not None:
-        for result, code in zip(results, encoded_masks(detections, size, mask_threshold), strict=True):
-            result["segmentation"] = code
+    for result, code in zip(results, codes or [], strict=codes is not None):
+        result["segmentation"] = code
     return results
 
 
 def as_annotations(target: Mapping[str, Any], size: Sequence[int], class_ids: Sequence[int]) -> dict[str, Any]:
     """A ``DetectionTarget`` of evaluation as what an annotation file says of the image: {image, annotations}."""
-    boxes = target["boxes"].double().cpu()
-    boxes[:, 2:] -= boxes[:, :2]
     columns = [target[name].tolist() for name in ("labels", "area", "iscrowd")]
     annotations = [
         {
@@ -172,14 +179,25 @@ def as_annotations(target: Mapping[str, Any], size: Sequence[int], class_ids: Se
             "area": area,
             "iscrowd": crowd,
         }
-        for box, label, area, crowd in zip(boxes.tolist(), *columns, strict=True)
+        for box, label, area, crowd in zip(_with_sides(target["boxes"]), *columns, strict=True)
     ]
     if "masks" in target:
-        codes = coco_masks.encode(np.asfortranarray(target["masks"].cpu().numpy().transpose(1, 2, 0)))
-        for annotation, code in zip(annotations, codes, strict=True):
-            annotation["segmentation"] = {"size": code["size"], "counts": code["counts"].decode()}
+        for annotation, code in zip(annotations, _encoded(target["masks"]), strict=True):
+            annotation["segmentation"] = code
     image = {"id": target["image_id"], "height": int(size[0]), "width": int(size[1])}
     return {"image": image, "annotations": annotations}
+
+
+def _with_sides(boxes: torch.Tensor) -> list[list[float]]:
+    """Boxes (n, 4) of left, top, right, bottom as COCO states them: left, top, width, height."""
+    corners, opposite = boxes.double().chunk(2, dim=1)
+    return torch.cat([corners, opposite - corners], dim=1).tolist()
+
+
+def _encoded(masks: torch.Tensor) -> list[dict[str, Any]]:
+    """Run lengths, in COCO's compressed form, of masks (n, H, W) of 0 and 1."""
+    codes = coco_masks.encode(np.asfortranarray(masks.to("cpu", torch.uint8).permute(1, 2, 0).numpy()))
+    return [{"size": [int(side) for side in code["size"]], "counts": code["counts"].decode()} for code in codes]
 
 
 class CocoMetric(Metric):

@@ -62,7 +62,7 @@ class DetectionTarget(TypedDict):
     are among them; in training in pixels of the image given to the model, where each box is the bounds of its mask."""
 
     boxes: Tensor
-    """(n, 4) float32: left, top, right, bottom."""
+    """(n, 4): left, top, right, bottom; float32 in training, float64 in evaluation."""
 
     labels: Tensor
     """(n,) int64 class indices in [0, classes)."""
@@ -74,7 +74,7 @@ class DetectionTarget(TypedDict):
     """The image's own id."""
 
     area: Tensor
-    """(n,) float32, in pixels."""
+    """(n,), in pixels; float32 in training, float64 in evaluation."""
 
     iscrowd: Tensor
     """(n,) int64: 1 for a crowd, which is neither missed nor wrongly found."""

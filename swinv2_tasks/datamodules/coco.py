@@ -443,15 +443,16 @@ class EvaluatedObjects(CocoImages):
         return {**sample, "targets": self.target(entry)} if self.annotated else sample
 
     def target(self, entry: CocoImage) -> dict[str, Any]:
-        """All annotated objects of an image, crowds as well."""
+        """All annotated objects of an image, crowds as well; in float64, which gives annotated numbers back exactly: some
+        overlaps are those that COCO's thresholds ask for, and float32 would turn them."""
         objects = entry.objects
         boxes = torch.tensor([one.box for one in objects], dtype=torch.float64).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         target = {
-            "boxes": boxes.float(),
+            "boxes": boxes,
             "labels": torch.tensor([one.label for one in objects], dtype=torch.int64),
             "image_id": entry.id,
-            "area": torch.tensor([one.area for one in objects], dtype=torch.float32),
+            "area": torch.tensor([one.area for one in objects], dtype=torch.float64),
             "iscrowd": torch.tensor([int(one.crowd) for one in objects], dtype=torch.int64),
         }
         if self.masks:

@@ -27,7 +27,7 @@ PIPELINES: dict[str, Callable[[], list[Any]]] = {
     "multi_scale": lambda: multi_scale(range(80, 161, 16), 220, 0.0),
     "resize_crop": lambda: multi_scale(range(80, 161, 16), 220, 1.0),
     "jitter": lambda: large_scale_jitter(128, (0.3, 2.0)),
-    "nothing": lambda: [],
+    "nothing": list,
 }
 
 
