@@ -54,6 +54,11 @@ def draw_learning_curve(metrics: Path, picture: Path) -> None:
     panels: dict[str, list[str]] = defaultdict(list)
     for name in columns:
         panels["loss" if name.endswith("loss") else name if name in ("lr", "img/s") else "metric"].append(name)
+    panels["metric"] = [name for name in panels["metric"] if max(value for _, value in columns[name]) >= 0]  # COCO's −1
+    if len(panels["metric"]) > 12:
+        for name in panels.pop("metric"):
+            panels[name.partition("_")[0]].append(name)
+    panels = {title: names for title, names in panels.items() if names}
     if not panels:
         return
     from matplotlib.figure import Figure  # slow to import, needed once
@@ -67,7 +72,7 @@ def draw_learning_curve(metrics: Path, picture: Path) -> None:
             axes.plot(steps, values, label=name, marker="." if len(steps) < 30 else None)
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)
-        axes.legend()
+        axes.legend(fontsize="medium" if len(names) < 8 else "x-small")
     figure.savefig(picture, dpi=100)
 
 

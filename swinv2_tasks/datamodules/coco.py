@@ -443,8 +443,10 @@ class EvaluatedObjects(CocoImages):
         return {**sample, "targets": self.target(entry)} if self.annotated else sample
 
     def target(self, entry: CocoImage) -> dict[str, Any]:
-        """All annotated objects of an image, crowds as well; in float64, which gives annotated numbers back exactly: some
-        overlaps are those that COCO's thresholds ask for, and float32 would turn them."""
+        """All annotated objects of an image, crowds as well.
+
+        In float64, which gives annotated numbers back: some overlaps are just COCO's thresholds.
+        """
         objects = entry.objects
         boxes = torch.tensor([one.box for one in objects], dtype=torch.float64).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]

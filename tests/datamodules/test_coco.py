@@ -176,7 +176,7 @@ def test_stuff_maps_follow_the_image(objects: Path) -> None:
         assert (stuff[things] == 255).float().mean() > 0.85
     with pytest.raises(UserError, match=r"train_\d+.png holds 1, data.stuff_classes is 1"):
         [*new_data(objects, train_stuff="stuff", stuff_classes=1).train_dataset]  # type: ignore[misc]
-    with pytest.raises(UserError, match="nowhere of data.train_stuff does not exist"):
+    with pytest.raises(UserError, match=r"nowhere of data.train_stuff does not exist"):
         new_data(objects, train_stuff="nowhere")
 
 
@@ -198,7 +198,7 @@ def test_predicting_reads_images_anywhere(objects: Path) -> None:
     batches = [*data.predict_dataloader()]
     assert len(batches) == 5 and batches[0].keys() == {"images", "paths", "sizes"}
     assert batches[0]["sizes"] == [(64, 80)] and batches[0]["images"][0].shape == (3, 64, 80)
-    with pytest.raises(UserError, match="data.source"):
+    with pytest.raises(UserError, match=r"data.source"):
         CocoDataModule(class_names=["a"], **DATA).setup("predict")
 
 
@@ -223,7 +223,7 @@ def test_missing_places_are_told(own: Path, tmp_path: Path) -> None:
         data = CocoDataModule(**{"root": str(own), **DATA, **settings})
         with pytest.raises(UserError, match=message):
             data.setup("fit")
-    with pytest.raises(UserError, match="No dataset: set data.root"):
+    with pytest.raises(UserError, match=r"No dataset: set data.root"):
         CocoDataModule(**DATA).setup("fit")
 
 
@@ -261,7 +261,7 @@ def test_a_mask_that_does_not_add_up_is_told(own: Path) -> None:
 
 def test_other_categories_in_validation_are_refused_with_both_lists(own: Path) -> None:
     change(own, "val", lambda content: content["categories"].append({"id": 91, "name": "extra"}))
-    with pytest.raises(UserError, match="3 red square, 5 green disc, 90 blue bar, the other .*91 extra"):
+    with pytest.raises(UserError, match=r"3 red square, 5 green disc, 90 blue bar, the other .*91 extra"):
         new_data(own)
 
 

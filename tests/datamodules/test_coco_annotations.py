@@ -153,9 +153,9 @@ def test_what_is_wrong_is_told_with_ids(place: str, value: Any, message: str, tm
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", '"text"', "[" * 100_000])
 def test_what_is_no_annotation_file_is_told(text: str, tmp_path: Path) -> None:
     path = write(tmp_path, text)
-    with pytest.raises(UserError, match="is no JSON|not in COCO's format"):
+    with pytest.raises(UserError, match=r"is no JSON|not in COCO's format"):
         read_annotations(path)
-    with pytest.raises(UserError, match="Cannot read .*nothing.json"):
+    with pytest.raises(UserError, match=r"Cannot read .*nothing.json"):
         read_annotations(tmp_path / "nothing.json")
 
 

@@ -1,0 +1,447 @@
+"""Detection from a dataset to files, by the command line and from Python."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco_masks
+
+from swinv2_tasks.__main__ import main
+from swinv2_tasks.backbone import SwinTransformerV2, load_weights, save_weights
+from swinv2_tasks.coco_scores import as_results
+from swinv2_tasks.datamodules import CocoDataModule
+from swinv2_tasks.detection_inference import DetectionInference
+from swinv2_tasks.errors import UserError
+from swinv2_tasks.heads import HTC, CascadeMaskRCNN, MaskRCNN
+from swinv2_tasks.tasks import DetectionTask
+from tests.backbone.checkpoints import randomise
+from tests.processes import run, send_at
+from tests.tasks.objects import BACKBONE, CATEGORIES, DATA, DETECTOR, new_detector, write_config, write_objects
+from tests.tasks.tiny import new_trainer
+from tests.test_resume import differences
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_objects(tmp_path_factory.mktemp("objects"))
+
+
+@pytest.fixture(scope="module")
+def finder(objects: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that learned the objects; not to be changed."""
+    return fit(tmp_path_factory.mktemp("finder"), objects, trainer={"max_epochs": 40, "check_val_every_n_epoch": 20})
+
+
+def fit(folder: Path, root: Path, *arguments: str, **changes: Any) -> Path:
+    config = write_config(folder / "objects.yaml", root, **changes)
+    assert main(["fit", f"--config={config}", f"--runs={folder / 'runs'}", *arguments]) == 0
+    return folder / "runs" / "objects" / "0"
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+
+
+def validate(
+    checkpoint: Path, folder: Path, *arguments: str, command: str = "validate"
+) -> tuple[Path, dict[str, float]]:
+    """The folder of an evaluation and its metrics."""
+    assert main([command, f"--ckpt_path={checkpoint}", f"--runs={folder}", "--name=again", *arguments]) == 0
+    newest = max((folder / "again").iterdir(), key=lambda path: int(path.name))
+    (row,) = metrics(newest)
+    return newest, row
+
+
+def last(run_folder: Path) -> Path:
+    return run_folder / "checkpoints" / "last.ckpt"
+
+
+def predict(checkpoint: Path, source: Path, folder: Path, *arguments: str) -> list[dict[str, Any]]:
+    command = ["predict", f"--ckpt_path={checkpoint}", f"--data.source={source}", f"--output={folder / 'out'}"]
+    assert main([*command, f"--runs={folder}", *arguments]) == 0
+    return json.loads((folder / "out" / "detections.json").read_text())
+
+
+# ---- training and evaluation
+
+
+def test_fit_learns(finder: Path) -> None:
+    rows = metrics(finder)
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    assert sum(losses[-5:]) < sum(losses[:5]) / 2
+    names = {name for row in rows for name in row}
+    assert {f"train/{part}_loss" for part in ("rpn_class", "rpn_box", "class", "box", "mask")} <= names
+    scores = [row for row in rows if "val/box_ap50" in row]
+    assert scores[-1]["val/box_ap50"] > 0.6 and scores[-1]["val/mask_ap50"] > 0.5
+    table = json.loads((finder / "val_classes.json").read_text())
+    assert [(row["id"], row["name"]) for row in table["classes"]] == list(CATEGORIES.items())
+    assert table["box"]["ap50"] == pytest.approx(scores[-1]["val/box_ap50"], abs=1e-6)
+    assert not (finder / "val_detections.json").exists()
+
+
+def test_validate_needs_only_a_checkpoint_and_shows_classes(
+    finder: Path, objects: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, found = validate(last(finder), tmp_path)
+    expected = [row for row in metrics(finder) if "val/box_ap" in row][-1]
+    assert {name: found[name] for name in found if "/" in name} == {
+        name: pytest.approx(expected[name], abs=1e-6) for name in expected if "/" in name
+    }
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in CATEGORIES.values()) and f"{found['val/box_ap50']:.4f}" in shown
+    # What it wrote scores the same, by COCO's own rules for files.
+    files = [f"--annotations={objects / 'annotations' / 'instances_val2017.json'}"]
+    files += [f"--predictions={folder / 'val_detections.json'}", f"--json={tmp_path / 'scores.json'}"]
+    assert main(["score", "coco", *files, "--iou-type", "bbox", "segm"]) == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    for kind in ("box", "mask"):
+        assert {f"val/{kind}_{name}": value for name, value in scores[kind].items()} == {
+            name: pytest.approx(value, abs=1e-6) for name, value in found.items() if name.startswith(f"val/{kind}_")
+        }
+
+
+def test_the_fast_backend_gives_the_same_numbers(finder: Path, tmp_path: Path) -> None:
+    _, slow = validate(last(finder), tmp_path)
+    _, fast = validate(last(finder), tmp_path, "--model.backend=faster_coco_eval")
+    assert fast == {name: pytest.approx(value, abs=1e-6) for name, value in slow.items()}
+
+
+def test_test_writes_a_submission_where_annotations_are_not_public(finder: Path, objects: Path, tmp_path: Path) -> None:
+    _, found = validate(last(finder), tmp_path, command="test")
+    _, expected = validate(last(finder), tmp_path)
+    assert found["test/box_ap"] == expected["val/box_ap"]
+    content = json.loads((objects / "annotations" / "instances_val2017.json").read_text())
+    del content["annotations"]
+    (tmp_path / "image_info.json").write_text(json.dumps(content))
+    (objects / "annotations" / "image_info.json").write_text(json.dumps(content))
+    places = ["--data.test_images=val2017", "--data.test_annotations=annotations/image_info.json"]
+    command = ["test", f"--ckpt_path={last(finder)}", f"--runs={tmp_path}", "--name=server", *places]
+    assert main(command) == 0
+    results = json.loads((tmp_path / "server" / "0" / "test_detections.json").read_text())
+    assert {one["category_id"] for one in results} <= set(CATEGORIES) and results
+    assert all(one.keys() == {"image_id", "category_id", "bbox", "score", "segmentation"} for one in results)
+
+
+DETECTORS: dict[str, dict[str, Any]] = {
+    "mask_rcnn": {"class_path": "swinv2_tasks.heads.MaskRCNN", "init_args": DETECTOR},
+    "boxes": {"class_path": "swinv2_tasks.heads.MaskRCNN", "init_args": {**DETECTOR, "masks": False}},
+    "cascade": {"class_path": "swinv2_tasks.heads.CascadeMaskRCNN", "init_args": DETECTOR},
+    "htc": {"class_path": "swinv2_tasks.heads.HTC", "init_args": DETECTOR},
+    "htc_stuff": {"class_path": "swinv2_tasks.heads.HTC", "init_args": {**DETECTOR, "stuff_classes": 2}},
+}
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_each_detector_trains_evaluates_and_predicts(name: str, objects: Path, tmp_path: Path) -> None:
+    data = {"train_stuff": "stuff", "stuff_classes": 2} if name == "htc_stuff" else {}
+    model = {"detector": DETECTORS[name], "inference": {"suppression": "gaussian", "score_threshold": 0.01}}
+    folder = fit(tmp_path, objects, model={"init_args": model}, data={"init_args": data})
+    losses = [row["train/loss"] for row in metrics(folder) if "train/loss" in row]
+    assert len(losses) == 4 and losses[-1] < losses[0]
+    _, found = validate(last(folder), tmp_path)
+    assert ("val/mask_ap" in found) == (name != "boxes")
+    results = predict(last(folder), objects / "val2017", tmp_path)
+    assert results and all(("segmentation" in one) == (name != "boxes") for one in results)
+    assert len([*(tmp_path / "out" / "pictures").iterdir()]) == 5
+    task = DetectionTask.load_from_checkpoint(last(folder))
+    assert (
+        type(task.head).__name__
+        == {"m": "MaskRCNNHead", "b": "MaskRCNNHead", "c": "CascadeHead", "h": "HTCHead"}[name[0]]
+    )
+    assert task.class_ids == list(CATEGORIES)
+
+
+def test_a_dataset_of_boxes_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_objects(tmp_path / "plain", masks=False)
+    config = write_config(tmp_path / "objects.yaml", data)
+    assert main(["fit", f"--config={config}", f"--runs={tmp_path / 'runs'}"]) == 1
+    assert "--model.detector.init_args.masks=false" in capsys.readouterr().err
+    folder = fit(tmp_path, data, "--model.detector.init_args.masks=false")
+    assert "val/box_ap" in {name for row in metrics(folder) for name in row}
+    assert not any("mask" in name for row in metrics(folder) for name in row)
+
+
+def test_a_training_killed_and_resumed_ends_as_an_undisturbed_one(objects: Path, tmp_path: Path) -> None:
+    settings = {"callbacks": [{"class_path": "tests.tasks.faults.SendSignal"}], "max_epochs": 3}
+    write_config(tmp_path / "objects.yaml", objects, trainer=settings)
+    assert run(["fit", "--config=objects.yaml", "--name=whole"], tmp_path).status == 0
+    done = run(["fit", "--config=objects.yaml", "--save.every_n_steps=1"], tmp_path, **send_at(3))
+    assert done.status == -9
+    again = run(["fit", "--resume=runs/objects/0"], tmp_path)
+    assert again.status == 0, again.errors
+    ends = [torch.load(last(tmp_path / "runs" / name / "0"), weights_only=True) for name in ("whole", "objects")]
+    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
+        assert not differences(ends[0][part], ends[1][part])
+
+
+def test_bfloat16_trains(objects: Path, tmp_path: Path) -> None:
+    folder = fit(tmp_path, objects, "--trainer.precision=bf16-mixed", "--trainer.max_epochs=4")
+    losses = [row["train/loss"] for row in metrics(folder) if "train/loss" in row]
+    assert losses[-1] < losses[0]
+
+
+# ---- from Python
+
+
+def test_plain_inference_gives_torchvisions_dicts(objects: Path) -> None:
+    torch.manual_seed(0)
+    task = new_detector(inference=DetectionInference(score_threshold=0.01))
+    randomise(task)
+    task.train()
+    images = [torch.randn(3, 40, 64), torch.randn(3, 72, 50)]
+    answers = task(images)
+    assert task.training  # as it was
+    for image, answer in zip(images, answers, strict=True):
+        number = len(answer["boxes"])
+        assert 0 < number <= 100
+        height, width = image.shape[1:]
+        assert answer["boxes"].shape == (number, 4) and answer["labels"].dtype == torch.int64
+        assert answer["masks"].shape == (number, 1, height, width)
+        assert 0 <= answer["masks"].min() <= answer["masks"].max() <= 1
+        assert (answer["scores"].diff() <= 0).all() and answer["labels"].max() < 3
+        assert (answer["boxes"] >= 0).all() and (answer["boxes"] <= torch.tensor([width, height] * 2)).all()
+        assert not answer["boxes"].requires_grad
+    alone = task(torch.stack([images[0]]))
+    torch.testing.assert_close(alone[0]["boxes"], task([images[0]])[0]["boxes"])
+
+
+def test_a_task_trains_without_the_command_line(objects: Path, tmp_path: Path) -> None:
+    task = new_detector(HTC(**DETECTOR))
+    before = {name: value.clone() for name, value in task.state_dict().items()}
+    new_trainer(tmp_path).fit(task, CocoDataModule(str(objects), **DATA))
+    assert any(not torch.equal(value, before[name]) for name, value in task.state_dict().items())
+    assert task.class_ids == list(CATEGORIES) and task.input_size is not None and task.input_size[0] % 32 == 0
+
+
+def test_detections_are_due_at_the_files_size() -> None:
+    torch.manual_seed(0)
+    task = new_detector(inference=DetectionInference(score_threshold=0.01)).eval()
+    image = torch.randn(3, 40, 60)
+    (plain,), (large,) = task.detect([image]), task.detect([image], [(80, 180)])
+    torch.testing.assert_close(large.boxes, plain.boxes * torch.tensor([3.0, 2.0, 3.0, 2.0]))
+    results = as_results(large, 4, (80, 180), [3, 5, 90])
+    assert all(one["segmentation"]["size"] == [80, 180] for one in results)
+
+
+def test_detections_survive_a_round_trip_through_a_checkpoint(objects: Path, tmp_path: Path) -> None:
+    inference = DetectionInference(score_threshold=0.02, suppression="linear", scales=(1.0, 1.5), flip=True)
+    task = new_detector(CascadeMaskRCNN(**DETECTOR), inference=inference)
+    trainer = new_trainer(tmp_path)
+    trainer.fit(task, CocoDataModule(str(objects), **DATA))
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    again = DetectionTask.load_from_checkpoint(tmp_path / "x.ckpt")
+    assert again.init_args["inference"] == task.init_args["inference"]
+    image = torch.randn(3, 64, 64)
+    for one, other in zip(task.eval()([image]), again([image]), strict=True):
+        for name, value in one.items():
+            torch.testing.assert_close(value, other[name])
+
+
+def test_weights_of_other_windows_start_a_detector(tmp_path: Path) -> None:
+    """The position bias of a backbone of window 4 moves to a detector's window 6."""
+    torch.manual_seed(0)
+    source = SwinTransformerV2(**BACKBONE)
+    randomise(source)
+    save_weights(source, tmp_path / "weights.safetensors", format="official")
+    backbone = SwinTransformerV2(**{**BACKBONE, "window_size": 6})
+    task = DetectionTask(backbone, MaskRCNN(**DETECTOR), 3, weights=str(tmp_path / "weights.safetensors"))
+    direct = SwinTransformerV2(**{**BACKBONE, "window_size": 6})
+    load_weights(direct, tmp_path / "weights.safetensors")
+    x = torch.randn(1, 3, 48, 48)
+    for one, other in zip(task.backbone.eval()(x), direct.eval()(x), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_clips_are_no_images() -> None:
+    backbone = SwinTransformerV2(8, (1, 1), (1, 2), window_size=(2, 4, 4), patch_size=(2, 4, 4))
+    with pytest.raises(UserError, match="clips"):
+        DetectionTask(backbone, MaskRCNN(), 3)
+
+
+# ---- prediction
+
+
+def test_predict_writes_results_pictures_and_a_table(finder: Path, objects: Path, tmp_path: Path) -> None:
+    results = predict(last(finder), objects / "val2017", tmp_path)
+    with (tmp_path / "out" / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [Path(row["path"]).name for row in rows] == [f"val_{k}.jpg" for k in range(5)]
+    assert [row["image_id"] for row in rows] == ["1", "2", "3", "4", "5"]
+    for row in rows:
+        with Image.open(row["path"]) as image, Image.open(tmp_path / "out" / row["picture"]) as picture:
+            assert min(picture.size) >= 400 and picture.width % image.width == 0
+            found = [one for one in results if one["image_id"] == int(row["image_id"])]
+            for one in found:
+                x, y, width, height = one["bbox"]
+                assert 0 <= x <= x + width <= image.width + 1e-3 and 0 <= y <= y + height <= image.height + 1e-3
+                assert one["segmentation"]["size"] == [image.height, image.width]
+            for name in CATEGORIES.values():
+                shown = [o for o in found if CATEGORIES[o["category_id"]] == name and o["score"] >= 0.3]
+                cell = row["objects of score 0.3 or more"]
+                assert (f"{len(shown)} {name}" in cell) == bool(shown)
+    # A disc that was found covers green pixels.
+    best = max((one for one in results if one["category_id"] == 5), key=lambda one: one["score"])
+    pixels = np.asarray(Image.open(objects / "val2017" / f"val_{best['image_id'] - 1}.jpg"))
+    inside = pixels[coco_masks.decode(best["segmentation"]).astype(bool)].mean(0)
+    assert inside[1] > inside[0] + 40 and inside[1] > inside[2] + 40
+
+
+def test_images_named_by_numbers_keep_them_as_ids(finder: Path, objects: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for k, number in enumerate((139, 285, 7)):
+        (tmp_path / "images" / f"{number:012d}.jpg").write_bytes((objects / "val2017" / f"val_{k}.jpg").read_bytes())
+    results = predict(last(finder), tmp_path / "images", tmp_path)
+    assert {one["image_id"] for one in results} <= {7, 139, 285} and len({one["image_id"] for one in results}) > 1
+
+
+# ---- several processes
+
+
+@pytest.mark.parametrize(("validation", "numbers"), [(5, (1, 2)), pytest.param(1, (1, 3), marks=pytest.mark.slow)])
+def test_scores_on_several_processes_are_those_on_one(
+    validation: int, numbers: tuple[int, ...], finder: Path, tmp_path: Path
+) -> None:
+    data = write_objects(tmp_path / "objects", val=validation, seed=3)
+    files = []
+    for processes in numbers:
+        arguments = [f"--ckpt_path={last(finder)}", f"--data.root={data}", f"--name={processes}"]
+        done = run(["validate", *arguments], tmp_path, processes)
+        assert done.status == 0, done.errors
+        folder = tmp_path / "runs" / str(processes) / "0"
+        names = ("metrics.csv", "val_classes.json", "val_detections.json")
+        files.append([(folder / name).read_text() for name in names])
+    assert files[0] == files[1]
+    assert len(json.loads(files[0][2])) > 3
+
+
+@pytest.mark.slow
+def test_training_on_two_processes_with_batch_norm(objects: Path, tmp_path: Path) -> None:
+    """Statistics are of all processes' regions: both hold the same running means in the end."""
+    model = {"init_args": {"detector": DETECTORS["cascade"]}}
+    write_config(tmp_path / "objects.yaml", objects, model=model)
+    done = run(["fit", "--config=objects.yaml", "--data.batch_size=2"], tmp_path, processes=2)
+    assert done.status == 0, done.errors
+    rows = metrics(tmp_path / "runs" / "objects" / "0")
+    assert any("val/box_ap" in row for row in rows)
+    _, found = validate(last(tmp_path / "runs" / "objects" / "0"), tmp_path)
+    scored = [row for row in rows if "val/box_ap" in row][-1]
+    assert {k: found[k] for k in found if "/" in k} == {k: scored[k] for k in scored if k.startswith("val/")}
+
+
+@pytest.mark.slow
+def test_predictions_of_two_processes_are_one_file(finder: Path, objects: Path, tmp_path: Path) -> None:
+    for processes in (1, 2):
+        arguments = [f"--ckpt_path={last(finder)}", f"--data.source={objects / 'val2017'}", f"--output={processes}"]
+        assert run(["predict", *arguments], tmp_path, processes).status == 0
+    for name in ("predictions.csv", "detections.json"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+
+
+# ---- real images
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("detector", [CascadeMaskRCNN, HTC])
+def test_a_handful_of_real_images_can_be_learned_by_heart(detector: Any, real_data: Path, tmp_path: Path) -> None:
+    """Five of coco-mini: box AP50 of 0.9 and mask AP50 of 0.8 on the images that were trained on."""
+    root = tmp_path / "handful"
+    content = json.loads((real_data / "coco-mini" / "annotations" / "instances_train2017.json").read_text())
+    counts = {image["id"]: 0 for image in content["images"]}
+    for one in content["annotations"]:
+        counts[one["image_id"]] += 1 + 100 * one["iscrowd"]
+    chosen = [key for key, number in counts.items() if 2 <= number <= 6][:5]
+    content["images"] = [image for image in content["images"] if image["id"] in chosen]
+    content["annotations"] = [one for one in content["annotations"] if one["image_id"] in chosen]
+    kept = {one["category_id"] for one in content["annotations"]}
+    content["categories"] = [one for one in content["categories"] if one["id"] in kept]
+    (root / "annotations").mkdir(parents=True)
+    for split in ("train", "val"):
+        (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))
+    sizes: dict[str, Any] = {"resize": (320, 224), "short_sides": (224, 224), "max_side": 320, "flip": 0.0}
+    data = CocoDataModule(str(root), val_images="train2017", batch_size=5, num_workers=0, **sizes)
+    (root / "train2017").symlink_to(real_data / "coco-mini" / "train2017")
+    torch.manual_seed(0)
+    backbone = SwinTransformerV2(embed_dim=32, depths=(2, 2, 2, 2), num_heads=(2, 4, 8, 16), window_size=7)
+    settings = {"channels": 64, "hidden_channels": 256, "proposals": 200, "sampled_regions": 128}
+    task = DetectionTask(
+        backbone,
+        detector(**settings),
+        data.num_classes,
+        optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.0),
+        schedule=new_detector().schedule,
+    )
+    trainer = new_trainer(tmp_path, max_epochs=150, check_val_every_n_epoch=150, gradient_clip_val=5.0)
+    trainer.fit(task, data)
+    scores = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    assert scores["val/box_ap50"] >= 0.9 and scores["val/mask_ap50"] >= 0.8, scores
+
+
+# ---- mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model.inference.suppression=softly"], ["suppression"]),
+        (["--model.inference.score_threshold=2"], ["score_threshold", "between 0 and 1"]),
+        (["--model.backend=coco"], ["backend"]),
+        (["--model.detector.init_args.channels=0"], ["detector.channels", "above 0"]),
+        (["--model.detector=Nothing"], ["detector"]),
+        (["--model.schedule.milestones=[-1]"], ["schedule.milestones", "negative"]),
+        (["--data.short_sides=[9,5]"], ["short_sides"]),
+        (["--data.root=nowhere"], ["nowhere", "instances_train2017.json"]),
+        (
+            ["--model.detector=HTC", "--model.detector.init_args.stuff_classes=2"],
+            ["data.train_stuff", "stuff_classes=2"],
+        ),
+    ],
+)
+def test_mistakes_in_settings_are_told(
+    arguments: list[str], words: list[str], objects: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(tmp_path / "objects.yaml", objects)
+    try:
+        assert main(["fit", f"--config={config}", f"--runs={tmp_path / 'runs'}", *arguments]) == 1
+    except SystemExit as end:
+        assert end.code == 2
+    shown = capsys.readouterr().err
+    assert all(word in shown for word in words), shown
+    assert "Traceback" not in shown
+    assert not [*(tmp_path / "runs").glob("*/*")]
+
+
+def test_other_categories_than_the_checkpoints_stop_with_both_lists(
+    finder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_objects(tmp_path / "other")
+    for split in ("train", "val"):
+        path = data / "annotations" / f"instances_{split}2017.json"
+        path.write_text(
+            path.read_text()
+            .replace('"id": 90, "name"', '"id": 91, "name"')
+            .replace('"category_id": 90', '"category_id": 91')
+        )
+    assert main(["validate", f"--ckpt_path={last(finder)}", f"--runs={tmp_path}", f"--data.root={data}"]) == 1
+    shown = capsys.readouterr().err
+    assert "3, 5, 90" in shown and "3, 5, 91" in shown
+
+
+def test_a_checkpoint_that_names_another_class_of_detector_is_refused(finder: Path, tmp_path: Path) -> None:
+    contents = torch.load(last(finder), weights_only=True)
+    for harm in (
+        {"class": "os.system", "init_args": {}},
+        {"class": "MaskRCNN", "init_args": {"command": "x"}},
+        "MaskRCNN",
+    ):
+        contents["swinv2_tasks"]["task"]["init_args"]["detector"] = harm
+        torch.save(contents, tmp_path / "evil.ckpt")
+        with pytest.raises(UserError, match="was not written by this package"):
+            DetectionTask.load_from_checkpoint(tmp_path / "evil.ckpt")
