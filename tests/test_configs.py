@@ -14,8 +14,9 @@ from lightning.pytorch import LightningDataModule, LightningModule
 
 from swinv2_tasks.__main__ import main
 from swinv2_tasks.cli import TasksArgumentParser, known_configs, shipped_configs
-from swinv2_tasks.datamodules import ADE20KDataModule, ImageNetDataModule
-from swinv2_tasks.tasks import ClassificationTask, SegmentationTask
+from swinv2_tasks.datamodules import ADE20KDataModule, CocoDataModule, ImageNetDataModule
+from swinv2_tasks.heads.mask_rcnn import DetectionHead
+from swinv2_tasks.tasks import ClassificationTask, DetectionTask, SegmentationTask
 
 ALL = sorted(str(path.relative_to(shipped_configs())) for path in shipped_configs().rglob("*.yaml"))
 OVERLAYS = [name for name in ALL if name.startswith("overlays/")]
@@ -29,6 +30,7 @@ PARAMETERS = {
 }
 PAIRS: dict[type, tuple[type, str]] = {
     ClassificationTask: (ImageNetDataModule, "image_size"),
+    DetectionTask: (CocoDataModule, "resize"),
     SegmentationTask: (ADE20KDataModule, "crop_size"),
 }
 """The datamodule of each task, and what states the size of its training images."""
@@ -82,13 +84,16 @@ def test_a_config_is_complete(name: str) -> None:
         assert sum(p.numel() for p in task.backbone.parameters()) == PARAMETERS[size] - 2 * last
     # No map is smaller than a window by accident: at the config's own size, windows shrink in the last stage at most.
     window, size = task.backbone.window_size, data.init_args[size_name]
+    if isinstance(task, DetectionTask):  # at the longer side: short ones fall below a window of 32 in the third stage
+        size = max(size)
     assert task.backbone.effective_windows(size)[:-1] == window[:-1]
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_an_overlay_goes_over_its_config(name: str) -> None:
     """That of the task which its name ends with; without one, over all."""
-    under = "ade20k.yaml" if name.endswith("_ade20k.yaml") else "imagenet.yaml"
+    ends = [f"{task}.yaml" for task in ("ade20k", "coco") if name.endswith(f"_{task}.yaml")]
+    under = ends[0] if ends else "imagenet.yaml"
     config, base = parsed(under, name), parsed(under)
     assert config != base
     assert config["name"] == base["name"]
@@ -146,8 +151,54 @@ SCENE_RECIPES = {
 """Reference, section 3, segmentation, and section 4 for L and G."""
 
 
+OBJECT_RECIPES = {
+    # detector, window, drop path, epochs, milestones, lr, scales, suppression
+    "coco": ("MaskRCNN", 16, 0.2, 36, [27, 33], 1, "hard"),
+    "coco_swinv2_tiny_cascade_w16": ("CascadeMaskRCNN", 16, 0.2, 36, [27, 33], 1, "hard"),
+    "coco_swinv2_small_cascade_w16": ("CascadeMaskRCNN", 16, 0.2, 36, [27, 33], 1, "hard"),
+    "coco_swinv2_base_cascade_w16": ("CascadeMaskRCNN", 16, 0.3, 36, [27, 33], 1, "hard"),
+    "coco_swinv2_large_htc_w32_1536": ("HTC", 32, 0.3, 72, [63, 69], 3, "linear"),
+    "coco_swinv2_giant_htc_w32_1536": ("HTC", 32, 0.3, 72, [63, 69], 3, "linear"),
+}
+"""Reference, section 3, detection; drop path of L and G is not published."""
+
+
+@pytest.mark.parametrize("name", OBJECT_RECIPES)
+def test_a_detection_config_is_the_published_recipe(name: str) -> None:
+    detector, window, drop_path, epochs, milestones, scales, suppression = OBJECT_RECIPES[name]
+    config = parsed("coco.yaml" if name == "coco" else f"paper/{name}.yaml")
+    model, data = config["model"]["init_args"], config["data"]["init_args"]
+    backbone, optimizer, schedule = model["backbone"], model["optimizer"]["init_args"], model["schedule"]
+    size = "tiny" if name == "coco" else name.split("_")[2]
+    assert (config["name"], backbone["class_path"]) == (name, f"swinv2_tasks.backbone.swinv2_{size}")
+    assert model["detector"]["class_path"] == f"swinv2_tasks.heads.{detector}"
+    assert model["detector"]["init_args"]["masks"] and model["detector"]["init_args"]["proposals"] == 1000
+    assert (backbone["init_args"]["window_size"], backbone["init_args"]["drop_path_rate"]) == (window, drop_path)
+    assert (config["trainer"]["max_epochs"], config["trainer"]["gradient_clip_val"]) == (epochs, None)
+    assert (optimizer["lr"], optimizer["weight_decay"]) == (1e-4, 0.05)
+    assert (schedule["milestones"], schedule["gamma"]) == (milestones, 0.1)
+    assert (schedule["warmup_steps"], schedule["reference_batch"]) == (500, 16)
+    inference = model["inference"]
+    assert (len(inference["scales"]), inference["flip"], inference["suppression"]) == (scales, scales > 1, suppression)
+    assert (inference["nms_threshold"], inference["max_detections"]) == (0.5, 100)
+    assert inference["score_threshold"] == (0.05 if suppression == "hard" else 0.001)
+    if detector == "HTC":
+        assert model["detector"]["init_args"]["stuff_classes"] == data["stuff_classes"] == 183
+        assert data["train_stuff"] and data["jitter_size"] == 1536
+    else:
+        assert (data["short_sides"], data["short_step"], data["max_side"]) == ([480, 800], 32, 1333)
+        assert (data["crop"], data["flip"], data["resize"]) == (0.5, 0.5, [1333, 800])
+    assert (model["weights"] is None) == (size == "giant" or name == "coco")
+
+
+def test_heads_of_all_configs_are_detectors() -> None:
+    for name in OBJECT_RECIPES:
+        task, _ = built(parsed("coco.yaml" if name == "coco" else f"paper/{name}.yaml"))
+        assert isinstance(task.head, DetectionHead)
+
+
 def test_every_paper_config_is_a_row_of_the_reference() -> None:
-    rows = {f"paper/{name}.yaml" for name in (*RECIPES, *SCENE_RECIPES)}
+    rows = {f"paper/{name}.yaml" for name in (*RECIPES, *SCENE_RECIPES, *OBJECT_RECIPES) if name != "coco"}
     assert rows == {name for name in ALL if name.startswith("paper/")}
 
 

@@ -18,11 +18,13 @@ from swinv2_tasks.heads.classification import ClassificationHead
 from swinv2_tasks.optim import (
     CosineSchedule,
     LinearSchedule,
+    StepSchedule,
     build_optimizer,
     cosine_factor,
     layer_id,
     linear_factor,
     parameter_groups,
+    step_factor,
 )
 
 DEPTHS = (2, 1)
@@ -361,3 +363,28 @@ def test_the_backbone_may_learn_slower_than_the_head() -> None:
 def test_impossible_linear_schedules_are_refused(arguments: dict) -> None:
     with pytest.raises(UserError, match="schedule"):
         LinearSchedule(**arguments)
+
+
+# ---- the steps of detection
+
+
+def test_steps_are_those_of_the_published_schedule() -> None:
+    """Reference, section 3: warmup over 500 iterations from a thousandth; a tenth from epoch 27 on, then from 33."""
+    schedule = StepSchedule()
+    for step, expected in (
+        (0, 1e-3), (250, 0.5005), (499, 1e-3 + 0.999 * 499 / 500), (500, 1), (26_999, 1), (27_000, 0.1), (32_999, 0.1),
+        (33_000, 0.01), (99_999, 0.01),
+    ):  # fmt: skip
+        assert schedule.factor(step, 1000, 36_000, 1e-4) == pytest.approx(expected)
+
+
+def test_steps_within_the_warmup_and_a_least_rate() -> None:
+    assert step_factor(5, [3, 4], 0.5, 10, 0.2, 0.0) == pytest.approx(0.25 * (0.2 + 0.8 * 0.5))
+    assert step_factor(100, [1, 2, 3], 0.1, 0, 0.0, 0.05) == 0.05
+    assert step_factor(0, [], 0.1, 0, 0.0, 0.0) == 1
+
+
+@pytest.mark.parametrize("arguments", [{"milestones": (-1,)}, {"gamma": -0.1}, {"warmup_steps": -1}])
+def test_impossible_step_schedules_are_refused(arguments: dict) -> None:
+    with pytest.raises(UserError, match="must not be negative"):
+        StepSchedule(**arguments)

@@ -12,6 +12,7 @@ import pytest
 from torch import nn
 
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.heads import HTC, Detector, MaskRCNN
 from swinv2_tasks.records import Recorded, recorded_arguments, task_record
 
 
@@ -158,3 +159,40 @@ def test_arguments_that_no_run_records_are_refused(arguments: dict[str, Any]) ->
 def test_arguments_that_are_no_mapping_are_refused() -> None:
     with pytest.raises(UserError, match=r"a\.ckpt was not written by this package"):
         recorded_arguments(Model, ["size"], "a.ckpt")  # type: ignore[arg-type]
+
+
+# ---- settings that are recorded themselves
+
+
+class Owner(Recorded):
+    def __init__(self, detector: Detector, size: int = 1) -> None:
+        self.detector = detector
+
+
+def test_recorded_settings_are_written_by_name_and_built_again() -> None:
+    owner = Owner(HTC(channels=32, stuff_classes=4))
+    written = owner.init_args["detector"]
+    assert written["class"] == "HTC" and written["init_args"]["stuff_classes"] == 4
+    built = recorded_arguments(Owner, owner.init_args, "x.ckpt")["detector"]
+    assert type(built) is HTC and built.init_args == owner.detector.init_args
+
+
+class Foreign(MaskRCNN):
+    """Not of this package: a file cannot ask for it."""
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"class": "Foreign", "init_args": {}},
+        {"class": "Recorded", "init_args": {}},
+        {"class": "swinv2_tasks.heads.HTC", "init_args": {}},
+        {"class": "HTC", "init_args": {"other": 1}},
+        {"class": "HTC"},
+        "HTC",
+        None,
+    ],
+)
+def test_other_settings_are_refused(value: Any) -> None:
+    with pytest.raises(UserError, match=r"does not record its 'detector' so|does not record its 'other' so"):
+        recorded_arguments(Owner, {"detector": value}, "x.ckpt")

@@ -173,3 +173,117 @@ def test_a_file_for_scores_in_no_folder_is_told_before_the_work(
 ) -> None:
     assert score(pairs, f"--json={pairs / 'nowhere' / 'scores.json'}") == 1
     assert "nowhere" in capsys.readouterr().err
+
+
+# ---- detections
+
+
+def test_published_detections_score_the_published_numbers(
+    real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = real_data / "cocoeval"
+    expected = json.loads((folder / "expected.json").read_text())
+    for kind, name, key in (("bbox", "fakebbox100", "box"), ("segm", "fakesegm100", "mask")):
+        files = ["--annotations", str(folder / "instances_val2014_100.json")]
+        files += ["--predictions", str(folder / f"{name}_results.json"), "--json", str(tmp_path / "scores.json")]
+        for more in ([], ["--iou-type", kind], [f"--iou_type={kind}", "--backend", "faster_coco_eval"]):
+            assert main(["score", "coco", *files, *more]) == 0
+            found = json.loads((tmp_path / "scores.json").read_text())
+            assert [*found[key].values()] == pytest.approx(expected[kind], abs=1e-6)
+            assert len(found["classes"]) == 80
+    shown = capsys.readouterr().out
+    assert "0.5046" in shown and "0.3195" in shown and "person" in shown
+
+
+BOXES: dict[str, Any] = {
+    "images": [{"id": 4, "file_name": "a.jpg", "height": 10, "width": 20}],
+    "annotations": [
+        {"id": 1, "image_id": 4, "category_id": 7, "bbox": [0, 0, 10, 10]},
+        {"id": 2, "image_id": 4, "category_id": 9, "bbox": [10, 0, 10, 10]},
+    ],
+    "categories": [{"id": 7, "name": "cup"}, {"id": 9, "name": "dog"}],
+}
+FOUND: list[dict[str, Any]] = [
+    {"image_id": 4, "category_id": 7, "bbox": [0, 0, 10, 8], "score": 0.9},
+    {"image_id": 4, "category_id": 9, "bbox": [0, 0, 5, 5], "score": 0.8},
+]
+
+
+def score_boxes(folder: Path, found: Any, truth: Any, *arguments: str) -> int:
+    (folder / "truth.json").write_text(json.dumps(truth))
+    (folder / "found.json").write_text(found if isinstance(found, str) else json.dumps(found))
+    files = [f"--annotations={folder / 'truth.json'}", f"--predictions={folder / 'found.json'}"]
+    return main(["score", "coco", *files, f"--json={folder / 'scores.json'}", *arguments])
+
+
+def test_scores_of_boxes_are_those_worked_out_by_hand(tmp_path: Path) -> None:
+    """The cup overlaps by 0.8: found at seven of ten thresholds. The dog is missed."""
+    assert score_boxes(tmp_path, FOUND, BOXES) == 0
+    found = json.loads((tmp_path / "scores.json").read_text())
+    assert found["box"]["ap"] == pytest.approx(0.35) and found["box"]["ap50"] == pytest.approx(0.5)
+    assert found["box"]["ap_large"] == -1 and "mask" not in found
+    assert found["classes"] == [
+        {"id": 7, "name": "cup", "box_ap": pytest.approx(0.7)},
+        {"id": 9, "name": "dog", "box_ap": 0.0},
+    ]
+    assert score_boxes(tmp_path, [], BOXES) == 0  # nothing found
+    assert json.loads((tmp_path / "scores.json").read_text())["box"]["ap"] == 0
+
+
+def masks(**changes: Any) -> dict[str, Any]:
+    return {
+        "image_id": 4,
+        "category_id": 7,
+        "score": 0.5,
+        "segmentation": {"size": [10, 20], "counts": [200]},
+        **changes,
+    }
+
+
+@pytest.mark.parametrize(
+    ("found", "arguments", "words"),
+    [
+        ("{", [], ["found.json is no JSON"]),
+        ({"a": 1}, [], ["no list of objects"]),
+        ([1], [], ["no list of objects"]),
+        ([{"image_id": 4, "score": 1}], [], ["detection 0", "lacks category_id"]),
+        ([{**FOUND[0], "image_id": 5}], [], ["detection 0", "image_id 5", "does not know"]),
+        ([FOUND[0], {**FOUND[0], "category_id": 8}], [], ["detection 1", "category_id 8"]),
+        ([{**FOUND[0], "score": float("nan")}], [], ["the score nan"]),
+        ([{**FOUND[0], "bbox": [1, 2, 3]}], [], ["bbox [1, 2, 3]"]),
+        ([{**FOUND[0], "bbox": [1, 2, 3, float("inf")]}], [], ["four finite numbers"]),
+        (
+            [masks(segmentation={"size": [20, 10], "counts": "abc"})],
+            [],
+            ["no run lengths of its image's size [10, 20]"],
+        ),
+        ([masks(segmentation=[[1, 2, 3, 4, 5, 6]])], [], ["no run lengths"]),
+        ([masks(segmentation={"size": [10, 20], "counts": [199]})], [], ["do not add up to the 200 pixels"]),
+        ([masks()], [], ["has masks", "only boxes"]),
+        (FOUND, ["--iou-type", "segm"], ["has no masks, only boxes"]),
+        (FOUND, ["--json=nowhere/x.json"], ["nowhere", "make it first"]),
+    ],
+)
+def test_detections_that_cannot_be_scored_are_told(
+    found: Any, arguments: list[str], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert score_boxes(tmp_path, found, BOXES, *arguments) == 1
+    shown = capsys.readouterr().err
+    assert all(word in shown for word in words), shown
+    assert "Traceback" not in shown and not (tmp_path / "scores.json").exists()
+
+
+def test_annotations_that_cannot_be_scored_against_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert score_boxes(tmp_path, FOUND, {k: v for k, v in BOXES.items() if k != "annotations"}) == 1
+    assert "no annotations to score against" in capsys.readouterr().err
+    assert main(["score", "coco", "--annotations=nowhere.json", f"--predictions={tmp_path / 'found.json'}"]) == 1
+    assert "Cannot read nowhere.json" in capsys.readouterr().err
+
+
+def test_objects_with_only_a_box_have_no_pixels(tmp_path: Path) -> None:
+    truth = json.loads(json.dumps(BOXES))
+    truth["annotations"][0]["segmentation"] = [[0, 0, 10, 0, 10, 10, 0, 10]]
+    found = [masks(segmentation={"size": [10, 20], "counts": [0, 100, 100]}), masks(category_id=9)]
+    assert score_boxes(tmp_path, found, truth) == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert [row["mask_ap"] for row in scores["classes"]] == pytest.approx([1.0, 0.0])

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset, default_collate
 
 from swinv2_tasks.datamodules import ImageNetDataModule
 from swinv2_tasks.datamodules.base import BaseDataModule
-from swinv2_tasks.datamodules.loading import BatchLoader, BatchOrder, FaultPolicy
+from swinv2_tasks.datamodules.loading import BatchLoader, BatchOrder, FaultPolicy, grouped
 from swinv2_tasks.errors import UserError
 from tests.processes import wait_for
 from tests.tasks.tiny import new_data, write_images
@@ -496,3 +496,36 @@ def test_signals_that_ask_a_run_to_stop_leave_it_its_batches() -> None:
     batches += iterator
     assert {int(batch["pid"][0]) for batch in batches[8:]} == pids
     assert sorted(index for batch in batches for index in batch["index"].tolist()) == list(range(80))
+
+
+# ---- batches of one group
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4])
+@pytest.mark.parametrize("seed", range(5))
+def test_grouped_batches_hold_every_sample_once_and_are_mixed_only_at_the_end(batch_size: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    groups = rng.integers(0, 3, 50).tolist()
+    order = rng.permutation(50)
+    found = grouped(order, groups, batch_size).tolist()
+    assert sorted(found) == list(range(50))
+    batches = [found[k : k + batch_size] for k in range(0, 50, batch_size)]
+    pure = [len({groups[k] for k in batch}) == 1 for batch in batches]
+    whole = sum(groups.count(group) // batch_size for group in range(3))
+    assert all(pure[:whole])
+    for batch in batches[:whole]:  # within a group the order stays
+        places = [order.tolist().index(k) for k in batch]
+        assert places == sorted(places)
+    ends = [order.tolist().index(batch[-1]) for batch in batches[:whole]]
+    assert ends == sorted(ends)
+
+
+def test_grouping_changes_neither_the_number_of_batches_nor_what_processes_share() -> None:
+    groups = np.random.default_rng(0).integers(0, 2, 23).tolist()
+    for world_size in (1, 2, 3):
+        orders = [BatchOrder(23, 2, rank, world_size, 7, True, True, groups) for rank in range(world_size)]
+        dealt = [[plan.indices for plan in order.plans()] for order in orders]
+        assert all(len(batches) == len(orders[0]) for batches in dealt)
+        together = [batch for turn in zip(*dealt, strict=True) for batch in turn]
+        alone = [plan.indices for plan in BatchOrder(23, 2, 0, 1, 7, True, True, groups).plans()]
+        assert together == alone[: len(together)]
