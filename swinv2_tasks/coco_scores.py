@@ -7,9 +7,10 @@ changes the numbers, evaluates every class again for the table of classes, and l
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -71,7 +72,7 @@ def coco_scores(
                 f"there is a detection in image {result['image_id']}, which is not among the annotated ones"
             )
     scores: dict[IoUType, CocoScores] = {}
-    with contextlib.redirect_stdout(io.StringIO()):  # they print as they go
+    with _undisturbed():
         annotated = coco_class()
         annotated.dataset = truth
         annotated.createIndex()
@@ -122,15 +123,35 @@ def _as_annotations(results: Sequence[Mapping[str, Any]], kind: IoUType) -> list
             raise UserError(
                 f"detection {number - 1} (image {result['image_id']}) has no {key}: {kind} cannot be scored"
             )
-        entry = {name: result[name] for name in ("image_id", "category_id", "score", key)}
         if kind == "segm":
-            code = entry["segmentation"]
-            entry |= {"area": float(coco_masks.area(code)), "bbox": coco_masks.toBbox(code).tolist()}
+            code = result["segmentation"]
+            shape = {
+                "segmentation": code,
+                "area": float(coco_masks.area(code)),
+                "bbox": coco_masks.toBbox(code).tolist(),
+            }
         else:
-            _, _, width, height = entry["bbox"]
-            entry["area"] = width * height
-        annotations.append({**entry, "id": number, "iscrowd": 0})
+            box = result["bbox"]
+            shape = {"bbox": box, "area": box[2] * box[3]}
+        shape["id"], shape["iscrowd"] = number, 0
+        for name in ("image_id", "category_id", "score"):
+            shape[name] = result[name]
+        annotations.append(shape)
     return annotations
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Keeps the garbage collector away, which would walk through a million new dictionaries again and again, and what
+    COCO's tools print."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def as_results(

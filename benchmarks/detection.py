@@ -1,0 +1,225 @@
+"""Speed of detection: loading, training and inference beside torchvision's Mask R-CNN, and COCO's evaluation.
+
+    python -m benchmarks.detection [--root data/coco] [--rounds 5] [--batch-size 2] [--workers 2] [--parts …]
+
+Parts:
+
+* loader: images per second of the training loader alone, at configs/coco.yaml's sizes, from images and masks of the
+  dataset given; the first batches, while the workers start, are not counted.
+* training: forward, loss, backward and a step of AdamW of SwinV2-T with Mask R-CNN (window 8), on batches of that
+  loader, beside torchvision's Mask R-CNN (ResNet-50, all layers trained) on the same ones. Both are printed in images
+  per second beside the loader's, as is what the loader could feed. Boxes and masks of one kind: 80 classes.
+* inference: an image of the evaluation size to its detections, masks at full size.
+* evaluation: COCO's numbers for boxes of 5,000 images with 36,000 objects and 100 detections each, made up, by both
+  backends; target of faster_coco_eval: at most 10 s. Memory is what the process has grown by.
+
+Timed calls alternate, so that a machine whose speed drifts is fair to both; printed are medians, and the median of the
+rounds' ratios (theirs to ours).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import AdamW
+from torchvision.models.detection import maskrcnn_resnet50_fpn
+
+from benchmarks.measuring import autocast, compare, resident
+from swinv2_tasks.backbone import swinv2_tiny
+from swinv2_tasks.coco_scores import Backend, CocoMetric
+from swinv2_tasks.datamodules import CocoDataModule
+from swinv2_tasks.detection_inference import padded
+from swinv2_tasks.heads import MaskRCNN
+from swinv2_tasks.tasks import DetectionTask
+
+PARTS = ("loader", "training", "inference", "evaluation")
+IMAGES, OBJECTS, DETECTIONS, CATEGORIES = 5000, 36_000, 100, 80
+TARGET_SECONDS = 10
+
+
+def new_data(settings: argparse.Namespace) -> CocoDataModule:
+    data = CocoDataModule(settings.root, batch_size=settings.batch_size, num_workers=settings.workers, crop=0.5)
+    data.setup("fit")
+    return data
+
+
+def loader_speed(settings: argparse.Namespace) -> float:
+    """Images per second of the training loader, over several epochs where the dataset is small."""
+    data = new_data(settings)
+    loader = data.train_dataloader()
+    wanted, seen, start = settings.loader_batches, 0, 0.0
+    for epoch in itertools.count():
+        loader.batch_sampler.set_epoch(epoch)
+        for _ in loader:
+            seen += 1
+            if seen == 2 * settings.workers + 1:
+                start = time.perf_counter()
+            if seen == wanted + 2 * settings.workers + 1:
+                return wanted * settings.batch_size / (time.perf_counter() - start)
+    raise AssertionError
+
+
+def build_ours(classes: int) -> DetectionTask:
+    return DetectionTask(swinv2_tiny(window_size=8, drop_path_rate=0.2), MaskRCNN(), classes)
+
+
+def build_theirs(classes: int) -> nn.Module:
+    """torchvision's, which takes the images as they are: no resizing, nor the normalisation that ours come with."""
+    model = maskrcnn_resnet50_fpn(
+        weights=None, weights_backbone=None, num_classes=classes + 1, trainable_backbone_layers=5
+    )
+    model.transform.image_mean, model.transform.image_std = [0.0] * 3, [1.0] * 3
+    model.transform.resize = lambda image, target: (image, target)
+    return model
+
+
+def on(device: str, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    targets = [{k: v.to(device) if hasattr(v, "to") else v for k, v in t.items()} for t in batch["targets"]]
+    return {"images": [image.to(device) for image in batch["images"]], "targets": targets}
+
+
+def training_steps(settings: argparse.Namespace) -> dict[str, Callable[[], None]]:
+    data = new_data(settings)
+    taken = itertools.islice(iter(data.train_dataloader()), settings.rounds + 1)
+    batches = [on(settings.device, batch) for batch in taken]
+    ours, theirs = (build(data.num_classes).to(settings.device).train() for build in (build_ours, build_theirs))
+
+    def our_loss(batch: Any) -> Any:
+        images = padded(batch["images"], 32)
+        return ours.head.losses(ours.backbone(images.tensors), images, batch["targets"])
+
+    def their_loss(batch: Any) -> Any:
+        shifted = [{**target, "labels": target["labels"] + 1} for target in batch["targets"]]
+        return theirs(batch["images"], shifted)
+
+    def stepper(model: nn.Module, loss_of: Callable[[Any], Any]) -> Callable[[], None]:
+        optimizer, feed = AdamW(model.parameters(), lr=1e-5, weight_decay=0.05), itertools.cycle(batches)
+
+        def step() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            with autocast(settings):
+                losses = loss_of(next(feed))
+            torch.stack([*losses.values()]).sum().backward()
+            optimizer.step()
+
+        return step
+
+    return {"ours": stepper(ours, our_loss), "torchvision": stepper(theirs, their_loss)}
+
+
+def inference_steps(settings: argparse.Namespace) -> dict[str, Callable[[], None]]:
+    data = new_data(settings)
+    image = next(iter(data.val_dataloader()))["images"][0].to(settings.device)
+    ours, theirs = (build(data.num_classes).to(settings.device).eval() for build in (build_ours, build_theirs))
+
+    def stepper(model: nn.Module) -> Callable[[], None]:
+        @torch.inference_mode()
+        def step() -> None:
+            with autocast(settings):
+                model([image])
+
+        return step
+
+    return {"ours": stepper(ours), "torchvision": stepper(theirs)}
+
+
+def synthetic_results(seed: int = 0) -> CocoMetric:
+    """A metric that has taken in made-up annotations and detections, of which some lie near objects."""
+    rng = np.random.default_rng(seed)
+    metric = CocoMetric(masks=False)
+    metric.classes = (list(range(1, CATEGORIES + 1)), [str(k) for k in range(1, CATEGORIES + 1)])
+    numbers = rng.multinomial(OBJECTS, [1 / IMAGES] * IMAGES)
+    for image_id, number in enumerate(numbers, start=1):
+        boxes = rng.random((number, 4)) * [500, 350, 130, 120] + [0, 0, 10, 10]
+        labels = rng.integers(1, CATEGORIES + 1, number)
+        annotations = [
+            {"image_id": image_id, "category_id": int(label), "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+            for box, label in zip(boxes.tolist(), labels, strict=True)
+        ]
+        near = rng.integers(0, max(1, number), DETECTIONS)
+        moved = rng.random((DETECTIONS, 4)) * [500, 350, 130, 120] + [0, 0, 10, 10]
+        found = rng.integers(1, CATEGORIES + 1, DETECTIONS)
+        if number:
+            moved[::3] = boxes[near[::3]] + rng.normal(0, 8, moved[::3].shape)
+            found[::3] = labels[near[::3]]
+        scores = np.sort(rng.random(DETECTIONS))[::-1]
+        results = [
+            {"image_id": image_id, "category_id": int(label), "bbox": box, "score": score}
+            for box, label, score in zip(np.maximum(moved, 1).tolist(), found, scores.tolist(), strict=True)
+        ]
+        metric.update(
+            image_id, results, {"image": {"id": image_id, "height": 480, "width": 640}, "annotations": annotations}
+        )
+    return metric
+
+
+def evaluation(backend: Backend) -> dict[str, float]:
+    metric = synthetic_results()
+    metric.backend = backend
+    gc.collect()
+    before, start = resident("VmRSS"), time.perf_counter()
+    values = metric.compute()
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "MiB": (resident("VmHWM") - before) / 2**20, "box_ap": float(values["box_ap"])}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", default="data/sample/coco", help="dataset folder in COCO's layout")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--loader-batches", type=int, default=100)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", choices=("32", "bf16"), default="32")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--json")
+    settings = parser.parse_args()
+    torch.manual_seed(0)
+
+    where = torch.cuda.get_device_name() if settings.device.startswith("cuda") else f"{torch.get_num_threads()} threads"
+    print(f"torch {torch.__version__}, {where}, precision {settings.precision}, {settings.root}")
+    results: dict[str, Any] = {}
+    if "loader" in settings.parts:
+        results["loader"] = loader_speed(settings)
+        print(f"loader alone       {results['loader']:8.2f} images/s with {settings.workers} workers", flush=True)
+    for part, make in (("training", training_steps), ("inference", inference_steps)):
+        if part not in settings.parts:
+            continue
+        found = results[part] = compare(make(settings), settings.rounds, settings.device)
+        number = settings.batch_size if part == "training" else 1
+        ours, theirs = (number / seconds for seconds in found["seconds"].values())
+        print(
+            f"{part:18} {ours:8.2f} images/s  torchvision (ResNet-50) {theirs:8.2f}  ratio {found['ratio']:.2f} "
+            f"({found['lowest']:.2f} to {found['highest']:.2f})",
+            flush=True,
+        )
+        if part == "training" and "loader" in results:
+            print(f"{'loader / training':18} {results['loader'] / ours:8.1f}")
+        gc.collect()
+    if "evaluation" in settings.parts:
+        backends: tuple[Backend, ...] = ("faster_coco_eval", "pycocotools")
+        for backend in backends:
+            found = results[backend] = evaluation(backend)
+            target = f", target {TARGET_SECONDS} s" if backend == "faster_coco_eval" else ""
+            print(
+                f"{backend:18} {found['seconds']:8.1f} s for {IMAGES * DETECTIONS:,} boxes in {IMAGES:,} images, "
+                f"{found['MiB']:.0f} MiB, AP {found['box_ap']:.4f}{target}",
+                flush=True,
+            )
+    if settings.json:
+        with open(settings.json, "w") as file:
+            json.dump(results, file, indent=2)
+
+
+if __name__ == "__main__":
+    main()
