@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import logging
+import operator
 import os
 import shutil
 import signal
@@ -14,7 +16,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import yaml
@@ -44,6 +46,21 @@ from swinv2_tasks.callbacks.run_checkpoint import AtomicCheckpointIO, newest_int
 from swinv2_tasks.errors import Interrupted, UserError
 from swinv2_tasks.records import Recorded, recorded_arguments, task_record
 from swinv2_tasks.runs import RUN_DIR, keep_metrics, lock, requeued_run, run_folder
+
+
+def _whole_numbers_first(annotations: dict[str, Any]) -> None:
+    """Puts int before float where a parameter takes both: 1 is one batch, 1.0 all of them.
+
+    typing turns ``int | float`` around when anything imported before has asked for ``float | int``.
+    """
+    for name, hint in annotations.items():
+        kinds = get_args(hint)
+        if int in kinds and float in kinds:
+            ordered = sorted(kinds, key=lambda kind: kind is not int)
+            annotations[name] = functools.reduce(operator.or_, ordered)
+
+
+_whole_numbers_first(Trainer.__init__.__annotations__)
 
 
 class TasksArgumentParser(LightningArgumentParser):

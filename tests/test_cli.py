@@ -507,3 +507,18 @@ def test_a_checkpoint_does_not_choose_where_runs_go(trained: Path, tmp_path: Pat
         assert main(["validate", *arguments, *QUIETLY]) == 0
     assert not (tmp_path / "outside").exists()
     assert {path.name for path in (tmp_path / "a" / "runs" / "outside").iterdir()} == {"0", "1"}
+
+
+def test_one_batch_is_one_batch_whatever_was_imported_before(images: Path, tmp_path: Path) -> None:
+    """typing keeps the first of `float | int` and `int | float` that anyone has asked for, for both."""
+    config = write_config(tmp_path / "tiny.yaml", images)
+    program = f"""
+from typing import Optional, Union
+Optional[Union[float, int]]
+from swinv2_tasks.__main__ import main
+main(["fit", "--config={config}", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1.0", "--print_config"])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    trainer = yaml.safe_load(done.stdout)["trainer"]
+    assert (trainer["limit_train_batches"], trainer["limit_val_batches"]) == (1, 1.0)
+    assert type(trainer["limit_train_batches"]) is int and type(trainer["limit_val_batches"]) is float

@@ -22,7 +22,7 @@ from swinv2_tasks.optim import CosineSchedule, build_optimizer
 from swinv2_tasks.tasks import ClassificationTask
 from tests.backbone.checkpoints import randomise
 from tests.processes import run, send_at
-from tests.tasks import scenes
+from tests.tasks import objects, scenes
 from tests.tasks.tiny import new_data, new_task, new_trainer, write_config, write_images
 from tests.test_resume import EMA, RESUME, assert_same_training, write_run
 
@@ -111,6 +111,38 @@ def test_segmentation_trains_evaluates_and_predicts(tmp_path: Path) -> None:
     assert main(["validate", checkpoint, runs, *options, *slide, *scales]) == 0
     assert main(["predict", checkpoint, runs, *options, f"--data.source={data / 'images' / 'validation'}"]) == 0
     assert len([*(tmp_path / "runs" / "scenes" / "2" / "predictions" / "labels").iterdir()]) == 5
+
+
+@pytest.mark.parametrize("detector", ["MaskRCNN", "CascadeMaskRCNN", "HTC"])
+def test_detection_trains_evaluates_and_predicts(detector: str, tmp_path: Path) -> None:
+    data = objects.write_objects(tmp_path / "objects")
+    gpu = {"accelerator": "gpu", "devices": 1, "precision": "bf16-mixed"}
+    settings = {"class_path": f"swinv2_tasks.heads.{detector}", "init_args": objects.DETECTOR}
+    config = objects.write_config(
+        tmp_path / "objects.yaml", data, trainer=gpu, model={"init_args": {"detector": settings}}
+    )
+    runs = f"--runs={tmp_path / 'runs'}"
+    assert main(["fit", f"--config={config}", runs]) == 0
+    checkpoint = f"--ckpt_path={tmp_path / 'runs' / 'objects' / '0' / 'checkpoints' / 'last.ckpt'}"
+    options = [f"--trainer.{name}={value}" for name, value in gpu.items()]
+    how = ["--model.inference.scales=[1.0, 1.5]", "--model.inference.flip=true", "--model.inference.suppression=linear"]
+    assert main(["validate", checkpoint, runs, *options, *how]) == 0
+    assert main(["predict", checkpoint, runs, *options, f"--data.source={data / 'val2017'}"]) == 0
+    assert (tmp_path / "runs" / "objects" / "2" / "predictions" / "detections.json").is_file()
+
+
+def test_detections_are_those_of_the_cpu() -> None:
+    torch.manual_seed(0)
+    task = objects.new_detector().eval()
+    randomise(task)
+    images = [torch.randn(3, 64, 96), torch.randn(3, 80, 50)]
+    expected = task(images)
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        found = task.cuda()([image.cuda() for image in images])
+    for one, other in zip(found, expected, strict=True):
+        assert one["boxes"].is_cuda and len(one["boxes"]) == len(other["boxes"]) > 0
+        torch.testing.assert_close(one["boxes"].cpu(), other["boxes"], atol=1e-2, rtol=1e-3)
+        torch.testing.assert_close(one["scores"].cpu(), other["scores"], atol=1e-3, rtol=1e-3)
 
 
 # ---- devices

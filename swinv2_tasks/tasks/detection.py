@@ -35,6 +35,8 @@ class DetectionTask(BaseTask):
         schedule: learning rate over time and layers.
     """
 
+    names_tell = True
+
     def __init__(
         self,
         backbone: SwinTransformerV2,

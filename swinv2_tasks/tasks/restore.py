@@ -24,6 +24,8 @@ class RestorableTask(Recorded, LightningModule):
 
     backbone: SwinTransformerV2
     skipped_steps: int
+    names_tell = False
+    """Whether classes of the same ids and other names are other classes: where ids merely count, in every dataset."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,6 +43,14 @@ class RestorableTask(Recorded, LightningModule):
                 f"{whose} has {len(ids)} classes ({abbreviate(ids)}), {other} {len(self.class_ids)} "
                 f"({abbreviate(self.class_ids)}). State the trained ones with data.class_names, or train a new head "
                 "with model.weights."
+            )
+        if self.names_tell and self.class_names is not None and self.class_names != names:
+            other = "the model" if whose == "the data" else "the data"
+            k = next(k for k, name in enumerate(self.class_names) if name != names[k])
+            raise UserError(
+                f"{whose} has other classes than {other}: {ids[k]} is {names[k]!r}, not {self.class_names[k]!r}. "
+                f"{whose}: {abbreviate(names)}; {other}: {abbreviate(self.class_names)}. "
+                "Take the dataset of these classes, or train a new head with model.weights."
             )
         self.class_ids, self.class_names = ids, names
 

@@ -12,7 +12,6 @@ from torch.optim import AdamW
 
 from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.datamodules.batch import SegmentationBatch, SegmentationPredictBatch
-from swinv2_tasks.datamodules.classes import abbreviate
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.heads.batch_norm import synchronise
 from swinv2_tasks.heads.upernet import SegmentationHead, enlarge
@@ -41,6 +40,8 @@ class SegmentationTask(BaseTask):
         optimizer: builds the optimizer; its learning rate is the schedule's peak.
         schedule: learning rate over time and layers.
     """
+
+    names_tell = True
 
     def __init__(
         self,
@@ -99,19 +100,6 @@ class SegmentationTask(BaseTask):
         """The probability of each class at each pixel, (num_classes, *size), on the CPU; as ``segment`` otherwise."""
         size = size or image.shape[2:]
         return segment_probabilities(self.small_logits, image, size, self.inference, self.stride)
-
-    def meet_classes(self, ids: list[Any], names: list[str], whose: str) -> None:
-        """Takes over classes, or stops when they are not those known already: ids count from 1, so names tell."""
-        known = self.class_names
-        super().meet_classes(ids, names, whose)
-        if known is not None and known != names:
-            other = "the model" if whose == "the data" else "the data"
-            k = next(k for k, name in enumerate(known) if name != names[k])
-            raise UserError(
-                f"{whose} has other classes than {other}: label {ids[k]} is {names[k]!r}, not {known[k]!r}. "
-                f"{whose}: {abbreviate(names)}; {other}: {abbreviate(known)}. "
-                "State the trained ones with data.class_names, or train a new head with model.weights."
-            )
 
     def setup(self, stage: str) -> None:
         super().setup(stage)

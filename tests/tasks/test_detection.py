@@ -23,7 +23,16 @@ from swinv2_tasks.heads import HTC, CascadeMaskRCNN, MaskRCNN
 from swinv2_tasks.tasks import DetectionTask
 from tests.backbone.checkpoints import randomise
 from tests.processes import run, send_at
-from tests.tasks.objects import BACKBONE, CATEGORIES, DATA, DETECTOR, new_detector, write_config, write_objects
+from tests.tasks.objects import (
+    BACKBONE,
+    CATEGORIES,
+    DATA,
+    DETECTOR,
+    change,
+    new_detector,
+    write_config,
+    write_objects,
+)
 from tests.tasks.tiny import new_trainer
 from tests.test_resume import differences
 
@@ -432,6 +441,17 @@ def test_other_categories_than_the_checkpoints_stop_with_both_lists(
     assert main(["validate", f"--ckpt_path={last(finder)}", f"--runs={tmp_path}", f"--data.root={data}"]) == 1
     shown = capsys.readouterr().err
     assert "3, 5, 90" in shown and "3, 5, 91" in shown
+
+
+def test_other_names_of_the_same_ids_stop_with_both_lists(
+    finder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_objects(tmp_path / "other")
+    for split in ("train", "val"):
+        change(data, split, lambda content: content["categories"][1].update(name="yellow disc"))
+    assert main(["validate", f"--ckpt_path={last(finder)}", f"--runs={tmp_path}", f"--data.root={data}"]) == 1
+    shown = capsys.readouterr().err
+    assert "5 is" in shown and "green disc" in shown and "yellow disc" in shown
 
 
 def test_a_checkpoint_that_names_another_class_of_detector_is_refused(finder: Path, tmp_path: Path) -> None:
