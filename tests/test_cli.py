@@ -7,18 +7,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Trainer
 from PIL import Image
 from safetensors.torch import save_file
 from torchvision.models import resnet18
 
 from swinv2_tasks.__main__ import main
 from swinv2_tasks.backbone import SwinTransformerV2, save_weights
-from swinv2_tasks.cli import find_config, known_configs
+from swinv2_tasks.cli import _whole_numbers_first, find_config, known_configs
 from swinv2_tasks.errors import UserError
 from tests.tasks.tiny import BACKBONE, QUIET, new_task, write_config, write_images
 
@@ -511,14 +512,16 @@ def test_a_checkpoint_does_not_choose_where_runs_go(trained: Path, tmp_path: Pat
 
 def test_one_batch_is_one_batch_whatever_was_imported_before(images: Path, tmp_path: Path) -> None:
     """typing keeps the first of `float | int` and `int | float` that anyone has asked for, for both."""
-    config = write_config(tmp_path / "tiny.yaml", images)
-    program = f"""
-from typing import Optional, Union
-Optional[Union[float, int]]
-from swinv2_tasks.__main__ import main
-main(["fit", "--config={config}", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1.0", "--print_config"])
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
-    trainer = yaml.safe_load(done.stdout)["trainer"]
-    assert (trainer["limit_train_batches"], trainer["limit_val_batches"]) == (1, 1.0)
-    assert type(trainer["limit_train_batches"]) is int and type(trainer["limit_val_batches"]) is float
+    hints = {
+        "turned": float | int | None,
+        "long": str | float | dict[str, int] | int,
+        "name": str | None,
+        "share": float,
+    }
+    _whole_numbers_first(hints)
+    kinds = {name: get_args(hint) for name, hint in hints.items()}
+    assert kinds["turned"][0] is int and set(kinds["turned"]) == {int, float, type(None)}
+    assert kinds["long"] == (int, str, float, dict[str, int])
+    assert hints["name"] == str | None and hints["share"] is float
+    taken = Trainer.__init__.__annotations__
+    assert all(get_args(taken[f"limit_{kind}_batches"])[0] is int for kind in ("train", "val", "test", "predict"))
