@@ -43,7 +43,9 @@ def rebuilt(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     for image in content["images"]:
         Image.new("RGB", (image["width"], image["height"])).save(root / "images" / image["file_name"], quality=5)
     (root / "instances.json").write_text(source.read_text())
-    data = CocoDataModule(str(root), val_images="images", val_annotations="instances.json", num_workers=0)
+    data = CocoDataModule(
+        str(root), val_images="images", val_annotations="instances.json", num_workers=0, resize=(64, 48)
+    )
     data.setup("validate")
     truth: dict[str, Any] = {"images": [], "annotations": [], "categories": content["categories"]}
     targets = []
