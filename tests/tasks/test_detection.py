@@ -20,6 +20,7 @@ from swinv2_tasks.datamodules import CocoDataModule
 from swinv2_tasks.detection_inference import DetectionInference
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.heads import HTC, CascadeMaskRCNN, MaskRCNN
+from swinv2_tasks.optim import StepSchedule
 from swinv2_tasks.tasks import DetectionTask
 from tests.backbone.checkpoints import randomise
 from tests.processes import run, send_at
@@ -388,9 +389,9 @@ def test_a_handful_of_real_images_can_be_learned_by_heart(detector: Any, real_da
         detector(**settings),
         data.num_classes,
         optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.0),
-        schedule=new_detector().schedule,
+        schedule=StepSchedule(reference_batch=0, warmup_steps=20, milestones=(160,)),
     )
-    trainer = new_trainer(tmp_path, max_epochs=120, check_val_every_n_epoch=120, gradient_clip_val=5.0)
+    trainer = new_trainer(tmp_path, max_epochs=200, check_val_every_n_epoch=200, gradient_clip_val=5.0)
     trainer.fit(task, data)
     scores = {name: float(value) for name, value in trainer.callback_metrics.items()}
     assert scores["val/box_ap50"] >= 0.9 and scores["val/mask_ap50"] >= 0.8, scores
