@@ -143,7 +143,7 @@ def _pretraining_side(side: int, largest: float) -> int:
 def _from_bias_tables(state: Mapping[str, Tensor], variant: Variant) -> tuple[Windows, str] | None:
     tables = [state.get(f"layers.{i}.blocks.0.attn.relative_position_bias_table") for i in range(len(variant.depths))]
     known = [table for table in tables if table is not None]
-    if len(known) < len(tables):
+    if len(known) < len(tables) or len(variant.patch_size) > 2:  # of a clip's table nobody can tell which side is time
         return None
     windows = tuple(square_table_window(len(table)) for table in known)
     return Windows(windows, windows), "its bias tables"

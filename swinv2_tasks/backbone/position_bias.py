@@ -146,16 +146,20 @@ class BiasTable(nn.Module):
 
 
 def resize_bias_table(table: Tensor, old_window: Size, new_window: Size) -> Tensor:
-    """Bicubic resize of a bias table (T, heads) from one window's offsets to another's (2 axes).
+    """Resizes a bias table (T, heads) from one window's offsets to another's: bicubic in space, linear in time.
 
     Raises:
-        UserError: for windows of three axes, for which no bicubic filter exists.
+        UserError: for windows of another number of axes.
     """
-    if len(old_window) != 2:
-        raise UserError("a bias table can be resized over two axes only; use LogCPB for clips")
-    grid = table.t().unflatten(1, [2 * m - 1 for m in old_window])[None]
+    if len(old_window) != len(new_window):
+        raise UserError(f"a bias table for windows {old_window} cannot be resized to {new_window}")
+    grid = table.t().unflatten(1, [2 * m - 1 for m in old_window])
     # Half types have no bicubic filter on every device.
     wide = grid.to(torch.promote_types(grid.dtype, torch.float32))
-    sides = [2 * m - 1 for m in new_window]
-    resized = F.interpolate(wide, size=sides, mode="bicubic", align_corners=False)
-    return resized[0].flatten(1).t().to(table.dtype).contiguous()
+    *time, height, width = (2 * m - 1 for m in new_window)
+    images = wide.flatten(0, -3)[None]  # (1, heads · offsets in time, offsets in space)
+    resized = F.interpolate(images, size=(height, width), mode="bicubic", align_corners=False)[0]
+    if time:
+        lines = resized.unflatten(0, grid.shape[:2]).flatten(2).mT  # (heads, offsets in space, offsets in time)
+        resized = F.interpolate(lines, size=time[0], mode="linear", align_corners=False).mT
+    return resized.reshape(len(grid), -1).t().to(table.dtype).contiguous()

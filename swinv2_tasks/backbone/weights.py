@@ -48,6 +48,7 @@ from swinv2_tasks.backbone.checkpoint_windows import (
     windows_at,
     windows_of,
 )
+from swinv2_tasks.backbone.inflation import inflate, inflated_variant, inflated_windows
 from swinv2_tasks.backbone.position_bias import BiasTable, LogCPB, resize_bias_table
 from swinv2_tasks.backbone.swin_v2 import SwinTransformerV2, WindowSize
 from swinv2_tasks.backbone.window import Size
@@ -67,6 +68,7 @@ class LoadReport:
         loaded: tensors copied into the module.
         renamed: how many of them have another name in the file.
         resized: names of bias tables that were resized.
+        inflated: names of image tensors that were given an axis in time, as official files say.
         fresh: names of the module's tensors that the checkpoint does not fit and that keep their values.
         unused: names of the checkpoint's tensors (as official files say) that went nowhere.
         windows: per stage the window of pre-training (None: not known) and the window now.
@@ -83,6 +85,7 @@ class LoadReport:
     windows: list[tuple[Size | None, Size]]
     windows_from: str
     resized: list[str] = field(default_factory=list)
+    inflated: list[str] = field(default_factory=list)
     fresh: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
 
@@ -96,7 +99,12 @@ class LoadReport:
         ]
         for stage, (pretrained, now) in enumerate(self.windows, start=1):
             rows.append((f"  stage {stage}", f"{show_window(pretrained) if pretrained else '?'} → {show_window(now)}"))
-        lists = (("resized", self.resized), ("left fresh", self.fresh), ("not used", self.unused))
+        lists = (
+            ("resized", self.resized),
+            ("inflated", self.inflated),
+            ("left fresh", self.fresh),
+            ("not used", self.unused),
+        )
         rows += [(name, f"{len(names)}: {some(names)}") for name, names in lists if names]
         return "\n".join(f"{name:12}{value}" for name, value in rows)
 
@@ -138,12 +146,15 @@ def load_weights(
         format = detect_format(checkpoint.state)
         official = to_official(checkpoint.state, format)
         variant = describe_variant(official)
-        _check_same_variant(variant, backbone)
+        is_image_for_clips = _check_same_variant(variant, backbone)
     except UserError as error:
         raise UserError(f"{checkpoint.source}: {error}") from error
     stated = stated_windows(checkpoint, official, variant, window_size, image_size)
 
     _check_same_position_bias(checkpoint, official, format, backbone)
+    inflated: list[str] = []
+    if is_image_for_clips:
+        official, stated, inflated = _inflate(official, stated, backbone)
     weights = from_official(official, "lightning")
     prefix = _prefix(module)
     targets = _targets(module)
@@ -168,6 +179,7 @@ def load_weights(
         windows=list(zip(backbone.pretrained_window_size, backbone.window_size, strict=True)),
         windows_from=stated[1] if stated else _NOT_STATED,
         resized=resized,
+        inflated=inflated,
         fresh=[name for name in targets if name not in fitting],
         unused=list(to_official(dict.fromkeys(unused, torch.empty(0)), "lightning")),
     )
@@ -202,16 +214,35 @@ def _own_state(module: nn.Module) -> State:
     return to_official({name: value.detach() for name, value in _targets(module).items()}, "lightning")
 
 
-def _check_same_variant(variant: Variant, backbone: SwinTransformerV2) -> None:
+def _check_same_variant(variant: Variant, backbone: SwinTransformerV2) -> bool:
+    """Refuses another variant; whether the checkpoint is of images and the backbone for clips."""
     expected = describe_variant(_own_state(backbone))
-    if len(variant.patch_size) != len(expected.patch_size):
-        # Inflation of an image checkpoint for clips belongs here.
+    is_image_for_clips = (len(variant.patch_size), len(expected.patch_size)) == (2, 3)
+    if is_image_for_clips:
+        variant = inflated_variant(variant, expected.patch_size[0])
+    elif len(variant.patch_size) != len(expected.patch_size):
         raise UserError(
-            f"the checkpoint works over {len(variant.patch_size)} axes, the model over {len(expected.patch_size)}; "
-            "carrying weights from images to clips is not implemented yet"
+            f"the checkpoint is for clips, the model for images. Give the model patch_size {[*variant.patch_size]} and "
+            "windows in time; only image weights can be carried over to clips, not back."
         )
     if variant != expected:
         raise UserError(f"the checkpoint is {variant}, the model is {expected}. Choose the model that the file holds.")
+    return is_image_for_clips
+
+
+def _inflate(
+    official: State, stated: tuple[Windows, str] | None, backbone: SwinTransformerV2
+) -> tuple[State, tuple[Windows, str] | None, list[str]]:
+    """Image weights and their windows as the backbone over clips takes them, and the names of what changed."""
+    windows = backbone.window_size
+    try:
+        inflated, changed = inflate(official, backbone.patch_size[0], windows, stated[0] if stated else None)
+    except ValueError as error:
+        raise UserError(f"the checkpoint's bias tables cannot be resized: {error}") from error
+    if stated is not None:
+        found, source = stated
+        stated = inflated_windows(found, [window[0] for window in windows]), f"{source}; in time the model's"
+    return inflated, stated, changed
 
 
 def stated_windows(
@@ -271,10 +302,10 @@ def _resize_tables(weights: State, backbone: SwinTransformerV2, stated: tuple[Wi
             if name not in weights:
                 continue
             table = weights[name]
-            likely = stated[0].effective[stage] if stated else new
+            likely = (stated[0].effective[stage], new) if stated else (new,)
+            fitting = [window for window in likely if math.prod(2 * side - 1 for side in window) == len(table)]
             try:
-                fits = math.prod(2 * side - 1 for side in likely) == len(table)
-                old = likely if fits else square_table_window(len(table))
+                old = fitting[0] if fitting else square_table_window(len(table))
                 if old != new:
                     weights[name] = resize_bias_table(table, old, new)
                     resized.append(name)

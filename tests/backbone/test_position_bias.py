@@ -220,13 +220,15 @@ def test_set_window_to_the_window_it_has_keeps_the_parameter() -> None:
     assert bias.relative_position_bias_table is table
 
 
-def test_a_table_over_three_axes_cannot_be_resized() -> None:
-    bias = BiasTable(2, (2, 4, 4))
-    table = bias.relative_position_bias_table
-    with pytest.raises(ValueError, match="two axes"):
-        bias.set_window((4, 4, 4))
-    assert bias.relative_position_bias_table is table
-    assert bias((2, 4, 4), (2, 4, 4)).shape == (2, 32, 32)
+def test_a_table_over_three_axes_is_resized_in_space_as_pictures_and_in_time_along_lines() -> None:
+    table = torch.randn(3 * 7 * 5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
+    resized = resize_bias_table(table, (2, 4, 3), (4, 5, 2)).unflatten(0, (7, 9, 3))
+    pictures = torch.stack([resize_bias_table(part, (4, 3), (5, 2)) for part in table.split(7 * 5)])  # (3, 27, heads)
+    line = torch.tensor([-3, -2, -1, 0, 1, 2, 3], dtype=torch.float64).add(3.5).mul(3 / 7).sub(0.5).clamp(0, 2)
+    below = line.floor().long().clamp(max=1)
+    share = (line - below)[:, None, None]
+    expected = (1 - share) * pictures[below] + share * pictures[below + 1]
+    torch.testing.assert_close(resized.flatten(1, 2), expected)
 
 
 def test_coordinates_made_in_inference_mode_serve_training() -> None:

@@ -540,12 +540,6 @@ def test_absolute_positions_are_not_dropped_silently() -> None:
         load_weights(tiny_backbone(), state)
 
 
-def test_image_weights_are_not_yet_carried_to_clips() -> None:
-    clips = SwinTransformerV2(CHANNELS, DEPTHS, HEADS, (2, 4, 4), patch_size=(2, 4, 4))
-    with pytest.raises(UserError, match="2 axes, the model over 3"):
-        load_weights(clips, official_state())
-
-
 def test_clip_weights_travel_in_this_packages_own_format(tmp_path: Path) -> None:
     def clips(window: Any) -> SwinTransformerV2:
         return SwinTransformerV2(CHANNELS, DEPTHS, HEADS, window, patch_size=(2, 4, 4))
