@@ -3,5 +3,6 @@
 from swinv2_tasks.datamodules.ade20k import ADE20KDataModule
 from swinv2_tasks.datamodules.coco import CocoDataModule
 from swinv2_tasks.datamodules.imagenet import ImageNetDataModule
+from swinv2_tasks.datamodules.kinetics import KineticsDataModule
 
-__all__ = ["ADE20KDataModule", "CocoDataModule", "ImageNetDataModule"]
+__all__ = ["ADE20KDataModule", "CocoDataModule", "ImageNetDataModule", "KineticsDataModule"]

@@ -114,3 +114,23 @@ class DetectionEvalBatch(DetectionPredictBatch):
 
     targets: NotRequired[list[DetectionTarget]]
     """Not there where annotations are not public."""
+
+
+class VideoPredictBatch(TypedDict):
+    """Views of videos without labels; the views of one video may be in several batches."""
+
+    clip: Tensor
+    """(B, views, 3, T, H, W) float32."""
+
+    video_id: Tensor
+    """(B,) int64: the number of each video in its dataset, from 0."""
+
+    path: list[str]
+    """The file of each video, B in all."""
+
+
+class VideoBatch(VideoPredictBatch):
+    """Views of videos and what they show. In training there is one view, a random clip."""
+
+    label: Tensor
+    """(B,) int64 class indices in [0, classes)."""

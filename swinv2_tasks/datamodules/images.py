@@ -54,23 +54,45 @@ def list_images(source: str | Path) -> list[Path]:
     Raises:
         UserError: Nothing is there, or nothing that is an image.
     """
+    return list_files(source, "image", IMAGE_EXTENSIONS)
+
+
+def list_files(source: str | Path, kind: str, extensions: tuple[str, ...]) -> list[Path]:
+    """The files of a kind that `source` names, in natural order (img2 before img10).
+
+    Args:
+        source: A file, a folder or a glob pattern, as in `list_images`.
+        kind: What messages call such a file.
+        extensions: Endings in lower case that mark one in a folder.
+
+    Raises:
+        UserError: Nothing is there, or nothing of the kind.
+    """
     path = Path(source).expanduser()
     if path.is_file():
         return [path]
     pattern = f"{glob.escape(str(path))}/**/*" if path.is_dir() else str(path)
-    found = [Path(name) for name in glob.glob(pattern, recursive=True) if has_image_extension(name)]
-    images = sorted((file for file in found if file.is_file()), key=_natural_order)
-    if not images:
-        known = ", ".join(IMAGE_EXTENSIONS)
-        reason = "holds no image" if path.is_dir() else "does not exist, and as a pattern it matches no image"
-        raise UserError(f"{source} {reason}. Expected an image file, a folder or a glob pattern; endings: {known}.")
-    return images
+    named = map(Path, glob.glob(pattern, recursive=True))
+    files = sorted((one for one in named if is_kind(one, extensions) and one.is_file()), key=_natural_order)
+    if not files:
+        known = ", ".join(extensions)
+        reason = f"holds no {kind}" if path.is_dir() else f"does not exist, and as a pattern it matches no {kind}"
+        article = "an" if kind[0] in "aeiou" else "a"
+        raise UserError(
+            f"{source} {reason}. Expected {article} {kind} file, a folder or a glob pattern; endings: {known}."
+        )
+    return files
+
+
+def is_kind(name: str | Path, extensions: tuple[str, ...]) -> bool:
+    """Whether a file's name ends so. Hidden files, such as macOS' `._x.jpg`, do not count."""
+    path = Path(name)
+    return path.suffix.lower() in extensions and not path.name.startswith(".")
 
 
 def has_image_extension(name: str | Path) -> bool:
-    """Whether a file of this name is taken for an image. Hidden files, such as macOS' `._x.jpg`, are not."""
-    path = Path(name)
-    return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".")
+    """Whether a file of this name is taken for an image."""
+    return is_kind(name, IMAGE_EXTENSIONS)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

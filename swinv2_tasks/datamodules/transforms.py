@@ -72,7 +72,7 @@ def train_transform(
         steps += [v2.RandomApply([one], p=0.5)] * rand_augment_ops
     elif color_jitter:
         steps.append(v2.ColorJitter(color_jitter, color_jitter, color_jitter))
-    steps += _to_normalised_tensor(mean, std)
+    steps += to_normalised_tensor(mean, std)
     if random_erasing:
         steps.append(v2.RandomErasing(random_erasing, value="random"))
     return v2.Compose([*steps, v2.ToPureTensor()])
@@ -103,7 +103,7 @@ def eval_transform(
     else:
         # 1e-6: a quotient that should be whole may come out just below (the published code truncates as well).
         steps = [ResizeToCover([int(side / crop_ratio + 1e-6) for side in size]), v2.CenterCrop(size)]
-    return v2.Compose([*steps, *_to_normalised_tensor(mean, std), v2.ToPureTensor()])
+    return v2.Compose([*steps, *to_normalised_tensor(mean, std), v2.ToPureTensor()])
 
 
 def mix_transform(
@@ -168,7 +168,8 @@ class ResizeToCover(v2.Transform):
         return v2.functional.resize(inpt, params["size"], interpolation=BICUBIC, antialias=True)
 
 
-def _to_normalised_tensor(mean: tuple[float, float, float], std: tuple[float, float, float]) -> list[v2.Transform]:
+def to_normalised_tensor(mean: tuple[float, float, float], std: tuple[float, float, float]) -> list[v2.Transform]:
+    """What turns an image (PIL, uint8 array or tensor) into float32 in [0, 1], minus the mean, divided by the std."""
     return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
 
 
@@ -192,7 +193,7 @@ def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def normalised(image: np.ndarray, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Tensor:
     """An image uint8 (H, W, 3) as (3, H, W) float32: scaled to [0, 1], minus the mean, divided by the deviation."""
-    return v2.Compose(_to_normalised_tensor(mean, std))(image).as_subclass(Tensor)
+    return v2.Compose(to_normalised_tensor(mean, std))(image).as_subclass(Tensor)
 
 
 def check(name: str, value: float, low: float, high: float = float("inf")) -> None:

@@ -1,0 +1,299 @@
+"""Kinetics and other labelled videos: CSV files, lists, or folders per class.
+
+Kinetics: https://arxiv.org/abs/1705.06950.
+"""
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
+from swinv2_tasks.datamodules.classes import Classes, abbreviate, classes_of_folders
+from swinv2_tasks.datamodules.clips import EvalViews, FrameSampling, as_clip
+from swinv2_tasks.datamodules.transforms import IMAGENET_MEAN, IMAGENET_STD, check, height_width, train_transform
+from swinv2_tasks.datamodules.video_lists import folder_videos, list_labels, listed_videos, read_label_map
+from swinv2_tasks.datamodules.videos import Video, list_videos
+from swinv2_tasks.errors import UserError
+
+_EXPECTED = (
+    "Expected data.root with train/ and val/, which hold a folder of videos per class, or videos that train.csv and "
+    "val.csv (label,youtube_id,time_start,time_end) or train.txt and val.txt (`path label` lines) name. Other names: "
+    "data.train_videos, data.train_list, data.val_videos, data.val_list; names of classes: data.class_names. To have "
+    "data to try: swinv2-tasks sample-data data/sample."
+)
+
+
+class KineticsDataModule(BaseDataModule):
+    """Labelled videos: Kinetics' CSV files, lists of paths and labels, or class folders.
+
+    Yields `VideoBatch`, and `VideoPredictBatch` from `source`. A video is opened by the worker that reads it and closed
+    at once; only the frames of the clip are decoded. What is random is the same for all frames of a clip.
+
+    Args:
+        root: Dataset folder. Only predicting does without it.
+        image_size: Side of the views given to the model in pixels, or height and width.
+        batch_size: Clips per batch and process, in evaluation as well.
+        num_workers: Loading processes of each loader; 0 loads in the main process.
+        frames: Frames of a clip.
+        stride: Dense clips: every how many frames of the video one is taken.
+        sampling: `dense` takes a stretch of the video, at a random place in training; `segments` one frame of each of
+            as many equal parts of the video, at a random place of each part in training.
+        short: A dense clip that is longer than its video: `loop` starts over, `hold` repeats the last frame.
+        val_views: Validation: clips per video and crops per clip, over which probabilities are averaged.
+        test_views: Testing and prediction: the same.
+        views_per_sample: Evaluation: how many of a video's views are loaded at once; None: those of one clip.
+        train_videos: Folder of training videos, in root.
+        train_list: List of training videos, in root. None: train.csv or train.txt if there is one, else the class
+            folders of train_videos.
+        val_videos: Folder of validation videos.
+        val_list: List of validation videos.
+        test_videos: Folder of test videos; None: the validation videos are tested on.
+        test_list: List of test videos.
+        class_names: The label map: a text file of a label per line, JSON, or a list. Without it, the labels in the
+            training list, or its class folders, sorted.
+        source: What to predict: a video, a folder or a glob pattern.
+        mean: Normalisation, per RGB channel: subtracted from values in [0, 1].
+        std: Normalisation, per RGB channel: divides the difference.
+        crop_scale: Training: range of the random crop's area as a share of the frame's.
+        flip: Training: probability of a horizontal flip.
+        rand_augment_ops: Training: RandAugment operations drawn per clip, each applied with probability 0.5; 0: off.
+        rand_augment_magnitude: Training: their strength, 0 to 10.
+        color_jitter: Training: largest relative change of brightness, contrast and saturation; without RandAugment.
+        random_erasing: Training: probability of erasing a rectangle.
+        faulty_samples: What happens on a video that cannot be read: `error` stops, `skip` leaves it out of its batch.
+        faulty_budget: How many different videos `skip` may leave out in a run before it stops.
+
+    Raises:
+        UserError: An argument is out of its range. Missing or malformed data is reported by `setup`, or as soon as the
+            classes are asked for.
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        image_size: int | tuple[int, int] = 224,
+        batch_size: int = 8,
+        num_workers: int = 8,
+        frames: int = 32,
+        stride: int = 2,
+        sampling: Literal["dense", "segments"] = "dense",
+        short: Literal["loop", "hold"] = "loop",
+        val_views: tuple[int, int] = (1, 1),
+        test_views: tuple[int, int] = (4, 3),
+        views_per_sample: int | None = None,
+        train_videos: str = "train",
+        train_list: str | None = None,
+        val_videos: str = "val",
+        val_list: str | None = None,
+        test_videos: str | None = None,
+        test_list: str | None = None,
+        class_names: str | list[str] | None = None,
+        source: str | None = None,
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+        crop_scale: tuple[float, float] = (0.08, 1.0),
+        flip: float = 0.5,
+        rand_augment_ops: int = 0,
+        rand_augment_magnitude: int = 9,
+        color_jitter: float = 0.0,
+        random_erasing: float = 0.0,
+        faulty_samples: FaultChoice = "error",
+        faulty_budget: int = 10,
+    ) -> None:
+        super().__init__(batch_size, num_workers, mean, std, faulty_samples, faulty_budget)
+        self.sampling = FrameSampling(frames, stride, sampling, short)
+        self.image_size = height_width(image_size)
+        for name, views in (("val_views", val_views), ("test_views", test_views)):
+            check(name, min(views), 1)
+            if views_per_sample is not None and views[0] * views[1] % views_per_sample:
+                raise UserError(
+                    f"data.views_per_sample is {views_per_sample}, which does not divide the {views[0]} × {views[1]} "
+                    f"views of data.{name}."
+                )
+        self.views = {"val": val_views, "test": test_views, "predict": test_views}
+        self.views_per_sample = views_per_sample
+        self.root = root
+        self.source = source
+        self._lists = {"train": train_list, "val": val_list, "test": test_list}
+        self._folders = {"train": train_videos, "val": val_videos, "test": test_videos}
+        self._class_source = class_names
+        self._train_transform = train_transform(
+            self.image_size,
+            mean,
+            std,
+            crop_scale,
+            flip,
+            rand_augment_ops,
+            rand_augment_magnitude,
+            color_jitter,
+            random_erasing,
+        )
+
+    @property
+    def class_names(self) -> list[str]:
+        return self._classes.names
+
+    @property
+    def class_ids(self) -> list[str]:
+        return self._classes.ids
+
+    @cached_property
+    def _classes(self) -> Classes:
+        if self._class_source is not None:
+            return read_label_map(self._class_source)
+        for split in ("train", "val"):
+            if (path := self._list(split)) is not None:
+                labels = list_labels(path)
+                return Classes(labels, labels)
+            if (folder := self._root() / str(self._folders[split])).is_dir():
+                return classes_of_folders(folder)
+        raise UserError(f"There are no videos in {self._root()}. {_EXPECTED}")
+
+    def setup(self, stage: str) -> None:
+        """Find the videos that `stage` (fit, validate, test or predict) needs.
+
+        Raises:
+            UserError: A folder or list is missing, its content does not fit the classes, or videos are missing.
+        """
+        if stage == "predict":
+            if self.source is None:
+                raise UserError("Nothing to predict: set data.source to a video, a folder or a glob pattern.")
+            self.predict_dataset = self._views_of("predict", [(str(path), -1) for path in list_videos(self.source)])
+            return
+        if stage == "fit" and self.train_dataset is None:
+            self.train_dataset = TrainingClips(self._present("train"), self.sampling, self._train_transform)
+        if self.val_dataset is None and stage != "test":
+            self.val_dataset = self._views_of("val", self._present("val"))
+        if self.test_dataset is None and stage == "test":
+            own = self._folders["test"] is not None or self._lists["test"] is not None
+            self.test_dataset = self._views_of("test", self._present("test" if own else "val"))
+
+    def videos(self, split: str) -> list[tuple[str, int]]:
+        """Paths and class indices of the videos of a split (train, val or test), missing ones included.
+
+        Raises:
+            UserError: A folder or list is missing, or its content does not fit the classes.
+        """
+        folder = self._root() / str(self._folders[split] or "")
+        path = self._list(split)
+        if path is not None:
+            return listed_videos(path, [folder, self._root(), path.parent], self._classes)
+        if not folder.is_dir():
+            raise UserError(f"The folder {folder} of videos does not exist, nor is there a list. {_EXPECTED}")
+        return folder_videos(folder, self._classes)
+
+    def _present(self, split: str) -> list[tuple[str, int]]:
+        """The videos of a split, which are all there unless faulty samples are skipped."""
+        videos = self.videos(split)
+        missing = [path for path, _ in videos if not Path(path).is_file()]
+        if missing and (self.faults.policy == "error" or len(missing) == len(videos)):
+            raise UserError(
+                f"{len(missing)} of {len(videos)} {split} videos are not there: {abbreviate(missing, 3)}. Fetch them; "
+                "or have `swinv2-tasks data check kinetics` write a list of those that are there and can be decoded; "
+                "or leave such samples out: data.faulty_samples=skip."
+            )
+        return videos
+
+    def _views_of(self, kind: str, videos: list[tuple[str, int]]) -> "EvaluatedClips":
+        clips, crops = self.views[kind]
+        number = self.views_per_sample or crops
+        self.eval_batch_size = max(1, self.batch_size // number)
+        transform = EvalViews(self.image_size, crops, self.mean, self.std)
+        return EvaluatedClips(videos, self.sampling, clips, number, transform)
+
+    def _root(self) -> Path:
+        if self.root is None:
+            raise UserError(f"No dataset: set data.root to its folder. {_EXPECTED}")
+        root = Path(self.root).expanduser()
+        if not root.is_dir():
+            raise UserError(f"The dataset folder {root} does not exist. {_EXPECTED}")
+        return root
+
+    def _list(self, split: str) -> Path | None:
+        """The list of a split's videos, if there is one."""
+        root, stated = self._root(), self._lists[split]
+        if stated is not None:
+            if not (root / stated).is_file():
+                raise UserError(f"The list {root / stated} (data.{split}_list) does not exist. {_EXPECTED}")
+            return root / stated
+        return next((root / f"{split}{end}" for end in (".csv", ".txt") if (root / f"{split}{end}").is_file()), None)
+
+
+class TrainingClips(Dataset):
+    """Samples {clip, video_id, path, label} for `VideoBatch`, a random clip of each video.
+
+    Args:
+        videos: Paths and class indices.
+        sampling: Which frames.
+        transform: Video (T, 3, H, W) uint8 → float32, alike for all frames.
+    """
+
+    def __init__(
+        self, videos: list[tuple[str, int]], sampling: FrameSampling, transform: Callable[[Any], Tensor]
+    ) -> None:
+        self.videos = videos
+        self.sampling = sampling
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def sample_id(self, index: int) -> str:
+        return self.videos[index][0]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        path, label = self.videos[index]
+        with Video(path) as video:
+            frames = video.frames(self.sampling.drawn(len(video)))
+        clip = self.transform(tv_tensors.Video(as_clip(frames)))
+        return {"clip": clip.transpose(0, 1)[None], "video_id": index, "path": path, "label": label}
+
+
+class EvaluatedClips(Dataset):
+    """Samples {clip, video_id, path, label} for `VideoBatch`: some of a video's views each, one sample after the other.
+
+    Views are counted clip by clip, and within a clip crop by crop.
+
+    Args:
+        videos: Paths and class indices; −1 for none, then samples have no label.
+        sampling: Which frames.
+        clips: Clips of a video.
+        number: Views of a sample.
+        transform: Frames and numbers of crops → views.
+    """
+
+    def __init__(
+        self, videos: list[tuple[str, int]], sampling: FrameSampling, clips: int, number: int, transform: EvalViews
+    ) -> None:
+        self.videos = videos
+        self.sampling = sampling
+        self.clips = clips
+        self.number = number
+        self.transform = transform
+        self.parts = clips * transform.crops // number
+
+    def __len__(self) -> int:
+        return len(self.videos) * self.parts
+
+    def sample_id(self, index: int) -> str:
+        return self.videos[index // self.parts][0]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        video_id, part = divmod(index, self.parts)
+        path, label = self.videos[video_id]
+        crops: dict[int, list[int]] = {}
+        for view in range(part * self.number, (part + 1) * self.number):
+            crops.setdefault(view // self.transform.crops, []).append(view % self.transform.crops)
+        with Video(path) as video:
+            numbers = self.sampling.spread(len(video), self.clips)[[*crops]]
+            frames = video.frames(numbers.ravel())
+        clips = frames.reshape(*numbers.shape, *frames.shape[1:])
+        views = [self.transform(clip, chosen) for clip, chosen in zip(clips, crops.values(), strict=True)]
+        sample = {"clip": torch.cat(views), "video_id": video_id, "path": path}
+        return sample if label < 0 else {**sample, "label": label}
