@@ -28,6 +28,7 @@ Other commands
   score coco --annotations FILE --predictions FILE         score detections that lie on disk
   weights inspect FILE                     what a checkpoint is: format, variant, windows, head
   weights convert IN OUT --format timm     write a checkpoint in another format
+  data check kinetics FOLDER               decode every video, list those that fail, write clean lists
   sample-data FOLDER                       write small made-up datasets for all tasks
   demo                                     train, evaluate and predict on them, in minutes on a CPU
 
@@ -36,6 +37,7 @@ swinv2-tasks COMMAND --help tells more; so does swinv2-tasks fit --config CONFIG
 COMMANDS = {
     "score": ("commands.score", ("ade20k", "coco"), False),
     "weights": ("commands.weights", ("inspect", "convert"), True),
+    "data": ("commands.data", ("check",), True),
     "sample-data": ("commands.sample_data", "sample_data", True),
     "demo": ("demo", "demo", True),
 }

@@ -41,6 +41,7 @@ from swinv2_tasks.callbacks import (
     RunRecord,
     SegmentationPredictions,
     Throughput,
+    VideoPredictions,
 )
 from swinv2_tasks.callbacks.run_checkpoint import AtomicCheckpointIO, newest_intact
 from swinv2_tasks.errors import Interrupted, UserError
@@ -257,6 +258,8 @@ class TasksCLI(LightningCLI):
             trainer.callbacks += [SegmentationPredictions(config["output"]), ClassTable(folder)]
         if isinstance(self.model, tasks.DetectionTask):
             trainer.callbacks += [DetectionPredictions(config["output"]), DetectionScores(folder)]
+        if isinstance(self.model, tasks.VideoClassificationTask):
+            trainer.callbacks.append(VideoPredictions(config["output"]))
         # Checkpoints come after what others log at the end of an epoch, and the last one holds the state of the others.
         trainer.callbacks.sort(key=lambda one: isinstance(one, Checkpoint) + isinstance(one, RunCheckpoint))
         self.model.run_name = config["name"]

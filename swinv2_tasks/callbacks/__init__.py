@@ -6,6 +6,7 @@ from swinv2_tasks.callbacks.run_checkpoint import RunCheckpoint
 from swinv2_tasks.callbacks.run_record import RunRecord
 from swinv2_tasks.callbacks.segmentation import ClassTable, SegmentationPredictions
 from swinv2_tasks.callbacks.throughput import Throughput
+from swinv2_tasks.callbacks.video import VideoPredictions
 
 __all__ = [
     "ClassTable",
@@ -17,4 +18,5 @@ __all__ = [
     "RunRecord",
     "SegmentationPredictions",
     "Throughput",
+    "VideoPredictions",
 ]

@@ -6,11 +6,13 @@ import csv
 import itertools
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from PIL import Image
 from torch import Tensor
 
 from swinv2_tasks.datamodules.images import read_image
@@ -96,6 +98,15 @@ def of_all_processes(batches: list[Any], trainer: Trainer) -> list[Any]:
     return [batch for turn in itertools.zip_longest(*shares) for batch in turn if batch is not None]
 
 
+class Answer(NamedTuple):
+    """The likeliest classes of a file, from the likeliest on."""
+
+    path: str
+    scores: list[float]
+    classes: list[int]
+    """Class indices."""
+
+
 class ClassificationPredictions(Callback):
     """Writes predictions.csv, the five likeliest classes of each image, and a contact sheet of the images with them.
 
@@ -107,7 +118,7 @@ class ClassificationPredictions(Callback):
     def __init__(self, folder: str | None = None, pictures: int = 48) -> None:
         self.folder = folder
         self.pictures = pictures
-        self._batches: list[list[tuple[str, list[float], list[int]]]] = []
+        self._batches: list[Any] = []
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_folder(self.folder)
@@ -124,40 +135,58 @@ class ClassificationPredictions(Callback):
         scores: Tensor = outputs["scores"]
         self._batches.append(list(zip(outputs["path"], scores.tolist(), outputs["classes"].tolist(), strict=True)))
 
+    def answers(self, batches: list[Any]) -> list[Answer]:
+        """What the batches of all processes say, in order."""
+        return [Answer(*row) for batch in batches for row in batch]
+
+    def picture(self, path: str) -> Image.Image:
+        """What the contact sheet shows of a file."""
+        return read_image(path)
+
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         batches, self._batches = self._batches, []
-        rows = [row for batch in of_all_processes(batches, trainer) for row in batch]
+        batches = of_all_processes(batches, trainer)
         log_dir = trainer.log_dir  # asks all processes, so before the first goes on alone
         if not trainer.is_global_zero:
             return
         folder = Path(self.folder or Path(log_dir or ".") / "predictions")
         folder.mkdir(parents=True, exist_ok=True)
-        number = len(rows[0][2]) if rows else 0
         task: Any = pl_module
         ids = task.class_ids or list(range(task.num_classes))
-        names = [str(name) for name in task.class_names or ids]
+        self.write(folder, self.answers(batches), ids, [str(name) for name in task.class_names or ids])
+
+    def write(self, folder: Path, answers: list[Answer], ids: list[Any], names: list[str]) -> None:
+        """Writes what was answered, for classes of these ids and names."""
+        number = len(answers[0].classes) if answers else 0
         with (folder / "predictions.csv").open("w", newline="") as file:
             table = csv.writer(file)
             table.writerow(["path", *(f"{what}{k}" for k in range(1, number + 1) for what in ("id", "name", "score"))])
-            for path, scores, classes in rows:
+            for path, scores, classes in answers:
                 cells = ((ids[c], names[c], f"{score:.6f}") for c, score in zip(classes, scores, strict=True))
                 table.writerow([path, *(cell for three in cells for cell in three)])
         draw_contact_sheet(
             [
                 (path, [f"{names[c]} {score:.0%}" for c, score in zip(classes, scores, strict=True)])
-                for path, scores, classes in rows[: self.pictures]
+                for path, scores, classes in answers[: self.pictures]
             ],
             folder / "contact_sheet.png",
+            self.picture,
         )
-        print(f"{len(rows)} predictions: {folder / 'predictions.csv'}, pictures: {folder / 'contact_sheet.png'}")
+        print(f"{len(answers)} predictions: {folder / 'predictions.csv'}, pictures: {folder / 'contact_sheet.png'}")
 
 
-def draw_contact_sheet(images: list[tuple[str, list[str]]], picture: Path, columns: int = 6) -> None:
+def draw_contact_sheet(
+    images: list[tuple[str, list[str]]],
+    picture: Path,
+    read: Callable[[str], Image.Image] = read_image,
+    columns: int = 6,
+) -> None:
     """Draws images side by side with lines of text below each.
 
     Args:
         images: file and lines of each.
         picture: PNG file to write.
+        read: file to picture.
         columns: images per row.
     """
     if not images:
@@ -170,7 +199,7 @@ def draw_contact_sheet(images: list[tuple[str, list[str]]], picture: Path, colum
     for axes in (grid := figure.subplots(rows, columns, squeeze=False)).flat:
         axes.axis("off")
     for axes, (path, lines) in zip(grid.flat, images, strict=False):
-        image = read_image(path)
+        image = read(path)
         image.thumbnail((256, 256))
         axes.imshow(image)
         axes.set_title(Path(path).name[-24:], fontsize=7)

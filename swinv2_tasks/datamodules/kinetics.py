@@ -174,6 +174,11 @@ class KineticsDataModule(BaseDataModule):
             own = self._folders["test"] is not None or self._lists["test"] is not None
             self.test_dataset = self._views_of("test", self._present("test" if own else "val"))
 
+    def has(self, split: str) -> bool:
+        """Whether there is a list or a folder of a split's videos."""
+        folder = self._folders[split]
+        return self._list(split) is not None or (folder is not None and (self._root() / folder).is_dir())
+
     def videos(self, split: str) -> list[tuple[str, int]]:
         """Paths and class indices of the videos of a split (train, val or test), missing ones included.
 

@@ -5,6 +5,7 @@ other than zero, nor a varying frame rate, nor a header without or with a wrong 
 number means. A rotation that the file asks for is applied.
 """
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -33,7 +34,7 @@ class Video:
 
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
-        decord = _decord()
+        decord = decord_module()
         if (reason := _obvious_reason(Path(path))) is not None:
             raise self._unreadable(reason)
         try:
@@ -70,7 +71,7 @@ class Video:
         for index in wanted.tolist():
             try:
                 found.append(_without_padding(self._reader[index].asnumpy()))
-            except _decord().DECORDError as error:
+            except decord_module().DECORDError as error:
                 raise self._unreadable(f"its frame {index} of {len(self)} is damaged or missing") from error
         return np.stack(found)[places]
 
@@ -94,8 +95,13 @@ def has_video_extension(name: str | Path) -> bool:
     return is_kind(name, VIDEO_EXTENSIONS)
 
 
-def _decord() -> Any:
-    """decord, imported where it is used: its readers do not survive a fork of the process."""
+@functools.cache
+def decord_module() -> Any:
+    """decord, imported only where videos are read: it is not there on every system.
+
+    Raises:
+        UserError: It is not installed.
+    """
     try:
         import decord
     except ImportError as error:

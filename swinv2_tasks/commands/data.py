@@ -1,0 +1,173 @@
+"""``swinv2-tasks data``: looks after datasets."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import csv
+import multiprocessing
+import os
+import re
+import sys
+import tempfile
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Literal
+
+from rich.progress import track
+
+from swinv2_tasks.backbone.checkpoint_files import replace_file
+from swinv2_tasks.datamodules.kinetics import KineticsDataModule
+from swinv2_tasks.datamodules.videos import Video, decord_module
+from swinv2_tasks.errors import UserError
+
+SPLITS = ("train", "val", "test")
+
+
+def check(
+    dataset: Literal["kinetics"],
+    root: str,
+    output: str | None = None,
+    workers: int | None = None,
+    seconds: float = 120.0,
+    class_names: str | None = None,
+    train_videos: str = "train",
+    train_list: str | None = None,
+    val_videos: str = "val",
+    val_list: str | None = None,
+    test_videos: str | None = None,
+    test_list: str | None = None,
+) -> dict[str, str]:
+    """Decodes every frame of every video, lists those that fail and why, and writes lists of the others.
+
+    SPLIT_clean.txt holds the videos of a split that decode fully, for data.SPLIT_list; faulty_videos.csv the others. A
+    video whose decoder crashes or hangs is one of these, and the others go on.
+
+    Args:
+        dataset: kind of dataset; the other settings are those of its datamodule.
+        root: dataset folder.
+        output: folder to write to; default: root.
+        workers: processes that decode; default: one per core.
+        seconds: time after which the decoding of a video counts as hung.
+        class_names: label map.
+        train_videos: folder of training videos.
+        train_list: list of training videos.
+        val_videos: folder of validation videos.
+        val_list: list of validation videos.
+        test_videos: folder of test videos.
+        test_list: list of test videos.
+
+    Returns:
+        The reason for each faulty video, by its path.
+    """
+    names = {"train_videos": train_videos, "train_list": train_list, "val_videos": val_videos, "val_list": val_list}
+    data = KineticsDataModule(root, class_names=class_names, test_videos=test_videos, test_list=test_list, **names)
+    splits = {split: data.videos(split) for split in SPLITS if data.has(split)}
+    if not splits:
+        raise UserError(f"There are no videos in {root}: neither lists nor folders of class folders.")
+    paths = sorted({path for videos in splits.values() for path, _ in videos})
+    faults = find_faults(paths, workers or os.cpu_count() or 1, seconds)
+
+    folder = Path(output or root)
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, videos in splits.items():
+        lines = [
+            f"{_relative(path, Path(root))}\t{data.class_ids[label]}\n" for path, label in videos if path not in faults
+        ]
+        replace_file(folder / f"{split}_clean.txt", lambda file, lines=lines: file.write_text("".join(lines)))
+        print(f"{split}: {len(lines)} of {len(videos)} videos decode fully: {folder / f'{split}_clean.txt'}")
+    for path, reason in faults.items():
+        print(f"  {path}: {reason}")
+
+    def write(file: Path) -> None:
+        with file.open("w", newline="") as table:
+            csv.writer(table).writerows([("path", "reason"), *faults.items()])
+
+    replace_file(folder / "faulty_videos.csv", write)
+    return faults
+
+
+def find_faults(paths: list[str], workers: int = 1, seconds: float = 120.0) -> dict[str, str]:
+    """The videos that do not decode fully, in order, and why.
+
+    Args:
+        paths: The files.
+        workers: Processes that decode.
+        seconds: Time after which a video counts as hung.
+    """
+    with ThreadPoolExecutor(workers) as pool:
+        # Each thread has a process of its own: when that dies, it is known of what.
+        lanes = [_Lane(seconds) for _ in range(workers)]
+        free = list(lanes)
+
+        def decode(path: str) -> str | None:
+            lane = free.pop()
+            try:
+                return lane.fault(path)
+            finally:
+                free.append(lane)
+
+        try:
+            found: list[Future[str | None]] = [pool.submit(decode, path) for path in paths]
+            order = track(found, "Decoding", disable=not sys.stderr.isatty())
+            reasons = [future.result() for future in order]
+        finally:
+            for lane in lanes:
+                lane.end()
+    return {path: reason for path, reason in zip(paths, reasons, strict=True) if reason is not None}
+
+
+class _Lane:
+    """A process that decodes one video after the other, replaced when it dies or hangs."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.pool: ProcessPoolExecutor | None = None
+
+    def fault(self, path: str) -> str | None:
+        if self.pool is None:
+            self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        try:
+            return self.pool.submit(decoding_fault, path).result(self.seconds)
+        except BrokenProcessPool:
+            self.end()
+            return "its decoder crashed"
+        except concurrent.futures.TimeoutError:
+            self.end()
+            return f"its decoder did not end within {self.seconds:g} s"
+
+    def end(self) -> None:
+        if self.pool is not None:
+            for process in list(self.pool._processes.values()):
+                process.kill()
+            self.pool.shutdown(wait=False, cancel_futures=True)
+            self.pool = None
+
+
+def decoding_fault(path: str) -> str | None:
+    """Why a video does not decode fully, in words; None if it does. In a process of its own: what the decoder writes to
+    standard error, where it tells of damage that it goes on from, counts as well."""
+    decord = decord_module()
+    decord.logging.set_level(decord.logging.ERROR)
+    with tempfile.TemporaryFile() as said:
+        stderr = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            with Video(path) as video:
+                for start in range(0, len(video), 16):
+                    video.frames(range(start, min(start + 16, len(video))))
+        except UserError as error:
+            return str(error).partition(": ")[2].partition(". Replace")[0]
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+        said.seek(0)
+        complaints = [line for line in said.read().decode(errors="replace").splitlines() if line.strip()]
+    if complaints:
+        return f"the decoder says: {re.sub(r' @ 0x[0-9a-f]+', '', complaints[0])}"
+    return None
+
+
+def _relative(path: str, root: Path) -> str:
+    """A path as seen from the dataset's folder, where it is in it."""
+    return str(Path(path).relative_to(root)) if Path(path).is_relative_to(root) else str(Path(path).absolute())

@@ -1,0 +1,94 @@
+"""Video classification, the paper's setting on Kinetics: https://arxiv.org/abs/2111.09883, section 4."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from swinv2_tasks.backbone import SwinTransformerV2
+from swinv2_tasks.datamodules.batch import VideoBatch, VideoPredictBatch
+from swinv2_tasks.errors import UserError
+from swinv2_tasks.heads.classification import ClassificationHead
+from swinv2_tasks.metrics import VideoScores
+from swinv2_tasks.optim import CosineSchedule
+from swinv2_tasks.tasks.base import BaseTask
+
+
+class VideoClassificationTask(BaseTask):
+    """Classifies clips; ``task(clips)`` gives logits (B, num_classes) for clips (B, 3, T, H, W).
+
+    Args:
+        backbone: turns clips into feature maps.
+        num_classes: number of classes; the command line takes it from the data.
+        dropout: probability of dropping a pooled feature in training.
+        label_smoothing: share of the target spread over all classes.
+        weights: checkpoint to start from, of clips or of images (official, SimMIM, timm, Hugging Face, torchvision or
+            this package's own).
+        optimizer: builds the optimizer; its learning rate is the schedule's peak.
+        schedule: learning rate over time and layers.
+    """
+
+    def __init__(
+        self,
+        backbone: SwinTransformerV2,
+        num_classes: int,
+        dropout: float = 0.5,
+        label_smoothing: float = 0.0,
+        weights: str | None = None,
+        optimizer: OptimizerCallable = AdamW,
+        schedule: CosineSchedule = CosineSchedule(),
+    ) -> None:
+        if backbone.axes != 3:
+            raise UserError(
+                "video classification works on clips, this backbone on images: give it three patch sides and windows, "
+                "as in patch_size [2, 4, 4] and window_size [8, 7, 7]"
+            )
+        head = ClassificationHead(backbone.channels[-1], num_classes, dropout)
+        super().__init__(backbone, head, weights, optimizer, schedule)
+        self.num_classes = num_classes
+        self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        self.val_scores, self.test_scores = VideoScores(num_classes), VideoScores(num_classes)
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if self.class_ids is not None and len(self.class_ids) != self.num_classes:
+            raise UserError(f"the data has {len(self.class_ids)} classes, model.num_classes is {self.num_classes}")
+
+    def input_size_of(self, batch: Any) -> tuple[int, ...]:
+        return tuple(batch["clip"].shape[3:])
+
+    def training_step(self, batch: VideoBatch, batch_idx: int) -> Tensor:
+        logits, views = self._logits(batch)
+        loss = self.loss(logits, batch["label"].repeat_interleave(views))
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: VideoBatch, batch_idx: int) -> None:
+        self._evaluate(batch, self.val_scores)
+
+    def test_step(self, batch: VideoBatch, batch_idx: int) -> None:
+        self._evaluate(batch, self.test_scores)
+
+    def _logits(self, batch: Any) -> tuple[Tensor, int]:
+        """Logits (B · views, classes), the views of a video one after the other, and their number."""
+        clips = batch["clip"]
+        return self(clips.flatten(0, 1)), clips.shape[1]
+
+    def _evaluate(self, batch: VideoBatch, scores: VideoScores) -> None:
+        logits, views = self._logits(batch)
+        scores.update(logits, batch["label"].repeat_interleave(views), batch["video_id"].repeat_interleave(views))
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_measured(self.val_scores, "val/")
+
+    def on_test_epoch_end(self) -> None:
+        self.log_measured(self.test_scores, "test/")
+
+    def predict_step(self, batch: VideoPredictBatch, batch_idx: int) -> dict[str, Any]:
+        """Sums over the views in the batch: {path: list, video_id (B,), probabilities (B, classes) float64, views}."""
+        logits, views = self._logits(batch)
+        probabilities = logits.float().softmax(1).double().unflatten(0, (-1, views)).sum(1)
+        return {"path": batch["path"], "video_id": batch["video_id"], "probabilities": probabilities, "views": views}
