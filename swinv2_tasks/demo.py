@@ -39,6 +39,11 @@ def demo(data: str = "data/sample", runs: str = "runs") -> None:
     source = folder / "images" / "validation"
     table.add_row("segmentation", *_run("demo_ade20k.yaml", runs, place, source, "val/miou", "overlays"))
 
+    folder = Path(data) / "kinetics"
+    place = [f"--data.root={folder}", f"--data.class_names={folder / 'label_map.txt'}"]
+    cells = _run("demo_kinetics.yaml", runs, place, folder / "val", "val/top1", "contact_sheet.png")
+    table.add_row("video", *cells)
+
     Console().print(table)
 
 

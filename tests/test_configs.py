@@ -14,9 +14,9 @@ from lightning.pytorch import LightningDataModule, LightningModule
 
 from swinv2_tasks.__main__ import main
 from swinv2_tasks.cli import TasksArgumentParser, known_configs, shipped_configs
-from swinv2_tasks.datamodules import ADE20KDataModule, CocoDataModule, ImageNetDataModule
+from swinv2_tasks.datamodules import ADE20KDataModule, CocoDataModule, ImageNetDataModule, KineticsDataModule
 from swinv2_tasks.heads.mask_rcnn import DetectionHead
-from swinv2_tasks.tasks import ClassificationTask, DetectionTask, SegmentationTask
+from swinv2_tasks.tasks import ClassificationTask, DetectionTask, SegmentationTask, VideoClassificationTask
 
 ALL = sorted(str(path.relative_to(shipped_configs())) for path in shipped_configs().rglob("*.yaml"))
 OVERLAYS = [name for name in ALL if name.startswith("overlays/")]
@@ -32,6 +32,7 @@ PAIRS: dict[type, tuple[type, str]] = {
     ClassificationTask: (ImageNetDataModule, "image_size"),
     DetectionTask: (CocoDataModule, "resize"),
     SegmentationTask: (ADE20KDataModule, "crop_size"),
+    VideoClassificationTask: (KineticsDataModule, "image_size"),
 }
 """The datamodule of each task, and what states the size of its training images."""
 
@@ -81,11 +82,17 @@ def test_a_config_is_complete(name: str) -> None:
     size = config["model"]["init_args"]["backbone"]["class_path"].rpartition(".")[2]
     if size in PARAMETERS:
         last = task.backbone.channels[-1]
-        assert sum(p.numel() for p in task.backbone.parameters()) == PARAMETERS[size] - 2 * last
+        expected = PARAMETERS[size] - 2 * last
+        if task.backbone.axes == 3:  # a wider patch, and in each block's position network a weight per unit for time
+            frames, channels = task.backbone.patch_size[0], task.backbone.channels[0]
+            expected += 3 * 16 * channels * (frames - 1) + 512 * sum(task.backbone.depths)
+        assert sum(p.numel() for p in task.backbone.parameters()) == expected
     # No map is smaller than a window by accident: at the config's own size, windows shrink in the last stage at most.
     window, size = task.backbone.window_size, data.init_args[size_name]
     if isinstance(task, DetectionTask):  # at the longer side: short ones fall below a window of 32 in the third stage
         size = max(size)
+    if isinstance(task, VideoClassificationTask):
+        size = (data.init_args["frames"], size, size)
     assert task.backbone.effective_windows(size)[:-1] == window[:-1]
 
 
@@ -198,7 +205,8 @@ def test_heads_of_all_configs_are_detectors() -> None:
 
 
 def test_every_paper_config_is_a_row_of_the_reference() -> None:
-    rows = {f"paper/{name}.yaml" for name in (*RECIPES, *SCENE_RECIPES, *OBJECT_RECIPES) if name != "coco"}
+    names = {*RECIPES, *SCENE_RECIPES, *OBJECT_RECIPES, *CLIP_RECIPES} - {"coco", "kinetics"}
+    rows = {f"paper/{name}.yaml" for name in names}
     assert rows == {name for name in ALL if name.startswith("paper/")}
 
 
@@ -222,6 +230,35 @@ def test_a_segmentation_config_is_the_published_recipe(name: str) -> None:
     assert (model["channels"], model["dropout"], model["auxiliary_weight"]) == (512, 0.1, 0.4)
     assert (len(model["inference"]["scales"]), model["inference"]["flip"]) == (scales, scales > 1)
     assert (model["weights"] is not None) == starts_from_weights
+
+
+CLIP_RECIPES = {
+    # patch, window, drop path, weight decay, side, frames, stride, sampling, views, from weights
+    "kinetics": ([2, 4, 4], [8, 7, 7], 0.1, 0.02, 224, 32, 2, "dense", [4, 3], False),
+    "kinetics_swinv2_small_w7_224": ([2, 4, 4], [8, 7, 7], 0.1, 0.02, 224, 32, 2, "dense", [4, 3], True),
+    "kinetics_swinv2_base_w7_224": ([2, 4, 4], [8, 7, 7], 0.3, 0.05, 224, 32, 2, "dense", [4, 3], True),
+    "kinetics_swinv2_large_w20_320": ([1, 4, 4], [8, 20, 20], 0.3, 0.05, 320, 8, 8, "segments", [4, 5], True),
+    "kinetics_swinv2_giant_w20_320": ([1, 4, 4], [8, 20, 20], 0.3, 0.05, 320, 8, 8, "segments", [4, 5], False),
+}
+"""Reference, section 3, video, and section 4 for G."""
+
+
+@pytest.mark.parametrize("name", CLIP_RECIPES)
+def test_a_video_config_is_the_published_recipe(name: str) -> None:
+    patch, window, drop_path, weight_decay, side, frames, stride, sampling, views, from_weights = CLIP_RECIPES[name]
+    config = parsed("kinetics.yaml" if name == "kinetics" else f"paper/{name}.yaml")
+    model, data = config["model"]["init_args"], config["data"]["init_args"]
+    backbone, optimizer, schedule = model["backbone"], model["optimizer"]["init_args"], model["schedule"]
+    size = "tiny" if name == "kinetics" else name.split("_")[2]
+    assert (config["name"], backbone["class_path"]) == (name, f"swinv2_tasks.backbone.swinv2_{size}")
+    assert (backbone["init_args"]["patch_size"], backbone["init_args"]["window_size"]) == (patch, window)
+    assert backbone["init_args"]["drop_path_rate"] == drop_path
+    assert (config["trainer"]["max_epochs"], model["dropout"]) == (30, 0.5)
+    assert (optimizer["lr"], optimizer["weight_decay"]) == (1e-3, weight_decay)
+    assert (schedule["warmup_epochs"], schedule["backbone_lr_scale"], schedule["reference_batch"]) == (2.5, 0.1, 64)
+    assert (data["image_size"], data["frames"], data["stride"], data["sampling"]) == (side, frames, stride, sampling)
+    assert (data["test_views"], data["crop_scale"], data["flip"]) == (views, [0.08, 1.0], 0.5)
+    assert (model["weights"] is not None) == from_weights
 
 
 @pytest.mark.parametrize("name", RECIPES)

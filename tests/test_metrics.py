@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from swinv2_tasks.metrics import AnyLabelAccuracy, Confusion, SegmentationScores
+from swinv2_tasks.metrics import AnyLabelAccuracy, Confusion, SegmentationScores, VideoScores
 
 
 def batch(images: int, classes: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -144,3 +144,50 @@ def test_scores_are_those_of_brute_force_in_one_piece_and_in_many() -> None:
 
 def test_without_labels_there_are_no_scores() -> None:
     assert all(value.isnan() for value in Confusion(3).compute().values())
+
+
+def views_of_videos(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, labels and ids of five views of each of 30 videos of 7 classes, in a random order."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.arange(30).repeat_interleave(5)[torch.randperm(150, generator=generator)]
+    labels = torch.randint(7, (30,), generator=generator)[ids]
+    return 2 * torch.randn(150, 7, generator=generator), labels, ids
+
+
+def test_videos_are_scored_by_the_mean_over_their_views() -> None:
+    logits, labels, ids = views_of_videos()
+    metric = VideoScores(7)
+    metric.update(logits, labels, ids)
+    found = metric.compute()
+    hits, fives, losses = [], [], []
+    for video in range(30):
+        mean = logits[ids == video].double().softmax(1).mean(0)
+        label = int(labels[ids == video][0])
+        order = mean.argsort(descending=True).tolist()
+        hits.append(order[0] == label)
+        fives.append(label in order[:5])
+        losses.append(-math.log(mean[label]))
+    assert found["top1"].item() == pytest.approx(np.mean(hits)) and 0 < np.mean(hits) < np.mean(fives) < 1
+    assert found["top5"].item() == pytest.approx(np.mean(fives))
+    assert found["loss"].item() == pytest.approx(np.mean(losses), rel=1e-6)
+
+
+def test_scores_of_videos_do_not_depend_on_order_and_batches() -> None:
+    logits, labels, ids = views_of_videos(1)
+    whole, parts = VideoScores(7), VideoScores(7)
+    whole.update(logits, labels, ids)
+    order = torch.randperm(150, generator=torch.Generator().manual_seed(2))
+    for part in order.split(13):
+        parts.update(logits[part], labels[part], ids[part])
+    one, other = whole.compute(), parts.compute()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    parts.reset()
+    parts.update(logits[:5], labels[:5], torch.arange(5))
+    assert not torch.equal(parts.compute()["loss"], one["loss"])
+
+
+def test_a_sure_and_wrong_answer_has_a_finite_loss() -> None:
+    metric = VideoScores(3)
+    metric.update(torch.tensor([[200.0, 0.0, 0.0]]), torch.tensor([1]), torch.tensor([4]))
+    found = metric.compute()
+    assert found["top1"] == 0 and 20 < found["loss"] < 30

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from swinv2_tasks.datamodules.transforms import BICUBIC, check, to_normalised_tensor
+from swinv2_tasks.datamodules.transforms import BILINEAR, check, to_normalised_tensor
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class EvalViews:
         height, width = frames.shape[1:3]
         factor = max(self.size[0] / height, self.size[1] / width)
         size = [max(self.size[0], round(height * factor)), max(self.size[1], round(width * factor))]
-        clip = v2.functional.resize(as_clip(frames), size, interpolation=BICUBIC, antialias=True)
+        clip = v2.functional.resize(as_clip(frames), size, interpolation=BILINEAR, antialias=True)
         places = view_places(size, self.size, self.crops)
         views = [clip[:, :, top : top + self.size[0], left : left + self.size[1]] for top, left in places]
         # The normalisation takes the last three axes for an image, whatever stands before them.

@@ -16,7 +16,14 @@ from torchvision import tv_tensors
 from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
 from swinv2_tasks.datamodules.classes import Classes, abbreviate, classes_of_folders
 from swinv2_tasks.datamodules.clips import EvalViews, FrameSampling, as_clip
-from swinv2_tasks.datamodules.transforms import IMAGENET_MEAN, IMAGENET_STD, check, height_width, train_transform
+from swinv2_tasks.datamodules.transforms import (
+    BILINEAR,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    check,
+    height_width,
+    train_transform,
+)
 from swinv2_tasks.datamodules.video_lists import folder_videos, list_labels, listed_videos, read_label_map
 from swinv2_tasks.datamodules.videos import Video, list_videos
 from swinv2_tasks.errors import UserError
@@ -111,7 +118,8 @@ class KineticsDataModule(BaseDataModule):
         self.image_size = height_width(image_size)
         for name, views in (("val_views", val_views), ("test_views", test_views)):
             check(name, min(views), 1)
-            if views_per_sample is not None and views[0] * views[1] % views_per_sample:
+            check("views_per_sample", 1 if views_per_sample is None else views_per_sample, 1)
+            if views[0] * views[1] % min(views_per_sample or 1, views[0] * views[1]):
                 raise UserError(
                     f"data.views_per_sample is {views_per_sample}, which does not divide the {views[0]} × {views[1]} "
                     f"views of data.{name}."
@@ -133,6 +141,7 @@ class KineticsDataModule(BaseDataModule):
             rand_augment_magnitude,
             color_jitter,
             random_erasing,
+            BILINEAR,
         )
 
     @property
@@ -207,7 +216,7 @@ class KineticsDataModule(BaseDataModule):
 
     def _views_of(self, kind: str, videos: list[tuple[str, int]]) -> "EvaluatedClips":
         clips, crops = self.views[kind]
-        number = self.views_per_sample or crops
+        number = min(self.views_per_sample or crops, clips * crops)
         self.eval_batch_size = max(1, self.batch_size // number)
         transform = EvalViews(self.image_size, crops, self.mean, self.std)
         return EvaluatedClips(videos, self.sampling, clips, number, transform)

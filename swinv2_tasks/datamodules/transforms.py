@@ -24,6 +24,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 """Standard deviation that goes with IMAGENET_MEAN."""
 
 BICUBIC = InterpolationMode.BICUBIC
+BILINEAR = InterpolationMode.BILINEAR
 
 
 def train_transform(
@@ -36,8 +37,12 @@ def train_transform(
     rand_augment_magnitude: int = 9,
     color_jitter: float = 0.4,
     random_erasing: float = 0.25,
+    interpolation: InterpolationMode = BICUBIC,
 ) -> v2.Compose:
     """Random crop and augmentation: PIL image -> (3, H, W) float32, normalised.
+
+    Videos of torchvision (T, 3, H, W) -> the same shape, alike for all frames; with BILINEAR, since tensors know no
+    other way to be turned.
 
     Args:
         image_size: Side of the result in pixels, or (height, width).
@@ -51,6 +56,7 @@ def train_transform(
         color_jitter: Largest relative change of brightness, contrast and saturation. Only used without RandAugment,
             which has these operations already; the published training code skips it likewise.
         random_erasing: Probability of erasing a rectangle to noise, drawn anew for each pixel.
+        interpolation: How pixels are resized and moved.
 
     Raises:
         UserError: A value is out of its range.
@@ -63,12 +69,12 @@ def train_transform(
     check("color_jitter", color_jitter, 0)
     check("random_erasing", random_erasing, 0, 1)
     steps: list[v2.Transform] = [
-        v2.RandomResizedCrop(height_width(image_size), scale=crop_scale, interpolation=BICUBIC, antialias=True),
+        v2.RandomResizedCrop(height_width(image_size), scale=crop_scale, interpolation=interpolation, antialias=True),
         v2.RandomHorizontalFlip(flip),
     ]
     if rand_augment_ops:
         fill = [round(255 * value) for value in mean]
-        one = v2.RandAugment(1, rand_augment_magnitude, num_magnitude_bins=11, interpolation=BICUBIC, fill=fill)
+        one = v2.RandAugment(1, rand_augment_magnitude, num_magnitude_bins=11, interpolation=interpolation, fill=fill)
         steps += [v2.RandomApply([one], p=0.5)] * rand_augment_ops
     elif color_jitter:
         steps.append(v2.ColorJitter(color_jitter, color_jitter, color_jitter))
