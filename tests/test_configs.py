@@ -99,7 +99,7 @@ def test_a_config_is_complete(name: str) -> None:
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_an_overlay_goes_over_its_config(name: str) -> None:
     """That of the task which its name ends with; without one, over all."""
-    ends = [f"{task}.yaml" for task in ("ade20k", "coco") if name.endswith(f"_{task}.yaml")]
+    ends = [f"{task}.yaml" for task in ("ade20k", "coco", "kinetics") if name.endswith(f"_{task}.yaml")]
     under = ends[0] if ends else "imagenet.yaml"
     config, base = parsed(under, name), parsed(under)
     assert config != base

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -60,8 +61,16 @@ def check(
     Returns:
         The reason for each faulty video, by its path.
     """
-    names = {"train_videos": train_videos, "train_list": train_list, "val_videos": val_videos, "val_list": val_list}
-    data = KineticsDataModule(root, class_names=class_names, test_videos=test_videos, test_list=test_list, **names)
+    data = KineticsDataModule(
+        root,
+        train_videos=train_videos,
+        train_list=train_list,
+        val_videos=val_videos,
+        val_list=val_list,
+        test_videos=test_videos,
+        test_list=test_list,
+        class_names=class_names,
+    )
     splits = {split: data.videos(split) for split in SPLITS if data.has(split)}
     if not splits:
         raise UserError(f"There are no videos in {root}: neither lists nor folders of class folders.")
@@ -71,11 +80,10 @@ def check(
     folder = Path(output or root)
     folder.mkdir(parents=True, exist_ok=True)
     for split, videos in splits.items():
-        lines = [
-            f"{_relative(path, Path(root))}\t{data.class_ids[label]}\n" for path, label in videos if path not in faults
-        ]
-        replace_file(folder / f"{split}_clean.txt", lambda file, lines=lines: file.write_text("".join(lines)))
-        print(f"{split}: {len(lines)} of {len(videos)} videos decode fully: {folder / f'{split}_clean.txt'}")
+        clean = [(path, label) for path, label in videos if path not in faults]
+        text = "".join(f"{_relative(path, Path(root))}\t{data.class_ids[label]}\n" for path, label in clean)
+        replace_file(folder / f"{split}_clean.txt", partial(Path.write_text, data=text))
+        print(f"{split}: {len(clean)} of {len(videos)} videos decode fully: {folder / f'{split}_clean.txt'}")
     for path, reason in faults.items():
         print(f"  {path}: {reason}")
 

@@ -58,7 +58,7 @@ class Video:
     ) -> None:
         del self._reader  # decord frees what a reader holds only then
 
-    def frames(self, indices: Sequence[int]) -> np.ndarray:
+    def frames(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Frames by number, in the order asked for: uint8 RGB (n, H, W, 3).
 
         Each is decoded once, and those between two key frames in one go.
