@@ -325,13 +325,16 @@ def test_a_window_that_cannot_be_set_changes_nothing(position_bias: type[nn.Modu
     assert model.window_size == ((4, 4), (4, 4))
 
 
-def test_tables_over_clips_refuse_another_window_and_stay_usable() -> None:
+def test_tables_over_clips_are_resized_for_another_window_and_nothing_is_changed_for_an_impossible_one() -> None:
     model, x = small_clip_model((2, 3, 3), position_bias=BiasTable), pixels(1, 3, 6, 20, 20)
     before = model(x)
-    with pytest.raises(ValueError, match="two axes"):
-        model.set_window((4, 3, 3))
-    assert model.window_size == ((2, 3, 3), (2, 3, 3))
+    with pytest.raises(ValueError, match="window_size"):
+        model.set_window((4, 0, 3))
     assert_maps_equal(model(x), before)
+    model.set_window((4, 3, 2))
+    assert model.window_size == ((4, 3, 2), (4, 3, 2))
+    assert model.layers[0].blocks[0].attn.cpb_mlp.relative_position_bias_table.shape[0] == 7 * 5 * 3
+    assert [one.shape for one in model(x)] == [one.shape for one in before]
 
 
 # ---- wrong arguments
