@@ -96,7 +96,7 @@ def main() -> None:
     print(f"{len(clips)} videos, clips of {settings.frames} × {settings.stride} frames, one thread")
     for name, times in seconds.items():
         ratio = statistics.median(own / other for own, other in zip(seconds["ours"], times, strict=True))
-        print(f"{name:12} {len(clips) / statistics.median(times):7.1f} clips/s, {ratio:.2f} of ours")
+        print(f"{name:12} {len(clips) / statistics.median(times):7.1f} clips/s, {ratio:.2f} times our speed")
 
     if settings.opens:
         sizes = []

@@ -78,7 +78,6 @@ def check(
     faults = find_faults(paths, workers or os.cpu_count() or 1, seconds)
 
     folder = Path(output or root)
-    folder.mkdir(parents=True, exist_ok=True)
     for split, videos in splits.items():
         clean = [(path, label) for path, label in videos if path not in faults]
         text = "".join(f"{_relative(path, Path(root))}\t{data.class_ids[label]}\n" for path, label in clean)
@@ -146,7 +145,7 @@ class _Lane:
 
     def end(self) -> None:
         if self.pool is not None:
-            for process in list(self.pool._processes.values()):
+            for process in list(self.pool._processes.values()):  # a hung one would keep the pool, which has no kill yet
                 process.kill()
             self.pool.shutdown(wait=False, cancel_futures=True)
             self.pool = None

@@ -54,7 +54,7 @@ def _json_labels(text: str, source: str | Path) -> list[str]:
 
 def list_labels(path: Path) -> list[str]:
     """The labels that a list of videos uses, sorted: as numbers where all are numbers, otherwise as text."""
-    labels = sorted({label for _, label in _entries(path)})
+    labels = sorted({label for _, label in _read(path)[0]})
     return sorted(labels, key=int) if all(label.isdecimal() for label in labels) else labels
 
 
@@ -70,7 +70,7 @@ def listed_videos(path: Path, folders: Sequence[Path], classes: Classes) -> list
     Raises:
         UserError: The list cannot be read or is empty; a line has no label, or one that is no class.
     """
-    entries = _entries(path)
+    entries, is_kinetics = _read(path)
     index_of = classes.index_of({label for _, label in entries})
     unknown = sorted({label for _, label in entries} - index_of.keys())
     if unknown:
@@ -78,7 +78,7 @@ def listed_videos(path: Path, folders: Sequence[Path], classes: Classes) -> list
             f"{path} has labels that are no class: {abbreviate(unknown)}. Classes: {abbreviate(classes.ids)}. Name the "
             "list of all of them with data.class_names."
         )
-    if _is_kinetics(path):
+    if is_kinetics:
         places = _videos_by_name(folders[0])
         return [(_place(name, places, folders[0]), index_of[label]) for name, label in entries]
     return [(_first(name, folders), index_of[label]) for name, label in entries]
@@ -103,17 +103,13 @@ def folder_videos(folder: Path, classes: Classes) -> list[tuple[str, int]]:
     return found
 
 
-def _is_kinetics(path: Path) -> bool:
+def _read(path: Path) -> tuple[list[tuple[str, str]], bool]:
+    """Names of videos and labels, as the list has them, and whether it is one of Kinetics' tables."""
     lines = read_lines(path, "list of videos", _FORMS)
-    header = [cell.strip().lower() for cell in lines[0].split(",")] if lines else []
-    return {"label", "youtube_id"} <= set(header)
-
-
-def _entries(path: Path) -> list[tuple[str, str]]:
-    """Names of videos and labels, as the list has them."""
-    lines = read_lines(path, "list of videos", _FORMS)
+    header = {cell.strip().lower() for cell in lines[0].split(",")} if lines else set()
+    is_kinetics = {"label", "youtube_id"} <= header
     entries = []
-    if _is_kinetics(path):
+    if is_kinetics:
         for number, row in enumerate(csv.DictReader(lines), start=2):
             cells = {str(key).strip().lower(): (value or "").strip() for key, value in row.items() if key}
             if not cells.get("label") or not cells.get("youtube_id"):
@@ -122,7 +118,9 @@ def _entries(path: Path) -> list[tuple[str, str]]:
             try:
                 span = "_".join(f"{int(float(time)):06d}" for time in times if time)
             except ValueError:
-                raise UserError(f"{path}, line {number}: the times {times} are no numbers of seconds.") from None
+                raise UserError(
+                    f"{path}, line {number}: the times {times} are no numbers of seconds; mend the line."
+                ) from None
             entries.append((f"{cells['youtube_id']}_{span}" if span else cells["youtube_id"], cells["label"]))
     else:
         for number, line in enumerate(lines, start=1):
@@ -135,7 +133,7 @@ def _entries(path: Path) -> list[tuple[str, str]]:
             entries.append((fields[1].strip('"'), fields[2].strip('"')))
     if not entries:
         raise UserError(f"The list {path} names no video; expected {_FORMS}.")
-    return entries
+    return entries, is_kinetics
 
 
 def _videos_below(folder: Path) -> list[Path]:
