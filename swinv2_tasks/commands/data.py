@@ -60,7 +60,12 @@ def check(
 
     Returns:
         The reason for each faulty video, by its path.
+
+    Raises:
+        UserError: there are no videos, a list is not in order, or an argument is out of its range.
     """
+    if (workers is not None and workers < 1) or seconds <= 0:
+        raise UserError(f"workers is {workers}, seconds {seconds:g}; expected at least 1 and above 0")
     data = KineticsDataModule(
         root,
         train_videos=train_videos,
@@ -119,6 +124,7 @@ def find_faults(paths: list[str], workers: int = 1, seconds: float = 120.0) -> d
             order = track(found, "Decoding", disable=not sys.stderr.isatty())
             reasons = [future.result() for future in order]
         finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # when interrupted, no further video is begun
             for lane in lanes:
                 lane.end()
     return {path: reason for path, reason in zip(paths, reasons, strict=True) if reason is not None}

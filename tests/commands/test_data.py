@@ -88,3 +88,5 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "There are no videos in" in capsys.readouterr().err
     assert main(["data", "check", "kinetics", str(tmp_path / "nowhere")]) == 1
     assert "nowhere does not exist" in capsys.readouterr().err
+    assert main(["data", "check", "kinetics", str(tmp_path), "--workers", "0"]) == 1
+    assert "workers is 0" in capsys.readouterr().err
