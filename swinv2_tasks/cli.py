@@ -40,6 +40,8 @@ from swinv2_tasks.callbacks import (
     RunCheckpoint,
     RunRecord,
     SegmentationPredictions,
+    SimMIMPictures,
+    SimMIMPredictions,
     Throughput,
     VideoPredictions,
 )
@@ -260,6 +262,8 @@ class TasksCLI(LightningCLI):
             trainer.callbacks += [DetectionPredictions(config["output"]), DetectionScores(folder)]
         if isinstance(self.model, tasks.VideoClassificationTask):
             trainer.callbacks.append(VideoPredictions(config["output"]))
+        if isinstance(self.model, tasks.SimMIMTask):
+            trainer.callbacks += [SimMIMPredictions(config["output"]), SimMIMPictures(folder)]
         # Checkpoints come after what others log at the end of an epoch, and the last one holds the state of the others.
         trainer.callbacks.sort(key=lambda one: isinstance(one, Checkpoint) + isinstance(one, RunCheckpoint))
         self.model.run_name = config["name"]
@@ -429,7 +433,7 @@ def config_from_checkpoint(path: str, *, predict: bool = False) -> dict[str, Any
     backbone = {**record["backbone"], "position_bias": f"swinv2_tasks.backbone.{record['backbone']['position_bias']}"}
     backbone_config = {"class_path": "swinv2_tasks.backbone.SwinTransformerV2", "init_args": backbone}
     data_args = recorded_arguments(getattr(datamodules, data["class"]), data["init_args"], path)
-    if predict:
+    if predict and record["classes"]["ids"]:
         data_args["class_names"] = [str(class_id) for class_id in record["classes"]["ids"]]
     built = recorded_arguments(getattr(tasks, task["class"]), task["init_args"], path)  # complains
     task_args = {

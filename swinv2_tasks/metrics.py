@@ -42,8 +42,8 @@ class AnyLabelAccuracy(Metric):
         return self.hits / self.images
 
 
-class CrossEntropy(Metric):
-    """Mean cross-entropy per image, the same to the last bit in whatever order and number of processes it is summed.
+class MeanLoss(Metric):
+    """Mean loss per image, the same to the last bit in whatever order and number of processes it is summed.
 
     Each image's loss is rounded to a millionth (2⁻²⁰) and summed as an integer, since sums of floats depend on order.
     A loss above a million counts as infinite.
@@ -61,18 +61,25 @@ class CrossEntropy(Metric):
         for name in ("millionths", "images", "infinite"):
             self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Counts a batch: logits (B, classes), labels (B,) int64 in [0, classes)."""
-        losses = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+    def update(self, losses: Tensor) -> None:
+        """Counts a batch: losses (B,)."""
         finite = losses < 1e6
         self.millionths += (losses.where(finite, 0) * 2**20).round().long().sum()
-        self.images += len(labels)
+        self.images += len(losses)
         self.infinite += (~finite).sum()
 
     def compute(self) -> Tensor:
         """Mean loss; infinite when any image's is, or is not a number; NaN when there was no image."""
         mean = self.millionths / self.images / 2**20
         return torch.where(self.infinite > 0, torch.inf, mean)
+
+
+class CrossEntropy(MeanLoss):
+    """Mean cross-entropy per image."""
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:  # type: ignore[override]
+        """Counts a batch: logits (B, classes), labels (B,) int64 in [0, classes)."""
+        super().update(torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none"))
 
 
 class VideoScores(Metric):
