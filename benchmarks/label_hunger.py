@@ -176,9 +176,7 @@ def main(arguments: list[str] | None = None) -> None:
     settings = parser.parse_args(arguments)
     if settings.reduced:
         settings.seeds, settings.pretrain_epochs, settings.steps = 1, 2, 12
-    study(
-        settings.data, settings.output, settings.seeds, settings.shares, settings.pretrain_epochs, settings.steps
-    )
+    study(settings.data, settings.output, settings.seeds, settings.shares, settings.pretrain_epochs, settings.steps)
     print((settings.output / "label_hunger.md").read_text())
 
 

@@ -39,7 +39,8 @@ class SimMIMPictures(Callback):
     ) -> None:
         if batch_idx or not trainer.is_global_zero or trainer.sanity_checking:
             return
-        task, data = pl_module, trainer.datamodule
+        task: Any = pl_module
+        data = trainer.datamodule
         images, mask = batch["image"][: self.images], batch["mask"][: self.images]
         reconstruction, _ = task.reconstruct(images, mask)
         rows = [row_of_three(*one, data.mean, data.std) for one in zip(images, mask, reconstruction, strict=True)]
@@ -49,7 +50,7 @@ class SimMIMPictures(Callback):
 
 
 class SimMIMPredictions(Callback):
-    """Writes a picture of each image, what the model sees of it and how it fills it in, and predictions.csv with losses.
+    """Writes a picture of each image, its hidden patches and how they are filled in, and predictions.csv with losses.
 
     Args:
         folder: where to write; made when it is missing. None: ``predictions`` in the run's folder.
@@ -79,10 +80,10 @@ class SimMIMPredictions(Callback):
     ) -> None:
         data = trainer.datamodule
         parts = (batch["image"], batch["mask"], outputs["reconstruction"])
-        for path, loss, *one in zip(outputs["path"], outputs["losses"].tolist(), *parts, strict=True):
+        for path, loss, image, mask, filled in zip(outputs["path"], outputs["losses"].tolist(), *parts, strict=True):
             file = Path("pictures") / self._names[path]
             (self._place / file).parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(row_of_three(*one, data.mean, data.std)).save(self._place / file)
+            Image.fromarray(row_of_three(image, mask, filled, data.mean, data.std)).save(self._place / file)
             self._rows.append([path, file, f"{loss:.6f}"])
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

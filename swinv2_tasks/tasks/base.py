@@ -46,7 +46,7 @@ class BaseTask(RestorableTask, GuardedTask):
         schedule: learning rate over time and layers.
     """
 
-    no_weight_decay = NO_WEIGHT_DECAY
+    no_weight_decay: tuple[str, ...] = NO_WEIGHT_DECAY
     """Parts of the names of parameters without weight decay, beside vectors and biases."""
 
     def __init__(
