@@ -96,11 +96,14 @@ class VideoScores(Metric):
     higher_is_better = True
     full_state_update = False
     SCALE = 2**40
+    PENDING = 4096
+    """Views that are kept before they are summed: asking how many videos there are by now waits for the device."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__(sync_on_compute=False)  # compute sums over processes itself: they have seen different videos
         self.num_classes = num_classes
         self._rows = self._no_rows(0)
+        self._pending: list[tuple[Tensor, Tensor]] = []  # video ids (n,) and rows (n, classes + 2) yet to be added
 
     def update(self, logits: Tensor, labels: Tensor, video_ids: Tensor) -> None:
         """Counts views.
@@ -110,16 +113,26 @@ class VideoScores(Metric):
             labels: (n,) int64 in [0, classes), the same for all views of a video.
             video_ids: (n,) int64, at least 0.
         """
-        self._rows = self._rows.to(logits.device)
-        missing = int(video_ids.max()) + 1 - len(self._rows)
+        sums = (logits.float().softmax(1).double() * self.SCALE).round().long()
+        rows = torch.cat([sums, labels[:, None], torch.ones_like(labels)[:, None]], dim=1)
+        self._pending.append((video_ids, rows))
+        if sum(len(ids) for ids, _ in self._pending) >= self.PENDING:
+            self._add_pending()
+
+    def _add_pending(self) -> None:
+        if not self._pending:
+            return
+        ids, rows = map(torch.cat, zip(*self._pending, strict=True))
+        self._pending.clear()
+        self._rows = self._rows.to(rows.device)
+        missing = int(ids.max()) + 1 - len(self._rows)
         if missing > 0:
             self._rows = torch.cat([self._rows, self._no_rows(max(missing, len(self._rows)))])
-        sums = (logits.float().softmax(1).double() * self.SCALE).round().long()
-        ones = torch.ones_like(labels)
-        self._rows.index_add_(0, video_ids, torch.cat([sums, labels[:, None], ones[:, None]], dim=1))
+        self._rows = self._rows.index_add(0, ids, rows)
 
     def compute(self) -> dict[str, Tensor]:
         """{top1, top5, loss} over all videos; top-k and loss of the mean of each video's probabilities."""
+        self._add_pending()
         rows = self._rows
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             length = torch.tensor(len(rows), device=rows.device)
@@ -144,6 +157,7 @@ class VideoScores(Metric):
     def reset(self) -> None:
         super().reset()
         self._rows = self._no_rows(0)
+        self._pending.clear()
 
     def _no_rows(self, number: int) -> Tensor:
         """Sums of probabilities and of labels, and the number of views of each video: int64 (number, classes + 2)."""
