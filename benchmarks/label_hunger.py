@@ -71,6 +71,8 @@ def pretrain(data: Path, output: Path, seed: int, epochs: int) -> str:
     overlays = ["--config=simmim.yaml", "--config=overlays/small_simmim.yaml"]
     place = [f"--data.root={data / 'train'}", f"--runs={output / 'runs'}", f"--name=simmim_{seed}"]
     length = [f"--trainer.max_epochs={epochs}", f"--model.schedule.milestones=[{round(0.9 * epochs)}]"]
+    images = sum(1 for path in (data / "train").rglob("*") if path.is_file())
+    length.append(f"--data.batch_size={min(32, images // 2)}")
     length.append(f"--trainer.check_val_every_n_epoch={max(1, epochs // 4)}")
     done = run("fit", [*overlays, *place, *length, *BACKBONE, *QUIET, f"--seed_everything={seed}"])
     return str(done.folder / "weights.safetensors")

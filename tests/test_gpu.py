@@ -22,7 +22,7 @@ from swinv2_tasks.optim import CosineSchedule, build_optimizer
 from swinv2_tasks.tasks import ClassificationTask
 from tests.backbone.checkpoints import randomise
 from tests.processes import run, send_at
-from tests.tasks import motions, objects, scenes
+from tests.tasks import motions, objects, photos, scenes
 from tests.tasks.tiny import new_data, new_task, new_trainer, write_config, write_images
 from tests.test_resume import EMA, RESUME, assert_same_training, write_run
 
@@ -157,6 +157,20 @@ def test_video_trains_evaluates_and_predicts(tmp_path: Path) -> None:
     assert main(["predict", checkpoint, runs, *options, f"--data.source={data / 'val'}"]) == 0
     predictions = tmp_path / "runs" / "motions" / "2" / "predictions" / "predictions.csv"
     assert len(predictions.read_text().splitlines()) == 1 + 6
+
+
+def test_simmim_trains_evaluates_and_predicts(tmp_path: Path) -> None:
+    data = photos.write_photos(tmp_path / "photos")
+    gpu = {"accelerator": "gpu", "devices": 1, "precision": "bf16-mixed"}
+    config = photos.write_config(tmp_path / "photos.yaml", data, trainer=gpu)
+    runs = f"--runs={tmp_path / 'runs'}"
+    assert main(["fit", f"--config={config}", runs]) == 0
+    checkpoint = f"--ckpt_path={tmp_path / 'runs' / 'photos' / '0' / 'checkpoints' / 'last.ckpt'}"
+    options = [f"--trainer.{name}={value}" for name, value in gpu.items()]
+    assert main(["validate", checkpoint, runs, *options]) == 0
+    assert main(["predict", checkpoint, runs, *options, f"--data.source={data / 'val'}"]) == 0
+    predictions = tmp_path / "runs" / "photos" / "2" / "predictions" / "predictions.csv"
+    assert len(predictions.read_text().splitlines()) == 1 + 12
 
 
 # ---- devices

@@ -19,7 +19,7 @@ from torch.optim import AdamW
 
 from swinv2_tasks.backbone import BiasTable, LinearCPB, LogCPB, SwinTransformerV2
 from swinv2_tasks.optim import CosineSchedule, build_optimizer
-from swinv2_tasks.tasks import ClassificationTask, VideoClassificationTask
+from swinv2_tasks.tasks import ClassificationTask, SimMIMTask, VideoClassificationTask
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You are trying to `self.log"),
@@ -122,3 +122,23 @@ def test_steps_over_clips_compute_on_the_device_alone() -> None:
         for step in range(3):
             task.validation_step(clips, step)
             task.test_step(clips, step)
+
+
+@pytest.mark.parametrize("target_window", [0, 9])
+def test_steps_over_masked_images_compute_on_the_device_alone(target_window: int) -> None:
+    with torch._subclasses.fake_tensor.unset_fake_temporarily():
+        task = SimMIMTask(SwinTransformerV2(8, (2, 2), (1, 2), 4, drop_path_rate=0.2), target_window)
+    move_parameters(task)
+    samples: Any = {
+        "image": torch.randn(6, 3, 48, 32, device="cuda"),
+        "mask": torch.zeros(6, 6, 4, dtype=torch.bool, device="cuda"),
+        "path": ["a"] * 6,
+    }
+    assert task.train().training_step(samples, 0).device.type == "cuda"
+    task.eval()
+    for metric in (task.val_loss, task.test_loss):
+        metric.to("cuda")
+    with torch.no_grad():
+        task.validation_step(samples, 0)
+        task.test_step(samples, 0)
+        assert task.predict_step(samples, 0)["reconstruction"].device.type == "cuda"

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from lightning.pytorch import LightningModule
 from PIL import Image
 from transformers import Swinv2Config, Swinv2ForMaskedImageModeling
@@ -21,7 +20,6 @@ from swinv2_tasks.datamodules import SimMIMDataModule
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.heads import MaskRCNN
 from swinv2_tasks.losses import masked_l1
-from swinv2_tasks.optim import StepSchedule
 from swinv2_tasks.tasks import (
     ClassificationTask,
     DetectionTask,
@@ -32,47 +30,19 @@ from swinv2_tasks.tasks import (
 from tests.backbone.checkpoints import CHANNELS, DEPTHS, HEADS, randomise, simmim_state
 from tests.processes import run, send_at
 from tests.tasks.objects import DETECTOR
-from tests.tasks.tiny import BACKBONE, QUIET, merge, new_trainer, write_images
+from tests.tasks.photos import DATA, new_simmim, write_config, write_photos
+from tests.tasks.tiny import BACKBONE, new_trainer
 from tests.test_resume import differences
-
-DATA: dict[str, Any] = {"image_size": 32, "mask_patch_size": 8, "batch_size": 4, "num_workers": 0, "val_share": 0.2}
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Thirty images of three kinds of file, in folders of folders."""
-    root = write_images(tmp_path_factory.mktemp("photos") / "images")
-    (root / "classes.csv").unlink()
-    for k, path in enumerate(sorted(root.rglob("*.jpg"))):
-        if k % 3:
-            Image.open(path).convert("L" if k % 3 == 1 else "RGB").save(path.with_suffix((".png", ".webp")[k % 3 - 1]))
-            path.unlink()
-    return root
-
-
-def config(root: Path, **changes: Any) -> dict[str, Any]:
-    settings: dict[str, Any] = {
-        "name": "photos",
-        "seed_everything": 0,
-        "trainer": {**QUIET, "max_epochs": 2, "gradient_clip_val": 5.0, "log_every_n_steps": 1},
-        "checkpoint": {"filename": "best", "monitor": "val/loss", "mode": "min"},
-        "model": {
-            "class_path": "swinv2_tasks.tasks.SimMIMTask",
-            "init_args": {
-                "backbone": {"class_path": "swinv2_tasks.backbone.SwinTransformerV2", "init_args": {**BACKBONE}},
-                "target_window": 9,
-                "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.005, "weight_decay": 0.05}},
-                "schedule": {"warmup_epochs": 1, "milestones": [20], "reference_batch": 0},
-            },
-        },
-        "data": {"class_path": "swinv2_tasks.datamodules.SimMIMDataModule", "init_args": {"root": str(root), **DATA}},
-    }
-    return merge(settings, changes)
+    return write_photos(tmp_path_factory.mktemp("photos") / "images")
 
 
 def fit(folder: Path, root: Path, *arguments: str, **changes: Any) -> Path:
-    (folder / "photos.yaml").write_text(yaml.safe_dump(config(root, **changes)))
-    assert main(["fit", f"--config={folder / 'photos.yaml'}", f"--runs={folder / 'runs'}", *arguments]) == 0
+    config = write_config(folder / "photos.yaml", root, **changes)
+    assert main(["fit", f"--config={config}", f"--runs={folder / 'runs'}", *arguments]) == 0
     return folder / "runs" / "photos" / "0"
 
 
@@ -85,10 +55,6 @@ def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def metrics(folder: Path, name: str) -> list[float]:
     with (folder / "metrics.csv").open(newline="") as file:
         return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
-
-
-def new_simmim(**arguments: Any) -> SimMIMTask:
-    return SimMIMTask(SwinTransformerV2(**BACKBONE), **{"schedule": StepSchedule(reference_batch=0), **arguments})
 
 
 # ---- the model
@@ -209,9 +175,7 @@ def test_scores_of_two_processes_are_those_of_one(trained: Path, tmp_path: Path)
 def test_a_training_killed_in_an_epoch_ends_as_an_undisturbed_one(photos: Path, tmp_path: Path) -> None:
     """Masks, too, are drawn as they would have been."""
     settings = {"callbacks": [{"class_path": "tests.tasks.faults.SendSignal"}], "max_epochs": 2}
-    (tmp_path / "photos.yaml").write_text(
-        yaml.safe_dump(config(photos, trainer=settings, data={"init_args": {"num_workers": 1}}))
-    )
+    write_config(tmp_path / "photos.yaml", photos, trainer=settings, data={"init_args": {"num_workers": 1}})
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     arguments = ["fit", f"--config={tmp_path / 'photos.yaml'}", "--save.every_n_steps=1"]
     for folder in (straight, killed):
@@ -298,8 +262,8 @@ def test_mistakes(
             task(torch.randn(1, 3, size, size), torch.ones(1, *mask, dtype=torch.bool))
 
     def message(*arguments: str, **changes: Any) -> str:
-        (tmp_path / "photos.yaml").write_text(yaml.safe_dump(config(photos, **changes)))
-        assert main(["fit", f"--config={tmp_path / 'photos.yaml'}", f"--runs={tmp_path / 'runs'}", *arguments]) == 1
+        config = write_config(tmp_path / "photos.yaml", photos, **changes)
+        assert main(["fit", f"--config={config}", f"--runs={tmp_path / 'runs'}", *arguments]) == 1
         return capsys.readouterr().err
 
     assert "data.image_size is 36" in message("--data.image_size=36") and "Take 32" in message("--data.image_size=36")
@@ -321,8 +285,8 @@ def test_unreadable_files_stop_by_name_or_are_left_out(
     shutil.copytree(photos, root)
     for k, path in enumerate(sorted(root.rglob("*.*"))[:2]):
         path.write_bytes(path.read_bytes()[: 200 * k])
-    (tmp_path / "photos.yaml").write_text(yaml.safe_dump(config(root)))
-    arguments = ["fit", f"--config={tmp_path / 'photos.yaml'}", f"--runs={tmp_path / 'runs'}"]
+    config = write_config(tmp_path / "photos.yaml", root)
+    arguments = ["fit", f"--config={config}", f"--runs={tmp_path / 'runs'}"]
     assert main(arguments) == 1
     assert "Cannot read the image" in (told := capsys.readouterr().err) and str(root) in told
     assert main([*arguments, "--data.faulty_samples=skip", "--trainer.num_sanity_val_steps=0"]) == 0
