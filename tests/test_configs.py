@@ -158,8 +158,9 @@ RECIPES = {
     "swinv2_large_22kto1k_w16_256": (0.2, (12, 12, 12, 6), 16, 256, 30, 5, 2e-5, 2e-8, 2e-7, 1e-8, 1.0),
     "swinv2_large_22kto1k_w24_384": (0.2, (12, 12, 12, 6), 24, 384, 30, 5, 2e-5, 2e-8, 2e-7, 1e-8, 1.0),
     "swinv2_base_simmim_w14_224": (0.1, (12, 12, 12, 6), 14, 224, 100, 20, 1.25e-3, 2.5e-7, 2.5e-7, 0.05, 0.75),
+    "swinv2_giant_w40_640": (0.3, None, 40, 640, 30, 5, 2e-5, 2e-8, 2e-7, 1e-8, 1.0),
 }
-"""Reference, section 3, row by row."""
+"""Reference, section 3, row by row; section 4 for G."""
 
 
 SCENE_RECIPES = {
@@ -293,6 +294,14 @@ def test_a_video_config_is_the_published_recipe(name: str) -> None:
     assert (model["weights"] is not None) == from_weights
 
 
+@pytest.mark.parametrize("name", [name for name in COMPLETE if "_giant_" in name])
+def test_the_giants_are_trained_with_the_levers_of_the_paper(name: str) -> None:
+    """Reference, section 3, large models: activation checkpointing, attention in turns in the first two stages."""
+    backbone = parsed(name)["model"]["init_args"]["backbone"]["init_args"]
+    assert backbone["checkpoint_stages"] is True
+    assert backbone["attention_chunk_size"] == [1, 1, 0, 0]
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_paper_config_is_the_published_recipe(name: str) -> None:
     drop_path, windows, window, size, epochs, warmup, lr, warmup_lr, min_lr, weight_decay, layer_decay = RECIPES[name]
@@ -312,5 +321,5 @@ def test_a_paper_config_is_the_published_recipe(name: str) -> None:
     scale = schedule["reference_batch"] / 512
     rates = (optimizer["lr"] / scale, schedule["warmup_lr"] / scale, schedule["min_lr"] / scale)
     assert rates == pytest.approx((lr, warmup_lr, min_lr))
-    assert data["crop_ratio"] == (1.0 if size == 384 else pytest.approx(224 / 256))
+    assert data["crop_ratio"] == (1.0 if size >= 384 else pytest.approx(224 / 256))
     assert (model["weights"] is None) == (windows is None)  # fine-tuning starts from weights, which say their windows
