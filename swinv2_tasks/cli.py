@@ -14,9 +14,9 @@ import signal
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import torch
 import yaml
@@ -288,8 +288,25 @@ class TasksCLI(LightningCLI):
                 )
 
 
+CLI = TypeVar("CLI", bound=TasksCLI)
+
+
 def run(command: str, arguments: Sequence[str]) -> TasksCLI:
     """Runs fit, validate, test or predict with the command line's arguments.
+
+    Raises:
+        UserError: for a mistake in configs, data or checkpoints.
+    """
+    return run_as(TasksCLI, command, arguments)
+
+
+def run_as(cli: Callable[[list[str], Path | None], CLI], command: str, arguments: Sequence[str]) -> CLI:
+    """As ``run``, with a command line that does something else or more with what it has read.
+
+    Args:
+        cli: makes it of the command with its arguments, and the folder of the run to go on with.
+        command: fit, validate, test or predict.
+        arguments: the command line's arguments.
 
     Raises:
         UserError: for a mistake in configs, data or checkpoints.
@@ -315,7 +332,7 @@ def run(command: str, arguments: Sequence[str]) -> TasksCLI:
                 also = "" if command == "fit" else ", or --ckpt_path CHECKPOINT, which brings its own"
                 raise UserError(f"{command} needs --config CONFIG{also}. Configs: {', '.join(known_configs())}.")
         try:
-            return TasksCLI([command, *arguments], resume)
+            return cli([command, *arguments], resume)
         except SIGTERMException as error:  # outside of training, where RunCheckpoint sees to it; a success to Python
             raise Interrupted(f"{command} was stopped by SIGTERM; there was nothing to save", signal.SIGTERM) from error
         except MisconfigurationException as error:  # Lightning's word for a mistake in the trainer's settings
