@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
@@ -77,10 +77,9 @@ def sweep(
     if len(missing) < len(wanted):
         console.print(f"{len(wanted) - len(missing)} of {len(wanted)} settings are in {table} already", soft_wrap=True)
     try:
-        with Progress(
-            *Progress.get_default_columns(), TimeElapsedColumn(), console=console, transient=True
-        ) as progress:
-            bar = progress.add_task("", total=len(missing), visible=console.is_terminal)
+        columns = (*Progress.get_default_columns(), TimeElapsedColumn())
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+            bar = progress.add_task("", total=len(missing))
             for number, setting in enumerate(missing):
                 progress.update(bar, completed=number, description=str(setting))
                 outcome = validate_apart(
@@ -184,12 +183,23 @@ class Swept:
         parent = self.weights.parent
         return (parent.parent if parent.name == "checkpoints" else parent) / "sweep"
 
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        """All that results depend on, and what they were of: names of settings and values."""
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """All that results depend on: {checkpoint, sha256, settings by their names}."""
         apart = ("name", "runs", "output", "save", "checkpoint", "ckpt_path", "verbose")
-        settings = {name: value for name, value in self.config.items() if name not in apart}
-        return {**dict(_flat(settings)), "weights": str(self.weights), "sha256": _digest(self.weights)}
+        settings = dict(_flat({name: value for name, value in self.config.items() if name not in apart}))
+        settings.pop("model.init_args.weights", None)
+        return {"checkpoint": str(self.weights), "sha256": _digest(self.weights), "settings": settings}
+
+    def differences(self, before: Mapping[str, Any]) -> list[str]:
+        """How this differs from what an earlier sweep wrote down, in words."""
+        now, told = self.record, []
+        if before["sha256"] != now["sha256"]:
+            path = before["checkpoint"]
+            told.append(f"the checkpoint {'has changed' if path == now['checkpoint'] else f'was {path}'}")
+        old, new = before["settings"], now["settings"]
+        changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        return [*told, *(f"{name} was {old.get(name)!r}, is {new.get(name)!r}" for name in changed)]
 
     def at(self, setting: Setting) -> list[str]:
         """The arguments that make ``validate`` evaluate at a setting, on one device.
@@ -323,17 +333,15 @@ def _begin(folder: Path, table: Path, swept: Swept) -> Outcomes:
     Raises:
         UserError: it cannot be written, another process works in it, or what is there is of another sweep.
     """
-    fingerprint, record = swept.fingerprint, folder / "sweep.json"
+    record = folder / "sweep.json"
     if record.is_file() or table.is_file():
         try:
-            before, found = json.loads(record.read_text()), _read(table)
+            told, found = swept.differences(json.loads(record.read_text())), _read(table)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{folder} holds no sweep that could be gone on with ({error}): name another --output"
             ) from error
-        changed = [name for name in {**before, **fingerprint} if before.get(name) != fingerprint.get(name)]
-        if changed:
-            told = [f"{name} was {before.get(name)!r}, is {fingerprint.get(name)!r}" for name in changed]
+        if told:
             raise UserError(
                 f"{folder} holds a sweep of another checkpoint or with other arguments: {abbreviate(told, 3)}. "
                 "Name another folder by --output, or remove this one."
@@ -342,7 +350,7 @@ def _begin(folder: Path, table: Path, swept: Swept) -> Outcomes:
         return found
     _made(folder)
     lock(folder)
-    replace_file(record, lambda file: file.write_text(json.dumps(fingerprint, indent=2) + "\n"))
+    replace_file(record, lambda file: file.write_text(json.dumps(swept.record, indent=2) + "\n"))
     return {}
 
 
@@ -454,7 +462,7 @@ def draw(outcomes: Outcomes, watched: str | None, picture: Path) -> None:
         axes.tick_params(axis="x", rotation=45 if len(sizes) > 6 else 0)
         axes.grid(alpha=0.3)
         if label != metric.removeprefix("val/"):
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.1 * max(map(value, points.values())))
     figure.axes[0].legend()
-    figure.suptitle(f"{len(points)} settings on {next(iter(points.values())).device}", fontsize="medium")
+    figure.suptitle(f"sweep on {', '.join(sorted({one.device for one in points.values()}))}", fontsize="medium")
     figure.savefig(picture, dpi=100, format="png")

@@ -142,8 +142,8 @@ def validate(arguments: Sequence[str], progress: Progress) -> Measured:
     return Measured(
         metrics={name: float(value) for name, value in cli.trainer.callback_metrics.items()},
         samples=stopwatch.samples,
-        samples_per_second=stopwatch.speed,
-        memory_mib=(torch.cuda.max_memory_allocated(device) if is_gpu else peak_resident()) / 2**20,
+        samples_per_second=round(stopwatch.speed, 2),
+        memory_mib=round((torch.cuda.max_memory_allocated(device) if is_gpu else peak_resident()) / 2**20, 1),
         device=torch.cuda.get_device_name(device) if is_gpu else device.type,
     )
 

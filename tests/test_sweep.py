@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import shutil
 import signal
@@ -158,7 +157,7 @@ def test_other_arguments_or_another_checkpoint_are_refused(
     assert main([*command, f"--ckpt_path={checkpoint}", "--data.batch_size=3"]) == 1
     assert "data.init_args.batch_size was 6, is 3" in capsys.readouterr().err
     assert main([*command, f"--ckpt_path={checkpoint.with_name('last.ckpt')}"]) == 1
-    assert "weights was" in capsys.readouterr().err
+    assert f"the checkpoint was {checkpoint}" in capsys.readouterr().err
     (folder / "sweep.json").unlink()
     assert main([*command, f"--ckpt_path={checkpoint}"]) == 1
     assert "name another --output" in capsys.readouterr().err
@@ -400,5 +399,3 @@ def test_a_sliding_window_is_swept(tmp_path: Path) -> None:
     larger = ["--model.inference.mode=slide", "--model.inference.window=48", "--model.inference.stride=30"]
     settings = ["--model.backbone.init_args.window_size=6", "--data.resize=[96,48]", *larger]
     check_row(grown, validated(tmp_path / "grown", checkpoint, *settings))
-    record = json.loads((tmp_path / "it" / "0" / "sweep" / "sweep.json").read_text())
-    assert record["model.init_args.inference.mode"] == "slide"
