@@ -29,7 +29,7 @@ from swinv2_tasks.inference import Inference
 from swinv2_tasks.runs import lock
 from swinv2_tasks.validation_process import Failed, Measured, validate_apart
 
-MAIN_METRICS = ("val/top1", "val/real_top1", "val/miou", "val/box_ap")
+MAIN_METRICS = ("val/top1", "val/real_top1", "val/miou", "val/box_ap", "val/loss")
 """What a task is judged by where nothing else is known."""
 
 

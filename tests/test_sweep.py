@@ -21,7 +21,7 @@ from swinv2_tasks.inference import Inference
 from swinv2_tasks.sweep import Setting, read_arguments, sweep
 from swinv2_tasks.validation_process import Measured
 from tests import processes
-from tests.tasks import motions, objects, scenes, tiny
+from tests.tasks import motions, objects, photos, scenes, tiny
 
 QUIETLY = [f"--trainer.{name}={value}" for name, value in tiny.QUIET.items()]
 
@@ -367,8 +367,15 @@ def test_inference_grows_with_the_images(mode: Any) -> None:
             ["--model.backbone.init_args.window_size=[[4,6,6],[4,6,6]]", "--data.image_size=48"],
             "views",
         ),
+        (
+            photos.write_photos,
+            photos.write_config,
+            "6@48",
+            ["--model.backbone.init_args.window_size=6", "--data.image_size=48"],
+            "images",
+        ),
     ],
-    ids=["segmentation", "detection", "video"],
+    ids=["segmentation", "detection", "video", "simmim"],
 )
 def test_every_task_is_swept(
     write_data: Callable[[Path], Path],
