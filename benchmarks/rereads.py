@@ -1,10 +1,11 @@
 """How many clips a video classifier knows again when they are read anew as in training: other frames, crops, mirrored.
 
-    python -m benchmarks.rereads --ckpt_path CKPT --root FOLDER [--times 20]
+    python -m benchmarks.rereads --ckpt_path CKPT --root FOLDER [--times 20] [--views 1]
 
 The training videos of FOLDER are read ``times`` times with the augmentation of the checkpoint's own settings and with a
-seed that its training did not have. Printed is the top-1 over all reads, and which classes were missed how often. For
-videos that were learned by heart: it tells whether what was learned is more than the very pixels seen.
+seed that its training did not have; with several views, each time so many clips of each, whose probabilities are
+averaged. Printed is the top-1 over all reads, and which classes were missed how often. For videos that were learned by
+heart: it tells whether what was learned is more than the very pixels seen.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ def main() -> None:
     parser.add_argument("--ckpt_path", required=True)
     parser.add_argument("--root", required=True, help="folder of the videos, as in training")
     parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--views", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1_000_003)
     settings = parser.parse_args()
     task = VideoClassificationTask.load_from_checkpoint(settings.ckpt_path)
@@ -34,18 +36,22 @@ def main() -> None:
     data.setup("fit")
     torch.manual_seed(settings.seed)
     loader = data.train_dataloader()
-    right = reads = 0
+    videos = data.train_samples
+    right = 0
     missed: Counter[str] = Counter()
-    for epoch in range(settings.times):
-        loader.batch_sampler.set_epoch(epoch)
-        for batch in loader:
-            with torch.inference_mode():
-                answers = task(batch["clip"][:, 0]).argmax(1)
-            right += int((answers == batch["label"]).sum())
-            reads += len(answers)
-            wrong = batch["label"][answers != batch["label"]].tolist()
-            missed.update(data.class_names[k] for k in wrong)
-        print(f"  {epoch + 1} of {settings.times}: {right} of {reads}", flush=True)
+    for time in range(settings.times):
+        sums, labels = torch.zeros(videos, task.num_classes), torch.zeros(videos, dtype=torch.int64)
+        for view in range(settings.views):
+            loader.batch_sampler.set_epoch(time * settings.views + view)
+            for batch in loader:
+                with torch.inference_mode():
+                    sums[batch["video_id"]] += task(batch["clip"][:, 0]).softmax(1)
+                labels[batch["video_id"]] = batch["label"]
+        wrong = labels[sums.argmax(1) != labels]
+        right += videos - len(wrong)
+        missed.update(data.class_names[k] for k in wrong.tolist())
+        print(f"  {time + 1} of {settings.times}: {right} of {(time + 1) * videos}", flush=True)
+    reads = settings.times * videos
     print(f"top-1 {right / reads:.4f}: {right} of {reads} reads; missed: {dict(missed) or 'none'}")
 
 
