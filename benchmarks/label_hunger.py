@@ -105,6 +105,7 @@ def train(root: Path, output: Path, seed: int, images: int, steps: int, weights:
         f"--data.root={root}", f"--data.batch_size={batch}", f"--runs={output / 'runs'}", "--name=classifier",
         f"--trainer.max_epochs={epochs}", f"--trainer.check_val_every_n_epoch={epochs}", f"--seed_everything={seed}",
         f"--model.schedule.warmup_epochs={epochs / 20}", "--trainer.num_sanity_val_steps=0",
+        "--model.optimizer.init_args.lr=2e-3", "--data.crop_scale=[0.7,1.0]", "--data.flip=0.0", "--data.color_jitter=0.2",
     ]  # fmt: skip
     done = run("fit", [*arguments, *([f"--model.weights={weights}"] if weights else [])])
     return float(done.trainer.callback_metrics["val/top1"])
@@ -172,8 +173,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/label_hunger"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--shares", type=float, nargs="+", default=[0.1, 1.0])
-    parser.add_argument("--pretrain-epochs", type=int, default=80)
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--pretrain-epochs", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--reduced", action="store_true", help="one seed and few steps: whether it runs at all")
     settings = parser.parse_args(arguments)
     if settings.reduced:
