@@ -1,6 +1,6 @@
 """A step of SimMIM on Swin V2 beside transformers' Swinv2ForMaskedImageModeling of the same numbers, in one run.
 
-    python -m benchmarks.simmim [--rounds 5] [--size 192] [--window 6] [--variant tiny|base] [--batch-size 8]
+    python -m benchmarks.simmim [--rounds 5] [--size 192] [--window 12] [--variant tiny|base] [--batch-size 8]
 
 * training: forward, loss, backward and a step of AdamW, on the same images and masks. Both predict plain pixels, since
   transformers knows no normalised targets.
@@ -113,7 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", type=int, default=192)
-    parser.add_argument("--window", type=int, default=6)
+    parser.add_argument("--window", type=int, default=12)
     parser.add_argument("--variant", choices=FACTORIES, default="tiny")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")

@@ -1,4 +1,4 @@
-"""The studies under benchmarks/ run from one end to the other, in small."""
+"""The studies under benchmarks/: that they run from end to end, and that their tables are computed as they say."""
 
 from __future__ import annotations
 
@@ -9,11 +9,60 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from benchmarks import label_hunger, stability, transfer
+from tests.tasks.tiny import write_images
+
+# ---- window transfer
+
+RUNS = [
+    transfer.Run("signs", bias, seed, window, size, value)
+    for bias, values in {"LogCPB": (0.7, 0.8, 0.9), "BiasTable": (0.5, 0.5, 0.8)}.items()
+    for window, size in ((4, 64), (6, 96))
+    for seed, value in enumerate(values)
+]
+
+
+def test_transfer_means_and_deviations_are_over_the_seeds() -> None:
+    """Of 0.7, 0.8, 0.9 the mean is 0.8 and the sample's deviation 0.1; of 0.5, 0.5, 0.8 they are 0.6 and √0.03."""
+    lines = transfer.table(RUNS).splitlines()
+    assert lines[0] == "| signs, top1 (%) | 4@64 | 6@96 |"
+    assert lines[2] == "| log CPB | 80.0 ± 10.0 | 80.0 ± 10.0 |"
+    assert lines[3] == "| table, bicubic | 60.0 ± 17.3 | 60.0 ± 17.3 |"
+
+
+def test_transfer_settings_keep_the_share_of_the_image_that_a_window_sees() -> None:
+    for study in transfer.STUDIES.values():
+        own, *grown = study.settings[:3]
+        assert [setting.window * own.size == setting.size * own.window for setting in grown] == [True, True]
+        assert {setting.window for setting in study.settings[3:]} == {own.window}
+
+
+@pytest.mark.slow
+def test_transfer_in_small(tmp_path: Path) -> None:
+    command = ["--reduced", f"--output={tmp_path}"]
+    transfer.main(command)
+    with (tmp_path / "runs.csv").open(newline="") as file:
+        runs = list(csv.DictReader(file))
+    expected = {(task, bias) for task in transfer.STUDIES for bias in transfer.BIASES}
+    assert {(run["task"], run["bias"]) for run in runs} == expected
+    assert len(runs) == 2 * len(expected)
+    assert all(0 <= float(run["value"]) <= 1 for run in runs)
+    assert (tmp_path / "table.md").read_text().count("±") == len(runs)
+    with Image.open(tmp_path / "transfer.png") as picture:
+        assert picture.width > picture.height
+    before = (tmp_path / "runs.csv").read_bytes()
+    trained = {path: path.stat().st_mtime_ns for path in tmp_path.glob("trained/*/0/weights.safetensors")}
+    transfer.main(command)
+    assert (tmp_path / "runs.csv").read_bytes() == before
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("trained/*/0/weights.safetensors")} == trained
+    assert len(trained) == len(expected)
+
+
+# ---- stability
+
 
 @pytest.mark.slow
 def test_stability_in_small_is_written_and_finished_runs_are_not_made_again(tmp_path: Path) -> None:
-    from benchmarks import stability
-
     stability.main(["--reduced", f"--output={tmp_path}"])
     with (tmp_path / "runs.csv").open(newline="") as file:
         runs = list(csv.DictReader(file))
@@ -35,11 +84,11 @@ def test_stability_in_small_is_written_and_finished_runs_are_not_made_again(tmp_
     assert {**json.loads(lost.read_text()), "seconds": 0} == {**expected, "seconds": 0}
 
 
+# ---- label hunger
+
+
 @pytest.mark.slow
 def test_label_hunger_in_small_is_written_and_finished_runs_are_not_made_again(tmp_path: Path) -> None:
-    from benchmarks import label_hunger
-    from tests.tasks.tiny import write_images
-
     data = write_images(tmp_path / "data", train=8, val=2)
     (tmp_path / "data" / "classes.csv").unlink()
     arguments = [f"--data={data}", f"--output={tmp_path / 'out'}", "--reduced", "--shares", "0.5", "1"]
