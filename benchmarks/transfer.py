@@ -118,7 +118,7 @@ def measure(task: str, bias: str, seed: int, data: Sequence[str], output: Path, 
     settings = study.settings[:2] if reduced else study.settings
     short = ["--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1", "--trainer.limit_train_batches=2"]
     few = ["--trainer.limit_val_batches=2"]
-    arguments = [*data, *short, *few] if reduced else data
+    arguments = [*data, *short, *few, "--trainer.log_every_n_steps=1"] if reduced else data
     folder = train(study, bias, seed, arguments, output / "trained", f"{task}-{bias}-{seed}")
     checkpoint = f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"
     outcomes = sweep([checkpoint, *ON_CPU, *(few if reduced else ())], settings)
