@@ -1,0 +1,134 @@
+"""What the levers that save memory cost and save: a training step of SwinV2-T with each of them beside the plain one.
+
+    python -m benchmarks.levers [--rounds 5] [--size 256] [--window 8] [--batch-size 4] [--json FILE]
+
+A step is forward, cross-entropy over 1,000 classes, backward and AdamW, with drop path 0.2. Steps alternate in one run,
+so that a machine whose speed drifts is fair to all; printed are medians, and the median, lowest and highest of the
+rounds' ratios to the plain step. Peak memory is taken in a process of its own each: on CUDA the allocator's peak, on a
+CPU the highest resident set while stepping less what was resident before the model was built. Part of it is the
+same for all: weights, gradients and AdamW's two moments, 432 MiB. Target: checkpointing at most 1.35× the plain step.
+
+--attention-chunk-size is the number of windows that the lever "chunks" attends to at once, in the first two stages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim import AdamW
+
+from benchmarks.measuring import allocated, memory, peak_bytes
+from swinv2_tasks.backbone import swinv2_tiny
+from swinv2_tasks.heads.classification import ClassificationHead
+
+CLASSES, DROP_PATH, TARGET = 1000, 0.2, 1.35
+PLAIN = "plain"
+
+
+def levers(settings: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Arguments of the backbone for each lever, and whether it computes under autocast to bfloat16."""
+    chunks = (settings.attention_chunk_size,) * 2 + (0, 0)
+    return {
+        PLAIN: {},
+        "checkpoint all": {"checkpoint_stages": True},
+        "checkpoint stages 0 and 1": {"checkpoint_stages": (0, 1)},
+        "chunks in stages 0 and 1": {"attention_chunk_size": chunks},
+        "autocast": {"autocast": True},
+        "autocast, checkpoint all": {"autocast": True, "checkpoint_stages": True},
+        "checkpoint all, chunks": {"checkpoint_stages": True, "attention_chunk_size": chunks},
+    }
+
+
+def training_step(name: str, settings: argparse.Namespace) -> Callable[[], None]:
+    arguments = levers(settings)[name]
+    narrow = arguments.pop("autocast", False)
+    torch.manual_seed(0)
+    device = torch.device(settings.device)
+    backbone = swinv2_tiny(window_size=settings.window, drop_path_rate=DROP_PATH, **arguments)
+    model = nn.Sequential(backbone, ClassificationHead(backbone.channels[-1], CLASSES)).to(device).train()
+    optimizer = AdamW(model.parameters(), lr=1e-4)
+    images = torch.randn(settings.batch_size, 3, settings.size, settings.size, device=device)
+    labels = torch.randint(CLASSES, (settings.batch_size,), device=device)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, torch.bfloat16, enabled=narrow):
+            loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return step
+
+
+def time_all(settings: argparse.Namespace) -> dict[str, list[float]]:
+    """Seconds per step of each, one step each in turn, after one that does not count."""
+    steps = {name: training_step(name, settings) for name in levers(settings)}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(settings.rounds + 1):
+        for name in steps if number % 2 else reversed(steps):
+            start = time.perf_counter()
+            steps[name]()
+            if number:
+                seconds[name].append(time.perf_counter() - start)
+        print(f"  round {number} of {settings.rounds}", file=sys.stderr, flush=True)
+    return seconds
+
+
+def peak(name: str, settings: argparse.Namespace, threads: int, queue: Any) -> None:
+    torch.set_num_threads(threads)
+    swinv2_tiny()  # brings in the libraries
+    gc.collect()
+    before = allocated(settings.device)
+    step = training_step(name, settings)
+    step()
+    queue.put(peak_bytes(step, settings.device) - before)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--window", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--attention-chunk-size", type=int, default=16)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", help="also write the figures to this file")
+    settings = parser.parse_args()
+
+    where = torch.cuda.get_device_name() if settings.device.startswith("cuda") else f"{torch.get_num_threads()} threads"
+    print(
+        f"SwinV2-T/{settings.size}/w{settings.window}, batch {settings.batch_size}, torch {torch.__version__}, {where}"
+    )
+    peaks = memory(peak, levers(settings), settings)
+    seconds = time_all(settings)
+    print(f"\n| lever | step | ratio, median of {settings.rounds} rounds | lowest | highest | peak memory | ratio |")
+    print("|---" * 7 + "|")
+    results = {}
+    for name, times in seconds.items():
+        ratios = [own / plain for own, plain in zip(times, seconds[PLAIN], strict=True)]
+        results[name] = {"seconds": times, "ratio": statistics.median(ratios), "peak_bytes": peaks[name]}
+        print(
+            f"| {name} | {statistics.median(times):.2f} s | {statistics.median(ratios):.2f} | {min(ratios):.2f} "
+            f"| {max(ratios):.2f} | {peaks[name] / 2**20:,.0f} MiB | {peaks[name] / peaks[PLAIN]:.2f} |"
+        )
+    found = results["checkpoint all"]["ratio"]
+    print(f"\ncheckpointing all blocks: {found:.2f} times the plain step, target {TARGET}")
+    if settings.json:
+        with open(settings.json, "w") as file:
+            json.dump(results, file, indent=2)
+
+
+if __name__ == "__main__":
+    main()
