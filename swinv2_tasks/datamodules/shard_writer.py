@@ -173,7 +173,9 @@ def _run(jobs: list[Job], workers: int) -> Iterator[dict[str, Any]]:
     if min(workers, len(jobs)) <= 1:
         yield from map(write_shard, jobs)
         return
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), multiprocessing.get_context("spawn"), initializer=_follow_parent)
+    pool = ProcessPoolExecutor(
+        min(workers, len(jobs)), multiprocessing.get_context("spawn"), initializer=_follow_parent
+    )
     try:
         for future in as_completed([pool.submit(write_shard, job) for job in jobs]):
             yield future.result()

@@ -122,6 +122,7 @@ class Shards:
         self.streaming = streaming
         self.remote = is_url(place)
         self.chunks, self.classes = _checked(index, place_in(place, INDEX))
+        self._class_ids = frozenset(self.classes.ids)
         self.starts = np.cumsum([0, *(chunk["chunk_size"] for chunk in self.chunks)])[:-1].tolist()
         self.order = self._read_order()
         key = hashlib.sha256(place.encode() + index).hexdigest()[:16]
@@ -143,8 +144,10 @@ class Shards:
         for _ in range(5):  # other processes may remove the shard from the cache in between
             path = self._check(number)
             try:
-                content, class_id, name = self._sample(number, stored)
-                return bytes(content), os.fsdecode(bytes(class_id)), os.fsdecode(bytes(name))
+                content, class_id, name = map(bytes, self._sample(number, stored))
+                if os.fsdecode(class_id) not in self._class_ids:
+                    raise ValueError("it has no class")
+                return content, os.fsdecode(class_id), os.fsdecode(name)
             except Exception as error:  # damaged files make litdata raise anything
                 if path.exists():
                     raise UserError(
@@ -154,8 +157,11 @@ class Shards:
         raise UserError(f"The shard {path} is removed again and again as it is read: raise data.stream.cache_gb.")
 
     def name(self, index: int) -> str:
-        """What messages call a sample: its path."""
-        return self[index][2]
+        """What messages call a sample: its path, where it can be read."""
+        try:
+            return self[index][2]
+        except UserError:
+            return f"{self.place}, sample {index}"
 
     def shuffling(self) -> Callable[[np.random.Generator], np.ndarray]:
         """Draws an epoch's order of the samples: see `Streaming.window`.
