@@ -116,8 +116,7 @@ def optimize(
     val_dir: str = "val",
     val_list: str | None = None,
 ) -> None:
-    """Writes the images of a dataset into a few large files, shards, for data.root: for disks and networks that are
-    slow at many small files.
+    """Packs the images of a dataset into a few large files, to be streamed: shards, which data.root may name.
 
     The bytes of the images stay as they are; each is decoded once, to be sure of it. Run again after an interruption,
     it goes on: shards that are finished stay.
