@@ -218,10 +218,11 @@ def _finished(folder: Path, identity: str, skip_faulty: bool) -> dict[str, str]:
     """The faulty images that shards which are whole were written without."""
     try:
         index = json.loads((folder / INDEX).read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} exists, but not as a folder of shards. Name another place.") from error
-    _check(folder, index, index.get("faulty", {}), identity, skip_faulty)
-    return index["faulty"]
+        faults = dict(index["faulty"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} exists, but not as a folder of such shards. Name another place.") from error
+    _check(folder, index, faults, identity, skip_faulty)
+    return faults
 
 
 def _begun(folder: Path, identity: str, skip_faulty: bool) -> tuple[list[int], dict[int, dict[str, Any]]]:

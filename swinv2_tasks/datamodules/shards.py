@@ -16,6 +16,7 @@ import os
 import re
 from bisect import bisect_right
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,20 +142,22 @@ class Shards:
         """A sample: the content of its image file, its class id, its path as seen from the dataset's folder."""
         stored = int(self.order[index])
         number = bisect_right(self.starts, stored) - 1
-        for _ in range(5):  # other processes may remove the shard from the cache in between
-            path = self._check(number)
+        tries = 5 if self.remote else 1  # other processes may remove the shard from the cache in between
+        while True:
+            path, tries = self._check(number), tries - 1
             try:
                 content, class_id, name = map(bytes, self._sample(number, stored))
                 if os.fsdecode(class_id) not in self._class_ids:
                     raise ValueError("it has no class")
                 return content, os.fsdecode(class_id), os.fsdecode(name)
+            except UserError:
+                raise
             except Exception as error:  # damaged files make litdata raise anything
-                if path.exists():
+                if not tries:
                     raise UserError(
-                        f"Cannot read sample {index} of the shard {path}: {error or type(error).__name__}. It is "
+                        f"Cannot read sample {index} of the shard {path}: {str(error) or type(error).__name__}. It is "
                         "damaged. Copy it anew, or write the shards again."
                     ) from error
-        raise UserError(f"The shard {path} is removed again and again as it is read: raise data.stream.cache_gb.")
 
     def name(self, index: int) -> str:
         """What messages call a sample: its path, where it can be read."""
@@ -210,7 +213,8 @@ class Shards:
             if found != size:
                 self._fetch(name, size)
             else:
-                os.utime(path)  # used just now
+                with suppress(OSError):  # another process has just removed it, or owns it
+                    os.utime(path)  # used just now
         elif found != size:
             problem = "is missing" if found is None else f"has {found:,} bytes, its index says {size:,}"
             raise UserError(f"The shard {path} {problem}. Copy it anew, or write the shards again.")
@@ -301,6 +305,8 @@ def _read(place: str, name: str) -> bytes | None:
         return (Path(place) / name).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise UserError(f"{place_in(place, name)} cannot be read: {error.strerror}") from error
 
 
 def _ask(url: str, question: Callable[[Any, str], Any]) -> Any:

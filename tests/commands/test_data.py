@@ -234,7 +234,7 @@ def test_shards_of_other_images(pictures: Path, tmp_path: Path, capsys: pytest.C
     assert optimize(pictures, out) == 1
     assert f"{out / 'train'} holds shards of other images" in capsys.readouterr().err
     assert optimize(pictures, pictures) == 1
-    assert f"{pictures / 'train'} exists, but not as a folder of shards" in capsys.readouterr().err
+    assert f"{pictures / 'train'} exists, but not as a folder of such shards" in capsys.readouterr().err
 
 
 def test_mistakes_of_optimizing(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
