@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from swinv2_tasks.errors import Interrupted, UserError
+from swinv2_tasks.errors import Interrupted, UserError, first_hand, mistake_behind
 
 USAGE = """\
 swinv2-tasks: Swin Transformer V2, every downstream task of the paper
@@ -22,6 +22,7 @@ Train and use a model
   validate   --ckpt_path CKPT | --config CONFIG …         evaluate on the validation data
   test       --ckpt_path CKPT | --config CONFIG …         evaluate on the test data
   predict    --ckpt_path CKPT --data.source FILE|FOLDER|GLOB
+  sweep      --ckpt_path CKPT --windows 8 16 --sizes 256 512   metric, speed and memory at each
 
 Other commands
   score ade20k --annotations DIR --predictions DIR         score label maps that lie on disk
@@ -35,7 +36,8 @@ Other commands
 
 swinv2-tasks COMMAND --help tells more; so does swinv2-tasks fit --config CONFIG --print_config."""
 
-COMMANDS = {
+COMMANDS: dict[str, tuple[str, str | tuple[str, ...], bool | None]] = {
+    "sweep": ("sweep", "from_command_line", None),
     "score": ("commands.score", ("ade20k", "coco"), False),
     "weights": ("commands.weights", ("inspect", "convert"), True),
     "data": ("commands.data", ("check", "optimize"), True),
@@ -43,7 +45,7 @@ COMMANDS = {
     "demo": ("demo", "demo", True),
 }
 """Commands that do not train: module of this package, its function or several as subcommands, and whether what they
-need is given by position."""
+need is given by position; None: it reads the arguments itself."""
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 
@@ -78,10 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise UserError(f"no command {command!r}{hint} Known: {', '.join([*TRAINER_COMMANDS, *COMMANDS])}.")
     except ValueError as error:
-        mistake = _mistake(error)
+        mistake = mistake_behind(error)
         if mistake is None:
             raise
-        print(f"swinv2-tasks: {_first_hand(str(mistake))}", file=sys.stderr)
+        print(f"swinv2-tasks: {first_hand(str(mistake))}", file=sys.stderr)
         return 1
     except Interrupted as error:
         if os.environ.get("LOCAL_RANK", "0") != "0":
@@ -107,6 +109,9 @@ def _run_function(command: str, arguments: list[str]) -> None:
 
     module_name, functions, by_position = COMMANDS[command]
     module = importlib.import_module(f"swinv2_tasks.{module_name}")
+    if by_position is None:
+        module.from_command_line(arguments)
+        return
     if isinstance(functions, str):
         components = getattr(module, functions)
     else:
@@ -133,20 +138,6 @@ def _one_value_each(arguments: list[str]) -> list[str]:
 def _listed(values: list[str]) -> str | None:
     """Several values as a list; one as it is."""
     return f"[{','.join(values)}]" if len(values) > 1 else next(iter(values), None)
-
-
-def _mistake(error: BaseException | None) -> UserError | None:
-    """The user's mistake behind an error: jsonargparse wraps what a constructor raises in an error of its own."""
-    while error is not None and not isinstance(error, UserError):
-        error = error.__cause__
-    return error
-
-
-def _first_hand(message: str) -> str:
-    """The message itself where a loader's worker passed it on inside a traceback."""
-    if "Original Traceback" not in message:
-        return message
-    return message.rpartition("UserError: ")[2].strip()
 
 
 if __name__ == "__main__":

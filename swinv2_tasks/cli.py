@@ -14,9 +14,9 @@ import signal
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import torch
 import yaml
@@ -40,6 +40,8 @@ from swinv2_tasks.callbacks import (
     RunCheckpoint,
     RunRecord,
     SegmentationPredictions,
+    SimMIMPictures,
+    SimMIMPredictions,
     Throughput,
     VideoPredictions,
 )
@@ -260,6 +262,8 @@ class TasksCLI(LightningCLI):
             trainer.callbacks += [DetectionPredictions(config["output"]), DetectionScores(folder)]
         if isinstance(self.model, tasks.VideoClassificationTask):
             trainer.callbacks.append(VideoPredictions(config["output"]))
+        if isinstance(self.model, tasks.SimMIMTask):
+            trainer.callbacks += [SimMIMPredictions(config["output"]), SimMIMPictures(folder)]
         # Checkpoints come after what others log at the end of an epoch, and the last one holds the state of the others.
         trainer.callbacks.sort(key=lambda one: isinstance(one, Checkpoint) + isinstance(one, RunCheckpoint))
         self.model.run_name = config["name"]
@@ -284,8 +288,25 @@ class TasksCLI(LightningCLI):
                 )
 
 
+CLI = TypeVar("CLI", bound=TasksCLI)
+
+
 def run(command: str, arguments: Sequence[str]) -> TasksCLI:
     """Runs fit, validate, test or predict with the command line's arguments.
+
+    Raises:
+        UserError: for a mistake in configs, data or checkpoints.
+    """
+    return run_as(TasksCLI, command, arguments)
+
+
+def run_as(cli: Callable[[list[str], Path | None], CLI], command: str, arguments: Sequence[str]) -> CLI:
+    """As ``run``, with a command line that does something else or more with what it has read.
+
+    Args:
+        cli: makes it of the command with its arguments, and the folder of the run to go on with.
+        command: fit, validate, test or predict.
+        arguments: the command line's arguments.
 
     Raises:
         UserError: for a mistake in configs, data or checkpoints.
@@ -311,7 +332,7 @@ def run(command: str, arguments: Sequence[str]) -> TasksCLI:
                 also = "" if command == "fit" else ", or --ckpt_path CHECKPOINT, which brings its own"
                 raise UserError(f"{command} needs --config CONFIG{also}. Configs: {', '.join(known_configs())}.")
         try:
-            return TasksCLI([command, *arguments], resume)
+            return cli([command, *arguments], resume)
         except SIGTERMException as error:  # outside of training, where RunCheckpoint sees to it; a success to Python
             raise Interrupted(f"{command} was stopped by SIGTERM; there was nothing to save", signal.SIGTERM) from error
         except MisconfigurationException as error:  # Lightning's word for a mistake in the trainer's settings
@@ -430,7 +451,7 @@ def config_from_checkpoint(path: str, *, predict: bool = False) -> dict[str, Any
     backbone_config = {"class_path": "swinv2_tasks.backbone.SwinTransformerV2", "init_args": backbone}
     recorded_arguments(getattr(datamodules, data["class"]), data["init_args"], path)  # complains
     data_args = dict(data["init_args"])
-    if predict:
+    if predict and record["classes"]["ids"]:
         data_args["class_names"] = [str(class_id) for class_id in record["classes"]["ids"]]
     built = recorded_arguments(getattr(tasks, task["class"]), task["init_args"], path)  # complains
     task_args = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,14 @@ def demo(data: str = "data/sample", runs: str = "runs") -> None:
     place, source = [f"--data.root={folder}", classes], folder / "val" / "*" / "*[05].jpg"
     table.add_row("classification", *_run("demo_imagenet.yaml", runs, place, source, "val/top1", "contact_sheet.png"))
 
+    start = time.perf_counter()
+    pretraining = run("fit", ["--config=demo_simmim.yaml", f"--runs={runs}", f"--data.root={folder / 'train'}"])
+    tuning = [f"--model.weights={pretraining.folder / 'weights.safetensors'}", "--name=demo_simmim_imagenet"]
+    tuning.append("--trainer.max_epochs=16")
+    metric, value, *_ = _run("demo_imagenet.yaml", runs, place, source, "val/top1", "contact_sheet.png", tuning)
+    seconds = f"{time.perf_counter() - start:.0f}"
+    table.add_row("SimMIM, then classification", metric, value, seconds, str(pretraining.folder / "pictures"))
+
     folder = Path(data) / "coco"
     cells = _run("demo_coco.yaml", runs, [f"--data.root={folder}"], folder / "val2017", "val/box_ap50", "pictures")
     table.add_row("detection", *cells)
@@ -47,10 +56,12 @@ def demo(data: str = "data/sample", runs: str = "runs") -> None:
     Console().print(table)
 
 
-def _run(config: str, runs: str, place: list[str], source: Path, metric: str, pictures: str) -> tuple[str, ...]:
+def _run(
+    config: str, runs: str, place: list[str], source: Path, metric: str, pictures: str, training: Sequence[str] = ()
+) -> tuple[str, ...]:
     """Trains, evaluates and predicts; returns the cells metric, value, seconds and pictures."""
     start = time.perf_counter()
-    fit = run("fit", [f"--config={config}", f"--runs={runs}", *place])
+    fit = run("fit", [f"--config={config}", f"--runs={runs}", *place, *training])
     callback: Any = fit.trainer.checkpoint_callback
     checkpoint = f"--ckpt_path={callback.best_model_path}"
     best = run("validate", [checkpoint, f"--runs={runs}", *place])

@@ -11,6 +11,20 @@ class UserError(ValueError):
     """
 
 
+def mistake_behind(error: BaseException | None) -> UserError | None:
+    """The user's mistake behind an error: jsonargparse wraps what a constructor raises in an error of its own."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__
+    return error
+
+
+def first_hand(message: str) -> str:
+    """The message itself where a loader's worker passed it on inside a traceback."""
+    if "Original Traceback" not in message:
+        return message
+    return message.rpartition("UserError: ")[2].strip()
+
+
 class Interrupted(Exception):
     """A signal asked the training to stop; it has saved itself first.
 

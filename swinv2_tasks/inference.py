@@ -10,6 +10,7 @@ Shapes: K classes, h, w height and width of logits in cells, H, W height and wid
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -67,6 +68,20 @@ class Inference:
             raise UserError(f"inference.tiles must be at least 1, not {self.tiles}")
         if not self.scales or min(self.scales) <= 0:
             raise UserError(f"inference.scales must be factors above 0, not {[*self.scales]}")
+
+    def resized(self, factor: float, multiple: int) -> Inference:
+        """The same for images whose sides are larger by a factor: a sliding window and its step grow along.
+
+        Args:
+            factor: by which images grow.
+            multiple: what the window's sides stay multiples of: the network's stride in pixels.
+        """
+        if self.mode == "whole":
+            return self
+        window = [max(1, round(side * factor / multiple)) * multiple for side in pair(self.window)]
+        steps = zip(pair(self.stride), pair(self.window), window, strict=True)
+        stride = [max(1, round(step * new / old)) for step, old, new in steps]
+        return dataclasses.replace(self, window=(window[0], window[1]), stride=(stride[0], stride[1]))
 
 
 def pair(value: int | Sequence[int]) -> tuple[int, int]:

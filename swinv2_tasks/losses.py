@@ -1,6 +1,7 @@
 """Losses that torch lacks.
 
-Hard example mining: https://arxiv.org/abs/1604.03540, here of pixels.
+Hard example mining: https://arxiv.org/abs/1604.03540, here of pixels. Masked image modelling:
+https://arxiv.org/abs/2111.09886, its targets normalised within a sliding window as for Swin V2.
 """
 
 from __future__ import annotations
@@ -110,3 +111,44 @@ class _PixelCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (gradients,) = ctx.saved_tensors
         return gradients * gradient.to(gradients.dtype), None, None
+
+
+def masked_l1(pixels: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    """Mean absolute difference over the masked pixels and the channels (SimMIM, section 3.4).
+
+    Args:
+        pixels: (B, C, H, W), predicted.
+        targets: (B, C, H, W).
+        mask: bool (B, h, w), True for masked patches; h divides H, w divides W.
+    """
+    rows, columns = targets.shape[2] // mask.shape[1], targets.shape[3] // mask.shape[2]
+    differences = (pixels.float() - targets.float()).abs().sum(1)
+    of_patches = differences.unflatten(2, (-1, columns)).unflatten(1, (-1, rows)).sum((2, 4))
+    masked = mask.sum() * (rows * columns)
+    return (of_patches * mask).sum() / (masked + 1e-5) / targets.shape[1]
+
+
+@torch.no_grad()
+def local_statistics(images: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the pixels around each pixel, by channel: two times (B, C, H, W).
+
+    The window is cut off at the image's edge; the variance is unbiased, and 1e-6 is added to it, as published.
+
+    Args:
+        images: (B, C, H, W).
+        window: side in pixels, odd and at least 3.
+    """
+    wide = images.double()  # sums of squares of nearly equal pixels cancel
+    counts = _window_sums(_window_sums(wide.new_ones(1, 1, *images.shape[2:]), window, 2), window, 3)
+    mean, square = (_window_sums(_window_sums(x, window, 2), window, 3) / counts for x in (wide, wide * wide))
+    variance = ((square - mean * mean) * (counts / (counts - 1))).clamp(min=0)
+    return mean.to(images.dtype), (variance + 1e-6).sqrt().to(images.dtype)
+
+
+def _window_sums(x: Tensor, window: int, dim: int) -> Tensor:
+    """The sum of the values within half a window of each, along one axis."""
+    length, half = x.shape[dim], window // 2
+    sums = F.pad(x.movedim(dim, -1).cumsum(-1), (1, 0))
+    places = torch.arange(length, device=x.device)
+    first, end = (places - half).clamp(min=0), (places + half + 1).clamp(max=length)
+    return (sums.index_select(-1, end) - sums.index_select(-1, first)).movedim(-1, dim)

@@ -42,8 +42,8 @@ class AnyLabelAccuracy(Metric):
         return self.hits / self.images
 
 
-class CrossEntropy(Metric):
-    """Mean cross-entropy per image, the same to the last bit in whatever order and number of processes it is summed.
+class MeanLoss(Metric):
+    """Mean loss per image, the same to the last bit in whatever order and number of processes it is summed.
 
     Each image's loss is rounded to a millionth (2⁻²⁰) and summed as an integer, since sums of floats depend on order.
     A loss above a million counts as infinite.
@@ -61,18 +61,25 @@ class CrossEntropy(Metric):
         for name in ("millionths", "images", "infinite"):
             self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Counts a batch: logits (B, classes), labels (B,) int64 in [0, classes)."""
-        losses = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+    def update(self, losses: Tensor) -> None:
+        """Counts a batch: losses (B,)."""
         finite = losses < 1e6
         self.millionths += (losses.where(finite, 0) * 2**20).round().long().sum()
-        self.images += len(labels)
+        self.images += len(losses)
         self.infinite += (~finite).sum()
 
     def compute(self) -> Tensor:
         """Mean loss; infinite when any image's is, or is not a number; NaN when there was no image."""
         mean = self.millionths / self.images / 2**20
         return torch.where(self.infinite > 0, torch.inf, mean)
+
+
+class CrossEntropy(MeanLoss):
+    """Mean cross-entropy per image."""
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:  # type: ignore[override]
+        """Counts a batch: logits (B, classes), labels (B,) int64 in [0, classes)."""
+        super().update(torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none"))
 
 
 class VideoScores(Metric):
@@ -89,11 +96,14 @@ class VideoScores(Metric):
     higher_is_better = True
     full_state_update = False
     SCALE = 2**40
+    PENDING = 4096
+    """Views that are kept before they are summed: asking how many videos there are by now waits for the device."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__(sync_on_compute=False)  # compute sums over processes itself: they have seen different videos
         self.num_classes = num_classes
         self._rows = self._no_rows(0)
+        self._pending: list[tuple[Tensor, Tensor]] = []  # video ids (n,) and rows (n, classes + 2) yet to be added
 
     def update(self, logits: Tensor, labels: Tensor, video_ids: Tensor) -> None:
         """Counts views.
@@ -103,16 +113,26 @@ class VideoScores(Metric):
             labels: (n,) int64 in [0, classes), the same for all views of a video.
             video_ids: (n,) int64, at least 0.
         """
-        self._rows = self._rows.to(logits.device)
-        missing = int(video_ids.max()) + 1 - len(self._rows)
+        sums = (logits.float().softmax(1).double() * self.SCALE).round().long()
+        rows = torch.cat([sums, labels[:, None], torch.ones_like(labels)[:, None]], dim=1)
+        self._pending.append((video_ids, rows))
+        if sum(len(ids) for ids, _ in self._pending) >= self.PENDING:
+            self._add_pending()
+
+    def _add_pending(self) -> None:
+        if not self._pending:
+            return
+        ids, rows = map(torch.cat, zip(*self._pending, strict=True))
+        self._pending.clear()
+        self._rows = self._rows.to(rows.device)
+        missing = int(ids.max()) + 1 - len(self._rows)
         if missing > 0:
             self._rows = torch.cat([self._rows, self._no_rows(max(missing, len(self._rows)))])
-        sums = (logits.float().softmax(1).double() * self.SCALE).round().long()
-        ones = torch.ones_like(labels)
-        self._rows.index_add_(0, video_ids, torch.cat([sums, labels[:, None], ones[:, None]], dim=1))
+        self._rows = self._rows.index_add(0, ids, rows)
 
     def compute(self) -> dict[str, Tensor]:
         """{top1, top5, loss} over all videos; top-k and loss of the mean of each video's probabilities."""
+        self._add_pending()
         rows = self._rows
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             length = torch.tensor(len(rows), device=rows.device)
@@ -137,6 +157,7 @@ class VideoScores(Metric):
     def reset(self) -> None:
         super().reset()
         self._rows = self._no_rows(0)
+        self._pending.clear()
 
     def _no_rows(self, number: int) -> Tensor:
         """Sums of probabilities and of labels, and the number of views of each video: int64 (number, classes + 2)."""

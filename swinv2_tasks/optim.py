@@ -100,6 +100,7 @@ class StepSchedule(Schedule):
 
     Args:
         warmup_steps: iterations of linear warmup.
+        warmup_epochs: epochs of linear warmup, which count instead where they are above 0.
         milestones: epochs after which the learning rate is multiplied by ``gamma``; it stays at ``min_lr`` at least.
         gamma: that factor.
     """
@@ -109,10 +110,12 @@ class StepSchedule(Schedule):
     warmup_steps: int = 500
     milestones: tuple[int, ...] = (27, 33)
     gamma: float = 0.1
+    warmup_epochs: float = 0.0
 
     def factor(self, step: int, epoch_steps: int, total_steps: int, peak: float) -> float:
         steps = [epoch * epoch_steps for epoch in self.milestones]
-        return step_factor(step, steps, self.gamma, self.warmup_steps, self.warmup_lr / peak, self.min_lr / peak)
+        warmup_steps = round(self.warmup_epochs * epoch_steps) or self.warmup_steps
+        return step_factor(step, steps, self.gamma, warmup_steps, self.warmup_lr / peak, self.min_lr / peak)
 
 
 def cosine_factor(step: int, total_steps: int, warmup_steps: int, warmup_factor: float, min_factor: float) -> float:
@@ -228,6 +231,7 @@ def build_optimizer(
     samples_per_step: int,
     epoch_steps: int,
     total_steps: int,
+    no_weight_decay: Sequence[str] = NO_WEIGHT_DECAY,
 ) -> tuple[Optimizer, LambdaLR]:
     """The optimizer over ``parameter_groups`` and the scheduler to step after each of its steps.
 
@@ -239,6 +243,7 @@ def build_optimizer(
         samples_per_step: samples over all processes and accumulated batches.
         epoch_steps: optimizer steps per epoch.
         total_steps: optimizer steps of the whole training.
+        no_weight_decay: as for ``parameter_groups``.
     """
     stated = optimizer([nn.Parameter(torch.zeros(1))]).defaults
     peak = float(stated["lr"])
@@ -246,7 +251,9 @@ def build_optimizer(
         raise UserError(f"the optimizer's lr is {peak}; expected a learning rate above 0")
     weight_decay = stated.get("weight_decay", 0.0)
     built = optimizer(
-        parameter_groups(parameters, depths, weight_decay, schedule.layer_decay, schedule.backbone_lr_scale)
+        parameter_groups(
+            parameters, depths, weight_decay, schedule.layer_decay, schedule.backbone_lr_scale, no_weight_decay
+        )
     )
     scale = samples_per_step / schedule.reference_batch if schedule.reference_batch else 1.0
     for group in built.param_groups:

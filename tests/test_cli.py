@@ -38,7 +38,17 @@ def test_top_level_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    for command in ("fit", "validate", "test", "predict", "weights inspect", "weights convert", "sample-data", "demo"):
+    for command in (
+        "fit",
+        "validate",
+        "test",
+        "predict",
+        "sweep",
+        "weights inspect",
+        "weights convert",
+        "sample-data",
+        "demo",
+    ):
         assert f"\n  {command} " in done.stdout
 
 
@@ -75,6 +85,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("data optimize", "--skip_faulty"),
         ("sample-data", "folder"),
         ("demo", "runs"),
+        ("sweep", "--windows"),
     ],
 )
 def test_every_command_has_help(command: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,9 +14,21 @@ from lightning.pytorch import LightningDataModule, LightningModule
 
 from swinv2_tasks.__main__ import main
 from swinv2_tasks.cli import TasksArgumentParser, known_configs, shipped_configs
-from swinv2_tasks.datamodules import ADE20KDataModule, CocoDataModule, ImageNetDataModule, KineticsDataModule
+from swinv2_tasks.datamodules import (
+    ADE20KDataModule,
+    CocoDataModule,
+    ImageNetDataModule,
+    KineticsDataModule,
+    SimMIMDataModule,
+)
 from swinv2_tasks.heads.mask_rcnn import DetectionHead
-from swinv2_tasks.tasks import ClassificationTask, DetectionTask, SegmentationTask, VideoClassificationTask
+from swinv2_tasks.tasks import (
+    ClassificationTask,
+    DetectionTask,
+    SegmentationTask,
+    SimMIMTask,
+    VideoClassificationTask,
+)
 
 ALL = sorted(str(path.relative_to(shipped_configs())) for path in shipped_configs().rglob("*.yaml"))
 OVERLAYS = [name for name in ALL if name.startswith("overlays/")]
@@ -32,6 +44,7 @@ PAIRS: dict[type, tuple[type, str]] = {
     ClassificationTask: (ImageNetDataModule, "image_size"),
     DetectionTask: (CocoDataModule, "resize"),
     SegmentationTask: (ADE20KDataModule, "crop_size"),
+    SimMIMTask: (SimMIMDataModule, "image_size"),
     VideoClassificationTask: (KineticsDataModule, "image_size"),
 }
 """The datamodule of each task, and what states the size of its training images."""
@@ -51,7 +64,8 @@ def parsed(*names: str) -> dict[str, Any]:
 
 def built(config: dict[str, Any]) -> tuple[Any, LightningDataModule]:
     """The task, without memory for its parameters, and the datamodule of a config."""
-    model = {**config["model"], "init_args": {**config["model"]["init_args"], "weights": None, "num_classes": 10}}
+    classes = {} if config["model"]["class_path"].endswith(".SimMIMTask") else {"num_classes": 10}
+    model = {**config["model"], "init_args": {**config["model"]["init_args"], "weights": None, **classes}}
     parts = []
     for device, name, base, part in (
         ("meta", "model", LightningModule, model),
@@ -99,7 +113,7 @@ def test_a_config_is_complete(name: str) -> None:
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_an_overlay_goes_over_its_config(name: str) -> None:
     """That of the task which its name ends with; without one, over all."""
-    ends = [f"{task}.yaml" for task in ("ade20k", "coco", "kinetics") if name.endswith(f"_{task}.yaml")]
+    ends = [f"{task}.yaml" for task in ("ade20k", "coco", "kinetics", "simmim") if name.endswith(f"_{task}.yaml")]
     under = ends[0] if ends else "imagenet.yaml"
     config, base = parsed(under, name), parsed(under)
     assert config != base
@@ -144,8 +158,9 @@ RECIPES = {
     "swinv2_large_22kto1k_w16_256": (0.2, (12, 12, 12, 6), 16, 256, 30, 5, 2e-5, 2e-8, 2e-7, 1e-8, 1.0),
     "swinv2_large_22kto1k_w24_384": (0.2, (12, 12, 12, 6), 24, 384, 30, 5, 2e-5, 2e-8, 2e-7, 1e-8, 1.0),
     "swinv2_base_simmim_w14_224": (0.1, (12, 12, 12, 6), 14, 224, 100, 20, 1.25e-3, 2.5e-7, 2.5e-7, 0.05, 0.75),
+    "swinv2_giant_w40_640": (0.3, None, 40, 640, 30, 5, 2e-5, 2e-8, 2e-7, 1e-8, 1.0),
 }
-"""Reference, section 3, row by row."""
+"""Reference, section 3, row by row; section 4 for G."""
 
 
 SCENE_RECIPES = {
@@ -232,6 +247,24 @@ def test_a_segmentation_config_is_the_published_recipe(name: str) -> None:
     assert (model["weights"] is not None) == starts_from_weights
 
 
+def test_the_simmim_config_is_the_published_recipe() -> None:
+    """Reference, section 3."""
+    config = parsed("simmim.yaml")
+    model, data = config["model"]["init_args"], config["data"]["init_args"]
+    assert config["trainer"]["max_epochs"] == 800
+    assert model["backbone"]["class_path"] == "swinv2_tasks.backbone.swinv2_base"
+    assert (model["backbone"]["init_args"]["window_size"], model["backbone"]["init_args"]["drop_path_rate"]) == (
+        12,
+        0.1,
+    )
+    assert (model["target_window"], model["optimizer"]["init_args"]["weight_decay"]) == (47, 0.05)
+    schedule = model["schedule"]
+    assert (model["optimizer"]["init_args"]["lr"], schedule["warmup_lr"], schedule["warmup_epochs"]) == (1e-4, 5e-7, 10)
+    assert (schedule["milestones"], schedule["gamma"], schedule["reference_batch"]) == ([700], 0.1, 512)
+    assert (data["image_size"], data["mask_patch_size"], data["mask_ratio"]) == (192, 32, 0.6)
+    assert (data["crop_scale"], data["flip"]) == ([0.67, 1.0], 0.5)
+
+
 CLIP_RECIPES = {
     # patch, window, drop path, weight decay, side, frames, stride, sampling, views, from weights
     "kinetics": ([2, 4, 4], [8, 7, 7], 0.1, 0.02, 224, 32, 2, "dense", [4, 3], False),
@@ -261,6 +294,14 @@ def test_a_video_config_is_the_published_recipe(name: str) -> None:
     assert (model["weights"] is not None) == from_weights
 
 
+@pytest.mark.parametrize("name", [name for name in COMPLETE if "_giant_" in name])
+def test_the_giants_are_trained_with_the_levers_of_the_paper(name: str) -> None:
+    """Reference, section 3, large models: activation checkpointing, attention in turns in the first two stages."""
+    backbone = parsed(name)["model"]["init_args"]["backbone"]["init_args"]
+    assert backbone["checkpoint_stages"] is True
+    assert backbone["attention_chunk_size"] == [1, 1, 0, 0]
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_paper_config_is_the_published_recipe(name: str) -> None:
     drop_path, windows, window, size, epochs, warmup, lr, warmup_lr, min_lr, weight_decay, layer_decay = RECIPES[name]
@@ -280,5 +321,5 @@ def test_a_paper_config_is_the_published_recipe(name: str) -> None:
     scale = schedule["reference_batch"] / 512
     rates = (optimizer["lr"] / scale, schedule["warmup_lr"] / scale, schedule["min_lr"] / scale)
     assert rates == pytest.approx((lr, warmup_lr, min_lr))
-    assert data["crop_ratio"] == (1.0 if size == 384 else pytest.approx(224 / 256))
+    assert data["crop_ratio"] == (1.0 if size >= 384 else pytest.approx(224 / 256))
     assert (model["weights"] is None) == (windows is None)  # fine-tuning starts from weights, which say their windows

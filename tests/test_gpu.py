@@ -22,7 +22,7 @@ from swinv2_tasks.optim import CosineSchedule, build_optimizer
 from swinv2_tasks.tasks import ClassificationTask
 from tests.backbone.checkpoints import randomise
 from tests.processes import run, send_at
-from tests.tasks import objects, scenes
+from tests.tasks import motions, objects, photos, scenes
 from tests.tasks.tiny import new_data, new_task, new_trainer, write_config, write_images
 from tests.test_resume import EMA, RESUME, assert_same_training, write_run
 
@@ -143,6 +143,34 @@ def test_detections_are_those_of_the_cpu() -> None:
         assert one["boxes"].is_cuda and len(one["boxes"]) == len(other["boxes"]) > 0
         torch.testing.assert_close(one["boxes"].cpu(), other["boxes"], atol=1e-2, rtol=1e-3)
         torch.testing.assert_close(one["scores"].cpu(), other["scores"], atol=1e-3, rtol=1e-3)
+
+
+def test_video_trains_evaluates_and_predicts(tmp_path: Path) -> None:
+    data = motions.write_motions(tmp_path / "motions", train=6, val=3)
+    gpu = {"accelerator": "gpu", "devices": 1, "precision": "bf16-mixed"}
+    config = motions.write_config(tmp_path / "motions.yaml", data, trainer=gpu)
+    runs = f"--runs={tmp_path / 'runs'}"
+    assert main(["fit", f"--config={config}", runs]) == 0
+    checkpoint = f"--ckpt_path={tmp_path / 'runs' / 'motions' / '0' / 'checkpoints' / 'last.ckpt'}"
+    options = [f"--trainer.{name}={value}" for name, value in gpu.items()]
+    assert main(["validate", checkpoint, runs, *options, "--data.val_views=[2,3]"]) == 0
+    assert main(["predict", checkpoint, runs, *options, f"--data.source={data / 'val'}"]) == 0
+    predictions = tmp_path / "runs" / "motions" / "2" / "predictions" / "predictions.csv"
+    assert len(predictions.read_text().splitlines()) == 1 + 6
+
+
+def test_simmim_trains_evaluates_and_predicts(tmp_path: Path) -> None:
+    data = photos.write_photos(tmp_path / "photos")
+    gpu = {"accelerator": "gpu", "devices": 1, "precision": "bf16-mixed"}
+    config = photos.write_config(tmp_path / "photos.yaml", data, trainer=gpu)
+    runs = f"--runs={tmp_path / 'runs'}"
+    assert main(["fit", f"--config={config}", runs]) == 0
+    checkpoint = f"--ckpt_path={tmp_path / 'runs' / 'photos' / '0' / 'checkpoints' / 'last.ckpt'}"
+    options = [f"--trainer.{name}={value}" for name, value in gpu.items()]
+    assert main(["validate", checkpoint, runs, *options]) == 0
+    assert main(["predict", checkpoint, runs, *options, f"--data.source={data / 'val'}"]) == 0
+    predictions = tmp_path / "runs" / "photos" / "2" / "predictions" / "predictions.csv"
+    assert len(predictions.read_text().splitlines()) == 1 + 12
 
 
 # ---- devices
@@ -266,6 +294,32 @@ def test_an_evaluation_step_waits_for_nothing(several_labels: bool, no_waiting: 
         torch.cuda.synchronize()
         no_waiting()
         task.validation_step(samples, 1)
+
+
+def test_steps_over_clips_wait_for_nothing(no_waiting: Any) -> None:
+    task: Any = motions.new_video_task().cuda().train()
+    optimizer = AdamW(task.parameters(), lr=1e-3)
+    labels = torch.arange(4, device="cuda") % 2
+    samples = {
+        "clip": torch.randn(4, 3, 3, 8, 44, 33, device="cuda"),
+        "label": labels,
+        "video_id": torch.arange(4, device="cuda"),
+    }
+
+    def step() -> None:
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = task.train().training_step(samples, 0)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.inference_mode():
+            task.eval().validation_step(samples, 0)
+
+    step()  # coordinates and masks are made once per geometry
+    torch.cuda.synchronize()
+    no_waiting()
+    step()
+    step()
 
 
 # ---- resuming

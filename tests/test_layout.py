@@ -31,7 +31,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("callbacks",),
     ("commands",),
     ("cli",),
-    ("demo",),
+    ("validation_process",),
+    ("sweep", "demo"),
     ("__main__",),
 )
 """A module may import from layers above its own, and within its own as long as no circle arises.

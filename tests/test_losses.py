@@ -1,4 +1,4 @@
-"""The cross-entropy of pixels, whose enlarged logits exist for one image at a time."""
+"""The cross-entropy of pixels, whose enlarged logits exist for one image at a time; the loss of masked patches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from swinv2_tasks.errors import UserError
-from swinv2_tasks.losses import PixelCrossEntropy
+from swinv2_tasks.losses import PixelCrossEntropy, local_statistics, masked_l1
 
 WEIGHTS = [0.5, 1.0, 2.0, 0.0, 3.0]
 
@@ -123,3 +123,40 @@ def test_easy_pixels_get_no_gradient() -> None:
 def test_arguments_out_of_range_are_told(arguments: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(arguments))):
         PixelCrossEntropy(**arguments)
+
+
+# ---- masked patches
+
+
+@pytest.mark.parametrize(("height", "width", "window"), [(64, 50, 47), (13, 9, 5), (7, 30, 3), (20, 20, 47)])
+def test_local_statistics_are_those_of_a_window_moved_by_hand(height: int, width: int, window: int) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.normal(0.3, 1, (2, 3, height, width))
+    images[1, 0, : height // 2] = 0.7  # without any variance
+    mean, deviation = local_statistics(torch.tensor(images), window)
+    half = window // 2
+    for row, column in np.ndindex(height, width):
+        part = images[..., max(0, row - half) : row + half + 1, max(0, column - half) : column + half + 1]
+        place = (..., row, column)
+        np.testing.assert_allclose(mean[place], part.mean((2, 3)), rtol=1e-9, atol=1e-12)
+        expected = np.sqrt(part.var((2, 3), ddof=1) + 1e-6)
+        np.testing.assert_allclose(deviation[place], expected, rtol=1e-7)
+
+
+def test_local_statistics_in_float32_are_those_in_float64() -> None:
+    images = torch.randn(1, 3, 60, 60, dtype=torch.float64)
+    images[..., :50] = 2.5  # sums of squares of equal pixels cancel
+    for narrow, wide in zip(local_statistics(images.float(), 47), local_statistics(images, 47), strict=True):
+        torch.testing.assert_close(narrow.double(), wide, rtol=1e-5, atol=1e-5)
+
+
+def test_masked_l1_is_the_mean_over_masked_pixels() -> None:
+    pixels, targets = torch.randn(2, 2, 3, 12, 20).unbind()
+    mask = torch.rand(2, 3, 5) < 0.5
+    picked = [
+        abs(float(pixels[b, c, row, column] - targets[b, c, row, column]))
+        for b, c, row, column in np.ndindex(2, 3, 12, 20)
+        if mask[b, row // 4, column // 4]
+    ]
+    assert float(masked_l1(pixels, targets, mask)) == pytest.approx(sum(picked) / len(picked), rel=1e-5)
+    assert float(masked_l1(pixels, targets, torch.zeros_like(mask))) == 0

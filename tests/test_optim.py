@@ -378,6 +378,13 @@ def test_steps_are_those_of_the_published_schedule() -> None:
         assert schedule.factor(step, 1000, 36_000, 1e-4) == pytest.approx(expected)
 
 
+def test_steps_of_simmim_warm_up_by_epochs() -> None:
+    """Reference, section 3: 10 epochs from 0.005 of the rate, a tenth from epoch 700 on."""
+    schedule = StepSchedule(warmup_lr=5e-7, warmup_epochs=10, milestones=(700,))
+    for step, expected in ((0, 0.005), (3125, 0.5025), (6250, 1), (437_499, 1), (437_500, 0.1), (500_000, 0.1)):
+        assert schedule.factor(step, 625, 500_000, 1e-4) == pytest.approx(expected)
+
+
 def test_steps_within_the_warmup_and_a_least_rate() -> None:
     assert step_factor(5, [3, 4], 0.5, 10, 0.2, 0.0) == pytest.approx(0.25 * (0.2 + 0.8 * 0.5))
     assert step_factor(100, [1, 2, 3], 0.1, 0, 0.0, 0.05) == 0.05

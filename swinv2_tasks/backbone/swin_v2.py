@@ -369,11 +369,14 @@ class SwinTransformerV2(nn.Module):
             module.eval()  # no drop path in stages that do not learn
         return self
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> list[Tensor]:
         """Feature maps of all stages.
 
         Args:
             x: images (B, channels, H, W) or clips (B, channels, T, H, W), normalised; any size of at least one patch.
+            mask: bool (B, S…), True for each token of the patch embedding that ``mask_token`` takes the place of
+                (SimMIM, https://arxiv.org/abs/2111.09886); None: all stay.
+            mask_token: (1, 1, C), what is put there.
 
         Returns:
             One map per stage (B, C·2ⁱ, ⌈side/stride⌉…), before the stage's downsample and without a norm.
@@ -390,6 +393,8 @@ class SwinTransformerV2(nn.Module):
             )
         maps = []
         x = self.patch_embed(x)
+        if mask is not None and mask_token is not None:
+            x = torch.where(mask[..., None], mask_token.view(-1).to(x.dtype), x)
         for stage in self._stages:
             x = stage(x)
             maps.append(x.movedim(-1, 1))

@@ -158,7 +158,7 @@ def load_weights(
     weights = from_official(official, "lightning")
     prefix = _prefix(module)
     targets = _targets(module)
-    resized = _resize_tables(weights, backbone, stated)
+    resized = resize_tables(weights, backbone, stated[0].effective if stated else None)
     _check_backbone_fits(weights, targets, checkpoint.source)
     head = _fit_head(weights, targets, format, head_rows)
 
@@ -293,8 +293,20 @@ def _check_same_position_bias(
 _TABLE = ".attn.cpb_mlp.relative_position_bias_table"
 
 
-def _resize_tables(weights: State, backbone: SwinTransformerV2, stated: tuple[Windows, str] | None) -> list[str]:
-    """Resizes V1-style bias tables in place to those of the backbone; returns the names of those that changed."""
+def resize_tables(weights: State, backbone: SwinTransformerV2, trained: Sequence[Size] | None) -> list[str]:
+    """Resizes V1-style bias tables in place to those of the backbone.
+
+    Args:
+        weights: tensors under the names of a task.
+        backbone: whose windows they are for.
+        trained: windows in effect in training, per stage; None where they are not known.
+
+    Returns:
+        The names of those that changed.
+
+    Raises:
+        UserError: a table is of no square window, or of another number of axes.
+    """
     resized = []
     for stage, new in enumerate(backbone.window_size):
         for block in range(backbone.depths[stage]):
@@ -302,7 +314,7 @@ def _resize_tables(weights: State, backbone: SwinTransformerV2, stated: tuple[Wi
             if name not in weights:
                 continue
             table = weights[name]
-            likely = (stated[0].effective[stage], new) if stated else (new,)
+            likely = (trained[stage], new) if trained else (new,)
             fitting = [window for window in likely if math.prod(2 * side - 1 for side in window) == len(table)]
             try:
                 old = fitting[0] if fitting else square_table_window(len(table))

@@ -5,6 +5,7 @@ from swinv2_tasks.callbacks.pictures import ClassificationPredictions, LearningC
 from swinv2_tasks.callbacks.run_checkpoint import RunCheckpoint
 from swinv2_tasks.callbacks.run_record import RunRecord
 from swinv2_tasks.callbacks.segmentation import ClassTable, SegmentationPredictions
+from swinv2_tasks.callbacks.simmim import SimMIMPictures, SimMIMPredictions
 from swinv2_tasks.callbacks.throughput import Throughput
 from swinv2_tasks.callbacks.video import VideoPredictions
 
@@ -17,6 +18,8 @@ __all__ = [
     "RunCheckpoint",
     "RunRecord",
     "SegmentationPredictions",
+    "SimMIMPictures",
+    "SimMIMPredictions",
     "Throughput",
     "VideoPredictions",
 ]

@@ -72,6 +72,7 @@ class ADE20KDataModule(BaseDataModule):
     """
 
     eval_batch_size = 1
+    size_setting = "resize"
 
     def __init__(
         self,

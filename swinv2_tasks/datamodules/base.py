@@ -42,6 +42,9 @@ class BaseDataModule(Recorded, LightningDataModule):
     val_dataset: Dataset | None = None
     test_dataset: Dataset | None = None
     predict_dataset: Dataset | None = None
+    size_setting = "image_size"
+    """The argument that says at which size images are evaluated: a side, or several of which the shortest counts; at
+    another size their proportions stay."""
     eval_batch_size: int | None = None
     """Samples per batch and process in evaluation and prediction; None: as many as in training."""
     train_groups: list[int] | None = None

@@ -50,6 +50,19 @@ class PredictBatch(TypedDict):
     """The file of each image, B in all."""
 
 
+class SimMIMBatch(TypedDict):
+    """Images and which of their patches are masked."""
+
+    image: Tensor
+    """(B, 3, H, W) float32."""
+
+    mask: Tensor
+    """(B, h, w) bool, True for masked patches of H/h × W/w pixels; equally many in each image."""
+
+    path: list[str]
+    """The file of each image, B in all."""
+
+
 class SegmentationPredictBatch(PredictBatch):
     """One image without labels, and the size that its prediction is due at."""
 

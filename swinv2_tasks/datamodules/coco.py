@@ -98,6 +98,7 @@ class CocoDataModule(BaseDataModule):
     """
 
     eval_batch_size = 1
+    size_setting = "resize"
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 from swinv2_tasks.tasks.classification import ClassificationTask
 from swinv2_tasks.tasks.detection import DetectionTask
 from swinv2_tasks.tasks.segmentation import SegmentationTask
+from swinv2_tasks.tasks.simmim import SimMIMTask
 from swinv2_tasks.tasks.video import VideoClassificationTask
 
-__all__ = ["ClassificationTask", "DetectionTask", "SegmentationTask", "VideoClassificationTask"]
+__all__ = ["ClassificationTask", "DetectionTask", "SegmentationTask", "SimMIMTask", "VideoClassificationTask"]

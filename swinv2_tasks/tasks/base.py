@@ -15,7 +15,7 @@ from torchmetrics import Metric, MetricCollection
 
 from swinv2_tasks.backbone import SwinTransformerV2, load_weights
 from swinv2_tasks.errors import UserError
-from swinv2_tasks.optim import Schedule, build_optimizer
+from swinv2_tasks.optim import NO_WEIGHT_DECAY, Schedule, build_optimizer
 from swinv2_tasks.tasks.guard import GuardedTask
 from swinv2_tasks.tasks.restore import RestorableTask
 
@@ -45,6 +45,9 @@ class BaseTask(RestorableTask, GuardedTask):
         optimizer: builds the optimizer from parameter groups; its learning rate is the schedule's peak.
         schedule: learning rate over time and layers.
     """
+
+    no_weight_decay: tuple[str, ...] = NO_WEIGHT_DECAY
+    """Parts of the names of parameters without weight decay, beside vectors and biases."""
 
     def __init__(
         self,
@@ -83,6 +86,7 @@ class BaseTask(RestorableTask, GuardedTask):
             samples,
             self.epoch_steps(),
             self.total_steps(),
+            self.no_weight_decay,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

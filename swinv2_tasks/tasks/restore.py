@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.backbone.checkpoint_files import read_checkpoint
-from swinv2_tasks.backbone.weights import checkpoint_record, unfit_keys
+from swinv2_tasks.backbone.weights import checkpoint_record, resize_tables, unfit_keys
 from swinv2_tasks.datamodules.classes import abbreviate
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.records import Recorded, recorded_arguments, task_record
@@ -112,13 +112,16 @@ class RestorableTask(Recorded, LightningModule):
         record = task_record(checkpoint, "the checkpoint")
         if record["classes"]["ids"] is not None:
             self.meet_classes(record["classes"]["ids"], record["classes"]["names"], "the checkpoint")
+        trainer: Any = self._trainer
+        resumed = trainer is not None and trainer.state.fn == TrainerFn.FITTING
+        if not resumed:
+            trained = [tuple(window) for window in record["windows"]["effective"]]
+            resize_tables(checkpoint["state_dict"], self.backbone, trained)
         problems = unfit_keys(checkpoint["state_dict"], self.state_dict())
         if problems:
             raise UserError(
                 f"the checkpoint does not fit the model, which must be built as it was: {'; '.join(problems)}"
             )
-        trainer: Any = self._trainer
-        resumed = trainer is not None and trainer.state.fn == TrainerFn.FITTING
         if not (resumed and self.backbone.config == record["backbone"]):  # which goes on as it was
             self.backbone.set_pretrained_window(record["windows"]["pretrained"])
         if resumed:

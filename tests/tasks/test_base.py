@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from swinv2_tasks.backbone import LinearCPB, SwinTransformerV2, save_weights
+from swinv2_tasks.backbone import BiasTable, LinearCPB, SwinTransformerV2, save_weights
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.optim import CosineSchedule
 from swinv2_tasks.tasks import ClassificationTask
@@ -134,6 +134,19 @@ def test_arguments_given_on_loading_go_before_recorded_ones(checkpoint: Path) ->
     live = ClassificationTask.load_from_checkpoint(checkpoint)
     live.backbone.set_window(8)
     torch.testing.assert_close(loaded(pixels(64)), live(pixels(64)), rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_bias_tables_are_resized_for_another_window(images: Path, tmp_path: Path) -> None:
+    table = {**BACKBONE, "position_bias": BiasTable}
+    task, trainer = ClassificationTask(SwinTransformerV2(**table), 3), new_trainer(tmp_path)
+    trainer.fit(task, new_data(images))
+    trainer.save_checkpoint(tmp_path / "task.ckpt")
+    backbone = SwinTransformerV2(**{**table, "window_size": 6})
+    loaded = ClassificationTask.load_from_checkpoint(tmp_path / "task.ckpt", backbone=backbone)
+    live = ClassificationTask.load_from_checkpoint(tmp_path / "task.ckpt")
+    live.backbone.set_window(6)
+    torch.testing.assert_close(loaded(pixels(48)), live(pixels(48)), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))])

@@ -19,7 +19,7 @@ from torch.optim import AdamW
 
 from swinv2_tasks.backbone import BiasTable, LinearCPB, LogCPB, SwinTransformerV2
 from swinv2_tasks.optim import CosineSchedule, build_optimizer
-from swinv2_tasks.tasks import ClassificationTask
+from swinv2_tasks.tasks import ClassificationTask, SimMIMTask, VideoClassificationTask
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You are trying to `self.log"),
@@ -43,13 +43,17 @@ def task_on_device(position_bias: type[nn.Module] = LogCPB) -> ClassificationTas
     with torch._subclasses.fake_tensor.unset_fake_temporarily():
         backbone = SwinTransformerV2(8, (2, 2), (1, 2), 4, drop_path_rate=0.2, position_bias=position_bias)
         task = ClassificationTask(backbone, 7, dropout=0.1)
+    move_parameters(task)
+    for metrics in (task.val_metrics, task.val_real_metrics, task.test_metrics, task.test_real_metrics):
+        metrics.to("cuda")
+    return task
+
+
+def move_parameters(task: nn.Module) -> None:
     for module in task.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 module._parameters[name] = nn.Parameter(torch.empty(parameter.shape, device="cuda"))
-    for metrics in (task.val_metrics, task.val_real_metrics, task.test_metrics, task.test_real_metrics):
-        metrics.to("cuda")
-    return task
 
 
 def test_asking_for_a_number_or_mixing_devices_is_an_error() -> None:
@@ -100,3 +104,41 @@ def test_predictions_stay_on_the_device() -> None:
         found = task.predict_step(batch(False), 0)
     tensors: list[Tensor] = [found["scores"], found["classes"]]
     assert all(tensor.shape == (6, 5) and tensor.device.type == "cuda" for tensor in tensors)
+
+
+def test_steps_over_clips_compute_on_the_device_alone() -> None:
+    """Two views each of three videos, whose maps are padded, shifted and masked: of 3×11×9 and 3×6×5 tokens."""
+    with torch._subclasses.fake_tensor.unset_fake_temporarily():
+        backbone = SwinTransformerV2(
+            8, (2, 2), (1, 2), [(2, 4, 4)] * 2, patch_size=(2, 4, 4), drop_path_rate=0.2, checkpoint_stages=(1,)
+        )
+        task = VideoClassificationTask(backbone, 7)
+    move_parameters(task)
+    labels = torch.zeros(3, dtype=torch.int64, device="cuda")
+    clips: Any = {"clip": torch.randn(3, 2, 3, 6, 44, 33, device="cuda"), "label": labels, "video_id": labels}
+    assert task.train().training_step(clips, 0).device.type == "cuda"
+    task.eval()
+    with torch.no_grad():
+        for step in range(3):
+            task.validation_step(clips, step)
+            task.test_step(clips, step)
+
+
+@pytest.mark.parametrize("target_window", [0, 9])
+def test_steps_over_masked_images_compute_on_the_device_alone(target_window: int) -> None:
+    with torch._subclasses.fake_tensor.unset_fake_temporarily():
+        task = SimMIMTask(SwinTransformerV2(8, (2, 2), (1, 2), 4, drop_path_rate=0.2), target_window)
+    move_parameters(task)
+    samples: Any = {
+        "image": torch.randn(6, 3, 48, 32, device="cuda"),
+        "mask": torch.zeros(6, 6, 4, dtype=torch.bool, device="cuda"),
+        "path": ["a"] * 6,
+    }
+    assert task.train().training_step(samples, 0).device.type == "cuda"
+    task.eval()
+    for metric in (task.val_loss, task.test_loss):
+        metric.to("cuda")
+    with torch.no_grad():
+        task.validation_step(samples, 0)
+        task.test_step(samples, 0)
+        assert task.predict_step(samples, 0)["reconstruction"].device.type == "cuda"

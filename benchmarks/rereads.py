@@ -1,0 +1,59 @@
+"""How many clips a video classifier knows again when they are read anew as in training: other frames, crops, mirrored.
+
+    python -m benchmarks.rereads --ckpt_path CKPT --root FOLDER [--times 20] [--views 1]
+
+The training videos of FOLDER are read ``times`` times with the augmentation of the checkpoint's own settings and with a
+seed that its training did not have; with several views, each time so many clips of each, whose probabilities are
+averaged. Printed is the top-1 over all reads, and which classes were missed how often. For videos that were learned by
+heart: it tells whether what was learned is more than the very pixels seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+
+import torch
+
+from swinv2_tasks.backbone.checkpoint_files import read_checkpoint
+from swinv2_tasks.datamodules import KineticsDataModule
+from swinv2_tasks.records import recorded_arguments, task_record
+from swinv2_tasks.tasks import VideoClassificationTask
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--ckpt_path", required=True)
+    parser.add_argument("--root", required=True, help="folder of the videos, as in training")
+    parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--views", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=1_000_003)
+    settings = parser.parse_args()
+    task = VideoClassificationTask.load_from_checkpoint(settings.ckpt_path)
+    record = task_record(read_checkpoint(settings.ckpt_path).contents, settings.ckpt_path)
+    arguments = recorded_arguments(KineticsDataModule, record["data"]["init_args"], settings.ckpt_path)
+    data = KineticsDataModule(**{**arguments, "root": settings.root, "batch_size": 1})
+    data.setup("fit")
+    torch.manual_seed(settings.seed)
+    loader = data.train_dataloader()
+    videos = data.train_samples
+    right = 0
+    missed: Counter[str] = Counter()
+    for time in range(settings.times):
+        sums, labels = torch.zeros(videos, task.num_classes), torch.zeros(videos, dtype=torch.int64)
+        for view in range(settings.views):
+            loader.batch_sampler.set_epoch(time * settings.views + view)
+            for batch in loader:
+                with torch.inference_mode():
+                    sums[batch["video_id"]] += task(batch["clip"][:, 0]).softmax(1)
+                labels[batch["video_id"]] = batch["label"]
+        wrong = labels[sums.argmax(1) != labels]
+        right += videos - len(wrong)
+        missed.update(data.class_names[k] for k in wrong.tolist())
+        print(f"  {time + 1} of {settings.times}: {right} of {(time + 1) * videos}", flush=True)
+    reads = settings.times * videos
+    print(f"top-1 {right / reads:.4f}: {right} of {reads} reads; missed: {dict(missed) or 'none'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""A step of SimMIM on Swin V2 beside transformers' Swinv2ForMaskedImageModeling of the same numbers, in one run.
+
+    python -m benchmarks.simmim [--rounds 5] [--size 192] [--window 6] [--variant tiny|base] [--batch-size 8]
+
+* training: forward, loss, backward and a step of AdamW, on the same images and masks. Both predict plain pixels, since
+  transformers knows no normalised targets.
+* parts: what share of such a step goes to drawing the batch's masks and to normalising its targets. Target: 3 %.
+
+Timed calls alternate, so that a machine whose speed drifts is fair to both; printed are medians, and the median of the
+rounds' ratios (theirs to ours). Target: at least 1.1×.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from benchmarks.measuring import autocast, compare
+from swinv2_tasks.backbone import swinv2_base, swinv2_tiny
+from swinv2_tasks.datamodules.simmim import random_mask
+from swinv2_tasks.losses import masked_l1
+from swinv2_tasks.tasks import SimMIMTask
+
+MASK_PATCH, RATIO, WINDOW = 32, 0.6, 47
+TARGET, PARTS_TARGET = 1.1, 0.03
+FACTORIES = {"tiny": swinv2_tiny, "base": swinv2_base}
+
+
+def build_theirs(task: SimMIMTask, size: int, window: int) -> nn.Module:
+    from transformers import Swinv2Config, Swinv2ForMaskedImageModeling
+
+    backbone = task.backbone
+    config = Swinv2Config(
+        image_size=size,
+        window_size=window,
+        embed_dim=backbone.embed_dim,
+        depths=list(backbone.depths),
+        num_heads=list(backbone.num_heads),
+        drop_path_rate=backbone.drop_path_rate,
+        encoder_stride=task.stride,
+    )
+    return Swinv2ForMaskedImageModeling(config)
+
+
+def training_step(model: nn.Module, loss: Callable[[], Tensor], settings: argparse.Namespace) -> Callable[[], None]:
+    optimizer = AdamW(model.parameters(), lr=1e-4)
+
+    def step() -> None:
+        with autocast(settings):
+            value = loss()
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def training(settings: argparse.Namespace) -> dict[str, Any]:
+    task = SimMIMTask(FACTORIES[settings.variant](window_size=settings.window, drop_path_rate=0.1), target_window=0)
+    theirs = build_theirs(task, settings.size, settings.window).to(settings.device).train()
+    task.to(settings.device).train()
+    images, masks = batch(settings)
+    side = task.backbone.patch_size[0]
+    tokens = masks.repeat_interleave(MASK_PATCH // side, 1).repeat_interleave(MASK_PATCH // side, 2).flatten(1)
+    steps = {
+        "ours": training_step(task, lambda: masked_l1(task(images, masks), images, masks), settings),
+        "transformers": training_step(theirs, lambda: theirs(images, bool_masked_pos=tokens).loss, settings),
+    }
+    return compare(steps, settings.rounds, settings.device)
+
+
+def batch(settings: argparse.Namespace) -> tuple[Tensor, Tensor]:
+    images = torch.randn(settings.batch_size, 3, settings.size, settings.size, device=settings.device)
+    return images, draw_masks(settings).to(settings.device)
+
+
+def draw_masks(settings: argparse.Namespace) -> Tensor:
+    patches = (settings.size // MASK_PATCH,) * 2
+    return torch.stack([random_mask(patches, RATIO) for _ in range(settings.batch_size)])
+
+
+def parts(settings: argparse.Namespace) -> dict[str, float]:
+    """Median seconds of drawing a batch's masks, and of normalising its targets."""
+    task = SimMIMTask(FACTORIES[settings.variant](window_size=settings.window), target_window=WINDOW)
+    images, _ = batch(settings)
+    return {
+        "masks": median_seconds(lambda: draw_masks(settings), settings),
+        "targets": median_seconds(lambda: task.targets(images), settings),
+    }
+
+
+def median_seconds(call: Callable[[], Any], settings: argparse.Namespace) -> float:
+    seconds = []
+    for number in range(21):
+        start = time.perf_counter()
+        call()
+        if settings.device.startswith("cuda"):
+            torch.cuda.synchronize()
+        if number:
+            seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--size", type=int, default=192)
+    parser.add_argument("--window", type=int, default=6)
+    parser.add_argument("--variant", choices=FACTORIES, default="tiny")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", help="file for all figures")
+    settings = parser.parse_args()
+    torch.manual_seed(0)
+    found = training(settings)
+    ours = found["seconds"]["ours"]
+    print(f"training step: {ours:.3f} s, transformers {found['seconds']['transformers']:.3f} s; ratio "
+          f"{found['ratio']:.2f} ({found['lowest']:.2f} to {found['highest']:.2f}), target {TARGET}")  # fmt: skip
+    found["parts"] = parts(settings)
+    for name, seconds in found["parts"].items():
+        print(f"{name}: {1000 * seconds:.1f} ms, {seconds / ours:.2%} of a step, target for both {PARTS_TARGET:.0%}")
+    if settings.json:
+        with open(settings.json, "w") as file:
+            json.dump({**found, "settings": vars(settings), "torch": torch.__version__}, file, indent=2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,399 @@
+"""Do res-post-norm and cosine attention keep activations small and training steady as a Swin Transformer grows?
+
+    python -m benchmarks.stability [--data FOLDER] [--seeds 3] [--output runs/stability] [--reduced]
+
+https://arxiv.org/abs/2111.09883, section 3.2, figure 2 and table 6, at the smallest scale: three kinds of blocks at
+several depths, widths and learning rates, from scratch on small images. They differ in what the section changes and in
+nothing else; position bias (log-spaced), downsampling and the order of batches are the same, and so are, by seed, the
+values that the linear layers start from.
+
+* pre-norm: x + f(norm(x)), dot-product attention, norms that start at 1, as in Swin V1.
+* res-post-norm: x + norm(f(x)), dot-product attention, norms that start at 0, as published for V2.
+* res-post-norm + cosine: the package's own blocks.
+
+Training is AdamW at a constant learning rate without warmup and clipping, which would hide what is looked for. Measured
+of each run, into files that a later start does not make again:
+
+* amplitude: standard deviation, over images, tokens and channels, of the main branch after each block, at the start and
+  at the end, on held-out images in eval mode. The downsample between stages ends in a norm, where all begin anew at 1.
+* spikes: losses that the package's SpikeDetector calls out of the ordinary, which it can from the 33rd step on.
+* whether a loss was not finite, which ends the run; the mean loss of the last steps; top-1 on the held-out images.
+
+The folder given by --data is laid out like ImageNet; without it the classification part of the sample data is drawn.
+Written are runs.csv, amplitudes.csv, table.md and stability.png; in the table stand means ± standard deviations over
+seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from swinv2_tasks.backbone import SwinTransformerV2
+from swinv2_tasks.backbone.attention import WindowAttention
+from swinv2_tasks.backbone.swin_v2 import SwinBlock
+from swinv2_tasks.backbone.window import Size
+from swinv2_tasks.datamodules import ImageNetDataModule
+from swinv2_tasks.datamodules.sample import write_sample_data
+from swinv2_tasks.heads.classification import ClassificationHead
+from swinv2_tasks.optim import NO_WEIGHT_DECAY, parameter_groups
+from swinv2_tasks.tasks.guard import SpikeDetector
+
+PRE_NORM, RES_POST_NORM, COSINE = KINDS = ("pre-norm", "res-post-norm", "res-post-norm + cosine")
+LAST_STEPS = 20
+"""Steps at the end whose mean loss is the final loss."""
+HEAD_WIDTH, WINDOW, WEIGHT_DECAY, LABEL_SMOOTHING = 16, 4, 0.05, 0.1
+
+
+class DotProductAttention(WindowAttention):
+    """softmax(q·k/√D + bias)·v within windows, over the parts of a cosine attention but for its temperature.
+
+    Keys have no bias here either: it would add the same to all logits of a query.
+    """
+
+    def __init__(self, attention: WindowAttention) -> None:
+        nn.Module.__init__(self)
+        self.num_heads = attention.num_heads
+        self.cpb_mlp, self.qkv, self.proj = attention.cpb_mlp, attention.qkv, attention.proj
+        self.q_bias, self.v_bias = attention.q_bias, attention.v_bias
+        self._cached_bias = None
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        qkv_bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
+        qkv = F.linear(x, self.qkv.weight, qkv_bias)
+        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(3, 0, 1, 4, 2, 5)  # (B, W, H, N, D) each
+        return self.proj(F.scaled_dot_product_attention(q, k, v, bias).transpose(2, 3).flatten(3))
+
+
+class PreNormBlock(nn.Module):
+    """A block whose branches are normalised on their way in, and join the main branch as they come out."""
+
+    def __init__(self, block: SwinBlock) -> None:
+        super().__init__()
+        self.block = block
+        for norm in (block.norm1, block.norm2):
+            nn.init.ones_(norm.weight)
+
+    def forward(self, x: Tensor, window: Size, pretrained_window: Size) -> Tensor:
+        block = self.block
+        x = x + block.drop_path(block.attend(block.norm1(x), window, pretrained_window))
+        return x + block.drop_path(block.mlp(block.norm2(x)))
+
+
+def change_blocks(backbone: SwinTransformerV2, kind: str) -> SwinTransformerV2:
+    """Makes the blocks of a live backbone those of a kind."""
+    for stage in backbone.layers:
+        for index, block in enumerate(stage.blocks):
+            if kind != COSINE:
+                block.attn = DotProductAttention(block.attn)
+            if kind == PRE_NORM:
+                stage.blocks[index] = PreNormBlock(block)
+    return backbone
+
+
+@dataclass(frozen=True)
+class Run:
+    """The settings of one training.
+
+    Attributes:
+        kind: one of ``KINDS``.
+        embed_dim: channels of the first stage.
+        depths: blocks per stage.
+        lr: learning rate.
+        seed: of weights and order.
+        steps: optimizer steps.
+        batch_size: images per step.
+        image_size: side in pixels.
+        data: where the images come from.
+    """
+
+    kind: str
+    embed_dim: int
+    depths: tuple[int, ...]
+    lr: float
+    seed: int
+    steps: int
+    batch_size: int
+    image_size: int
+    data: str
+
+    @property
+    def file(self) -> str:
+        kind = self.kind.replace(" ", "")
+        return f"{kind}_C{self.embed_dim}_{'-'.join(map(str, self.depths))}_lr{self.lr:g}_seed{self.seed}.json"
+
+
+def plan(settings: argparse.Namespace) -> list[Run]:
+    """All runs; those of a seed together, so that an interrupted study has whole seeds."""
+    sizes = [(16, (2, 2, depth, 2)) for depth in (6, 18, 42)] + [(dim, (2, 2, 6, 2)) for dim in (32, 64)]
+    if settings.reduced:
+        sizes = [(16, (1, 1)), (16, (1, 3)), (32, (1, 1))]
+    data = settings.data or "sample data"
+    return [
+        Run(kind, dim, depths, lr, seed, settings.steps, settings.batch_size, settings.image_size, data)
+        for seed in range(settings.seeds)
+        for dim, depths in sizes
+        for lr in settings.rates
+        for kind in KINDS
+    ]
+
+
+# ---- one run
+
+
+Images = dict[str, tuple[Tensor, Tensor]]
+"""For train and val the images (n, 3, H, W), normalised, and their labels (n,)."""
+
+
+def read_images(root: str, size: int) -> Images:
+    """Whole images, stretched to squares, without augmentation."""
+    images = {}
+    for split in ("train", "val"):
+        data = ImageNetDataModule(root, size, num_workers=0, val_dir=split, crop_ratio=1.0)
+        data.setup("validate")
+        pictures, labels = zip(*(sample.values() for sample in data.val_dataset), strict=True)
+        images[split] = torch.stack(pictures), torch.tensor(labels)
+    return images
+
+
+def build(run: Run, classes: int) -> nn.ModuleDict:
+    torch.manual_seed(run.seed)
+    heads = [max(1, run.embed_dim * 2**i // HEAD_WIDTH) for i in range(len(run.depths))]
+    backbone = SwinTransformerV2(run.embed_dim, run.depths, heads, WINDOW)
+    head = ClassificationHead(backbone.channels[-1], classes)
+    return nn.ModuleDict({"backbone": change_blocks(backbone, run.kind), "head": head})
+
+
+def train(run: Run, images: Images) -> dict[str, Any]:
+    """One training and what is measured of it, plain values only."""
+    start = time.process_time()
+    pictures, labels = images["train"]
+    model = build(run, int(labels.max()) + 1)
+    names = [name for name, _ in model.named_parameters()]
+    no_decay = [part for part in NO_WEIGHT_DECAY if any(part in name for name in names)]
+    groups = parameter_groups(model.named_parameters(), run.depths, WEIGHT_DECAY, no_weight_decay=no_decay)
+    optimizer = AdamW(groups, lr=run.lr)
+    held_out, right = (tensor[:256] for tensor in images["val"])
+    initial, _ = evaluate(model, held_out, right)
+
+    detector, spikes, losses = SpikeDetector(), 0, []
+    model.train()
+    for chosen in batches(len(pictures), run):
+        logits = model["head"](model["backbone"](pictures[chosen]))
+        loss = F.cross_entropy(logits, labels[chosen], label_smoothing=LABEL_SMOOTHING)
+        losses.append(loss.item())
+        if not math.isfinite(losses[-1]):
+            break
+        spikes += detector.is_spike(losses[-1])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    trained, top1 = evaluate(model, held_out, right)
+    return {
+        **dataclasses.asdict(run),
+        "seconds": time.process_time() - start,
+        "initial": initial,
+        "trained": trained,
+        "spikes": spikes,
+        "non_finite": int(not math.isfinite(losses[-1])),
+        "final_loss": statistics.mean(losses[-LAST_STEPS:]),
+        "top1": top1,
+        "losses": losses,
+    }
+
+
+def batches(samples: int, run: Run) -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(run.seed)
+    order = torch.empty(0, dtype=torch.int64)
+    for _ in range(run.steps):
+        while len(order) < run.batch_size:
+            order = torch.cat((order, torch.randperm(samples, generator=generator)))
+        yield order[: run.batch_size]
+        order = order[run.batch_size :]
+
+
+@torch.no_grad()
+def evaluate(model: nn.ModuleDict, images: Tensor, labels: Tensor) -> tuple[list[float], float]:
+    """Amplitude after each block, and top-1."""
+    amplitudes: list[float] = []
+    blocks = [block for stage in model["backbone"].layers for block in stage.blocks]
+    hooks = [block.register_forward_hook(lambda _, __, x: amplitudes.append(x.std().item())) for block in blocks]
+    logits = model.eval()["head"](model["backbone"](images))
+    for hook in hooks:
+        hook.remove()
+    return amplitudes, (logits.argmax(1) == labels).double().mean().item()
+
+
+def run_all(runs: Sequence[Run], images: Images, folder: Path) -> list[dict[str, Any]]:
+    """What is measured of each run; those whose file is there, made with the same settings, are not made again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    results = []
+    for number, run in enumerate(runs, start=1):
+        file = folder / run.file
+        wanted = json.loads(json.dumps(dataclasses.asdict(run)))
+        result = json.loads(file.read_text()) if file.is_file() else {}
+        if wanted.items() <= result.items():
+            results.append(result)
+            continue
+        result = train(run, images)
+        results.append(result)
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(result))
+        partial.replace(file)
+        size = size_name((run.embed_dim, run.depths))
+        print(
+            f"{number}/{len(runs)} {run.kind}, {size}, lr {run.lr:g}, seed {run.seed}: "
+            f"loss {result['final_loss']:.3f}, spikes {result['spikes']}, {result['seconds']:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
+    return results
+
+
+# ---- what came out
+
+
+Results = list[dict[str, Any]]
+
+
+def sizes_of(results: Results) -> list[tuple[int, tuple[int, ...]]]:
+    return list(dict.fromkeys((result["embed_dim"], tuple(result["depths"])) for result in results))
+
+
+def chosen(results: Results, size: tuple[int, tuple[int, ...]], kind: str, lr: float | None = None) -> Results:
+    """The runs of a size and kind, of all learning rates or one; they differ in their seeds."""
+    found = [r for r in results if (r["embed_dim"], tuple(r["depths"])) == size and r["kind"] == kind]
+    return [r for r in found if lr in (None, r["lr"])]
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Mean ± standard deviation, where there are several."""
+    if not all(map(math.isfinite, values)):
+        return "not finite"
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+
+
+def size_name(size: tuple[int, tuple[int, ...]]) -> str:
+    return f"C {size[0]}, depths {','.join(map(str, size[1]))}"
+
+
+def markdown(results: Results) -> str:
+    """Two tables: amplitudes at the start, and everything after training."""
+    columns = " | ".join(KINDS)
+    lines = [f"| largest amplitude at the start | {columns} |", "|---" * (1 + len(KINDS)) + "|"]
+    for size in sizes_of(results):
+        cells = [spread([max(r["initial"]) for r in chosen(results, size, kind)]) for kind in KINDS]
+        lines.append(f"| {size_name(size)} | {' | '.join(cells)} |")
+    measures = {
+        "largest amplitude": lambda runs: spread([max(r["trained"]) for r in runs], 1),
+        "final loss": lambda runs: spread([r["final_loss"] for r in runs]),
+        "top-1": lambda runs: f"{statistics.mean(r['top1'] for r in runs):.2f}",
+        "spikes": lambda runs: str(sum(r["spikes"] for r in runs)),
+        "not finite": lambda runs: str(sum(r["non_finite"] for r in runs)),
+    }
+    lines += ["", f"| after training | learning rate | kind | {' | '.join(measures)} |"]
+    lines.append("|---" * (3 + len(measures)) + "|")
+    for size in sizes_of(results):
+        for lr in sorted({r["lr"] for r in results}):
+            for kind in KINDS:
+                cells = [measure(chosen(results, size, kind, lr)) for measure in measures.values()]
+                lines.append(f"| {size_name(size)} | {lr:g} | {kind} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def write_tables(results: Results, folder: Path) -> None:
+    """runs.csv with a row per run, amplitudes.csv with a row per run and block, table.md."""
+    named = ("kind", "embed_dim", "depths", "lr", "seed")
+    measured = ("steps", "final_loss", "top1", "spikes", "non_finite", "seconds")
+    with (
+        (folder / "runs.csv").open("w", newline="") as runs,
+        (folder / "amplitudes.csv").open("w", newline="") as blocks,
+    ):
+        run_rows, block_rows = csv.writer(runs), csv.writer(blocks)
+        run_rows.writerow([*named, *measured])
+        block_rows.writerow([*named, "block", "initial", "trained"])
+        for result in results:
+            names = [result[name] for name in named]
+            names[2] = "-".join(map(str, result["depths"]))
+            run_rows.writerow([*names, *(result[name] for name in measured)])
+            for block, pair in enumerate(zip(result["initial"], result["trained"], strict=True)):
+                block_rows.writerow([*names, block, *pair])
+    (folder / "table.md").write_text(markdown(results))
+
+
+def draw(results: Results, picture: Path) -> None:
+    """A column per size: above, amplitude after each block; below, final loss over the learning rate."""
+    from matplotlib.figure import Figure
+
+    sizes, rates = sizes_of(results), sorted({r["lr"] for r in results})
+    styles = ["-", "--", ":", "-."]
+    figure = Figure(figsize=(3.2 * len(sizes), 6), layout="constrained")
+    above, below = figure.subplots(2, len(sizes), squeeze=False, sharey="row")
+    for size, upper, lower in zip(sizes, above, below, strict=True):
+        for kind, colour in zip(KINDS, ("tab:red", "tab:orange", "tab:blue"), strict=True):
+            for lr, style in zip(rates, styles, strict=False):
+                runs = chosen(results, size, kind, lr)
+                means = [statistics.mean(values) for values in zip(*(r["trained"] for r in runs), strict=True)]
+                upper.plot(range(1, len(means) + 1), means, style, color=colour, label=f"{kind}, {lr:g}")
+            losses = [[r["final_loss"] for r in chosen(results, size, kind, lr)] for lr in rates]
+            means = [statistics.mean(values) for values in losses]
+            errors = [
+                [mean - min(values) for mean, values in zip(means, losses, strict=True)],
+                [max(values) - mean for mean, values in zip(means, losses, strict=True)],
+            ]
+            lower.errorbar(rates, means, errors, color=colour, marker="o", capsize=3, label=kind)
+        upper.set(title=size_name(size), xlabel="block", yscale="log")
+        upper.xaxis.get_major_locator().set_params(integer=True)
+        lower.set(xlabel="learning rate", xscale="log")
+        upper.grid(alpha=0.3)
+        lower.grid(alpha=0.3)
+    above[0].set_ylabel("amplitude after training")
+    below[0].set_ylabel("final loss")
+    above[0].legend(fontsize="xx-small")
+    below[0].legend(fontsize="x-small")
+    figure.savefig(picture, dpi=80)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="folder of the layout of ImageNet; the default is sample data")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2], help="learning rates")
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--batch-size", type=int, default=24)
+    parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--output", type=Path, default=Path("runs/stability"))
+    parser.add_argument("--reduced", action="store_true", help="a minute's worth: tiny models, few steps, one seed")
+    settings = parser.parse_args(arguments)
+    if settings.reduced:
+        settings.seeds, settings.steps, settings.batch_size, settings.image_size = 1, 40, 8, 16
+        settings.rates = [1e-3, 3e-2]
+
+    root = settings.data
+    if root is None:
+        write_sample_data(settings.output / "data", scale=0.1 if settings.reduced else 1.0)
+        root = str(settings.output / "data" / "imagenet")
+    results = run_all(plan(settings), read_images(root, settings.image_size), settings.output / "runs")
+    write_tables(results, settings.output)
+    draw(results, settings.output / "stability.png")
+    print((settings.output / "table.md").read_text())
+
+
+if __name__ == "__main__":
+    main()

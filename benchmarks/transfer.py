@@ -1,0 +1,222 @@
+"""How does a trained model meet larger windows and larger images? The paper's question (section 3.3, table 1) in small.
+
+    python -m benchmarks.transfer --signs FOLDER --sample FOLDER [--tasks signs segmentation detection] [--seeds 3]
+        [--output FOLDER] [--reduced]
+
+A very small Swin V2 is trained at window 4 with each of the three position biases: a network over log-spaced offsets
+(Swin V2), the same over linear ones, and a table of one number per offset (Swin V1), which is resized bicubically for
+another window. Without fine-tuning it is then evaluated on images of 1.5 and 2 times the side: with the window grown
+along, as the paper does, and with the window as it was, which tells what the size alone does. What is evaluated is the
+end of the training, not its best epoch.
+
+--signs is a folder of photographs in ImageNet's layout, --sample one that `swinv2-tasks sample-data FOLDER` wrote; they
+are what the epochs were chosen for. Trainings that are finished are not run again, one that was killed goes on, and so
+do evaluations. Written to the output folder: runs.csv, a row per training and setting; table.md, means and standard
+deviations over the seeds; transfer.png. --reduced tries the whole way in a minute or two, with one seed and trainings
+too short to learn anything; it writes data of its own where none is named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure
+
+from swinv2_tasks.cli import run
+from swinv2_tasks.commands.sample_data import sample_data
+from swinv2_tasks.sweep import Setting, sweep
+from swinv2_tasks.validation_process import Measured
+
+BIASES = {"LogCPB": "log CPB", "LinearCPB": "linear CPB", "BiasTable": "table, bicubic"}
+"""Classes of swinv2_tasks.backbone, and the paper's names of them."""
+
+WINDOW = 4
+"""The window trained with."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is trained for a task, and what is measured.
+
+    Attributes:
+        config: a shipped config.
+        arguments: what differs from it.
+        epochs: length of the training.
+        metric: what is measured.
+        size: side of the images in training or, where proportions are kept, in the first evaluation.
+    """
+
+    config: str
+    arguments: tuple[str, ...]
+    epochs: int
+    metric: str
+    size: int
+
+    @property
+    def settings(self) -> list[Setting]:
+        """The trained window and size; larger sizes with the window grown along, then with the window as it was."""
+        factors = (1.5, 2.0)
+        grown = [Setting(int(WINDOW * factor), int(self.size * factor)) for factor in factors]
+        return [Setting(WINDOW, self.size), *grown, *(Setting(WINDOW, setting.size) for setting in grown)]
+
+
+STUDIES = {
+    "signs": Study(
+        "demo_imagenet.yaml",
+        (
+            *("--data.class_names=null", "--data.flip=0.0", "--model.backbone.init_args.embed_dim=24"),
+            *("--trainer.gradient_clip_val=5.0", "--model.optimizer.lr=3e-3", "--model.schedule.warmup_epochs=4"),
+        ),
+        40,
+        "val/top1",
+        64,
+    ),
+    "segmentation": Study(
+        "demo_ade20k.yaml", (f"--model.backbone.init_args.window_size={WINDOW}",), 20, "val/miou", 112
+    ),
+    "detection": Study("demo_coco.yaml", (f"--model.backbone.init_args.window_size={WINDOW}",), 4, "val/box_ap", 120),
+}
+
+ON_CPU = ("--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false")
+
+
+class Run(NamedTuple):
+    """A training at a setting."""
+
+    task: str
+    bias: str
+    seed: int
+    window: int
+    size: int
+    value: float
+
+
+def train(study: Study, bias: str, seed: int, arguments: Sequence[str], runs: Path, name: str) -> Path:
+    """Trains, or goes on where a training stopped, unless it is finished; the folder of the run."""
+    folder = runs / name / "0"
+    if (folder / "weights.safetensors").is_file():  # written at the end
+        return folder
+    if any(folder.glob("checkpoints/*.ckpt")):
+        run("fit", [f"--resume={folder}"])
+        return folder
+    place = [f"--config={study.config}", f"--runs={runs}", f"--name={name}", f"--seed_everything={seed}"]
+    length = [f"--trainer.max_epochs={study.epochs}", f"--trainer.check_val_every_n_epoch={study.epochs}"]
+    kind = [f"--model.backbone.init_args.position_bias=swinv2_tasks.backbone.{bias}", "--data.num_workers=0"]
+    run("fit", [*place, *ON_CPU, *study.arguments, *length, *kind, *arguments])
+    return folder
+
+
+def measure(task: str, bias: str, seed: int, data: Sequence[str], output: Path, reduced: bool) -> list[Run]:
+    """Trains once and evaluates at all settings."""
+    study = STUDIES[task]
+    settings = study.settings[:2] if reduced else study.settings
+    short = ["--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1", "--trainer.limit_train_batches=2"]
+    few = ["--trainer.limit_val_batches=2"]
+    arguments = [*data, *short, *few] if reduced else data
+    folder = train(study, bias, seed, arguments, output / "trained", f"{task}-{bias}-{seed}")
+    checkpoint = f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"
+    outcomes = sweep([checkpoint, *ON_CPU, *(few if reduced else ())], settings)
+    values = {setting: one.metrics[study.metric] for setting, one in outcomes.items() if isinstance(one, Measured)}
+    return [Run(task, bias, seed, *setting, value) for setting, value in values.items()]
+
+
+def spread(runs: Sequence[Run], task: str, bias: str, setting: Setting) -> tuple[float, float]:
+    """Mean and standard deviation over the seeds; the deviation of a single one is 0."""
+    values = [one.value for one in runs if one[:2] == (task, bias) and one[3:5] == setting]
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def settings_of(runs: Sequence[Run], task: str) -> list[Setting]:
+    """The settings that a task was evaluated at, in order."""
+    return [*dict.fromkeys(Setting(one.window, one.size) for one in runs if one.task == task)]
+
+
+def table(runs: Sequence[Run]) -> str:
+    """Markdown: mean ± standard deviation in percent, a block per task."""
+    lines = []
+    for task in dict.fromkeys(one.task for one in runs):
+        settings = settings_of(runs, task)
+        metric = STUDIES[task].metric.removeprefix("val/")
+        lines += [f"| {task}, {metric} (%) | {' | '.join(map(str, settings))} |", "|---|" + "---|" * len(settings)]
+        for bias in dict.fromkeys(one.bias for one in runs if one.task == task):
+            cells = ["{:.1f} ± {:.1f}".format(*(100 * x for x in spread(runs, task, bias, s))) for s in settings]
+            lines.append(f"| {BIASES[bias]} | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def draw(runs: Sequence[Run], picture: Path) -> None:
+    """Plots each task's metric over the size: solid with the window grown along, dashed with the window as it was."""
+    tasks = [*dict.fromkeys(one.task for one in runs)]
+    figure = Figure(figsize=(4.4 * len(tasks), 4), layout="constrained")
+    for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
+        settings = settings_of(runs, task)
+        own, larger = settings[0], settings[1:]
+        lines = {
+            "-": [own, *(setting for setting in larger if setting.window != WINDOW)],
+            "--": [own, *(setting for setting in larger if setting.window == WINDOW)],
+        }
+        for number, (bias, label) in enumerate(BIASES.items()):
+            for style, line in lines.items():
+                means, deviations = zip(*(spread(runs, task, bias, setting) for setting in line), strict=True)
+                shown: dict[str, Any] = {"color": f"C{number}", "linestyle": style, "marker": "o", "capsize": 3}
+                shift = (number - 1) * own.size / 60  # bars beside each other
+                axes.errorbar(
+                    [setting.size + shift for setting in line],
+                    [100 * mean for mean in means],
+                    [100 * deviation for deviation in deviations],
+                    label=label if style == "-" else None,
+                    **shown,
+                )
+        sizes = dict.fromkeys(setting.size for setting in settings)
+        grown = {setting.size: setting.window for setting in lines["-"]}
+        axes.set_xticks([*sizes], [f"{size}\nwindow {grown[size]}" for size in sizes])
+        axes.set(title=task, xlabel="image side in pixels", ylabel=f"{STUDIES[task].metric.removeprefix('val/')} (%)")
+        axes.grid(alpha=0.3)
+    figure.axes[0].plot([], [], "k--", label=f"window {WINDOW} as trained")
+    figure.axes[0].legend()
+    figure.savefig(picture, dpi=80)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--signs")
+    parser.add_argument("--sample")
+    parser.add_argument("--tasks", nargs="+", choices=STUDIES, default=[*STUDIES])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--output", default="runs/transfer")
+    parser.add_argument("--reduced", action="store_true")
+    settings = parser.parse_args(arguments)
+
+    output = Path(settings.output)
+    if settings.sample is None:
+        settings.sample = str(output / "sample")
+        sample_data(settings.sample)
+    if settings.signs is None and not settings.reduced:
+        parser.error("--signs FOLDER: the photographs that the trainings are for")
+    scenes = Path(settings.sample) / "ade20k"
+    data = {
+        "signs": [f"--data.root={settings.signs or Path(settings.sample) / 'imagenet'}"],
+        "segmentation": [f"--data.root={scenes}", f"--data.class_names={scenes / 'objectInfo.txt'}"],
+        "detection": [f"--data.root={Path(settings.sample) / 'coco'}"],
+    }
+    runs: list[Run] = []
+    for seed in range(1 if settings.reduced else settings.seeds):
+        for task in settings.tasks:
+            for bias in BIASES:
+                runs += measure(task, bias, seed, data[task], output, settings.reduced)
+    with (output / "runs.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([Run._fields, *runs])
+    (output / "table.md").write_text(table(runs))
+    draw(runs, output / "transfer.png")
+    print(table(runs))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Pictures of masked image modelling: images, what the model sees of them, and how it fills them in."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from PIL import Image
+from torch import Tensor
+
+from swinv2_tasks.callbacks.pictures import check_folder, of_all_processes
+from swinv2_tasks.callbacks.segmentation import file_names
+from swinv2_tasks.tasks.simmim import enlarged
+
+
+class SimMIMPictures(Callback):
+    """Draws the first validation images with their reconstructions as pictures/epoch_0012.png, at each validation.
+
+    Args:
+        folder: the run's folder.
+        images: how many, at most.
+    """
+
+    def __init__(self, folder: Path, images: int = 8) -> None:
+        self.folder, self.images = folder / "pictures", images
+
+    def on_validation_batch_end(
+        self,
+        trainer: Any,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if batch_idx or not trainer.is_global_zero or trainer.sanity_checking:
+            return
+        task: Any = pl_module
+        data = trainer.datamodule
+        images, mask = batch["image"][: self.images], batch["mask"][: self.images]
+        reconstruction, _ = task.reconstruct(images, mask)
+        rows = [row_of_three(*one, data.mean, data.std) for one in zip(images, mask, reconstruction, strict=True)]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        sheet = np.concatenate(rows)
+        Image.fromarray(sheet).save(self.folder / f"epoch_{trainer.current_epoch:04d}.png")
+
+
+class SimMIMPredictions(Callback):
+    """Writes a picture of each image, its hidden patches and how they are filled in, and predictions.csv with losses.
+
+    Args:
+        folder: where to write; made when it is missing. None: ``predictions`` in the run's folder.
+    """
+
+    def __init__(self, folder: str | None = None) -> None:
+        self.folder = folder
+        self._place = Path()
+        self._names: dict[str, str] = {}
+        self._rows: list[list[Any]] = []
+
+    def on_predict_start(self, trainer: Any, pl_module: LightningModule) -> None:
+        check_folder(self.folder)
+        log_dir = trainer.log_dir  # asks all processes
+        self._place = Path(self.folder or Path(log_dir or ".") / "predictions")
+        self._names = file_names([str(path) for path in trainer.datamodule.predict_dataset.paths])
+        self._rows = []
+
+    def on_predict_batch_end(
+        self,
+        trainer: Any,
+        pl_module: LightningModule,
+        outputs: dict[str, Any],
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        data = trainer.datamodule
+        parts = (batch["image"], batch["mask"], outputs["reconstruction"])
+        for path, loss, image, mask, filled in zip(outputs["path"], outputs["losses"].tolist(), *parts, strict=True):
+            file = Path("pictures") / self._names[path]
+            (self._place / file).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(row_of_three(image, mask, filled, data.mean, data.std)).save(self._place / file)
+            self._rows.append([path, file, f"{loss:.6f}"])
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        rows, self._rows = self._rows, []
+        rows = of_all_processes(rows, trainer)
+        if not trainer.is_global_zero:
+            return
+        self._place.mkdir(parents=True, exist_ok=True)
+        with (self._place / "predictions.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([["path", "picture", "loss"], *rows])
+        print(f"{len(rows)} predictions: {self._place / 'predictions.csv'}, pictures: {self._place / 'pictures'}")
+
+
+def row_of_three(
+    image: Tensor,
+    mask: Tensor,
+    reconstruction: Tensor,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+) -> np.ndarray:
+    """An image, the image with grey patches where it is masked, and the reconstruction, side by side.
+
+    Args:
+        image: (3, H, W), normalised.
+        mask: bool (h, w).
+        reconstruction: (3, H, W), normalised.
+        mean: what was subtracted from RGB in [0, 1] …
+        std: … and what divided the difference.
+
+    Returns:
+        uint8 (H + 4, 3·(W + 4), 3), with a white margin.
+    """
+    hidden = enlarged(mask[None], image.shape[1:])[0]
+    seen = torch.where(hidden, 0.0, image.float())  # the mean colour
+    three = torch.stack([image.float(), seen, reconstruction.float()]).cpu()
+    shape = (1, 3, 1, 1)
+    rgb = (three * torch.tensor(std).view(shape) + torch.tensor(mean).view(shape)).clamp(0, 1)
+    rgb = torch.nn.functional.pad(rgb, (0, 4, 0, 4), value=1.0)
+    return (rgb.permute(2, 0, 3, 1).flatten(1, 2) * 255).round().byte().numpy()

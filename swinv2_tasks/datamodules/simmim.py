@@ -1,0 +1,204 @@
+"""Images without labels, and random masks over their patches, for SimMIM: https://arxiv.org/abs/2111.09886."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
+from swinv2_tasks.datamodules.images import list_images, read_image
+from swinv2_tasks.datamodules.transforms import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    check,
+    eval_transform,
+    height_width,
+    train_transform,
+)
+from swinv2_tasks.errors import UserError
+
+_EXPECTED = (
+    "Expected data.root with images in it, at any depth; a part of it: data.train_dir, data.val_dir. To have data to "
+    "try: swinv2-tasks sample-data data/sample."
+)
+
+
+class SimMIMDataModule(BaseDataModule):
+    """Images of a folder, at any depth and in any format, and for each a mask over its patches.
+
+    Yields `SimMIMBatch`, in prediction as well. There are no classes. In evaluation the mask of an image is always the
+    same. Testing uses the validation images.
+
+    Args:
+        root: Folder of the images. Only predicting does without it.
+        image_size: Side of the images given to the model in pixels, or height and width: multiples of mask_patch_size.
+        batch_size: Images per batch and process.
+        num_workers: Loading processes of each loader; 0 loads in the main process.
+        train_dir: Folder of the training images, relative to root, or absolute; None: root itself.
+        val_dir: Folder of the validation images; None: every so many-th training image is set aside instead.
+        val_share: Share of the images that is set aside where there is no val_dir, at least one.
+        source: What to predict: an image, a folder or a glob pattern.
+        mask_patch_size: Side of the patches that are masked as one, in pixels.
+        mask_ratio: Share of the patches that is masked, rounded up.
+        mean: Normalisation, per RGB channel: subtracted from values in [0, 1].
+        std: Normalisation, per RGB channel: divides the difference.
+        crop_ratio: Evaluation: side of the centre crop as a share of the resized short side; 1.0 stretches the whole
+            image to image_size instead.
+        crop_scale: Training: range of the random crop's area as a share of the image's.
+        flip: Training: probability of a horizontal flip.
+        faulty_samples: What happens on an image that cannot be read: `error` stops, `skip` leaves it out of its batch.
+        faulty_budget: How many different images `skip` may leave out in a run before it stops.
+
+    Raises:
+        UserError: An argument is out of its range. Missing data is reported by `setup`.
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        image_size: int | tuple[int, int] = 192,
+        batch_size: int = 128,
+        num_workers: int = 8,
+        train_dir: str | None = None,
+        val_dir: str | None = None,
+        val_share: float = 0.01,
+        source: str | None = None,
+        mask_patch_size: int = 32,
+        mask_ratio: float = 0.6,
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+        crop_ratio: float = 0.875,
+        crop_scale: tuple[float, float] = (0.67, 1.0),
+        flip: float = 0.5,
+        faulty_samples: FaultChoice = "error",
+        faulty_budget: int = 10,
+    ) -> None:
+        super().__init__(batch_size, num_workers, mean, std, faulty_samples, faulty_budget)
+        check("mask_patch_size", mask_patch_size, 1)
+        check("mask_ratio", mask_ratio, 0, 1)
+        check("val_share", val_share, 0, 0.9)
+        sides = height_width(image_size)
+        if any(side % mask_patch_size for side in sides):
+            near = [max(1, round(side / mask_patch_size)) * mask_patch_size for side in sides]
+            raise UserError(
+                f"data.image_size is {image_size}, which patches of data.mask_patch_size={mask_patch_size} do not "
+                f"divide. Take {near[0] if len(set(near)) == 1 else near}, or another mask_patch_size."
+            )
+        self.root, self.train_dir, self.val_dir = root, train_dir, val_dir
+        self.val_share, self.source = val_share, source
+        self.mask_patch_size, self.mask_ratio = mask_patch_size, mask_ratio
+        self._patches = (sides[0] // mask_patch_size, sides[1] // mask_patch_size)
+        self._eval_transform = eval_transform(image_size, mean, std, crop_ratio)
+        self._train_transform = train_transform(image_size, mean, std, crop_scale, flip, 0, 0, 0.0, 0.0)
+
+    @property
+    def class_names(self) -> list[str]:
+        return []
+
+    @property
+    def class_ids(self) -> list[str]:
+        return []
+
+    def setup(self, stage: str) -> None:
+        """Find the images that `stage` (fit, validate, test or predict) needs.
+
+        Raises:
+            UserError: A folder is missing or holds no image.
+        """
+        if stage == "predict":
+            if self.source is None:
+                raise UserError("Nothing to predict: set data.source to an image, a folder or a glob pattern.")
+            self.predict_dataset = self._masked(list_images(self.source), train=False)
+            return
+        if stage == "fit" and self.train_dataset is None:
+            train, _ = self._split()
+            self.train_dataset = self._masked(train, train=True)
+        if self.val_dataset is None:
+            val = self._split()[1] if self.val_dir is None else list_images(self._folder(self.val_dir))
+            self.val_dataset = self.test_dataset = self._masked(val, train=False)
+
+    def _masked(self, paths: list[Path], train: bool) -> "MaskedImages":
+        transform = self._train_transform if train else self._eval_transform
+        return MaskedImages(paths, transform, self._patches, self.mask_ratio, train)
+
+    def _split(self) -> tuple[list[Path], list[Path]]:
+        """Training images, and those that are set aside where there is no folder of validation images."""
+        folder = self._folder(self.train_dir)
+        paths = list_images(folder)
+        if self.val_dir is not None:
+            return paths, []
+        if len(paths) < 2:
+            raise UserError(f"There is only one image in {folder}, none to set aside for validation. {_EXPECTED}")
+        aside = max(1, round(len(paths) * self.val_share))
+        held = {(2 * k + 1) * len(paths) // (2 * aside) for k in range(aside)}  # spread evenly
+        return [path for k, path in enumerate(paths) if k not in held], [paths[k] for k in sorted(held)]
+
+    def _folder(self, name: str | None) -> Path:
+        """A folder of the dataset, made sure that it exists."""
+        if self.root is None:
+            raise UserError(f"No dataset: set data.root to its folder. {_EXPECTED}")
+        folder = Path(self.root).expanduser() / (name or "")
+        if not folder.is_dir():
+            raise UserError(f"The dataset folder {folder} does not exist. {_EXPECTED}")
+        return folder
+
+
+class MaskedImages(Dataset):
+    """Samples {image, mask, path} for `SimMIMBatch`.
+
+    Args:
+        paths: The image files.
+        transform: PIL image -> (3, H, W) float32.
+        patches: Patches along height and width.
+        ratio: Share of them that is masked.
+        train: Draw another mask each time, from torch's global generator; otherwise the same for each image.
+    """
+
+    def __init__(
+        self,
+        paths: list[Path],
+        transform: Callable[[Image.Image], Tensor],
+        patches: tuple[int, int],
+        ratio: float,
+        train: bool,
+    ) -> None:
+        self.paths = paths
+        self.transform = transform
+        self.patches = patches
+        self.ratio = ratio
+        self.train = train
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def sample_id(self, index: int) -> str:
+        return str(self.paths[index])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        path = self.paths[index]
+        image = self.transform(read_image(path))
+        generator = None if self.train else torch.Generator().manual_seed(index)
+        return {"image": image, "mask": random_mask(self.patches, self.ratio, generator), "path": str(path)}
+
+
+def random_mask(patches: tuple[int, int], ratio: float, generator: torch.Generator | None = None) -> Tensor:
+    """A mask of which a share is True, at random places.
+
+    Args:
+        patches: Patches along height and width.
+        ratio: Share of them that is masked, rounded up to whole patches.
+        generator: Of random numbers; None: torch's global one.
+
+    Returns:
+        bool (height, width).
+    """
+    number = math.prod(patches)
+    masked = math.ceil(number * ratio - 1e-9)  # a product that should be whole may come out just above
+    mask = torch.zeros(number, dtype=torch.bool)
+    mask[torch.randperm(number, generator=generator)[:masked]] = True
+    return mask.view(patches)

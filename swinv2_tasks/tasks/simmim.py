@@ -1,0 +1,154 @@
+"""SimMIM, learning without labels to fill in masked patches: https://arxiv.org/abs/2111.09886, for Swin V2
+https://arxiv.org/abs/2111.09883, appendix A2."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+from torch.optim import AdamW
+
+from swinv2_tasks.backbone import SwinTransformerV2
+from swinv2_tasks.datamodules.batch import SimMIMBatch
+from swinv2_tasks.errors import UserError
+from swinv2_tasks.heads.simmim import SimMIMHead
+from swinv2_tasks.losses import local_statistics, masked_l1
+from swinv2_tasks.metrics import MeanLoss
+from swinv2_tasks.optim import NO_WEIGHT_DECAY, StepSchedule
+from swinv2_tasks.tasks.base import BaseTask
+
+
+class SimMIMTask(BaseTask):
+    """Fills in masked patches; ``task(images, mask)`` gives pixels (B, 3, H, W).
+
+    Args:
+        backbone: turns images into feature maps.
+        target_window: side in pixels of the sliding window in which the pixels to predict are normalised, odd; 0: they
+            are predicted as they are.
+        weights: checkpoint to start from (official, SimMIM, timm, Hugging Face, torchvision or this package's own).
+        optimizer: builds the optimizer; its learning rate is the schedule's peak.
+        schedule: learning rate over time and layers.
+    """
+
+    no_weight_decay = (*NO_WEIGHT_DECAY, "mask_token")
+
+    def __init__(
+        self,
+        backbone: SwinTransformerV2,
+        target_window: int = 47,
+        weights: str | None = None,
+        optimizer: OptimizerCallable = AdamW,
+        schedule: StepSchedule = StepSchedule(),
+    ) -> None:
+        stride = backbone.strides[-1]
+        if not isinstance(stride, int):
+            raise UserError(
+                "SimMIM works on images and square patches: give the backbone one patch_size for both sides. "
+                "Clips start from its weights by inflation"
+            )
+        if target_window and (target_window < 3 or target_window % 2 == 0):
+            raise UserError(f"model.target_window must be 0 or an odd number of at least 3, not {target_window}")
+        head = SimMIMHead(backbone.channels[0], backbone.channels[-1], stride, backbone.in_channels)
+        super().__init__(backbone, head, weights, optimizer, schedule)
+        self.head: SimMIMHead
+        self.stride, self.target_window = stride, target_window
+        self.val_loss, self.test_loss = MeanLoss(), MeanLoss()
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Predicted pixels, in the normalisation of the targets.
+
+        Args:
+            x: normalised images (B, 3, H, W).
+            mask: bool (B, h, w), True for patches of H/h × W/w pixels that the model does not see; None: it sees all.
+
+        Returns:
+            (B, 3, H, W).
+
+        Raises:
+            UserError: when mask, image and the backbone's patches do not divide one another.
+        """
+        tokens = None if mask is None else self._masked_tokens(mask, (int(x.shape[2]), int(x.shape[3])))
+        pixels = self.head(self.backbone(x, tokens, self.head.mask_token))
+        return pixels[..., : x.shape[2], : x.shape[3]]
+
+    def _masked_tokens(self, mask: Tensor, size: tuple[int, int]) -> Tensor:
+        """The mask over the tokens of the patch embedding."""
+        tokens = [-(-side // patch) for side, patch in zip(size, self.backbone.patch_size, strict=True)]
+        for side, count, parts in zip(size, tokens, mask.shape[1:], strict=True):
+            if side % parts or count % parts or side % count:
+                raise UserError(
+                    f"a mask of {tuple(mask.shape[1:])} patches does not fit images of {size} pixels and tokens of "
+                    f"{self.backbone.patch_size}: data.image_size must be a multiple of data.mask_patch_size, and that "
+                    "of the backbone's patch_size"
+                )
+        return enlarged(mask, tokens)
+
+    def targets(self, images: Tensor) -> Tensor:
+        """What the pixels of images (B, 3, H, W) are to be predicted as."""
+        if not self.target_window:
+            return images
+        mean, deviation = local_statistics(images, self.target_window)
+        return (images - mean) / deviation
+
+    def training_step(self, batch: SimMIMBatch, batch_idx: int) -> Tensor:
+        loss = masked_l1(self(batch["image"], batch["mask"]), self.targets(batch["image"]), batch["mask"])
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: SimMIMBatch, batch_idx: int) -> None:
+        self.val_loss.update(self._image_losses(batch))
+
+    def test_step(self, batch: SimMIMBatch, batch_idx: int) -> None:
+        self.test_loss.update(self._image_losses(batch))
+
+    def _image_losses(self, batch: SimMIMBatch) -> Tensor:
+        """The loss of each image."""
+        return self._of_each(self(batch["image"], batch["mask"]), batch["image"], batch["mask"])
+
+    def _of_each(self, pixels: Tensor, images: Tensor, mask: Tensor) -> Tensor:
+        parts = (part.split(1) for part in (pixels, self.targets(images), mask))
+        return torch.stack([masked_l1(*one) for one in zip(*parts, strict=True)])
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_measured(self.val_loss, "val/loss")
+
+    def on_test_epoch_end(self) -> None:
+        self.log_measured(self.test_loss, "test/loss")
+
+    def reconstruct(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Fills in masked patches, without gradients.
+
+        Predictions of normalised targets get the mean and the deviation that the true pixels have around them.
+
+        Args:
+            images: normalised (B, 3, H, W).
+            mask: bool (B, h, w), True for masked patches.
+
+        Returns:
+            The images with what the model puts into their masked patches, and the loss of each (B,).
+        """
+        was_training = self.training
+        self.eval()
+        with torch.no_grad():
+            pixels = self(images, mask)
+            losses = self._of_each(pixels, images, mask)
+            if self.target_window:
+                mean, deviation = local_statistics(images, self.target_window)
+                pixels = pixels * deviation + mean
+        self.train(was_training)
+        return torch.where(enlarged(mask, images.shape[2:])[:, None], pixels.to(images.dtype), images), losses
+
+    def predict_step(self, batch: SimMIMBatch, batch_idx: int) -> dict[str, Any]:
+        """{path: list, losses (B,), reconstruction (B, 3, H, W)}."""
+        reconstruction, losses = self.reconstruct(batch["image"], batch["mask"])
+        return {"path": batch["path"], "losses": losses, "reconstruction": reconstruction}
+
+
+def enlarged(mask: Tensor, size: Sequence[int]) -> Tensor:
+    """A mask of patches (B, h, w) at another size, a multiple of its own: (B, *size)."""
+    for axis, side in enumerate(size, start=1):
+        mask = mask.repeat_interleave(side // mask.shape[axis], dim=axis)
+    return mask

@@ -1,0 +1,292 @@
+"""SimMIM from a folder of images to weights that every other task starts from."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from PIL import Image
+from transformers import Swinv2Config, Swinv2ForMaskedImageModeling
+
+from swinv2_tasks.__main__ import main
+from swinv2_tasks.backbone import SwinTransformerV2, load_weights, save_weights
+from swinv2_tasks.datamodules import SimMIMDataModule
+from swinv2_tasks.errors import UserError
+from swinv2_tasks.heads import MaskRCNN
+from swinv2_tasks.losses import masked_l1
+from swinv2_tasks.tasks import (
+    ClassificationTask,
+    DetectionTask,
+    SegmentationTask,
+    SimMIMTask,
+    VideoClassificationTask,
+)
+from tests.backbone.checkpoints import CHANNELS, DEPTHS, HEADS, randomise, simmim_state
+from tests.processes import run, send_at
+from tests.tasks.objects import DETECTOR
+from tests.tasks.photos import DATA, new_simmim, write_config, write_photos
+from tests.tasks.tiny import BACKBONE, new_trainer
+from tests.test_resume import differences
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_photos(tmp_path_factory.mktemp("photos") / "images")
+
+
+def fit(folder: Path, root: Path, *arguments: str, **changes: Any) -> Path:
+    config = write_config(folder / "photos.yaml", root, **changes)
+    assert main(["fit", f"--config={config}", f"--runs={folder / 'runs'}", *arguments]) == 0
+    return folder / "runs" / "photos" / "0"
+
+
+@pytest.fixture(scope="module")
+def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run; not to be changed."""
+    return fit(tmp_path_factory.mktemp("trained"), photos, trainer={"max_epochs": 12, "check_val_every_n_epoch": 6})
+
+
+def metrics(folder: Path, name: str) -> list[float]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
+
+
+# ---- the model
+
+
+@pytest.mark.parametrize(("image", "window"), [(64, 4), (96, 3)])
+def test_loss_and_reconstruction_are_those_of_transformers(image: int, window: int) -> None:
+    settings = Swinv2Config(
+        image_size=image,
+        window_size=window,
+        embed_dim=24,
+        depths=[2, 2, 2, 2],
+        num_heads=[1, 2, 3, 6],
+        encoder_stride=32,
+        drop_path_rate=0.0,
+    )
+    theirs = randomise(Swinv2ForMaskedImageModeling(settings)).eval()
+    task = SimMIMTask(SwinTransformerV2(24, (2, 2, 2, 2), (1, 2, 3, 6), window), target_window=0).eval()
+    load_weights(task, theirs.state_dict(), window_size=window, image_size=image)
+    x = torch.randn(3, 3, image, image, generator=torch.Generator().manual_seed(0))
+    mask = torch.rand(3, image // 16, image // 16, generator=torch.Generator().manual_seed(1)) < 0.6
+    tokens = mask.repeat_interleave(4, 1).repeat_interleave(4, 2).flatten(1)
+    ours = task(x, mask)
+    loss = masked_l1(ours, task.targets(x), mask)
+    answer = theirs(x, bool_masked_pos=tokens)
+    torch.testing.assert_close(
+        ours, answer.reconstruction, rtol=1e-4, atol=1e-4 * float(answer.reconstruction.detach().std())
+    )
+    torch.testing.assert_close(loss, answer.loss, rtol=1e-5, atol=0)
+    grads = [torch.autograd.grad(one, parameters)[0] for one, parameters in (
+        (loss, task.head.mask_token), (answer.loss, theirs.swinv2.embeddings.mask_token)
+    )]  # fmt: skip
+    torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-3 * float(grads[1].abs().max()))
+
+
+def test_what_is_masked_is_not_seen_and_what_is_not_is_not_in_the_loss() -> None:
+    task = randomise(new_simmim(target_window=0)).eval()
+    x = torch.randn(2, 3, 32, 32)
+    mask = torch.zeros(2, 4, 4, dtype=torch.bool)
+    mask[0, 1, 2] = mask[1, 3, 0] = True
+    other = x.clone()
+    other[0, :, 8:16, 16:24] = 5
+    other[1, :, 24:, :8] = -5
+    torch.testing.assert_close(task(x, mask), task(other, mask), rtol=0, atol=0)
+    assert not torch.allclose(task(x), task(other))
+    predicted = task(x, mask).detach()
+    loss = masked_l1(predicted, x, mask)
+    predicted[0, :, :8] += 100
+    torch.testing.assert_close(masked_l1(predicted, x, mask), loss, rtol=0, atol=0)
+
+
+def test_the_mask_token_is_trained_without_weight_decay(photos: Path, tmp_path: Path) -> None:
+    task, data = new_simmim(), SimMIMDataModule(str(photos), **DATA)
+    trainer = new_trainer(tmp_path, limit_train_batches=1, limit_val_batches=0)
+    before = task.head.mask_token.detach().clone()
+    trainer.fit(task, data)
+    (decays,) = (
+        group["weight_decay"] for group in trainer.optimizers[0].param_groups
+        if any(parameter is task.head.mask_token for parameter in group["params"])
+    )  # fmt: skip
+    assert decays == 0
+    assert not torch.equal(before, task.head.mask_token)
+
+
+def test_reconstruction_changes_masked_patches_alone() -> None:
+    task = randomise(new_simmim(target_window=9)).train()
+    x = torch.randn(2, 3, 32, 32)
+    mask = torch.rand(2, 4, 4) < 0.5
+    filled, losses = task.reconstruct(x, mask)
+    changed = (filled != x).any(1).unflatten(2, (4, 8)).unflatten(1, (4, 8))
+    assert torch.equal(changed.any(4).any(2), mask)
+    assert task.training and losses.shape == (2,)
+
+
+# ---- from files to files
+
+
+def test_the_loss_falls_and_pictures_are_drawn(trained: Path) -> None:
+    losses = metrics(trained, "train/loss")
+    assert sum(losses[-4:]) < 0.9 * sum(losses[:4])
+    assert len(metrics(trained, "val/loss")) == 2
+    assert [path.name for path in sorted((trained / "pictures").iterdir())] == ["epoch_0005.png", "epoch_0011.png"]
+    sheet = np.asarray(Image.open(trained / "pictures" / "epoch_0011.png"))
+    assert sheet.shape == (4 * 36, 3 * 36, 3)  # a batch of four: image, masked, reconstruction
+    image, masked, filled = (sheet[:32, k * 36 : k * 36 + 32].astype(int) for k in range(3))
+    hidden = (image != masked).any(2)
+    assert hidden.mean() == pytest.approx(10 / 16, abs=0.02)  # 0.6 of 16 patches, rounded up
+    assert np.array_equal(image[~hidden], filled[~hidden])
+
+
+def test_validate_and_predict_need_only_a_checkpoint(trained: Path, photos: Path, tmp_path: Path) -> None:
+    checkpoint = f"--ckpt_path={trained / 'checkpoints' / 'last.ckpt'}"
+    assert main(["validate", checkpoint, f"--runs={tmp_path}", "--name=again"]) == 0
+    assert metrics(tmp_path / "again" / "0", "val/loss")[-1] == pytest.approx(
+        metrics(trained, "val/loss")[-1], rel=1e-5
+    )
+    source = [f"--data.source={photos / 'val'}", f"--output={tmp_path / 'out'}"]
+    assert main(["predict", checkpoint, f"--runs={tmp_path}", *source]) == 0
+    with (tmp_path / "out" / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 12
+    for row in rows:
+        assert Image.open(tmp_path / "out" / row["picture"]).size == (3 * 36, 36)
+        assert 0 < float(row["loss"]) < 10
+
+
+def test_scores_of_two_processes_are_those_of_one(trained: Path, tmp_path: Path) -> None:
+    found = []
+    for processes in (1, 2):
+        arguments = [f"--ckpt_path={trained / 'checkpoints' / 'last.ckpt'}", f"--name={processes}"]
+        done = run(["validate", *arguments, "--data.batch_size=1"], tmp_path, processes)
+        assert done.status == 0, done.errors
+        found.append((tmp_path / "runs" / str(processes) / "0" / "metrics.csv").read_text())
+    assert found[0] == found[1]
+
+
+@pytest.mark.slow
+def test_a_training_killed_in_an_epoch_ends_as_an_undisturbed_one(photos: Path, tmp_path: Path) -> None:
+    """Masks, too, are drawn as they would have been."""
+    settings = {"callbacks": [{"class_path": "tests.tasks.faults.SendSignal"}], "max_epochs": 2}
+    write_config(tmp_path / "photos.yaml", photos, trainer=settings, data={"init_args": {"num_workers": 1}})
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    arguments = ["fit", f"--config={tmp_path / 'photos.yaml'}", "--save.every_n_steps=1"]
+    for folder in (straight, killed):
+        folder.mkdir()
+    assert run(arguments, straight).status == 0
+    assert run(arguments, killed, **send_at(7)).status == -9
+    assert run(["fit", "--resume", "runs/photos/0"], killed).status == 0
+    one, two = (
+        torch.load(folder / "runs/photos/0/checkpoints/last.ckpt", weights_only=True) for folder in (straight, killed)
+    )
+    assert differences(one["state_dict"], two["state_dict"]) == []
+    assert differences(one["optimizer_states"], two["optimizer_states"]) == []
+
+
+# ---- its weights in other tasks
+
+
+def other_task(kind: str, numbers: dict[str, Any]) -> LightningModule:
+    """A task over a backbone of these numbers, with a window of its own."""
+    if kind == "video":
+        return VideoClassificationTask(SwinTransformerV2(**numbers, window_size=(2, 8, 8), patch_size=(2, 4, 4)), 2)
+    backbone = SwinTransformerV2(**numbers, window_size=8)
+    if kind == "classification":
+        return ClassificationTask(backbone, 3)
+    if kind == "segmentation":
+        return SegmentationTask(backbone, 3, channels=16, auxiliary_channels=8)
+    return DetectionTask(backbone, MaskRCNN(**DETECTOR), 3)
+
+
+@pytest.mark.parametrize("origin", ["own", "official"])
+@pytest.mark.parametrize("kind", ["classification", "segmentation", "detection", "video"])
+def test_every_other_task_starts_from_it(kind: str, origin: str, trained: Path, tmp_path: Path) -> None:
+    if origin == "own":
+        file, numbers = trained / "checkpoints" / "best.ckpt", {k: v for k, v in BACKBONE.items() if k != "window_size"}
+        windows = ((4, 4), (4, 4))
+    else:
+        file, numbers = tmp_path / "simmim.pth", {"embed_dim": CHANNELS, "depths": DEPTHS, "num_heads": HEADS}
+        torch.save({"model": simmim_state((6, 6, 6, 3))}, file)
+        windows = ((6, 6), (6, 6), (6, 6), (3, 3))
+    task: Any = other_task(kind, numbers)
+    report = load_weights(task, file)
+    backbone = SwinTransformerV2(**numbers, window_size=8)
+    load_weights(backbone, file)
+    assert backbone.pretrained_window_size == windows
+    image = torch.randn(1, 3, 64, 64)
+    expected = backbone.eval()(image)
+    if kind == "video":
+        found = [one[:, :, 0] for one in task.eval().backbone(image[:, :, None].repeat(1, 1, 4, 1, 1))]
+    else:
+        found = task.eval().backbone(image)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert task.backbone.window_size[0][-2:] == (8, 8)
+    assert {"mask_token", "decoder.0.weight", "decoder.0.bias"} <= set(report.unused)
+    assert [name for name in report.fresh if name.startswith("backbone.")] == []
+    assert f"{windows[0][0]}×{windows[0][0]} → 8×8" in str(report) or kind == "video"
+
+
+def test_official_files_are_read_and_written_whole(tmp_path: Path) -> None:
+    torch.save({"model": simmim_state()}, tmp_path / "simmim.pth")
+    task = SimMIMTask(SwinTransformerV2(CHANNELS, DEPTHS, HEADS, 4))
+    report = load_weights(task, tmp_path / "simmim.pth")
+    assert (report.fresh, report.unused) == ([], [])
+    save_weights(task, tmp_path / "again.pth", format="simmim")
+    again = torch.load(tmp_path / "again.pth", weights_only=True)["model"]
+    for name, value in simmim_state().items():
+        if "relative_" not in name:
+            assert torch.equal(again[name], value), name
+
+
+# ---- mistakes
+
+
+def test_mistakes(
+    trained: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=r"works on images.*inflation"):
+        SimMIMTask(SwinTransformerV2(8, (1,), (1,), patch_size=(2, 4, 4)))
+    with pytest.raises(UserError, match=r"target_window must be 0 or an odd number"):
+        new_simmim(target_window=8)
+    task = new_simmim()
+    for mask, size in (((3, 4), 32), ((16, 16), 32), ((4, 4), 36)):
+        with pytest.raises(UserError, match=r"does not fit images of"):
+            task(torch.randn(1, 3, size, size), torch.ones(1, *mask, dtype=torch.bool))
+
+    def message(*arguments: str, **changes: Any) -> str:
+        config = write_config(tmp_path / "photos.yaml", photos, **changes)
+        assert main(["fit", f"--config={config}", f"--runs={tmp_path / 'runs'}", *arguments]) == 1
+        return capsys.readouterr().err
+
+    assert "data.image_size is 36" in message("--data.image_size=36") and "Take 32" in message("--data.image_size=36")
+    assert "only 24 training samples" in message("--data.batch_size=100")
+    assert "a mask of (16, 16) patches does not fit" in message("--data.mask_patch_size=2")
+    assert "does not exist" in message("--data.root=nowhere")
+    (tmp_path / "empty").mkdir()
+    assert "holds no image" in message(f"--data.root={tmp_path / 'empty'}")
+    wider = SwinTransformerV2(16, (1, 1), (1, 2), 4)
+    save_weights(wider, tmp_path / "wider.pth")
+    assert "Choose the model that the file holds" in message(f"--model.weights={tmp_path / 'wider.pth'}")
+    assert not (tmp_path / "runs" / "photos").exists() or not any((tmp_path / "runs" / "photos").iterdir())
+
+
+def test_unreadable_files_stop_by_name_or_are_left_out(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "photos"
+    shutil.copytree(photos, root)
+    for k, path in enumerate(sorted(root.rglob("*.*"))[:2]):
+        path.write_bytes(path.read_bytes()[: 200 * k])
+    config = write_config(tmp_path / "photos.yaml", root)
+    arguments = ["fit", f"--config={config}", f"--runs={tmp_path / 'runs'}"]
+    assert main(arguments) == 1
+    assert "Cannot read the image" in (told := capsys.readouterr().err) and str(root) in told
+    assert main([*arguments, "--data.faulty_samples=skip", "--trainer.num_sanity_val_steps=0"]) == 0
