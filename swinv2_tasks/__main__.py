@@ -30,6 +30,7 @@ Other commands
   weights inspect FILE                     what a checkpoint is: format, variant, windows, head
   weights convert IN OUT --format timm     write a checkpoint in another format
   data check kinetics FOLDER               decode every video, list those that fail, write clean lists
+  data optimize imagenet FOLDER OUT        write its images into shards, to be streamed
   sample-data FOLDER                       write small made-up datasets for all tasks
   demo                                     train, evaluate and predict on them, in minutes on a CPU
 
@@ -39,7 +40,7 @@ COMMANDS: dict[str, tuple[str, str | tuple[str, ...], bool | None]] = {
     "sweep": ("sweep", "from_command_line", None),
     "score": ("commands.score", ("ade20k", "coco"), False),
     "weights": ("commands.weights", ("inspect", "convert"), True),
-    "data": ("commands.data", ("check",), True),
+    "data": ("commands.data", ("check", "optimize"), True),
     "sample-data": ("commands.sample_data", "sample_data", True),
     "demo": ("demo", "demo", True),
 }

@@ -449,7 +449,8 @@ def config_from_checkpoint(path: str, *, predict: bool = False) -> dict[str, Any
         SwinTransformerV2.from_config(record["backbone"])  # refuses any position bias but this package's
     backbone = {**record["backbone"], "position_bias": f"swinv2_tasks.backbone.{record['backbone']['position_bias']}"}
     backbone_config = {"class_path": "swinv2_tasks.backbone.SwinTransformerV2", "init_args": backbone}
-    data_args = recorded_arguments(getattr(datamodules, data["class"]), data["init_args"], path)
+    recorded_arguments(getattr(datamodules, data["class"]), data["init_args"], path)  # complains
+    data_args = dict(data["init_args"])
     if predict and record["classes"]["ids"]:
         data_args["class_names"] = [str(class_id) for class_id in record["classes"]["ids"]]
     built = recorded_arguments(getattr(tasks, task["class"]), task["init_args"], path)  # complains

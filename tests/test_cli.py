@@ -82,6 +82,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("weights", "inspect"),
         ("weights inspect", "file"),
         ("weights convert", "--format"),
+        ("data optimize", "--skip_faulty"),
         ("sample-data", "folder"),
         ("demo", "runs"),
         ("sweep", "--windows"),

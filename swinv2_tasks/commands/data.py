@@ -15,12 +15,17 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from rich.progress import track
+from rich.console import Console
+from rich.progress import Progress, track
 
 from swinv2_tasks.backbone.checkpoint_files import replace_file
+from swinv2_tasks.datamodules.classes import Classes
+from swinv2_tasks.datamodules.imagenet import ImageNetDataModule
 from swinv2_tasks.datamodules.kinetics import KineticsDataModule
+from swinv2_tasks.datamodules.shard_writer import StoredImage, write_shards
 from swinv2_tasks.datamodules.videos import Video, decord_module
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.runs import lock
 
 SPLITS = ("train", "val", "test")
 
@@ -97,6 +102,84 @@ def check(
 
     replace_file(folder / "faulty_videos.csv", write)
     return faults
+
+
+def optimize(
+    dataset: Literal["imagenet"],
+    root: str,
+    output: str,
+    workers: int | None = None,
+    shard_mb: float = 64.0,
+    skip_faulty: bool = False,
+    class_names: str | None = None,
+    train_dir: str = "train",
+    val_dir: str = "val",
+    val_list: str | None = None,
+) -> None:
+    """Packs the images of a dataset into a few large files, to be streamed: shards, which data.root may name.
+
+    The bytes of the images stay as they are; each is decoded once, to be sure of it. Run again after an interruption,
+    it goes on: shards that are finished stay.
+
+    Args:
+        dataset: kind of dataset; the settings from class_names on are those of its datamodule.
+        root: dataset folder.
+        output: folder to write train/ and val/ to.
+        workers: processes that read and write; default: one per core.
+        shard_mb: size of a shard in 10⁶ bytes.
+        skip_faulty: leave out images that cannot be read, instead of stopping at the first one.
+        class_names: class list.
+        train_dir: folder of training classes.
+        val_dir: folder of validation classes.
+        val_list: list of validation images.
+
+    Raises:
+        UserError: there are no images, one cannot be read, the shards cannot be written, or an argument is out of its
+            range.
+    """
+    if (workers is not None and workers < 1) or not 0 < shard_mb <= 2000:
+        raise UserError(f"workers is {workers}, shard_mb {shard_mb:g}; expected at least 1, and above 0 to 2000")
+    data = ImageNetDataModule(
+        root, num_workers=0, train_dir=train_dir, val_dir=val_dir, class_names=class_names, val_list=val_list
+    )
+    splits: tuple[Literal["train", "val"], ...] = ("train", "val")
+    images = {split: _stored_images(data, split) for split in splits if data.has(split)}
+    if not images:
+        data.samples("train")  # says what is missing
+    folder = Path(output).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made: {error.strerror}. Name another place.") from error
+    lock(folder)
+    for split, chosen in images.items():
+        faults: dict[str, str] = {}
+        with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+            task = progress.add_task(f"Writing {split}", total=len(chosen))
+            for done, faulty in write_shards(
+                folder / split,
+                chosen,
+                Classes(data.class_ids, data.class_names),
+                shard_bytes=int(shard_mb * 1e6),
+                shuffle=split == "train",
+                skip_faulty=skip_faulty,
+                workers=workers or os.cpu_count() or 1,
+            ):
+                progress.advance(task, done)
+                faults |= faulty
+        shards = len(list((folder / split).glob("*.bin")))
+        print(f"{split}: {len(chosen) - len(faults)} of {len(chosen)} images in {shards} shards: {folder / split}")
+        for name, reason in faults.items():
+            print(f"  left out: {name}: {reason}")
+
+
+def _stored_images(data: ImageNetDataModule, split: Literal["train", "val"]) -> list[StoredImage]:
+    root = Path(data.root or "").expanduser()
+    return [
+        StoredImage(path, _relative(path, root), data.class_ids[label])
+        for path, label in data.samples(split)
+        if isinstance(label, int)
+    ]
 
 
 def find_faults(paths: list[str], workers: int = 1, seconds: float = 120.0) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sized
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import Dataset, default_collate
@@ -48,6 +49,8 @@ class BaseDataModule(Recorded, LightningDataModule):
     """Samples per batch and process in evaluation and prediction; None: as many as in training."""
     train_groups: list[int] | None = None
     """Which group each training sample belongs to, when batches should be of one group; set in `setup`."""
+    train_permute: Callable[[np.random.Generator], np.ndarray] | None = None
+    """Draws an epoch's order of the training samples, where not any is as likely; set in `setup`."""
 
     def __init__(
         self,
@@ -160,7 +163,8 @@ class BaseDataModule(Recorded, LightningDataModule):
         samples = len(cast(Sized, _made(dataset)))
         batch_size = self.batch_size if train else self.eval_batch_size or self.batch_size
         groups = self.train_groups if shuffle else None
-        order = BatchOrder(samples, batch_size, rank, world_size, self.seed, train, shuffle, groups)
+        permute = self.train_permute if shuffle else None
+        order = BatchOrder(samples, batch_size, rank, world_size, self.seed, train, shuffle, groups, permute)
         self._loaders[kind] = BatchLoader(_made(dataset), order, collate, self.num_workers, self.faults)
         return self._loaders[kind]
 

@@ -6,7 +6,7 @@ ImageNet-V2: https://arxiv.org/abs/1902.10811. ReaL: https://arxiv.org/abs/2006.
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -15,9 +15,10 @@ from torch.utils.data import Dataset, default_collate
 from torchvision.transforms import v2
 
 from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
-from swinv2_tasks.datamodules.classes import Classes, classes_of_folders, read_classes
+from swinv2_tasks.datamodules.classes import Classes, abbreviate, classes_of_folders, read_classes
 from swinv2_tasks.datamodules.images import list_images, read_image
 from swinv2_tasks.datamodules.labels import Sample, folder_samples, listed_samples, with_real_labels
+from swinv2_tasks.datamodules.shards import INDEX, Shards, Streaming, is_url, open_shards, place_in
 from swinv2_tasks.datamodules.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -41,8 +42,10 @@ class ImageNetDataModule(BaseDataModule):
     is a `val_dir` of folders 0 … 999, taken as class indices. Yields `ClassificationBatch`, and `PredictBatch` from
     `source`. Testing uses the validation images: ImageNet's test labels are not public.
 
+    A folder of training or validation images may also hold them in shards, as `swinv2-tasks data optimize` writes them.
+
     Args:
-        root: Dataset folder. Only predicting does without it.
+        root: Dataset folder, or the URL of one with shards. Only predicting does without it.
         image_size: Side of the images given to the model in pixels, or height and width.
         batch_size: Images per batch and process.
         num_workers: Loading processes of each loader; 0 loads in the main process.
@@ -72,6 +75,7 @@ class ImageNetDataModule(BaseDataModule):
         mixup_switch: Training: probability of cutmix rather than mixup for a batch, when both are on.
         faulty_samples: What happens on an image that cannot be read: `error` stops, `skip` leaves it out of its batch.
         faulty_budget: How many different images `skip` may leave out in a run before it stops.
+        stream: How shards are read.
 
     Raises:
         UserError: An argument is out of its range. Missing or malformed data is reported by `setup`, or as soon as the
@@ -104,9 +108,11 @@ class ImageNetDataModule(BaseDataModule):
         mixup_switch: float = 0.5,
         faulty_samples: FaultChoice = "error",
         faulty_budget: int = 10,
+        stream: Streaming = Streaming(),
     ) -> None:
         super().__init__(batch_size, num_workers, mean, std, faulty_samples, faulty_budget)
         self.root = root
+        self.stream = stream
         self.image_size = image_size
         self.train_dir = train_dir
         self.val_dir = val_dir
@@ -115,6 +121,7 @@ class ImageNetDataModule(BaseDataModule):
         self.source = source
         self.mix = (mixup, cutmix, mixup_switch)
         self._class_source = class_names
+        self._opened: dict[str, Shards | None] = {}
         self._eval_transform = eval_transform(image_size, mean, std, crop_ratio)
         self._train_transform = train_transform(
             image_size,
@@ -141,8 +148,9 @@ class ImageNetDataModule(BaseDataModule):
     def _classes(self) -> Classes:
         if self._class_source is not None:
             return read_classes(self._class_source)
-        has_train = self.root is not None and self._path(self.train_dir).is_dir()
-        return classes_of_folders(self._folder(self.train_dir if has_train else self.val_dir))
+        name = self.train_dir if self.has("train") or self._shards(self.train_dir) else self.val_dir
+        shards = self._shards(name)
+        return shards.classes if shards else classes_of_folders(self._folder(name))
 
     def setup(self, stage: str) -> None:
         """Find the images that `stage` (fit, validate, test or predict) needs.
@@ -156,23 +164,71 @@ class ImageNetDataModule(BaseDataModule):
             self.predict_dataset = UnlabelledImages(list_images(self.source), self._eval_transform)
             return
         if stage == "fit" and self.train_dataset is None:
-            samples = self._folder_samples(self.train_dir)
-            self.train_dataset = LabelledImages(samples, self.num_classes, self._train_transform)
+            if shards := self._shards(self.train_dir):
+                self.train_dataset = self._streamed(shards, self._train_transform)
+                self.train_permute = shards.shuffling()
+            else:
+                self.train_dataset = LabelledImages(self.samples("train"), self.num_classes, self._train_transform)
             self.train_collate = MixCollate(mix_transform(self.num_classes, *self.mix))
         if self.val_dataset is None:
-            self.val_dataset = LabelledImages(self._val_samples(), self.num_classes, self._eval_transform)
+            if shards := self._shards(self.val_dir):
+                self.val_dataset = self._streamed(shards, self._eval_transform, self._streamed_labels(shards))
+            else:
+                self.val_dataset = LabelledImages(self.samples("val"), self.num_classes, self._eval_transform)
             self.test_dataset = self.val_dataset
 
-    def _val_samples(self) -> list[Sample]:
-        if self.val_list is None:
-            samples = self._folder_samples(self.val_dir)
-        else:
-            samples = listed_samples(self._folder(self.val_dir), self.val_list, self._classes)
-        return samples if self.real_labels is None else with_real_labels(samples, self.real_labels, self.num_classes)
+    def has(self, split: Literal["train", "val"]) -> bool:
+        """Whether there is a folder of these images."""
+        return self.root is not None and self._path(self._dir(split)).is_dir()
 
-    def _folder_samples(self, name: str) -> list[Sample]:
-        # With a class list of its own, a folder may be there for classes that this copy has no images of.
-        return folder_samples(self._folder(name), self._classes, allow_empty=self._class_source is not None)
+    def samples(self, split: Literal["train", "val"]) -> list[Sample]:
+        """The images of a split and their labels, as folders and lists have them.
+
+        Raises:
+            UserError: A folder or file is missing, or its content does not fit the classes.
+        """
+        folder = self._folder(self._dir(split))
+        if split == "val" and self.val_list is not None:
+            samples = listed_samples(folder, self.val_list, self._classes)
+        else:
+            # With a class list of its own, a folder may be there for classes that this copy has no images of.
+            samples = folder_samples(folder, self._classes, allow_empty=self._class_source is not None)
+        if split == "train" or self.real_labels is None:
+            return samples
+        return with_real_labels(samples, self.real_labels, self.num_classes)
+
+    def _dir(self, split: str) -> str:
+        return self.train_dir if split == "train" else self.val_dir
+
+    def _shards(self, name: str) -> Shards | None:
+        """The shards in a folder of the dataset, where there are such."""
+        if self.root is not None and name not in self._opened:
+            self._opened[name] = open_shards(place_in(self.root, name), self.stream)
+        return self._opened.get(name)
+
+    def _streamed(
+        self, shards: Shards, transform: Callable[[Image.Image], Tensor], labels: list[int | list[int]] | None = None
+    ) -> "StreamedImages":
+        index_of = self._classes.index_of(shards.classes.ids)
+        unknown = [class_id for class_id in shards.classes.ids if class_id not in index_of]
+        if unknown:
+            raise UserError(
+                f"The shards in {shards.place} are of classes that are not in the class list: {abbreviate(unknown)}. "
+                f"The class list is {abbreviate(self.class_ids)}. Set data.class_names to the list they belong to."
+            )
+        return StreamedImages(shards, index_of, self.num_classes, transform, labels)
+
+    def _streamed_labels(self, shards: Shards) -> list[int | list[int]] | None:
+        """Labels from elsewhere than the shards."""
+        if self.val_list is not None:
+            raise UserError(
+                f"data.val_list is {self.val_list}, but {shards.place} holds shards, which have labels of their own. "
+                "Remove the setting, or write the shards with --val_list."
+            )
+        if self.real_labels is None:
+            return None
+        named: list[Sample] = [(shards.name(index), 0) for index in range(len(shards))]
+        return [label for _, label in with_real_labels(named, self.real_labels, self.num_classes)]
 
     def _path(self, name: str) -> Path:
         return Path(self.root or "").expanduser() / name
@@ -181,6 +237,13 @@ class ImageNetDataModule(BaseDataModule):
         """A folder of the dataset, made sure that it exists."""
         if self.root is None:
             raise UserError(f"No dataset: set data.root to its folder. {_EXPECTED}")
+        if is_url(self.root):
+            raise UserError(
+                f"{place_in(self.root, name)} holds no {INDEX}. Expected a folder of shards there, as written by "
+                "`swinv2-tasks data optimize`; plain folders of images are read from disk only."
+            )
+        if self._path(f"{name}.partial").is_dir():
+            raise UserError(f"{self._path(name)} is being written: run `swinv2-tasks data optimize` again, to its end.")
         for folder in (self._path(""), self._path(name)):
             if not folder.is_dir():
                 raise UserError(f"The dataset folder {folder} does not exist. {_EXPECTED}")
@@ -209,12 +272,53 @@ class LabelledImages(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         path, label = self.samples[index]
-        image = self.transform(read_image(path))
-        if isinstance(label, int):
-            return {"image": image, "label": label}
-        row = torch.zeros(self.num_classes)
-        row[label] = 1
-        return {"image": image, "label": row}
+        return labelled(self.transform(read_image(path)), label, self.num_classes)
+
+
+class StreamedImages(Dataset):
+    """Samples {image, label} for `ClassificationBatch`, of images in shards.
+
+    Args:
+        shards: The images and their class ids.
+        index_of: Class index of each id.
+        num_classes: Length of the rows that lists of indices become.
+        transform: PIL image -> (3, H, W) float32.
+        labels: Labels that replace those of the shards: all are an index, or all are lists of indices.
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        index_of: dict[str, int],
+        num_classes: int,
+        transform: Callable[[Image.Image], Tensor],
+        labels: list[int | list[int]] | None = None,
+    ) -> None:
+        self.shards = shards
+        self.index_of = index_of
+        self.num_classes = num_classes
+        self.transform = transform
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def sample_id(self, index: int) -> str:
+        return self.shards.name(index)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        content, class_id, name = self.shards[index]
+        label = self.index_of[class_id] if self.labels is None else self.labels[index]
+        return labelled(self.transform(read_image(name, content)), label, self.num_classes)
+
+
+def labelled(image: Tensor, label: int | list[int], num_classes: int) -> dict[str, Any]:
+    """A sample {image, label}; a list of class indices becomes a row of zeros with ones at these."""
+    if isinstance(label, int):
+        return {"image": image, "label": label}
+    row = torch.zeros(num_classes)
+    row[label] = 1
+    return {"image": image, "label": row}
 
 
 class UnlabelledImages(Dataset):

@@ -1,6 +1,7 @@
 """Reading image files: the picture that a viewer shows, or one clear message."""
 
 import glob
+import io
 import re
 import warnings
 from pathlib import Path
@@ -15,11 +16,15 @@ IMAGE_EXTENSIONS: tuple[str, ...] = (*IMG_EXTENSIONS, ".gif", ".jfif", ".avif")
 """File name endings, in lower case, that mark an image inside a folder."""
 
 
-def read_image(path: str | Path) -> Image.Image:
+def read_image(path: str | Path, content: bytes | None = None) -> Image.Image:
     """Read one image file as the RGB picture that a viewer shows.
 
     Grayscale (also of 16 bits), palette and CMYK images become RGB, transparent pixels lie on white, and an EXIF
     orientation is applied. Of an animation, the first frame. Embedded colour profiles are not applied.
+
+    Args:
+        path: The file; where its content is given, only what messages call it.
+        content: The file's bytes, where they are in memory already.
 
     Raises:
         UserError: The file is missing, empty, truncated, no image, or decodes to more pixels than Pillow's limit
@@ -29,14 +34,14 @@ def read_image(path: str | Path) -> Image.Image:
         with warnings.catch_warnings():
             # Broken EXIF is frequent (ImageNet has some) and no reason to bother anyone: the pixels are whole.
             warnings.simplefilter("ignore", UserWarning)
-            with Image.open(path) as image:
+            with Image.open(path if content is None else io.BytesIO(content)) as image:
                 return _to_rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError as error:
         raise _unreadable(path, "the file does not exist") from error
     except IsADirectoryError as error:
         raise _unreadable(path, "it is a folder") from error
     except Image.UnidentifiedImageError as error:
-        empty = Path(path).stat().st_size == 0
+        empty = not content if content is not None else Path(path).stat().st_size == 0
         reason = "the file is empty (0 bytes)" if empty else "its content is not an image of any known format"
         raise _unreadable(path, reason) from error
     # Pillow's decoders raise whatever the bytes provoke (OSError, SyntaxError, struct.error, zlib.error, …).

@@ -54,6 +54,7 @@ class BatchOrder:
         drop_last: Drop what does not fill a batch of every process.
         shuffle: Draw the order anew for each epoch.
         groups: Which group each sample belongs to; as many batches as possible are of one group. None: no matter.
+        permute: Draws an epoch's order from a generator; None: any order is as likely.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class BatchOrder:
         drop_last: bool,
         shuffle: bool,
         groups: Sequence[int] | None = None,
+        permute: Callable[[np.random.Generator], np.ndarray] | None = None,
     ) -> None:
         self.samples = samples
         self.batch_size = batch_size
@@ -75,6 +77,7 @@ class BatchOrder:
         self.drop_last = drop_last
         self.shuffle = shuffle
         self.groups = groups
+        self.permute = permute
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -95,7 +98,10 @@ class BatchOrder:
     def plans(self, first: int = 0) -> Iterator[BatchPlan]:
         """This epoch's batches of this process, from its `first` one on."""
         draw = np.random.default_rng([self.seed, self.epoch])
-        order = draw.permutation(self.samples) if self.shuffle else np.arange(self.samples)
+        if self.shuffle:
+            order = draw.permutation(self.samples) if self.permute is None else self.permute(draw)
+        else:
+            order = np.arange(self.samples)
         seeds = draw.integers(2**32, size=self.samples, dtype=np.uint32)
         if self.groups is not None:
             order = grouped(order, self.groups, self.batch_size)
