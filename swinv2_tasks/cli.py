@@ -15,6 +15,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, get_args
 
@@ -30,7 +31,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from swinv2_tasks import datamodules, tasks
 from swinv2_tasks.backbone import SwinTransformerV2
-from swinv2_tasks.backbone.checkpoint_files import damage, read_checkpoint, replace_file
+from swinv2_tasks.backbone.checkpoint_files import damage, read_contents, replace_file
+from swinv2_tasks.backbone.swin_v2 import blocks_without_memory
 from swinv2_tasks.callbacks import (
     ClassificationPredictions,
     ClassTable,
@@ -47,6 +49,7 @@ from swinv2_tasks.callbacks.run_checkpoint import AtomicCheckpointIO, newest_int
 from swinv2_tasks.errors import Interrupted, UserError
 from swinv2_tasks.records import Recorded, recorded_arguments, task_record
 from swinv2_tasks.runs import RUN_DIR, keep_metrics, lock, requeued_run, run_folder
+from swinv2_tasks.strategies import ShardedStrategy
 
 
 def _whole_numbers_first(annotations: dict[str, Any]) -> None:
@@ -179,7 +182,7 @@ class TasksCLI(LightningCLI):
         # Lightning would build whatever classes the checkpoint's hyper_parameters name.
         checkpoint = self.config[self.config.subcommand]["ckpt_path"]
         if checkpoint is not None:
-            task_record(read_checkpoint(checkpoint).contents, checkpoint)  # complains
+            task_record(read_contents(Path(checkpoint)), checkpoint)  # complains
             if Path(checkpoint).suffix == ".ckpt" and (reason := damage(Path(checkpoint))) is not None:
                 raise UserError(f"{checkpoint} is damaged: {reason}")
 
@@ -207,6 +210,12 @@ class TasksCLI(LightningCLI):
         elif self.subcommand != "fit" and not weights:
             untrained = f"{self.subcommand}: neither --ckpt_path nor --model.weights is given: the model is untrained"
             rank_zero_only(print)(untrained)
+
+    def instantiate_classes(self) -> None:
+        strategy = self._config["trainer"]["strategy"]
+        sharded = f"{ShardedStrategy.__module__}.{ShardedStrategy.__name__}"
+        with blocks_without_memory() if getattr(strategy, "class_path", None) == sharded else nullcontext():
+            super().instantiate_classes()
 
     def _find_checkpoint(self) -> None:
         """Takes the newest intact checkpoint of the run that is resumed."""
@@ -361,6 +370,8 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)")
     warnings.filterwarnings("ignore", message="It is recommended to use `self.log\\('(val|test)/")  # they are in sync
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # nothing writes into maps
+    warnings.filterwarnings("ignore", message=".*WeightAveraging callback with a model that overrides")
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     logger = logging.getLogger("swinv2_tasks")
@@ -417,7 +428,7 @@ def config_from_checkpoint(path: str, *, predict: bool = False) -> dict[str, Any
     Raises:
         UserError: when the file is no checkpoint of a run, or names classes that are not this package's.
     """
-    record = task_record(read_checkpoint(path).contents, path)
+    record = task_record(read_contents(Path(path)), path)
     task, data = record["task"], record["data"]
     if task["class"] not in tasks.__all__ or data is None or data["class"] not in datamodules.__all__:
         raise UserError(
