@@ -22,10 +22,11 @@ from typing import Any, get_args
 import torch
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, RichProgressBar, WeightAveraging
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -248,6 +249,7 @@ class TasksCLI(LightningCLI):
             trainer: Any = super().instantiate_trainer(default_root_dir=str(folder), **kwargs)
         except (TypeError, ValueError) as error:
             raise UserError(f"the trainer cannot be set up so: {error}") from error
+        check_strategy(trainer)
         for callback in trainer.callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 # Not in the config, which may start further runs.
@@ -293,6 +295,28 @@ class TasksCLI(LightningCLI):
                 )
 
 
+def check_strategy(trainer: Trainer) -> None:
+    """Refuses a strategy that cannot do what the config asks.
+
+    Raises:
+        UserError: for one that this package's checkpoints know nothing of, or that cannot average weights.
+    """
+    strategy = trainer.strategy
+    name = type(strategy).__name__
+    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | ShardedStrategy):
+        raise UserError(
+            f"trainer.strategy: {name} writes checkpoints that could not be evaluated or resumed here. Add one of "
+            "overlays/ddp.yaml, overlays/zero1.yaml (optimizer states in shares) and overlays/fsdp.yaml (everything in "
+            "shares) instead"
+        )
+    averages = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)
+    if averages and isinstance(strategy, ShardedStrategy):
+        raise UserError(
+            f"trainer.strategy: {name} cannot average weights (trainer.callbacks, overlays/ema.yaml): each average "
+            "would be of the whole model. Leave the averages out, or add overlays/zero1.yaml instead"
+        )
+
+
 def run(command: str, arguments: Sequence[str]) -> TasksCLI:
     """Runs fit, validate, test or predict with the command line's arguments.
 
@@ -310,7 +334,7 @@ def run(command: str, arguments: Sequence[str]) -> TasksCLI:
         arguments, resume = _resumed_run(arguments)
     _quieten()
     with tempfile.TemporaryDirectory() as scratch:
-        if not any(argument.startswith(("--config", "-c")) for argument in arguments):
+        if not _has_complete_config(arguments):
             checkpoint = _value(arguments, "--ckpt_path")
             if checkpoint and command != "fit":
                 config = Path(scratch) / "config.yaml"
@@ -332,6 +356,16 @@ def run(command: str, arguments: Sequence[str]) -> TasksCLI:
                 f"the optimizer's state does not fit ({error}): resume with the optimizer, frozen_stages and "
                 "layer_decay of the run's own config"
             ) from error
+
+
+def _has_complete_config(arguments: Sequence[str]) -> bool:
+    """Whether a config is given that is no overlay."""
+    given = [
+        argument.partition("=")[2] or following
+        for argument, following in zip(arguments, [*arguments[1:], ""], strict=True)
+        if argument.partition("=")[0] in ("--config", "-c")
+    ]
+    return any(Path(config).parent.name != "overlays" for config in given)
 
 
 def _resumed_run(arguments: list[str]) -> tuple[list[str], Path | None]:

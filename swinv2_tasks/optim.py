@@ -240,7 +240,7 @@ def build_optimizer(
         epoch_steps: optimizer steps per epoch.
         total_steps: optimizer steps of the whole training.
     """
-    stated = optimizer([nn.Parameter(torch.zeros(1))]).defaults
+    stated = optimizer([nn.Parameter(torch.zeros(1))]).param_groups[0]
     peak = float(stated["lr"])
     if peak <= 0:
         raise UserError(f"the optimizer's lr is {peak}; expected a learning rate above 0")

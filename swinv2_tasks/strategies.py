@@ -1,13 +1,16 @@
-"""Full sharding as a strategy of Lightning's trainer: who takes part, and what checkpoints hold.
+"""Strategies of Lightning's trainer that deal a training out to processes: optimizer states alone, or everything.
 
-Checkpoints are those of any other strategy, so that each can go on where another left off: with the whole weights and
-optimizer states in one file, or with ``save_distributed_checkpoint`` in a folder, to which each process writes its own.
+https://arxiv.org/abs/1910.02054: ZeRO stages 1 and 3. Checkpoints are those of any other strategy, so that each can go
+on where another left off: the whole weights and optimizer states in one file, or with ``save_distributed_checkpoint``
+a folder to which each process writes its own.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
+import signal
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,16 +18,33 @@ from typing import Any
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from swinv2_tasks.backbone.checkpoint_files import write_pickle
 from swinv2_tasks.backbone.checkpoint_shards import REST, ShardedTensor, put_back, shard_names, take_out
 from swinv2_tasks.callbacks.run_checkpoint import AtomicCheckpointIO, move_checkpoint
-from swinv2_tasks.errors import UserError
+from swinv2_tasks.errors import Interrupted, UserError
 from swinv2_tasks.tasks.sharding import whole
+
+
+class ZeroStrategy(DDPStrategy):
+    """DDP whose optimizer states are dealt out: each process updates some of the parameters and hands them round.
+
+    Any optimizer that treats parameters one by one gives the same numbers so; its checkpoints are those of plain DDP.
+    """
+
+    def setup_optimizers(self, trainer: Any) -> None:
+        task: Any = self.lightning_module
+        plain = task.optimizer
+        task.optimizer = functools.partial(ZeroRedundancyOptimizer, optimizer_class=plain)
+        try:
+            super().setup_optimizers(trainer)
+        finally:
+            task.optimizer = plain
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -115,7 +135,10 @@ class ShardedStrategy(ModelParallelStrategy):
             shutil.rmtree(unfinished, ignore_errors=True)
         for rank, problem in enumerate(problems):
             if problem is not None:
-                raise UserError(f"process {rank} cannot write its part of {path}, of which nothing is kept. {problem}")
+                message = f"process {rank} cannot write its part of {path}, of which nothing is kept. {problem}"
+                if self.local_rank == 0:
+                    raise UserError(message)
+                raise Interrupted(message, signal.SIGTERM)  # told once
 
     def _of_all(self, value: Any) -> list[Any]:
         values: list[Any] = [None] * self.world_size

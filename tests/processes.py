@@ -75,11 +75,14 @@ def start(arguments: Sequence[str], folder: Path, **environment: str) -> Running
 
 
 def run(arguments: Sequence[str], folder: Path, processes: int = 1, **environment: str) -> Result:
-    """Runs ``swinv2-tasks ARGUMENTS`` in a folder to its end; with several processes, by gloo on the CPU."""
+    """Runs ``swinv2-tasks ARGUMENTS`` in a folder to its end; several processes by gloo on the CPU, in DDP unless an
+    overlay says otherwise."""
     if processes == 1:
         return start(arguments, folder, **environment).wait()
     places = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    many = [f"--trainer.devices={processes}", "--trainer.strategy=ddp", "--trainer.accelerator=cpu"]
+    overlaid = any("overlays/" in argument for argument in arguments)
+    many = [f"--trainer.devices={processes}", "--trainer.accelerator=cpu"]
+    many += [] if overlaid else ["--trainer.strategy=ddp"]
     done = subprocess.run(
         [sys.executable, "-m", "swinv2_tasks", *arguments, *many],
         cwd=folder,

@@ -116,10 +116,16 @@ class GuardedTask(LightningModule):
             self._refuse(loss_value)
         if self._spikes.is_spike(loss_value):
             self._report_spike(loss_value)
+        # Not by Lightning, which refuses fused optimizers, that with a gradient scaler alone would clip wrongly.
+        if gradient_clip_val and scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            raise UserError(
+                "a fused optimizer undoes the scaling of float16 by itself, after gradients were clipped: train in "
+                "bf16-mixed, or without optimizer.fused or trainer.gradient_clip_val"
+            )
         if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
-        else:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         try:

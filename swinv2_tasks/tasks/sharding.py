@@ -63,10 +63,11 @@ def draw(block: SwinBlock, seed: int) -> None:
 
 def _shard_unit(module: nn.Module, mesh: DeviceMesh, device: torch.device) -> None:
     """Shards what no unit inside the module has sharded, after the first process's example."""
-    module.to(device)
     for tensor in (*module.parameters(), *module.buffers()):
         if not isinstance(tensor, DTensor):
-            torch.distributed.broadcast(tensor.detach(), 0)
+            fresh = tensor.detach().to(device, copy=True)  # weights may lie in a file, which is not to be written to
+            torch.distributed.broadcast(fresh, 0)
+            tensor.data = fresh
     fully_shard(module, mesh=mesh)
 
 
