@@ -193,7 +193,7 @@ def _share(value: Any, like: Tensor) -> Any:
     local = like.to_local()
     first, rows = _first_row(like), len(local)
     part = value.rows(first, first + rows) if isinstance(value, ShardedTensor) else value[first : first + rows]
-    part = part.to(local.device)
+    part = part.to(local.device, copy=True)  # not the file itself, where it is read as it lies
     return DTensor.from_local(
         part, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
     )

@@ -1,9 +1,9 @@
 """Checkpoints in parts: a folder with one file per process, which any number of processes reads again.
 
     last.ckpt/
-      rest.ckpt            what a checkpoint in one file holds, with None where a tensor lies in parts
-      shard_0_of_2.ckpt    the first process's rows of each of those tensors
-      shard_1_of_2.ckpt
+      rest.pt            what a checkpoint in one file holds, with None where a tensor lies in parts
+      shard_0_of_2.pt    the first process's rows of each of those tensors
+      shard_1_of_2.pt
 
 A tensor is cut along its first axis. Each file is written by ``torch.save`` and holds plain values and tensors: its
 checksums tell whether it is whole, and reading it runs nothing. The index of torch.distributed.checkpoint, by contrast,
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-REST = "rest.ckpt"
+REST = "rest.pt"
 Place = tuple[str | int, ...]
 """Where a tensor belongs in a checkpoint: the keys and numbers that lead to it."""
 
@@ -65,7 +65,7 @@ def is_sharded(path: Path) -> bool:
 
 def shard_names(number: int) -> list[str]:
     """The files of the parts that so many processes write."""
-    return [f"shard_{rank}_of_{number}.ckpt" for rank in range(number)]
+    return [f"shard_{rank}_of_{number}.pt" for rank in range(number)]
 
 
 def take_out(contents: Any, wanted: Callable[[Any], bool], place: Place = ()) -> tuple[Any, dict[Place, Any]]:
