@@ -295,7 +295,7 @@ class TasksCLI(LightningCLI):
                 )
 
 
-def check_strategy(trainer: Trainer) -> None:
+def check_strategy(trainer: Any) -> None:
     """Refuses a strategy that cannot do what the config asks.
 
     Raises:

@@ -20,7 +20,7 @@ from swinv2_tasks.callbacks.run_checkpoint import newest_intact
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.tasks import ClassificationTask
 from tests.processes import Result, run, run_together
-from tests.tasks import scenes
+from tests.tasks import objects, scenes
 from tests.tasks.tiny import BACKBONE, QUIET, write_config, write_images
 
 FSDP = ["--config=overlays/fsdp.yaml"]
@@ -198,6 +198,38 @@ def test_segmentation_in_shares_is_that_of_plain_processes(precision: str, tmp_p
 
 
 @pytest.mark.slow
+def test_detectors_are_trained_in_shares(tmp_path: Path) -> None:
+    """Proposals differ between processes, and so do the losses of the branches; all take one path through the head."""
+    objects.write_config(tmp_path / "objects.yaml", objects.write_objects(tmp_path / "objects"))
+    begin = ["fit", "--config=objects.yaml", "--data.batch_size=2"]
+    short = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--name=start"]
+    assert run([*begin, *short], tmp_path).status == 0
+    begin.append("--model.weights=runs/start/0/weights.safetensors")
+    for name in ("ddp", "fsdp"):
+        done = together([*begin, f"--config=overlays/{name}.yaml", f"--name={name}"], tmp_path, 2)
+        assert done.status == 0, done.errors
+    ddp, fsdp = (load_file(tmp_path / f"runs/{name}/0/weights.safetensors") for name in ("ddp", "fsdp"))
+    for name, tensor in ddp.items():
+        torch.testing.assert_close(fsdp[name], tensor, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_a_fused_optimizer_gives_the_same(algorithm: str, world: Path) -> None:
+    """Also with clipping in mixed precision, which Lightning itself refuses."""
+    begin = ["fit", "--config=tiny.yaml", "--model.weights=runs/start/0/weights.safetensors", *ALONE]
+    begin += ["--trainer.precision=bf16-mixed", "--trainer.gradient_clip_val=0.01"]
+    begin.append(f"--trainer.gradient_clip_algorithm={algorithm}")
+    for fused in ("false", "true"):
+        settings = [f"--model.optimizer.init_args.fused={fused}", f"--name={algorithm}_{fused}"]
+        done = run([*begin, *settings], world)
+        assert done.status == 0, done.errors
+    one, two = (losses(world / "runs" / f"{algorithm}_{fused}") for fused in ("false", "true"))
+    assert one == pytest.approx(two, abs=1e-3)  # bfloat16 enlarges what is rounded differently
+    assert one != losses(world / "runs" / "plain")
+
+
+@pytest.mark.slow
 def test_a_bad_step_is_skipped_by_all(world: Path, tmp_path: Path) -> None:
     data = write_images(tmp_path / "images")
     write_config(tmp_path / "tiny.yaml", data, data={"class_path": "tests.tasks.faults.NotANumber"})
@@ -274,7 +306,10 @@ def test_a_checkpoint_of_another_variant_is_refused(
         ([*FSDP, "--config=overlays/ema.yaml"], "ShardedStrategy cannot average weights"),
         ([*FSDP, "--trainer.precision=16-mixed"], "precision"),
         (["--trainer.strategy=fsdp"], "trainer"),
-        (["--trainer.strategy=lightning.pytorch.strategies.ModelParallelStrategy"], "overlays/fsdp.yaml"),
+        (
+            ['--trainer.strategy={"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}'],
+            "overlays/fsdp.yaml",
+        ),
     ],
 )
 def test_what_a_strategy_cannot_do_is_told(
