@@ -33,7 +33,7 @@ type: install
 
 # CKPT defaults to the newest checkpoint under runs/TASK.
 eval: install
-	@ckpt="$(or $(CKPT),$$(ls -t runs/$(TASK)/*/checkpoints/*.ckpt 2>/dev/null | head -n 1))"; \
+	@ckpt="$(or $(CKPT),$$(ls -td runs/$(TASK)/*/checkpoints/*.ckpt 2>/dev/null | head -n 1))"; \
 	test -n "$$ckpt" || { echo "no checkpoint under runs/$(TASK); name one: make eval TASK=$(TASK) CKPT=FILE" >&2; exit 1; }; \
 	echo "evaluating $$ckpt"; $(BIN)/swinv2-tasks validate --ckpt_path "$$ckpt" $(ARGS)
 

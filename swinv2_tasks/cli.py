@@ -15,22 +15,25 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import torch
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, RichProgressBar, WeightAveraging
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from swinv2_tasks import datamodules, tasks
 from swinv2_tasks.backbone import SwinTransformerV2
-from swinv2_tasks.backbone.checkpoint_files import damage, read_checkpoint, replace_file
+from swinv2_tasks.backbone.checkpoint_files import damage, read_contents, replace_file
+from swinv2_tasks.backbone.swin_v2 import blocks_without_memory
 from swinv2_tasks.callbacks import (
     ClassificationPredictions,
     ClassTable,
@@ -49,6 +52,7 @@ from swinv2_tasks.callbacks.run_checkpoint import AtomicCheckpointIO, newest_int
 from swinv2_tasks.errors import Interrupted, UserError
 from swinv2_tasks.records import Recorded, recorded_arguments, task_record
 from swinv2_tasks.runs import RUN_DIR, keep_metrics, lock, requeued_run, run_folder
+from swinv2_tasks.strategies import ShardedStrategy
 
 
 def _whole_numbers_first(annotations: dict[str, Any]) -> None:
@@ -181,7 +185,7 @@ class TasksCLI(LightningCLI):
         # Lightning would build whatever classes the checkpoint's hyper_parameters name.
         checkpoint = self.config[self.config.subcommand]["ckpt_path"]
         if checkpoint is not None:
-            task_record(read_checkpoint(checkpoint).contents, checkpoint)  # complains
+            task_record(read_contents(Path(checkpoint)), checkpoint)  # complains
             if Path(checkpoint).suffix == ".ckpt" and (reason := damage(Path(checkpoint))) is not None:
                 raise UserError(f"{checkpoint} is damaged: {reason}")
 
@@ -209,6 +213,12 @@ class TasksCLI(LightningCLI):
         elif self.subcommand != "fit" and not weights:
             untrained = f"{self.subcommand}: neither --ckpt_path nor --model.weights is given: the model is untrained"
             rank_zero_only(print)(untrained)
+
+    def instantiate_classes(self) -> None:
+        strategy = self._config["trainer"]["strategy"]
+        sharded = f"{ShardedStrategy.__module__}.{ShardedStrategy.__name__}"
+        with blocks_without_memory() if getattr(strategy, "class_path", None) == sharded else nullcontext():
+            super().instantiate_classes()
 
     def _find_checkpoint(self) -> None:
         """Takes the newest intact checkpoint of the run that is resumed."""
@@ -241,6 +251,7 @@ class TasksCLI(LightningCLI):
             trainer: Any = super().instantiate_trainer(default_root_dir=str(folder), **kwargs)
         except (TypeError, ValueError) as error:
             raise UserError(f"the trainer cannot be set up so: {error}") from error
+        check_strategy(trainer)
         for callback in trainer.callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 # Not in the config, which may start further runs.
@@ -288,6 +299,28 @@ class TasksCLI(LightningCLI):
                 )
 
 
+def check_strategy(trainer: Any) -> None:
+    """Refuses a strategy that cannot do what the config asks.
+
+    Raises:
+        UserError: for one that this package's checkpoints know nothing of, or that cannot average weights.
+    """
+    strategy = trainer.strategy
+    name = type(strategy).__name__
+    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | ShardedStrategy):
+        raise UserError(
+            f"trainer.strategy: {name} writes checkpoints that could not be evaluated or resumed here. Add one of "
+            "overlays/ddp.yaml, overlays/zero1.yaml (optimizer states in shares) and overlays/fsdp.yaml (everything in "
+            "shares) instead"
+        )
+    averages = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)
+    if averages and isinstance(strategy, ShardedStrategy):
+        raise UserError(
+            f"trainer.strategy: {name} cannot average weights (trainer.callbacks, overlays/ema.yaml): each average "
+            "would be of the whole model. Leave the averages out, or add overlays/zero1.yaml instead"
+        )
+
+
 CLI = TypeVar("CLI", bound=TasksCLI)
 
 
@@ -322,7 +355,7 @@ def run_as(cli: Callable[[list[str], Path | None], CLI], command: str, arguments
         arguments, resume = _resumed_run(arguments)
     _quieten()
     with tempfile.TemporaryDirectory() as scratch:
-        if not any(argument.startswith(("--config", "-c")) for argument in arguments):
+        if not _has_complete_config(arguments):
             checkpoint = _value(arguments, "--ckpt_path")
             if checkpoint and command != "fit":
                 config = Path(scratch) / "config.yaml"
@@ -344,6 +377,16 @@ def run_as(cli: Callable[[list[str], Path | None], CLI], command: str, arguments
                 f"the optimizer's state does not fit ({error}): resume with the optimizer, frozen_stages and "
                 "layer_decay of the run's own config"
             ) from error
+
+
+def _has_complete_config(arguments: Sequence[str]) -> bool:
+    """Whether a config is given that is no overlay."""
+    given = [
+        argument.partition("=")[2] or following
+        for argument, following in zip(arguments, [*arguments[1:], ""], strict=True)
+        if argument.partition("=")[0] in ("--config", "-c")
+    ]
+    return any(Path(config).parent.name != "overlays" for config in given)
 
 
 def _resumed_run(arguments: list[str]) -> tuple[list[str], Path | None]:
@@ -382,6 +425,8 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)")
     warnings.filterwarnings("ignore", message="It is recommended to use `self.log\\('(val|test)/")  # they are in sync
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # nothing writes into maps
+    warnings.filterwarnings("ignore", message=".*WeightAveraging callback with a model that overrides")
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     logger = logging.getLogger("swinv2_tasks")
@@ -438,7 +483,7 @@ def config_from_checkpoint(path: str, *, predict: bool = False) -> dict[str, Any
     Raises:
         UserError: when the file is no checkpoint of a run, or names classes that are not this package's.
     """
-    record = task_record(read_checkpoint(path).contents, path)
+    record = task_record(read_contents(Path(path)), path)
     task, data = record["task"], record["data"]
     if task["class"] not in tasks.__all__ or data is None or data["class"] not in datamodules.__all__:
         raise UserError(

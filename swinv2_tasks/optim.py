@@ -245,7 +245,7 @@ def build_optimizer(
         total_steps: optimizer steps of the whole training.
         no_weight_decay: as for ``parameter_groups``.
     """
-    stated = optimizer([nn.Parameter(torch.zeros(1))]).defaults
+    stated = optimizer([nn.Parameter(torch.zeros(1))]).param_groups[0]
     peak = float(stated["lr"])
     if peak <= 0:
         raise UserError(f"the optimizer's lr is {peak}; expected a learning rate above 0")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -61,9 +62,11 @@ def _main(arguments: list[str], folder: Path, environment: dict[str, str], log: 
     os.environ.update(environment)
     os.chdir(folder)
     import torch
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
     from swinv2_tasks.__main__ import main
 
+    rank_zero_only.rank = int(environment.get("LOCAL_RANK", 0))  # type: ignore[attr-defined]  # as read at its import
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # for loading processes, as in a program of its own
     sys.exit(main(arguments))
@@ -74,8 +77,22 @@ def start(arguments: Sequence[str], folder: Path, **environment: str) -> Running
     return Running(arguments, folder, environment)
 
 
+def run_together(arguments: Sequence[str], folder: Path, processes: int = 2, **environment: str) -> list[Result]:
+    """Runs ``swinv2-tasks ARGUMENTS`` in processes that talk by gloo on the CPU, started side by side as torchrun and
+    srun do; how each ended."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    places = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "NODE_RANK": "0"}
+    many = [f"--trainer.devices={processes}", "--trainer.accelerator=cpu"]
+    running = [
+        start([*arguments, *many], folder, **places, LOCAL_RANK=str(rank), **environment) for rank in range(processes)
+    ]
+    return [process.wait() for process in running]
+
+
 def run(arguments: Sequence[str], folder: Path, processes: int = 1, **environment: str) -> Result:
-    """Runs ``swinv2-tasks ARGUMENTS`` in a folder to its end; with several processes, by gloo on the CPU."""
+    """Runs ``swinv2-tasks ARGUMENTS`` in a folder to its end; with several processes, in DDP by gloo on the CPU."""
     if processes == 1:
         return start(arguments, folder, **environment).wait()
     places = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

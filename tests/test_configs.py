@@ -121,6 +121,16 @@ def test_an_overlay_goes_over_its_config(name: str) -> None:
     built(config)
 
 
+@pytest.mark.parametrize("overlay", ["ddp", "zero1", "fsdp"])
+@pytest.mark.parametrize("name", ["imagenet.yaml", "coco.yaml", "ade20k.yaml", "kinetics.yaml"])
+def test_an_overlay_of_processes_changes_nothing_else(name: str, overlay: str) -> None:
+    config, base = parsed(name, f"overlays/{overlay}.yaml"), parsed(name)
+    assert config["trainer"]["devices"] == "auto"
+    assert config["trainer"]["strategy"] != base["trainer"]["strategy"]
+    config["trainer"]["strategy"] = base["trainer"]["strategy"]
+    assert config == base
+
+
 def test_the_imagenet_config_is_the_published_recipe() -> None:
     """Reference, section 3, first row."""
     config = parsed("imagenet.yaml")

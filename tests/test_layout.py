@@ -29,6 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("tasks",),
     ("runs",),
     ("callbacks",),
+    ("strategies",),
     ("commands",),
     ("cli",),
     ("validation_process",),

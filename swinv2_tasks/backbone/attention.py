@@ -42,13 +42,20 @@ class WindowAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int, window: Size, position_bias: PositionBias) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.logit_scale = nn.Parameter(torch.full((num_heads, 1, 1), math.log(10.0)))
+        self.logit_scale = nn.Parameter(torch.empty(num_heads, 1, 1))
         self.cpb_mlp = position_bias(num_heads, window)
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.q_bias = nn.Parameter(torch.zeros(dim))
-        self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.q_bias = nn.Parameter(torch.empty(dim))
+        self.v_bias = nn.Parameter(torch.empty(dim))
         self.proj = nn.Linear(dim, dim)
         self._cached_bias: tuple[Any, Tensor] | None = None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Sets what belongs to no layer inside to its initial value."""
+        nn.init.constant_(self.logit_scale, math.log(10.0))
+        nn.init.zeros_(self.q_bias)
+        nn.init.zeros_(self.v_bias)
 
     def bias(self, grid: WindowGrid, pretrained_window: Size) -> Tensor:
         """What is added to the logits: position bias, −inf where the mask forbids; (W or 1, H, N, N).

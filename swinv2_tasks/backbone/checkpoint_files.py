@@ -28,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from swinv2_tasks.backbone.checkpoint_shards import REST, ShardedTensor, assemble, is_sharded, put_back, shard_names
 from swinv2_tasks.errors import UserError
 
 
@@ -58,7 +59,8 @@ def read_checkpoint(source: str | PathLike[str] | Mapping[str, Any]) -> Checkpoi
 
     Args:
         source: a ``.pth``, ``.ckpt`` or ``.safetensors`` file, a folder as Hugging Face and timm write it (weights and
-            config.json), or a state dict or a dict around one.
+            config.json), a run's checkpoint in parts (without its optimizer's state), or a state dict or a dict around
+            one.
 
     Raises:
         UserError: when there is nothing to read, saying what the file seems to be instead.
@@ -68,10 +70,49 @@ def read_checkpoint(source: str | PathLike[str] | Mapping[str, Any]) -> Checkpoi
     path = Path(source)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; weights are read from disk, not downloaded by name")
+    if is_sharded(path):
+        contents = assemble({key: value for key, value in read_shards(path).items() if key != "optimizer_states"})
+        return Checkpoint(str(path), _state_of(contents, str(path)), contents)
     files = _weight_files(path) if path.is_dir() else [path]
     parts = [_read_file(file) for file in files]
     state = {name: tensor for part in parts for name, tensor in _state_of(part, str(path)).items()}
     return Checkpoint(str(path), state, parts[0], _read_config(files[0]))
+
+
+def read_shards(folder: Path) -> dict[str, Any]:
+    """Contents of a checkpoint in parts, with a ``ShardedTensor`` for each tensor that is in parts.
+
+    Raises:
+        UserError: a part is missing or damaged, or is of another checkpoint.
+    """
+    rest = _read_file(folder / REST)
+    try:
+        names, shapes, saved = shard_names(rest["shards"]["number"]), rest["shards"]["shapes"], rest["shards"]["saved"]
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder / REST} is no part of a checkpoint that this package wrote: {error} is wrong"
+        ) from error
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise UserError(
+            f"{folder} lacks {', '.join(missing)}: the checkpoint has {len(names)} parts, copy the folder with all of "
+            "them"
+        )
+    parts: dict[Any, list[tuple[int, Tensor]]] = {place: [] for place in shapes}
+    for name in names:
+        shard = _read_file(folder / name)
+        if shard.get("saved") != saved:
+            raise UserError(
+                f"{folder / name} belongs to another checkpoint than {REST} beside it: copy the folder again"
+            )
+        for place, tensor in shard["tensors"].items():
+            parts[place].append((shard["first_rows"][place], tensor))
+    leaves = {place: ShardedTensor(torch.Size(shapes[place]), parts[place]) for place in shapes}
+    return put_back({key: value for key, value in rest.items() if key != "shards"}, leaves)
+
+
+def read_contents(path: Path) -> Mapping[str, Any]:
+    """The outermost dict of a file or of a checkpoint in parts; tensors in parts are not read yet."""
+    return read_shards(path) if is_sharded(path) else read_checkpoint(path).contents
 
 
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -322,14 +363,35 @@ def remove_unfinished(folder: Path) -> None:
     """Removes what writers that were killed left half-written in a folder. No other process may be writing there."""
     for path in folder.glob(".*"):
         if path.name.rpartition(".")[2].isdecimal():
-            path.unlink(missing_ok=True)
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a folder with all that is in it, if there is one."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint that ``write_pickle`` wrote, checksums included; None when it is as written."""
+    """What is wrong with a checkpoint of a run, checksums included; None when it is as written."""
+    if path.is_dir():
+        return _damage_of_shards(path)
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
         return None if bad is None else f"its part {bad} was altered"
     except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         return str(error) or type(error).__name__
+
+
+def _damage_of_shards(folder: Path) -> str | None:
+    try:
+        number = _read_file(folder / REST)["shards"]["number"]
+    except (UserError, KeyError, TypeError) as error:
+        return f"{REST} is missing or damaged ({error})"
+    for name in (REST, *shard_names(number)):
+        if (reason := damage(folder / name)) is not None:
+            return f"its part {name}: {reason}"
+    return None

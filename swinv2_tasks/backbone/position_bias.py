@@ -123,7 +123,11 @@ class BiasTable(nn.Module):
     def __init__(self, num_heads: int, window: Size) -> None:
         super().__init__()
         self.window = window
-        self.relative_position_bias_table = nn.Parameter(torch.zeros(math.prod(2 * m - 1 for m in window), num_heads))
+        self.relative_position_bias_table = nn.Parameter(torch.empty(math.prod(2 * m - 1 for m in window), num_heads))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws the table's initial values."""
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
     def forward(self, window: Size, pretrained_window: Size) -> Tensor:

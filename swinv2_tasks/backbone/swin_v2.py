@@ -8,7 +8,9 @@ Shapes: B batch, C channels, S… sides of a map in tokens (H, W or T, H, W). Be
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any, cast
 
 import torch
@@ -71,6 +73,13 @@ class SwinBlock(nn.Module):
         x = x + self.drop_path(self.norm2(self.mlp(x)))
         return x if self.norm3 is None else self.norm3(x)
 
+    def reset_parameters(self) -> None:
+        """Draws the initial weights, where the block was built without memory for them."""
+        for module in list(self.modules())[1:]:
+            if callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
+        initialise(self)
+
     def attend(self, x: Tensor, window: Size, pretrained_window: Size) -> Tensor:
         grid = WindowGrid.fit(tuple(x.shape[1:-1]), window, shifted=self.shifted)
         if not torch.compiler.is_compiling():
@@ -83,6 +92,22 @@ class SwinBlock(nn.Module):
             parts = [self.attn(w, b) for w, b in zip(windows.split(size, dim=1), biases, strict=True)]
             return reverse(torch.cat(parts, dim=1), grid)
         return reverse(self.attn(windows, bias), grid)
+
+
+_without_memory = ContextVar("blocks_without_memory", default=False)
+
+
+@contextmanager
+def blocks_without_memory() -> Iterator[None]:
+    """Backbones built inside have blocks on the meta device: shapes without numbers, which take no memory.
+
+    Whoever builds one so fills each block in by ``to_empty`` and ``reset_parameters``, or by ``load_weights``.
+    """
+    token = _without_memory.set(True)
+    try:
+        yield
+    finally:
+        _without_memory.reset(token)
 
 
 class PatchMerging(nn.Module):
@@ -129,18 +154,19 @@ class SwinStage(nn.Module):
         self.window_size = window
         self.pretrained_window_size = pretrained_window
         self.use_checkpoint = use_checkpoint
-        self.blocks = nn.ModuleList(
-            SwinBlock(
-                dim,
-                num_heads,
-                window,
-                shifted=index % 2 == 1,
-                drop_path=rate,
-                extra_norm=extra_norm_every > 0 and (index + 1) % extra_norm_every == 0,
-                **block,
+        with torch.device("meta") if _without_memory.get() else nullcontext():
+            self.blocks = nn.ModuleList(
+                SwinBlock(
+                    dim,
+                    num_heads,
+                    window,
+                    shifted=index % 2 == 1,
+                    drop_path=rate,
+                    extra_norm=extra_norm_every > 0 and (index + 1) % extra_norm_every == 0,
+                    **block,
+                )
+                for index, rate in enumerate(drop_path)
             )
-            for index, rate in enumerate(drop_path)
-        )
         self.downsample = PatchMerging(dim) if downsample else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -170,6 +196,19 @@ class PatchEmbed(nn.Module):
         if any(missing):
             x = F.pad(x, [side for m in reversed(missing) for side in (0, m)])
         return self.norm(self.proj(x).movedim(1, -1))
+
+
+def initialise(module: nn.Module) -> None:
+    """Draws the published initial weights of linear layers, and lets each block start as the identity."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.trunc_normal_(part.weight, std=0.02)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, SwinBlock):
+            for norm in (part.norm1, part.norm2):
+                nn.init.zeros_(norm.weight)
+                nn.init.zeros_(norm.bias)
 
 
 class SwinTransformerV2(nn.Module):
@@ -269,20 +308,9 @@ class SwinTransformerV2(nn.Module):
             )
             for i, dim in enumerate(self.channels)
         )
-        self._initialise()
+        initialise(self)
         for module in self._frozen():
             module.requires_grad_(False)
-
-    def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, SwinBlock):
-                for norm in (module.norm1, module.norm2):  # each block starts as the identity
-                    nn.init.zeros_(norm.weight)
-                    nn.init.zeros_(norm.bias)
 
     @property
     def config(self) -> dict[str, Any]:

@@ -167,7 +167,11 @@ def load_weights(
         backbone.set_pretrained_window(stated[0].pretrained)
     with torch.no_grad():
         for name in fitting:
-            targets[name].copy_(weights[name])
+            target = targets[name]
+            if target.is_meta:  # built without memory: the tensor itself goes there
+                torch.utils.swap_tensors(target, nn.Parameter(weights[name].to(target.dtype), target.requires_grad))
+            else:
+                target.copy_(weights[name])
     unused = [name for name in weights if name not in fitting]
     return LoadReport(
         source=checkpoint.source,

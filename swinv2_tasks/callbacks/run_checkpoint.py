@@ -24,7 +24,8 @@ from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 
-from swinv2_tasks.backbone.checkpoint_files import damage, read_checkpoint, remove_unfinished, write_pickle
+from swinv2_tasks.backbone.checkpoint_files import damage, read_contents, remove, remove_unfinished, write_pickle
+from swinv2_tasks.backbone.checkpoint_shards import assemble
 from swinv2_tasks.errors import Interrupted, UserError
 from swinv2_tasks.records import task_record
 
@@ -40,7 +41,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
         """Reads tensors and plain values alone, also from the weights that a run leaves as safetensors."""
-        contents = dict(read_checkpoint(path).contents)
+        return assemble(self.open_checkpoint(path))
+
+    def open_checkpoint(self, path: Any) -> dict[str, Any]:
+        """As ``load_checkpoint``, but tensors that lie in parts are not read yet."""
+        contents = dict(read_contents(Path(path)))
         if "callbacks" in contents:
             home = Path(path).absolute().parent
             contents["callbacks"] = {key: _moved(state, home) for key, state in contents["callbacks"].items()}
@@ -232,11 +237,18 @@ class RunCheckpoint(Checkpoint):
         trainer.strategy.save_checkpoint(checkpoint, newest)
         if trainer.is_global_zero:
             if last.exists():
-                os.replace(last, self.folder / "previous.ckpt")
-            os.replace(newest, last)
+                move_checkpoint(last, self.folder / "previous.ckpt")
+            move_checkpoint(newest, last)
             for requeued in self.folder.parent.glob("hpc_ckpt_*.ckpt"):  # Lightning's, of an earlier requeue
-                requeued.unlink()
+                remove(requeued)
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+
+
+def move_checkpoint(source: Path, target: Path) -> None:
+    """Moves a file or a checkpoint in parts, in place of one that may be there."""
+    if source.is_dir() or target.is_dir():  # which only a name that is free takes
+        remove(target)
+    os.replace(source, target)
 
 
 def _moved(state: Any, home: Path) -> Any:
@@ -269,7 +281,7 @@ def newest_intact(run: Path) -> tuple[Path, int, list[str]]:
     messages, weights_alone = [], 0
     for path in [*run.glob("checkpoints/*.ckpt"), *run.glob("hpc_ckpt_*.ckpt")]:
         try:
-            contents = read_checkpoint(path).contents
+            contents = read_contents(path)
             step = int(contents["global_step"])
         except (UserError, KeyError, TypeError, ValueError):
             messages.append(f"{path} is damaged: {damage(path) or 'it holds no training'}")

@@ -119,7 +119,7 @@ class RunRecord(Callback):
         callback: Any = trainer.checkpoint_callback
         best = getattr(callback, "best_model_path", "") if getattr(callback, "monitor", None) else ""
         source = Path(best or self.folder / "checkpoints" / "last.ckpt")
-        if source.is_file():
+        if source.exists():
             contents = read_checkpoint(source).contents
             tensors = {name: tensor.contiguous() for name, tensor in contents["state_dict"].items()}
             write_safetensors(self.folder / "weights.safetensors", tensors, contents["swinv2_tasks"])

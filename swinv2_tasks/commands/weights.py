@@ -28,7 +28,7 @@ def inspect(file: str) -> None:
     """Prints what a checkpoint is: format, variant, windows, head and names that do not fit. Nothing in it is run.
 
     Args:
-        file: a .pth, .ckpt or .safetensors file, or a folder with weights and config.json.
+        file: a .pth, .ckpt or .safetensors file, a folder with weights and config.json, or a checkpoint in parts.
     """
     checkpoint = read_checkpoint(file)
     format, state = _official(checkpoint.state, file)
@@ -73,7 +73,7 @@ def convert(
     """Writes a checkpoint in another format, bit for bit. Optimizer states and the like stay behind.
 
     Args:
-        source: a .pth, .ckpt or .safetensors file, or a folder with weights and config.json.
+        source: a .pth, .ckpt or .safetensors file, a folder with weights and config.json, or a checkpoint in parts.
         target: the file to write, as safetensors if its name ends so; for huggingface a folder.
         format: official, simmim, timm, huggingface, torchvision or lightning.
         window_size: window that the checkpoint was trained at, where the file does not say.

@@ -18,6 +18,7 @@ from swinv2_tasks.errors import UserError
 from swinv2_tasks.optim import NO_WEIGHT_DECAY, Schedule, build_optimizer
 from swinv2_tasks.tasks.guard import GuardedTask
 from swinv2_tasks.tasks.restore import RestorableTask
+from swinv2_tasks.tasks.sharding import gather_units, release_units, shard, units
 
 
 class _Shared:
@@ -49,6 +50,9 @@ class BaseTask(RestorableTask, GuardedTask):
     no_weight_decay: tuple[str, ...] = NO_WEIGHT_DECAY
     """Parts of the names of parameters without weight decay, beside vectors and biases."""
 
+    head_methods: tuple[str, ...] = ()
+    """What training calls of the head beside its ``forward``."""
+
     def __init__(
         self,
         backbone: SwinTransformerV2,
@@ -72,6 +76,13 @@ class BaseTask(RestorableTask, GuardedTask):
         data = getattr(self.trainer, "datamodule", None)
         if data is not None and stage != "predict":
             self.meet_classes(list(data.class_ids), list(data.class_names), "the data")
+
+    def configure_model(self) -> None:
+        mesh = self.device_mesh
+        if mesh is not None:  # of a strategy that shards
+            strategy: Any = self.trainer.strategy
+            seed = strategy.broadcast(torch.initial_seed() % 2**32)
+            shard(self.backbone, self.head, mesh["data_parallel"], strategy.root_device, seed, self.head_methods)
 
     def configure_optimizers(self) -> Any:
         trainer, data = self.trainer, getattr(self.trainer, "datamodule", None)
@@ -123,8 +134,23 @@ class BaseTask(RestorableTask, GuardedTask):
             for buffer in self.buffers():
                 torch.distributed.broadcast(buffer, 0)
             model.require_forward_param_sync = False
+        self._gather()
+
+    def on_test_start(self) -> None:
+        self._gather()
+
+    def on_predict_start(self) -> None:
+        self._gather()
+
+    def _gather(self) -> None:
+        """Makes a sharded model whole for an evaluation: processes may have unequal numbers of batches."""
+        if units(self):
+            for buffer in self.buffers():
+                torch.distributed.broadcast(buffer, 0)
+            gather_units(self)
 
     def on_validation_end(self) -> None:
+        release_units(self)
         model = self.trainer.strategy.model
         if isinstance(model, DistributedDataParallel):
             model.require_forward_param_sync = True

@@ -36,6 +36,7 @@ class DetectionTask(BaseTask):
     """
 
     names_tell = True
+    head_methods = ("losses",)
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.seeding import derive_seed, seed_generators
+from swinv2_tasks.tasks.sharding import total_norm, whole
 
 log = logging.getLogger("swinv2_tasks")
 
@@ -102,7 +103,7 @@ class GuardedTask(LightningModule):
         if not self._losses:  # training_step gave None: there is nothing to step by
             return
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = total_norm([p.grad for p in parameters if p.grad is not None])
         # Lightning has divided by the number of accumulated batches, whether there were as many or not.
         loss = torch.stack(self._losses).mean().float() * self.trainer.accumulate_grad_batches
         if self.trainer.world_size > 1:  # all processes must come to one decision
@@ -115,10 +116,16 @@ class GuardedTask(LightningModule):
             self._refuse(loss_value)
         if self._spikes.is_spike(loss_value):
             self._report_spike(loss_value)
+        # Not by Lightning, which refuses fused optimizers, that with a gradient scaler alone would clip wrongly.
+        if gradient_clip_val and scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            raise UserError(
+                "a fused optimizer undoes the scaling of float16 by itself, after gradients were clipped: train in "
+                "bf16-mixed, or without optimizer.fused or trainer.gradient_clip_val"
+            )
         if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
-        else:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         try:
@@ -137,7 +144,8 @@ class GuardedTask(LightningModule):
     def _refuse(self, loss: float) -> None:
         """Writes down which samples and tensors it was, then stops the step or the training."""
         trainer, step = self.trainer, self.trainer.global_step
-        bad = [name for name, p in self.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+        gradients = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
+        bad = [name for name, gradient in gradients.items() if not whole(gradient).isfinite().all()]
         samples = self._samples()
         folder = Path(trainer.log_dir or trainer.default_root_dir)
         place = f"step {step} (epoch {trainer.current_epoch}, batch {trainer.fit_loop.epoch_loop.batch_idx})"

@@ -42,6 +42,7 @@ class SegmentationTask(BaseTask):
     """
 
     names_tell = True
+    head_methods = ("with_auxiliary",)
 
     def __init__(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import signal
 import time
 from collections.abc import Callable
@@ -70,6 +71,15 @@ class Journal(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         state = {"torch": torch.get_rng_state(), "numpy": str(np.random.get_state()), "python": str(random.getstate())}
         torch.save(state, self.folder / f"generators_{trainer.global_rank}.pt")
+
+
+class NoRoom(Callback):
+    """From the second epoch on the second process can write no file of more than 20 kB, as on a disk that fills up."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_rank == 1 and trainer.current_epoch == 1:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
 
 
 class DeadlyImages(ImageNetDataModule):

@@ -1,0 +1,132 @@
+"""What does a training step cost on two processes, beside one process's step with the same batch per process?
+
+    python -m benchmarks.processes [--size tiny] [--batch-size 4] [--image-size 256] [--rounds 7]
+
+A step is forward, backward, the gradients' norm, clipping and AdamW, in float32 on a CPU, with one thread per process.
+Two processes that talk by gloo hold the same three trainings and take turns: one process alone (the other waits), both
+in DDP, and both with everything in shares. Printed are the medians of the rounds' ratios to the step alone; 1 would be
+twice the images in the same time, 2 nothing gained. Then the memory that each process needs at most to build the model
+and its optimizer, whole and in shares, measured in fresh processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
+
+from benchmarks.measuring import compare, resident
+from swinv2_tasks import backbone as backbones
+from swinv2_tasks.backbone.swin_v2 import blocks_without_memory
+from swinv2_tasks.heads.classification import ClassificationHead
+from swinv2_tasks.tasks.sharding import shard, total_norm
+
+TARGET = 1.9
+CLASSES = 1000
+
+
+class Classifier(nn.Module):
+    """A backbone and a head."""
+
+    def __init__(self, size: str) -> None:
+        super().__init__()
+        self.backbone = getattr(backbones, f"swinv2_{size}")(window_size=8)
+        self.head = ClassificationHead(self.backbone.channels[-1], CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.backbone(x))
+
+
+def sharded(size: str) -> Classifier:
+    with blocks_without_memory():
+        model = Classifier(size)
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    shard(model.backbone, model.head, mesh, torch.device("cpu"), seed=0)
+    return model
+
+
+def training_step(model: nn.Module, settings: argparse.Namespace) -> Callable[[], None]:
+    images = torch.randn(settings.batch_size, 3, settings.image_size, settings.image_size)
+    labels = torch.randint(CLASSES, (settings.batch_size,))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+    def step() -> None:
+        nn.functional.cross_entropy(model(images), labels).backward()
+        parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+        norm = total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        torch.nn.utils.clip_grads_with_norm_(parameters, 5.0, norm)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def join(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    store = torch.distributed.FileStore(str(Path(folder) / "store"), 2)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+
+
+def time_steps(rank: int, folder: str, settings: argparse.Namespace) -> None:
+    join(rank, folder)
+    alone = training_step(Classifier(settings.size), settings) if rank == 0 else None
+
+    def one() -> None:
+        if alone is not None:
+            alone()
+        torch.distributed.barrier()
+
+    both: dict[str, Callable[[], nn.Module]] = {
+        "DDP": lambda: DistributedDataParallel(Classifier(settings.size)),
+        "in shares": lambda: sharded(settings.size),
+    }
+    for name, build in both.items():
+        found = compare({"one process": one, name: training_step(build(), settings)}, settings.rounds, "cpu")
+        if rank == 0:
+            seconds = "   ".join(f"{key} {value:.2f} s" for key, value in found["seconds"].items())
+            spread = f"{found['lowest']:.2f} to {found['highest']:.2f}"
+            print(
+                f"{name}: {found['ratio']:.2f}× one process's step ({spread}, target {TARGET})   {seconds}", flush=True
+            )
+
+
+def measure_memory(rank: int, folder: str, size: str, kind: str, found: Any) -> None:
+    join(rank, folder)
+    before = resident("VmRSS")
+    model = sharded(size) if kind == "in shares" else Classifier(size)
+    optimizer = torch.optim.AdamW(model.parameters())
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    found[rank] = resident("VmHWM") - before
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="tiny", help="tiny to giant")
+    parser.add_argument("--batch-size", type=int, default=4, help="images per process")
+    parser.add_argument("--image-size", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=7)
+    settings = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(time_steps, (folder, settings), nprocs=2)
+    for kind in ("whole", "in shares"):
+        with tempfile.TemporaryDirectory() as folder, torch.multiprocessing.Manager() as manager:
+            found = manager.dict()
+            torch.multiprocessing.spawn(measure_memory, (folder, settings.size, kind, found), nprocs=2)
+            print(f"memory, {kind}: {statistics.mean(found.values()) / 2**20:.0f} MiB per process")
+
+
+if __name__ == "__main__":
+    main()
