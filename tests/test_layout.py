@@ -27,11 +27,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("datamodules",),
     ("inference", "detection_inference", "coco_scores", "losses", "metrics", "optim"),
     ("tasks",),
+    ("step_memory",),
     ("runs",),
     ("callbacks",),
     ("commands",),
     ("cli",),
-    ("demo",),
+    ("demo", "memory"),
     ("__main__",),
 )
 """A module may import from layers above its own, and within its own as long as no circle arises.
