@@ -132,7 +132,7 @@ def run(arguments: Sequence[str]) -> None:
         UserError: for a mistake in configs or settings.
     """
     parser = argparse.ArgumentParser("swinv2-tasks memory", description=__doc__, allow_abbrev=False, add_help=True)
-    parser.add_argument("--gpu", type=gpu_bytes, help="memory to fit into: 24GiB, 80GB, or a name such as H100")
+    parser.add_argument("--gpu", help="memory to fit into: 24GiB, 80GB, or a name such as H100")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="kind of device that trains")
     parser.add_argument("--processes", type=int, help="processes of the training; default: as the config says, else 1")
     parser.add_argument("--num_classes", type=int, help="number of classes, where there is no dataset to tell")
@@ -141,6 +141,7 @@ def run(arguments: Sequence[str]) -> None:
     for name in ("processes", "num_classes"):
         if getattr(own, name) is not None and getattr(own, name) < 1:
             raise UserError(f"--{name} must be at least 1, not {getattr(own, name)}")
+    own.gpu = None if own.gpu is None else gpu_bytes(own.gpu)
     if not any(argument.partition("=")[0] in ("--config", "-c") for argument in rest):
         raise UserError(f"memory needs --config CONFIG, as fit does. Configs: {', '.join(known_configs())}.")
     training = described(rest, own.num_classes, own.processes)
@@ -435,7 +436,7 @@ def candidates(training: Training) -> Iterator[Plan]:
     kinds: list[Sharding] = [plan.sharding]
     if training.processes > 1:
         order: list[Sharding] = ["none", "optimizer", "full"]
-        kinds = order[order.index(plan.sharding) :]
+        kinds = order[order.index(plan.sharding) : 2 if training.averaged else 3]  # an average is kept whole
     batches = [plan.batch_size]
     while batches[-1] > 1:
         batches.append(batches[-1] // 2)

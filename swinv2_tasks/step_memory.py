@@ -193,33 +193,24 @@ class OptimizerShare:
 
 def optimizer_share(task: BaseTask, device: Device) -> OptimizerShare:
     """What the optimizer of a task takes, by a step on two small parameters."""
-    size = 4096
-    parameters = [nn.Parameter(torch.zeros(size, device="cpu")) for _ in range(2)]
+    parameters = [nn.Parameter(torch.zeros(64, 64, device="cpu")) for _ in range(2)]
     optimizer: Optimizer = task.optimizer(parameters)
-    at_once = device == "cuda" and optimizer.defaults.get("foreach", False) is None
-    at_once = at_once and not optimizer.defaults.get("fused")
+    fused = bool(optimizer.defaults.get("fused"))
+    at_once = device == "cuda" and not fused and optimizer.defaults.get("foreach", False) is not False
     for group in optimizer.param_groups:
-        if "foreach" in group and not group.get("fused"):
+        if "foreach" in group and not fused:
             group["foreach"] = at_once
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
-    optimizer.step(_NO_LOSS if _needs_closure(optimizer) else None)
+    optimizer.step()
     log = _Log()
     with log:
-        optimizer.step(_NO_LOSS if _needs_closure(optimizer) else None)
-    states = [value for state in optimizer.state.values() for value in tree_leaves(state) if isinstance(value, Tensor)]
-    bytes_ = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
-    largest = sum(state.numel() * state.element_size() for state in states if state.numel() > 1) / bytes_
+        optimizer.step()
     log.end_forward()
-    return OptimizerShare(largest, log.peaks()[0] / (bytes_ if at_once else bytes_ / 2), at_once)
-
-
-def _NO_LOSS() -> float:
-    return 0.0
-
-
-def _needs_closure(optimizer: Optimizer) -> bool:
-    return type(optimizer) is torch.optim.LBFGS
+    size = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    values = [value for state in optimizer.state.values() for value in tree_leaves(state) if isinstance(value, Tensor)]
+    states = sum(value.numel() * value.element_size() for value in values if value.numel() > 1)  # the others count steps
+    return OptimizerShare(states / size, log.peaks()[0] / (size if at_once else size / 2), at_once)
 
 
 # ---- the step
@@ -252,7 +243,10 @@ class _Log(TorchDispatchMode):
             return func(*args)
         if func is torch.ops.aten._local_scalar_dense.default and type(args[0]) is not Tensor:
             return True if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 1
-        out = func(*_without_masks(func, args), **(kwargs or {}))
+        if func is torch.ops.aten.nonzero.default and type(args[0]) is not Tensor:
+            out = torch.stack(_every_few(args[0]), dim=1)
+        else:
+            out = func(*_without_masks(func, args), **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self._note(leaf)
@@ -320,7 +314,7 @@ class _Log(TorchDispatchMode):
 
 def _without_masks(func: Any, args: Any) -> Any:
     """Selections by a mask of values that nobody knows, as those of every so many-th entry."""
-    if func is torch.ops.aten.index.Tensor:
+    if func is torch.ops.aten.index.Tensor and type(args[0]) is not Tensor:
         indices = [
             _every_few(index) if index is not None and index.dtype in (torch.bool, torch.uint8) else [index]
             for index in args[1]
