@@ -209,7 +209,8 @@ def optimizer_share(task: BaseTask, device: Device) -> OptimizerShare:
     log.end_forward()
     size = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
     values = [value for state in optimizer.state.values() for value in tree_leaves(state) if isinstance(value, Tensor)]
-    states = sum(value.numel() * value.element_size() for value in values if value.numel() > 1)  # the others count steps
+    values = [value for value in values if value.numel() > 1]  # the others count steps
+    states = sum(value.numel() * value.element_size() for value in values)
     return OptimizerShare(states / size, log.peaks()[0] / (size if at_once else size / 2), at_once)
 
 

@@ -138,7 +138,7 @@ def test_a_step_without_data_allocates_what_one_with_data_does(checkpointed: boo
     found = estimate(size=4, side=128, **settings)
     held = found.sum("parameters") + found.sum("optimizer")
     assert found.sum("activations") == pytest.approx(kept, rel=0.01)
-    assert found.passes_peak - held == pytest.approx(peak, rel=0.02)
+    assert found.passes_peak - held == pytest.approx(peak, rel=0.05)  # some operations are decomposed otherwise
 
 
 @pytest.mark.parametrize("settings", [{}, {"checkpoint_stages": True}, {"extra_norm_every": 3}])
@@ -164,7 +164,10 @@ def test_what_saves_memory_does(device: str) -> None:
     assert checkpointed.sum("activations") < plain.sum("activations") / 4
     assert checkpointed.peak < plain.peak / 2
     if device == "cuda":  # where the whole batch's logits have a gradient at once
-        assert estimate(**settings, checkpoint_stages=True, attention_chunk_size=8).peak < 0.9 * checkpointed.peak
+        whole, chunks = (
+            estimate(**settings, checkpoint_stages=True, window_size=32, attention_chunk_size=size) for size in (0, 1)
+        )
+        assert chunks.peak < 0.9 * whole.peak
     assert estimate(**{**settings, "size": 4}).sum("activations") == pytest.approx(
         plain.sum("activations") / 2, rel=0.02
     )
