@@ -25,6 +25,8 @@ Train and use a model
   sweep      --ckpt_path CKPT --windows 8 16 --sizes 256 512   metric, speed and memory at each
 
 Other commands
+  memory     --config CONFIG [--any.key value] [--gpu 24GiB]
+                                           what training takes, without doing it, and what would make it fit
   score ade20k --annotations DIR --predictions DIR         score label maps that lie on disk
   score coco --annotations FILE --predictions FILE         score detections that lie on disk
   weights inspect FILE                     what a checkpoint is: format, variant, windows, head
@@ -46,6 +48,9 @@ COMMANDS: dict[str, tuple[str, str | tuple[str, ...], bool | None]] = {
 }
 """Commands that do not train: module of this package, its function or several as subcommands, and whether what they
 need is given by position; None: it reads the arguments itself."""
+
+CONFIG_COMMANDS = {"memory": "memory"}
+"""Commands that take the arguments of ``fit`` and do not train: module of this package, whose ``run`` takes them."""
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 
@@ -71,14 +76,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(__version__)
         elif command in TRAINER_COMMANDS:
             importlib.import_module("swinv2_tasks.cli").run(command, rest)
+        elif command in CONFIG_COMMANDS:
+            importlib.import_module(f"swinv2_tasks.{CONFIG_COMMANDS[command]}").run(rest)
         elif command in COMMANDS:
             _run_function(command, rest)
         else:
             import difflib
 
-            near = difflib.get_close_matches(command, [*TRAINER_COMMANDS, *COMMANDS], n=1)
+            near = difflib.get_close_matches(command, [*TRAINER_COMMANDS, *CONFIG_COMMANDS, *COMMANDS], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UserError(f"no command {command!r}{hint} Known: {', '.join([*TRAINER_COMMANDS, *COMMANDS])}.")
+            raise UserError(
+                f"no command {command!r}{hint} Known: {', '.join([*TRAINER_COMMANDS, *CONFIG_COMMANDS, *COMMANDS])}."
+            )
     except ValueError as error:
         mistake = mistake_behind(error)
         if mistake is None:

@@ -344,16 +344,10 @@ def run_as(cli: Callable[[list[str], Path | None], CLI], command: str, arguments
     Raises:
         UserError: for a mistake in configs, data or checkpoints.
     """
-    arguments = [*arguments]
-    for index, argument in enumerate(arguments):
-        if argument in ("--config", "-c") and index + 1 < len(arguments):
-            arguments[index + 1] = str(find_config(arguments[index + 1]))
-        elif argument.startswith("--config="):
-            arguments[index] = f"--config={find_config(argument.removeprefix('--config='))}"
-    resume = None
+    arguments, resume = with_configs_found(arguments), None
     if command == "fit":
         arguments, resume = _resumed_run(arguments)
-    _quieten()
+    quieten()
     with tempfile.TemporaryDirectory() as scratch:
         if not _has_complete_config(arguments):
             checkpoint = _value(arguments, "--ckpt_path")
@@ -389,6 +383,21 @@ def _has_complete_config(arguments: Sequence[str]) -> bool:
     return any(Path(config).parent.name != "overlays" for config in given)
 
 
+def with_configs_found(arguments: Sequence[str]) -> list[str]:
+    """Arguments with paths in the place of configs' names.
+
+    Raises:
+        UserError: when there is no config of a name.
+    """
+    found = [*arguments]
+    for index, argument in enumerate(found):
+        if argument in ("--config", "-c") and index + 1 < len(found):
+            found[index + 1] = str(find_config(found[index + 1]))
+        elif argument.startswith("--config="):
+            found[index] = f"--config={find_config(argument.removeprefix('--config='))}"
+    return found
+
+
 def _resumed_run(arguments: list[str]) -> tuple[list[str], Path | None]:
     """The arguments without --resume, and with the config of the run that it names; that run's folder.
 
@@ -419,7 +428,7 @@ def _resumed_run(arguments: list[str]) -> tuple[list[str], Path | None]:
     return arguments, None
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Hides what Lightning says about its own code and its maker's services: nothing that a user could act on."""
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")

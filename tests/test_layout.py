@@ -27,13 +27,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("datamodules",),
     ("inference", "detection_inference", "coco_scores", "losses", "metrics", "optim"),
     ("tasks",),
+    ("step_memory",),
     ("runs",),
     ("callbacks",),
     ("strategies",),
     ("commands",),
     ("cli",),
     ("validation_process",),
-    ("sweep", "demo"),
+    ("sweep", "memory", "demo"),
     ("__main__",),
 )
 """A module may import from layers above its own, and within its own as long as no circle arises.

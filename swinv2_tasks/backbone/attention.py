@@ -108,6 +108,13 @@ def cosine_attention(qkv: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     """
     if qkv.device.type == "cpu" and not torch.compiler.is_compiling():
         return _CosineAttentionOnCPU.apply(qkv, scale, bias)
+    return fused_cosine_attention(qkv, scale, bias)
+
+
+def fused_cosine_attention(
+    qkv: Tensor, scale: Tensor, bias: Tensor, attend: Callable[..., Tensor] = F.scaled_dot_product_attention
+) -> Tensor:
+    """``cosine_attention`` by one of PyTorch's fused kernels, as on a GPU; ``attend`` takes the place of that."""
     batch, windows, tokens, _ = qkv.shape
     heads = len(scale)
     qk, v = qkv.view(batch, windows, tokens, 3, heads, -1).split((2, 1), dim=3)
@@ -117,7 +124,7 @@ def cosine_attention(qkv: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     shape = (batch * windows // groups, groups * heads, tokens, qk.shape[-1])
     q, k, v = (t.transpose(2, 3).reshape(shape) for t in (*qk.unbind(3), v.squeeze(3)))
     bias = bias.to(qkv.dtype).view(1, groups * heads, tokens, tokens)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
+    out = attend(q, k, v, attn_mask=bias, scale=1.0)
     return out.view(batch, windows, heads, tokens, -1).transpose(2, 3).flatten(3)
 
 

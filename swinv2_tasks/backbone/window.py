@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any
@@ -66,6 +68,20 @@ def effective_window(size: Size, window: Size) -> Size:
     return tuple(min(s, m) for s, m in zip(size, window, strict=True))
 
 
+_constants: ContextVar[dict[Any, Tensor] | None] = ContextVar("_constants", default=None)
+
+
+@contextmanager
+def constants_of_their_own() -> Iterator[None]:
+    """Within it, what ``cached_tensor`` remembers is apart from what it does elsewhere, and may be tensors of any kind,
+    fake ones too: to count memory where nothing is computed."""
+    token = _constants.set({})
+    try:
+        yield
+    finally:
+        _constants.reset(token)
+
+
 def cached_tensor(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Remembers the last results of a function from hashable arguments to a constant tensor.
 
@@ -77,6 +93,12 @@ def cached_tensor(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def cached(*arguments: Any) -> Tensor:
         if torch.compiler.is_compiling():
             return function(*arguments)
+        apart = _constants.get()
+        if apart is not None:
+            if (function, arguments) not in apart:
+                with torch.no_grad():
+                    apart[function, arguments] = function(*arguments)
+            return apart[function, arguments]
         if arguments in remembered:
             remembered.move_to_end(arguments)
             return remembered[arguments]

@@ -33,6 +33,10 @@ class SimMIMHead(nn.Module):
             nn.Conv2d(in_channels, stride**2 * image_channels, kernel_size=1), nn.PixelShuffle(stride)
         )
 
+    def token(self) -> Tensor:
+        """The mask token, a copy that outlasts the call: of a head in shares, weights are whole in calls alone."""
+        return self.mask_token.clone()
+
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Maps (B, C, h, w) of which the last is used → pixels (B, image_channels, h·stride, w·stride)."""
         return self.decoder(self.norm(maps[-1].movedim(1, -1)).movedim(-1, 1))

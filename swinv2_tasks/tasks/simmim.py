@@ -34,6 +34,7 @@ class SimMIMTask(BaseTask):
     """
 
     no_weight_decay = (*NO_WEIGHT_DECAY, "mask_token")
+    head_methods = ("token",)
 
     def __init__(
         self,
@@ -70,8 +71,11 @@ class SimMIMTask(BaseTask):
         Raises:
             UserError: when mask, image and the backbone's patches do not divide one another.
         """
-        tokens = None if mask is None else self._masked_tokens(mask, (int(x.shape[2]), int(x.shape[3])))
-        pixels = self.head(self.backbone(x, tokens, self.head.mask_token))
+        if mask is None:
+            maps = self.backbone(x)
+        else:
+            maps = self.backbone(x, self._masked_tokens(mask, (int(x.shape[2]), int(x.shape[3]))), self.head.token())
+        pixels = self.head(maps)
         return pixels[..., : x.shape[2], : x.shape[3]]
 
     def _masked_tokens(self, mask: Tensor, size: tuple[int, int]) -> Tensor:
