@@ -20,7 +20,7 @@ from swinv2_tasks.callbacks.run_checkpoint import newest_intact
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.tasks import ClassificationTask
 from tests.processes import Result, run, run_together
-from tests.tasks import objects, scenes
+from tests.tasks import objects, photos, scenes
 from tests.tasks.tiny import BACKBONE, QUIET, write_config, write_images
 
 FSDP = ["--config=overlays/fsdp.yaml"]
@@ -211,6 +211,26 @@ def test_detectors_are_trained_in_shares(tmp_path: Path) -> None:
     ddp, fsdp = (load_file(tmp_path / f"runs/{name}/0/weights.safetensors") for name in ("ddp", "fsdp"))
     for name, tensor in ddp.items():
         torch.testing.assert_close(fsdp[name], tensor, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_simmim_in_shares_is_that_of_plain_processes(tmp_path: Path) -> None:
+    """The head's mask token goes through the backbone."""
+    plain = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.05, "weight_decay": 0.0}}  # Adam enlarges roundings
+    data = photos.write_photos(tmp_path / "photos")
+    photos.write_config(tmp_path / "photos.yaml", data, model={"init_args": {"optimizer": plain}})
+    begin = ["fit", "--config=photos.yaml", "--trainer.max_epochs=1"]
+    assert run([*begin, "--trainer.limit_train_batches=1", "--name=start"], tmp_path).status == 0
+    begin.append("--model.weights=runs/start/0/weights.safetensors")
+    for name in ("ddp", "fsdp"):
+        done = together(
+            [*begin, f"--config=overlays/{name}.yaml", "--data.batch_size=2", f"--name={name}"], tmp_path, 2
+        )
+        assert done.status == 0, done.errors
+    start, ddp, fsdp = (load_file(tmp_path / f"runs/{name}/0/weights.safetensors") for name in ("start", "ddp", "fsdp"))
+    for name, tensor in ddp.items():
+        torch.testing.assert_close(fsdp[name], tensor, atol=1e-5, rtol=1e-4)
+    assert not torch.equal(start["head.mask_token"], ddp["head.mask_token"])
 
 
 @pytest.mark.slow
