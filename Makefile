@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 TASK ?= imagenet
+# A process per core, up to four, with a thread each: tests are small, and threads would wait for one another.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: install demo test test-all test-gpu lint type eval bench clean
 
@@ -16,10 +18,10 @@ demo: install
 	$(BIN)/swinv2-tasks demo
 
 test: install
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(TESTS) -m "not slow and not gpu"
 
 test-all: install
-	$(BIN)/python -m pytest -m "not gpu"
+	$(TESTS) -m "not gpu"
 
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu
