@@ -272,7 +272,8 @@ def example_batch(training: Training, batch_size: int) -> Callable[[], dict[str,
 
     def make() -> dict[str, Any]:
         if isinstance(data, ImageNetDataModule):
-            shape: tuple[Any, ...] = (batch_size, training.task.num_classes) if any(data.mix[:2]) else (batch_size,)
+            classes = cast(int, training.task.num_classes)
+            shape = (batch_size, classes) if any(data.mix[:2]) else (batch_size,)
             label = torch.empty(shape, dtype=torch.get_default_dtype() if len(shape) == 2 else whole)
             return {"image": images(data.image_size), "label": label}
         if isinstance(data, SimMIMDataModule):

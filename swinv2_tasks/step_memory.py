@@ -361,7 +361,7 @@ def _run(
                 log.repeat(stage, times, outputs[stage])
             log.part = "backward"
             _count_gradients(task, log, repeats)
-            torch.autograd.backward(loss)
+            torch.autograd.backward(cast(Tensor, loss))
             del loss, made
     return log
 

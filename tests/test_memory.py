@@ -33,7 +33,7 @@ SMALL = ["--config=imagenet.yaml", "--config=overlays/small.yaml", "--data.image
 )
 def test_every_config_gets_an_estimate(name: str) -> None:
     training = described([f"--config={name}"])
-    for device in ("cuda",) if "/" in name else ("cuda", "cpu"):
+    for device in ("cuda", "cpu") if name.startswith("demo") else ("cuda",):  # a CPU takes many small steps
         found = Estimates(training, device)[training.plan]
         step = found.step
         assert step.sum("weights") > 0
