@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from swinv2_tasks.errors import Interrupted, UserError, first_hand, mistake_behind
+from swinv2_tasks.errors import Interrupted, SharedError, UserError, first_hand, mistake_behind
 
 USAGE = """\
 swinv2-tasks: Swin Transformer V2, every downstream task of the paper
@@ -92,6 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         mistake = mistake_behind(error)
         if mistake is None:
             raise
+        if isinstance(mistake, SharedError) and os.environ.get("LOCAL_RANK", "0") != "0":
+            return 0  # as below
         print(f"swinv2-tasks: {first_hand(str(mistake))}", file=sys.stderr)
         return 1
     except Interrupted as error:

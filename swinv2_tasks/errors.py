@@ -11,6 +11,10 @@ class UserError(ValueError):
     """
 
 
+class SharedError(UserError):
+    """One that all processes of a run meet together: the command line prints it in the first one of each machine."""
+
+
 def mistake_behind(error: BaseException | None) -> UserError | None:
     """The user's mistake behind an error: jsonargparse wraps what a constructor raises in an error of its own."""
     while error is not None and not isinstance(error, UserError):

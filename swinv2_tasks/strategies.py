@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import os
 import shutil
-import signal
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +26,7 @@ from torch.optim import Optimizer
 from swinv2_tasks.backbone.checkpoint_files import write_pickle
 from swinv2_tasks.backbone.checkpoint_shards import REST, ShardedTensor, put_back, shard_names, take_out
 from swinv2_tasks.callbacks.run_checkpoint import AtomicCheckpointIO, move_checkpoint
-from swinv2_tasks.errors import Interrupted, UserError
+from swinv2_tasks.errors import SharedError, UserError
 from swinv2_tasks.tasks.sharding import whole
 
 
@@ -106,7 +105,7 @@ class ShardedStrategy(ModelParallelStrategy):
         """Writes each process's share into a folder that gets its name once it is whole.
 
         Raises:
-            UserError: in all processes, when any could not write its share; what was there before stays.
+            SharedError: in all processes, when any could not write its share; what was there before stays.
         """
         path, process, saved = self.broadcast((path, os.getpid(), uuid.uuid4().hex))
         unfinished = path.with_name(f".{path.name}.{process}")
@@ -136,9 +135,7 @@ class ShardedStrategy(ModelParallelStrategy):
         for rank, problem in enumerate(problems):
             if problem is not None:
                 message = f"process {rank} cannot write its part of {path}, of which nothing is kept. {problem}"
-                if self.local_rank == 0:
-                    raise UserError(message)
-                raise Interrupted(message, signal.SIGTERM)  # told once
+                raise SharedError(message)
 
     def _of_all(self, value: Any) -> list[Any]:
         values: list[Any] = [None] * self.world_size
