@@ -355,7 +355,7 @@ def _run(
             made = _of_type(batch(), dtype)
             log.part = "head and loss"
             with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
-                loss = cast(Tensor, task.training_step(cast(Any, made), 0))
+                loss = task.training_step(cast(Any, made), 0)
             log.end_forward()
             for stage, times in repeats.items():
                 log.repeat(stage, times, outputs[stage])
