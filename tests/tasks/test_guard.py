@@ -234,6 +234,17 @@ def test_a_gradient_scaler_finds_its_scale(images: Path, tmp_path: Path) -> None
     assert all(p.isfinite().all() for p in task.parameters())
 
 
+def test_a_fused_optimizer_is_not_clipped_with_a_gradient_scaler(images: Path, tmp_path: Path) -> None:
+    """It undoes the scaling by itself, so that gradients are still scaled when they are clipped."""
+
+    def fused(parameters: Any) -> AdamW:
+        return AdamW(parameters, lr=1e-3, fused=True)
+
+    with pytest.raises(UserError, match="a fused optimizer undoes the scaling of float16"):
+        train(new_task(optimizer=fused), images, tmp_path, gradient_clip_val=1.0, **half())
+    train(new_task(optimizer=fused), images, tmp_path, **half())
+
+
 # ---- clipping
 
 
