@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import colorsys
-import csv
 import json
 import math
 from collections import Counter
@@ -19,13 +18,12 @@ from rich.console import Console
 from rich.table import Table
 
 from swinv2_tasks.backbone.checkpoint_files import replace_file
-from swinv2_tasks.callbacks.pictures import check_folder, of_all_processes
-from swinv2_tasks.callbacks.segmentation import file_names
+from swinv2_tasks.callbacks.prediction_files import PredictionFiles
 from swinv2_tasks.coco_scores import KINDS, STATISTICS, CocoScores, IoUType, as_results
 from swinv2_tasks.datamodules.images import read_image
 
 
-class DetectionPredictions(Callback):
+class DetectionPredictions(PredictionFiles):
     """Writes detections.json, all detections as COCO takes submissions; a picture of each image; a table of them all.
 
     ``pictures/`` holds files named like the images. predictions.csv says which id each image has in detections.json:
@@ -38,20 +36,13 @@ class DetectionPredictions(Callback):
     """
 
     def __init__(self, folder: str | None = None, least_score: float = 0.3) -> None:
-        self.folder = folder
+        super().__init__(folder)
         self.least_score = least_score
-        self._place = Path()
-        self._names: dict[str, str] = {}
         self._ids: dict[str, int] = {}
-        self._rows: list[tuple[list[Any], list[dict[str, Any]]]] = []
 
     def on_predict_start(self, trainer: Any, pl_module: LightningModule) -> None:
-        check_folder(self.folder)
-        log_dir = trainer.log_dir  # asks all processes
-        self._place = Path(self.folder or Path(log_dir or ".") / "predictions")
-        paths = [str(path) for path in trainer.datamodule.predict_dataset.paths]
-        self._names, self._ids = file_names(paths), image_ids(paths)
-        self._rows = []
+        super().on_predict_start(trainer, pl_module)
+        self._ids = image_ids(self.paths)
 
     def on_predict_batch_end(
         self,
@@ -66,28 +57,21 @@ class DetectionPredictions(Callback):
         names = class_names(task)
         for path, size, found in zip(batch["paths"], batch["sizes"], outputs, strict=True):
             results = as_results(found, self._ids[path], size, task.ids, task.inference.mask_threshold)
-            picture = Path("pictures") / self._names[path]
-            (self._place / picture).parent.mkdir(parents=True, exist_ok=True)
+            picture = self.file("pictures", path)
             shown = [result for result in results if result["score"] >= self.least_score]
-            draw_detections(read_image(path), shown, names).save(self._place / picture, compress_level=1)
+            draw_detections(read_image(path), shown, names).save(self.place / picture, compress_level=1)
             counts = Counter(names[result["category_id"]] for result in shown)
             summary = "; ".join(f"{number} {name}" for name, number in counts.most_common())
-            self._rows.append(([path, self._ids[path], picture, summary], results))
+            self.rows.append(([path, self._ids[path], picture, summary], results))
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        rows, self._rows = self._rows, []
-        rows = of_all_processes(rows, trainer)
-        if not trainer.is_global_zero:
-            return
-        self._place.mkdir(parents=True, exist_ok=True)
-        with (self._place / "predictions.csv").open("w", newline="") as file:
-            header = ["path", "image_id", "picture", f"objects of score {self.least_score} or more"]
-            csv.writer(file).writerows([header, *(row for row, _ in rows)])
+    def write(self, rows: list[Any]) -> None:
+        header = ["path", "image_id", "picture", f"objects of score {self.least_score} or more"]
+        table = self.write_table(header, [row for row, _ in rows])
         results = [result for _, found in rows for result in found]
-        write_results(self._place / "detections.json", results)
+        write_results(self.place / "detections.json", results)
         print(
-            f"{len(results)} detections in {len(rows)} images: {self._place / 'detections.json'}, images: "
-            f"{self._place / 'predictions.csv'}, pictures: {self._place / 'pictures'}"
+            f"{len(results)} detections in {len(rows)} images: {self.place / 'detections.json'}, images: {table}, "
+            f"pictures: {self.place / 'pictures'}"
         )
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from swinv2_tasks.backbone.checkpoint_files import replace_file
-from swinv2_tasks.callbacks.pictures import check_folder, of_all_processes
+from swinv2_tasks.callbacks.prediction_files import PredictionFiles
 from swinv2_tasks.datamodules.images import read_image
 from swinv2_tasks.datamodules.masks import write_labels
 from swinv2_tasks.datamodules.scene_classes import MOST_CLASSES, colours
@@ -25,32 +23,19 @@ from swinv2_tasks.errors import UserError
 from swinv2_tasks.metrics import SegmentationScores
 
 
-class SegmentationPredictions(Callback):
+class SegmentationPredictions(PredictionFiles):
     """Writes for each image a label map (palette PNG: 1 for the first class) and an overlay, and a table of them all.
 
     ``labels/`` and ``overlays/`` hold files named like the images, at the images' own sizes; predictions.csv says
-    which is which and what share of each image the classes have.
-
-    Args:
-        folder: where to write; made when it is missing. None: ``predictions`` in the run's folder.
+    which is which and what share of each image the classes have. The argument is that of ``PredictionFiles``.
     """
 
-    def __init__(self, folder: str | None = None) -> None:
-        self.folder = folder
-        self._place = Path()
-        self._names: dict[str, str] = {}
-        self._rows: list[list[Any]] = []
-
     def on_predict_start(self, trainer: Any, pl_module: LightningModule) -> None:
-        check_folder(self.folder)
         if (number := getattr(pl_module, "num_classes", 0)) > MOST_CLASSES:
             raise UserError(
                 f"label maps of 8 bits hold {MOST_CLASSES} classes, the model has {number}: use task.segment"
             )
-        log_dir = trainer.log_dir  # asks all processes
-        self._place = Path(self.folder or Path(log_dir or ".") / "predictions")
-        self._names = file_names([str(path) for path in trainer.datamodule.predict_dataset.paths])
-        self._rows = []
+        super().on_predict_start(trainer, pl_module)
 
     def on_predict_batch_end(
         self,
@@ -66,26 +51,18 @@ class SegmentationPredictions(Callback):
         names = class_names(task)
         labels = (outputs["labels"].numpy() + 1).astype(np.uint8)
         palette = colours(task.num_classes)
-        files = [Path(kind) / self._names[path] for kind in ("labels", "overlays")]
-        for file in files:
-            (self._place / file).parent.mkdir(parents=True, exist_ok=True)
-        write_labels(self._place / files[0], labels, palette)
-        draw_overlay(read_image(path), labels, names, palette).save(self._place / files[1], compress_level=1)
+        files = [self.file(kind, path) for kind in ("labels", "overlays")]
+        write_labels(self.place / files[0], labels, palette)
+        draw_overlay(read_image(path), labels, names, palette).save(self.place / files[1], compress_level=1)
         pixels = np.bincount(labels.ravel(), minlength=task.num_classes + 1)[1:]
         present = [f"{names[k]} {pixels[k] / labels.size:.4f}" for k in np.argsort(-pixels, kind="stable") if pixels[k]]
-        self._rows.append([path, *files, "; ".join(present)])
+        self.rows.append([path, *files, "; ".join(present)])
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        rows, self._rows = self._rows, []
-        rows = of_all_processes(rows, trainer)
-        if not trainer.is_global_zero:
-            return
-        self._place.mkdir(parents=True, exist_ok=True)
-        with (self._place / "predictions.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([["path", "labels", "overlay", "classes"], *rows])
+    def write(self, rows: list[Any]) -> None:
+        table = self.write_table(["path", "labels", "overlay", "classes"], rows)
         print(
-            f"{len(rows)} predictions: {self._place / 'predictions.csv'}, label maps: {self._place / 'labels'}, "
-            f"pictures: {self._place / 'overlays'}"
+            f"{len(rows)} predictions: {table}, label maps: {self.place / 'labels'}, pictures: "
+            f"{self.place / 'overlays'}"
         )
 
 
@@ -156,21 +133,6 @@ def class_table(scores: SegmentationScores, names: Sequence[str]) -> Table:
             accuracy = "–" if math.isnan(scores.accuracy[k]) else f"{scores.accuracy[k]:.4f}"
             table.add_row(str(k + 1), name, f"{scores.iou[k]:.4f}", accuracy, f"{share[k]:.2%}")
     return table
-
-
-def file_names(paths: Sequence[str]) -> dict[str, str]:
-    """A PNG file's name for each image: its place below the folder that all have in common.
-
-    Images whose names differ only in their endings keep them: a.jpg.png, a.png.png.
-    """
-    absolute = [Path(path).absolute() for path in paths]
-    common = Path(os.path.commonpath([path.parent for path in absolute])) if absolute else Path()
-    places = [path.relative_to(common) for path in absolute]
-    stems = [str(place.with_suffix("")).lower() for place in places]
-    return {
-        path: str(place.with_suffix(".png")) if stems.count(stem) == 1 else f"{place}.png"
-        for path, place, stem in zip(paths, places, stems, strict=True)
-    }
 
 
 def draw_overlay(

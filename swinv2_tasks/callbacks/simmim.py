@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule
 from PIL import Image
 from torch import Tensor
 
-from swinv2_tasks.callbacks.pictures import check_folder, of_all_processes
-from swinv2_tasks.callbacks.segmentation import file_names
+from swinv2_tasks.callbacks.prediction_files import PredictionFiles
 from swinv2_tasks.tasks.simmim import enlarged
 
 
@@ -49,25 +47,11 @@ class SimMIMPictures(Callback):
         Image.fromarray(sheet).save(self.folder / f"epoch_{trainer.current_epoch:04d}.png")
 
 
-class SimMIMPredictions(Callback):
+class SimMIMPredictions(PredictionFiles):
     """Writes a picture of each image, its hidden patches and how they are filled in, and predictions.csv with losses.
 
-    Args:
-        folder: where to write; made when it is missing. None: ``predictions`` in the run's folder.
+    The argument is that of ``PredictionFiles``.
     """
-
-    def __init__(self, folder: str | None = None) -> None:
-        self.folder = folder
-        self._place = Path()
-        self._names: dict[str, str] = {}
-        self._rows: list[list[Any]] = []
-
-    def on_predict_start(self, trainer: Any, pl_module: LightningModule) -> None:
-        check_folder(self.folder)
-        log_dir = trainer.log_dir  # asks all processes
-        self._place = Path(self.folder or Path(log_dir or ".") / "predictions")
-        self._names = file_names([str(path) for path in trainer.datamodule.predict_dataset.paths])
-        self._rows = []
 
     def on_predict_batch_end(
         self,
@@ -81,20 +65,13 @@ class SimMIMPredictions(Callback):
         data = trainer.datamodule
         parts = (batch["image"], batch["mask"], outputs["reconstruction"])
         for path, loss, image, mask, filled in zip(outputs["path"], outputs["losses"].tolist(), *parts, strict=True):
-            file = Path("pictures") / self._names[path]
-            (self._place / file).parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(row_of_three(image, mask, filled, data.mean, data.std)).save(self._place / file)
-            self._rows.append([path, file, f"{loss:.6f}"])
+            file = self.file("pictures", path)
+            Image.fromarray(row_of_three(image, mask, filled, data.mean, data.std)).save(self.place / file)
+            self.rows.append([path, file, f"{loss:.6f}"])
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        rows, self._rows = self._rows, []
-        rows = of_all_processes(rows, trainer)
-        if not trainer.is_global_zero:
-            return
-        self._place.mkdir(parents=True, exist_ok=True)
-        with (self._place / "predictions.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([["path", "picture", "loss"], *rows])
-        print(f"{len(rows)} predictions: {self._place / 'predictions.csv'}, pictures: {self._place / 'pictures'}")
+    def write(self, rows: list[Any]) -> None:
+        table = self.write_table(["path", "picture", "loss"], rows)
+        print(f"{len(rows)} predictions: {table}, pictures: {self.place / 'pictures'}")
 
 
 def row_of_three(
