@@ -361,6 +361,8 @@ def draw(results: Results, picture: Path) -> None:
         upper.set(title=size_name(size), xlabel="block", yscale="log")
         upper.xaxis.get_major_locator().set_params(integer=True)
         lower.set(xlabel="learning rate", xscale="log")
+        lower.set_xticks(rates, [f"{lr:g}" for lr in rates])
+        lower.minorticks_off()
         upper.grid(alpha=0.3)
         lower.grid(alpha=0.3)
     above[0].set_ylabel("amplitude after training")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import itertools
 import json
 import logging
 import operator
@@ -377,7 +378,7 @@ def _has_complete_config(arguments: Sequence[str]) -> bool:
     """Whether a config is given that is no overlay."""
     given = [
         argument.partition("=")[2] or following
-        for argument, following in zip(arguments, [*arguments[1:], ""], strict=True)
+        for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue="")
         if argument.partition("=")[0] in ("--config", "-c")
     ]
     return any(Path(config).parent.name != "overlays" for config in given)
