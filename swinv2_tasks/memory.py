@@ -37,7 +37,7 @@ from swinv2_tasks.datamodules import (
     SimMIMDataModule,
 )
 from swinv2_tasks.errors import UserError
-from swinv2_tasks.step_memory import StepMemory, step_memory
+from swinv2_tasks.step_memory import PRECISIONS, StepMemory, step_memory
 from swinv2_tasks.tasks.base import BaseTask
 
 GIB = 2**30
@@ -423,11 +423,22 @@ def available(gpu: int) -> int:
 
 def cheapest(estimates: Estimates, training: Training, room: int) -> Estimate | None:
     """The first plan that fits, from the one that costs least to the one that costs most; None when none does."""
+    base = estimates[training.plan]
     for plan in candidates(training):
+        if least_bytes(base, plan, training.processes) > room:
+            continue  # whatever is done about activations
         estimate = estimates[plan]
         if estimate.total <= room:
             return estimate
     return None
+
+
+def least_bytes(base: Estimate, plan: Plan, processes: int) -> int:
+    """What another plan takes in parameters, gradients and optimizer states alone."""
+    scale = PRECISIONS[plan.precision][0].itemsize / PRECISIONS[base.plan.precision][0].itemsize
+    weights, states = base.step.sum("parameters") + base.step.sum("gradients"), base.step.sum("optimizer")
+    shares = {"none": weights + states, "optimizer": weights + states / processes}
+    return int(scale * shares.get(plan.sharding, (weights + states) / processes))
 
 
 def candidates(training: Training) -> Iterator[Plan]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from swinv2_tasks.memory import (
     described,
     gpu_bytes,
     largest_size,
+    least_bytes,
 )
 
 ALL = sorted(str(path.relative_to(shipped_configs())) for path in shipped_configs().rglob("*.yaml"))
@@ -128,6 +130,17 @@ def test_the_cheapest_that_fits_fits_as_the_arguments_say() -> None:
         assert Estimates(again, "cuda")[again.plan].total == found.total
         assert again.plan.batch_size * again.plan.accumulated == 16
     assert cheapest(estimates, training, 2**20) is None
+
+
+def test_plans_that_cannot_fit_are_passed_over() -> None:
+    training = described([*SMALL, "--trainer.devices=2"])
+    estimates = Estimates(training, "cuda")
+    base = estimates[training.plan]
+    for kind in ("none", "optimizer", "full"):
+        plan = replace(training.plan, sharding=kind)
+        assert 0 < least_bytes(base, plan, training.processes) < estimates[plan].total
+    half = replace(training.plan, precision="bf16-true")
+    assert least_bytes(base, half, 2) == least_bytes(base, training.plan, 2) // 2
 
 
 def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
