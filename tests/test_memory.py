@@ -143,7 +143,10 @@ def test_plans_that_cannot_fit_are_passed_over() -> None:
     assert least_bytes(base, half, 2) == least_bytes(base, training.plan, 2) // 2
 
 
-def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_and_writes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")  # or words are broken over lines
     file = tmp_path / "memory.json"
     assert main(["memory", *SMALL, "--gpu", "24GiB", "--json", str(file), "--num_classes", "5"]) == 0
     printed = capsys.readouterr().out
