@@ -12,8 +12,11 @@ end of the training, not its best epoch.
 --signs is a folder of photographs in ImageNet's layout, --sample one that `swinv2-tasks sample-data FOLDER` wrote; they
 are what the epochs were chosen for. Trainings that are finished are not run again, one that was killed goes on, and so
 do evaluations. Written to the output folder: runs.csv, a row per training and setting; table.md, means and standard
-deviations over the seeds; transfer.png. --reduced tries the whole way in a minute or two, with one seed and trainings
-too short to learn anything; it writes data of its own where none is named.
+deviations over the seeds; transfer.png. How much a position bias has to say after training is told by its standard
+deviation over the pairs of tokens in a window, in logits, averaged over heads and blocks.
+
+--reduced tries the whole way in a minute or two, with one seed and trainings too short to learn anything; it writes
+data of its own where none is named.
 """
 
 from __future__ import annotations
@@ -26,8 +29,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from matplotlib.figure import Figure
 
+from swinv2_tasks import tasks
+from swinv2_tasks.backbone.checkpoint_files import read_checkpoint
 from swinv2_tasks.cli import run
 from swinv2_tasks.commands.sample_data import sample_data
 from swinv2_tasks.sweep import Setting, sweep
@@ -87,7 +93,7 @@ ON_CPU = ("--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "-
 
 
 class Run(NamedTuple):
-    """A training at a setting."""
+    """A training at a setting: the metric's value, and the deviation of its position bias."""
 
     task: str
     bias: str
@@ -95,6 +101,7 @@ class Run(NamedTuple):
     window: int
     size: int
     value: float
+    deviation: float
 
 
 def train(study: Study, bias: str, seed: int, arguments: Sequence[str], runs: Path, name: str) -> Path:
@@ -112,6 +119,18 @@ def train(study: Study, bias: str, seed: int, arguments: Sequence[str], runs: Pa
     return folder
 
 
+@torch.no_grad()
+def deviation_of_bias(checkpoint: Path) -> float:
+    """Standard deviation of the position bias over the pairs of tokens in a window, mean over heads and blocks."""
+    kind = read_checkpoint(checkpoint).contents["swinv2_tasks"]["task"]["class"]
+    backbone = getattr(tasks, kind).load_from_checkpoint(checkpoint).backbone
+    deviations = []
+    for stage, trained in zip(backbone.layers, backbone.pretrained_window_size, strict=True):
+        biases = [block.attn.cpb_mlp(stage.window_size, trained) for block in stage.blocks]  # (heads, tokens, tokens)
+        deviations += [float(bias.std(dim=(1, 2)).mean()) for bias in biases]
+    return statistics.mean(deviations)
+
+
 def measure(task: str, bias: str, seed: int, data: Sequence[str], output: Path, reduced: bool) -> list[Run]:
     """Trains once and evaluates at all settings."""
     study = STUDIES[task]
@@ -120,15 +139,20 @@ def measure(task: str, bias: str, seed: int, data: Sequence[str], output: Path, 
     few = ["--trainer.limit_val_batches=2"]
     arguments = [*data, *short, *few, "--trainer.log_every_n_steps=1"] if reduced else data
     folder = train(study, bias, seed, arguments, output / "trained", f"{task}-{bias}-{seed}")
-    checkpoint = f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"
-    outcomes = sweep([checkpoint, *ON_CPU, *(few if reduced else ())], settings)
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    deviation = deviation_of_bias(checkpoint)
+    outcomes = sweep([f"--ckpt_path={checkpoint}", *ON_CPU, *(few if reduced else ())], settings)
     values = {setting: one.metrics[study.metric] for setting, one in outcomes.items() if isinstance(one, Measured)}
-    return [Run(task, bias, seed, *setting, value) for setting, value in values.items()]
+    return [Run(task, bias, seed, *setting, value, deviation) for setting, value in values.items()]
 
 
-def spread(runs: Sequence[Run], task: str, bias: str, setting: Setting) -> tuple[float, float]:
-    """Mean and standard deviation over the seeds; the deviation of a single one is 0."""
-    values = [one.value for one in runs if one[:2] == (task, bias) and one[3:5] == setting]
+def at(runs: Sequence[Run], task: str, bias: str, setting: Setting) -> list[Run]:
+    """Those of all seeds at a setting."""
+    return [one for one in runs if one[:2] == (task, bias) and one[3:5] == setting]
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation; the deviation of a single value is 0."""
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
@@ -138,14 +162,18 @@ def settings_of(runs: Sequence[Run], task: str) -> list[Setting]:
 
 
 def table(runs: Sequence[Run]) -> str:
-    """Markdown: mean ± standard deviation in percent, a block per task."""
+    """Markdown, a block per task: mean ± standard deviation of the metric in percent, and what the bias has to say."""
     lines = []
     for task in dict.fromkeys(one.task for one in runs):
         settings = settings_of(runs, task)
         metric = STUDIES[task].metric.removeprefix("val/")
-        lines += [f"| {task}, {metric} (%) | {' | '.join(map(str, settings))} |", "|---|" + "---|" * len(settings)]
+        lines += [f"| {task}, {metric} (%) | {' | '.join(map(str, settings))} | bias |"]
+        lines += ["|---|" + "---|" * len(settings) + "---|"]
         for bias in dict.fromkeys(one.bias for one in runs if one.task == task):
-            cells = ["{:.1f} ± {:.1f}".format(*(100 * x for x in spread(runs, task, bias, s))) for s in settings]
+            found = [[100 * one.value for one in at(runs, task, bias, setting)] for setting in settings]
+            cells = ["{:.1f} ± {:.1f}".format(*spread(values)) for values in found]
+            deviations = [one.deviation for one in at(runs, task, bias, settings[0])]
+            cells.append("{:.2f} ± {:.2f}".format(*spread(deviations)))
             lines.append(f"| {BIASES[bias]} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
@@ -153,9 +181,9 @@ def table(runs: Sequence[Run]) -> str:
 
 def draw(runs: Sequence[Run], picture: Path) -> None:
     """Plots each task's metric over the size: solid with the window grown along, dashed with the window as it was."""
-    tasks = [*dict.fromkeys(one.task for one in runs)]
-    figure = Figure(figsize=(4.4 * len(tasks), 4), layout="constrained")
-    for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
+    names = [*dict.fromkeys(one.task for one in runs)]
+    figure = Figure(figsize=(4.4 * len(names), 4), layout="constrained")
+    for axes, task in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         settings = settings_of(runs, task)
         own, larger = settings[0], settings[1:]
         lines = {
@@ -164,13 +192,14 @@ def draw(runs: Sequence[Run], picture: Path) -> None:
         }
         for number, (bias, label) in enumerate(BIASES.items()):
             for style, line in lines.items():
-                means, deviations = zip(*(spread(runs, task, bias, setting) for setting in line), strict=True)
+                values = [[100 * one.value for one in at(runs, task, bias, setting)] for setting in line]
+                means, deviations = zip(*map(spread, values), strict=True)
                 shown: dict[str, Any] = {"color": f"C{number}", "linestyle": style, "marker": "o", "capsize": 3}
                 shift = (number - 1) * own.size / 60  # bars beside each other
                 axes.errorbar(
                     [setting.size + shift for setting in line],
-                    [100 * mean for mean in means],
-                    [100 * deviation for deviation in deviations],
+                    means,
+                    deviations,
                     label=label if style == "-" else None,
                     **shown,
                 )
@@ -180,7 +209,7 @@ def draw(runs: Sequence[Run], picture: Path) -> None:
         axes.set(title=task, xlabel="image side in pixels", ylabel=f"{STUDIES[task].metric.removeprefix('val/')} (%)")
         axes.grid(alpha=0.3)
     figure.axes[0].plot([], [], "k--", label=f"window {WINDOW} as trained")
-    figure.axes[0].legend()
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.savefig(picture, dpi=80)
 
 

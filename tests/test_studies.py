@@ -7,15 +7,18 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from benchmarks import label_hunger, stability, transfer
-from tests.tasks.tiny import write_images
+from swinv2_tasks.backbone import BiasTable, SwinTransformerV2
+from swinv2_tasks.tasks import ClassificationTask
+from tests.tasks.tiny import BACKBONE, new_data, new_trainer, write_images
 
 # ---- window transfer
 
 RUNS = [
-    transfer.Run("signs", bias, seed, window, size, value)
+    transfer.Run("signs", bias, seed, window, size, value, deviation=seed)
     for bias, values in {"LogCPB": (0.7, 0.8, 0.9), "BiasTable": (0.5, 0.5, 0.8)}.items()
     for window, size in ((4, 64), (6, 96))
     for seed, value in enumerate(values)
@@ -25,9 +28,9 @@ RUNS = [
 def test_transfer_means_and_deviations_are_over_the_seeds() -> None:
     """Of 0.7, 0.8, 0.9 the mean is 0.8 and the sample's deviation 0.1; of 0.5, 0.5, 0.8 they are 0.6 and √0.03."""
     lines = transfer.table(RUNS).splitlines()
-    assert lines[0] == "| signs, top1 (%) | 4@64 | 6@96 |"
-    assert lines[2] == "| log CPB | 80.0 ± 10.0 | 80.0 ± 10.0 |"
-    assert lines[3] == "| table, bicubic | 60.0 ± 17.3 | 60.0 ± 17.3 |"
+    assert lines[0] == "| signs, top1 (%) | 4@64 | 6@96 | bias |"
+    assert lines[2] == "| log CPB | 80.0 ± 10.0 | 80.0 ± 10.0 | 1.00 ± 1.00 |"
+    assert lines[3] == "| table, bicubic | 60.0 ± 17.3 | 60.0 ± 17.3 | 1.00 ± 1.00 |"
 
 
 def test_transfer_settings_keep_the_share_of_the_image_that_a_window_sees() -> None:
@@ -35,6 +38,20 @@ def test_transfer_settings_keep_the_share_of_the_image_that_a_window_sees() -> N
         own, *grown = study.settings[:3]
         assert [setting.window * own.size == setting.size * own.window for setting in grown] == [True, True]
         assert {setting.window for setting in study.settings[3:]} == {own.window}
+
+
+def test_transfer_deviation_of_a_bias(images: Path, tmp_path: Path) -> None:
+    """A table whose rows are an offset's number is spread over the pairs of a window, those at no offset most often."""
+    task = ClassificationTask(SwinTransformerV2(**{**BACKBONE, "window_size": 2, "position_bias": BiasTable}), 3)
+    with torch.no_grad():
+        for block in (block for stage in task.backbone.layers for block in stage.blocks):
+            table = block.attn.cpb_mlp.relative_position_bias_table  # (9 offsets, heads)
+            table.copy_(torch.tensor([0.0] * 4 + [1.0] + [0.0] * 4)[:, None].expand_as(table))
+    trainer = new_trainer(tmp_path, limit_train_batches=0, limit_val_batches=1)
+    trainer.validate(task, new_data(images), verbose=False)
+    trainer.save_checkpoint(tmp_path / "task.ckpt")
+    eye = torch.eye(4)
+    assert transfer.deviation_of_bias(tmp_path / "task.ckpt") == pytest.approx(float(eye.std()))
 
 
 @pytest.mark.slow
@@ -47,7 +64,8 @@ def test_transfer_in_small(tmp_path: Path) -> None:
     assert {(run["task"], run["bias"]) for run in runs} == expected
     assert len(runs) == 2 * len(expected)
     assert all(0 <= float(run["value"]) <= 1 for run in runs)
-    assert (tmp_path / "table.md").read_text().count("±") == len(runs)
+    assert (tmp_path / "table.md").read_text().count("±") == len(runs) + len(expected)
+    assert all(float(run["deviation"]) > 0 for run in runs)
     with Image.open(tmp_path / "transfer.png") as picture:
         assert picture.width > picture.height
     before = (tmp_path / "runs.csv").read_bytes()
