@@ -15,6 +15,7 @@ import argparse
 import os
 import statistics
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,7 @@ def training_step(model: nn.Module, settings: argparse.Namespace) -> Callable[[]
 
 
 def join(rank: int, folder: str) -> None:
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # nothing writes into maps
     torch.set_num_threads(1)
     store = torch.distributed.FileStore(str(Path(folder) / "store"), 2)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)

@@ -88,7 +88,7 @@ def run_together(arguments: Sequence[str], folder: Path, processes: int = 2, **e
     running = [
         start([*arguments, *many], folder, **places, LOCAL_RANK=str(rank), **environment) for rank in range(processes)
     ]
-    return [process.wait() for process in running]
+    return [process.wait(240) for process in running]
 
 
 def run(arguments: Sequence[str], folder: Path, processes: int = 1, **environment: str) -> Result:
