@@ -131,6 +131,14 @@ def test_an_overlay_of_processes_changes_nothing_else(name: str, overlay: str) -
     assert config == base
 
 
+@pytest.mark.parametrize("overlay", ["ddp", "zero1", "fsdp"])
+@pytest.mark.parametrize("name", ["imagenet", "coco", "ade20k", "kinetics", "simmim"])
+def test_several_processes_go_over_every_task(name: str, overlay: str) -> None:
+    config, base = parsed(f"{name}.yaml", f"overlays/{overlay}.yaml"), parsed(f"{name}.yaml")
+    assert (config["model"], config["data"]) == (base["model"], base["data"])
+    assert config["trainer"]["strategy"] != base["trainer"]["strategy"]
+
+
 def test_the_imagenet_config_is_the_published_recipe() -> None:
     """Reference, section 3, first row."""
     config = parsed("imagenet.yaml")
