@@ -509,9 +509,13 @@ def shown(size: float) -> str:
 
 def parts_table(estimate: Estimate) -> Table:
     step, plan = estimate.step, estimate.plan
-    table = Table(title=f"a training step, batch {plan.batch_size}, {plan.precision}: MiB on one device")
+    table = Table(
+        title=f"a training step, batch {plan.batch_size}, {plan.precision}: MiB on one device",
+        box=None,
+        pad_edge=False,
+    )
     for column in ("", "weights", "parameters", "gradients", "optimizer", "activations", "total"):
-        table.add_column(column, justify="right" if column else "left")
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
 
     def row(name: str, weights: int | None, *sizes: int, style: str = "") -> None:
         cells = [""] * (5 - len(sizes)) + [f"{size / 2**20:,.1f}" for size in sizes]
@@ -520,7 +524,7 @@ def parts_table(estimate: Estimate) -> Table:
     kinds = ("parameters", "gradients", "optimizer", "activations", "total")
     for part in step.parts:
         row(part.name, part.weights, *(getattr(part, kind) for kind in kinds))
-    table.add_section()
+    table.add_row()
     row("all", step.sum("weights"), *(step.sum(kind) for kind in kinds))
     if step.buffers:
         row("buffers", None, step.buffers)

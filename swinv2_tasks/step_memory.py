@@ -154,16 +154,16 @@ def step_memory(
 def part_names(task: BaseTask) -> list[str]:
     """The parts of a task, from the input to the loss."""
     stages = [f"stage {k + 1}" for k in range(len(task.backbone.depths))]
-    return ["batch", "patch embedding", *stages, "head and loss"]
+    return ["batch", "patches", *stages, "head, loss"]
 
 
 def part_of(name: str) -> str:
     """The part that a parameter belongs to, by its name; a downsample belongs to the stage before it."""
     if name.startswith("backbone.patch_embed."):
-        return "patch embedding"
+        return "patches"
     if name.startswith("backbone.layers."):
         return f"stage {int(name.split('.')[2]) + 1}"
-    return "head and loss"
+    return "head, loss"
 
 
 def _width(tensor: Tensor, dtype: torch.dtype) -> int:
@@ -353,7 +353,7 @@ def _run(
         task.train()
         with log:
             made = _of_type(batch(), dtype)
-            log.part = "head and loss"
+            log.part = "head, loss"
             with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
                 loss = task.training_step(cast(Any, made), 0)
             log.end_forward()
@@ -432,12 +432,12 @@ def _follow(task: BaseTask, log: _Log) -> dict[int, list[int]]:
 
         return hook
 
-    task.backbone.patch_embed.register_forward_pre_hook(enter("patch embedding"))
+    task.backbone.patch_embed.register_forward_pre_hook(enter("patches"))
     for k, stage in enumerate(cast(list[SwinStage], list(task.backbone.layers))):
         for block in stage.blocks:
             block.register_forward_pre_hook(enter(f"stage {k + 1}", k))
             block.register_forward_hook(leave_block(k))
-    task.backbone.register_forward_hook(enter("head and loss"))
+    task.backbone.register_forward_hook(enter("head, loss"))
     return outputs
 
 

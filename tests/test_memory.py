@@ -150,7 +150,7 @@ def test_the_command_prints_and_writes(
     file = tmp_path / "memory.json"
     assert main(["memory", *SMALL, "--gpu", "24GiB", "--json", str(file), "--num_classes", "5"]) == 0
     printed = capsys.readouterr().out
-    for words in ("patch embedding", "stage 3", "head and loss", "checkpoint_stages true", "fits:"):
+    for words in ("patches", "stage 3", "head, loss", "checkpoint_stages true", "fits:"):
         assert words in printed
     found: dict[str, Any] = json.loads(file.read_text())
     assert found["fits"] is True

@@ -71,10 +71,10 @@ def test_weights_are_those_published(build: Any, published: float, within: float
 
 def test_parts_are_those_of_the_model() -> None:
     found = estimate()
-    assert [part.name for part in found.parts] == ["batch", "patch embedding", "stage 1", "stage 2", "head and loss"]
+    assert [part.name for part in found.parts] == ["batch", "patches", "stage 1", "stage 2", "head, loss"]
     model = small()
     by_name = {part.name: part for part in found.parts}
-    assert by_name["patch embedding"].weights == sum(p.numel() for p in model.patch_embed.parameters())
+    assert by_name["patches"].weights == sum(p.numel() for p in model.patch_embed.parameters())
     assert by_name["stage 1"].weights == sum(p.numel() for p in model.layers[0].parameters())
     assert by_name["batch"].activations == 2 * 3 * 64 * 64 * 4 + 2 * 8
     assert all(part.activations > 0 for part in found.parts[1:])
