@@ -330,10 +330,21 @@ def pooling(strides: Sequence[int], side: int) -> MultiScaleRoIAlign:
 
     It would find the strides out from the first images it sees, and be wrong when these are much smaller than padded.
     """
-    pool = MultiScaleRoIAlign([str(level) for level in range(len(strides))], side, sampling_ratio=2)
+    pool = _Pooling([str(level) for level in range(len(strides))], side, sampling_ratio=2)
     pool.scales = [1 / stride for stride in strides]
     pool.map_levels = initLevelMapper(int(math.log2(strides[0])), int(math.log2(strides[-1])))
     return pool
+
+
+class _Pooling(MultiScaleRoIAlign):
+    """RoIAlign that also takes features of half precision as they are with ``bf16-true``: boxes need float32's digits."""
+
+    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
+        kind, device = next(iter(x.values())).dtype, next(iter(x.values())).device.type
+        if kind == boxes[0].dtype or torch.is_autocast_enabled(device):  # which sees to it itself
+            return super().forward(x, boxes, image_shapes)
+        wide = {name: level.to(boxes[0].dtype) for name, level in x.items()}
+        return super().forward(wide, boxes, image_shapes).to(kind)
 
 
 def matched_boxes(target: Any, matched: Tensor) -> Tensor:
