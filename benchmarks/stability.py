@@ -29,6 +29,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import itertools
 import json
 import math
 import statistics
@@ -55,6 +56,8 @@ from swinv2_tasks.optim import NO_WEIGHT_DECAY, parameter_groups
 from swinv2_tasks.tasks.guard import SpikeDetector
 
 PRE_NORM, RES_POST_NORM, COSINE = KINDS = ("pre-norm", "res-post-norm", "res-post-norm + cosine")
+COLOURS = dict(zip(KINDS, ("tab:red", "tab:orange", "tab:blue"), strict=True))
+STYLES = ("-", "--", ":", "-.")
 LAST_STEPS = 20
 """Steps at the end whose mean loss is the final loss."""
 HEAD_WIDTH, WINDOW, WEIGHT_DECAY, LABEL_SMOOTHING = 16, 4, 0.05, 0.1
@@ -294,27 +297,29 @@ def size_name(size: tuple[int, tuple[int, ...]]) -> str:
 
 
 def markdown(results: Results) -> str:
-    """Two tables: amplitudes at the start, and everything after training."""
-    columns = " | ".join(KINDS)
-    lines = [f"| largest amplitude at the start | {columns} |", "|---" * (1 + len(KINDS)) + "|"]
+    """Amplitudes at the start; amplitudes and losses after training; counts over all runs."""
+    lines = table_head(["largest amplitude at the start", *KINDS])
     for size in sizes_of(results):
         cells = [spread([max(r["initial"]) for r in chosen(results, size, kind)]) for kind in KINDS]
         lines.append(f"| {size_name(size)} | {' | '.join(cells)} |")
-    measures = {
-        "largest amplitude": lambda runs: spread([max(r["trained"]) for r in runs], 1),
-        "final loss": lambda runs: spread([r["final_loss"] for r in runs]),
-        "top-1": lambda runs: f"{statistics.mean(r['top1'] for r in runs):.2f}",
-        "spikes": lambda runs: str(sum(r["spikes"] for r in runs)),
-        "not finite": lambda runs: str(sum(r["non_finite"] for r in runs)),
-    }
-    lines += ["", f"| after training | learning rate | kind | {' | '.join(measures)} |"]
-    lines.append("|---" * (3 + len(measures)) + "|")
+    measured = [f"{what}, {kind}" for what in ("amplitude", "loss") for kind in KINDS]
+    lines += ["", *table_head(["after training", "learning rate", *measured])]
     for size in sizes_of(results):
         for lr in sorted({r["lr"] for r in results}):
-            for kind in KINDS:
-                cells = [measure(chosen(results, size, kind, lr)) for measure in measures.values()]
-                lines.append(f"| {size_name(size)} | {lr:g} | {kind} | {' | '.join(cells)} |")
+            runs = [chosen(results, size, kind, lr) for kind in KINDS]
+            amplitudes = [spread([max(r["trained"]) for r in seeds], 1) for seeds in runs]
+            losses = [spread([r["final_loss"] for r in seeds]) for seeds in runs]
+            lines.append(f"| {size_name(size)} | {lr:g} | {' | '.join(amplitudes + losses)} |")
+    lines += ["", *table_head(["over all runs", "runs", "loss spikes", "losses not finite"])]
+    for kind in KINDS:
+        runs_of_kind = [r for r in results if r["kind"] == kind]
+        counts = [len(runs_of_kind), *(sum(r[name] for r in runs_of_kind) for name in ("spikes", "non_finite"))]
+        lines.append(f"| {kind} | {' | '.join(map(str, counts))} |")
     return "\n".join(lines) + "\n"
+
+
+def table_head(columns: Sequence[str]) -> list[str]:
+    return [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
 
 
 def write_tables(results: Results, folder: Path) -> None:
@@ -342,22 +347,19 @@ def draw(results: Results, picture: Path) -> None:
     from matplotlib.figure import Figure
 
     sizes, rates = sizes_of(results), sorted({r["lr"] for r in results})
-    styles = ["-", "--", ":", "-."]
     figure = Figure(figsize=(3.2 * len(sizes), 6), layout="constrained")
     above, below = figure.subplots(2, len(sizes), squeeze=False, sharey="row")
     for size, upper, lower in zip(sizes, above, below, strict=True):
-        for kind, colour in zip(KINDS, ("tab:red", "tab:orange", "tab:blue"), strict=True):
-            for lr, style in zip(rates, styles, strict=False):
-                runs = chosen(results, size, kind, lr)
-                means = [statistics.mean(values) for values in zip(*(r["trained"] for r in runs), strict=True)]
-                upper.plot(range(1, len(means) + 1), means, style, color=colour, label=f"{kind}, {lr:g}")
-            losses = [[r["final_loss"] for r in chosen(results, size, kind, lr)] for lr in rates]
+        for kind, colour in COLOURS.items():
+            runs = [chosen(results, size, kind, lr) for lr in rates]
+            for seeds, style in zip(runs, itertools.cycle(STYLES), strict=False):
+                means = [statistics.mean(values) for values in zip(*(r["trained"] for r in seeds), strict=True)]
+                upper.plot(range(1, len(means) + 1), means, style, color=colour)
+            losses = [[r["final_loss"] for r in seeds] for seeds in runs]
             means = [statistics.mean(values) for values in losses]
-            errors = [
-                [mean - min(values) for mean, values in zip(means, losses, strict=True)],
-                [max(values) - mean for mean, values in zip(means, losses, strict=True)],
-            ]
-            lower.errorbar(rates, means, errors, color=colour, marker="o", capsize=3, label=kind)
+            down = [mean - min(values) for mean, values in zip(means, losses, strict=True)]
+            up = [max(values) - mean for mean, values in zip(means, losses, strict=True)]
+            lower.errorbar(rates, means, (down, up), color=colour, marker="o", capsize=3, label=kind)
         upper.set(title=size_name(size), xlabel="block", yscale="log")
         upper.xaxis.get_major_locator().set_params(integer=True)
         lower.set(xlabel="learning rate", xscale="log")
@@ -367,8 +369,10 @@ def draw(results: Results, picture: Path) -> None:
         lower.grid(alpha=0.3)
     above[0].set_ylabel("amplitude after training")
     below[0].set_ylabel("final loss")
-    above[0].legend(fontsize="xx-small")
-    below[0].legend(fontsize="x-small")
+    for lr, style in zip(rates, itertools.cycle(STYLES), strict=False):
+        above[0].plot([], [], style, color="black", label=f"learning rate {lr:g}")
+    above[0].legend(fontsize="small")
+    below[0].legend(fontsize="small")
     figure.savefig(picture, dpi=80)
 
 
