@@ -337,11 +337,12 @@ def pooling(strides: Sequence[int], side: int) -> MultiScaleRoIAlign:
 
 
 class _Pooling(MultiScaleRoIAlign):
-    """RoIAlign that also takes features of half precision as they are with ``bf16-true``: boxes need float32's digits."""
+    """RoIAlign that also takes features of half precision beside boxes in float32, as with ``bf16-true``."""
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
-        kind, device = next(iter(x.values())).dtype, next(iter(x.values())).device.type
-        if kind == boxes[0].dtype or torch.is_autocast_enabled(device):  # which sees to it itself
+        first = next(iter(x.values()))
+        kind = first.dtype
+        if kind == boxes[0].dtype or torch.is_autocast_enabled(first.device.type):  # which sees to it itself
             return super().forward(x, boxes, image_shapes)
         wide = {name: level.to(boxes[0].dtype) for name, level in x.items()}
         return super().forward(wide, boxes, image_shapes).to(kind)
