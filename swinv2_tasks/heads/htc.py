@@ -92,7 +92,8 @@ class HTCHead(CascadeHead):
         """Features (ΣR, C, side, side) of boxes, and those of the semantic branch at the same places."""
         if features.context is None:
             return x
-        return x + roi_align(features.context, boxes, x.shape[2:], self.semantic_scale, sampling_ratio=2).to(x.dtype)
+        context = features.context.to(boxes[0].dtype)  # RoIAlign wants one type
+        return x + roi_align(context, boxes, x.shape[2:], self.semantic_scale, sampling_ratio=2).to(x.dtype)
 
     def mask_regions(self, stage: int, regions: Regions, refined: list[Tensor], targets: Sequence[Any]) -> Regions:
         """The regions that a stage's mask branch is trained on: samples of the boxes that its box branch gave."""
