@@ -59,12 +59,15 @@ def _main(arguments: list[str], folder: Path, environment: dict[str, str], log: 
     for number, end in ((1, ".out"), (2, ".err")):
         os.dup2(os.open(log.with_suffix(end), os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.setpgid(0, 0)  # a group of its own, as a shell gives to a command
-    os.environ.update(environment)
-    os.chdir(folder)
     import torch
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
     from swinv2_tasks.__main__ import main
+    from swinv2_tasks.runs import RUN_DIR
+
+    os.environ.pop(RUN_DIR, None)  # of a run within the tests' own process, before the fork server started
+    os.environ.update(environment)
+    os.chdir(folder)
 
     rank_zero_only.rank = int(environment.get("LOCAL_RANK", 0))  # type: ignore[attr-defined]  # as read at its import
     torch.set_num_threads(1)
