@@ -1,6 +1,6 @@
 """What the levers that save memory cost and save: a training step of SwinV2-T with each of them beside the plain one.
 
-    python -m benchmarks.levers [--rounds 5] [--size 256] [--window 8] [--batch-size 4] [--json FILE]
+    python -m benchmarks.levers [--rounds 5] [--size 256] [--window 8] [--batch-size 8] [--json FILE]
 
 A step is forward, cross-entropy over 1,000 classes, backward and AdamW, with drop path 0.2. Steps alternate in one run,
 so that a machine whose speed drifts is fair to all; printed are medians, and the median, lowest and highest of the
@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--window", type=int, default=8)
-    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--attention-chunk-size", type=int, default=16)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", help="also write the figures to this file")

@@ -173,9 +173,9 @@ def _run(jobs: list[Job], workers: int) -> Iterator[dict[str, Any]]:
     if min(workers, len(jobs)) <= 1:
         yield from map(write_shard, jobs)
         return
-    pool = ProcessPoolExecutor(
-        min(workers, len(jobs)), multiprocessing.get_context("spawn"), initializer=_follow_parent
-    )
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "litdata.streaming.writer"])  # imported once for all workers
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_follow_parent)
     try:
         for future in as_completed([pool.submit(write_shard, job) for job in jobs]):
             yield future.result()

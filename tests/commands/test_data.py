@@ -19,7 +19,7 @@ from swinv2_tasks.commands import data as data_command
 from swinv2_tasks.commands.data import decoding_fault, find_faults
 from swinv2_tasks.datamodules import ImageNetDataModule, KineticsDataModule
 from tests.datamodules.films import cut_off, scramble, write_film, write_sound
-from tests.processes import run, start, wait_for
+from tests.processes import start, wait_for
 from tests.tasks.tiny import write_images
 
 
@@ -207,7 +207,7 @@ def test_a_killed_writing_goes_on(workers: int, tmp_path: Path) -> None:
     with plan.open("a") as file:
         file.write('{"number": 9')
 
-    assert run(arguments, tmp_path).status == 0
+    assert start(arguments, tmp_path).wait(300).status == 0
     again = {name: (out / "train" / name).stat().st_mtime_ns for name in finished}
     assert [name for name in finished if again[name] != finished[name]] == [victim]
     assert optimize(pictures, tmp_path / "straight") == 0
