@@ -363,7 +363,6 @@ def test_predictions_of_two_processes_are_one_file(finder: Path, objects: Path, 
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mask_rcnn", "cascade", "htc_stuff"])
 def test_weights_in_bfloat16_are_trained(name: str, objects: Path, tmp_path: Path) -> None:
     """RoIAlign takes features and boxes of one type only."""
@@ -374,6 +373,7 @@ def test_weights_in_bfloat16_are_trained(name: str, objects: Path, tmp_path: Pat
     assert all(math.isfinite(row["train/loss"]) for row in metrics(folder) if "train/loss" in row)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("detector", [CascadeMaskRCNN, HTC])
 def test_a_handful_of_real_images_can_be_learned_by_heart(detector: Any, real_data: Path, tmp_path: Path) -> None:
     """Five of coco-mini with few objects each; box AP50 of 0.9 and mask AP50 of 0.8 on the very images trained on."""
