@@ -38,8 +38,7 @@ Other commands
 
 swinv2-tasks COMMAND --help tells more; so does swinv2-tasks fit --config CONFIG --print_config."""
 
-COMMANDS: dict[str, tuple[str, str | tuple[str, ...], bool | None]] = {
-    "sweep": ("sweep", "from_command_line", None),
+COMMANDS: dict[str, tuple[str, str | tuple[str, ...], bool]] = {
     "score": ("commands.score", ("ade20k", "coco"), False),
     "weights": ("commands.weights", ("inspect", "convert"), True),
     "data": ("commands.data", ("check", "optimize"), True),
@@ -47,10 +46,11 @@ COMMANDS: dict[str, tuple[str, str | tuple[str, ...], bool | None]] = {
     "demo": ("demo", "demo", True),
 }
 """Commands that do not train: module of this package, its function or several as subcommands, and whether what they
-need is given by position; None: it reads the arguments itself."""
+need is given by position."""
 
-CONFIG_COMMANDS = {"memory": "memory"}
-"""Commands that take the arguments of ``fit`` and do not train: module of this package, whose ``run`` takes them."""
+CONFIG_COMMANDS = ("memory", "sweep")
+"""Commands that take the arguments of ``fit`` or ``validate`` beside their own: modules of this package, which read
+them by ``from_command_line``."""
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 
@@ -77,17 +77,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif command in TRAINER_COMMANDS:
             importlib.import_module("swinv2_tasks.cli").run(command, rest)
         elif command in CONFIG_COMMANDS:
-            importlib.import_module(f"swinv2_tasks.{CONFIG_COMMANDS[command]}").run(rest)
+            importlib.import_module(f"swinv2_tasks.{command}").from_command_line(rest)
         elif command in COMMANDS:
             _run_function(command, rest)
         else:
             import difflib
 
-            near = difflib.get_close_matches(command, [*TRAINER_COMMANDS, *CONFIG_COMMANDS, *COMMANDS], n=1)
+            known = [*TRAINER_COMMANDS, *CONFIG_COMMANDS, *COMMANDS]
+            near = difflib.get_close_matches(command, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UserError(
-                f"no command {command!r}{hint} Known: {', '.join([*TRAINER_COMMANDS, *CONFIG_COMMANDS, *COMMANDS])}."
-            )
+            raise UserError(f"no command {command!r}{hint} Known: {', '.join(known)}.")
     except ValueError as error:
         mistake = mistake_behind(error)
         if mistake is None:
@@ -120,9 +119,6 @@ def _run_function(command: str, arguments: list[str]) -> None:
 
     module_name, functions, by_position = COMMANDS[command]
     module = importlib.import_module(f"swinv2_tasks.{module_name}")
-    if by_position is None:
-        module.from_command_line(arguments)
-        return
     if isinstance(functions, str):
         components = getattr(module, functions)
     else:

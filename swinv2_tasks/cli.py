@@ -300,6 +300,18 @@ class TasksCLI(LightningCLI):
                 )
 
 
+class ReadingCLI(TasksCLI):
+    """The command line that only reads its arguments: ``config`` holds what they say."""
+
+    def _set_seed(self) -> None: ...
+
+    def before_instantiate_classes(self) -> None: ...
+
+    def instantiate_classes(self) -> None: ...
+
+    def _run_subcommand(self, subcommand: str) -> None: ...
+
+
 def check_strategy(trainer: Any) -> None:
     """Refuses a strategy that cannot do what the config asks.
 
@@ -345,10 +357,10 @@ def run_as(cli: Callable[[list[str], Path | None], CLI], command: str, arguments
     Raises:
         UserError: for a mistake in configs, data or checkpoints.
     """
-    arguments, resume = with_configs_found(arguments), None
+    arguments, resume = _with_configs_found(arguments), None
     if command == "fit":
         arguments, resume = _resumed_run(arguments)
-    quieten()
+    _quieten()
     with tempfile.TemporaryDirectory() as scratch:
         if not _has_complete_config(arguments):
             checkpoint = _value(arguments, "--ckpt_path")
@@ -384,7 +396,7 @@ def _has_complete_config(arguments: Sequence[str]) -> bool:
     return any(Path(config).parent.name != "overlays" for config in given)
 
 
-def with_configs_found(arguments: Sequence[str]) -> list[str]:
+def _with_configs_found(arguments: Sequence[str]) -> list[str]:
     """Arguments with paths in the place of configs' names.
 
     Raises:
@@ -429,7 +441,7 @@ def _resumed_run(arguments: list[str]) -> tuple[list[str], Path | None]:
     return arguments, None
 
 
-def quieten() -> None:
+def _quieten() -> None:
     """Hides what Lightning says about its own code and its maker's services: nothing that a user could act on."""
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")

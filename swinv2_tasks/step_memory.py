@@ -20,7 +20,6 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -457,10 +456,16 @@ def _count_gradients(task: BaseTask, log: _Log, repeats: dict[int, int]) -> None
 # ---- what differs on a GPU
 
 
-def _attention_of(device: Device) -> contextlib.AbstractContextManager[Any]:
-    if device == "cpu":
-        return contextlib.nullcontext()
-    return mock.patch.object(attention, "cosine_attention", _attention_on_cuda)
+@contextlib.contextmanager
+def _attention_of(device: Device) -> Iterator[None]:
+    """Lets windows attend as on a device: fake tensors of a GPU cannot be made where there is none."""
+    own = attention.cosine_attention
+    if device != "cpu":
+        attention.cosine_attention = _attention_on_cuda
+    try:
+        yield
+    finally:
+        attention.cosine_attention = own
 
 
 def _attention_on_cuda(qkv: Tensor, scale: Tensor, bias: Tensor) -> Tensor:

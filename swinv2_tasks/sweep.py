@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
-import importlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, NamedTuple, get_type_hints
 
 import yaml
@@ -22,7 +22,7 @@ from rich.table import Table
 
 from swinv2_tasks.backbone.checkpoint_files import read_checkpoint, replace_file
 from swinv2_tasks.backbone.swin_v2 import expand_window
-from swinv2_tasks.cli import TasksCLI, run_as
+from swinv2_tasks.cli import ReadingCLI, run_as
 from swinv2_tasks.datamodules.classes import abbreviate
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.inference import Inference
@@ -216,7 +216,7 @@ class Swept:
             raise UserError(
                 f"a size of {setting.size} pixels is less than a patch of the model, which has {max(patch)}"
             )
-        name = getattr(_class(data["class_path"]), "size_setting", None)
+        name = getattr(resolve_name(data["class_path"]), "size_setting", None)
         if name is None or name not in data["init_args"]:
             raise UserError(
                 f"{data['class_path']} does not say by `size_setting` which of its arguments is the size of the images"
@@ -237,7 +237,7 @@ class Swept:
             "trainer.strategy": "auto",
             "trainer.enable_progress_bar": False,
         }
-        if get_type_hints(_class(model["class_path"]).__init__).get("inference") is Inference:
+        if get_type_hints(resolve_name(model["class_path"]).__init__).get("inference") is Inference:
             inference = Inference(**model["init_args"]["inference"])
             grown = inference.resized(factor, max(patch))
             names = ("window", "stride") if inference.mode == "slide" else ()
@@ -263,31 +263,13 @@ def _is_one(devices: Any) -> bool:
     return isinstance(devices, list) and len(devices) == 1
 
 
-def _class(path: str) -> Any:
-    module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module), name)  # a config's, which the command line has checked
-
-
-class _ReadingCLI(TasksCLI):
-    """The command line that only reads its arguments."""
-
-    def before_instantiate_classes(self) -> None:
-        pass
-
-    def instantiate_classes(self) -> None:
-        pass
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
-
-
 def read_arguments(arguments: Sequence[str]) -> Swept:
     """What arguments of ``validate`` say.
 
     Raises:
         UserError: for a mistake in them, or when they name no trained model.
     """
-    cli = run_as(_ReadingCLI, "validate", arguments)
+    cli = run_as(ReadingCLI, "validate", arguments)
     config = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
     config = config.get("validate", config)
     checkpoint, weights = config["ckpt_path"], (config["model"].get("init_args") or {}).get("weights")

@@ -34,6 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("commands",),
     ("cli",),
     ("validation_process",),
+    ("planned_training",),
     ("sweep", "memory", "demo"),
     ("__main__",),
 )

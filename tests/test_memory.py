@@ -19,11 +19,10 @@ from swinv2_tasks.memory import (
     candidates,
     changes,
     cheapest,
-    described,
     gpu_bytes,
-    largest_size,
     least_bytes,
 )
+from swinv2_tasks.planned_training import described, largest_size
 
 ALL = sorted(str(path.relative_to(shipped_configs())) for path in shipped_configs().rglob("*.yaml"))
 CONFIGS = [name for name in ALL if not name.startswith("overlays/")]
