@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
-from swinv2_tasks.datamodules.images import list_images, read_image
+from swinv2_tasks.datamodules.imagenet import UnlabelledImages
+from swinv2_tasks.datamodules.images import list_images
 from swinv2_tasks.datamodules.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -148,8 +148,8 @@ class SimMIMDataModule(BaseDataModule):
         return folder
 
 
-class MaskedImages(Dataset):
-    """Samples {image, mask, path} for `SimMIMBatch`.
+class MaskedImages(UnlabelledImages):
+    """Samples {image, path, mask} for `SimMIMBatch`.
 
     Args:
         paths: The image files.
@@ -167,23 +167,15 @@ class MaskedImages(Dataset):
         ratio: float,
         train: bool,
     ) -> None:
-        self.paths = paths
-        self.transform = transform
+        super().__init__(paths, transform)
         self.patches = patches
         self.ratio = ratio
         self.train = train
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def sample_id(self, index: int) -> str:
-        return str(self.paths[index])
-
     def __getitem__(self, index: int) -> dict[str, Any]:
-        path = self.paths[index]
-        image = self.transform(read_image(path))
+        sample = super().__getitem__(index)
         generator = None if self.train else torch.Generator().manual_seed(index)
-        return {"image": image, "mask": random_mask(self.patches, self.ratio, generator), "path": str(path)}
+        return {**sample, "mask": random_mask(self.patches, self.ratio, generator)}
 
 
 def random_mask(patches: tuple[int, int], ratio: float, generator: torch.Generator | None = None) -> Tensor:

@@ -103,18 +103,13 @@ class SimMIMTask(BaseTask):
         return loss
 
     def validation_step(self, batch: SimMIMBatch, batch_idx: int) -> None:
-        self.val_loss.update(self._image_losses(batch))
+        self.val_loss.update(self._losses_of_each(batch))
 
     def test_step(self, batch: SimMIMBatch, batch_idx: int) -> None:
-        self.test_loss.update(self._image_losses(batch))
+        self.test_loss.update(self._losses_of_each(batch))
 
-    def _image_losses(self, batch: SimMIMBatch) -> Tensor:
-        """The loss of each image."""
-        return self._of_each(self(batch["image"], batch["mask"]), batch["image"], batch["mask"])
-
-    def _of_each(self, pixels: Tensor, images: Tensor, mask: Tensor) -> Tensor:
-        parts = (part.split(1) for part in (pixels, self.targets(images), mask))
-        return torch.stack([masked_l1(*one) for one in zip(*parts, strict=True)])
+    def _losses_of_each(self, batch: SimMIMBatch) -> Tensor:
+        return losses_of_each(self(batch["image"], batch["mask"]), self.targets(batch["image"]), batch["mask"])
 
     def on_validation_epoch_end(self) -> None:
         self.log_measured(self.val_loss, "val/loss")
@@ -137,11 +132,13 @@ class SimMIMTask(BaseTask):
         was_training = self.training
         self.eval()
         with torch.no_grad():
-            pixels = self(images, mask)
-            losses = self._of_each(pixels, images, mask)
+            pixels, targets = self(images, mask), images
+            mean, deviation = images.new_zeros(()), images.new_ones(())
             if self.target_window:
                 mean, deviation = local_statistics(images, self.target_window)
-                pixels = pixels * deviation + mean
+                targets = (images - mean) / deviation
+            losses = losses_of_each(pixels, targets, mask)
+            pixels = pixels * deviation + mean
         self.train(was_training)
         return torch.where(enlarged(mask, images.shape[2:])[:, None], pixels.to(images.dtype), images), losses
 
@@ -149,6 +146,12 @@ class SimMIMTask(BaseTask):
         """{path: list, losses (B,), reconstruction (B, 3, H, W)}."""
         reconstruction, losses = self.reconstruct(batch["image"], batch["mask"])
         return {"path": batch["path"], "losses": losses, "reconstruction": reconstruction}
+
+
+def losses_of_each(pixels: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    """``masked_l1`` of each image, (B,)."""
+    parts = (part.split(1) for part in (pixels, targets, mask))
+    return torch.stack([masked_l1(*one) for one in zip(*parts, strict=True)])
 
 
 def enlarged(mask: Tensor, size: Sequence[int]) -> Tensor:
