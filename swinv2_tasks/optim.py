@@ -114,7 +114,7 @@ class StepSchedule(Schedule):
 
     def factor(self, step: int, epoch_steps: int, total_steps: int, peak: float) -> float:
         steps = [epoch * epoch_steps for epoch in self.milestones]
-        warmup_steps = round(self.warmup_epochs * epoch_steps) or self.warmup_steps
+        warmup_steps = round(self.warmup_epochs * epoch_steps) if self.warmup_epochs else self.warmup_steps
         return step_factor(step, steps, self.gamma, warmup_steps, self.warmup_lr / peak, self.min_lr / peak)
 
 

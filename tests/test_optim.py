@@ -385,6 +385,10 @@ def test_steps_of_simmim_warm_up_by_epochs() -> None:
         assert schedule.factor(step, 625, 500_000, 1e-4) == pytest.approx(expected)
 
 
+def test_a_warmup_of_less_than_a_step_is_none() -> None:
+    assert StepSchedule(warmup_epochs=0.01).factor(0, 20, 100, 1e-4) == 1
+
+
 def test_steps_within_the_warmup_and_a_least_rate() -> None:
     assert step_factor(5, [3, 4], 0.5, 10, 0.2, 0.0) == pytest.approx(0.25 * (0.2 + 0.8 * 0.5))
     assert step_factor(100, [1, 2, 3], 0.1, 0, 0.0, 0.05) == 0.05
