@@ -359,9 +359,6 @@ def test_predictions_of_two_processes_are_one_file(finder: Path, objects: Path, 
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
 
 
-# ---- real images
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mask_rcnn", "cascade", "htc_stuff"])
 def test_weights_in_bfloat16_are_trained(name: str, objects: Path, tmp_path: Path) -> None:
@@ -371,6 +368,9 @@ def test_weights_in_bfloat16_are_trained(name: str, objects: Path, tmp_path: Pat
     short = ["--trainer.precision=bf16-true", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
     folder = fit(tmp_path, objects, *short, model=model, **stuff)
     assert all(math.isfinite(row["train/loss"]) for row in metrics(folder) if "train/loss" in row)
+
+
+# ---- real images
 
 
 @pytest.mark.slow
