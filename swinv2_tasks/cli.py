@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, NoReturn, TypeVar, get_args
 
 import torch
 import yaml
@@ -51,9 +51,11 @@ from swinv2_tasks.callbacks import (
 )
 from swinv2_tasks.callbacks.run_checkpoint import AtomicCheckpointIO, newest_intact
 from swinv2_tasks.errors import Interrupted, UserError
+from swinv2_tasks.optim import optimizer_class
 from swinv2_tasks.records import Recorded, recorded_arguments, task_record
 from swinv2_tasks.runs import RUN_DIR, keep_metrics, lock, requeued_run, run_folder
 from swinv2_tasks.strategies import ShardedStrategy
+from swinv2_tasks.tasks.base import BaseTask
 
 
 def _whole_numbers_first(annotations: dict[str, Any]) -> None:
@@ -76,6 +78,11 @@ class TasksArgumentParser(LightningArgumentParser):
 
     def print_usage(self, file: Any = None) -> None:
         """Prints nothing: 150 lines of options would bury the message of a mistake. --help shows them."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if "No module named 'bitsandbytes'" in message:
+            message += "\nOptimizers with states in 8 bits: pip install 'swinv2-tasks[8bit]'"
+        super().error(message, ex)
 
     def add_function_arguments(self, *args: Any, linked_targets: set[str] | None = None, **kwargs: Any) -> list[str]:
         # jsonargparse 4.53 passes linked_targets on to functions, whose method does not take it; ours have none.
@@ -252,7 +259,7 @@ class TasksCLI(LightningCLI):
             trainer: Any = super().instantiate_trainer(default_root_dir=str(folder), **kwargs)
         except (TypeError, ValueError) as error:
             raise UserError(f"the trainer cannot be set up so: {error}") from error
-        check_strategy(trainer)
+        check_strategy(trainer, self.model)
         for callback in trainer.callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 # Not in the config, which may start further runs.
@@ -312,11 +319,12 @@ class ReadingCLI(TasksCLI):
     def _run_subcommand(self, subcommand: str) -> None: ...
 
 
-def check_strategy(trainer: Any) -> None:
+def check_strategy(trainer: Any, task: Any) -> None:
     """Refuses a strategy that cannot do what the config asks.
 
     Raises:
-        UserError: for one that this package's checkpoints know nothing of, or that cannot average weights.
+        UserError: for one that this package's checkpoints know nothing of, that cannot average weights, or whose shares
+            of weights the optimizer cannot step.
     """
     strategy = trainer.strategy
     name = type(strategy).__name__
@@ -332,6 +340,13 @@ def check_strategy(trainer: Any) -> None:
             f"trainer.strategy: {name} cannot average weights (trainer.callbacks, overlays/ema.yaml): each average "
             "would be of the whole model. Leave the averages out, or add overlays/zero1.yaml instead"
         )
+    if isinstance(strategy, ShardedStrategy) and isinstance(task, BaseTask):
+        optimizer = optimizer_class(task.optimizer)
+        if optimizer.__module__.startswith("bitsandbytes."):
+            raise UserError(
+                f"trainer.strategy: bitsandbytes' {optimizer.__name__} (model.optimizer) knows nothing of weights in "
+                f"shares, as {name} keeps them. Take torch.optim.AdamW, or add overlays/zero1.yaml instead"
+            )
 
 
 CLI = TypeVar("CLI", bound=TasksCLI)

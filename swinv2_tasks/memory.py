@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
+import logging
 import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, cast
 
 import torch
@@ -28,6 +32,7 @@ from swinv2_tasks.backbone.swin_v2 import SwinBlock, SwinStage
 from swinv2_tasks.backbone.window import WindowGrid
 from swinv2_tasks.cli import known_configs
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.optim import optimizer_class
 from swinv2_tasks.planned_training import Plan, Sharding, Training, described, example_batch
 from swinv2_tasks.step_memory import PRECISIONS, StepMemory, step_memory
 
@@ -48,6 +53,9 @@ GPUS = {
 CONTEXT_BYTES, LOST_SHARE = 3 * GIB // 4, 0.05
 """Of a GPU's memory: what CUDA and its libraries take, and the share that an allocator loses between blocks. These are
 allowances, not measurements."""
+
+
+EIGHT_BIT = "bitsandbytes.optim.AdamW8bit"
 
 
 @dataclass(frozen=True)
@@ -126,6 +134,9 @@ class Estimates:
     def _new_step(self, plan: Plan) -> StepMemory:
         training = self.training
         task = copy.deepcopy(training.task)
+        if plan.eight_bit:
+            logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # without a GPU it tells of kernels it lacks
+            task.optimizer = cast(Any, resolve_name(EIGHT_BIT))
         for stage in cast(list[SwinStage], list(task.backbone.layers)):
             if plan.checkpointed is not None:
                 stage.use_checkpoint = plan.checkpointed
@@ -171,9 +182,17 @@ def levers(training: Training) -> list[Plan]:
         plans.append(_smaller(plan, plan.batch_size // 2))
     if plan.precision != "bf16-true":
         plans.append(replace(plan, precision="bf16-true"))
+    if takes_eight_bits(training):
+        plans.append(replace(plan, eight_bit=True))
     if training.processes > 1:
         plans += [replace(plan, sharding=kind) for kind in ("optimizer", "full") if kind != plan.sharding]
     return plans
+
+
+def takes_eight_bits(training: Training) -> bool:
+    """Whether there is an optimizer that does as a training's own with states in 8 bits."""
+    adamw = optimizer_class(training.task.optimizer) is torch.optim.AdamW
+    return adamw and training.plan.sharding != "full" and find_spec("bitsandbytes") is not None
 
 
 def chunk_size(training: Training) -> int:
@@ -220,14 +239,15 @@ def cheapest(estimates: Estimates, training: Training, room: int) -> Estimate | 
 def least_bytes(base: Estimate, plan: Plan, processes: int) -> int:
     """What another plan takes in parameters, gradients and optimizer states alone."""
     scale = PRECISIONS[plan.precision][0].itemsize / PRECISIONS[base.plan.precision][0].itemsize
-    weights, states = base.step.sum("parameters") + base.step.sum("gradients"), base.step.sum("optimizer")
+    weights = base.step.sum("parameters") + base.step.sum("gradients")
+    states = base.step.sum("optimizer") / (4 if plan.eight_bit else 1)
     shares = {"none": weights + states, "optimizer": weights + states / processes}
     return int(scale * shares.get(plan.sharding, (weights + states) / processes))
 
 
 def candidates(training: Training) -> Iterator[Plan]:
     """Plans by what they cost: nothing; sharded optimizer states; batches down to 8; blocks computed again; smaller
-    batches; attention in chunks; everything sharded; parameters in bfloat16."""
+    batches; attention in chunks; everything sharded; optimizer states in 8 bits; parameters in bfloat16."""
     plan = training.plan
     kinds: list[Sharding] = [plan.sharding]
     if training.processes > 1:
@@ -237,13 +257,16 @@ def candidates(training: Training) -> Iterator[Plan]:
     while batches[-1] > 1:
         batches.append(batches[-1] // 2)
     chunk = chunk_size(training)
-    for precision in dict.fromkeys((plan.precision, "bf16-true")):
-        for kind in kinds:
-            start = replace(plan, precision=precision, sharding=kind)
-            plans = [_smaller(start, size) for size in batches]
-            yield from (one for one in plans if one.batch_size == plan.batch_size or one.batch_size >= 8)
-            yield from (replace(one, checkpointed=True) for one in plans)
-            yield replace(plans[-1], checkpointed=True, chunk=chunk)
+    states = (False, True) if takes_eight_bits(training) else (False,)
+    precisions = dict.fromkeys((plan.precision, "bf16-true"))
+    for precision, eight_bit, kind in itertools.product(precisions, states, kinds):
+        if eight_bit and kind == "full":
+            continue
+        start = replace(plan, precision=precision, sharding=kind, eight_bit=eight_bit)
+        plans = [_smaller(start, size) for size in batches]
+        yield from (one for one in plans if one.batch_size == plan.batch_size or one.batch_size >= 8)
+        yield from (replace(one, checkpointed=True) for one in plans)
+        yield replace(plans[-1], checkpointed=True, chunk=chunk)
 
 
 def changes(plan: Plan, training: Training) -> list[tuple[str, str]]:
@@ -263,6 +286,8 @@ def changes(plan: Plan, training: Training) -> list[tuple[str, str]]:
     if plan.chunk is not None:
         argument = f"--model.backbone.init_args.attention_chunk_size {plan.chunk}"
         found.append((f"attention to {plan.chunk} windows at once", argument))
+    if plan.eight_bit:
+        found.append(("optimizer states in 8 bits", f"--model.optimizer {EIGHT_BIT}"))
     if plan.precision != base.precision:
         found.append((f"parameters in {plan.precision}", f"--trainer.precision {plan.precision}"))
     return found

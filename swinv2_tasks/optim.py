@@ -223,6 +223,11 @@ def parameter_groups(
     return [groups[key] for key in sorted(groups)]
 
 
+def optimizer_class(optimizer: Callable[..., Optimizer]) -> type[Optimizer]:
+    """The class of what a function of parameters builds."""
+    return type(optimizer([nn.Parameter(torch.zeros(1))]))
+
+
 def build_optimizer(
     optimizer: Callable[..., Optimizer],
     parameters: Iterable[tuple[str, Tensor]],

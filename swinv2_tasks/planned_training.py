@@ -51,6 +51,8 @@ class Plan:
     chunk: int | None = None
     """Windows attended to at once; None: as the config says."""
     sharding: Sharding = "none"
+    eight_bit: bool = False
+    """Whether the optimizer's states are in 8 bits where they are not in the config."""
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ def step_memory(
     if precision not in PRECISIONS:
         raise UserError(f"precision {precision!r} cannot be estimated; known: {', '.join(PRECISIONS)}")
     dtype, autocast = PRECISIONS[precision]
-    optimizer = optimizer_share(task, device)
+    optimizer = optimizer_share(task, device, dtype)
     parts = {name: Part(name) for name in part_names(task)}
     for name, parameter in task.named_parameters():
         part, size = parts[part_of(name)], parameter.numel() * _width(parameter, dtype)
@@ -190,9 +190,9 @@ class OptimizerShare:
     """Whether it steps all parameters at once, as it does on GPUs."""
 
 
-def optimizer_share(task: BaseTask, device: Device) -> OptimizerShare:
-    """What the optimizer of a task takes, by a step on two small parameters."""
-    parameters = [nn.Parameter(torch.zeros(64, 64, device="cpu")) for _ in range(2)]
+def optimizer_share(task: BaseTask, device: Device, dtype: torch.dtype) -> OptimizerShare:
+    """What the optimizer of a task takes for parameters of a type, by a step on two small ones."""
+    parameters = [nn.Parameter(torch.zeros(256, 256, dtype=dtype, device="cpu")) for _ in range(2)]
     optimizer: Optimizer = task.optimizer(parameters)
     fused = bool(optimizer.defaults.get("fused"))
     at_once = device == "cuda" and not fused and optimizer.defaults.get("foreach", False) is not False

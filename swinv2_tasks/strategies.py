@@ -30,6 +30,18 @@ from swinv2_tasks.errors import SharedError, UserError
 from swinv2_tasks.tasks.sharding import whole
 
 
+class OptimizerInShares(ZeroRedundancyOptimizer):
+    """Lets each process's own optimizer read its part of a checkpoint: some write states in a way of their own."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        state = state_dict["state"]
+        super().load_state_dict({**state_dict, "state": {}})
+        numbers = {p: k for k, p in enumerate(p for group in self.param_groups for p in group["params"])}
+        own = [numbers[p] for group in self.optim.param_groups for p in group["params"]]
+        states = {k: state[number] for k, number in enumerate(own) if number in state}
+        self.optim.load_state_dict({**self.optim.state_dict(), "state": states})
+
+
 class ZeroStrategy(DDPStrategy):
     """DDP whose optimizer states are dealt out: each process updates some of the parameters and hands them round.
 
@@ -39,7 +51,7 @@ class ZeroStrategy(DDPStrategy):
     def setup_optimizers(self, trainer: Any) -> None:
         task: Any = self.lightning_module
         plain = task.optimizer
-        task.optimizer = functools.partial(ZeroRedundancyOptimizer, optimizer_class=plain)
+        task.optimizer = functools.partial(OptimizerInShares, optimizer_class=plain)
         try:
             super().setup_optimizers(trainer)
         finally:

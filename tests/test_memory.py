@@ -21,6 +21,7 @@ from swinv2_tasks.memory import (
     cheapest,
     gpu_bytes,
     least_bytes,
+    levers,
 )
 from swinv2_tasks.planned_training import described, largest_size
 
@@ -131,12 +132,33 @@ def test_the_cheapest_that_fits_fits_as_the_arguments_say() -> None:
     assert cheapest(estimates, training, 2**20) is None
 
 
+def test_optimizer_states_in_8_bits() -> None:
+    """Two moments of a byte and, of 256 values each, a scale in float32; the tables of values are one for all."""
+    training = described(SMALL)
+    estimates = Estimates(training, "cuda")
+    plan = replace(training.plan, eight_bit=True)
+    assert plan in [*levers(training), *candidates(training)]
+    ((_, arguments),) = changes(plan, training)
+    for precision in ("32-true", "bf16-true"):
+        found = estimates[replace(plan, precision=precision)]
+        assert found.step.sum("optimizer") == pytest.approx(2 * (1 + 4 / 256) * found.step.sum("weights"), rel=0.05)
+        again = described([*SMALL, *arguments.split(), f"--trainer.precision={precision}"])
+        assert Estimates(again, "cuda")[again.plan].total == found.total
+        assert not any(one.eight_bit for one in [*levers(again), *candidates(again)])
+
+
 def test_plans_that_cannot_fit_are_passed_over() -> None:
     training = described([*SMALL, "--trainer.devices=2"])
     estimates = Estimates(training, "cuda")
     base = estimates[training.plan]
-    for kind in ("none", "optimizer", "full"):
-        plan = replace(training.plan, sharding=kind)
+    for kind, eight_bit in (
+        ("none", False),
+        ("optimizer", False),
+        ("full", False),
+        ("none", True),
+        ("optimizer", True),
+    ):
+        plan = replace(training.plan, sharding=kind, eight_bit=eight_bit)
         assert 0 < least_bytes(base, plan, training.processes) < estimates[plan].total
     half = replace(training.plan, precision="bf16-true")
     assert least_bytes(base, half, 2) == least_bytes(base, training.plan, 2) // 2

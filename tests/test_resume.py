@@ -122,6 +122,12 @@ CASES: dict[str, dict[str, Any]] = {
         "trainer.val_check_interval": 5,
         "save.every_n_steps": 3,
     },
+    "kill, optimizer states in 8 bits": {
+        "signals": [send_at(14)],
+        "save.every_n_steps": 3,
+        "model.optimizer": "bitsandbytes.optim.AdamW8bit",
+        "model.optimizer.init_args.min_8bit_size": 16,
+    },
     "limited in steps": {
         "signals": [send_at(7), send_at(15, number=signal.SIGTERM)],
         "trainer.max_steps": 17,

@@ -99,9 +99,9 @@ def test_adamw_on_a_gpu_makes_a_copy_of_all_weights_in_its_step() -> None:
     """One root of all second moments at once; on a CPU it takes one parameter after the other."""
     with torch.device("meta"):
         task = ClassificationTask(small(), CLASSES)
-    assert optimizer_share(task, "cuda").at_once
-    assert optimizer_share(task, "cuda").scratch == pytest.approx(1, abs=0.1)
-    assert not optimizer_share(task, "cpu").at_once
+    assert optimizer_share(task, "cuda", torch.float32).at_once
+    assert optimizer_share(task, "cuda", torch.float32).scratch == pytest.approx(1, abs=0.1)
+    assert not optimizer_share(task, "cpu", torch.float32).at_once
 
 
 def test_frozen_stages_have_no_gradients() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._pytree import tree_leaves
 
 from swinv2_tasks.__main__ import main
 from swinv2_tasks.backbone import SwinTransformerV2, load_weights
@@ -24,6 +25,7 @@ from tests.tasks import objects, photos, scenes
 from tests.tasks.tiny import BACKBONE, QUIET, write_config, write_images
 
 FSDP = ["--config=overlays/fsdp.yaml"]
+EIGHT_BIT = ["--model.optimizer=bitsandbytes.optim.AdamW8bit"]
 PARTS = [*FSDP, "--trainer.strategy.save_distributed_checkpoint=true"]
 ALONE = ["--data.batch_size=12", "--trainer.strategy=auto", "--trainer.devices=1", "--trainer.accelerator=cpu"]
 TOLERANCE = 1e-5
@@ -171,6 +173,19 @@ def test_optimizer_states_in_shares_change_nothing(world: Path) -> None:
         assert all(torch.equal(tensor, after["state"][number][name]) for name, tensor in entries.items())
     found = resumed(world, 1, "zero1", "zero1_then_one", *ALONE)
     assert found == pytest.approx(losses(world / "runs" / "plain")[1:], abs=TOLERANCE)
+
+
+def test_optimizer_states_in_8_bits_and_in_shares(world: Path) -> None:
+    """Their optimizer writes states in a way of its own, which torch's ZeroRedundancyOptimizer does not read."""
+    settings = ["--config=overlays/zero1.yaml", *EIGHT_BIT, "--model.optimizer.init_args.min_8bit_size=16"]
+    begin = ["fit", "--config=tiny.yaml", "--model.weights=runs/start/0/weights.safetensors", *settings]
+    done = together([*begin, "--name=eight_bit"], world, 2)
+    assert done.status == 0, done.errors
+    straight = losses(world / "runs" / "eight_bit")
+    assert straight[1] < straight[0]
+    (states,) = read_checkpoint(world / "runs/eight_bit/0/checkpoints/last.ckpt").contents["optimizer_states"]
+    assert "torch.uint8" in {str(leaf.dtype) for leaf in tree_leaves(states) if isinstance(leaf, torch.Tensor)}
+    assert resumed(world, 2, "eight_bit", "eight_bit_resumed", *settings) == straight[1:]
 
 
 # ---- other tasks and settings
@@ -325,6 +340,7 @@ def test_a_checkpoint_of_another_variant_is_refused(
     [
         ([*FSDP, "--config=overlays/ema.yaml"], "ShardedStrategy cannot average weights"),
         ([*FSDP, "--trainer.precision=16-mixed"], "precision"),
+        ([*FSDP, *EIGHT_BIT], "AdamW8bit (model.optimizer) knows nothing of weights in shares"),
         (["--trainer.strategy=fsdp"], "trainer"),
         (
             ['--trainer.strategy={"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}'],

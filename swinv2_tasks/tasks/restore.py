@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,12 +11,14 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch.optim import Optimizer
 
 from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.backbone.checkpoint_files import read_checkpoint
 from swinv2_tasks.backbone.weights import checkpoint_record, resize_tables, unfit_keys
 from swinv2_tasks.datamodules.classes import abbreviate
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.optim import optimizer_class
 from swinv2_tasks.records import Recorded, recorded_arguments, task_record
 
 
@@ -23,6 +26,7 @@ class RestorableTask(Recorded, LightningModule):
     """Writes and reads the record under ``swinv2_tasks`` in a checkpoint: plain values, which name no code to run."""
 
     backbone: SwinTransformerV2
+    optimizer: Callable[..., Optimizer]
     skipped_steps: int
     names_tell = False
     """Whether classes of the same ids and other names are other classes: where ids merely count, in every dataset."""
@@ -54,13 +58,14 @@ class RestorableTask(Recorded, LightningModule):
             )
         self.class_ids, self.class_names = ids, names
 
-    def training_record(self) -> dict[str, int] | None:
-        """The numbers that steps are made of, which a resumed training must keep; None when not training."""
+    def training_record(self) -> dict[str, Any] | None:
+        """What steps are made of, which a resumed training must keep; None when not training."""
         trainer: Any = self._trainer
         data: Any = getattr(trainer, "datamodule", None)
         if trainer is None or not trainer.optimizers or not hasattr(data, "train_batches"):
             return None
         return {
+            "optimizer": self._optimizer_name(),
             "samples": data.train_samples,
             "batch_size": data.batch_size,
             "processes": trainer.world_size,
@@ -70,6 +75,10 @@ class RestorableTask(Recorded, LightningModule):
             "skipped_steps": self.skipped_steps,
             "mid_accumulation": trainer.fit_loop.epoch_loop._should_accumulate(),  # its gradients are not saved
         }
+
+    def _optimizer_name(self) -> str:
+        kind = optimizer_class(self.optimizer)
+        return f"{kind.__module__}.{kind.__qualname__}"
 
     def epoch_batches(self) -> int:
         """Batches of an epoch in each process."""
@@ -133,11 +142,18 @@ class RestorableTask(Recorded, LightningModule):
                 )
             self._meet_training(record.get("training"), checkpoint["loops"]["fit_loop"])
 
-    def _meet_training(self, before: dict[str, int] | None, progress: dict[str, Any]) -> None:
-        """Makes sure that steps are made of as many samples as before, and counts batches in today's processes."""
+    def _meet_training(self, before: dict[str, Any] | None, progress: dict[str, Any]) -> None:
+        """Makes sure that steps are made as before, of as many samples, and counts batches in today's processes."""
         trainer: Any = self.trainer
         if before is None:
             raise UserError("the checkpoint was not written in a training: there is nothing to go on with")
+        optimizer = self._optimizer_name()
+        if before.get("optimizer", optimizer) != optimizer:
+            raise UserError(
+                f"the training that is resumed went by {before['optimizer']}, this config has {optimizer}, which "
+                "cannot read its state. Resume with the optimizer of the run's own config, or start a new run from the "
+                "trained weights with --model.weights CHECKPOINT."
+            )
         if before["samples"] != trainer.datamodule.train_samples:
             raise UserError(
                 f"the training that is resumed had {before['samples']} training samples, the dataset now has "

@@ -342,6 +342,7 @@ def test_an_evaluation_cannot_be_resumed(trained: Path, tmp_path: Path, capsys: 
         (["--resume", "runs/tiny/0", "--model.backbone.embed_dim=16"], "does not fit the model"),
         (["--resume", "runs/tiny/0", "--model.backbone.depths=[1,2]"], "does not fit the model"),
         (["--resume", "runs/tiny/0", "--model.schedule.layer_decay=0.5"], "parameter group"),
+        (["--resume", "runs/tiny/0", "--model.optimizer=torch.optim.SGD"], "went by torch.optim.adamw.AdamW"),
         (["--resume", "runs/tiny/0", "--trainer.max_epochs=4"], "max_epochs=4"),
     ],
 )
