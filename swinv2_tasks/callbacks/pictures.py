@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from swinv2_tasks.datamodules.images import read_image
@@ -199,9 +199,8 @@ def draw_contact_sheet(
     for axes in (grid := figure.subplots(rows, columns, squeeze=False)).flat:
         axes.axis("off")
     for axes, (path, lines) in zip(grid.flat, images, strict=False):
-        image = read(path)
-        image.thumbnail((256, 256))
-        axes.imshow(image)
+        # Squares all, or the layout, which knows nothing of aspects, lets lines run into the row below.
+        axes.imshow(ImageOps.pad(read(path), (256, 256), color="white"))
         axes.set_title(Path(path).name[-24:], fontsize=7)
         text = "\n".join(line if len(line) <= 26 else f"…{line[-25:]}" for line in lines)
         axes.text(0, -0.04, text, transform=axes.transAxes, fontsize=7, va="top", family="monospace")
