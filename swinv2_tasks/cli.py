@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import itertools
 import json
@@ -20,7 +19,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args
 
-import torch
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, RichProgressBar, WeightAveraging
@@ -31,8 +29,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from swinv2_tasks import datamodules, tasks
-from swinv2_tasks.backbone import SwinTransformerV2
+from swinv2_tasks import tasks
 from swinv2_tasks.backbone.checkpoint_files import damage, read_contents, replace_file
 from swinv2_tasks.backbone.swin_v2 import blocks_without_memory
 from swinv2_tasks.callbacks import (
@@ -50,9 +47,10 @@ from swinv2_tasks.callbacks import (
     VideoPredictions,
 )
 from swinv2_tasks.callbacks.run_checkpoint import AtomicCheckpointIO, newest_intact
+from swinv2_tasks.config_files import config_from_checkpoint, find_config, known_configs
 from swinv2_tasks.errors import Interrupted, UserError
 from swinv2_tasks.optim import optimizer_class
-from swinv2_tasks.records import Recorded, recorded_arguments, task_record
+from swinv2_tasks.records import task_record
 from swinv2_tasks.runs import RUN_DIR, keep_metrics, lock, requeued_run, run_folder
 from swinv2_tasks.strategies import ShardedStrategy
 from swinv2_tasks.tasks.base import BaseTask
@@ -480,78 +478,3 @@ def _value(arguments: Sequence[str], option: str) -> str | None:
         if argument.startswith(f"{option}="):
             return argument.partition("=")[2]
     return None
-
-
-def shipped_configs() -> Path:
-    """The folder of configs that come with the package."""
-    installed = Path(__file__).parent / "configs"
-    return installed if installed.is_dir() else Path(__file__).parent.parent / "configs"
-
-
-def known_configs() -> list[str]:
-    """Names by which configs can be given: those in ./configs and those shipped."""
-    folders = (Path("configs"), shipped_configs())
-    return sorted({str(path.relative_to(folder)) for folder in folders for path in folder.rglob("*.yaml")})
-
-
-def find_config(name: str) -> Path:
-    """The config of a name: a path, else one in ./configs, else one that comes with the package.
-
-    Raises:
-        UserError: when there is none, with the nearest and all known names.
-    """
-    for candidate in (Path(name), Path("configs") / name, shipped_configs() / name):
-        if candidate.is_file():
-            return candidate
-    near = difflib.get_close_matches(name, known_configs(), n=1, cutoff=0.4)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    raise UserError(
-        f"no config {name!r}: not a file, nor in ./configs, nor shipped.{hint} Known: {', '.join(known_configs())}."
-    )
-
-
-def config_from_checkpoint(path: str, *, predict: bool = False) -> dict[str, Any]:
-    """The config that a checkpoint carries: its own model and data, named by this package's classes only.
-
-    Args:
-        path: a checkpoint of a run.
-        predict: classes are then stated by the checkpoint, so that the dataset need not be there.
-
-    Raises:
-        UserError: when the file is no checkpoint of a run, or names classes that are not this package's.
-    """
-    record = task_record(read_contents(Path(path)), path)
-    task, data = record["task"], record["data"]
-    if task["class"] not in tasks.__all__ or data is None or data["class"] not in datamodules.__all__:
-        raise UserError(
-            f"{path} was made with {task['class']} and {data and data['class']}, which are not both this package's; "
-            "give the run's config with --config."
-        )
-    with torch.device("meta"):
-        SwinTransformerV2.from_config(record["backbone"])  # refuses any position bias but this package's
-    backbone = {**record["backbone"], "position_bias": f"swinv2_tasks.backbone.{record['backbone']['position_bias']}"}
-    backbone_config = {"class_path": "swinv2_tasks.backbone.SwinTransformerV2", "init_args": backbone}
-    recorded_arguments(getattr(datamodules, data["class"]), data["init_args"], path)  # complains
-    data_args = dict(data["init_args"])
-    if predict and record["classes"]["ids"]:
-        data_args["class_names"] = [str(class_id) for class_id in record["classes"]["ids"]]
-    built = recorded_arguments(getattr(tasks, task["class"]), task["init_args"], path)  # complains
-    task_args = {
-        name: _as_config(built[name]) if isinstance(built[name], Recorded) else value
-        for name, value in task["init_args"].items()
-        if name not in ("num_classes", "weights")
-    }
-    return {
-        "name": Path(record["name"]).name,  # a file does not choose folders outside --runs
-        "model": {
-            "class_path": f"swinv2_tasks.tasks.{task['class']}",
-            "init_args": {"backbone": backbone_config, **task_args},
-        },
-        "data": {"class_path": f"swinv2_tasks.datamodules.{data['class']}", "init_args": data_args},
-    }
-
-
-def _as_config(settings: Recorded) -> dict[str, Any]:
-    """Recorded settings as a config names them."""
-    cls = type(settings)
-    return {"class_path": f"{cls.__module__}.{cls.__name__}", "init_args": settings.init_args}

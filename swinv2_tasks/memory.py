@@ -30,7 +30,7 @@ from rich.table import Table
 from swinv2_tasks.backbone.checkpoint_files import replace_file
 from swinv2_tasks.backbone.swin_v2 import SwinBlock, SwinStage
 from swinv2_tasks.backbone.window import WindowGrid
-from swinv2_tasks.cli import known_configs
+from swinv2_tasks.config_files import known_configs
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.optim import optimizer_class
 from swinv2_tasks.planned_training import Plan, Sharding, Training, described, example_batch

@@ -77,6 +77,7 @@ class MeanLoss(Metric):
 class CrossEntropy(MeanLoss):
     """Mean cross-entropy per image."""
 
+    # Each metric of torchmetrics has arguments of its own here, the base class as well.
     def update(self, logits: Tensor, labels: Tensor) -> None:  # type: ignore[override]
         """Counts a batch: logits (B, classes), labels (B,) int64 in [0, classes)."""
         super().update(torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none"))

@@ -80,6 +80,7 @@ def recorded_arguments(cls: type, arguments: Mapping[str, Any], source: str) -> 
         UserError: when ``Recorded`` cannot have written them: names of classes to build, say, which would be code of
             the file's choice.
     """
+    # Another __init__ of a subclass is what is asked for here.
     types, checked, name = get_type_hints(cls.__init__), {}, ""  # type: ignore[misc]
     try:
         for name, value in arguments.items():
@@ -97,7 +98,7 @@ def recorded_arguments(cls: type, arguments: Mapping[str, Any], source: str) -> 
 def _rebuilt(type_hint: Any, value: Any, source: str) -> Any:
     """A dataclass or recorded settings from what was written of them; other values as they are."""
     if dataclasses.is_dataclass(type_hint):
-        return type_hint(**value)  # type: ignore[operator]
+        return type_hint(**value)  # type: ignore[operator]  # a class, as is_dataclass of a type hint tells
     if not _is_recorded(type_hint):
         return value
     known = {cls.__name__: cls for cls in _subclasses(type_hint)}  # those of this package alone; nothing is imported

@@ -19,7 +19,8 @@ from torchvision.models import resnet18
 
 from swinv2_tasks.__main__ import main
 from swinv2_tasks.backbone import SwinTransformerV2, save_weights
-from swinv2_tasks.cli import _whole_numbers_first, find_config, known_configs
+from swinv2_tasks.cli import _whole_numbers_first
+from swinv2_tasks.config_files import find_config, known_configs
 from swinv2_tasks.errors import UserError
 from tests.tasks.tiny import BACKBONE, QUIET, new_task, write_config, write_images
 

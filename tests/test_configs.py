@@ -13,7 +13,8 @@ import yaml
 from lightning.pytorch import LightningDataModule, LightningModule
 
 from swinv2_tasks.__main__ import main
-from swinv2_tasks.cli import TasksArgumentParser, known_configs, shipped_configs
+from swinv2_tasks.cli import TasksArgumentParser
+from swinv2_tasks.config_files import known_configs, shipped_configs
 from swinv2_tasks.datamodules import (
     ADE20KDataModule,
     CocoDataModule,

@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("inference", "detection_inference", "coco_scores", "losses", "metrics", "optim"),
     ("tasks",),
     ("step_memory",),
-    ("runs",),
+    ("config_files", "runs"),
     ("callbacks",),
     ("strategies",),
     ("commands",),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from swinv2_tasks.__main__ import main
-from swinv2_tasks.cli import shipped_configs
+from swinv2_tasks.config_files import shipped_configs
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.memory import (
     GIB,

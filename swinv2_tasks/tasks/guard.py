@@ -37,13 +37,13 @@ class SpikeDetector:
 
     def __init__(self, window: int = 128, spread: float = 6.0) -> None:
         self.recent: deque[float] = deque(maxlen=window)
-        self.spread = spread
+        self.window, self.spread = window, spread
         self.median = 0.0
         self.in_a_row = 0
 
     def is_spike(self, loss: float) -> bool:
         """Whether the loss is a spike, which later ones are not measured against; eight in a row are a new level."""
-        if 4 * len(self.recent) >= self.recent.maxlen:  # type: ignore[operator]
+        if 4 * len(self.recent) >= self.window:
             self.median = statistics.median(self.recent)
             deviation = 1.4826 * statistics.median(abs(value - self.median) for value in self.recent)
             if loss > self.median + self.spread * deviation and loss > 1.1 * self.median:

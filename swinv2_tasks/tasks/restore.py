@@ -198,6 +198,7 @@ class RestorableTask(Recorded, LightningModule):
             "sums are rounded differently and drop path draws other numbers"
         )
 
+    # Lightning's further arguments, files of hyperparameters and the like, have no meaning here.
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path, map_location: Any = "cpu", **overrides: Any) -> Self:  # type: ignore[override]
         """The trained task of a checkpoint, in eval mode; nothing that the file names is imported or run.
