@@ -146,6 +146,11 @@ class BaseDataModule(Recorded, LightningDataModule):
     def predict_dataloader(self) -> BatchLoader:
         return self._loader("predict", self.predict_dataset, self.collate)
 
+    def teardown(self, stage: str) -> None:
+        """End the workers of all loaders, rather than leave that to the collection of garbage."""
+        for loader in self._loaders.values():
+            loader.close()
+
     def worker_death(self, error: BaseException) -> UserError | None:
         """What to say when `error` tells that a loading process died: what it was reading. None for other errors."""
         return next((death for loader in self._loaders.values() if (death := loader.death(error))), None)

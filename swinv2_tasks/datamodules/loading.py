@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.seeding import seed_generators
@@ -235,7 +236,7 @@ class BatchLoader:
         self._reader = _Reader(
             dataset, collate, stop_at_fault=faults.policy == "error", training=order.drop_last, num_workers=num_workers
         )
-        self._loader = DataLoader(
+        self._loader = _ForkSafeLoader(
             self._reader,
             batch_size=None,
             sampler=self._plans,
@@ -272,6 +273,10 @@ class BatchLoader:
                 raise death from error
             raise
 
+    def close(self) -> None:
+        """End the workers. Another iteration starts new ones."""
+        _end_workers(self._loader)
+
     def state_dict(self) -> dict[str, int]:
         """The place in the training: `epoch`, and `batches` taken from it."""
         return {"epoch": self._place[0], "batches": self._place[1]}
@@ -301,6 +306,29 @@ class BatchLoader:
             "data.num_workers; if the file makes its decoder crash, remove it. With data.num_workers=0 the main "
             "process reads, and shows the crash itself."
         )
+
+
+class _ForkSafeLoader(DataLoader):
+    """A DataLoader whose workers are ended by none but the process that started them."""
+
+    def _get_iterator(self) -> _BaseDataLoaderIter:
+        return _ForkSafeIterator(self) if self.num_workers else super()._get_iterator()
+
+
+class _ForkSafeIterator(_MultiProcessingDataLoaderIter):
+    """Torch's iterator, which would end its workers wherever it is collected.
+
+    What a process has forked holds copies of all iterators of that process. One that nobody refers to any more, of an
+    earlier run, say, is collected in the workers of the next one as well, where ending its workers cannot but fail.
+    """
+
+    def __init__(self, loader: DataLoader) -> None:
+        self._process = os.getpid()
+        super().__init__(loader)
+
+    def _shutdown_workers(self) -> None:
+        if os.getpid() == self._process:
+            super()._shutdown_workers()
 
 
 def _end_workers(loader: DataLoader) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -482,6 +483,55 @@ def test_a_loader_that_is_dropped_ends_its_loading_processes() -> None:
     assert all(is_alive(pid) for pid in pids)  # they wait for the next epoch
     del loader
     wait_for(lambda: not any(is_alive(pid) for pid in pids), 20)
+
+
+def test_a_datamodule_that_is_torn_down_ends_its_workers() -> None:
+    data = DeadlyData(kill, Path("never"))
+    data.val_dataset = Pids()
+    pids = {int(batch["pid"][0]) for batch in data.val_dataloader()}
+    assert len(pids) == 2 and all(is_alive(pid) for pid in pids)
+    data.teardown("validate")
+    assert not any(is_alive(pid) for pid in pids)
+    assert len(list(data.val_dataloader())) == 20
+
+
+class Collecting(Draws):
+    """Samples whose reading sets off a collection of garbage."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        gc.collect()
+        return super().__getitem__(index)
+
+
+def leave_garbage(begun: bool) -> None:
+    """A loader with living workers that only itself refers to, in the middle of an epoch or at its end."""
+    loader: Any = new_loader(Pids(), workers=2)
+    iterator = iter(loader)
+    if begun:
+        next(iterator)
+    else:
+        list(iterator)
+    loader.itself = [loader, iterator]
+
+
+def collect_in_workers(file: Path) -> None:
+    os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), 2)
+    multiprocessing.set_start_method("fork", force=True)  # for workers, as in a program of its own
+    gc.disable()
+    for begun in (True, False):
+        leave_garbage(begun)
+    assert len(list(new_loader(Collecting(), workers=2))) == 7
+    gc.collect()
+
+
+def test_loaders_that_are_garbage_are_not_collected_in_workers_of_others(tmp_path: Path) -> None:
+    errors = tmp_path / "errors"
+    process = multiprocessing.get_context("forkserver").Process(target=collect_in_workers, args=(errors,))
+    process.start()
+    process.join(60)
+    ended = process.exitcode
+    process.kill()
+    assert errors.read_text() == "" and ended == 0
 
 
 def test_signals_that_ask_a_run_to_stop_leave_it_its_batches() -> None:
