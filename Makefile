@@ -5,7 +5,7 @@ TASK ?= imagenet
 # A process per core, up to four, with a thread each: tests are small, and threads would wait for one another.
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: install demo test test-all test-gpu lint type eval bench clean
+.PHONY: install demo demo-check test test-all test-gpu lint type eval bench clean
 
 install: .venv/installed
 
@@ -16,6 +16,10 @@ install: .venv/installed
 
 demo: install
 	$(BIN)/swinv2-tasks demo
+
+# Six steps of each task; fails when the output holds a traceback, a warning or anything else that looks like a failure.
+demo-check: install
+	$(BIN)/python .ci/check_output.py $(BIN)/swinv2-tasks demo --short true --runs build/demo-check
 
 test: install
 	$(TESTS) -m "not slow and not gpu"

@@ -35,6 +35,7 @@ Other commands
   data optimize imagenet FOLDER OUT        write its images into shards, to be streamed
   sample-data FOLDER                       write small made-up datasets for all tasks
   demo                                     train, evaluate and predict on them, in minutes on a CPU
+                                           (--short true: six steps of each, to see whether all works)
 
 swinv2-tasks COMMAND --help tells more; so does swinv2-tasks fit --config CONFIG --print_config."""
 
