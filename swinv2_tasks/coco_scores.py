@@ -10,6 +10,7 @@ import contextlib
 import gc
 import io
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -29,7 +30,10 @@ STATISTICS = (
     "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
     "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large",
 )  # fmt: skip
-"""The twelve numbers, in COCO's order."""
+"""The twelve numbers, in COCO's order. With another `max_detections` than 100, ar100 is called by that number."""
+
+MAX_DETECTIONS = 100
+"""How many detections of an image and class COCO scores, the highest-scoring."""
 
 KINDS: dict[IoUType, str] = {"bbox": "box", "segm": "mask"}
 
@@ -39,7 +43,8 @@ class CocoScores:
     """What COCO's evaluation says of detections of one kind.
 
     Attributes:
-        statistics: the twelve numbers by name, in [0, 1]; −1 where there is no object of that size.
+        statistics: the twelve numbers by name, in [0, 1]; −1 where there is no object of that size. Eleven with a
+            `max_detections` of at most 10, and ten with 1, where some are the same.
         class_ap: average precision (IoU .50 to .95) of each category by id; NaN where there is no object of it.
     """
 
@@ -52,6 +57,7 @@ def coco_scores(
     results: Sequence[Mapping[str, Any]],
     iou_types: Sequence[IoUType] = ("bbox",),
     backend: Backend = "pycocotools",
+    max_detections: int = MAX_DETECTIONS,
 ) -> dict[IoUType, CocoScores]:
     """Scores detections against annotations.
 
@@ -60,6 +66,7 @@ def coco_scores(
         results: {image_id, category_id, score, and bbox or segmentation or both}, as COCO takes submissions.
         iou_types: what is compared: boxes, masks.
         backend: ``faster_coco_eval`` (extra ``fast``) gives the same numbers several times faster.
+        max_detections: how many detections of an image and class count, the highest-scoring; COCO's own number is 100.
 
     Raises:
         UserError: the backend is not installed; results lack what is to be compared, or are of unknown images.
@@ -74,7 +81,9 @@ def coco_scores(
     scores: dict[IoUType, CocoScores] = {}
     with _undisturbed():
         annotated = coco_class()
-        annotated.dataset = truth
+        # An id of 0, from which some tools count, is taken for "not matched" by COCO's tools.
+        numbered = [{**one, "id": number} for number, one in enumerate(truth["annotations"], start=1)]
+        annotated.dataset = {**truth, "annotations": numbered}
         annotated.createIndex()
         for kind in iou_types:
             found = coco_class()
@@ -82,18 +91,13 @@ def coco_scores(
             found.dataset = {"images": truth["images"], "categories": truth["categories"], "annotations": annotations}
             found.createIndex()
             evaluation = evaluation_class(annotated, found, kind)
+            evaluation.params.maxDets = [limit for limit in (1, 10) if limit < max_detections] + [max_detections]
             evaluation.evaluate()
             evaluation.accumulate()
-            evaluation.summarize()
-            precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]
-            valid = precision > -1
-            means = [
-                float(precision[:, :, k][valid[:, :, k]].mean()) if valid[:, :, k].any() else math.nan
-                for k in range(precision.shape[2])
-            ]
-            statistics = dict(zip(STATISTICS, map(float, evaluation.stats), strict=False))
+            class_precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]
+            means = [_mean(class_precision[:, :, k], nothing=math.nan) for k in range(class_precision.shape[2])]
             class_ap = dict(zip(map(int, evaluation.params.catIds), means, strict=True))
-            scores[kind] = CocoScores(statistics, class_ap)
+            scores[kind] = CocoScores(_statistics(evaluation), class_ap)
     return scores
 
 
@@ -112,6 +116,47 @@ def _backend(name: Backend) -> tuple[Any, Any]:
             "the backend faster_coco_eval is not installed: pip install 'swinv2-tasks[fast]', or take pycocotools"
         ) from error
     return COCO, COCOeval_faster
+
+
+def _statistics(evaluation: Any) -> dict[str, float]:
+    """The twelve numbers of an accumulated evaluation; COCO's own summary knows but a limit of 100 detections."""
+    precision = np.asarray(evaluation.eval["precision"])  # IoU thresholds, recalls, classes, object sizes, limits
+    recall = np.asarray(evaluation.eval["recall"])  # IoU thresholds, classes, object sizes, limits
+    sizes = list(enumerate(("small", "medium", "large"), start=1))
+    precisions = {"ap": precision[..., 0, -1], "ap50": precision[0, ..., 0, -1], "ap75": precision[5, ..., 0, -1]}
+    precisions |= {f"ap_{name}": precision[..., k, -1] for k, name in sizes}
+    recalls = {f"ar{limit}": recall[..., 0, k] for k, limit in enumerate(evaluation.params.maxDets)}
+    recalls |= {f"ar_{name}": recall[..., k, -1] for k, name in sizes}
+    return {name: _mean(values, nothing=-1.0) for name, values in (precisions | recalls).items()}
+
+
+def _mean(values: np.ndarray, nothing: float) -> float:
+    """The mean of what was measured: −1 stands for classes without an object."""
+    measured = values[values > -1]
+    return float(measured.mean()) if len(measured) else nothing
+
+
+def describe_limit(truth: Mapping[str, Any], max_detections: int, per_class: bool, remedy: str) -> str | None:
+    """One line that says how many images hold more objects than detections count; None where none does.
+
+    Args:
+        truth: what an annotation file in COCO's format holds.
+        max_detections: how many detections of an image count.
+        per_class: whether they are counted class by class, as COCO's evaluation does, or all together.
+        remedy: the setting that raises the number.
+    """
+    keys = ("image_id", "category_id") if per_class else ("image_id",)
+    counts = Counter(tuple(one[key] for key in keys) for one in truth["annotations"] if not one["iscrowd"])
+    over = {places[0] for places, number in counts.items() if number > max_detections}
+    if not over:
+        return None
+    most = max(counts.values())
+    have = "has" if len(over) == 1 else "have"
+    objects = "objects of a class" if per_class else "objects"
+    return (
+        f"{len(over)} of {len(truth['images'])} images {have} more {objects} (up to {most}) than the {max_detections} "
+        f"detections that count: AP and AR cannot reach 1. To count more: {remedy} {most}"
+    )
 
 
 def _as_annotations(results: Sequence[Mapping[str, Any]], kind: IoUType) -> list[dict[str, Any]]:
@@ -229,25 +274,34 @@ class CocoMetric(Metric):
     Args:
         masks: whether masks are scored beside boxes.
         backend: what computes.
+        max_detections: how many detections of an image and class count.
     """
 
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
 
-    def __init__(self, masks: bool, backend: Backend = "pycocotools") -> None:
+    def __init__(self, masks: bool, backend: Backend = "pycocotools", max_detections: int = MAX_DETECTIONS) -> None:
         super().__init__(sync_on_compute=False)  # compute gathers itself
         _backend(backend)
+        self.max_detections = max_detections
         self.kinds: tuple[IoUType, ...] = ("bbox", "segm") if masks else ("bbox",)
         self.backend = backend
         self.classes: tuple[list[int], list[str]] = ([], [])
         """Ids and names of the categories, to be set before ``compute``."""
         self.scores: dict[IoUType, CocoScores] = {}
         """Of the last ``compute``."""
+        self.limit: str | None = None
+        """Of the last ``compute``: what images with more objects than detections that count make of the scores."""
         self.results: list[dict[str, Any]] = []
         """Detections of the last ``compute`` over all processes, in order of their images; on the first process."""
         self._found: list[tuple[int, list[dict[str, Any]]]] = []
         self._truth: list[dict[str, Any]] = []
+
+    @property
+    def images(self) -> int:
+        """How many images this process has taken."""
+        return len(self._found)
 
     def update(self, image_id: int, results: list[dict[str, Any]], truth: dict[str, Any] | None) -> None:
         """Takes what was found in an image, as of ``as_results``, and what ``as_annotations`` says of it, if known."""
@@ -286,10 +340,13 @@ class CocoMetric(Metric):
             return {}
         annotations = [annotation for one in truth for annotation in one["annotations"]]
         categories = [{"id": k, "name": name} for k, name in zip(*self.classes, strict=True)]
-        numbered = [{**annotation, "id": number} for number, annotation in enumerate(annotations, start=1)]
-        content = {"images": [one["image"] for one in truth], "annotations": numbered, "categories": categories}
+        content = {"images": [one["image"] for one in truth], "annotations": annotations, "categories": categories}
+        self.limit = describe_limit(content, self.max_detections, False, "--model.inference.max_detections")
+        # The task finds no more than its limit in an image, of all classes together. Where that is below COCO's limit,
+        # it is the one that counts.
+        counted = max(self.max_detections, MAX_DETECTIONS)
         try:
-            return coco_scores(content, self.results, self.kinds, self.backend)
+            return coco_scores(content, self.results, self.kinds, self.backend, counted)
         except UserError as error:  # the other processes wait
             return error
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as coco_masks
 
 from swinv2_tasks.coco_scores import (
     KINDS,
@@ -21,6 +22,7 @@ from swinv2_tasks.coco_scores import (
     as_annotations,
     as_results,
     coco_scores,
+    describe_limit,
 )
 from swinv2_tasks.datamodules import CocoDataModule
 from swinv2_tasks.errors import UserError
@@ -179,6 +181,84 @@ def test_a_class_without_objects_has_no_precision() -> None:
     }
     (scores,) = coco_scores(content, [one for many in found for one in many]).values()
     assert math.isnan(scores.class_ap[5]) and scores.class_ap[3] >= 0 and KINDS["bbox"] == "box"
+
+
+def many_objects(number: int, first_id: int = 1, classes: int = 1) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """An image with a grid of objects, and detections that find each of them, the last ones with the lowest scores."""
+    boxes = [[20.0 * (k % 20), 20.0 * (k // 20), 10.0, 10.0] for k in range(number)]
+    annotations = [
+        {"id": first_id + k, "image_id": 1, "category_id": 1 + k % classes, "bbox": box, "area": 100, "iscrowd": 0}
+        for k, box in enumerate(boxes)
+    ]
+    for annotation, (x, y, width, height) in zip(annotations, boxes, strict=True):
+        annotation["segmentation"] = [[x, y, x + width, y, x + width, y + height, x, y + height]]
+    truth = {
+        "images": [{"id": 1, "height": 400, "width": 400}],
+        "annotations": annotations,
+        "categories": [{"id": 1 + k, "name": f"{k}"} for k in range(classes)],
+    }
+    codes = [coco_masks.frPyObjects(one["segmentation"], 400, 400)[0] for one in annotations]
+    found = [
+        {"image_id": 1, "category_id": 1 + k % classes, "bbox": box, "score": 0.9 - k / 1000, "segmentation": code}
+        for k, (box, code) in enumerate(zip(boxes, codes, strict=True))
+    ]
+    return truth, found
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_detections_beyond_the_limit_do_not_count(backend: Backend) -> None:
+    """Of 200 objects 100 count as found: precision is 1 up to a recall of .5, at 51 of COCO's 101 recalls."""
+    truth, found = many_objects(200)
+    for limit, recall, names in (
+        (100, 0.5, ["ar1", "ar10", "ar100"]),
+        (300, 1.0, ["ar1", "ar10", "ar300"]),
+        (10, 0.05, ["ar1", "ar10"]),
+        (1, 0.005, ["ar1"]),
+    ):
+        for scores in coco_scores(truth, found, ("bbox", "segm"), backend, limit).values():
+            reached = sum(threshold <= recall + 1e-9 for threshold in np.linspace(0, 1, 101)) / 101
+            for name in ("ap", "ap50", "ap75", "ap_small"):
+                assert scores.statistics[name] == pytest.approx(reached)
+            assert scores.class_ap[1] == pytest.approx(reached)
+            assert [name for name in scores.statistics if name[2:].isdecimal() and name[:2] == "ar"] == names
+            assert scores.statistics[names[-1]] == scores.statistics["ar_small"] == pytest.approx(recall)
+            assert scores.statistics["ap_large"] == -1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_annotations_may_be_numbered_from_zero(backend: Backend) -> None:
+    """COCO's tools take an id of 0 for "matched with nothing": the object would count as missed, and its detection as
+    wrong."""
+    truth, found = many_objects(3, first_id=0)
+    before = json.dumps(truth)
+    for scores in coco_scores(truth, found, ("bbox", "segm"), backend).values():
+        assert scores.statistics["ap"] == scores.statistics["ar100"] == pytest.approx(1.0)
+    assert json.dumps(truth) == before
+
+
+def test_images_with_more_objects_than_detections_that_count_are_described() -> None:
+    truth, _ = many_objects(200, classes=2)
+    assert describe_limit(truth, 100, True, "--max-dets") is None
+    line = describe_limit(truth, 99, True, "--max-dets")
+    assert line is not None and "1 of 1 images has more objects of a class (up to 100) than the 99" in line
+    line = describe_limit(truth, 199, False, "--limit")
+    assert line is not None and "more objects (up to 200) than the 199" in line and "--limit 200" in line
+    for annotation in truth["annotations"][:1]:
+        annotation["iscrowd"] = 1  # a crowd need not be found
+    assert describe_limit(truth, 199, False, "--limit") is None
+
+
+def test_the_metric_scores_as_many_detections_as_the_model_may_find() -> None:
+    truth, found = many_objects(200)
+    one = {"image": truth["images"][0], "annotations": truth["annotations"]}
+    for limit, ap in ((100, 51 / 101), (300, 1.0)):
+        metric = CocoMetric(masks=True, max_detections=limit)
+        metric.classes = ([1], ["thing"])
+        metric.update(1, found[:limit], one)
+        values = metric.compute()
+        assert values["box_ap"] == values["mask_ap"] == pytest.approx(ap)
+        assert f"box_ar{limit}" in values
+        assert (metric.limit is None) == (limit == 300)
 
 
 def test_what_cannot_be_scored_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

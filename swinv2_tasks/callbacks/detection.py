@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import json
+import logging
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,8 +20,10 @@ from rich.table import Table
 
 from swinv2_tasks.backbone.checkpoint_files import replace_file
 from swinv2_tasks.callbacks.prediction_files import PredictionFiles
-from swinv2_tasks.coco_scores import KINDS, STATISTICS, CocoScores, IoUType, as_results
+from swinv2_tasks.coco_scores import KINDS, CocoScores, IoUType, as_results
 from swinv2_tasks.datamodules.images import read_image
+
+log = logging.getLogger("swinv2_tasks")
 
 
 class DetectionPredictions(PredictionFiles):
@@ -87,6 +90,7 @@ class DetectionScores(Callback):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._told: str | None = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -101,13 +105,16 @@ class DetectionScores(Callback):
             return
         names = class_names(task)
         if metric.scores:
-            write_scores(self.folder / f"{kind}_classes.json", metric.scores, names)
+            write_scores(self.folder / f"{kind}_classes.json", metric.scores, names, metric.limit)
         if trainer.state.fn != "fit":
             results = self.folder / f"{kind}_detections.json"
             write_results(results, metric.results)
             for table in score_tables(metric.scores, names) if metric.scores else []:
                 Console().print(table)
             print(f"{len(metric.results)} detections: {results}")
+        if metric.limit not in (None, self._told):  # in a training, once
+            log.warning(metric.limit)
+            self._told = metric.limit
 
 
 def class_names(task: Any) -> dict[int, str]:
@@ -133,10 +140,13 @@ def write_results(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
     replace_file(path, write)
 
 
-def write_scores(path: Path, scores: Mapping[IoUType, CocoScores], names: Mapping[int, str]) -> None:
+def write_scores(
+    path: Path, scores: Mapping[IoUType, CocoScores], names: Mapping[int, str], note: str | None = None
+) -> None:
     """Writes scores as JSON: under ``box`` and ``mask`` the twelve numbers, under ``classes`` each class's AP.
 
-    −1, where there is no object of a size, is COCO's own; null where there is no object of a class.
+    −1, where there is no object of a size, is COCO's own; null where there is no object of a class. A note, what the
+    scores leave out, is written under that name.
     """
     content: dict[str, Any] = {KINDS[kind]: one.statistics for kind, one in scores.items()}
     content["classes"] = [
@@ -144,6 +154,8 @@ def write_scores(path: Path, scores: Mapping[IoUType, CocoScores], names: Mappin
         | {f"{KINDS[kind]}_ap": _number(one.class_ap.get(category, math.nan)) for kind, one in scores.items()}
         for category, name in names.items()
     ]
+    if note is not None:
+        content["note"] = note
     text = json.dumps(content, indent=2) + "\n"
     replace_file(path, lambda file: file.write_text(text))
 
@@ -162,7 +174,7 @@ def score_tables(scores: Mapping[IoUType, CocoScores], names: Mapping[int, str])
     for kind in scores:
         totals.add_column(KINDS[kind], justify="right")
         classes.add_column(f"{KINDS[kind]} AP", justify="right")
-    for name in STATISTICS:
+    for name in next(iter(scores.values())).statistics:
         values = [one.statistics[name] for one in scores.values()]
         totals.add_row(name.replace("_", " "), *("–" if value < 0 else f"{value:.4f}" for value in values))
     for category, name in names.items():

@@ -15,11 +15,13 @@ from torch import Tensor
 from swinv2_tasks.callbacks.detection import score_tables
 from swinv2_tasks.callbacks.detection import write_scores as write_detection_scores
 from swinv2_tasks.callbacks.segmentation import class_table, write_scores
-from swinv2_tasks.coco_scores import Backend, CocoScores, IoUType, coco_scores
+from swinv2_tasks.coco_scores import MAX_DETECTIONS, Backend, CocoScores, IoUType, coco_scores, describe_limit
 from swinv2_tasks.datamodules.classes import abbreviate
 from swinv2_tasks.datamodules.coco_annotations import (
     CocoAnnotations,
     compressed,
+    describe_unmatched,
+    is_far_outside,
     is_finite,
     read_annotations,
     read_json,
@@ -107,6 +109,7 @@ def coco(
     iou_type: IoUType | list[IoUType] | None = None,
     backend: Backend = "pycocotools",
     json: str | None = None,
+    max_dets: int = MAX_DETECTIONS,
 ) -> dict[IoUType, CocoScores]:
     """Scores detections by COCO's rules: the twelve numbers for boxes and masks, and a table of classes.
 
@@ -118,12 +121,15 @@ def coco(
             and the annotations hold.
         backend: what computes; faster_coco_eval needs the extra fast.
         json: file to write the scores to.
+        max_dets: how many detections of an image and class count, the highest-scoring; COCO's own number is 100.
 
     Raises:
         UserError: a file is missing or malformed, or a detection is of an unknown image or category.
     """
     if json is not None and not Path(json).absolute().parent.is_dir():
         raise UserError(f"--json {json}: the folder {Path(json).parent} does not exist; make it first.")
+    if max_dets < 1:
+        raise UserError(f"--max-dets is {max_dets}; expected a number of detections, at least 1.")
     read = read_annotations(Path(annotations).expanduser())
     if not read.annotated:
         raise UserError(f"--annotations: {annotations} has no annotations to score against.")
@@ -138,13 +144,30 @@ def coco(
         raise UserError(f"--iou-type segm: {annotations} has no masks, only boxes.")
     if not kinds:
         raise UserError(f"{predictions} has masks, {annotations} only boxes: there is nothing to compare.")
-    scores = coco_scores(_truth(read), results, kinds, backend)
+    truth = _truth(read)
+    scores = coco_scores(truth, results, kinds, backend, max_dets)
     names = dict(zip(read.class_ids, read.class_names, strict=True))
+    limit = describe_limit(truth, max_dets, True, "--max-dets")
     if json is not None:
-        write_detection_scores(Path(json), scores, names)
+        write_detection_scores(Path(json), scores, names, limit)
     for table in score_tables(scores, names):
         Console().print(table)
+    console = Console(stderr=True, soft_wrap=True)
+    for note in (describe_unmatched(read, "segm" in kinds), _describe_empty(predictions, results), limit):
+        if note is not None:
+            console.print(note, markup=False, highlight=False)
     return scores
+
+
+def _describe_empty(path: str, results: list[dict[str, Any]]) -> str | None:
+    """One line on boxes that can match nothing; None where there are none."""
+    empty = sum(min(result["bbox"][2:]) <= 0 for result in results if result.get("bbox") is not None)
+    if not empty:
+        return None
+    return (
+        f"{path}: {empty} of {len(results)} detections have a box without area, which counts as wrong. "
+        "Boxes are x, y, width, height."
+    )
 
 
 def _truth(read: CocoAnnotations) -> dict[str, Any]:
@@ -196,6 +219,8 @@ def _detections(path: str, read: CocoAnnotations) -> list[dict[str, Any]]:
         box, code = entry.get("bbox"), entry.get("segmentation")
         if box is not None and not (isinstance(box, list) and len(box) == 4 and all(map(is_finite, box))):
             raise UserError(f"{where} has the bbox {box!r}, expected four finite numbers: x, y, width, height.")
+        if box is not None and is_far_outside(box, *sizes[entry["image_id"]]):
+            raise UserError(f"{where} has the bbox {box!r}, far outside of its image {entry['image_id']}.")
         if code is not None:
             if not isinstance(code, dict) or code.get("size") != sizes[entry["image_id"]] or "counts" not in code:
                 raise UserError(

@@ -123,7 +123,7 @@ class DetectionPredictBatch(TypedDict):
 
 
 class DetectionEvalBatch(DetectionPredictBatch):
-    """One image in evaluation."""
+    """One image in evaluation. Without `image_ids` those of the targets hold, or images are counted from 1."""
 
     targets: NotRequired[list[DetectionTarget]]
     """Not there where annotations are not public."""

@@ -24,6 +24,8 @@ from swinv2_tasks.datamodules.coco_annotations import (
     CocoImage,
     PackedImages,
     clean,
+    crowd_hint,
+    describe_unmatched,
     rasterised,
     read_annotations,
     read_categories,
@@ -54,15 +56,16 @@ class CocoDataModule(BaseDataModule):
 
     The classes are the categories of the annotation files; their ids may leave gaps, and predictions state them. Yields
     `DetectionBatch` in training, `DetectionEvalBatch` in evaluation and `DetectionPredictBatch` from `source`. Training
-    leaves out crowds and boxes that have no area or lie outside of their image, with a warning that counts them;
-    evaluation takes all as they are annotated, as COCO's own tools do.
+    leaves out crowds, objects that have no area or lie outside of their image, and images without objects, with a
+    warning that counts them; evaluation takes all as they are annotated, as COCO's own tools do, and says which of them
+    cannot be found.
 
     Args:
         root: Dataset folder. Only predicting does without it.
         batch_size: Images per batch and process in training; evaluation takes one at a time.
         num_workers: Loading processes of each loader; 0 loads in the main process.
         train_images: Folder of the training images, in root.
-        train_annotations: Their annotation file, in root.
+        train_annotations: Their annotation file, in root; this and all other places may also be absolute.
         val_images: Folder of the validation images.
         val_annotations: Their annotation file.
         test_images: Folder of the test images; None: the validation images are tested on.
@@ -216,7 +219,7 @@ class CocoDataModule(BaseDataModule):
         if not root.is_dir():
             raise UserError(f"The dataset folder {root} does not exist. {_EXPECTED}")
         assert name is not None
-        return root / name
+        return root / Path(name).expanduser()
 
     def _annotations(self, split: str) -> tuple[CocoAnnotations, Path]:
         """What a split's annotation file says, and the folder of its images, which are all there unless faulty samples
@@ -232,7 +235,7 @@ class CocoDataModule(BaseDataModule):
                 f"annotation file of this dataset {abbreviate(_named(*self._classes), 8)}. Training and evaluation "
                 "need the same: give both files all categories."
             )
-        folder = path.parents[len(Path(str(self._files[split])).parts) - 1] / str(self._folders[split])
+        folder = Path(str(self.root)).expanduser() / Path(str(self._folders[split])).expanduser()
         if not folder.is_dir():
             raise UserError(f"The folder {folder} of the images does not exist. {_EXPECTED}")
         if not len(read.images):
@@ -251,30 +254,26 @@ class CocoDataModule(BaseDataModule):
         read, folder = self._annotations("train")
         if not read.annotated:
             raise UserError(f"{read.path} has no annotations: nothing can be learned from it.")
-        counts: Counter[str] = Counter()
-        cleaned = [dataclasses.replace(image, objects=tuple(clean(image, counts))) for image in read.images]
+        masks = self.masks and read.has_masks
+        counts = Counter(objects=sum(len(image.objects) for image in read.images))
+        cleaned = [dataclasses.replace(image, objects=tuple(clean(image, counts, masks))) for image in read.images]
         kept = [self._keep_empty or bool(image.objects) for image in cleaned]
-        if counts:
-            rank_zero_only(log.warning)(
-                "%s: %d boxes without area and %d outside of their image are left out of training; %d reach beyond it "
-                "and are cut off",
-                read.path,
-                counts["no area"],
-                counts["outside"],
-                counts["clipped"],
+        if not any(image.objects for image in cleaned):
+            raise UserError(
+                f"{read.path} has no object to train on: of {counts['objects']}, {counts['crowd']} are crowds "
+                f"(iscrowd: 1), {counts['no area']} have a box without area, {counts['outside']} lie outside of their "
+                f"image.{crowd_hint(counts)}"
             )
-        if not any(kept):
-            raise UserError(f"{read.path} has no object to train on.")
+        self._report_left_out(read, counts, kept.count(False))
         if self._jitter is not None:
             steps = large_scale_jitter(self._jitter_size, self._jitter)
         else:
             steps = multi_scale(self._sides, self._max_side, self._crop)
-        masks = self.masks and read.has_masks
         if self._copy_paste and not masks:
             raise UserError("data.copy_paste needs masks: without them nothing says which pixels belong to an object.")
         stuff = None
         if self.train_stuff is not None:
-            stuff = Path(str(self.root)).expanduser() / self.train_stuff
+            stuff = Path(str(self.root)).expanduser() / Path(self.train_stuff).expanduser()
             if not stuff.is_dir():
                 raise UserError(f"The folder {stuff} of data.train_stuff does not exist.")
         if self._group_shapes:
@@ -291,9 +290,33 @@ class CocoDataModule(BaseDataModule):
             self.stuff_classes,
         )
 
+    def _report_left_out(self, read: CocoAnnotations, counts: Counter[str], empty: int) -> None:
+        """Says in a line what training leaves out or cuts off."""
+        if counts.total() > counts["objects"]:
+            rank_zero_only(log.warning)(
+                "%s: of %d objects %d crowds (iscrowd: 1), %d boxes without area and %d outside of their image are "
+                "left out of training; %d reach beyond it and are cut off.%s",
+                read.path,
+                counts["objects"],
+                counts["crowd"],
+                counts["no area"],
+                counts["outside"],
+                counts["clipped"],
+                crowd_hint(counts),
+            )
+        if empty:
+            rank_zero_only(log.warning)(
+                "%s: %d of %d images have no object to train on and are left out; data.keep_empty=true keeps them",
+                read.path,
+                empty,
+                len(read.images),
+            )
+
     def _evaluated_objects(self, split: str) -> "EvaluatedObjects":
         read, folder = self._annotations(split)
         masks = self.masks and read.has_masks
+        if unmatched := describe_unmatched(read, masks):
+            rank_zero_only(log.warning)(unmatched)
         return EvaluatedObjects(read.images, folder, self.resize, masks, read.annotated, self.mean, self.std)
 
 

@@ -81,6 +81,18 @@ class PackedImages(Sequence[CocoImage]):
         return cast(CocoImage, pickle.loads(self._bytes[start : self._ends[index]].tobytes()))
 
 
+MOST_PIXELS_PER_SIDE = 100_000
+"""Of an image that an annotation file declares: drawing masks takes memory in proportion."""
+
+REACH = 10
+"""How far an object may reach from its image, in longer sides of the image. It is cut off at the edges; what reaches
+further is no object of that image, and drawing its outline would take memory in proportion to the distance."""
+
+
+LARGEST_AREA = 1e10
+"""In pixels; COCO's measures leave objects out whose annotated area is larger."""
+
+
 @dataclass(frozen=True)
 class CocoAnnotations:
     """What an annotation file says."""
@@ -111,8 +123,9 @@ def read_annotations(path: Path) -> CocoAnnotations:
     """Read an annotation file and check all of it.
 
     Raises:
-        UserError: The file is missing, no JSON or not in COCO's format; ids are missing, repeated or unknown; a box is
-            not finite; a mask's size is not that of its image; a file name leaves the folder of images.
+        UserError: The file is missing, no JSON or not in COCO's format; ids are missing, repeated or unknown; a box or
+            polygon is not finite or lies more than `REACH` image sides away; a mask's size is not that of its image; a
+            file name leaves the folder of images.
     """
     content = _read_content(path)
     ids, names = _categories(path, content)
@@ -120,9 +133,22 @@ def read_annotations(path: Path) -> CocoAnnotations:
     for image in images.values():
         name = image["file_name"]
         if os.path.isabs(name) or PureWindowsPath(name).is_absolute() or ".." in PureWindowsPath(name).parts:
-            _refuse(path, f"the file_name {name!r} of image {image['id']} leaves the folder of images")
-        if min(image["height"], image["width"]) < 1:
-            _refuse(path, f"image {image['id']} has {image['width']}×{image['height']} pixels")
+            _refuse(
+                path,
+                f"the file_name {name!r} of image {image['id']} leaves the folder of images, "
+                "expected a path relative to that folder",
+            )
+        if (
+            not 1
+            <= min(image["height"], image["width"])
+            <= max(image["height"], image["width"])
+            <= MOST_PIXELS_PER_SIDE
+        ):
+            _refuse(
+                path,
+                f"image {image['id']} has {image['width']}×{image['height']} pixels, "
+                f"expected 1 to {MOST_PIXELS_PER_SIDE} per side",
+            )
     objects: dict[int, list[CocoObject]] = {image_id: [] for image_id in images}
     annotated = "annotations" in content
     if annotated:
@@ -145,30 +171,93 @@ def read_annotations(path: Path) -> CocoAnnotations:
     return CocoAnnotations(path, packed, ids, names, annotated, has_masks, portrait)
 
 
-def clean(image: CocoImage, counts: Counter[str]) -> list[CocoObject]:
-    """The objects to train on: no crowds, and boxes within the image that have an area.
+def clean(image: CocoImage, counts: Counter[str], masks: bool = True) -> list[CocoObject]:
+    """The objects to train on: no crowds, and boxes and masks that have an area within the image.
 
     Args:
         image: An image.
-        counts: Gets the number of boxes of "no area", "outside" and "clipped" added.
+        counts: Gets the number of "crowd" objects and of those with "no area", "outside" and "clipped" added.
+        masks: Whether polygons are drawn.
     """
     kept = []
     for one in image.objects:
-        x, y, width, height = one.box
-        left, top = max(0.0, x), max(0.0, y)
-        right, bottom = min(float(image.width), x + width), min(float(image.height), y + height)
         if one.crowd:
+            counts["crowd"] += 1
             continue
+        x, y, width, height = one.box
         if width <= 0 or height <= 0:
             counts["no area"] += 1
-        elif right <= left or bottom <= top:
+            continue
+        edges = [(x, y, x + width, y + height)]
+        if masks and isinstance(one.segmentation, list):
+            edges.append(_bounds(one.segmentation))
+        within = [_clipped(bounds, image) for bounds in edges]
+        if any(right <= left or bottom <= top for left, top, right, bottom in within):
             counts["outside"] += 1
-        else:
-            box = (left, top, right - left, bottom - top)
-            if max(abs(a - b) for a, b in zip(box, one.box, strict=True)) > 1:  # less is rounding
-                counts["clipped"] += 1
-            kept.append(CocoObject(one.id, one.label, box, one.area, one.crowd, one.segmentation))
+            continue
+        cut = max(abs(a - b) for old, new in zip(edges, within, strict=True) for a, b in zip(old, new, strict=True))
+        if cut > 1:  # less is rounding
+            counts["clipped"] += 1
+        left, top, right, bottom = within[0]
+        box = (left, top, right - left, bottom - top)
+        kept.append(CocoObject(one.id, one.label, box, one.area, one.crowd, one.segmentation))
     return kept
+
+
+def _clipped(edges: tuple[float, float, float, float], image: CocoImage) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom edge as far as they lie within an image."""
+    left, top, right, bottom = edges
+    return max(0.0, left), max(0.0, top), min(float(image.width), right), min(float(image.height), bottom)
+
+
+def _bounds(polygons: Polygons) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom edge of an object's parts."""
+    columns = [x for part in polygons for x in part[::2]]
+    rows = [y for part in polygons for y in part[1::2]]
+    return min(columns), min(rows), max(columns), max(rows)
+
+
+def describe_unmatched(read: CocoAnnotations, masks: bool) -> str | None:
+    """One line on the objects of an annotation file that cannot be found by COCO's rules; None where all can be.
+
+    Args:
+        read: What the file says. Evaluation takes it as it is.
+        masks: Whether masks are scored beside boxes.
+    """
+    counts: Counter[str] = Counter()
+    for image in read.images:
+        for one in image.objects:
+            counts["objects"] += 1
+            x, y, width, height = one.box
+            if one.crowd:
+                counts["crowd"] += 1
+            elif (
+                width <= 0 or height <= 0 or x >= image.width or y >= image.height or x + width <= 0 or y + height <= 0
+            ):
+                counts["box"] += 1
+            elif not 0 <= one.area <= LARGEST_AREA:
+                counts["area"] += 1
+            elif masks and one.segmentation is None:
+                counts["no mask"] += 1
+    parts = []
+    if counts["crowd"]:
+        parts.append(f"{counts['crowd']} are crowds (iscrowd: 1), which count neither as found nor as missed")
+    if counts["box"]:
+        parts.append(f"{counts['box']} have a box without area or outside of their image, which counts as missed")
+    if counts["area"]:
+        parts.append(f"{counts['area']} have an area below 0 or above {LARGEST_AREA:g}, which no measure counts")
+    if counts["no mask"]:
+        parts.append(f"{counts['no mask']} have only a box, which masks count as missed")
+    if not parts:
+        return None
+    return f"{read.path}: of {counts['objects']} objects {'; '.join(parts)}.{crowd_hint(counts)}"
+
+
+def crowd_hint(counts: Counter[str]) -> str:
+    """What to do where there are more crowds, of all "objects", than anyone annotates as such."""
+    if counts["crowd"] <= 0.1 * counts["objects"]:
+        return ""
+    return " If they are single objects (some annotation tools write iscrowd: 1 everywhere), set iscrowd to 0."
 
 
 def rasterised(segmentation: Polygons | RunLengths, height: int, width: int, where: str) -> np.ndarray:
@@ -194,7 +283,7 @@ def compressed(code: RunLengths, where: str) -> RunLengths:
     Raises:
         UserError: They do not add up to the pixels of the stated size.
     """
-    height, width = code["size"]
+    height, width = map(int, code["size"])
     counts = code["counts"]
     runs = counts if isinstance(counts, list) else _runs(counts)
     if runs is None or not all(type(run) is int and run >= 0 for run in runs) or sum(runs) != height * width:
@@ -221,6 +310,8 @@ def _runs(text: Any) -> list[int] | None:
             return None
         value |= (bits & 31) << shift
         shift += 5
+        if shift > 60:  # more pixels than any image has
+            return None
         if not bits & 32:
             if bits & 16:
                 value -= 1 << shift
@@ -276,6 +367,8 @@ def _table(path: Path, content: dict[str, Any], name: str, keys: dict[str, Any])
         for key, kind in keys.items():
             if not isinstance(entry[key], kind) or isinstance(entry[key], bool):
                 _refuse(path, f"the {key} of {what} is {str(entry[key])[:40]!r}, expected {_KINDS[kind]}")
+        if not -(2**63) <= entry["id"] < 2**63:
+            _refuse(path, f"the id of entry {place} of {name} has more than 64 bits")
         table[entry["id"]] = entry
     if len(table) < len(entries):
         repeated = [key for key, count in Counter(entry["id"] for entry in entries).items() if count > 1]
@@ -297,8 +390,10 @@ def _object(path: Path, where: str, annotation: dict[str, Any], label: int, imag
     crowd = annotation.get("iscrowd", 0)
     if crowd not in (0, 1):
         _refuse(path, f"iscrowd of {where} is {crowd!r}, expected 0 or 1")
-    segmentation = _segmentation(path, where, annotation.get("segmentation"), image)
     x, y, width, height = map(float, box)
+    if is_far_outside(box, image["height"], image["width"]):
+        _refuse(path, f"the bbox of {where} is {box}, far outside of its {_size(image)} image {image['id']}")
+    segmentation = _segmentation(path, where, annotation.get("segmentation"), image)
     return CocoObject(annotation["id"], label, (x, y, width, height), float(area), bool(crowd), segmentation)
 
 
@@ -312,18 +407,51 @@ def _segmentation(path: Path, where: str, value: Any, image: dict[str, Any]) -> 
             _refuse(path, f"the run lengths of {where} are of size {size}, image {image['id']} is of {expected}")
         if not (isinstance(counts, str) or (isinstance(counts, list) and all(type(run) is int for run in counts))):
             _refuse(path, f"the run lengths of {where} are neither whole numbers nor text")
-        return {"size": size, "counts": counts}
+        return {"size": [image["height"], image["width"]], "counts": counts}
     if not isinstance(value, list) or not all(isinstance(part, list) for part in value):
         _refuse(path, f"the segmentation of {where} is neither a list of polygons nor run lengths")
     for part in value:
         if len(part) % 2 or not _all_finite(part):
             _refuse(path, f"a polygon of {where} is not made of pairs of finite numbers")
+        _check_outline(path, where, part, image)
     return [part for part in value if len(part) >= 6] or None  # two corners enclose nothing
+
+
+def _check_outline(path: Path, where: str, part: list[float], image: dict[str, Any]) -> None:
+    """Refuses a polygon that would take more memory to draw than its image's pixels account for."""
+    if not part:
+        return
+    low, high = min(part), max(part)
+    if max(-low, high) > REACH * max(image["height"], image["width"]):
+        far = low if -low > high else high
+        _refuse(path, f"a polygon of {where} has the coordinate {far:g}, far outside of its {_size(image)} image")
+    # No outline is longer than all edges of all pixels. Most are too short for that to need the exact length.
+    longest = 2 * image["height"] * image["width"] + 4 * REACH * (image["height"] + image["width"])
+    if len(part) * (high - low) > longest:
+        corners = np.array(part, dtype=np.float64).reshape(-1, 2)
+        length = np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum()
+        if length > longest:
+            _refuse(
+                path, f"a polygon of {where} is {length:.0f} pixels long, more than the edges of all of its image's"
+            )
+
+
+def _size(image: dict[str, Any]) -> str:
+    return f"{image['width']}×{image['height']}"
+
+
+def is_far_outside(box: Sequence[float], height: int, width: int) -> bool:
+    """Whether a box (x, y, width, height) reaches further from its image (height, width) than `REACH` allows."""
+    x, y, across, down = map(float, box)
+    return max(abs(x), abs(y), abs(x + across), abs(y + down)) > REACH * max(height, width)
 
 
 def is_finite(value: Any) -> bool:
     """Whether a value of a JSON file is a finite number."""
-    return isinstance(value, int | float) and math.isfinite(value)
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
 
 
 def _all_finite(values: list[Any]) -> bool:

@@ -131,9 +131,19 @@ class DetectionTask(BaseTask):
         ids = self.ids
         targets: Sequence[Any] = batch.get("targets", [None] * len(batch["images"]))
         found = self.detect(batch["images"], batch["sizes"])
-        for one, target, size, image_id in zip(found, targets, batch["sizes"], batch["image_ids"], strict=True):
+        image_ids = self._image_ids(batch, metric)
+        for one, target, size, image_id in zip(found, targets, batch["sizes"], image_ids, strict=True):
             results = as_results(one.cpu(), image_id, size, ids, self.inference.mask_threshold)
             metric.update(image_id, results, None if target is None else as_annotations(target, size, ids))
+
+    def _image_ids(self, batch: DetectionEvalBatch, metric: CocoMetric) -> list[int]:
+        """The ids of a batch's images: stated, or those of their targets, or else their places, counted from 1."""
+        if "image_ids" in batch:
+            return batch["image_ids"]
+        if "targets" in batch:
+            return [target["image_id"] for target in batch["targets"]]
+        first, step = self.trainer.global_rank + 1, self.trainer.world_size
+        return [first + step * (metric.images + k) for k in range(len(batch["images"]))]
 
     @property
     def ids(self) -> list[int]:
@@ -147,6 +157,7 @@ class DetectionTask(BaseTask):
         self._log_scores(self.test_scores, "test/")
 
     def _log_scores(self, metric: CocoMetric, name: str) -> None:
+        metric.max_detections = self.inference.max_detections
         metric.classes = (self.ids, self.class_names or [str(number) for number in self.ids])
         self.log_measured(metric, name, shown=("_ap", "_ap50"))
 

@@ -230,6 +230,36 @@ def test_scores_of_boxes_are_those_worked_out_by_hand(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "scores.json").read_text())["box"]["ap"] == 0
 
 
+def test_more_objects_than_detections_that_count_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of three cups in an image two count as found: a precision of 1 at 67 of 101 recalls."""
+    boxes = [[12 * k, 0, 10, 10] for k in range(3)]
+    truth = {
+        "images": [{"id": 4, "file_name": "a.jpg", "height": 10, "width": 40}],
+        "annotations": [{"id": k, "image_id": 4, "category_id": 7, "bbox": box} for k, box in enumerate(boxes)],
+        "categories": BOXES["categories"],
+    }
+    found = [{"image_id": 4, "category_id": 7, "bbox": box, "score": 0.5} for box in boxes]
+    for backend in ("pycocotools", "faster_coco_eval"):
+        assert score_boxes(tmp_path, found, truth, "--max-dets", "2", "--backend", backend) == 0
+        scored = json.loads((tmp_path / "scores.json").read_text())
+        assert scored["box"]["ap"] == pytest.approx(67 / 101) and scored["box"]["ar2"] == pytest.approx(2 / 3)
+        assert "1 of 1 images has more objects of a class (up to 3) than the 2 detections" in scored["note"]
+        assert scored["note"] in " ".join(capsys.readouterr().err.split())
+        assert score_boxes(tmp_path, found, truth, "--max-dets=3", f"--backend={backend}") == 0
+        scored = json.loads((tmp_path / "scores.json").read_text())
+        assert scored["box"]["ap"] == pytest.approx(1) and "note" not in scored
+        assert "more objects" not in capsys.readouterr().err
+
+
+def test_what_cannot_be_found_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth = json.loads(json.dumps(BOXES))
+    truth["annotations"][0]["iscrowd"] = 1
+    assert score_boxes(tmp_path, [{**FOUND[1], "bbox": [15, 5, -3, 2]}], truth) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "of 2 objects 1 are crowds" in told and "set iscrowd to 0" in told
+    assert "1 of 1 detections have a box without area" in told
+
+
 def masks(**changes: Any) -> dict[str, Any]:
     return {
         "image_id": 4,
@@ -260,6 +290,11 @@ def masks(**changes: Any) -> dict[str, Any]:
         ([masks(segmentation=[[1, 2, 3, 4, 5, 6]])], [], ["no run lengths"]),
         ([masks(segmentation={"size": [10, 20], "counts": [199]})], [], ["do not add up to the 200 pixels"]),
         ([masks()], [], ["has masks", "only boxes"]),
+        ([{**FOUND[0], "bbox": [0, 0, 1e308, 1e308]}], [], ["detection 0", "far outside of its image 4"]),
+        ([{**FOUND[0], "bbox": [-1e9, 0, 9, 9]}], [], ["detection 0", "far outside"]),
+        ([{**FOUND[0], "bbox": [0, 0, 10**400, 9]}], [], ["four finite numbers"]),
+        ([masks(segmentation={"size": [10, 20], "counts": [10**30]})], [], ["do not add up to the 200 pixels"]),
+        (FOUND, ["--max-dets=0"], ["--max-dets is 0", "at least 1"]),
         (FOUND, ["--iou-type", "segm"], ["has no masks, only boxes"]),
         (FOUND, ["--json=nowhere/x.json"], ["nowhere", "make it first"]),
     ],

@@ -153,6 +153,33 @@ def test_bad_boxes_are_counted_in_a_warning(own: Path, caplog: pytest.LogCapture
         assert (sample["targets"]["boxes"][:, 2:] > sample["targets"]["boxes"][:, :2]).all()
 
 
+def test_crowds_and_images_without_objects_are_counted(own: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Some annotation tools write iscrowd: 1 for every object."""
+
+    def crowd(content: Any) -> None:
+        single = [one for one in content["annotations"] if not one["iscrowd"]]
+        for one in single[1:]:
+            one["iscrowd"] = 1
+
+    change(own, "train", crowd)
+    change(own, "val", crowd)
+    content = json.loads((own / "annotations" / "instances_train2017.json").read_text())
+    number = len(content["annotations"])
+    data = new_data(own, batch_size=1)
+    assert data.train_samples == 1
+    assert f"of {number} objects {number - 1} crowds (iscrowd: 1), 0 boxes without area" in caplog.text
+    assert "11 of 12 images have no object to train on and are left out" in caplog.text
+    assert caplog.text.count("set iscrowd to 0") == 2  # for validation as well
+    assert "are crowds (iscrowd: 1), which count neither as found nor as missed" in caplog.text
+
+
+@pytest.mark.parametrize("keep_empty", [False, True])
+def test_nothing_but_crowds_is_refused_with_the_remedy(keep_empty: bool, own: Path) -> None:
+    change(own, "train", lambda content: [one.update(iscrowd=1) for one in content["annotations"]])
+    with pytest.raises(UserError, match=r"no object to train on: of (\d+), \1 are crowds .* set iscrowd to 0"):
+        new_data(own, keep_empty=keep_empty)
+
+
 @pytest.mark.parametrize("settings", [{"jitter": (0.3, 2.0), "jitter_size": 64, "copy_paste": 1.0}, {"crop": 1.0}])
 def test_other_pipelines_yield_whole_targets(objects: Path, settings: dict[str, Any]) -> None:
     torch.manual_seed(0)
@@ -209,6 +236,22 @@ def test_real_data_train_and_evaluate(real_data: Path, name: str) -> None:
     batch = next(iter(data.train_dataloader()))
     assert all(len(target["boxes"]) for target in batch["targets"])
     assert len([*data.val_dataloader()]) == {"coco-mini": 32, "bccd": 29}[name]
+
+
+def test_places_may_be_absolute_or_at_home(objects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The root is where relative ones are looked for, and nothing else."""
+    monkeypatch.setenv("HOME", str(objects.parent))
+    for start in (objects, Path("~", objects.name)):
+        places = {
+            f"{split}_{what}": str(start / place)
+            for split in ("train", "val")
+            for what, place in (("images", f"{split}2017"), ("annotations", f"annotations/instances_{split}2017.json"))
+        }
+        data = new_data(tmp_path, train_stuff=str(start / "stuff"), stuff_classes=2, **places)
+        assert data.num_classes == 3 and len(next(iter(data.train_dataloader()))["images"]) == 4
+        assert len(data.val_dataloader()) == 5
+    elsewhere = shutil.copy(objects / "annotations" / "instances_val2017.json", tmp_path / "own.json")
+    assert len(new_data(objects, "validate", val_annotations=str(elsewhere)).val_dataloader()) == 5
 
 
 # ---- what is refused

@@ -17,6 +17,7 @@ from swinv2_tasks.datamodules.coco_annotations import (
     CocoObject,
     clean,
     compressed,
+    describe_unmatched,
     rasterised,
     read_annotations,
     read_categories,
@@ -141,6 +142,19 @@ def edited(path: str, value: Any) -> dict[str, Any]:
         ("images.0.file_name", "a/../../x.jpg", "leaves the folder"),
         ("images.0.file_name", "..\\x.jpg", "leaves the folder"),
         ("images.0.file_name", "C:\\x.jpg", "leaves the folder"),
+        ("images.0.id", 2**63, "the id of entry 0 of images has more than 64 bits"),
+        ("images.0.width", 10**9, "image 7 has 1000000000×40 pixels, expected 1 to 100000 per side"),
+        ("annotations.0.bbox.0", 1e9, "the bbox of annotation 11 is .*, far outside of its 60×40 image 7"),
+        ("annotations.0.bbox", [-1e9, -1e9, 2e9, 2e9], "the bbox of annotation 11 is .*, far outside"),
+        ("annotations.0.bbox.2", 1e308, "the bbox of annotation 11 is .*, far outside"),
+        ("annotations.0.bbox.3", -1e9, "the bbox of annotation 11 is .*, far outside"),
+        ("annotations.0.bbox.2", 10**400, "the bbox of annotation 11"),
+        ("annotations.0.bbox.2", True, "the bbox of annotation 11"),
+        ("annotations.0.segmentation.0.2", 1e7, r"a polygon of annotation 11 has the coordinate 1e\+07, far outside"),
+        ("annotations.0.segmentation.0.3", -1e8, r"a polygon of annotation 11 has the coordinate -1e\+08, far outside"),
+        ("annotations.0.segmentation.1", [1e9, 2.0], r"a polygon of annotation 11 has the coordinate 1e\+09"),
+        ("annotations.0.segmentation.0.3", 1e308, r"a polygon of annotation 11 has the coordinate 1e\+308"),
+        ("annotations.0.segmentation.0", [0, 0, 60, 40] * 500, "a polygon of annotation 11 is 60000 pixels long"),
     ],
 )
 def test_what_is_wrong_is_told_with_ids(place: str, value: Any, message: str, tmp_path: Path) -> None:
@@ -176,6 +190,18 @@ def test_codes_of_all_kinds_give_the_mask(seed: int) -> None:
         assert (got == mask).all()
 
 
+def test_run_lengths_without_end_are_refused_at_once() -> None:
+    """Each character would add five bits to a number, in time that grows with the square of their number."""
+    with pytest.raises(UserError, match="do not add up"):
+        compressed({"size": [4, 5], "counts": "o" * 2_000_000}, "annotation 4")
+
+
+def test_sizes_of_run_lengths_may_be_written_with_a_point(tmp_path: Path) -> None:
+    read = read_annotations(write(tmp_path, edited("annotations.2.segmentation.size", [50.0, 20.0])))
+    (crowd,) = read.images[1].objects
+    assert rasterised(crowd.segmentation, 50, 20, "").shape == (50, 20)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     "counts",
     [[10, 5, 4], [10, 5, 6], [30, -10], [10, 5.0, 5], "PPP", "0" * 50, "zz\n", "\u20ac", "Q", 5, None, b"\xff\xff"],
@@ -209,4 +235,45 @@ def test_training_takes_boxes_with_an_area_within_the_image() -> None:
     assert {names[one.id]: one.box for one in kept} == {
         "fine": (1, 2, 3, 4), "over": (50, 30, 10, 10), "rounded": (30, 30, 30, 10),
     }  # fmt: skip
-    assert counts == {"no area": 2, "outside": 2, "clipped": 1}
+    assert counts == {"crowd": 1, "no area": 2, "outside": 2, "clipped": 1}
+
+
+def test_polygons_are_cleaned_as_boxes_are() -> None:
+    """What annotation tools draw a little beyond the image is cut off; what lies beyond it as a whole is left out."""
+    shapes = {
+        "within": [[1.0, 1.0, 9.0, 1.0, 9.0, 9.0]],
+        "rounded": [[-0.5, 1.0, 9.0, 1.0, 9.0, 9.0]],
+        "over": [[1.0, 1.0, 9.0, 1.0, 9.0, 9.0], [50.0, 30.0, 70.0, 30.0, 70.0, 45.0]],
+        "right": [[61.0, 1.0, 69.0, 1.0, 69.0, 9.0]],
+    }
+    objects = tuple(CocoObject(k, 0, (1, 1, 8, 8), 1.0, False, shape) for k, shape in enumerate(shapes.values()))
+    image = CocoImage(1, "x.jpg", 40, 60, objects)
+    counts: Counter[str] = Counter()
+    assert [one.id for one in clean(image, counts)] == [0, 1, 2]
+    assert counts == {"outside": 1, "clipped": 1}
+    assert len(clean(image, Counter(), masks=False)) == 4  # nobody draws them
+
+
+# ---- what cannot be found
+
+
+def test_objects_that_cannot_be_found_are_described(tmp_path: Path) -> None:
+    assert describe_unmatched(read_annotations(write(tmp_path, edited("annotations.2", ...))), False) is None
+    changed = content()
+    changed["annotations"] += [
+        {"id": 20, "image_id": 7, "category_id": 1, "bbox": [5, 5, -3, 9]},
+        {"id": 21, "image_id": 7, "category_id": 1, "bbox": [60, 5, 9, 9]},
+        {"id": 22, "image_id": 7, "category_id": 1, "bbox": [5, 5, 9, 9], "area": -1},
+    ]
+    line = describe_unmatched(read_annotations(write(tmp_path, changed)), masks=True)
+    assert line is not None and "\n" not in line
+    for words in (
+        "of 6 objects", "1 are crowds (iscrowd: 1)", "2 have a box without area or outside", "1 have an area below 0",
+        "1 have only a box",
+    ):  # fmt: skip
+        assert words in line
+    assert "set iscrowd to 0" in line  # a sixth are crowds
+    for one in changed["annotations"]:
+        one["iscrowd"] = 0
+    line = describe_unmatched(read_annotations(write(tmp_path, changed)), masks=False)
+    assert line is not None and "crowds" not in line and "only a box" not in line

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco_masks
+from torch.utils.data import DataLoader
 
 from swinv2_tasks.__main__ import main
 from swinv2_tasks.backbone import SwinTransformerV2, load_weights, save_weights
@@ -117,6 +118,42 @@ def test_validate_needs_only_a_checkpoint_and_shows_classes(
         assert {f"val/{kind}_{name}": value for name, value in scores[kind].items()} == {
             name: pytest.approx(value, abs=1e-6) for name, value in found.items() if name.startswith(f"val/{kind}_")
         }
+
+
+def test_images_with_more_objects_than_detections_that_count_are_noted(
+    finder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command, name in (("validate", "val"), ("test", "test")):
+        folder, found = validate(last(finder), tmp_path, "--model.inference.max_detections=1", command=command)
+        assert f"{name}/box_ar100" in found
+        note = json.loads((folder / f"{name}_classes.json").read_text())["note"]
+        assert "3 of 5 images have more objects (up to 2) than the 1 detections that count" in note
+        assert "--model.inference.max_detections 2" in note
+        assert note in capsys.readouterr().err
+    folder, found = validate(last(finder), tmp_path, "--model.inference.max_detections=150")
+    assert "val/box_ar150" in found and "val/box_ar100" not in found
+    assert "note" not in json.loads((folder / "val_classes.json").read_text())
+    assert "detections that count" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_polygon_far_outside_of_its_image_is_refused(
+    split: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_objects(tmp_path / "objects")
+    number = 0
+
+    def spoil(content: Any) -> None:
+        nonlocal number
+        number = content["annotations"][-1]["id"]
+        content["annotations"][-1]["segmentation"] = [[0, 0, 1e9, 0, 1e9, 1e9]]
+
+    change(data, split, spoil)
+    config = write_config(tmp_path / "objects.yaml", data)
+    assert main(["fit", f"--config={config}", f"--runs={tmp_path / 'runs'}"]) == 1
+    told = capsys.readouterr().err
+    assert f"a polygon of annotation {number} has the coordinate 1e+09, far outside" in told
+    assert "Traceback" not in told and not [*(tmp_path / "runs").glob("*/*")]
 
 
 def test_the_fast_backend_gives_the_same_numbers(finder: Path, tmp_path: Path) -> None:
@@ -233,6 +270,29 @@ def test_a_task_trains_without_the_command_line(objects: Path, tmp_path: Path) -
     new_trainer(tmp_path).fit(task, CocoDataModule(str(objects), **DATA))
     assert any(not torch.equal(value, before[name]) for name, value in task.state_dict().items())
     assert task.class_ids == list(CATEGORIES) and task.input_size is not None and task.input_size[0] % 32 == 0
+
+
+def loader_of(batches: list[Any]) -> DataLoader:
+    return DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch)  # type: ignore[arg-type]
+
+
+def test_evaluation_batches_need_not_state_the_ids_of_images(objects: Path, tmp_path: Path) -> None:
+    """Those of the targets do; where there are none, images are counted from 1."""
+    torch.manual_seed(0)
+    task = new_detector(inference=DetectionInference(score_threshold=0.01))
+    data = CocoDataModule(str(objects), **DATA)
+    data.setup("validate")
+    batches: list[Any] = [*data.val_dataloader()]
+    ids = [batch["image_ids"][0] for batch in batches]
+    without = [{name: value for name, value in batch.items() if name != "image_ids"} for batch in batches]
+    bare = [{name: batch[name] for name in ("images", "paths", "sizes")} for batch in batches]
+    trainer = new_trainer(tmp_path)
+    expected = trainer.validate(task, loader_of(batches))
+    assert {one["image_id"] for one in task.val_scores.results} <= set(ids) and expected[0]
+    assert trainer.validate(task, loader_of(without)) == expected
+    assert {one["image_id"] for one in task.val_scores.results} <= set(ids)
+    trainer.test(task, loader_of(bare))
+    assert {one["image_id"] for one in task.test_scores.results} == {1, 2, 3, 4, 5}
 
 
 def test_detections_are_due_at_the_files_size() -> None:
