@@ -1,19 +1,31 @@
 """Reading image files: the picture that a viewer shows, or one clear message."""
 
+import fnmatch
 import glob
 import io
+import logging
+import os
 import re
 import warnings
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageOps
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from swinv2_tasks.errors import UserError
+from swinv2_tasks.errors import UserError, printable
+
+log = logging.getLogger("swinv2_tasks")
 
 IMAGE_EXTENSIONS: tuple[str, ...] = (*IMG_EXTENSIONS, ".gif", ".jfif", ".avif")
 """File name endings, in lower case, that mark an image inside a folder."""
+
+
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000")
+"""The formats that are read, by Pillow's names. It knows more, and hands some of them (EPS) to other programs."""
 
 
 def read_image(path: str | Path, content: bytes | None = None) -> Image.Image:
@@ -27,14 +39,14 @@ def read_image(path: str | Path, content: bytes | None = None) -> Image.Image:
         content: The file's bytes, where they are in memory already.
 
     Raises:
-        UserError: The file is missing, empty, truncated, no image, or decodes to more pixels than Pillow's limit
-            against decompression bombs; the message names the path and the reason.
+        UserError: The file is missing, empty, truncated, damaged, no image of a known format, or decodes to more
+            pixels than Pillow's limit against decompression bombs; the message names the path and the reason.
     """
     try:
         with warnings.catch_warnings():
             # Broken EXIF is frequent (ImageNet has some) and no reason to bother anyone: the pixels are whole.
             warnings.simplefilter("ignore", UserWarning)
-            with Image.open(path if content is None else io.BytesIO(content)) as image:
+            with open_image(path, content) as image:
                 return _to_rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError as error:
         raise _unreadable(path, "the file does not exist") from error
@@ -47,6 +59,84 @@ def read_image(path: str | Path, content: bytes | None = None) -> Image.Image:
     # Pillow's decoders raise whatever the bytes provoke (OSError, SyntaxError, struct.error, zlib.error, …).
     except Exception as error:
         raise _unreadable(path, str(error) or type(error).__name__) from error
+
+
+def open_image(path: str | Path, content: bytes | None = None) -> Image.Image:
+    """Open one image file with Pillow, and refuse one whose bytes say that they were altered.
+
+    Pillow checks no checksum of a PNG's pixels and hides what libjpeg warns about.
+
+    Args:
+        path: The file.
+        content: Its bytes, where they are in memory already.
+
+    Returns:
+        The image as stored, in a mode of Pillow; JPEG is decoded already. To be used in a `with`.
+
+    Raises:
+        ValueError: The file is damaged, and how.
+        Exception: Whatever Pillow raises for a file that it cannot open.
+    """
+    image = Image.open(path if content is None else io.BytesIO(content), formats=FORMATS)
+    if image.format not in ("PNG", "JPEG", "MPO"):
+        return image
+    try:
+        data = Path(path).read_bytes() if content is None else content
+        if image.format == "PNG":
+            check_png(data)
+            return image
+        return _decoded_jpeg(image, data)
+    except BaseException:
+        image.close()
+        raise
+
+
+def check_png(content: bytes) -> None:
+    """Check that a PNG file is whole: all its parts are there, and each has the checksum that it states.
+
+    https://www.w3.org/TR/png-3/#5Chunk-layout
+
+    Raises:
+        ValueError: It is not.
+    """
+    view, start = memoryview(content), 8
+    while start + 12 <= len(view):
+        end = start + 8 + int.from_bytes(view[start : start + 4])
+        kind = bytes(view[start + 4 : start + 8])
+        if end + 4 > len(view):
+            break
+        if zlib.crc32(view[start + 4 : end]) != int.from_bytes(view[end : end + 4]):
+            raise ValueError(f"it is damaged, as the checksum of its part {kind.decode('ascii', 'replace')!r} fails")
+        if kind == b"IEND":
+            return
+        start = end + 4
+    raise ValueError("it is damaged or truncated, as it has no end")
+
+
+def _decoded_jpeg(image: Image.Image, content: bytes) -> Image.Image:
+    """An opened JPEG, decoded; the pixels are those of Pillow, which takes a little longer.
+
+    Raises:
+        ValueError: libjpeg warns about the file, or cannot decode it.
+    """
+    colors = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}.get(image.mode)
+    if colors is None:
+        return image
+    try:
+        pixels = simplejpeg.decode_jpeg(content, colors, strict=True)
+    except ValueError as error:
+        try:
+            simplejpeg.decode_jpeg(content, colors, strict=False)
+        except ValueError:
+            return image  # of a kind that simplejpeg does not know, or beyond repair: Pillow tells
+        raise ValueError(f"it is damaged or truncated ({error})") from error
+    if image.mode == "CMYK":  # whose inks mean different things in different files, which Pillow knows
+        return image
+    decoded = Image.fromarray(pixels[..., 0] if image.mode == "L" else pixels)
+    decoded.format = image.format
+    decoded.info = image.info  # EXIF among it
+    image.close()
+    return decoded
 
 
 def list_images(source: str | Path) -> list[Path]:
@@ -76,17 +166,93 @@ def list_files(source: str | Path, kind: str, extensions: tuple[str, ...]) -> li
     path = Path(source).expanduser()
     if path.is_file():
         return [path]
-    pattern = f"{glob.escape(str(path))}/**/*" if path.is_dir() else str(path)
-    named = map(Path, glob.glob(pattern, recursive=True))
-    files = sorted((one for one in named if is_kind(one, extensions) and one.is_file()), key=_natural_order)
+    named = files_below(path) if path.is_dir() else _matching(str(path))
+    files = sorted((one for one in named if is_kind(one, extensions)), key=_natural_order)
     if not files:
         known = ", ".join(extensions)
         reason = f"holds no {kind}" if path.is_dir() else f"does not exist, and as a pattern it matches no {kind}"
         article = "an" if kind[0] in "aeiou" else "a"
         raise UserError(
-            f"{source} {reason}. Expected {article} {kind} file, a folder or a glob pattern; endings: {known}."
+            f"{printable(source)} {reason}. Expected {article} {kind} file, a folder or a glob pattern; endings: "
+            f"{known}."
         )
     return files
+
+
+def files_below(folder: str | Path) -> Iterator[Path]:
+    """The files in a folder and its subfolders, hidden folders left out; links to files and to folders are followed.
+
+    A folder is searched once, whatever links lead to it: where it really is, if that is below `folder`. Links back to
+    where they lie are not followed. Warnings count such links, and folders that cannot be searched. Links to nothing
+    count as files: that there is nothing is told when they are read.
+    """
+    seen = {_identity(parent) for parent in Path(folder).resolve().parents}
+    not_followed: list[str] = []
+    refused: list[str] = []
+    starts = [str(folder)]
+    while starts:
+        links: list[str] = []
+        for start in starts:
+            if _identity(start) in seen:
+                not_followed.append(start)
+                continue
+            seen.add(_identity(start))
+
+            for parent, folders, files in os.walk(start, onerror=lambda error: refused.append(str(error.filename))):
+                paths = [os.path.join(parent, name) for name in sorted(folders) if not name.startswith(".")]
+                links += [path for path in paths if os.path.islink(path)]
+                real = [path for path in paths if not os.path.islink(path) and _identity(path) not in seen]
+                seen.update(map(_identity, real))
+                folders[:] = map(os.path.basename, real)
+                yield from (Path(parent, name) for name in sorted(files) if _is_file(os.path.join(parent, name)))
+        starts = links
+    _warn(folder, "links lead to folders that are searched anyway or lie above, and are not followed", not_followed)
+    _warn(folder, "folders cannot be searched", refused)
+
+
+def _identity(folder: str | Path) -> tuple[int, int]:
+    """What tells a folder from others, by whatever name it is reached."""
+    try:
+        stat = os.stat(folder)
+    except OSError:  # it has just gone, or nobody may look
+        return (-1, -1)
+    return (stat.st_dev, stat.st_ino)
+
+
+def _is_file(path: str) -> bool:
+    """Whether it is a file, or a link to nothing; no folder, pipe or device."""
+    return os.path.isfile(path) or not os.path.exists(path)
+
+
+def _warn(folder: str | Path, what: str, paths: list[str]) -> None:
+    if paths:
+        few = ", ".join(map(printable, paths[:3])) + (", …" if len(paths) > 3 else "")
+        log.warning("%s: %d %s: %s", printable(folder), len(paths), what, few)
+
+
+def _matching(pattern: str) -> list[Path]:
+    """The files that a glob pattern matches; `**` matches the folders that `files_below` searches."""
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        return [Path(name) for name in glob.glob(pattern) if _is_file(name)]
+    place = parts.index("**")
+    starts = glob.glob(os.path.join(*parts[:place])) if place else ["."]
+    return [
+        path
+        for start in starts
+        if os.path.isdir(start)
+        for path in files_below(start)
+        if _matches(path.relative_to(start).parts, parts[place:])
+    ]
+
+
+def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    """Whether the parts of a path match those of a pattern, in which `**` stands for any number of them."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return any(_matches(parts[skipped:], pattern[1:]) for skipped in range(len(parts) + 1))
+    return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
 def is_kind(name: str | Path, extensions: tuple[str, ...]) -> bool:
@@ -125,4 +291,6 @@ def _natural_order(path: Path) -> tuple[list[str | int], str]:
 
 
 def _unreadable(path: str | Path, reason: str) -> UserError:
-    return UserError(f"Cannot read the image {path}: {reason}. Replace the file, or remove it from the dataset.")
+    return UserError(
+        f"Cannot read the image {printable(path)}: {reason}. Replace the file, or remove it from the dataset."
+    )

@@ -4,10 +4,8 @@ import json
 import re
 from pathlib import Path
 
-from torchvision.datasets.folder import make_dataset
-
 from swinv2_tasks.datamodules.classes import Classes, abbreviate, class_folders, read_lines
-from swinv2_tasks.datamodules.images import has_image_extension
+from swinv2_tasks.datamodules.images import files_below, has_image_extension
 from swinv2_tasks.errors import UserError
 
 Sample = tuple[str, int | list[int]]
@@ -28,7 +26,7 @@ def folder_samples(folder: Path, classes: Classes, allow_empty: bool = False) ->
             f"{folder} has folders that are not in the class list: {abbreviate(unknown)}. The class list is "
             f"{abbreviate(classes.ids)}. Remove these folders, or set data.class_names to the list they belong to."
         )
-    samples = make_dataset(folder, index_of, is_valid_file=has_image_extension, allow_empty=True)
+    samples = [(str(path), index_of[name]) for name in names for path in _images_below(folder / name)]
     filled = {label for _, label in samples}
     empty = [name for name in names if index_of[name] not in filled]
     if not samples or (empty and not allow_empty):
@@ -37,6 +35,12 @@ def folder_samples(folder: Path, classes: Classes, allow_empty: bool = False) ->
             "and the validation folder alike."
         )
     return list(samples)
+
+
+def _images_below(folder: Path) -> list[Path]:
+    """The images of a class, sorted by folder and name."""
+    images = [path for path in files_below(folder) if has_image_extension(path)]
+    return sorted(images, key=lambda path: (str(path.parent), path.name))
 
 
 def listed_samples(folder: Path, val_list: str | Path, classes: Classes) -> list[Sample]:

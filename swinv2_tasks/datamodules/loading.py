@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
-from swinv2_tasks.errors import UserError
+from swinv2_tasks.errors import UserError, printable
 from swinv2_tasks.seeding import seed_generators
 
 log = logging.getLogger("swinv2_tasks")
@@ -166,7 +166,7 @@ class FaultPolicy:
         """Each sample skipped so far and why."""
 
     def meet(self, faults: list[Fault]) -> None:
-        """Log the faults of a batch, or stop.
+        """Log the faults of a batch, each sample once, or stop.
 
         Raises:
             UserError: A sample is bad and none may be, or there are more bad ones than allowed.
@@ -176,10 +176,13 @@ class FaultPolicy:
                 if not fault.traceback:
                     raise UserError(f"{fault.reason} Or leave such samples out: data.faulty_samples=skip.")
                 raise RuntimeError(f"{fault.sample} could not be read: {fault.reason}\n{fault.traceback}")
+            if fault.sample in self.found:
+                continue  # named once, however many epochs meet it
+            self.found[fault.sample] = fault.reason
             details = {"event": "sample skipped", "sample": fault.sample, "reason": fault.reason}
-            what = fault.reason if fault.sample in fault.reason else f"{fault.sample}: {fault.reason}"
+            name = printable(fault.sample)
+            what = fault.reason if name in fault.reason else f"{name}: {fault.reason}"
             log.warning("skipped: %s", what, extra={"details": details})
-            self.found.setdefault(fault.sample, fault.reason)
         self._check_budget()
 
     def share(self) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from swinv2_tasks.errors import UserError
+from swinv2_tasks.datamodules.images import open_image
+from swinv2_tasks.errors import UserError, printable
 
 
 def read_labels(path: str | Path, num_classes: int) -> np.ndarray:
@@ -24,43 +25,47 @@ def read_labels(path: str | Path, num_classes: int) -> np.ndarray:
         UserError: The file is missing or broken, holds colours or 16-bit numbers, or a label above the class count; the
             message names it.
     """
+    name = printable(path)
     try:
-        with Image.open(path) as image:
+        content = Path(path).read_bytes()
+        with open_image(path, content) as image:
             mode, kind = image.mode, image.format
             if mode in ("L", "P", "1"):
                 labels = np.array(image, dtype=np.uint8)
     except FileNotFoundError as error:
-        raise UserError(f"There is no label map {path}.") from error
+        raise UserError(f"There is no label map {name}.") from error
+    except Image.UnidentifiedImageError as error:
+        empty = "the file is empty (0 bytes)" if not content else "its content is not an image of any known format"
+        raise UserError(f"Cannot read the label map {name}: {empty}. Replace it.") from error
     # Pillow's decoders raise whatever the bytes provoke.
     except Exception as error:
-        raise UserError(f"Cannot read the label map {path}: {error or type(error).__name__}. Replace it.") from error
+        raise UserError(f"Cannot read the label map {name}: {error or type(error).__name__}. Replace it.") from error
     if mode.startswith(("I", "F")):
         raise UserError(
-            f"The label map {path} has 16 or more bits per pixel (mode {mode}); expected 8: write labels 0 to "
+            f"The label map {name} has 16 or more bits per pixel (mode {mode}); expected 8: write labels 0 to "
             f"{num_classes} as an 8-bit PNG."
         )
     if mode not in ("L", "P", "1"):
         raise UserError(
-            f"The label map {path} holds colours (mode {mode}); expected one class number per pixel, in a grayscale "
+            f"The label map {name} holds colours (mode {mode}); expected one class number per pixel, in a grayscale "
             "or palette PNG. Convert its colours to class numbers first."
         )
     if kind == "JPEG":
-        raise UserError(f"The label map {path} is a JPEG, whose compression changes class numbers; save it as a PNG.")
+        raise UserError(f"The label map {name} is a JPEG, whose compression changes class numbers; save it as a PNG.")
     if mode == "L" and kind == "PNG":
-        labels = labels // _spread(path)
+        labels = labels // _spread(content)
     if labels.max() > num_classes:
         wrong = [int(label) for label in np.unique(labels) if label > num_classes]
         raise UserError(
-            f"The label map {path} has labels above the class count {num_classes}: {', '.join(map(str, wrong[:8]))}. "
+            f"The label map {name} has labels above the class count {num_classes}: {', '.join(map(str, wrong[:8]))}. "
             "Expected 0 for unlabelled pixels and 1 for the first class; data.class_names states the classes."
         )
     return labels
 
 
-def _spread(path: str | Path) -> int:
+def _spread(content: bytes) -> int:
     """By what Pillow multiplies the pixels of a grayscale PNG of less than 8 bits, to make it look right."""
-    with Path(path).open("rb") as file:
-        bits = file.read(25)[24]
+    bits = content[24]
     return {2: 85, 4: 17}.get(bits, 1)
 
 

@@ -5,12 +5,12 @@ Kinetics: https://arxiv.org/abs/1705.06950.
 
 import csv
 import json
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from swinv2_tasks.datamodules.classes import Classes, abbreviate, class_folders, read_lines
+from swinv2_tasks.datamodules.images import files_below
 from swinv2_tasks.datamodules.videos import has_video_extension
 from swinv2_tasks.errors import UserError
 
@@ -137,11 +137,7 @@ def _read(path: Path) -> tuple[list[tuple[str, str]], bool]:
 
 
 def _videos_below(folder: Path) -> list[Path]:
-    found = []
-    for parent, folders, files in os.walk(folder):
-        folders.sort()
-        found += [Path(parent) / name for name in sorted(files) if has_video_extension(name)]
-    return found
+    return [path for path in files_below(folder) if has_video_extension(path)]
 
 
 def _videos_by_name(folder: Path) -> dict[str, Path]:

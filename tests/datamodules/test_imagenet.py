@@ -52,6 +52,18 @@ def test_folders(root: Path) -> None:
     assert data.train_samples == 6
 
 
+def test_class_folders_that_are_links_count_and_links_back_do_not(root: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere"
+    (root / "train" / "dog").rename(moved)
+    (root / "train" / "dog").symlink_to(moved)
+    (moved / "again").symlink_to(".")
+    (root / "train" / "cat" / "up").symlink_to(root / "train")
+    data = datamodule(root)
+    data.setup("fit")
+    assert data.train_samples == 6
+    assert [label for _, label in data.samples("train")] == [0, 0, 1, 1, 2, 2]
+
+
 def test_training_batches_are_mixed_and_whole(root: Path) -> None:
     data = datamodule(root)
     data.setup("fit")

@@ -1,10 +1,13 @@
+import os
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from swinv2_tasks.datamodules.images import list_images, read_image
+from swinv2_tasks.datamodules.masks import read_labels
 from swinv2_tasks.errors import UserError
 
 WIDTH, HEIGHT = 24, 16
@@ -151,6 +154,107 @@ def test_broken_png(tmp_path: Path) -> None:
         read_image(path)
 
 
+def zeros_in(path: Path, start: float, length: int) -> None:
+    """Overwrites a file with zeros, from a share of its length on."""
+    content = bytearray(path.read_bytes())
+    first = int(start * len(content))
+    content[first : first + length] = bytes(len(content[first : first + length]))
+    path.write_bytes(content)
+
+
+def with_chunk(content: bytes, kind: bytes, data: bytes, checksum: int) -> bytes:
+    """A PNG with one more chunk before its end."""
+    chunk = len(data).to_bytes(4) + kind + data + checksum.to_bytes(4)
+    return content[:-12] + chunk + content[-12:]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpeg_that_libjpeg_warns_about(mode: str, progressive: bool, tmp_path: Path) -> None:
+    path = tmp_path / "hole.jpg"
+    values = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    Image.fromarray(values).convert(mode).save(path, progressive=progressive)
+    assert read_image(path).size == (200, 200)
+    zeros_in(path, 0.5, 2000)
+    with Image.open(path) as image:
+        image.load()  # Pillow says nothing
+    with pytest.raises(UserError, match=r"hole\.jpg.*damaged"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "YCbCr"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"quality": 5}])
+def test_pixels_of_a_jpeg_are_those_of_pillow(mode: str, options: dict, tmp_path: Path) -> None:
+    path = tmp_path / "image.jpg"
+    picture().resize((123, 77)).convert(mode).save(path, **options)
+    with Image.open(path) as image:
+        assert np.array_equal(pixels(read_image(path)), pixels(image.convert("RGB")))
+
+
+def test_pixels_of_photographs_are_those_of_pillow(real_data: Path) -> None:
+    paths = sorted((real_data / "imagenet40").rglob("*.JPEG"))
+    assert paths
+    for path in paths:
+        with Image.open(path) as image:
+            expected = pixels(ImageOps.exif_transpose(image).convert("RGB"))
+        assert np.array_equal(pixels(read_image(path)), expected), path
+
+
+def test_png_whose_pixels_were_altered(tmp_path: Path) -> None:
+    path = tmp_path / "tail.png"
+    picture().save(path)
+    content = bytearray(path.read_bytes())
+    content[-13] ^= 1  # the checksum of the pixels
+    path.write_bytes(content)
+    with Image.open(path) as image:
+        image.load()  # Pillow says nothing
+    with pytest.raises(UserError, match=r"tail\.png.*checksum of its part 'IDAT' fails"):
+        read_image(path)
+
+
+def test_png_whose_last_part_is_missing_or_altered(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    picture().save(path)
+    whole = path.read_bytes()
+    text = b"Comment\0mine"
+    path.write_bytes(with_chunk(whole, b"tEXt", text, zlib.crc32(b"tEXt" + text)))
+    assert difference(path, picture()) == 0
+    path.write_bytes(with_chunk(whole, b"tEXt", text, 1))
+    with pytest.raises(UserError, match=r"checksum of its part 'tEXt' fails"):
+        read_image(path)
+    for length in (1, 12, 13):
+        path.write_bytes(whole[:-length])
+        with pytest.raises(UserError, match=r"image\.png.*(truncated|checksum)"):
+            read_image(path)
+    path.write_bytes(whole + b"what follows is no part of the image")
+    assert difference(path, picture()) == 0
+
+
+def test_no_program_is_started_for_a_file_of_another_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "bin" / "gs"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path / 'started'}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    eps = tmp_path / "eps.jpg"
+    eps.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n")
+    for read in (read_image, lambda path: read_labels(path, 3)):
+        with pytest.raises(UserError, match=r"eps\.jpg.*not an image of any known format"):
+            read(eps)
+    assert not (tmp_path / "started").exists()
+
+
+def test_names_of_all_kinds_make_one_line_of_a_message(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9\n\x1b[2J[red].jpg")
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match="empty") as caught:
+        read_image(tmp_path / name)
+    message = str(caught.value)
+    assert message.isprintable()
+    assert r"caf\xe9\n\x1b[2J[red].jpg" in message
+    message.encode()
+
+
 def test_zero_bytes(tmp_path: Path) -> None:
     (tmp_path / "none.jpg").touch()
     with pytest.raises(UserError, match=r"none\.jpg.*empty \(0 bytes\)"):
@@ -211,3 +315,57 @@ def test_list_nothing(album: Path) -> None:
         list_images(album / "folder.png")
     with pytest.raises(UserError, match=r"matches no image"):
         list_images(f"{album}/*.txt")
+
+
+# ---- links
+
+
+def test_links_to_where_they_lie_do_not_multiply_images(album: Path) -> None:
+    for name in ("one", "two"):
+        (album / "sub" / name).symlink_to(album / "sub")
+    (album / "up").symlink_to(album.parent)
+    (album / "self").symlink_to(".")
+    expected = ["a[1].png", "img2.PNG", "img10.png", "sub/img1.jpg"]
+    assert [path.relative_to(album).as_posix() for path in list_images(album)] == expected
+    assert [path.name for path in list_images(f"{album}/**/*.jpg")] == ["img1.jpg"]
+    assert [path.relative_to(album).as_posix() for path in list_images(f"{album}/**")] == expected
+
+
+def test_folders_that_link_to_each_other_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    names = [f"f{k:02d}" for k in range(15)]
+    for name in names:
+        (tmp_path / name).mkdir()
+        picture().save(tmp_path / name / "image.png")
+    for name in names:
+        for other in names:
+            (tmp_path / name / f"to_{other}").symlink_to(tmp_path / other)
+    found = [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)]
+    assert found == [f"{name}/image.png" for name in names]
+    assert "225 links lead to folders that are searched anyway" in caplog.text
+
+
+def test_linked_folders_and_files_are_found(album: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    source = tmp_path_factory.mktemp("links")
+    (source / "folder").symlink_to(album / "sub")
+    (source / "file.png").symlink_to(album / "img10.png")
+    (source / "gone.png").symlink_to(album / "nowhere.png")
+    os.mkfifo(source / "pipe.png")
+    expected = [source / "file.png", source / "folder" / "img1.jpg", source / "gone.png"]
+    assert list_images(source) == expected
+    assert list_images(f"{source}/**/*") == expected
+    with pytest.raises(UserError, match=r"gone\.png.*does not exist"):
+        read_image(source / "gone.png")
+
+
+def test_hidden_folders_are_not_searched(album: Path) -> None:
+    (album / ".cache").mkdir()
+    picture().save(album / ".cache" / "img3.png")
+    assert len(list_images(album)) == 4
+    assert [path.name for path in list_images(album / ".cache")] == ["img3.png"]
+
+
+def test_patterns_with_two_depths(album: Path) -> None:
+    (album / "sub" / "deep" / "end").mkdir(parents=True)
+    picture().save(album / "sub" / "deep" / "end" / "img5.png")
+    assert [path.name for path in list_images(f"{album}/**/deep/**/*.png")] == ["img5.png"]
+    assert [path.name for path in list_images(f"{album}/s*/**/*.png")] == ["img5.png"]

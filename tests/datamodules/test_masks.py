@@ -89,3 +89,18 @@ def test_what_is_no_label_map_is_told_with_its_file(write: object, words: str, t
     with pytest.raises(UserError, match=words) as error:
         read_labels(path, 3)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_label_map_whose_checksum_fails_is_refused(tmp_path: Path) -> None:
+    write_labels(tmp_path / "mask.png", np.full((200, 200), 2, np.uint8), [(1, 2, 3), (4, 5, 6)])
+    content = bytearray((tmp_path / "mask.png").read_bytes())
+    content[-13] ^= 1
+    (tmp_path / "mask.png").write_bytes(content)
+    with pytest.raises(UserError, match=r"mask\.png.*checksum of its part 'IDAT' fails"):
+        read_labels(tmp_path / "mask.png", 2)
+
+
+def test_an_empty_label_map_is_told(tmp_path: Path) -> None:
+    (tmp_path / "mask.png").touch()
+    with pytest.raises(UserError, match=r"mask\.png.*empty"):
+        read_labels(tmp_path / "mask.png", 2)

@@ -136,7 +136,7 @@ def test_skipped_samples_are_logged_and_counted(workers: int, tmp_path: Path) ->
     assert summary["events"] == {"sample skipped": len(events)}
     assert all("runcated" in event["reason"] for event in events)
     trained = [event["epoch"] for event in events if "train" in event["sample"]]
-    assert sorted(trained) == [0, 0, 1, 1]
+    assert sorted(trained) == [0, 0]  # each once, though met in both epochs
     assert done.errors.count("skipped: ") == len(events)
     whole = write_images(tmp_path / "whole")
     (tmp_path / "undamaged").mkdir()
