@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from swinv2_tasks.backbone import LogCPB
-from swinv2_tasks.backbone.attention import WindowAttention, cosine_attention
+from swinv2_tasks.backbone.attention import WindowAttention, _chunks, cosine_attention
 from swinv2_tasks.backbone.window import WindowGrid, attention_mask
 from tests.backbone.checkpoints import randomise
 
@@ -84,22 +84,25 @@ def test_both_paths_equal_the_operation_written_out(
     torch.testing.assert_close(own, plain, rtol=1e-9, atol=1e-10)
 
 
-# Each exceeds what the CPU function computes at once, 2¹⁹ logits: heads·tokens² of them make up a window.
-MANY_WINDOWS = [
-    (1, 11, 256, 2),  # 4 windows at a time, 3 left over
-    (2, 5, 256, 2),
-    (7, 16, 64, 2),  # 4 images at a time, 3 left over
-    (2, 2, 768, 1),  # a single window exceeds it
+# images, windows, tokens, heads, and the parts (images, windows) that the CPU function is to compute one after the
+# other: heads·tokens² logits make up a window, CHUNK_LOGITS of them fit into a part.
+IN_PARTS = [
+    pytest.param(1, 11, 256, 2, [(1, 8), (1, 3)], id="windows left over"),
+    pytest.param(2, 5, 256, 2, [(1, 5), (1, 5)], id="an image at a time"),
+    pytest.param(2, 11, 256, 2, [(1, 8), (1, 3), (1, 8), (1, 3)], id="images of more windows than fit"),
+    pytest.param(11, 16, 64, 2, [(8, 16), (3, 16)], id="several images at a time, images left over"),
+    pytest.param(2, 2, 1040, 1, [(1, 1)] * 4, id="a window that exceeds a part"),
 ]
 
 
 @pytest.mark.parametrize("shared_bias", [True, False], ids=["one bias", "bias per window"])
-@pytest.mark.parametrize(("images", "windows", "tokens", "heads"), MANY_WINDOWS)
+@pytest.mark.parametrize(("images", "windows", "tokens", "heads", "parts"), IN_PARTS)
 def test_attention_in_several_parts_equals_attention_at_once(
-    images: int, windows: int, tokens: int, heads: int, shared_bias: bool
+    images: int, windows: int, tokens: int, heads: int, parts: list[tuple[int, int]], shared_bias: bool
 ) -> None:
-    assert images * windows * heads * tokens**2 > 2**19
     inputs = random_inputs(images, windows, tokens, heads, 4, biases=1 if shared_bias else windows, forbidden=0.2)
+    qkv, _, bias = inputs
+    assert [tuple(qkv[part].shape[:2]) for part, _ in _chunks(qkv, bias)] == parts, "choose sizes for CHUNK_LOGITS"
     own, traced = outputs_and_gradients(cosine_attention, inputs), outputs_and_gradients(traced_attention, inputs)
     torch.testing.assert_close(own, traced, rtol=1e-9, atol=1e-9)
 
