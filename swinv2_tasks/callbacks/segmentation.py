@@ -16,15 +16,18 @@ from rich.table import Table
 
 from swinv2_tasks.backbone.checkpoint_files import replace_file
 from swinv2_tasks.callbacks.prediction_files import PredictionFiles
+from swinv2_tasks.datamodules.classes import abbreviate
 from swinv2_tasks.datamodules.images import read_image
-from swinv2_tasks.datamodules.masks import write_labels
+from swinv2_tasks.datamodules.label_values import write_label_map
 from swinv2_tasks.datamodules.scene_classes import MOST_CLASSES, colours
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.metrics import SegmentationScores
 
 
 class SegmentationPredictions(PredictionFiles):
-    """Writes for each image a label map (palette PNG: 1 for the first class) and an overlay, and a table of them all.
+    """Writes for each image a label map (palette PNG) and an overlay, and a table of them all.
+
+    Label maps hold the task's class ids, which are what the label maps hold that it was trained on.
 
     ``labels/`` and ``overlays/`` hold files named like the images, at the images' own sizes; predictions.csv says
     which is which and what share of each image the classes have. The argument is that of ``PredictionFiles``.
@@ -35,7 +38,15 @@ class SegmentationPredictions(PredictionFiles):
             raise UserError(
                 f"label maps of 8 bits hold {MOST_CLASSES} classes, the model has {number}: use task.segment"
             )
+        self.class_ids = self._class_ids(trainer, pl_module)
+        self.class_names = class_names(pl_module)
         super().on_predict_start(trainer, pl_module)
+
+    def _class_ids(self, trainer: Any, task: Any) -> list[int] | list[str]:
+        """What label maps hold for each class: as they did in training, or as the data's settings say."""
+        data = getattr(trainer, "datamodule", None)
+        stated = getattr(data, "class_ids", None) if task.class_ids is None else None
+        return stated if stated is not None and len(stated) == task.num_classes else class_ids(task)
 
     def on_predict_batch_end(
         self,
@@ -52,7 +63,7 @@ class SegmentationPredictions(PredictionFiles):
         labels = (outputs["labels"].numpy() + 1).astype(np.uint8)
         palette = colours(task.num_classes)
         files = [self.file(kind, path) for kind in ("labels", "overlays")]
-        write_labels(self.place / files[0], labels, palette)
+        write_label_map(self.place / files[0], outputs["labels"].numpy(), self.class_ids, palette)
         draw_overlay(read_image(path), labels, names, palette).save(self.place / files[1], compress_level=1)
         pixels = np.bincount(labels.ravel(), minlength=task.num_classes + 1)[1:]
         present = [f"{names[k]} {pixels[k] / labels.size:.4f}" for k in np.argsort(-pixels, kind="stable") if pixels[k]]
@@ -60,8 +71,10 @@ class SegmentationPredictions(PredictionFiles):
 
     def write(self, rows: list[Any]) -> None:
         table = self.write_table(["path", "labels", "overlay", "classes"], rows)
+        pairs = zip(self.class_ids, self.class_names, strict=True)
+        meaning = abbreviate([f"{class_id} is {name}" for class_id, name in pairs])
         print(
-            f"{len(rows)} predictions: {table}, label maps: {self.place / 'labels'}, pictures: "
+            f"{len(rows)} predictions: {table}, label maps: {self.place / 'labels'} ({meaning}), pictures: "
             f"{self.place / 'overlays'}"
         )
 
@@ -90,9 +103,10 @@ class ClassTable(Callback):
         if scores is None or not trainer.is_global_zero:
             return
         names = class_names(task)
-        write_scores(self.folder / f"{kind}_classes.json", scores, names)
+        ids = class_ids(task)
+        write_scores(self.folder / f"{kind}_classes.json", scores, names, ids)
         if trainer.state.fn != "fit":
-            Console().print(class_table(scores, names))
+            Console().print(class_table(scores, names, ids))
 
 
 def class_names(task: Any) -> list[str]:
@@ -100,7 +114,14 @@ def class_names(task: Any) -> list[str]:
     return [str(name) for name in task.class_names or range(1, task.num_classes + 1)]
 
 
-def write_scores(path: Path, scores: SegmentationScores, names: Sequence[str]) -> None:
+def class_ids(task: Any) -> list[int] | list[str]:
+    """What label maps hold for each class of a task; 1, 2, … where it has not met any."""
+    return task.class_ids or list(range(1, task.num_classes + 1))
+
+
+def write_scores(
+    path: Path, scores: SegmentationScores, names: Sequence[str], ids: Sequence[int] | Sequence[str]
+) -> None:
     """Writes scores as JSON: the three means, and under ``classes`` a row per class; null where there is nothing."""
 
     def number(value: float) -> float | None:
@@ -110,16 +131,16 @@ def write_scores(path: Path, scores: SegmentationScores, names: Sequence[str]) -
         name: number(getattr(scores, name)) for name in ("miou", "mean_accuracy", "pixel_accuracy")
     }
     content["classes"] = [
-        {"id": k, "name": name, "iou": number(iou), "accuracy": number(accuracy), "pixels": pixels}
-        for k, (name, iou, accuracy, pixels) in enumerate(
-            zip(names, scores.iou.tolist(), scores.accuracy.tolist(), scores.pixels.tolist(), strict=True), start=1
+        {"id": class_id, "name": name, "iou": number(iou), "accuracy": number(accuracy), "pixels": pixels}
+        for class_id, name, iou, accuracy, pixels in zip(
+            ids, names, scores.iou.tolist(), scores.accuracy.tolist(), scores.pixels.tolist(), strict=True
         )
     ]
     text = json.dumps(content, indent=2) + "\n"
     replace_file(path, lambda file: file.write_text(text))
 
 
-def class_table(scores: SegmentationScores, names: Sequence[str]) -> Table:
+def class_table(scores: SegmentationScores, names: Sequence[str], ids: Sequence[int] | Sequence[str]) -> Table:
     """The scores of the classes that are labelled or predicted anywhere, and their means."""
     table = Table(title=f"mIoU {scores.miou:.4f}", show_footer=True)
     share = scores.pixels / max(1, int(scores.pixels.sum()))
@@ -131,7 +152,7 @@ def class_table(scores: SegmentationScores, names: Sequence[str]) -> Table:
     for k, name in enumerate(names):
         if not math.isnan(scores.iou[k]):
             accuracy = "–" if math.isnan(scores.accuracy[k]) else f"{scores.accuracy[k]:.4f}"
-            table.add_row(str(k + 1), name, f"{scores.iou[k]:.4f}", accuracy, f"{share[k]:.2%}")
+            table.add_row(str(ids[k]), name, f"{scores.iou[k]:.4f}", accuracy, f"{share[k]:.2%}")
     return table
 
 

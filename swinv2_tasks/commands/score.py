@@ -26,31 +26,52 @@ from swinv2_tasks.datamodules.coco_annotations import (
     read_annotations,
     read_json,
 )
-from swinv2_tasks.datamodules.masks import read_labels
+from swinv2_tasks.datamodules.label_values import (
+    Background,
+    LabelSettings,
+    count_values,
+    fitting_coding,
+    possible_codings,
+)
 from swinv2_tasks.datamodules.scene_classes import scene_class_names
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.metrics import Confusion, SegmentationScores
 
 
 def ade20k(
-    annotations: str, predictions: str, class_names: str | None = None, json: str | None = None
+    annotations: str,
+    predictions: str,
+    class_names: str | list[str] | None = None,
+    json: str | None = None,
+    background: Background | None = None,
+    ignore_label: int | list[int] | list[list[int]] | None = None,
+    label_values: dict[int, str] | None = None,
+    palette: str | list[list[int]] | None = None,
 ) -> SegmentationScores:
     """Scores label maps by the rules of ADE20K's benchmark: mean IoU, accuracies, and a table of classes.
 
-    Both folders hold PNG files of the same names and sizes, in subfolders or not: 0 for no class, 1 for the first
-    class. Pixels whose annotation is 0 are left out; a prediction of 0 elsewhere is wrong.
+    Both folders hold PNG files of the same names and sizes, in subfolders or not, whose pixels mean the same. Pixels
+    whose annotation is left out do not count, whatever is predicted there; elsewhere such a prediction is wrong. The
+    settings from background on are those of training: what predict has written is scored as validate does.
 
     Args:
         annotations: folder of the annotated label maps.
         predictions: folder of the predicted label maps.
-        class_names: text file with a class name per line, or a table like objectInfo150.txt; without it, ADE20K's 150
-            classes.
+        class_names: text file with a class name per line, a table like objectInfo150.txt, or a list; without it,
+            ADE20K's 150 classes.
         json: file to write the scores to.
+        background: what 0 is: ignore, no class, so that classes count from 1, or class, the first one; without it,
+            ignore for ADE20K's classes, for others what the annotations tell, if they do.
+        ignore_label: further values that are left out: a number or several; with a palette, colors [R, G, B].
+        label_values: in the place of background: the class name of each value, as in {0: sky, 255: road}.
+        palette: label maps hold colors: [R, G, B] of each class in their order, or a text file of `R G B` or
+            `R G B NAME` lines.
 
     Raises:
-        UserError: a folder is missing or empty, a prediction is missing, or a pair cannot be read or differs in size.
+        UserError: a folder is missing or empty, a prediction is missing, a pair cannot be read or differs in size, or
+            the label maps do not fit the settings.
     """
-    names = scene_class_names(class_names)
+    names = scene_class_names(class_names, prefix="--")
     truth, predicted = _label_maps(annotations, "annotations"), _label_maps(predictions, "predictions")
     missing = [name for name in truth if name not in predicted]
     if len(missing) == len(truth):
@@ -65,9 +86,17 @@ def ade20k(
         )
     if json is not None and not Path(json).absolute().parent.is_dir():
         raise UserError(f"--json {json}: the folder {Path(json).parent} does not exist; make it first.")
+    settings = LabelSettings(background, ignore_label, label_values, palette, prefix="--")
+    codings = possible_codings(names, settings, is_ade20k=class_names is None)
+    coding = codings[0]
+    console = Console(stderr=True)
+    if len(codings) > 1:
+        maps = count_values([*truth.values()], has_colors=False, most=len(truth))
+        coding = fitting_coding(codings, maps, annotations)
+        console.print(f"--background is not set; the annotations only fit {coding.background}: {coding.meaning}")
 
     def count(name: str) -> Tensor:
-        labels, answer = read_labels(truth[name], len(names)), read_labels(predicted[name], len(names))
+        labels, answer = coding.read(truth[name]), coding.read(predicted[name])
         if labels.shape != answer.shape:
             sizes = [f"{width}×{height}" for height, width in (labels.shape, answer.shape)]
             raise UserError(
@@ -75,10 +104,9 @@ def ade20k(
                 "scored at the annotation's size."
             )
         confusion = Confusion(len(names))
-        confusion.update(torch.from_numpy(answer).long() - 1, torch.from_numpy(labels).long() - 1)
+        confusion.update(torch.from_numpy(answer), torch.from_numpy(labels))
         return confusion.counts
 
-    console = Console(stderr=True)
     counts = torch.zeros(len(names), len(names) + 1, dtype=torch.int64)
     with ThreadPoolExecutor(cpu_count()) as pool:
         for one in track(pool.map(count, truth), "Scoring", len(truth), console=console):
@@ -87,8 +115,8 @@ def ade20k(
     if extra := [name for name in predicted if name not in truth]:
         console.print(f"{len(extra)} predictions without an annotation were left out: {abbreviate(extra)}")
     if json is not None:
-        write_scores(Path(json), scores, names)
-    Console().print(class_table(scores, names))
+        write_scores(Path(json), scores, names, coding.class_ids)
+    Console().print(class_table(scores, names, coding.class_ids))
     return scores
 
 

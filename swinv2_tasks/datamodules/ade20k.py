@@ -3,6 +3,7 @@
 ADE20K: https://arxiv.org/abs/1608.05442.
 """
 
+import glob
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -11,14 +12,26 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from rich.console import Console
 from torch.utils.data import Dataset
 
 from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
 from swinv2_tasks.datamodules.batch import IGNORED
 from swinv2_tasks.datamodules.classes import abbreviate
 from swinv2_tasks.datamodules.images import list_images, read_image
-from swinv2_tasks.datamodules.masks import read_labels
+from swinv2_tasks.datamodules.label_values import (
+    Background,
+    LabelCoding,
+    LabelSettings,
+    MapCounts,
+    count_values,
+    fitting_coding,
+    palette_colors,
+    possible_codings,
+)
 from swinv2_tasks.datamodules.scene_classes import scene_class_names
+from swinv2_tasks.datamodules.scene_shares import check_shares, share_table
 from swinv2_tasks.datamodules.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -37,12 +50,19 @@ _EXPECTED = (
 )
 
 
+MAPS_COUNTED = {"train": 2000, "val": 500}
+"""How many label maps of a split are looked at before training, at most."""
+
+
 class ADE20KDataModule(BaseDataModule):
     """Semantic segmentation from ADE20K's folders: ROOT/images/SPLIT/*.jpg and ROOT/annotations/SPLIT/*.png.
 
-    Label maps hold 0 for "other", which is ignored and never predicted, and from 1 on the classes. Yields
-    `SegmentationBatch`, and `SegmentationPredictBatch` from `source`. Testing uses the validation images: ADE20K's test
-    labels are not public.
+    Yields `SegmentationBatch`, and `SegmentationPredictBatch` from `source`. Testing uses the validation images:
+    ADE20K's test labels are not public.
+
+    What label maps hold is a setting: `background`, `label_values` or `palette`, and `ignore_label`. Of ADE20K's own
+    classes it is known. Without a setting for other classes, the label maps are looked at, and what they leave open is
+    refused. Before training they are counted: shares of the classes are printed.
 
     Args:
         root: Dataset folder. Only predicting does without it.
@@ -53,8 +73,16 @@ class ADE20KDataModule(BaseDataModule):
         num_workers: Loading processes of each loader; 0 loads in the main process.
         train_dir: Name of the training folder in images and in annotations.
         val_dir: Name of the validation folder in both.
-        class_names: The class list, that of label 1 first: a text file with a name per line, a table like
-            objectInfo150.txt, or a list. Without it, ADE20K's 150 classes.
+        class_names: The class list, two at least: a text file with a name per line, a table like objectInfo150.txt, or
+            a list. Without it, ADE20K's 150 classes.
+        background: What 0 is in label maps: `ignore`, no class, and classes count from 1; `class`, the first class.
+            None: for ADE20K's classes `ignore`; for others what the label maps tell, if they do.
+        ignore_label: Further values that are left out, of training and of scores: a number or several; with a palette,
+            colors [R, G, B].
+        label_values: In the place of background: the class name of each value, as in {0: sky, 255: road}. Several
+            values may be of one class; the first one is written in predictions.
+        palette: Label maps hold colors: [R, G, B] of each class in their order; or a text file of `R G B` lines, or
+            `R G B NAME` lines in any order.
         source: What to predict: an image, a folder or a glob pattern.
         mean: Normalisation, per RGB channel: subtracted from values in [0, 1].
         std: Normalisation, per RGB channel: divides the difference.
@@ -84,6 +112,10 @@ class ADE20KDataModule(BaseDataModule):
         train_dir: str = "training",
         val_dir: str = "validation",
         class_names: str | list[str] | None = None,
+        background: Background | None = None,
+        ignore_label: int | list[int] | list[list[int]] | None = None,
+        label_values: dict[int, str] | None = None,
+        palette: str | list[list[int]] | None = None,
         source: str | None = None,
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
@@ -106,6 +138,8 @@ class ADE20KDataModule(BaseDataModule):
         self.val_dir = val_dir
         self.source = source
         self._class_source = class_names
+        self._label_settings = LabelSettings(background, ignore_label, label_values, palette)
+        self._coding: LabelCoding | None = None
         self._crop_size = height_width(crop_size, "crop_size")
         self._augmentation = (
             self.resize,
@@ -121,15 +155,42 @@ class ADE20KDataModule(BaseDataModule):
         return scene_class_names(self._class_source)
 
     @property
-    def class_ids(self) -> list[int]:
-        """1, 2, …: what label maps hold."""
-        return list(range(1, len(self.class_names) + 1))
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def class_ids(self) -> list[int] | list[str]:
+        """What label maps hold for each class: a number, or a color `#rrggbb`."""
+        return self.coding.class_ids
+
+    @property
+    def coding(self) -> LabelCoding:
+        """How label maps are read.
+
+        Raises:
+            UserError: Settings contradict each other, or leave open what the label maps do not tell.
+        """
+        if self._coding is None:
+            codings = self._codings()
+            if len(codings) > 1 and self.root is None:
+                raise UserError(
+                    "What label maps hold is not said: set data.background to ignore, where 0 is no class, or to "
+                    "class, where it is the first one; or data.label_values or data.palette."
+                )
+            if len(codings) > 1:
+                splits = [split for split in ("train", "val") if self._has(split)] or ["val"]
+                maps = [one for split in splits for one in self._counted(split, self._pairs(split))]
+                return self._coding_of(maps)
+            self._take(codings[0])
+        assert self._coding is not None
+        return self._coding
 
     def setup(self, stage: str) -> None:
         """Find the images that `stage` (fit, validate, test or predict) needs, and their label maps.
 
         Raises:
-            UserError: A folder is missing, holds no image, or an image has no label map.
+            UserError: A folder is missing, holds no image, or an image has no label map; before training also, when
+                label maps do not fit the settings, or have pixels of one class only.
         """
         if stage == "predict":
             if self.source is None:
@@ -140,30 +201,85 @@ class ADE20KDataModule(BaseDataModule):
         if stage == "fit" and self.train_dataset is None:
             from swinv2_tasks.datamodules.scene_transforms import TrainTransform
 
-            pairs, transform = self._pairs(self.train_dir), TrainTransform(*self._augmentation)
-            self.train_dataset = LabelledScenes(
-                pairs, self.num_classes, transform, self.mean, self.std, self._crop_size
-            )
+            pairs = self._pairs("train")
+            self._check_label_maps(pairs, self._pairs("val"))
+            transform = TrainTransform(*self._augmentation)
+            self.train_dataset = LabelledScenes(pairs, self.coding, transform, self.mean, self.std, self._crop_size)
         if self.val_dataset is None:
-            pairs = self._pairs(self.val_dir)
-            self.val_dataset = LabelledScenes(pairs, self.num_classes, Resize(self.resize), self.mean, self.std)
+            pairs = self._pairs("val")
+            self.val_dataset = LabelledScenes(pairs, self.coding, Resize(self.resize), self.mean, self.std)
             self.test_dataset = self.val_dataset
+
+    def _codings(self) -> list[LabelCoding]:
+        """The ways to read label maps that settings leave open."""
+        return possible_codings(self.class_names, self._label_settings, is_ade20k=self._class_source is None)
+
+    def _check_label_maps(self, train_pairs: list[tuple[Path, Path]], val_pairs: list[tuple[Path, Path]]) -> None:
+        """Makes sure that label maps fit the settings, and prints what share of the pixels each class has."""
+        train, val = self._counted("train", train_pairs), self._counted("val", val_pairs)
+        coding = self._coding_of([*train, *val])
+        whole = len(train_pairs)
+        if problem := check_shares(coding, train):
+            if len(train) < whole:  # what so many do not have, others may
+                train = self._counted("train", train_pairs, most=whole)
+                problem = check_shares(self._coding_of(train), train)
+            if problem:
+                raise UserError(problem)
+        rank_zero_only(Console().print)(share_table(coding, train, whole))
+
+    def _coding_of(self, maps: list[MapCounts]) -> LabelCoding:
+        """How these label maps are read."""
+        codings = self._codings()
+        tolerated = self.faults.budget if self.faults.policy == "skip" else 0
+        place = str(Path(self.root or "") / "annotations")
+        coding = fitting_coding(codings, maps, place, tolerated)
+        if len(codings) > 1:
+            rank_zero_only(print)(
+                f"data.background is not set; the label maps only fit {coding.background}: {coding.meaning}"
+            )
+        self._take(coding)
+        return coding
+
+    def _take(self, coding: LabelCoding) -> None:
+        """Reads label maps so from now on, and lets checkpoints say so, whatever becomes of files."""
+        self._coding = coding
+        self.init_args["background"] = coding.background
+        if self._label_settings.palette is not None:
+            colors = palette_colors(self._label_settings.palette, self.class_names, "data.")
+            self.init_args["palette"] = [list(color) for color in colors]
+
+    def _counted(self, split: str, pairs: list[tuple[Path, Path]], most: int | None = None) -> list[MapCounts]:
+        """The values of the label maps of a split; of so many of them, if there are more."""
+        has_colors = self._label_settings.palette is not None
+        paths = [mask for _, mask in pairs]
+        return count_values(paths, has_colors, most or MAPS_COUNTED[split], self.faults.policy == "skip")
+
+    def _folder(self, split: str) -> str:
+        return self.train_dir if split == "train" else self.val_dir
+
+    def _has(self, split: str) -> bool:
+        """Whether there are label maps of a split."""
+        return self.root is not None and (Path(self.root).expanduser() / "annotations" / self._folder(split)).is_dir()
 
     def _pairs(self, split: str) -> list[tuple[Path, Path]]:
         """The images of a split and their label maps, which are all there unless faulty samples are skipped."""
         if self.root is None:
             raise UserError(f"No dataset: set data.root to its folder. {_EXPECTED}")
-        root = Path(self.root).expanduser()
-        folder, labels = root / "images" / split, root / "annotations" / split
+        root, name = Path(self.root).expanduser(), self._folder(split)
+        folder, labels = root / "images" / name, root / "annotations" / name
         for place in (root, folder, labels):
             if not place.is_dir():
                 raise UserError(f"The dataset folder {place} does not exist. {_EXPECTED}")
         pairs = [(path, labels / path.relative_to(folder).with_suffix(".png")) for path in list_images(folder)]
         missing = [str(image) for image, mask in pairs if not mask.is_file()]
         if len(missing) == len(pairs):
+            others = sorted(pairs[0][1].parent.glob(f"{glob.escape(pairs[0][1].stem)}.*"))
+            hint = f" There is {others[0].name}: label maps must be PNG files." if others else ""
+            if others and others[0].suffix.lower() in (".jpg", ".jpeg"):
+                hint += " A JPEG's compression changes their pixels, so make them anew from their source."
             raise UserError(
                 f"None of the {len(pairs)} images in {folder} has a label map of its name in {labels}: "
-                f"{pairs[0][1]} should be that of {pairs[0][0].name}. {_EXPECTED}"
+                f"{pairs[0][1]} should be that of {pairs[0][0].name}.{hint} {_EXPECTED}"
             )
         if missing and self.faults.policy == "error":
             raise UserError(
@@ -193,7 +309,7 @@ class LabelledScenes(Dataset):
 
     Args:
         pairs: Images and label maps.
-        num_classes: Number of classes; labels go from 0, none, to this number.
+        coding: How label maps are read.
         transform: Image uint8 (H, W, 3) and mask uint8 (H, W) of class indices and 255 -> the same, of other sizes.
         mean: Subtracted from RGB in [0, 1].
         std: Divides the difference.
@@ -203,14 +319,14 @@ class LabelledScenes(Dataset):
     def __init__(
         self,
         pairs: list[tuple[Path, Path]],
-        num_classes: int,
+        coding: LabelCoding,
         transform: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
         size: tuple[int, int] | None = None,
     ) -> None:
         self.pairs = pairs
-        self.num_classes = num_classes
+        self.coding = coding
         self.transform = transform
         self.mean = mean
         self.std = std
@@ -225,14 +341,13 @@ class LabelledScenes(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         image_path, mask_path = self.pairs[index]
         image = np.asarray(read_image(image_path))
-        labels = read_labels(mask_path, self.num_classes)
-        if labels.shape != image.shape[:2]:
-            height, width = labels.shape
+        mask = self.coding.read(mask_path)
+        if mask.shape != image.shape[:2]:
+            height, width = mask.shape
             raise UserError(
                 f"The label map {mask_path} has {width}×{height} pixels, its image {image_path} "
                 f"{image.shape[1]}×{image.shape[0]}; expected one label per pixel."
             )
-        mask = labels - np.uint8(1)  # 0, no class, becomes 255
         image, mask = self.transform(image, mask)
         pixels = normalised(image, self.mean, self.std)
         targets = torch.from_numpy(mask.astype(np.int64))

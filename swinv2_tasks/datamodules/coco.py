@@ -31,7 +31,7 @@ from swinv2_tasks.datamodules.coco_annotations import (
     read_categories,
 )
 from swinv2_tasks.datamodules.images import list_images, read_image
-from swinv2_tasks.datamodules.masks import read_labels
+from swinv2_tasks.datamodules.masks import read_values
 from swinv2_tasks.datamodules.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -416,7 +416,7 @@ class TrainingObjects(CocoImages):
         stuff = None
         if self.stuff is not None:
             path = (self.stuff / entry.file_name).with_suffix(".png")
-            stuff = read_labels(path, IGNORED)
+            stuff = read_values(path)
             if stuff.shape != pixels.shape[:2]:
                 raise UserError(f"The label map {path} is not of its image's {entry.width}×{entry.height} pixels.")
             if (stuff[stuff < IGNORED] >= self.stuff_classes).any():

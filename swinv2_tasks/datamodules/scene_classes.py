@@ -52,16 +52,17 @@ def colours(number: int) -> list[tuple[int, int, int]]:
     return [*ADE20K_COLOURS[:number], *((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in more)]
 
 
-def scene_class_names(source: str | Path | Sequence[str] | None) -> list[str]:
+def scene_class_names(source: str | Path | Sequence[str] | None, prefix: str = "data.") -> list[str]:
     """Names of the classes, that of label 1 first.
 
     Args:
         source: A list of names; or a text file with a name per line, or a table like ADE20K's objectInfo150.txt,
             separated by tabs, with a column `Name`; in both, what follows a comma is a synonym and left out. None:
             ADE20K's.
+        prefix: What messages write before the names of settings.
 
     Raises:
-        UserError: The file is missing or no text, or the list is empty or too long.
+        UserError: The file is missing or no text, or the list is too short or too long.
     """
     if source is None:
         return list(ADE20K_NAMES)
@@ -75,6 +76,13 @@ def scene_class_names(source: str | Path | Sequence[str] | None) -> list[str]:
             raise UserError(f"{source}: a line has another number of columns than the first; expected {expected}.")
         cells = [row[0] for row in rows] if column is None else [row[column] for row in rows[1:]]
         source = [cell.split(",")[0].strip() for cell in cells]
-    if not 1 <= len(source) <= MOST_CLASSES:
-        raise UserError(f"data.class_names has {len(source)} classes; expected 1 to {MOST_CLASSES}.")
+    if len(source) == 1:
+        raise UserError(
+            f"{prefix}class_names has one class, {source[0]}: there is nothing to tell it from, so any model has a "
+            "loss of 0 and an mIoU of 1.0. Name what surrounds it as well and say that it is a class: "
+            f"{prefix}class_names=[background,{source[0]}] with {prefix}background=class where label maps hold 0 and "
+            f"1, with {prefix}label_values={{0: background, 255: {source[0]}}} where they hold 0 and 255."
+        )
+    if not 2 <= len(source) <= MOST_CLASSES:
+        raise UserError(f"{prefix}class_names has {len(source)} classes; expected 2 to {MOST_CLASSES}.")
     return list(source)

@@ -27,7 +27,7 @@ class SegmentationTask(BaseTask):
 
     Args:
         backbone: turns images into feature maps.
-        num_classes: number of classes; the command line takes it from the data.
+        num_classes: number of classes, at least 2; the command line takes it from the data.
         channels: channels of UPerNet's levels.
         dropout: probability of dropping a channel before the classifiers, in training.
         auxiliary_weight: what the loss of the auxiliary head on the last map but one counts; 0 leaves the head out.
@@ -60,6 +60,11 @@ class SegmentationTask(BaseTask):
         optimizer: OptimizerCallable = AdamW,
         schedule: LinearSchedule = LinearSchedule(),
     ) -> None:
+        if num_classes < 2:
+            raise UserError(
+                f"model.num_classes is {num_classes}; expected at least 2: with one class the loss is always 0. What "
+                "surrounds it is a class as well"
+            )
         if class_weights is not None and len(class_weights) != num_classes:
             raise UserError(f"model.class_weights has {len(class_weights)} values for {num_classes} classes")
         if auxiliary_weight < 0:

@@ -141,9 +141,9 @@ MISTAKES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         lambda folder: write(folder / "predicted", {"a": [[1, 2], [1, 2]]}),
         ["predicted/a.png", "2×2", "truth/a.png", "3×2"],
     ),
-    "colours": (
+    "colors": (
         lambda folder: Image.new("RGB", (3, 2)).save(folder / "predicted" / "a.png"),
-        ["predicted/a.png", "colours"],
+        ["predicted/a.png", "colors"],
     ),
     "16 bits": (
         lambda folder: Image.fromarray(np.ones((2, 3), np.uint16)).save(folder / "truth" / "a.png"),
@@ -151,7 +151,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     ),
     "too large a label": (
         lambda folder: write(folder / "predicted", {"a": [[1, 2, 151], [1, 2, 3]]}),
-        ["predicted/a.png", "above the class count 150", "151"],
+        ["predicted/a.png", "151 is no class", "151: 1 ("],
     ),
 }
 

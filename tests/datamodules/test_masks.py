@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from swinv2_tasks.datamodules.masks import read_labels, write_labels
+from swinv2_tasks.datamodules.masks import read_colors, read_values, write_values
 from swinv2_tasks.errors import UserError
 
 LABELS = np.array([[0, 1, 2, 3], [3, 3, 0, 1]], dtype=np.uint8)
@@ -36,29 +36,47 @@ def write_gray(path: Path, labels: np.ndarray, bits: int) -> None:
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_grayscale_of_any_bits_holds_class_numbers(bits: int, tmp_path: Path) -> None:
     write_gray(tmp_path / "mask.png", LABELS, bits)
-    found = read_labels(tmp_path / "mask.png", 3)
+    found = read_values(tmp_path / "mask.png")
     assert found.dtype == np.uint8 and (found == LABELS).all()
 
 
 def test_one_bit_holds_two_classes(tmp_path: Path) -> None:
     write_gray(tmp_path / "mask.png", LABELS % 2, 1)
-    assert (read_labels(tmp_path / "mask.png", 1) == LABELS % 2).all()
+    assert (read_values(tmp_path / "mask.png") == LABELS % 2).all()
 
 
-def test_a_palettes_colours_do_not_matter(tmp_path: Path) -> None:
+def test_colors_of_any_mode_are_red_green_and_blue(tmp_path: Path) -> None:
+    colors = np.array([(0, 0, 0), (255, 1, 2), (7, 255, 9), (3, 4, 255)], dtype=np.uint8)
+    expected = np.array([0, 0xFF0102, 0x07FF09, 0x0304FF])[LABELS]
+    for mode in ("RGB", "RGBA", "P"):
+        Image.fromarray(colors[LABELS]).convert(mode, palette=Image.Palette.ADAPTIVE).save(tmp_path / "mask.png")
+        with Image.open(tmp_path / "mask.png") as image:
+            assert image.mode == mode
+        assert (read_colors(tmp_path / "mask.png") == expected).all()
+    Image.fromarray(LABELS * 80).save(tmp_path / "mask.png")
+    assert (read_colors(tmp_path / "mask.png") == LABELS.astype(int) * 80 * 0x010101).all()
+
+
+def test_colors_that_can_be_seen_through_are_refused(tmp_path: Path) -> None:
+    Image.new("RGBA", (4, 4), (255, 0, 0, 128)).save(tmp_path / "mask.png")
+    with pytest.raises(UserError, match="transparent"):
+        read_colors(tmp_path / "mask.png")
+
+
+def test_a_palettes_colors_do_not_matter(tmp_path: Path) -> None:
     image = Image.fromarray(LABELS)
     image.putpalette([200, 100, 50, 0, 0, 0, 255, 255, 255, 9, 9, 9])
     image.save(tmp_path / "mask.png")
-    assert (read_labels(tmp_path / "mask.png", 3) == LABELS).all()
+    assert (read_values(tmp_path / "mask.png") == LABELS).all()
 
 
 def test_what_is_written_is_read_and_looks_as_it_should(tmp_path: Path) -> None:
-    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
-    write_labels(tmp_path / "mask.png", LABELS, colours)
-    assert (read_labels(tmp_path / "mask.png", 3) == LABELS).all()
+    colors = {1: (255, 0, 0), 2: (0, 255, 0), 3: (0, 0, 255)}
+    write_values(tmp_path / "mask.png", LABELS, colors)
+    assert (read_values(tmp_path / "mask.png") == LABELS).all()
     with Image.open(tmp_path / "mask.png") as image:
         seen = np.asarray(image.convert("RGB"))
-    assert (seen == np.array([(0, 0, 0), *colours])[LABELS]).all()
+    assert (seen == np.array([(0, 0, 0), *colors.values()])[LABELS]).all()
 
 
 def broken(path: Path) -> None:
@@ -70,14 +88,9 @@ MISTAKES = {
     "missing": (lambda path: None, "no label map"),
     "a text": (lambda path: path.write_text("no image"), "Cannot read"),
     "truncated": (broken, "Cannot read"),
-    "colours": (lambda path: Image.new("RGB", (4, 4)).save(path), "colours"),
-    "transparency": (lambda path: Image.new("RGBA", (4, 4)).save(path), "colours"),
+    "colors": (lambda path: Image.new("RGB", (4, 4)).save(path), "colors"),
+    "transparency": (lambda path: Image.new("RGBA", (4, 4)).save(path), "colors"),
     "16 bits": (lambda path: Image.fromarray(LABELS.astype(np.uint16)).save(path), "8-bit"),
-    "a label above the class count": (
-        lambda path: Image.fromarray(LABELS * 2).save(path),
-        "above the class count 3: 4, 6",
-    ),
-    "255": (lambda path: Image.fromarray(LABELS + 252).save(path), "above the class count 3"),
     "a photograph's format": (lambda path: Image.fromarray(LABELS).save(path, format="JPEG"), "JPEG"),
 }
 
@@ -87,20 +100,20 @@ def test_what_is_no_label_map_is_told_with_its_file(write: object, words: str, t
     path = tmp_path / "mask.png"
     write(path)  # type: ignore[operator]
     with pytest.raises(UserError, match=words) as error:
-        read_labels(path, 3)
+        read_values(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_label_map_whose_checksum_fails_is_refused(tmp_path: Path) -> None:
-    write_labels(tmp_path / "mask.png", np.full((200, 200), 2, np.uint8), [(1, 2, 3), (4, 5, 6)])
+    write_values(tmp_path / "mask.png", np.full((200, 200), 2, np.uint8), {1: (1, 2, 3), 2: (4, 5, 6)})
     content = bytearray((tmp_path / "mask.png").read_bytes())
     content[-13] ^= 1
     (tmp_path / "mask.png").write_bytes(content)
     with pytest.raises(UserError, match=r"mask\.png.*checksum of its part 'IDAT' fails"):
-        read_labels(tmp_path / "mask.png", 2)
+        read_values(tmp_path / "mask.png")
 
 
 def test_an_empty_label_map_is_told(tmp_path: Path) -> None:
     (tmp_path / "mask.png").touch()
     with pytest.raises(UserError, match=r"mask\.png.*empty"):
-        read_labels(tmp_path / "mask.png", 2)
+        read_values(tmp_path / "mask.png")

@@ -40,7 +40,7 @@ def segmenter(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fit(folder, scenes, trainer={"max_epochs": 12})
 
 
-def fit(folder: Path, data: Path, *arguments: str, **changes: Any) -> Path:
+def fit(folder: Path, data: Path, /, *arguments: str, **changes: Any) -> Path:
     config = write_config(folder / "scenes.yaml", data, **changes)
     assert main(["fit", f"--config={config}", f"--runs={folder / 'runs'}", *arguments]) == 0
     return folder / "runs" / "scenes" / "0"
@@ -455,3 +455,93 @@ def test_clips_are_no_images() -> None:
     backbone = SwinTransformerV2(8, (1, 1), (1, 2), window_size=(2, 4, 4), patch_size=(2, 4, 4))
     with pytest.raises(UserError, match="clips"):
         SegmentationTask(backbone, 3)
+
+
+# ---- what label maps mean
+
+
+def recode(data: Path, change: Any) -> Path:
+    """Scenes whose label maps are changed: class numbers uint8 (H, W), 0 for none, to values or colors."""
+    for path in (data / "annotations").rglob("*.png"):
+        Image.fromarray(change(np.asarray(Image.open(path)))).save(path)
+    return data
+
+
+CODINGS: dict[str, tuple[Any, dict[str, Any], list[Any]]] = {
+    "counted from 1": (lambda labels: labels, {"background": "ignore"}, [1, 2, 3]),
+    "counted from 0": (lambda labels: labels - np.uint8(1), {"background": "class", "ignore_label": 255}, [0, 1, 2]),
+    "a mapping": (
+        lambda labels: np.array([9, 0, 255, 7], np.uint8)[labels],
+        {"label_values": {0: "red clay", 255: "green moss", 7: "blue slate"}, "ignore_label": [9]},
+        [0, 255, 7],
+    ),
+    "colors": (
+        lambda labels: np.array([(1, 1, 1), (9, 0, 0), (0, 9, 0), (0, 0, 9)], np.uint8)[labels],
+        {"palette": [[9, 0, 0], [0, 9, 0], [0, 0, 9]], "ignore_label": [[1, 1, 1]]},
+        ["#090000", "#000900", "#000009"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "settings", "ids"), CODINGS.values(), ids=CODINGS)
+def test_what_label_maps_mean_holds_from_training_to_scores(
+    change: Any, settings: dict[str, Any], ids: list[Any], segmenter: Path, tmp_path: Path
+) -> None:
+    """Trained on the same scenes with labels written otherwise: the same scores, from the checkpoint and from files."""
+    data = recode(write_scenes(tmp_path / "scenes"), change)
+    run_folder = fit(tmp_path, data, trainer={"max_epochs": 1}, data={"init_args": settings})
+    found = validate(last(run_folder), tmp_path)
+    (table,) = (tmp_path / "again").glob("*/val_classes.json")
+    assert [row["id"] for row in json.loads(table.read_text())["classes"]] == ids
+
+    source, out = data / "images" / "validation", tmp_path / "out"
+    arguments = [f"--ckpt_path={last(run_folder)}", f"--data.source={source}", f"--output={out}", f"--runs={tmp_path}"]
+    assert main(["predict", *arguments]) == 0
+    folders = [f"--annotations={data / 'annotations' / 'validation'}", f"--predictions={out / 'labels'}"]
+    files = [f"--class_names={data / 'names.txt'}", f"--json={tmp_path / 'scores.json'}"]
+    stated = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in settings.items()]
+    assert main(["score", "ade20k", *folders, *files, *stated]) == 0
+    assert json.loads((tmp_path / "scores.json").read_text()) == json.loads(table.read_text())
+    assert found["val/miou"] == pytest.approx(json.loads(table.read_text())["miou"], abs=1e-6)
+
+
+def test_a_background_that_is_a_class_is_learned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = recode(write_scenes(tmp_path / "scenes"), lambda labels: (labels == 2).astype(np.uint8))
+    names = {"init_args": {"class_names": ["background", "green moss"], "background": "class"}}
+    run_folder = fit(tmp_path, data, trainer={"max_epochs": 12}, data=names)
+    rows = json.loads((run_folder / "val_classes.json").read_text())["classes"]
+    assert [(row["id"], row["name"]) for row in rows] == [(0, "background"), (1, "green moss")]
+    assert all(row["iou"] > 0.6 for row in rows)
+    assert "Classes in 12 training label maps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("names", "settings", "words"),
+    [
+        (["object"], [], "one class, object"),
+        (["background", "object"], [], "read in two ways"),
+        (["background", "object"], ["--data.background=ignore"], "all labelled pixels are background"),
+    ],
+)
+def test_binary_masks_without_their_settings_train_nothing(
+    names: list[str], settings: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = recode(write_scenes(tmp_path / "scenes", 4, 2), lambda labels: (labels == 2).astype(np.uint8))
+    config = write_config(tmp_path / "scenes.yaml", data, data={"init_args": {"class_names": names}})
+    assert main(["fit", f"--config={config}", f"--runs={tmp_path / 'runs'}", *settings]) == 1
+    assert words in capsys.readouterr().err
+    assert not [*(tmp_path / "runs").glob("*/*")]
+
+
+@pytest.mark.slow
+def test_two_processes_print_shares_once(scenes: Path, tmp_path: Path) -> None:
+    write_config(tmp_path / "scenes.yaml", scenes, trainer={"max_epochs": 1})
+    done = run(["fit", "--config=scenes.yaml", "--data.batch_size=2"], tmp_path, 2)
+    assert done.status == 0, done.errors
+    assert done.output.count("Classes in 12 training label maps") == 1
+    assert done.output.count("data.background is not set") == 1
+
+
+def test_one_class_cannot_be_told_from_others() -> None:
+    with pytest.raises(UserError, match="num_classes is 1"):
+        new_segmenter(classes=1)
