@@ -37,6 +37,7 @@ from swinv2_tasks.callbacks import (
     ClassTable,
     DetectionPredictions,
     DetectionScores,
+    EvaluatedSamples,
     LearningCurve,
     RunCheckpoint,
     RunRecord,
@@ -281,6 +282,7 @@ class TasksCLI(LightningCLI):
             trainer.callbacks.append(VideoPredictions(config["output"]))
         if isinstance(self.model, tasks.SimMIMTask):
             trainer.callbacks += [SimMIMPredictions(config["output"]), SimMIMPictures(folder)]
+        trainer.callbacks.append(EvaluatedSamples(folder))
         # Checkpoints come after what others log at the end of an epoch, and the last one holds the state of the others.
         trainer.callbacks.sort(key=lambda one: isinstance(one, Checkpoint) + isinstance(one, RunCheckpoint))
         self.model.run_name = config["name"]

@@ -351,7 +351,7 @@ def _write(path: Path, outcomes: Outcomes) -> None:
     measured = [one for one in outcomes.values() if isinstance(one, Measured)]
     metrics = [*dict.fromkeys(name for one in measured for name in one.metrics)]
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["window", "size", *metrics, *_MEASURES, "error"])
+        writer = csv.DictWriter(file, ["window", "size", *metrics, *_MEASURES, "left_out", "error"])
         writer.writeheader()
         for setting, one in outcomes.items():
             row: dict[str, Any] = setting._asdict()
@@ -359,6 +359,7 @@ def _write(path: Path, outcomes: Outcomes) -> None:
                 row["error"] = one.reason
             else:
                 row |= {**one.metrics, **{name: getattr(one, name) for name in _MEASURES}}
+                row["left_out"] = "; ".join(one.left_out)
             writer.writerow(row)
 
 
@@ -374,7 +375,8 @@ def _read(path: Path) -> Outcomes:
                 continue
             metrics = {name: float(cell) for name, cell in row.items() if name.startswith("val/") and cell}
             speed, memory = float(row["samples_per_second"]), float(row["memory_mib"])
-            outcomes[setting] = Measured(metrics, row["samples"], speed, memory, row["device"])
+            left_out = tuple(name for name in (row.get("left_out") or "").split("; ") if name)
+            outcomes[setting] = Measured(metrics, row["samples"], speed, memory, row["device"], left_out)
     return outcomes
 
 
@@ -398,7 +400,8 @@ def _line(setting: Setting, outcome: Measured | Failed, watched: str | None) -> 
         return f"{setting!s:10} failed: {outcome.reason}"
     metric = shown_metric({setting: outcome}, watched)
     value, speed, memory = _cells(outcome, metric)
-    return f"{setting!s:10} {metric.removeprefix('val/')} {value}  {speed:>15}  {memory:>11}"
+    left_out = f"  without {abbreviate(outcome.left_out)}, which cannot be read" if outcome.left_out else ""
+    return f"{setting!s:10} {metric.removeprefix('val/')} {value}  {speed:>15}  {memory:>11}{left_out}"
 
 
 def _table(outcomes: Outcomes, watched: str | None) -> Table:

@@ -38,6 +38,7 @@ class Measured:
         memory_mib: on a GPU the most that torch had allocated; else the most that the process had in memory, libraries
             included, without its loading processes.
         device: the GPU's name, or cpu.
+        left_out: names of the samples that could not be read, and that the metrics say nothing of.
     """
 
     metrics: dict[str, float]
@@ -45,6 +46,7 @@ class Measured:
     samples_per_second: float
     memory_mib: float
     device: str
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,7 @@ def validate(arguments: Sequence[str], progress: Progress) -> Measured:
         samples_per_second=round(stopwatch.speed, 2),
         memory_mib=round((torch.cuda.max_memory_allocated(device) if is_gpu else peak_resident()) / 2**20, 1),
         device=torch.cuda.get_device_name(device) if is_gpu else device.type,
+        left_out=tuple(cli.datamodule.read_samples("val").left_out),
     )
 
 

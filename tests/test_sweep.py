@@ -112,6 +112,21 @@ def test_weights_of_other_origin_are_swept(images: Path, tmp_path: Path, capsys:
     check_row(row, metrics)
 
 
+def test_samples_left_out_are_named_in_each_row(
+    checkpoint: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = Path(shutil.copytree(images, tmp_path / "images"))
+    bad = next((data / "val").rglob("*_1.jpg"))
+    bad.write_bytes(bad.read_bytes()[:300])
+    given = [f"--ckpt_path={checkpoint}", f"--data.root={data}", "--data.faulty_samples=skip", *QUIETLY]
+    command = ["sweep", *given, "--settings", "4@32", f"--output={tmp_path / 'out'}"]
+    for _ in range(2):  # the second time it is read from the table
+        assert main(command) == 0
+        (row,) = table(tmp_path / "out")
+        assert row["left_out"] == str(bad)
+    assert f"without {bad}, which cannot be read" in capsys.readouterr().out
+
+
 def test_bias_tables_are_resized(images: Path, tmp_path: Path) -> None:
     """A checkpoint whose tables are of its own window, at another one."""
     bias = {"backbone": {"init_args": {"position_bias": "swinv2_tasks.backbone.BiasTable"}}}

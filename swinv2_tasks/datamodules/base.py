@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import Dataset, default_collate
 
-from swinv2_tasks.datamodules.loading import BatchLoader, BatchOrder, FaultPolicy
+from swinv2_tasks.datamodules.loading import BatchLoader, BatchOrder, FaultPolicy, ReadSamples
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.records import Recorded
 
@@ -158,6 +158,14 @@ class BaseDataModule(Recorded, LightningDataModule):
     def train_sample_ids(self, batch: int) -> list[str]:
         """Names of the samples in one of the running epoch's training batches of this process, from 0."""
         return self._loaders["train"].sample_ids(batch)
+
+    def read_samples(self, kind: str) -> ReadSamples:
+        """How many samples this process has read for the latest evaluation, and which could not be read.
+
+        Args:
+            kind: `val`, `test` or `predict`.
+        """
+        return self._loaders[kind].read if kind in self._loaders else ReadSamples()
 
     def _loader(self, kind: str, dataset: Dataset | None, collate: Callable[[list[Any]], Any]) -> BatchLoader:
         trainer: Any = self.trainer

@@ -12,6 +12,7 @@ import signal
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence, Sized
+from dataclasses import dataclass, field
 from multiprocessing.util import Finalize
 from typing import Any, NamedTuple, cast
 
@@ -149,6 +150,19 @@ class Fault(NamedTuple):
     """Where it happened; empty for a mistake in the data, whose message says all."""
 
 
+@dataclass
+class ReadSamples:
+    """How far an iteration over samples has got, in one process or in all of them."""
+
+    number: int = 0
+    """Of samples, those that could not be read included."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Those that could not be read, by name, and why."""
+
+    def __add__(self, other: "ReadSamples") -> "ReadSamples":
+        return ReadSamples(self.number + other.number, self.left_out | other.left_out)
+
+
 class FaultPolicy:
     """What happens on samples that cannot be read: `error` stops, `skip` leaves them out up to a budget.
 
@@ -233,6 +247,8 @@ class BatchLoader:
         self.collate = collate
         self.num_workers = num_workers
         self.faults = faults
+        self.read = ReadSamples()
+        """In the latest iteration."""
         self._place = (0, 0)
         self._resumed: tuple[int, int] | None = None
         self._plans = _Plans(order)
@@ -263,9 +279,11 @@ class BatchLoader:
         self._resumed = None
         self._plans.first = first
         self._place = (epoch, first)
+        self.read = ReadSamples()
         try:
-            for batch, faults in self._loader:
+            for batch, number, faults in self._loader:
                 self.faults.meet(faults)
+                self.read += ReadSamples(number, {fault.sample: fault.reason for fault in faults})
                 self._place = (epoch, self._place[1] + 1)
                 if batch is not None:
                     yield batch
@@ -379,13 +397,13 @@ class _Reader(Dataset):
         # (process id, index or -1) of each worker.
         self.reading = torch.full((max(num_workers, 1), 2), -1, dtype=torch.int64).share_memory_()
 
-    def __getitem__(self, plan: BatchPlan) -> tuple[Any, list[Fault]]:
+    def __getitem__(self, plan: BatchPlan) -> tuple[Any, int, list[Fault]]:
         if (worker := get_worker_info()) is None:
             with isolate_rng(include_cuda=False):
                 return self._read(plan, self.reading[0])
         return self._read(plan, self.reading[worker.id])
 
-    def _read(self, plan: BatchPlan, reading: torch.Tensor) -> tuple[Any, list[Fault]]:
+    def _read(self, plan: BatchPlan, reading: torch.Tensor) -> tuple[Any, int, list[Fault]]:
         samples, faults = [], []
         reading[0] = os.getpid()
         wanted = deque(zip(plan.indices, plan.seeds, strict=True))
@@ -400,13 +418,13 @@ class _Reader(Dataset):
                 reason = str(error) or type(error).__name__
                 faults.append(Fault(sample_id(self.dataset, index), reason, where))
                 if self.stop_at_fault:
-                    return None, faults
+                    return None, 1, faults
                 if self.training and not samples and not wanted and len(faults) < 100:
                     # Other processes wait for this one's gradients: the next sample of the dataset stands in.
                     wanted.append(((index + 1) % len(cast(Sized, self.dataset)), seed))
         reading[1] = -1
         seed_generators(plan.seed, gpus=False)
-        return (self.collate(samples) if samples else None), faults
+        return (self.collate(samples) if samples else None), len(samples) + len(faults), faults
 
 
 def _outlive_signals(worker: int) -> None:

@@ -1,0 +1,96 @@
+"""On how many samples a score rests, in every task: said beside the score, with the names of those left out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swinv2_tasks.__main__ import main
+from swinv2_tasks.datamodules import SimMIMDataModule
+from tests.processes import run
+from tests.tasks import motions, objects, photos, scenes, tiny
+
+TASKS: dict[str, tuple[Callable[[Path], Path], Callable[..., Path], str, int]] = {
+    "classification": (tiny.write_images, tiny.write_config, "val/n02/n02_1.jpg", 12),
+    "segmentation": (scenes.write_scenes, scenes.write_config, "images/validation/scene_2.jpg", 5),
+    "detection": (objects.write_objects, objects.write_config, "val2017/val_3.jpg", 5),
+    "video": (motions.write_motions, motions.write_config, "val/val000002___000000_000001.mp4", 8),
+    "SimMIM": (photos.write_photos, photos.write_config, "", 6),
+}
+"""What writes data and a config, the evaluated file that will be cut off, and how many are evaluated."""
+
+
+def cut_off(path: Path) -> Path:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path
+
+
+def spoiled(task: str, folder: Path) -> tuple[Path, Path, int]:
+    """A config, a file that cannot be read any more, and the number of files."""
+    write, write_config, name, number = TASKS[task]
+    root = write(folder / "data")
+    if not name:  # every so many-th of the images is evaluated
+        data = photos_of(root)
+        name = str(Path(data[1]).relative_to(root))
+    (path,) = [one for one in root.rglob("*.*") if str(one.relative_to(root)) == name]
+    return write_config(folder / "config.yaml", root), cut_off(path), number
+
+
+def photos_of(root: Path) -> list[str]:
+    data = SimMIMDataModule(str(root), **photos.DATA)
+    data.setup("validate")
+    return [data.val_dataset.sample_id(k) for k in range(6)]  # type: ignore[union-attr]
+
+
+def samples(folder: Path, kind: str) -> dict[str, Any]:
+    return json.loads(next(folder.rglob(f"{kind}_samples.json")).read_text())
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_an_evaluation_left_out_is_named_beside_the_score(
+    task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, bad, number = spoiled(task, tmp_path)
+    for command, kind in (("validate", "val"), ("test", "test")):  # of videos, testing reads six views
+        arguments = [command, f"--config={config}", f"--runs={tmp_path / command}"]
+        assert main(arguments) == 1
+        assert str(bad) in capsys.readouterr().err  # by default it stops
+        assert main([*arguments, "--data.faulty_samples=skip"]) == 0
+        told = capsys.readouterr().err
+        assert f"{kind}: the scores are of {number - 1} of {number} samples; left out" in told
+        assert str(bad) in told.partition("left out")[2]
+        found = samples(tmp_path / command, kind)
+        assert (found["scored"], found["of"], [*found["left_out"]]) == (number - 1, number, [str(bad)])
+
+
+def test_a_training_says_it_once_and_keeps_it_beside_the_scores(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, bad, _ = spoiled("classification", tmp_path)
+    arguments = ["fit", f"--config={config}", f"--runs={tmp_path / 'runs'}", "--data.faulty_samples=skip"]
+    assert main([*arguments, "--trainer.max_epochs=3"]) == 0
+    assert capsys.readouterr().err.count("the scores are of 11 of 12 samples") == 1
+    assert [*samples(tmp_path / "runs", "val")["left_out"]] == [str(bad)]
+
+
+def test_whole_data_leave_nothing_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tiny.write_config(tmp_path / "config.yaml", tiny.write_images(tmp_path / "data"))
+    arguments = ["validate", f"--config={config}", f"--runs={tmp_path / 'runs'}"]
+    assert main([*arguments, "--name=strict"]) == 0
+    assert not [*(tmp_path / "runs").rglob("val_samples.json")]
+    assert main([*arguments, "--data.faulty_samples=skip", "--trainer.limit_val_batches=1"]) == 0
+    assert samples(tmp_path / "runs", "val") == {"scored": 6, "of": 6, "left_out": {}}
+    assert "the scores are of" not in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_processes_count_together(tmp_path: Path) -> None:
+    config, bad, number = spoiled("detection", tmp_path)
+    done = run(["validate", f"--config={config}", "--data.faulty_samples=skip"], tmp_path, processes=2)
+    assert done.status == 0, done.errors
+    assert done.errors.count(f"the scores are of {number - 1} of {number} samples") == 1
+    assert [*samples(tmp_path / "runs", "val")["left_out"]] == [str(bad)]
