@@ -6,9 +6,7 @@ import concurrent.futures
 import csv
 import multiprocessing
 import os
-import re
 import sys
-import tempfile
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -23,7 +21,7 @@ from swinv2_tasks.datamodules.classes import Classes
 from swinv2_tasks.datamodules.imagenet import ImageNetDataModule
 from swinv2_tasks.datamodules.kinetics import KineticsDataModule
 from swinv2_tasks.datamodules.shard_writer import StoredImage, write_shards
-from swinv2_tasks.datamodules.videos import Video, decord_module
+from swinv2_tasks.datamodules.videos import find_damage
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.runs import lock
 
@@ -241,27 +239,8 @@ class _Lane:
 
 
 def decoding_fault(path: str) -> str | None:
-    """Why a video does not decode fully, in words; None if it does. In a process of its own: what the decoder writes to
-    standard error, where it tells of damage that it goes on from, counts as well."""
-    decord = decord_module()
-    decord.logging.set_level(decord.logging.ERROR)
-    with tempfile.TemporaryFile() as said:
-        stderr = os.dup(2)
-        os.dup2(said.fileno(), 2)
-        try:
-            with Video(path) as video:
-                for start in range(0, len(video), 16):
-                    video.frames(range(start, min(start + 16, len(video))))
-        except UserError as error:
-            return str(error).partition(": ")[2].partition(". Replace")[0]
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-        said.seek(0)
-        complaints = [line for line in said.read().decode(errors="replace").splitlines() if line.strip()]
-    if complaints:
-        return f"the decoder says: {re.sub(r' @ 0x[0-9a-f]+', '', complaints[0])}"
-    return None
+    """Why a video is not whole or does not decode in full, in words; None if it does. By the reader of training."""
+    return find_damage(path)
 
 
 def _relative(path: str, root: Path) -> str:

@@ -25,7 +25,7 @@ from swinv2_tasks.datamodules.transforms import (
     train_transform,
 )
 from swinv2_tasks.datamodules.video_lists import folder_videos, list_labels, listed_videos, read_label_map
-from swinv2_tasks.datamodules.videos import Video, list_videos
+from swinv2_tasks.datamodules.videos import DecoderChoice, Video, list_videos
 from swinv2_tasks.errors import UserError
 
 _EXPECTED = (
@@ -73,6 +73,8 @@ class KineticsDataModule(BaseDataModule):
         rand_augment_magnitude: Training: their strength, 0 to 10.
         color_jitter: Training: largest relative change of brightness, contrast and saturation; without RandAugment.
         random_erasing: Training: probability of erasing a rectangle.
+        decoder: Which library decodes videos: `auto` takes decord for files in which its seek is proved to give the
+            frames asked for, and PyAV for all others; `decord` refuses other files; `pyav`.
         faulty_samples: What happens on a video that cannot be read: `error` stops, `skip` leaves it out of its batch.
         faulty_budget: How many different videos `skip` may leave out in a run before it stops.
 
@@ -110,6 +112,7 @@ class KineticsDataModule(BaseDataModule):
         rand_augment_magnitude: int = 9,
         color_jitter: float = 0.0,
         random_erasing: float = 0.0,
+        decoder: DecoderChoice = "auto",
         faulty_samples: FaultChoice = "error",
         faulty_budget: int = 10,
     ) -> None:
@@ -126,6 +129,7 @@ class KineticsDataModule(BaseDataModule):
                 )
         self.views = {"val": val_views, "test": test_views, "predict": test_views}
         self.views_per_sample = views_per_sample
+        self.decoder: DecoderChoice = decoder
         self.root = root
         self.source = source
         self._lists = {"train": train_list, "val": val_list, "test": test_list}
@@ -176,7 +180,9 @@ class KineticsDataModule(BaseDataModule):
             self.predict_dataset = self._views_of("predict", [(str(path), -1) for path in list_videos(self.source)])
             return
         if stage == "fit" and self.train_dataset is None:
-            self.train_dataset = TrainingClips(self._present("train"), self.sampling, self._train_transform)
+            self.train_dataset = TrainingClips(
+                self._present("train"), self.sampling, self._train_transform, self.decoder
+            )
         if self.val_dataset is None and stage != "test":
             self.val_dataset = self._views_of("val", self._present("val"))
         if self.test_dataset is None and stage == "test":
@@ -219,7 +225,7 @@ class KineticsDataModule(BaseDataModule):
         number = min(self.views_per_sample or crops, clips * crops)
         self.eval_batch_size = max(1, self.batch_size // number)
         transform = EvalViews(self.image_size, crops, self.mean, self.std)
-        return EvaluatedClips(videos, self.sampling, clips, number, transform)
+        return EvaluatedClips(videos, self.sampling, clips, number, transform, self.decoder)
 
     def _root(self) -> Path:
         if self.root is None:
@@ -246,14 +252,20 @@ class TrainingClips(Dataset):
         videos: Paths and class indices.
         sampling: Which frames.
         transform: Video (T, 3, H, W) uint8 → float32, alike for all frames.
+        decoder: Which library decodes.
     """
 
     def __init__(
-        self, videos: list[tuple[str, int]], sampling: FrameSampling, transform: Callable[[Any], Tensor]
+        self,
+        videos: list[tuple[str, int]],
+        sampling: FrameSampling,
+        transform: Callable[[Any], Tensor],
+        decoder: DecoderChoice = "auto",
     ) -> None:
         self.videos = videos
         self.sampling = sampling
         self.transform = transform
+        self.decoder: DecoderChoice = decoder
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -263,7 +275,7 @@ class TrainingClips(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         path, label = self.videos[index]
-        with Video(path) as video:
+        with Video(path, self.decoder) as video:
             frames = video.frames(self.sampling.drawn(len(video)))
         clip = self.transform(tv_tensors.Video(as_clip(frames)))
         return {"clip": clip.transpose(0, 1)[None], "video_id": index, "path": path, "label": label}
@@ -280,16 +292,24 @@ class EvaluatedClips(Dataset):
         clips: Clips of a video.
         number: Views of a sample.
         transform: Frames and numbers of crops → views.
+        decoder: Which library decodes.
     """
 
     def __init__(
-        self, videos: list[tuple[str, int]], sampling: FrameSampling, clips: int, number: int, transform: EvalViews
+        self,
+        videos: list[tuple[str, int]],
+        sampling: FrameSampling,
+        clips: int,
+        number: int,
+        transform: EvalViews,
+        decoder: DecoderChoice = "auto",
     ) -> None:
         self.videos = videos
         self.sampling = sampling
         self.clips = clips
         self.number = number
         self.transform = transform
+        self.decoder: DecoderChoice = decoder
         self.parts = clips * transform.crops // number
 
     def __len__(self) -> int:
@@ -304,7 +324,7 @@ class EvaluatedClips(Dataset):
         crops: dict[int, list[int]] = {}
         for view in range(part * self.number, (part + 1) * self.number):
             crops.setdefault(view // self.transform.crops, []).append(view % self.transform.crops)
-        with Video(path) as video:
+        with Video(path, self.decoder) as video:
             numbers = self.sampling.spread(len(video), self.clips)[[*crops]]
             frames = video.frames(numbers.ravel())
         clips = frames.reshape(*numbers.shape, *frames.shape[1:])

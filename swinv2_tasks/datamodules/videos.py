@@ -1,19 +1,20 @@
-"""Reading video files with decord: the frames asked for, as a player shows them, or one clear message.
+"""Reading video files: the frames asked for, as a player shows them, or one clear message.
 
-Frames are counted in the order in which they are shown, from the first that the file holds: neither a first timestamp
-other than zero, nor a varying frame rate, nor a header without or with a wrong number of frames changes which frame a
-number means. A rotation that the file asks for is applied.
+Frame k is frame k of sequential decoding: neither a first timestamp other than zero, nor a varying frame rate, nor a
+header without or with a wrong number of frames changes which frame a number means, and nor does what was read before. A
+rotation that the file asks for is applied.
 """
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
 from swinv2_tasks.datamodules.images import is_kind, list_files
+from swinv2_tasks.datamodules.video_decoders import DecordDecoder, PyAVDecoder, VideoDecoder, has_decord
+from swinv2_tasks.datamodules.video_packets import UnreadableVideo, VideoIndex, decode, index_video
 from swinv2_tasks.errors import UserError
 
 VIDEO_EXTENSIONS: tuple[str, ...] = (
@@ -21,34 +22,35 @@ VIDEO_EXTENSIONS: tuple[str, ...] = (
 )  # fmt: skip
 """File name endings, in lower case, that mark a video inside a folder."""
 
+DecoderChoice = Literal["auto", "decord", "pyav"]
+"""Which library decodes: `decord` only files in which its seek is proved right; `auto`: PyAV for all others."""
+
+_DECORD_BYTES = 16 * 2**20
+"""`auto` gives larger files to PyAV: decord goes through all packets each time that it opens a file."""
+
 
 class Video:
     """An open video file; ``len(video)`` is its number of frames. To be used in a ``with`` and closed at once.
 
     Args:
         path: The file.
+        decoder: Which library decodes it.
 
     Raises:
-        UserError: It is missing, empty, a folder, without pictures, cut off or nothing that decord knows.
+        UserError: It is missing, empty, a folder, without pictures, cut off, damaged or of no known kind; or decord was
+            asked for, and is not installed or not sure to give the frames asked for.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, decoder: DecoderChoice = "auto") -> None:
         self.path = str(path)
-        decord = decord_module()
-        if (reason := _obvious_reason(Path(path))) is not None:
-            raise self._unreadable(reason)
         try:
-            # One thread: the loader's workers are the parallel ones.
-            self._reader: Any = decord.VideoReader(self.path, num_threads=1)
-        except (RuntimeError, decord.DECORDError) as error:
-            if "cannot find video stream" in str(error):
-                raise self._unreadable("there are no pictures in it, only sound") from error
-            raise self._unreadable("it is no video of a known kind, or cut off") from error
-        if not len(self):
-            raise self._unreadable("it holds no frame")
+            self._index = _checked_index(Path(path))
+            self._decoder = self._open(decoder)
+        except UnreadableVideo as reason:
+            raise self._unreadable(reason) from reason
 
     def __len__(self) -> int:
-        return len(self._reader)
+        return self._index.frames
 
     def __enter__(self) -> "Video":
         return self
@@ -56,7 +58,12 @@ class Video:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        del self._reader  # decord frees what a reader holds only then
+        self._decoder.close()
+
+    @property
+    def decoder(self) -> DecoderChoice:
+        """Which library decodes this file."""
+        return "decord" if isinstance(self._decoder, DecordDecoder) else "pyav"
 
     def frames(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Frames by number, in the order asked for: uint8 RGB (n, H, W, 3).
@@ -64,21 +71,56 @@ class Video:
         Each is decoded once, and those between two key frames in one go.
 
         Raises:
-            UserError: A frame cannot be decoded.
+            UserError: A frame cannot be decoded, or is damaged.
+            IndexError: There is no frame of a number.
         """
         wanted, places = np.unique(np.asarray(indices), return_inverse=True)
-        found = []
-        for index in wanted.tolist():
-            try:
-                found.append(_without_padding(self._reader[index].asnumpy()))
-            except decord_module().DECORDError as error:
-                raise self._unreadable(f"its frame {index} of {len(self)} is damaged or missing") from error
-        return np.stack(found)[places]
+        if len(wanted) and not 0 <= wanted[0] <= wanted[-1] < len(self):
+            raise IndexError(f"{self.path} has frames 0 to {len(self) - 1}, not {wanted[0]} to {wanted[-1]}")
+        try:
+            return np.stack(self._decoder.read(wanted.tolist()))[places]
+        except UnreadableVideo as reason:
+            raise self._unreadable(reason) from reason
 
-    def _unreadable(self, reason: str) -> UserError:
+    def _open(self, choice: DecoderChoice) -> VideoDecoder:
+        if choice == "decord":
+            if not has_decord():
+                raise UserError(
+                    "data.decoder is decord, which is not installed; its packages are for Linux on x86-64: pip install "
+                    "decord. Or set data.decoder to auto."
+                )
+            if not self._index.decord_seeks:
+                raise UserError(
+                    f"data.decoder is decord, whose seek may give other frames of {self.path} than those asked for. "
+                    "Set data.decoder to auto."
+                )
+            return DecordDecoder(self.path, self._index)
+        if choice == "auto" and self._index.decord_seeks and self._index.bytes_read <= _DECORD_BYTES and has_decord():
+            try:
+                return DecordDecoder(self.path, self._index)
+            except UnreadableVideo:
+                pass  # PyAV has read its packets already
+        return PyAVDecoder(self.path, self._index)
+
+    def _unreadable(self, reason: object) -> UserError:
         return UserError(
             f"Cannot read the video {self.path}: {reason}. Replace the file, or remove it from the dataset."
         )
+
+
+def find_damage(path: str | Path) -> str | None:
+    """Why a video is not wholly there or does not decode in full, in words; None if it does.
+
+    Every frame is decoded, and held against what packets state, which is what opening the file goes by.
+    """
+    try:
+        index = _checked_index(Path(path))
+        times = [frame.pts for frame in decode(str(path), index.stream)]
+    except UnreadableVideo as reason:
+        return str(reason)
+    if len(times) != index.frames or (index.times is not None and times != index.times.tolist()):
+        return f"its packets state {index.frames} frames, of which {len(times)} are decoded"
+    return None
 
 
 def list_videos(source: str | Path) -> list[Path]:
@@ -95,30 +137,11 @@ def has_video_extension(name: str | Path) -> bool:
     return is_kind(name, VIDEO_EXTENSIONS)
 
 
-@functools.cache
-def decord_module() -> Any:
-    """decord, imported only where videos are read: it is not there on every system.
-
-    Raises:
-        UserError: It is not installed.
-    """
-    try:
-        import decord
-    except ImportError as error:
-        raise UserError("Videos need decord, which is there for Linux on x86-64 only: pip install decord.") from error
-    decord.logging.set_level(decord.logging.QUIET)  # what is wrong with a file is said once, by us
-    return decord
-
-
-def _obvious_reason(path: Path) -> str | None:
+def _checked_index(path: Path) -> VideoIndex:
     if not path.exists():
-        return "the file does not exist"
+        raise UnreadableVideo("the file does not exist")
     if path.is_dir():
-        return "it is a folder"
-    return "the file is empty (0 bytes)" if path.stat().st_size == 0 else None
-
-
-def _without_padding(frame: np.ndarray) -> np.ndarray:
-    """A frame (H, W, 3). decord takes padded rows of narrow videos for more channels, see its issue 336."""
-    height, width, channels = frame.shape
-    return frame if channels == 3 else frame.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)
+        raise UnreadableVideo("it is a folder")
+    if path.stat().st_size == 0:
+        raise UnreadableVideo("the file is empty (0 bytes)")
+    return index_video(str(path))

@@ -1,0 +1,150 @@
+"""What containers state of their own: how many bytes they have, and how players turn the frames.
+
+mp4: ISO/IEC 14496-12; Matroska: https://www.rfc-editor.org/rfc/rfc9559; avi: RIFF and OpenDML; wmv: ASF.
+"""
+
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+def missing_bytes(path: Path) -> str | None:
+    """That a file ends before its container says, where the container says."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        try:
+            expected = _stated_size(file, size)
+        except (struct.error, IndexError):
+            return None
+    if expected is None or expected <= size:
+        return None
+    return f"it is cut off: {size:,} of at least {expected:,} bytes are there"
+
+
+def _stated_size(file: BinaryIO, size: int) -> int | None:
+    """How many bytes a file has at least, as its container says; None where it does not say."""
+    head = file.read(16)
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"):
+        return max((end for _, _, end in _boxes(file, 0, size)), default=0)
+    if head[:4] == b"\x1a\x45\xdf\xa3":
+        return _matroska_size(file)
+    if head[:4] == b"RIFF":
+        return _riff_size(file, size)
+    if head == b"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\x00\xaa\x00\x62\xce\x6c":
+        return _asf_size(file)
+    return None
+
+
+_TOP_BOXES = {
+    b"ftyp",
+    b"moov",
+    b"mdat",
+    b"free",
+    b"skip",
+    b"wide",
+    b"moof",
+    b"sidx",
+    b"styp",
+    b"mfra",
+    b"uuid",
+    b"meta",
+}
+
+
+def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Boxes of an mp4: their kind, where their content begins and where it ends, which may be after the file."""
+    top = start == 0
+    while start + 8 <= end:
+        file.seek(start)
+        length, kind = struct.unpack(">I4s", file.read(8))
+        content = start + 8
+        if length == 1:
+            (length,) = struct.unpack(">Q", file.read(8))
+            content += 8
+        elif length == 0:
+            length = end - start
+        if length < content - start or (top and kind not in _TOP_BOXES):
+            return  # what follows the last box is not for us to read
+        yield kind, content, start + length
+        start += length
+
+
+def _matroska_size(file: BinaryIO) -> int | None:
+    """Where the segment ends; None for recordings that do not say."""
+    file.seek(4)
+    header, _ = _element_size(file)
+    file.seek(header, os.SEEK_CUR)
+    if file.read(4) != b"\x18\x53\x80\x67":
+        return None
+    length, is_known = _element_size(file)
+    return file.tell() + length if is_known else None
+
+
+def _element_size(file: BinaryIO) -> tuple[int, bool]:
+    """The size of an EBML element, and whether it is one: all bits set mean that it is not known."""
+    first = file.read(1)[0]
+    length = 8 - first.bit_length() + 1
+    value = first & ((1 << (8 - length)) - 1)
+    for byte in file.read(length - 1):
+        value = value << 8 | byte
+    return value, value != (1 << 7 * length) - 1
+
+
+def _riff_size(file: BinaryIO, size: int) -> int | None:
+    """Where the last RIFF list of an avi ends; None where one was never closed."""
+    start = 0
+    while start + 8 <= size:
+        file.seek(start)
+        name, length = struct.unpack("<4sI", file.read(8))
+        if name != b"RIFF":
+            break
+        if length in (0, 0xFFFFFFFF):
+            return None
+        if start + 8 + length > size:
+            return start + 8 + length
+        start += 8 + length + length % 2
+    return None
+
+
+def _asf_size(file: BinaryIO) -> int | None:
+    """The size in the file properties of a wmv; None for a broadcast."""
+    file.seek(0)
+    head = file.read(64 << 10)
+    place = head.find(b"\xa1\xdc\xab\x8c\x47\xa9\xcf\x11\x8e\xe4\x00\xc0\x0c\x20\x53\x65")
+    if place < 0:
+        return None
+    (stated,) = struct.unpack_from("<Q", head, place + 40)
+    (flags,) = struct.unpack_from("<I", head, place + 88)
+    return None if flags & 1 else stated
+
+
+_TURNS = ((1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0))
+
+
+def has_quarter_turns(path: Path) -> bool:
+    """Whether the matrices of an mp4 are quarter turns: decord takes mirror images for turns as well."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        moov = next(((start, end) for kind, start, end in _boxes(file, 0, size) if kind == b"moov"), None)
+        if moov is None:
+            return False
+        for kind, start, end in list(_boxes(file, *moov)):
+            if kind == b"mvhd" and not _is_turn(file, start, 36):
+                return False
+            if kind != b"trak":
+                continue
+            for inner, place, _ in list(_boxes(file, start, end)):
+                if inner == b"tkhd" and not _is_turn(file, place, 40):
+                    return False
+    return True
+
+
+def _is_turn(file: BinaryIO, header: int, matrix: int) -> bool:
+    """Whether the matrix of a header is a quarter turn; it stands later by 12 bytes where times have 64 bits."""
+    file.seek(header)
+    version = file.read(1)
+    file.seek(header + matrix + (12 if version == b"\1" else 0))
+    a, b, _, c, d = struct.unpack(">5i", file.read(20))
+    return tuple(value / 65536 for value in (a, b, c, d)) in _TURNS
