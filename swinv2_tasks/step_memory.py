@@ -461,15 +461,15 @@ def _attention_of(device: Device) -> Iterator[None]:
     """Lets windows attend as on a device: fake tensors of a GPU cannot be made where there is none."""
     own = attention.cosine_attention
     if device != "cpu":
-        attention.cosine_attention = _attention_on_cuda
+        attention.cosine_attention = _attention_on_cuda  # type: ignore[assignment]  # windows always give both biases
     try:
         yield
     finally:
         attention.cosine_attention = own
 
 
-def _attention_on_cuda(qkv: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    return attention.fused_cosine_attention(qkv, scale, bias, _efficient_attention)
+def _attention_on_cuda(qkv: Tensor, scale: Tensor, bias: Tensor, q_bias: Tensor, v_bias: Tensor) -> Tensor:
+    return attention.fused_cosine_attention(qkv, scale, bias, q_bias, v_bias, _efficient_attention)
 
 
 def _efficient_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor, scale: float) -> Tensor:

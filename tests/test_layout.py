@@ -17,7 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("records",),
     ("seeding",),
-    ("backbone.window",),
+    ("backbone.window", "backbone.plain_modules"),
     ("backbone.position_bias",),
     ("backbone.attention",),
     ("backbone.swin_v2",),

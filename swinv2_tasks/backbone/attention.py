@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from swinv2_tasks.backbone.plain_modules import is_plain
 from swinv2_tasks.backbone.window import Size, WindowGrid, attention_mask
 
 MAX_LOGIT_SCALE = math.log(100.0)
@@ -64,6 +65,8 @@ class WindowAttention(nn.Module):
         """
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self._bias(grid, pretrained_window)
+        if not is_plain(self.cpb_mlp):  # hooks are to be called each time, and adapters change without a weight's doing
+            return self._bias(grid, pretrained_window)
         parameters = tuple(self.cpb_mlp.parameters())
         if any(p.is_inference() for p in parameters):  # these do not count their changes
             return self._bias(grid, pretrained_window)
@@ -86,90 +89,119 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         """Attends within windows: x (B, W, N, C) and bias (W or 1, H, N, N) → (B, W, N, C)."""
-        qkv_bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
-        qkv = F.linear(x, self.qkv.weight, qkv_bias)
         scale = self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
-        return self.proj(cosine_attention(qkv, scale, bias))
+        # The module is called without the biases, which are not its own: whatever takes its place or hooks into it,
+        # an adapter or a quantized layer, has its effect. They are added where queries and outputs pass anyway.
+        return self.proj(cosine_attention(self.qkv(x), scale, bias, self.q_bias, self.v_bias))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_cached_bias": None}  # copies and pickles start afresh
 
 
-def cosine_attention(qkv: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """softmax(cos(q, k)·scale + bias)·v.
+def cosine_attention(
+    qkv: Tensor, scale: Tensor, bias: Tensor, q_bias: Tensor | None = None, v_bias: Tensor | None = None
+) -> Tensor:
+    """softmax(cos(q + q_bias, k)·scale + bias)·v + v_bias.
+
+    Weights of a softmax sum to 1: a bias of the values is one of what attention makes of them.
 
     Args:
         qkv: (B, W, N, 3·C), queries, keys and values side by side.
         scale: (H, 1, 1), factor of the cosine per head.
         bias: (W or 1, H, N, N), added to the logits.
+        q_bias: (C,), added to the queries; None: nothing.
+        v_bias: (C,), added to the values; None: nothing.
 
     Returns:
         (B, W, N, C), heads side by side.
     """
+    if q_bias is None:
+        q_bias = scale.new_zeros(qkv.shape[-1] // 3)
+    if v_bias is None:
+        v_bias = torch.zeros_like(q_bias)
     if qkv.device.type == "cpu" and not torch.compiler.is_compiling():
-        return _CosineAttentionOnCPU.apply(qkv, scale, bias)
-    return fused_cosine_attention(qkv, scale, bias)
+        return _CosineAttentionOnCPU.apply(qkv, scale, bias, q_bias, v_bias)
+    return fused_cosine_attention(qkv, scale, bias, q_bias, v_bias)
 
 
 def fused_cosine_attention(
-    qkv: Tensor, scale: Tensor, bias: Tensor, attend: Callable[..., Tensor] = F.scaled_dot_product_attention
+    qkv: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    q_bias: Tensor,
+    v_bias: Tensor,
+    attend: Callable[..., Tensor] = F.scaled_dot_product_attention,
 ) -> Tensor:
     """``cosine_attention`` by one of PyTorch's fused kernels, as on a GPU; ``attend`` takes the place of that."""
     batch, windows, tokens, _ = qkv.shape
-    heads = len(scale)
-    qk, v = qkv.view(batch, windows, tokens, 3, heads, -1).split((2, 1), dim=3)
-    qk = normalise(qk, scale).to(qkv.dtype)
+    heads, dtype = len(scale), qkv.dtype
+    q, k, v = qkv.unflatten(-1, (3, heads, -1)).unbind(3)
+    q = q + q_bias.to(dtype).unflatten(0, (heads, -1))
+    q, k = q * normalization(q, scale), k * normalization(k)
     # Where windows have biases of their own, their heads stand side by side: no bias is repeated over the batch.
     groups = len(bias)
-    shape = (batch * windows // groups, groups * heads, tokens, qk.shape[-1])
-    q, k, v = (t.transpose(2, 3).reshape(shape) for t in (*qk.unbind(3), v.squeeze(3)))
-    bias = bias.to(qkv.dtype).view(1, groups * heads, tokens, tokens)
+    shape = (batch * windows // groups, groups * heads, tokens, q.shape[-1])
+    # Narrowed and put in order at once.
+    q, k, v = (t.transpose(2, 3).to(dtype, memory_format=torch.contiguous_format).reshape(shape) for t in (q, k, v))
+    bias = bias.to(dtype).view(1, groups * heads, tokens, tokens)
     out = attend(q, k, v, attn_mask=bias, scale=1.0)
-    return out.view(batch, windows, heads, tokens, -1).transpose(2, 3).flatten(3)
+    out = out.view(batch, windows, heads, tokens, -1).transpose(2, 3)
+    if torch.compiler.is_exporting():
+        # Some kernels give heads and tokens in this order already. What an exporter puts in their place does not.
+        out = out.clone(memory_format=torch.contiguous_format)
+    return out.flatten(3) + v_bias.to(dtype)
 
 
-def normalise(qk: Tensor, scale: Tensor) -> Tensor:
-    """Queries of length ``scale`` and keys of length 1 from both side by side, (…, 2, H, D), in float32 at least."""
-    factor = torch.stack((scale.view(-1, 1), torch.ones_like(scale.view(-1, 1))))
-    length = torch.linalg.vector_norm(qk, dim=-1, keepdim=True, dtype=torch.promote_types(qk.dtype, torch.float32))
-    return qk * (factor / length.clamp_min(1e-12))
+def normalization(x: Tensor, scale: Tensor | None = None) -> Tensor:
+    """What queries or keys (…, H, D) are multiplied with to get length 1, or each head's ``scale`` (H, 1, 1).
+
+    (…, H, 1), in float32 at least.
+    """
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+    wanted = 1 if scale is None else scale.view(-1, 1)
+    return wanted / length.clamp_min(1e-12)
 
 
 class _CosineAttentionOnCPU(torch.autograd.Function):
     """``cosine_attention`` a few windows at a time, so that everything between qkv and the output stays in the cache.
 
-    Autograd would keep the normalised queries and keys and the softmax of every window; this keeps qkv alone and
+    Autograd would keep the normalized queries and keys and the softmax of every window; this keeps qkv alone and
     computes the rest again on the way back. PyTorch's fused CPU kernel, which the forward pass goes through, has no
     gradient for the bias, so the backward pass is written out. Logits and softmax are the bias's float32 throughout;
     the products of the backward pass are of qkv's type.
     """
 
     @staticmethod
-    def forward(qkv: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-        heads = len(scale)
+    def forward(qkv: Tensor, scale: Tensor, bias: Tensor, q_bias: Tensor, v_bias: Tensor) -> Tensor:
+        heads, tokens = len(scale), qkv.shape[2]
         out = qkv.new_empty(*qkv.shape[:3], qkv.shape[3] // 3)
+        q_bias, v_bias = (one.to(bias.dtype).view(heads, -1) for one in (q_bias, v_bias))
         with torch.autocast("cpu", enabled=False):
             # The fused kernel refuses a bias that requires a gradient, even where none is recorded.
             for part, chunk_bias in _chunks(qkv, bias.detach()):
                 chunk = qkv[part].flatten(0, 1).unflatten(2, (3, heads, -1)).to(bias.dtype)  # (windows, N, 3, H, D)
-                q, k = normalise(chunk[:, :, :2], scale).unbind(2)
-                q, k, v = (t.transpose(1, 2) for t in (q, k, chunk[:, :, 2]))
+                q, k, v = chunk.unbind(2)
+                q = q + q_bias
+                q *= normalization(q, scale)
+                k = k * normalization(k)
+                q, k, v = (t.transpose(1, 2) for t in (q, k, v))
                 attended = F.scaled_dot_product_attention(q, k, v, attn_mask=chunk_bias, scale=1.0)
-                out[part] = attended.transpose(1, 2).reshape(out[part].shape)
+                torch.add(attended.transpose(1, 2), v_bias, out=out[part].view(-1, tokens, *v_bias.shape))
         return out
 
     @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:4])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        qkv, scale, bias = ctx.saved_tensors
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, ...]:
+        qkv, scale, bias, q_bias = ctx.saved_tensors
         heads, dtype = len(scale), qkv.dtype
         grad_qkv = torch.empty_like(qkv)
         grad_bias = torch.zeros_like(bias)
         grad_scale = torch.zeros_like(scale)
+        added = q_bias.to(dtype).view(heads, 1, -1)
 
         def heads_first(x: Tensor, parts: int) -> Tensor:  # (images, windows, N, parts·C) -> (parts, windows, H, N, D)
             x = x.flatten(0, 1).unflatten(2, (parts, heads, -1)).permute(2, 0, 3, 1, 4)
@@ -178,12 +210,13 @@ class _CosineAttentionOnCPU(torch.autograd.Function):
         with torch.autocast("cpu", enabled=False):
             for part, chunk_bias in _chunks(qkv, bias):
                 chunk, do = heads_first(qkv[part], 3), heads_first(grad_out[part], 1)[0].flatten(0, 1)
+                chunk[0] += added
                 length = torch.linalg.vector_norm(chunk[:2], dim=-1, keepdim=True, dtype=bias.dtype).clamp_min_(1e-12)
                 unit = chunk[:2] / length  # in the bias's type
                 q = (unit[0] * scale).flatten(0, 1)
                 logits = torch.bmm(q, unit[1].flatten(0, 1).mT).unflatten(0, (-1, heads)).add_(chunk_bias)
                 weights = torch.softmax(logits, dim=-1).flatten(0, 1)
-                v = chunk[2].flatten(0, 1)
+                v = chunk[2].flatten(0, 1)  # without its bias, which moves a row of dweights and so no logit
                 dv = torch.bmm(weights.to(dtype).mT, do)
                 dweights = torch.bmm(do, v.mT).to(bias.dtype)
                 dlogits = torch.ops.aten._softmax_backward_data(dweights, weights, -1, bias.dtype)
@@ -205,7 +238,9 @@ class _CosineAttentionOnCPU(torch.autograd.Function):
                     grad_bias[0] += dlogits.sum((0, 1))
                 else:
                     grad_bias[part[1]] += dlogits.sum(0)
-        return grad_qkv, grad_scale, grad_bias
+        grad_q_bias = grad_qkv[..., : len(q_bias)].sum((0, 1, 2))
+        grad_v_bias = grad_out.sum((0, 1, 2))
+        return grad_qkv, grad_scale, grad_bias, grad_q_bias.to(q_bias.dtype), grad_v_bias.to(q_bias.dtype)
 
 
 def _chunks(qkv: Tensor, bias: Tensor) -> Iterator[tuple[tuple[slice, slice], Tensor]]:

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from swinv2_tasks.backbone.window import Size, cached_tensor
 from swinv2_tasks.errors import UserError
@@ -78,16 +78,26 @@ class _ContinuousBias(nn.Sequential):
     # A Sequential for the names of its layers alone.
     def forward(self, window: Size, pretrained_window: Size) -> Tensor:  # type: ignore[override]
         """Bias (heads, N, N) for a window, in at least float32 whatever the autocast or parameter type."""
-        first, last = cast(nn.Linear, self[0]), cast(nn.Linear, self[2])
-        dtype = torch.promote_types(first.weight.dtype, torch.float32)
-        coordinates = self.coordinates(window, pretrained_window, first.weight.device).to(dtype)
-        with torch.autocast(first.weight.device.type, enabled=False):
-            hidden = F.relu(F.linear(coordinates, first.weight.to(dtype), first.bias.to(dtype)))
-            table = 16 * torch.sigmoid(F.linear(hidden, last.weight.to(dtype)))
+        # A quantized layer has no parameters, and is on the CPU.
+        like = next(self.parameters(), torch.empty(0))
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        x = self.coordinates(window, pretrained_window, like.device).to(dtype)
+        with torch.autocast(like.device.type, enabled=False):
+            for layer in self:
+                x = _call_in_type_of(x, layer)
+            table = 16 * torch.sigmoid(x)
         return gather_bias(table, window)
 
     def set_window(self, window: Size) -> None:
         """Nothing to change: the network is evaluated at any window's offsets."""
+
+
+def _call_in_type_of(x: Tensor, layer: nn.Module) -> Tensor:
+    """What a layer makes of a tensor, computed in the tensor's type where the layer's parameters are narrower."""
+    parameters = dict(layer.named_parameters())
+    if all(parameter.dtype == x.dtype for parameter in parameters.values()):
+        return layer(x)
+    return functional_call(layer, {name: parameter.to(x.dtype) for name, parameter in parameters.items()}, (x,))
 
 
 class LogCPB(_ContinuousBias):

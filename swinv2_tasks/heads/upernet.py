@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from swinv2_tasks.backbone.plain_modules import is_plain
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.heads.batch_norm import BatchNorm2d
 from swinv2_tasks.heads.fpn import MapNorms
@@ -30,10 +31,16 @@ class ConvNormReLU(nn.Sequential):
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
         super().__init__(conv, BatchNorm2d(out_channels), nn.ReLU(inplace=True))
 
-    def over_enlarged(self, maps: Sequence[Tensor]) -> Tensor:
-        """The same of maps (B, C, h, w) enlarged to the first one's size and concatenated → (B, O, H, W)."""
+    def forward(self, x: Tensor | Sequence[Tensor]) -> Tensor:
+        """A map (B, C, h, w), or several that are enlarged to the first one's size and concatenated → (B, O, H, W)."""
         conv, norm, relu = self
-        return relu(norm(conv_over_enlarged(maps, conv.get_parameter("weight"))))
+        if isinstance(x, Tensor):
+            return relu(norm(conv(x)))
+        if is_plain(conv):
+            return relu(norm(conv_over_enlarged(x, conv.get_parameter("weight"))))
+        # Hooks and adapters of the convolution are to see what it is given: the enlarged maps themselves.
+        first, *others = x
+        return relu(norm(conv(torch.cat([first, *(enlarge(one, first.shape[2:]) for one in others)], dim=1))))
 
 
 class UPerNetHead(nn.Module):
@@ -70,11 +77,11 @@ class UPerNetHead(nn.Module):
         """Maps (B, C, h, w) from the largest to the smallest → logits (B, K, H, W) at the size of the largest."""
         pooled = [pool(average_pool(maps[-1], side)) for pool, side in zip(self.pools, self.pool_scales, strict=True)]
         levels = [lateral(x) for lateral, x in zip(self.laterals, maps[:-1], strict=True)]
-        levels.append(self.pyramid.over_enlarged([maps[-1], *pooled]))
+        levels.append(self.pyramid([maps[-1], *pooled]))
         for k in range(len(levels) - 2, -1, -1):
             levels[k] = levels[k] + enlarge(levels[k + 1], levels[k].shape[2:])
         smooth = [conv(x) for conv, x in zip(self.smooths, levels[:-1], strict=True)]
-        return self.classifier(self.fuse.over_enlarged([*smooth, levels[-1]]))
+        return self.classifier(self.fuse([*smooth, levels[-1]]))
 
 
 class FCNHead(nn.Module):

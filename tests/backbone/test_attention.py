@@ -14,7 +14,7 @@ from swinv2_tasks.backbone.attention import WindowAttention, _chunks, cosine_att
 from swinv2_tasks.backbone.window import WindowGrid, attention_mask
 from tests.backbone.checkpoints import randomise
 
-Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+Attention = Callable[..., Tensor]
 
 
 def plain_attention(qkv: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
@@ -24,10 +24,10 @@ def plain_attention(qkv: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     return ((cosine * scale + bias).softmax(-1) @ v).transpose(2, 3).flatten(3)
 
 
-def traced_attention(qkv: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+def traced_attention(*inputs: Tensor) -> Tensor:
     """The path that other devices, compile and export take: scaled_dot_product_attention and its own gradients."""
     torch.compiler.reset()
-    return torch.compile(cosine_attention, backend="eager", fullgraph=True, dynamic=False)(qkv, scale, bias)
+    return torch.compile(cosine_attention, backend="eager", fullgraph=True, dynamic=False)(*inputs)
 
 
 each_path = pytest.mark.parametrize("attention", [cosine_attention, traced_attention])
@@ -82,6 +82,34 @@ def test_both_paths_equal_the_operation_written_out(
     inputs = random_inputs(3, 2, tokens, heads, 4, biases=biases, forbidden=forbidden)
     own, plain = outputs_and_gradients(attention, inputs), outputs_and_gradients(plain_attention, inputs)
     torch.testing.assert_close(own, plain, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@each_path
+def test_biases_of_queries_and_values_are_those_added_to_them(attention: Attention, dtype: torch.dtype) -> None:
+    qkv, scale, bias = random_inputs(3, 2, 6, 3, 4, biases=2, forbidden=0.3, dtype=torch.float32)
+    q_bias, v_bias = torch.randn(2, 12, generator=torch.Generator().manual_seed(4)).unbind()
+    inputs = [t.detach().to(dtype).requires_grad_() for t in (qkv, scale, bias, q_bias, v_bias)]
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    wide = torch.promote_types(dtype, torch.float32)
+    inputs[1:3] = [t.detach().to(wide).requires_grad_() for t in inputs[1:3]]
+    weight = torch.randn(3, 2, 6, 12, generator=torch.Generator().manual_seed(9))
+
+    out = attention(*inputs)
+    grads = torch.autograd.grad((out.to(wide) * weight).sum(), inputs)
+    added = torch.cat((exact[3], torch.zeros_like(exact[3]), exact[4]))
+    expected = plain_attention(exact[0] + added, exact[1], exact[2])
+    expected_grads = torch.autograd.grad((expected * weight).sum(), exact)
+
+    tolerance = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.05}[dtype]
+    for own, other in zip((out, *grads), (expected, *expected_grads), strict=True):
+        assert (own.double() - other).norm() < tolerance * other.norm()
+
+
+def test_gradients_of_the_biases_pass_gradcheck() -> None:
+    qkv, scale, bias = random_inputs(2, 2, 3, 2, 2, biases=2, forbidden=0.4)
+    biases = torch.randn(2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(4)).unbind()
+    assert torch.autograd.gradcheck(cosine_attention, (qkv, scale, bias, *(one.requires_grad_() for one in biases)))
 
 
 # images, windows, tokens, heads, and the parts (images, windows) that the CPU function is to compute one after the

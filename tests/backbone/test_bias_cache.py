@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -26,12 +27,17 @@ def image(side: int = 25) -> Tensor:
     return torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(7))
 
 
-def evaluations(model: SwinTransformerV2) -> list[nn.Module]:
-    """A list that grows by each position bias that is computed from now on."""
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
+    """A list that grows by each position bias that is computed; not by hooks, with which it is computed each time."""
     computed: list[nn.Module] = []
-    for stage in model.layers:
-        for block in stage.blocks:
-            block.attn.cpb_mlp.register_forward_hook(lambda module, _, __: computed.append(module))
+    own = LogCPB.forward
+
+    def counted(self: LogCPB, *arguments: Any) -> Tensor:
+        computed.append(self)
+        return own(self, *arguments)
+
+    monkeypatch.setattr(LogCPB, "forward", counted)
     return computed
 
 
@@ -56,9 +62,8 @@ def uncached(model: SwinTransformerV2, x: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_bias_is_computed_once_while_nothing_changes(mode: type) -> None:
+def test_bias_is_computed_once_while_nothing_changes(mode: type, computed: list[nn.Module]) -> None:
     model, x = small_model(), image()
-    computed = evaluations(model)
     with mode():
         first, second = model(x), model(x)
     assert len(computed) == 3  # once per block
@@ -66,17 +71,15 @@ def test_bias_is_computed_once_while_nothing_changes(mode: type) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_bias_is_computed_once_in_every_forward_with_gradients(training: bool) -> None:
+def test_bias_is_computed_once_in_every_forward_with_gradients(training: bool, computed: list[nn.Module]) -> None:
     model = small_model().train(training)
-    computed = evaluations(model)
     for _ in range(2):
         model(image())
     assert len(computed) == 2 * 3
 
 
-def test_attention_in_chunks_computes_the_bias_once_too() -> None:
+def test_attention_in_chunks_computes_the_bias_once_too(computed: list[nn.Module]) -> None:
     model = SwinTransformerV2(8, (2,), (2,), 4, attention_chunk_size=1)
-    computed = evaluations(model)
     model(image())
     assert len(computed) == 2
 

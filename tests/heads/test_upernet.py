@@ -127,6 +127,18 @@ def test_a_convolution_over_enlarged_maps_is_that_of_the_maps_enlarged(
     torch.testing.assert_close(conv_over_enlarged(maps[:1], weight[:, :3]), F.conv2d(maps[0], weight[:, :3], padding=1))
 
 
+def test_a_hooked_convolution_sees_the_enlarged_maps_and_gives_the_same() -> None:
+    maps = random_maps(SIZES["odd"])
+    head = UPerNetHead(WIDTHS, 7, 24).eval()
+    expected = head(maps)
+    seen = []
+    for conv in (head.fuse[0], head.pyramid[0]):
+        conv.register_forward_hook(lambda _, args, out: seen.append((args[0].shape, out.shape)))
+    assert_close(head(maps), expected)
+    pooled = WIDTHS[3] + 4 * 24
+    assert seen == [((2, pooled, 5, 7), (2, 24, 5, 7)), ((2, 4 * 24, 37, 50), (2, 24, 37, 50))]
+
+
 def test_each_map_has_a_norm_over_its_channels() -> None:
     torch.manual_seed(0)
     norms = MapNorms((3, 5))
