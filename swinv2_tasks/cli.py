@@ -11,6 +11,7 @@ import operator
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 import time
 import warnings
@@ -24,10 +25,11 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, RichProgressBar, WeightAveraging
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch.multiprocessing import ProcessRaisedException
 
 from swinv2_tasks import tasks
 from swinv2_tasks.backbone.checkpoint_files import damage, read_contents, replace_file
@@ -49,10 +51,19 @@ from swinv2_tasks.callbacks import (
 )
 from swinv2_tasks.callbacks.run_checkpoint import AtomicCheckpointIO, newest_intact
 from swinv2_tasks.config_files import config_from_checkpoint, find_config, known_configs
-from swinv2_tasks.errors import Interrupted, UserError
+from swinv2_tasks.errors import Interrupted, UserError, exception_in
 from swinv2_tasks.optim import optimizer_class
 from swinv2_tasks.records import task_record
-from swinv2_tasks.runs import RUN_DIR, keep_metrics, lock, requeued_run, run_folder
+from swinv2_tasks.runs import (
+    RUN_DIR,
+    check_name,
+    claim_folder,
+    holds_results,
+    keep_metrics,
+    lock,
+    requeued_run,
+    run_folder,
+)
 from swinv2_tasks.strategies import ShardedStrategy
 from swinv2_tasks.tasks.base import BaseTask
 
@@ -129,7 +140,7 @@ class TasksCLI(LightningCLI):
                 run=True,
             )
         except Exception as error:
-            cause = self._worker_death(error) or self._other_process(error)
+            cause = self._worker_death(error) or self._other_process(error) or self._spawned_process(error)
             self._end_other_processes()
             self._remove_failed_start()
             if cause is not None:
@@ -153,15 +164,21 @@ class TasksCLI(LightningCLI):
             time.sleep(0.1)
         return None
 
+    @staticmethod
+    def _spawned_process(error: Exception) -> Exception | None:
+        """What a process that was spawned or forked had to say: its exception arrives as text."""
+        return exception_in(str(error)) if isinstance(error, ProcessRaisedException) else None
+
     def _end_other_processes(self) -> None:
         """Ends the processes that this one has started: they would wait for it forever."""
         for process in self._processes:
             process.kill()
 
     @property
-    def _processes(self) -> list[Any]:
+    def _processes(self) -> list[subprocess.Popen]:
+        """Those started as this one was; torch sees to those that are spawned or forked."""
         launcher = getattr(getattr(getattr(self, "trainer", None), "strategy", None), "launcher", None)
-        return getattr(launcher, "procs", [])
+        return [process for process in getattr(launcher, "procs", []) if isinstance(process, subprocess.Popen)]
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str, default="run", help="name of the run's folder in --runs")
@@ -206,6 +223,8 @@ class TasksCLI(LightningCLI):
                 f"checkpoint.filename, as in '{name}-{{epoch}}'"
             )
         parent = Path(config["runs"]) / config["name"]
+        if self.resume is None:  # which has its folder
+            check_name(config["name"])
         if self.subcommand == "fit" and self.resume is None and config["ckpt_path"] is None:
             self.resume = requeued_run(parent, self.arguments)
         if self.resume is not None:
@@ -245,13 +264,11 @@ class TasksCLI(LightningCLI):
         # Model and data stand by now: most mistakes end before there is a folder.
         self.folder = folder = self.resume or run_folder(Path(config["runs"]) / config["name"])
         os.environ[RUN_DIR] = str(folder)
-        if config["trainer"]["logger"] in (None, True):
-            place: Any = {"save_dir": folder.parent.parent, "name": folder.parent.name, "version": folder.name}
-            csv_logger = CSVLogger(**place, flush_logs_every_n_steps=50)
-            if self.resume is not None:
-                place["purge_step"] = self.resumed_step
-                keep_metrics(csv_logger, folder, self.resumed_step)
-            kwargs["logger"] = [csv_logger, TensorBoardLogger(**place)]
+        if config["trainer"]["logger"] is not False:
+            others = self._get(self.config_init, "trainer")["logger"]
+            if others in (None, True):
+                others = []
+            kwargs["logger"] = [*self._run_loggers(), *(others if isinstance(others, list) else [others])]
         plugins = config["trainer"]["plugins"] or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
         try:
@@ -263,6 +280,8 @@ class TasksCLI(LightningCLI):
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 # Not in the config, which may start further runs.
                 callback.dirpath = str(folder.absolute() / "checkpoints")
+            elif isinstance(callback, ModelCheckpoint) and callback.dirpath is not None and self.subcommand == "fit":
+                claim_folder(Path(callback.dirpath), folder)
             if isinstance(callback, RichProgressBar) and callback.theme == RichProgressBarTheme():
                 callback.theme = dataclasses.replace(callback.theme, metrics_format=".4g")  # for small learning rates
             if isinstance(callback, RunCheckpoint):
@@ -289,22 +308,37 @@ class TasksCLI(LightningCLI):
         self.model.max_skipped_steps = config["guard"]["max_skipped_steps"]
         return trainer
 
+    def _run_loggers(self) -> list[Logger]:
+        """What writes the run's metrics.csv and TensorBoard events."""
+        folder = self.folder
+        place: Any = {"save_dir": folder.parent.parent, "name": folder.parent.name, "version": folder.name}
+        csv_logger = CSVLogger(**place, flush_logs_every_n_steps=50)
+        if self.resume is not None:
+            place["purge_step"] = self.resumed_step
+            keep_metrics(csv_logger, folder, self.resumed_step)
+        return [csv_logger, TensorBoardLogger(**place)]
+
     @rank_zero_only
     def _remove_failed_start(self) -> None:
         """Removes the folder of a run that ended before its first training step or its evaluation was done."""
         folder, trainer = getattr(self, "folder", None), getattr(self, "trainer", None)
-        early = trainer is None or trainer.global_step == 0
-        if folder is not None and early and self.resume is None and not any(folder.glob("nonfinite_*")):
+        early = trainer is None or trainer.global_step == 0  # so it is, too, where other processes have trained
+        if folder is not None and early and self.resume is None and not holds_results(folder):
             shutil.rmtree(folder, ignore_errors=True)  # the mistake that ended the run is what matters
 
     def after_fit(self) -> None:
-        if self.trainer.is_global_zero:
-            print(f"run: {self.folder}")
-            checkpoint: Any = self.trainer.checkpoint_callback
-            if checkpoint is not None and checkpoint.best_model_path:
-                print(
-                    f"best: {checkpoint.best_model_path}, {checkpoint.monitor} {float(checkpoint.best_model_score):.4f}"
-                )
+        if not self.trainer.is_global_zero:
+            return
+        print(f"run: {self.folder}")
+        # Not of the trainer, which knows little of a training in processes that it has spawned.
+        summary = json.loads((self.folder / "summary.json").read_text())
+        checkpoint: Any = self.trainer.checkpoint_callback
+        monitor = getattr(checkpoint, "monitor", None)
+        if summary["best_checkpoint"]:
+            score = summary["best_metrics"].get(monitor)
+            print(f"best: {summary['best_checkpoint']}, {monitor} {'not finite' if score is None else f'{score:.4f}'}")
+        elif checkpoint is not None and monitor is None:
+            print("checkpoint.monitor is null: no checkpoint is the best, the weights are those of the last one")
 
 
 class ReadingCLI(TasksCLI):

@@ -13,6 +13,7 @@ from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.backbone.checkpoint_files import read_contents
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.records import Recorded, recorded_arguments, task_record
+from swinv2_tasks.runs import is_name
 
 
 def shipped_configs() -> Path:
@@ -74,8 +75,9 @@ def config_from_checkpoint(path: str, *, predict: bool = False) -> dict[str, Any
         for name, value in task["init_args"].items()
         if name not in ("num_classes", "weights")
     }
+    name = Path(record["name"]).name  # a file does not choose folders outside --runs
     return {
-        "name": Path(record["name"]).name,  # a file does not choose folders outside --runs
+        "name": name if is_name(name) else "run",
         "model": {
             "class_path": f"swinv2_tasks.tasks.{task['class']}",
             "init_args": {"backbone": backbone_config, **task_args},

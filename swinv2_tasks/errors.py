@@ -57,3 +57,14 @@ class Interrupted(Exception):
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
         self.signal = signal.Signals(number)
+
+
+def exception_in(text: str) -> UserError | Interrupted | None:
+    """The user's mistake or the interruption that a traceback ends with; None when it is another exception's."""
+    for kind in (UserError, SharedError, Interrupted):
+        _, found, message = text.rpartition(f"\n{kind.__module__}.{kind.__qualname__}: ")
+        if found and kind is Interrupted:
+            return Interrupted(message.strip(), signal.SIGINT if "stopped by Ctrl-C" in message else signal.SIGTERM)
+        if found:
+            return UserError(first_hand(message).strip())
+    return None

@@ -11,10 +11,12 @@ import platform
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -30,7 +32,28 @@ PACKAGES = (
 )
 """Packages whose versions a run writes down: those that its results may depend on."""
 
+CLAIM = ".run"
+"""File in a folder of checkpoints outside of the run's own that names the run's folder."""
+
 _locks: list[Any] = []  # a lock lasts as long as its file is open
+
+
+def check_name(name: str) -> None:
+    """Makes sure that a run's name is one folder's, so that nothing is written outside of all runs' folder.
+
+    Raises:
+        UserError: when it is not.
+    """
+    if not is_name(name):
+        raise UserError(
+            f"name {name!r} (--name, or name: in the config) is not a folder's name: give one without / and \\, "
+            "neither empty nor . or .., and choose the place of all runs by --runs"
+        )
+
+
+def is_name(name: str) -> bool:
+    """Whether a run's name is one folder's."""
+    return bool(name.strip()) and name not in (".", "..") and not any(mark in name for mark in "/\\\0")
 
 
 def run_folder(parent: Path) -> Path:
@@ -80,6 +103,62 @@ def lock(folder: Path) -> None:
     except OSError:  # some network file systems know no locks
         pass
     _locks.append(file)
+
+
+@rank_zero_only
+def claim_folder(folder: Path, run: Path) -> None:
+    """Makes a folder of checkpoints that of one run: others may not write there.
+
+    Args:
+        folder: made when it is missing.
+        run: the run's folder.
+
+    Raises:
+        UserError: when it is another run's, holds checkpoints of who knows which, or cannot be written to.
+    """
+    folder, run = folder.absolute(), run.resolve()
+    if folder.resolve().is_relative_to(run):
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / CLAIM).open("a+") as claim:
+            with suppress(OSError):  # some network file systems know no locks
+                fcntl.lockf(claim, fcntl.LOCK_EX)  # until the file is closed
+            claim.seek(0)
+            owner = claim.read()
+            if any(folder.glob("*.ckpt")) and not _goes_on_in(run, folder):
+                raise UserError(_occupied(folder, f"the checkpoints of {owner}" if owner else "checkpoints already"))
+            if owner not in ("", str(run)) and Path(owner).exists():  # or it failed at its start, or was moved
+                raise UserError(_occupied(folder, f"the checkpoints of {owner}"))
+            claim.truncate(0)
+            claim.write(str(run))
+    except OSError as error:
+        raise UserError(f"cannot write in {folder} (checkpoint.dirpath): {error.strerror}") from error
+
+
+def _occupied(folder: Path, what: str) -> str:
+    return (
+        f"{folder} (checkpoint.dirpath) holds {what}, which this run would overwrite: name another folder, or leave "
+        "checkpoint.dirpath out for one in the run's own"
+    )
+
+
+def _goes_on_in(run: Path, folder: Path) -> bool:
+    """Whether the training that a run's folder holds wrote checkpoints into this one."""
+    config = run / "config.yaml"
+    if not config.is_file():  # a new run
+        return False
+    settings = yaml.safe_load(config.read_text())
+    callbacks = settings["trainer"].get("callbacks") or []
+    parts = [settings.get("checkpoint") or {}, *(part.get("init_args") or {} for part in callbacks)]
+    places = [part["dirpath"] for part in parts if part.get("dirpath")]
+    return any(Path(place).resolve() == folder.resolve() for place in places)
+
+
+def holds_results(folder: Path) -> bool:
+    """Whether a run's folder holds what must not be lost: a checkpoint, weights, metrics, what explains a failure."""
+    kept = ("*.ckpt", "*.safetensors", "metrics.csv", "summary.json", "nonfinite_*")
+    return any(next(folder.rglob(name), None) is not None for name in kept)
 
 
 def requeued_run(parent: Path, arguments: Sequence[str]) -> Path | None:

@@ -94,12 +94,14 @@ def run_together(arguments: Sequence[str], folder: Path, processes: int = 2, **e
     return [process.wait(240) for process in running]
 
 
-def run(arguments: Sequence[str], folder: Path, processes: int = 1, **environment: str) -> Result:
+def run(
+    arguments: Sequence[str], folder: Path, processes: int = 1, strategy: str = "ddp", **environment: str
+) -> Result:
     """Runs ``swinv2-tasks ARGUMENTS`` in a folder to its end; with several processes, in DDP by gloo on the CPU."""
     if processes == 1:
         return start(arguments, folder, **environment).wait()
     places = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    many = [f"--trainer.devices={processes}", "--trainer.strategy=ddp", "--trainer.accelerator=cpu"]
+    many = [f"--trainer.devices={processes}", f"--trainer.strategy={strategy}", "--trainer.accelerator=cpu"]
     done = subprocess.run(
         [sys.executable, "-m", "swinv2_tasks", *arguments, *many],
         cwd=folder,

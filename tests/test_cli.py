@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -538,3 +539,64 @@ def test_one_batch_is_one_batch_whatever_was_imported_before(images: Path, tmp_p
     assert hints["name"] == str | None and hints["share"] is float
     taken = Trainer.__init__.__annotations__
     assert all(get_args(taken[f"limit_{kind}_batches"])[0] is int for kind in ("train", "val", "test", "predict"))
+
+
+# ---- what a training keeps and tells, whatever is watched and logged
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told", "best"),
+    [
+        (["--checkpoint.monitor=null"], "no checkpoint is the best", None),
+        (["--checkpoint.save_top_k=0"], "run: ", None),
+        (["--checkpoint.save_top_k=-1", "--checkpoint.filename=at-{epoch}"], "val/loss ", "at-1.ckpt"),
+        (["--checkpoint.monitor=val/top1", "--checkpoint.mode=max"], "val/top1 1.0000", "best.ckpt"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_is_watched_for_the_best_checkpoint(
+    arguments: list[str], told: str, best: str | None, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(tmp_path / "tiny.yaml", images)
+    assert main(["fit", f"--config={config}", f"--runs={tmp_path / 'runs'}", *arguments]) == 0
+    assert told in capsys.readouterr().out
+    folder = tmp_path / "runs" / "tiny" / "0"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["best_checkpoint"] == (str(folder / "checkpoints" / best) if best else None)
+    assert (folder / "weights.safetensors").is_file() and (folder / "checkpoints" / "last.ckpt").is_file()
+
+
+ANOTHER = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"name": "mine"}}
+
+
+@pytest.mark.parametrize("command", ["fit", "validate"])
+@pytest.mark.parametrize("form", ["name", "mapping", "list"])
+def test_another_logger_joins_those_of_the_run(
+    form: str, command: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    elsewhere = {**ANOTHER, "init_args": {**ANOTHER["init_args"], "save_dir": str(tmp_path / "elsewhere")}}
+    config = write_config(
+        tmp_path / "tiny.yaml",
+        images,
+        trainer={} if form == "name" else {"logger": elsewhere if form == "mapping" else [elsewhere]},
+    )
+    arguments = ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=elsewhere", "--trainer.logger.name=mine"]
+    assert main([command, f"--config={config}", f"--runs={tmp_path / 'runs'}", *arguments[: 3 * (form == "name")]]) == 0
+    folder = tmp_path / "runs" / "tiny" / "0"
+    metrics = (folder / "metrics.csv").read_text()
+    assert metrics.count("\n") > 1 and list(folder.glob("events.out.tfevents.*"))
+    assert next((tmp_path / "elsewhere" / "mine").rglob("metrics.csv")).read_text() == metrics
+    if command == "fit":
+        summary = json.loads((folder / "summary.json").read_text())
+        assert summary["best_metrics"]["val/top1"] and summary["last_metrics"]["train/loss"]
+        assert (folder / "learning_curve.png").is_file()
+
+
+def test_without_a_logger_the_summary_still_knows_the_best(images: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "tiny.yaml", images)
+    assert main(["fit", f"--config={config}", f"--runs={tmp_path / 'runs'}", "--trainer.logger=false"]) == 0
+    folder = tmp_path / "runs" / "tiny" / "0"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert not (folder / "metrics.csv").exists()
+    assert set(summary["best_metrics"]) == {"val/loss"} and summary["last_metrics"]["val/top1"] == 1

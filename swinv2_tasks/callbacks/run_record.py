@@ -9,7 +9,7 @@ import math
 import resource
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,13 +132,15 @@ class RunRecord(Callback):
         events = [_read_events(path) for path in sorted(self.folder.glob("events*.jsonl"))]
         samples = self._batches * trainer.world_size * getattr(data, "batch_size", 0)
         state = self.state_dict()
+        rows = read_metrics(self.folder / "metrics.csv")
         summary = {
             "status": status,
             "epochs": trainer.current_epoch,
             "steps": trainer.global_step,
-            "best_metrics": _numbers(best_metrics(self.folder / "metrics.csv", callback)),
-            "best_checkpoint": (callback.best_model_path or None) if callback else None,
-            "last_metrics": _numbers(trainer.callback_metrics),
+            "best_metrics": _numbers(best_metrics(rows, callback)),
+            "best_checkpoint": (callback.best_model_path or None) if callback and callback.monitor else None,
+            # Without a logger those of the trainer: all of the last epoch, once it is finished.
+            "last_metrics": _numbers(last_metrics(rows) or (trainer.callback_metrics if status == "finished" else {})),
             "samples_per_second": round(samples / state["train_seconds"], 3) if state["train_seconds"] else None,
             "wall_seconds": round(state["wall_seconds"], 3),
             "peak_memory_mib": {
@@ -159,17 +161,46 @@ def _numbers(metrics: Mapping[str, Any]) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
-def best_metrics(metrics: Path, callback: ModelCheckpoint | None) -> dict[str, float]:
-    """The row of a metrics.csv in which the monitored metric was best, without the cells that are empty."""
-    if callback is None or callback.monitor is None or not metrics.is_file():
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of a metrics.csv, without the cells that are empty; none where there is no such file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+
+
+def best_metrics(rows: Sequence[Mapping[str, float]], callback: ModelCheckpoint | None) -> dict[str, float]:
+    """What was logged at the step in which the monitored metric was best: that of the best checkpoint, if there is one.
+
+    Args:
+        rows: of metrics.csv.
+        callback: monitors a metric.
+
+    Returns:
+        Values by name, with ``step`` and ``epoch``. Where nothing was logged, the best checkpoint's score alone.
+    """
+    monitor = callback.monitor if callback is not None else None
+    if callback is None or monitor is None:
         return {}
-    with metrics.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row.get(callback.monitor)]
-    if not rows:
-        return {}
+    score = None if callback.best_model_score is None else float(callback.best_model_score)
+    measured = [row for row in rows if monitor in row]
+    if not measured:
+        return {} if score is None else {monitor: score}
+    saved = [row for row in measured if row[monitor] == score]
+    comparable = [row for row in measured if not math.isnan(row[monitor])]
     choose = max if callback.mode == "max" else min
-    best = choose(rows, key=lambda row: float(row[callback.monitor]))
-    return {name: float(cell) for name, cell in best.items() if cell}
+    best = saved[0] if saved else choose(comparable or measured, key=lambda row: row[monitor])
+    return _merged(row for row in rows if row["step"] == best["step"] and row.get("epoch") == best.get("epoch"))
+
+
+def last_metrics(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What was logged last in the newest epoch: nothing of it is from an epoch before."""
+    epochs = [row["epoch"] for row in rows if "epoch" in row]
+    return _merged(row for row in rows if epochs and row.get("epoch") == epochs[-1])
+
+
+def _merged(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    return {name: value for row in rows for name, value in row.items()}
 
 
 class _EventWriter(logging.Handler):

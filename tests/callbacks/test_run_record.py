@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import math
 import signal
 import subprocess
 from importlib.metadata import version
@@ -13,9 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from swinv2_tasks import runs
 from swinv2_tasks.__main__ import main
+from swinv2_tasks.callbacks.run_record import best_metrics, last_metrics
 from tests.processes import ROOT, run, send_at, start, wait_for
 from tests.tasks.tiny import write_config
 
@@ -154,3 +157,46 @@ def test_a_run_that_failed_listens_no_longer(images: Path, tmp_path: Path) -> No
     write_config(tmp_path / "tiny.yaml", images, data={"class_path": "tests.tasks.faults.NotANumber"})
     assert main(["fit", f"--config={tmp_path / 'tiny.yaml'}", f"--runs={tmp_path / 'runs'}"]) == 1
     assert [one for one in logger.handlers if one not in before and one is not logging.lastResort] == []
+
+
+# ---- rows that belong together
+
+
+ROWS: list[dict[str, float]] = [
+    {"epoch": 0, "step": 2, "train/loss": 9.0},
+    {"epoch": 0, "step": 2, "val/loss": 1.0, "val/top1": 0.8},
+    {"epoch": 1, "step": 5, "train/loss": 8.0},
+    {"epoch": 1, "step": 5, "val/loss": 1.0, "val/top1": 0.7},
+    {"epoch": 2, "step": 6, "train/loss": 7.0},
+    {"epoch": 2, "step": 7, "train/loss": 6.0},
+]
+
+
+def test_the_best_and_the_last_metrics_are_each_of_one_epoch() -> None:
+    """No loss of an epoch beside the score of another: the third epoch was stopped before its validation."""
+    assert last_metrics(ROWS) == {"epoch": 2, "step": 7, "train/loss": 6.0}
+    assert last_metrics(ROWS[:4]) == {"epoch": 1, "step": 5, "train/loss": 8.0, "val/loss": 1.0, "val/top1": 0.7}
+    watch = ModelCheckpoint(monitor="val/top1", mode="max")
+    assert best_metrics(ROWS, watch) == {"epoch": 0, "step": 2, "train/loss": 9.0, "val/loss": 1.0, "val/top1": 0.8}
+    assert best_metrics(ROWS, ModelCheckpoint(monitor="val/loss"))["epoch"] == 0  # the first of equals is kept
+    watch.best_model_score = torch.tensor(
+        0.7, dtype=torch.float64
+    )  # of the checkpoint there is, where not every validation writes one
+    assert best_metrics(ROWS, watch)["epoch"] == 1
+    assert best_metrics([], watch) == {"val/top1": 0.7}
+    assert best_metrics(ROWS, ModelCheckpoint()) == best_metrics(ROWS, None) == last_metrics([]) == {}
+
+
+def test_a_score_that_is_no_number_is_not_the_best() -> None:
+    rows = [{"epoch": 0, "step": 1, "val/loss": math.nan}, {"epoch": 1, "step": 3, "val/loss": 2.0}]
+    assert best_metrics(rows, ModelCheckpoint(monitor="val/loss"))["epoch"] == 1
+    assert math.isnan(best_metrics(rows[:1], ModelCheckpoint(monitor="val/loss"))["val/loss"])
+
+
+def test_metrics_of_an_epoch_that_was_stopped_are_not_mixed(images: Path, tmp_path: Path) -> None:
+    stops = {"class_path": "tests.tasks.faults.SendSignal"}
+    write_config(tmp_path / "tiny.yaml", images, trainer={"callbacks": [stops]})
+    assert run(["fit", "--config=tiny.yaml"], tmp_path, **send_at(5, number=signal.SIGTERM)).status == 143
+    summary = json.loads((tmp_path / "runs" / "tiny" / "0" / "summary.json").read_text())
+    assert summary["last_metrics"]["epoch"] == 1 and "train/loss" in summary["last_metrics"]
+    assert "val/loss" not in summary["last_metrics"] and summary["best_metrics"]["epoch"] == 0

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from tests.processes import run
+from tests.processes import ROOT, run
 from tests.tasks.tiny import write_config, write_images
 
 
@@ -218,3 +222,132 @@ def test_a_bad_step_stops_or_is_skipped(processes: int, tmp_path: Path) -> None:
     assert len(listed) == 2 * 3 * processes
     assert sum(Path(name).name == "n02_3.jpg" for name in listed) == 2
     assert summary["last_metrics"]["val/top1"] > 0
+
+
+# ---- processes that are spawned or forked
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork", "ddp_notebook"])
+def test_a_training_in_spawned_processes(strategy: str, tmp_path: Path) -> None:
+    """The process that starts them trains nothing itself, and yet knows what came out."""
+    data = write_images(tmp_path / "images")
+    write_config(tmp_path / "tiny.yaml", data)
+    command = ["fit", "--config=tiny.yaml", "--data.batch_size=3"]
+    trained = run(command, tmp_path, processes=2, strategy=strategy)
+    assert trained.status == 0, trained.errors
+    folder = tmp_path / "runs" / "tiny" / "0"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["status"], summary["epochs"], summary["steps"]) == ("finished", 2, 6)
+    assert (
+        f"best: {folder / 'checkpoints/best.ckpt'}, val/loss {summary['best_metrics']['val/loss']:.4f}"
+        in trained.output
+    )
+    assert (folder / "weights.safetensors").is_file() and (folder / "learning_curve.png").is_file()
+    usual = run([*command, "--name=usual"], tmp_path, processes=2)
+    assert usual.status == 0, usual.errors
+    states = [
+        torch.load(tmp_path / "runs" / name / "0/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for name in ("tiny", "usual")
+    ]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    resumed = run(["fit", "--resume=runs/tiny/0", "--trainer.max_epochs=3"], tmp_path, processes=2, strategy=strategy)
+    assert resumed.status == 0, resumed.errors
+    assert [row["epoch"] for row in rows(folder / "metrics.csv") if row["val/loss"]] == ["0", "1", "2"]
+
+
+@pytest.mark.slow
+def test_evaluations_and_predictions_in_spawned_processes(poor: Path, tmp_path: Path) -> None:
+    data = write_images(tmp_path / "images", train=1, val=3)
+    arguments = [f"--ckpt_path={poor}", f"--data.root={data}", "--data.batch_size=2"]
+    for name, processes in (("one", 1), ("two", 2)):
+        done = run(["validate", *arguments, f"--name={name}"], tmp_path, processes, strategy="ddp_spawn")
+        assert done.status == 0, done.errors
+        source = f"--data.source={data / 'val'}"
+        done = run(["predict", *arguments, source, f"--output={name}"], tmp_path, processes, strategy="ddp_spawn")
+        assert done.status == 0, done.errors
+    assert rows(tmp_path / "runs/one/0/metrics.csv") == rows(tmp_path / "runs/two/0/metrics.csv")
+    assert (tmp_path / "one/predictions.csv").read_bytes() == (tmp_path / "two/predictions.csv").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork"])
+def test_a_mistake_met_in_a_spawned_process_is_one_message(strategy: str, tmp_path: Path) -> None:
+    """Before the first step the run leaves nothing behind, after it all that it has made."""
+    data = write_images(tmp_path / "images", train=8)
+    damage(data, "val/n01/n01_2.jpg")
+    write_config(tmp_path / "tiny.yaml", data)
+    arguments = ["fit", "--config=tiny.yaml", "--data.batch_size=3"]
+    for settings, left in ((), []), (("--trainer.num_sanity_val_steps=0", "--save.every_n_steps=1"), ["0"]):
+        ended = run([*arguments, *settings], tmp_path, processes=2, strategy=strategy)
+        assert ended.status == 1
+        assert ended.errors.splitlines()[-1].startswith("swinv2-tasks: Cannot read the image")
+        assert [path.name for path in (tmp_path / "runs/tiny").iterdir()] == left
+    assert (tmp_path / "runs/tiny/0/checkpoints/last.ckpt").is_file()
+
+
+NOTEBOOK = """
+import sys
+sys.ps1 = ">>> "  # what makes a session interactive
+from swinv2_tasks.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_two_devices_in_a_notebook(tmp_path: Path) -> None:
+    write_config(tmp_path / "tiny.yaml", write_images(tmp_path / "images"))
+    arguments = ["fit", "--config=tiny.yaml", "--trainer.devices=2", "--data.batch_size=3"]
+    done = subprocess.run(
+        [sys.executable, "-c", NOTEBOOK, *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "runs/tiny/0/summary.json").read_text())
+    assert f"val/loss {summary['best_metrics']['val/loss']:.4f}" in done.stdout
+    assert json.loads((tmp_path / "runs/tiny/0/run.json").read_text())["starts"][0]["processes"] == 2
+
+
+FROM_PYTHON = """
+import sys
+from pathlib import Path
+
+from swinv2_tasks.callbacks import RunCheckpoint
+from swinv2_tasks.callbacks.run_checkpoint import AtomicCheckpointIO
+from tests.tasks.tiny import new_data, new_task, new_trainer
+
+if __name__ == "__main__":
+    images, strategy = sys.argv[1:]
+    trainer = new_trainer(
+        Path.cwd() / strategy,
+        RunCheckpoint(),
+        devices=2,
+        strategy=strategy,
+        plugins=[AtomicCheckpointIO()],
+        enable_checkpointing=True,
+    )
+    trainer.fit(new_task(), new_data(Path(images), batch_size=3))
+    print("trained:", float(trainer.callback_metrics["val/loss"]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork"])
+def test_spawned_processes_from_python(strategy: str, tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images")
+    (tmp_path / "program.py").write_text(FROM_PYTHON)
+    done = subprocess.run(
+        [sys.executable, "program.py", str(images), strategy],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "trained: " in done.stdout
+    assert torch.load(next(tmp_path.rglob("last.ckpt")), weights_only=True)["global_step"] == 3
