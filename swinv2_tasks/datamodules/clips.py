@@ -1,6 +1,8 @@
 """Which frames of a video a clip is made of, and which parts of them a view shows.
 
 Dense clips and their views: https://arxiv.org/abs/1812.03982, section 4; segments: https://arxiv.org/abs/1608.00859.
+Where dense clips begin, how frames are resized and where crops lie follows the published code of Video Swin,
+https://github.com/open-mmlab/mmaction2 (1.x).
 
 Shapes: N frames of a video, T frames of a clip, H, W pixels, S side of a view in pixels.
 """
@@ -49,7 +51,8 @@ class FrameSampling:
         """
         if self.kind == "segments":
             return self._of_segments(total, torch.rand(self.frames).numpy())
-        return self._from(int(torch.randint(max(1, total - self._span + 1), ())), total)
+        # The published code counts the stride after the last frame as part of a clip here.
+        return self._from(int(torch.randint(max(1, total - self.frames * self.stride + 1), ())), total)
 
     def spread(self, total: int, clips: int) -> np.ndarray:
         """Clips spread evenly over a video for evaluation, a single one from its middle: frame numbers (clips, T).
@@ -62,7 +65,7 @@ class FrameSampling:
             places = (np.arange(clips) + 0.5) / clips
             return np.stack([self._of_segments(total, np.full(self.frames, place)) for place in places])
         last = max(0, total - self._span)
-        starts = np.linspace(0, last, clips) if clips > 1 else np.array([last / 2])
+        starts = np.round(np.linspace(0, last, clips)) if clips > 1 else np.array([last // 2])
         return np.stack([self._from(int(start), total) for start in starts])
 
     @property
@@ -85,17 +88,38 @@ def as_clip(frames: np.ndarray) -> Tensor:
     return torch.from_numpy(frames).permute(0, 3, 1, 2)
 
 
-def view_places(size: Sequence[int], side: Sequence[int], crops: int) -> list[tuple[int, int]]:
-    """Top and left of crops spread evenly from one end of a frame to the other; of a single one, in its middle.
+def resize_to_cover(clip: Tensor, size: tuple[int, int], crop_pct: float = 1.0) -> Tensor:
+    """Frames (T, 3, H, W), resized until a view covers a share of their short side: bilinear, without antialiasing.
 
     Args:
-        size: Height and width of the frame, of which one is the crop's, or nearly so.
+        clip: The frames.
+        size: Height and width of the view.
+        crop_pct: The share, in (0, 1].
+    """
+    height, width = clip.shape[-2:]
+    factor = max(size[0] / height, size[1] / width) / crop_pct
+    new_size = [max(size[0], int(height * factor + 0.5)), max(size[1], int(width * factor + 0.5))]
+    return v2.functional.resize(clip, new_size, interpolation=BILINEAR, antialias=False)
+
+
+def view_places(size: Sequence[int], side: Sequence[int], crops: int) -> list[tuple[int, int]]:
+    """Top and left of crops spread evenly along the axis with more room, in the middle of the other.
+
+    Args:
+        size: Height and width of the frame.
         side: Height and width of a crop, at most those of the frame.
         crops: How many.
     """
     room = [have - want for have, want in zip(size, side, strict=True)]
-    shares = [k / (crops - 1) for k in range(crops)] if crops > 1 else [0.5]
-    return [(round(room[0] * share), round(room[1] * share)) for share in shares]
+    along = int(room[1] >= room[0])
+    middle = [space // 2 for space in room]
+    places = []
+    for k in range(crops):
+        place = list(middle)
+        if crops > 1:
+            place[along] = k * (room[along] // (crops - 1))
+        places.append((place[0], place[1]))
+    return places
 
 
 class EvalViews:
@@ -106,13 +130,20 @@ class EvalViews:
         crops: Views beside each other, along the frames' longer side.
         mean: Subtracted from RGB in [0, 1].
         std: Divides the difference.
+        crop_pct: The share of the frames' short side that a view covers, in (0, 1].
     """
 
     def __init__(
-        self, size: tuple[int, int], crops: int, mean: tuple[float, float, float], std: tuple[float, float, float]
+        self,
+        size: tuple[int, int],
+        crops: int,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        crop_pct: float = 1.0,
     ) -> None:
         self.size = size
         self.crops = crops
+        self.crop_pct = crop_pct
         self.normalise = v2.Compose([*to_normalised_tensor(mean, std), v2.ToPureTensor()])
 
     def __call__(self, frames: np.ndarray, chosen: Sequence[int]) -> Tensor:
@@ -122,11 +153,8 @@ class EvalViews:
             frames: The clip.
             chosen: Which of the crops, by number.
         """
-        height, width = frames.shape[1:3]
-        factor = max(self.size[0] / height, self.size[1] / width)
-        size = [max(self.size[0], round(height * factor)), max(self.size[1], round(width * factor))]
-        clip = v2.functional.resize(as_clip(frames), size, interpolation=BILINEAR, antialias=True)
-        places = view_places(size, self.size, self.crops)
+        clip = resize_to_cover(as_clip(frames), self.size, self.crop_pct)
+        places = view_places(clip.shape[-2:], self.size, self.crops)
         views = [clip[:, :, top : top + self.size[0], left : left + self.size[1]] for top, left in places]
         # The normalisation takes the last three axes for an image, whatever stands before them.
         return self.normalise(torch.stack([views[k] for k in chosen])).transpose(1, 2)

@@ -15,7 +15,7 @@ from torchvision import tv_tensors
 
 from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
 from swinv2_tasks.datamodules.classes import Classes, abbreviate, classes_of_folders
-from swinv2_tasks.datamodules.clips import EvalViews, FrameSampling, as_clip
+from swinv2_tasks.datamodules.clips import EvalViews, FrameSampling, as_clip, resize_to_cover
 from swinv2_tasks.datamodules.transforms import (
     BILINEAR,
     IMAGENET_MEAN,
@@ -67,6 +67,9 @@ class KineticsDataModule(BaseDataModule):
         source: What to predict: a video, a folder or a glob pattern.
         mean: Normalisation, per RGB channel: subtracted from values in [0, 1].
         std: Normalisation, per RGB channel: divides the difference.
+        crop_pct: Training and validation: frames are first resized until a view covers this share of their short side,
+            in (0, 1]: 0.875 is 256 pixels for views of 224. None: training crops out of the frames as they are, and
+            validation takes as much as a view can show. Testing and prediction always do.
         crop_scale: Training: range of the random crop's area as a share of the frame's.
         flip: Training: probability of a horizontal flip.
         rand_augment_ops: Training: RandAugment operations drawn per clip, each applied with probability 0.5; 0: off.
@@ -106,6 +109,7 @@ class KineticsDataModule(BaseDataModule):
         source: str | None = None,
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
+        crop_pct: float | None = None,
         crop_scale: tuple[float, float] = (0.08, 1.0),
         flip: float = 0.5,
         rand_augment_ops: int = 0,
@@ -127,6 +131,8 @@ class KineticsDataModule(BaseDataModule):
                     f"data.views_per_sample is {views_per_sample}, which does not divide the {views[0]} × {views[1]} "
                     f"views of data.{name}."
                 )
+        check("crop_pct", 1.0 if crop_pct is None else crop_pct, 0.01, 1)
+        self.crop_pct = crop_pct
         self.views = {"val": val_views, "test": test_views, "predict": test_views}
         self.views_per_sample = views_per_sample
         self.decoder: DecoderChoice = decoder
@@ -146,6 +152,7 @@ class KineticsDataModule(BaseDataModule):
             color_jitter,
             random_erasing,
             BILINEAR,
+            antialias=False,
         )
 
     @property
@@ -180,9 +187,8 @@ class KineticsDataModule(BaseDataModule):
             self.predict_dataset = self._views_of("predict", [(str(path), -1) for path in list_videos(self.source)])
             return
         if stage == "fit" and self.train_dataset is None:
-            self.train_dataset = TrainingClips(
-                self._present("train"), self.sampling, self._train_transform, self.decoder
-            )
+            videos = self._present("train")
+            self.train_dataset = TrainingClips(videos, self.sampling, self._augmented, self.decoder)
         if self.val_dataset is None and stage != "test":
             self.val_dataset = self._views_of("val", self._present("val"))
         if self.test_dataset is None and stage == "test":
@@ -220,11 +226,18 @@ class KineticsDataModule(BaseDataModule):
             )
         return videos
 
+    def _augmented(self, clip: Tensor) -> Tensor:
+        """A clip uint8 (T, 3, H, W), resized, randomly cropped and augmented alike for all frames."""
+        if self.crop_pct is not None:
+            clip = resize_to_cover(clip, self.image_size, self.crop_pct)
+        return self._train_transform(tv_tensors.Video(clip))
+
     def _views_of(self, kind: str, videos: list[tuple[str, int]]) -> "EvaluatedClips":
         clips, crops = self.views[kind]
         number = min(self.views_per_sample or crops, clips * crops)
         self.eval_batch_size = max(1, self.batch_size // number)
-        transform = EvalViews(self.image_size, crops, self.mean, self.std)
+        crop_pct = self.crop_pct if kind == "val" and self.crop_pct is not None else 1.0
+        transform = EvalViews(self.image_size, crops, self.mean, self.std, crop_pct)
         return EvaluatedClips(videos, self.sampling, clips, number, transform, self.decoder)
 
     def _root(self) -> Path:
@@ -251,7 +264,7 @@ class TrainingClips(Dataset):
     Args:
         videos: Paths and class indices.
         sampling: Which frames.
-        transform: Video (T, 3, H, W) uint8 → float32, alike for all frames.
+        transform: Clip (T, 3, H, W) uint8 → float32, alike for all frames.
         decoder: Which library decodes.
     """
 
@@ -259,7 +272,7 @@ class TrainingClips(Dataset):
         self,
         videos: list[tuple[str, int]],
         sampling: FrameSampling,
-        transform: Callable[[Any], Tensor],
+        transform: Callable[[Tensor], Tensor],
         decoder: DecoderChoice = "auto",
     ) -> None:
         self.videos = videos
@@ -277,7 +290,7 @@ class TrainingClips(Dataset):
         path, label = self.videos[index]
         with Video(path, self.decoder) as video:
             frames = video.frames(self.sampling.drawn(len(video)))
-        clip = self.transform(tv_tensors.Video(as_clip(frames)))
+        clip = self.transform(as_clip(frames))
         return {"clip": clip.transpose(0, 1)[None], "video_id": index, "path": path, "label": label}
 
 

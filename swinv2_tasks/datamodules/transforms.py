@@ -38,6 +38,7 @@ def train_transform(
     color_jitter: float = 0.4,
     random_erasing: float = 0.25,
     interpolation: InterpolationMode = BICUBIC,
+    antialias: bool = True,
 ) -> v2.Compose:
     """Random crop and augmentation: PIL image -> (3, H, W) float32, normalised.
 
@@ -57,6 +58,7 @@ def train_transform(
             which has these operations already; the published training code skips it likewise.
         random_erasing: Probability of erasing a rectangle to noise, drawn anew for each pixel.
         interpolation: How pixels are resized and moved.
+        antialias: Whether the crop is smoothed where it is made smaller.
 
     Raises:
         UserError: A value is out of its range.
@@ -69,7 +71,9 @@ def train_transform(
     check("color_jitter", color_jitter, 0)
     check("random_erasing", random_erasing, 0, 1)
     steps: list[v2.Transform] = [
-        v2.RandomResizedCrop(height_width(image_size), scale=crop_scale, interpolation=interpolation, antialias=True),
+        v2.RandomResizedCrop(
+            height_width(image_size), scale=crop_scale, interpolation=interpolation, antialias=antialias
+        ),
         v2.RandomHorizontalFlip(flip),
     ]
     if rand_augment_ops:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
-from swinv2_tasks.datamodules.clips import EvalViews, FrameSampling, view_places
+from swinv2_tasks.datamodules.clips import EvalViews, FrameSampling, as_clip, resize_to_cover, view_places
 from swinv2_tasks.errors import UserError
 
 
@@ -20,14 +21,15 @@ def test_a_dense_clip_is_a_stretch_at_any_place(total: int, frames: int, stride:
         numbers = sampling.drawn(total)
         assert (np.diff(numbers) == stride).all() and numbers[0] >= 0 and numbers[-1] < total
         starts.add(int(numbers[0]))
-    possible = total - (frames - 1) * stride
+    possible = max(1, total - frames * stride + 1)  # as many as in the published code
+    assert max(starts) < possible
     assert {0, possible - 1} <= starts if possible < 30 else len(starts) > 50
 
 
 def test_clips_are_spread_from_end_to_end() -> None:
     clips = FrameSampling(8, 2).spread(100, 4)
     assert clips.shape == (4, 8)
-    assert clips[:, 0].tolist() == [0, 28, 56, 85] and clips[-1, -1] == 99
+    assert clips[:, 0].tolist() == [0, 28, 57, 85]  # of 28.3 and 56.7: rounded and clips[-1, -1] == 99
     assert FrameSampling(8, 2).spread(100, 1).tolist() == [list(range(42, 58, 2))]
 
 
@@ -61,9 +63,34 @@ def test_settings_out_of_range() -> None:
 
 
 def test_crops_run_along_the_longer_side() -> None:
-    assert view_places((10, 31), (10, 10), 3) == [(0, 0), (0, 10), (0, 21)]
-    assert view_places((31, 10), (10, 10), 5) == [(0, 0), (5, 0), (10, 0), (16, 0), (21, 0)]
+    assert view_places((10, 31), (10, 10), 3) == [(0, 0), (0, 10), (0, 20)]
+    assert view_places((31, 10), (10, 10), 5) == [(0, 0), (5, 0), (10, 0), (15, 0), (20, 0)]
+    assert view_places((14, 31), (10, 10), 3) == [(2, 0), (2, 10), (2, 20)]
     assert view_places((10, 31), (10, 10), 1) == [(0, 10)]
+
+
+@pytest.mark.parametrize("total", [64, 65, 97, 250, 300, 301])
+def test_starts_are_those_of_the_published_code(total: int) -> None:
+    """mmaction2's SampleFrames, worked out by hand: k-th of n at round(k · (N − span) / (n − 1)), one at the half."""
+    last = total - 63
+    for clips in (2, 3, 4, 10):
+        starts = FrameSampling(32, 2).spread(total, clips)[:, 0].tolist()
+        assert starts == [round(k * last / (clips - 1)) for k in range(clips)]
+    assert FrameSampling(32, 2).spread(total, 1)[0, 0] == last // 2
+
+
+@pytest.mark.parametrize("size", [(256, 340), (340, 256), (480, 640), (100, 130)])
+@pytest.mark.parametrize("crop_pct", [1.0, 0.875])
+def test_frames_are_resized_as_by_opencv(size: tuple[int, int], crop_pct: float) -> None:
+    """Without antialiasing, to the published code's sizes; OpenCV rounds in fixed point, one gray level at most."""
+    frames = np.random.default_rng(0).integers(0, 256, (2, *size, 3), dtype=np.uint8)
+    clip = resize_to_cover(as_clip(frames), (224, 224), crop_pct)
+    side = {1.0: 224, 0.875: 256}[crop_pct]
+    height, width = (int(edge * (side / min(size)) + 0.5) for edge in size)
+    assert clip.shape == (2, 3, height, width)
+    for frame, resized in zip(frames, clip, strict=True):
+        expected = cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR)
+        assert np.abs(resized.permute(1, 2, 0).numpy().astype(int) - expected).max() <= 1
 
 
 @pytest.mark.parametrize("size", [(40, 90), (90, 40), (60, 60)])

@@ -133,6 +133,38 @@ def test_kinetics_csv(tmp_path: Path) -> None:
         module.setup("fit")
 
 
+def test_kinetics_csv_finds_videos_behind_links_once(tmp_path: Path) -> None:
+    write_kinetics(tmp_path, ["zumba,abcdefghijk,10,20,train", "abseiling,lbcdefghijk,0,10,train"])
+    elsewhere = tmp_path / "elsewhere"
+    for name in ("zumba/abcdefghijk_000010_000020.mp4", "inner/lbcdefghijk_000000_000010.mp4"):
+        (elsewhere / name).parent.mkdir(parents=True, exist_ok=True)
+        (elsewhere / name).touch()
+    folder = tmp_path / "train"
+    folder.mkdir()
+    (folder / "zumba").symlink_to(elsewhere / "zumba")
+    (folder / "abseiling").symlink_to(elsewhere / "inner", target_is_directory=True)
+    (elsewhere / "inner" / "again").symlink_to(elsewhere / "inner")  # must not loop
+    (folder / "myself").symlink_to(folder)
+    found = data(tmp_path).videos("train")
+    assert [path for path, _ in found] == [
+        str(folder / "zumba/abcdefghijk_000010_000020.mp4"),
+        str(folder / "abseiling/lbcdefghijk_000000_000010.mp4"),
+    ]
+
+
+def test_the_published_sizes_before_the_crop(folders: Path) -> None:
+    """At 0.875 validation shows the middle 7/8 of the short side, testing all of it; films have a white corner."""
+    shares = {}
+    for crop_pct in (None, 0.875, 0.4):
+        module = data(folders, crop_pct=crop_pct)
+        module.setup("fit")
+        shares[crop_pct] = float((next(iter(module.val_dataloader()))["clip"] > 1.5).float().mean())
+        assert next(iter(module.train_dataloader()))["clip"].shape[-2:] == (32, 32)
+    assert shares[None] > shares[0.875] > shares[0.4]
+    with pytest.raises(UserError, match="crop_pct"):
+        data(folders, crop_pct=0.0)
+
+
 @pytest.mark.parametrize("mark", ["\t", ",", " ", " , "])
 def test_lists_of_paths_and_labels(mark: str, tmp_path: Path) -> None:
     (tmp_path / "my films").mkdir()
