@@ -214,7 +214,7 @@ def as_results(
         image_id: the image's id.
         size: height and width of the image.
         class_ids: the category of each class index.
-        mask_threshold: probability above which a pixel belongs to an object.
+        mask_threshold: probability from which on a pixel belongs to an object.
     """
     codes: list[dict[str, Any]] | None = None
     if isinstance(found, Detections):
@@ -224,7 +224,7 @@ def as_results(
     else:
         boxes, labels, scores = found["boxes"], found["labels"], found["scores"]
         if "masks" in found:
-            codes = _encoded(found["masks"][:, 0] > mask_threshold)
+            codes = _encoded(found["masks"][:, 0] >= mask_threshold)
     results: list[dict[str, Any]] = [
         {"image_id": image_id, "category_id": class_ids[label], "bbox": box, "score": score}
         for box, label, score in zip(_with_sides(boxes), labels.tolist(), scores.tolist(), strict=True)

@@ -2,6 +2,9 @@
 
 Soft-NMS: https://arxiv.org/abs/1704.04503. Testing at several scales: https://arxiv.org/abs/2111.09883, section 4.
 
+Pixel i of an image covers [i, i + 1], cell j of a mask the (j + 1)-th of the M parts of its box; a mask is read off at
+the middles of pixels, bilinear between the middles of its cells, and is 0 beyond its last cells.
+
 Shapes: B images, R regions of an image, K classes, n detections, M side of a mask (28), H, W pixels of an image.
 """
 
@@ -18,7 +21,6 @@ import torch.nn.functional as F
 from pycocotools import mask as coco_masks
 from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.roi_heads import expand_boxes, expand_masks, paste_mask_in_image
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 
 from swinv2_tasks.errors import UserError
@@ -38,7 +40,7 @@ class DetectionInference:
         max_detections: of an image, the likeliest ones.
         scales: factors by which the image is resized; what is found at all of them is taken together.
         flip: also looks at the mirrored image.
-        mask_threshold: probability above which a pixel belongs to an object.
+        mask_threshold: probability from which on a pixel belongs to an object, above 0.
 
     Raises:
         UserError: an argument is out of its range.
@@ -59,6 +61,10 @@ class DetectionInference:
         for name in ("score_threshold", "nms_threshold", "mask_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"inference.{name} must be between 0 and 1, not {getattr(self, name)}")
+        if self.mask_threshold == 0:
+            raise UserError(
+                "inference.mask_threshold must be above 0: from 0 on every pixel would belong to the object"
+            )
         if self.sigma <= 0 or self.max_detections < 1:
             raise UserError(
                 f"inference.sigma is {self.sigma}, inference.max_detections {self.max_detections}; expected above 0 "
@@ -73,7 +79,8 @@ class Detections:
     """What was found in an image, likeliest first."""
 
     boxes: Tensor
-    """(n, 4) float32: left, top, right, bottom in pixels."""
+    """(n, 4): left, top, right, bottom in pixels; float32 in those of the image that was looked at, float64 in those of
+    its file."""
     labels: Tensor
     """(n,) int64 class indices."""
     scores: Tensor
@@ -82,9 +89,15 @@ class Detections:
     """(n, M, M) float32 in [0, 1], each filling its box; None without a mask branch."""
 
     def at(self, size: Sequence[int], of: Sequence[int]) -> Detections:
-        """The same in pixels of an image of another size (H, W) than the one (H, W) it was found in."""
-        factors = self.boxes.new_tensor([size[1] / of[1], size[0] / of[0]]).repeat(2)
-        return Detections(self.boxes * factors, self.labels, self.scores, self.masks)
+        """The same in pixels of an image of another size (H, W) than the one (H, W) it was found in; on the CPU.
+
+        Boxes are float64: float32 tells apart no more than a ten-thousandth of a pixel at 1,333 of them, and an edge of
+        the image would not come out as one.
+        """
+        found = self.cpu()
+        height, width = size
+        after, before = torch.tensor([[width, height] * 2, [of[1], of[0]] * 2], dtype=torch.float64)
+        return Detections(found.boxes.double() * after / before, found.labels, found.scores, found.masks)
 
     def cpu(self) -> Detections:
         masks = None if self.masks is None else self.masks.cpu()
@@ -240,22 +253,86 @@ def soft_nms(boxes: Tensor, scores: Tensor, labels: Tensor, inference: Detection
     return order[scores[order] > inference.score_threshold], scores
 
 
+CHUNK_PIXELS = 2**20
+"""Pixels of a mask that are drawn at a time on the way to run lengths."""
+
+
 def pasted(mask: Tensor, box: Tensor, size: Sequence[int]) -> Tensor:
-    """The mask (M, M) of a box (4,) at its place in an image (H, W), float32 in [0, 1]; as torchvision's."""
-    large, scale = expand_masks(mask[None, None], padding=1)
-    edges = expand_boxes(box[None], scale).to(torch.int64)[0]
-    return paste_mask_in_image(large[0, 0], edges, size[0], size[1])
+    """The mask (M, M) of a box (4,) at its place in an image (H, W), float32 in [0, 1].
+
+    As ``grid_sample`` with ``align_corners=False`` over the whole image gives it; only the pixels near the box, where
+    it is not 0, are computed.
+    """
+    image = mask.new_zeros(int(size[0]), int(size[1]), dtype=torch.float32)
+    rows, columns, down, across = _placed(box.tolist(), mask.shape[-1], size)
+    if down.size and across.size:
+        left, right = (torch.from_numpy(weights).to(image.device) for weights in (down, across))
+        image[rows, columns] = left @ mask.float() @ right.T
+    return image
 
 
 def encoded_masks(detections: Detections, size: Sequence[int], threshold: float) -> list[dict[str, Any]]:
     """Run lengths, in COCO's compressed form, of the detections' pixels in an image (H, W); on the CPU.
 
-    One mask after the other is drawn, so that memory does not grow with their number.
+    The masks are those of ``pasted``, from a threshold on. No image is ever drawn: memory grows neither with the number
+    of masks nor with the size of the image.
     """
     assert detections.masks is not None
+    height, width = int(size[0]), int(size[1])
     codes = []
-    for mask, box in zip(detections.masks, detections.boxes, strict=True):
-        pixels = (pasted(mask, box, size) > threshold).numpy()
-        code = coco_masks.encode(np.asfortranarray(pixels, dtype=np.uint8))
-        codes.append({"size": [int(side) for side in size], "counts": code["counts"].decode()})
+    for mask, box in zip(detections.masks.float().numpy(), detections.boxes.tolist(), strict=True):
+        edges = _run_edges(mask, box, (height, width), threshold)
+        counts = np.diff(edges, prepend=0, append=height * width)
+        if len(counts) > 1 and counts[-1] == 0:  # the last pixel belongs to the object
+            counts = counts[:-1]
+        code = coco_masks.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+        codes.append({"size": [height, width], "counts": code["counts"].decode()})
     return codes
+
+
+def _run_edges(mask: np.ndarray, box: list[float], size: tuple[int, int], threshold: float) -> np.ndarray:
+    """Where the runs of a mask (M, M) begin and end, in turns, in an image (H, W) whose pixels are counted down the
+    columns; int64 (2 · runs,). Columns are drawn a few at a time."""
+    rows, columns, down, across = _placed(box, len(mask), size)
+    if not down.size or not across.size:
+        return np.zeros(0, dtype=np.int64)
+
+    number = len(down)
+    stretched = mask.T @ down.T  # (M, rows)
+    step = max(1, CHUNK_PIXELS // number)
+    found = []
+    for start in range(0, len(across), step):
+        part = across[start : start + step] @ stretched
+        inside = np.zeros((len(part), number + 2), dtype=bool)  # with a pixel outside above and below each column
+        np.greater_equal(part, threshold, out=inside[:, 1:-1])
+
+        flat = inside.ravel()
+        column, row = np.divmod(np.flatnonzero(flat[1:] != flat[:-1]), number + 2)
+        found.append((columns.start + start + column) * size[0] + rows.start + row)
+    edges = np.concatenate(found)
+
+    # A run that ends at the foot of a column goes on at the head of the next one.
+    going_on = np.flatnonzero(edges[1:-1:2] == edges[2::2])
+    return np.delete(edges, np.concatenate([2 * going_on + 1, 2 * going_on + 2]))
+
+
+def _placed(box: Sequence[float], side: int, size: Sequence[int]) -> tuple[slice, slice, np.ndarray, np.ndarray]:
+    """Where in an image (H, W) a mask of M × M cells that fills a box is not 0: rows and columns; and what each cell
+    counts for these, float32 (rows, M) and (columns, M). Nothing where the box has no area or lies outside."""
+    left, top, right, bottom = box
+    rows, down = _cell_weights(top, bottom, side, int(size[0]))
+    columns, across = _cell_weights(left, right, side, int(size[1]))
+    return rows, columns, down, across
+
+
+def _cell_weights(start: float, end: float, side: int, length: int) -> tuple[slice, np.ndarray]:
+    """Along one axis of an image of a length: the pixels within reach of a box from start to end, and what each of its
+    cells counts for them, float32 (pixels, side)."""
+    cell = (end - start) / side
+    if not 0 < cell < math.inf:
+        return slice(0, 0), np.zeros((0, side), dtype=np.float32)
+    first = min(length, max(0, math.floor(start - cell / 2)))
+    last = max(first, min(length, math.ceil(end + cell / 2)))
+    places = (np.arange(first, last) + 0.5 - start) / cell - 0.5  # in cells, from the middle of the first one
+    weights = 1 - np.abs(places[:, None] - np.arange(side))
+    return slice(first, last), weights.clip(min=0).astype(np.float32)

@@ -17,7 +17,7 @@ import copy
 import math
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -28,13 +28,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torchvision.ops import roi_align
 
 from swinv2_tasks.backbone import attention
 from swinv2_tasks.backbone.swin_v2 import SwinBlock, SwinStage
 from swinv2_tasks.backbone.window import constants_of_their_own
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.heads.mask_rcnn import DetectionHead, Regions
+from swinv2_tasks.heads.region_pooling import aligned_pooling, with_image_index
 from swinv2_tasks.tasks.base import BaseTask
 
 PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
@@ -500,7 +500,7 @@ def _fix_regions(head: DetectionHead) -> None:
     parts: Any = head
     for name in ("box_pool", "mask_pool"):
         pool = getattr(parts, name)
-        setattr(parts, name, _EvenPooling(list(pool.scales), pool.output_size))
+        setattr(parts, name, _EvenPooling(pool.strides, pool.side))
     if hasattr(parts, "sample"):
         parts.sample = _FixedSampler(parts.sample.balance.batch_size_per_image)
     if hasattr(parts, "samplers"):
@@ -537,18 +537,15 @@ class _FixedSampler:
 class _EvenPooling(nn.Module):
     """RoIAlign of as many regions on each level."""
 
-    def __init__(self, scales: list[float], size: Any) -> None:
+    def __init__(self, strides: Sequence[int], side: int) -> None:
         super().__init__()
-        self.scales, self.size = scales, size
+        self.strides, self.side = strides, side
 
-    def forward(self, levels: Any, boxes: list[Tensor], sizes: Any) -> Tensor:
-        regions = torch.cat(boxes)
-        regions = torch.cat([regions.new_zeros(len(regions), 1), regions], dim=1)
-        shares = regions.tensor_split(len(self.scales))
-        maps = [levels[str(k)] for k in range(len(self.scales))]
-        return torch.cat(
-            [
-                roi_align(x, share.to(x), self.size, scale, 2)
-                for x, share, scale in zip(maps, shares, self.scales, strict=True)
-            ]
-        )
+    def forward(self, levels: Any, boxes: list[Tensor]) -> Tensor:
+        shares = with_image_index(boxes).tensor_split(len(self.strides))
+        maps = [levels[str(index)] for index in range(len(self.strides))]
+        pooled = [
+            aligned_pooling(x, share, self.side, 1 / stride)
+            for x, share, stride in zip(maps, shares, self.strides, strict=True)
+        ]
+        return torch.cat(pooled)

@@ -16,7 +16,8 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     * On several processes the mean and the variance are those of all their samples. torch's own SyncBatchNorm does so
       on GPUs only, faster; ``synchronise`` puts it in place there.
-    * A channel with a single value, of a lone image pooled to one pixel, has no variance: the running ones are used.
+    * A channel with a single value, of a lone image pooled to one pixel, has no variance: the running ones are used. So
+      they are where there is no value at all: a detector may have no region to train on.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -24,7 +25,7 @@ class BatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             return self._forward_all(x)
-        if x.numel() == x.shape[1]:
+        if x.numel() <= x.shape[1]:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, eps=self.eps)
         return super().forward(x)
 
@@ -32,14 +33,16 @@ class BatchNorm2d(nn.BatchNorm2d):
         values = x.float()
         total = torch.tensor(values.numel() / values.shape[1], device=x.device)
         torch.distributed.all_reduce(total)
-        mean = all_reduce(values.sum((0, 2, 3))) / total
+        divisor = total.clamp(min=1)
+        mean = all_reduce(values.sum((0, 2, 3))) / divisor
         centred = values - mean[:, None, None]
-        variance = all_reduce(centred.square().sum((0, 2, 3))) / total
+        variance = all_reduce(centred.square().sum((0, 2, 3))) / divisor
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
         assert self.num_batches_tracked is not None
         with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (total / (total - 1).clamp(min=1)), self.momentum)
+            momentum = self.momentum * (total > 0)  # without a value in any process they stay
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(variance * (total / (total - 1).clamp(min=1)), momentum)
             self.num_batches_tracked.add_(1)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return torch.addcmul(self.bias[:, None, None], centred, scale[:, None, None]).to(x.dtype)

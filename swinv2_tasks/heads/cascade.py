@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
@@ -28,6 +27,8 @@ from swinv2_tasks.heads.mask_rcnn import (
     MaskBranch,
     Regions,
     RegionSampler,
+    class_loss,
+    decode,
     mask_loss,
     masks_of_classes,
     matched_boxes,
@@ -55,6 +56,10 @@ class CascadeMaskRCNN(Detector):
 
 class CascadeHead(DetectionHead):
     """Cascade Mask R-CNN: three looks at each region. The arguments are those of ``DetectionHead``."""
+
+    anchors_inside = True
+    rpn_beta = 1 / 9
+    training_proposals = 2
 
     def __init__(
         self, settings: Detector, in_channels: Sequence[int], strides: Sequence[int], num_classes: int
@@ -84,44 +89,44 @@ class CascadeHead(DetectionHead):
         losses = {}
         for stage, weight in enumerate(WEIGHTS):
             regions = self.samplers[stage](proposals, targets)
-            logits, deltas = self.boxes[stage](self.box_features(features, regions.boxes, images))
-            decoded = self.coders[stage].decode(deltas, regions.boxes)[:, 0]
-            losses[f"class{stage + 1}"] = weight * F.cross_entropy(logits, torch.cat(regions.labels))
+            logits, deltas = self.boxes[stage](self.box_features(features, regions.boxes))
+            decoded = decode(self.coders[stage], deltas, regions.boxes)[:, 0]
+            losses[f"class{stage + 1}"] = weight * class_loss(logits, torch.cat(regions.labels))
             losses[f"box{stage + 1}"] = weight * GIOU_WEIGHT * giou_loss(decoded, regions, targets)
             proposals = self.refined(decoded, regions, images)
             if self.has_masks:
                 masked = with_masks(self.mask_regions(stage, regions, proposals, targets), targets)
-                logits = self.mask_logits(stage, self.mask_features(features, masked.boxes, images))
+                logits = self.mask_logits(stage, self.mask_features(features, masked.boxes))
                 losses[f"mask{stage + 1}"] = weight * mask_loss(logits, masked, targets)
         return losses
 
     def classify(self, features: Features, images: ImageList) -> list[tuple[Tensor, Tensor]]:
-        """Boxes of the last stage (R, 1, 4), and the mean of all stages' probabilities (R, K)."""
+        """Boxes of the last stage (R, 1, 4), and the probabilities (R, K) that the mean of all stages' logits gives."""
         boxes = self.propose(features, images)
         numbers = [len(one) for one in boxes]
-        scores = []
+        logits = []
         for branch, coder in zip(self.boxes, self.coders, strict=True):
-            logits, deltas = branch(self.box_features(features, boxes, images))
-            scores.append(logits.softmax(1)[:, 1:])
-            decoded = coder.decode(deltas, boxes)[:, 0].split(numbers)
+            of_stage, deltas = branch(self.box_features(features, boxes))
+            logits.append(of_stage)
+            decoded = decode(coder, deltas, boxes)[:, 0].split(numbers)
             boxes = [clip_boxes_to_image(*both) for both in zip(decoded, images.image_sizes, strict=True)]
-        mean = torch.stack(scores).mean(0).split(numbers)
-        return [(one[:, None], probabilities) for one, probabilities in zip(boxes, mean, strict=True)]
+        scores = torch.stack(logits).mean(0).softmax(1)[:, 1:].split(numbers)
+        return [(one[:, None], probabilities) for one, probabilities in zip(boxes, scores, strict=True)]
 
     def mask_probabilities(
         self, features: Features, boxes: list[Tensor], labels: list[Tensor], images: ImageList
     ) -> list[Tensor]:
         """The mean of all stages' masks."""
-        logits = self.all_mask_logits(self.mask_features(features, boxes, images))
+        logits = self.all_mask_logits(self.mask_features(features, boxes))
         return masks_of_classes(torch.stack([one.sigmoid() for one in logits]).mean(0), labels)
 
-    def box_features(self, features: Features, boxes: list[Tensor], images: ImageList) -> Tensor:
+    def box_features(self, features: Features, boxes: list[Tensor]) -> Tensor:
         """Features (ΣR, C, 7, 7) of each image's boxes (R, 4)."""
-        return self.box_pool(features.levels, boxes, images.image_sizes)
+        return self.box_pool(features.levels, boxes)
 
-    def mask_features(self, features: Features, boxes: list[Tensor], images: ImageList) -> Tensor:
+    def mask_features(self, features: Features, boxes: list[Tensor]) -> Tensor:
         """Features (ΣR, C, 14, 14) of each image's boxes (R, 4)."""
-        return self.mask_pool(features.levels, boxes, images.image_sizes)
+        return self.mask_pool(features.levels, boxes)
 
     def mask_regions(self, stage: int, regions: Regions, refined: list[Tensor], targets: Sequence[Any]) -> Regions:
         """The regions that a stage's mask branch is trained on: those of its box branch."""

@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import roi_align
 
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.heads.cascade import CascadeHead
 from swinv2_tasks.heads.mask_rcnn import Detector, Features, MaskBranch, Regions
+from swinv2_tasks.heads.region_pooling import aligned_pooling, with_image_index
 
 STUFF_WEIGHT = 0.2
 """What the semantic branch's loss counts."""
@@ -82,18 +82,18 @@ class HTCHead(CascadeHead):
             losses["stuff"] = STUFF_WEIGHT * stuff_loss(features.stuff_logits, targets, self.semantic_scale)
         return losses
 
-    def box_features(self, features: Features, boxes: list[Tensor], images: ImageList) -> Tensor:
-        return self._with_context(super().box_features(features, boxes, images), features, boxes)
+    def box_features(self, features: Features, boxes: list[Tensor]) -> Tensor:
+        return self._with_context(super().box_features(features, boxes), features, boxes)
 
-    def mask_features(self, features: Features, boxes: list[Tensor], images: ImageList) -> Tensor:
-        return self._with_context(super().mask_features(features, boxes, images), features, boxes)
+    def mask_features(self, features: Features, boxes: list[Tensor]) -> Tensor:
+        return self._with_context(super().mask_features(features, boxes), features, boxes)
 
     def _with_context(self, x: Tensor, features: Features, boxes: list[Tensor]) -> Tensor:
         """Features (ΣR, C, side, side) of boxes, and those of the semantic branch at the same places."""
         if features.context is None:
             return x
-        context = features.context.to(boxes[0].dtype)  # RoIAlign wants one type
-        return x + roi_align(context, boxes, x.shape[2:], self.semantic_scale, sampling_ratio=2).to(x.dtype)
+        regions = with_image_index(boxes)
+        return x + aligned_pooling(features.context, regions, x.shape[-1], self.semantic_scale).to(x.dtype)
 
     def mask_regions(self, stage: int, regions: Regions, refined: list[Tensor], targets: Sequence[Any]) -> Regions:
         """The regions that a stage's mask branch is trained on: samples of the boxes that its box branch gave."""

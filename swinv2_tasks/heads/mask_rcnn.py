@@ -1,8 +1,10 @@
 """Mask R-CNN on feature maps, and what the detectors that go on from it share. https://arxiv.org/abs/1703.06870
 
-Built of torchvision's parts: feature pyramid, region proposals, RoIAlign, matching and sampling, box coding, losses.
-Departures from torchvision: levels lie at the backbone's own strides instead of quotients of sizes; boxes, anchors and
-what is compared with them stay in float32 under autocast; an object without a mask does not train the mask branch.
+Built of torchvision's parts: feature pyramid, region proposals, RoIAlign, sampling, box coding. Departures from
+torchvision, as in the published recipes: RoIAlign and masks to learn from are sampled half a pixel further to the left
+and top, anchors are not rounded, regions are matched as these recipes do, and boxes learn by L1. Others: levels lie at
+the backbone's own strides instead of quotients of sizes; boxes, anchors and what is compared with them stay in float32
+under autocast; an object without a mask does not train the mask branch.
 
 Shapes: B images, R regions of an image, K classes, C channels of a level, M side of a mask (28). Boxes are left, top,
 right, bottom in pixels of the image given to the network. Labels of targets are class indices from 0; inside, class 0
@@ -11,26 +13,24 @@ is the background.
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder, Matcher
-from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.models.detection.roi_heads import fastrcnn_loss, maskrcnn_loss
-from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.ops import MultiScaleRoIAlign, box_iou
-from torchvision.ops.poolers import initLevelMapper
+from torchvision.ops import box_iou
 
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.heads.fpn import FeaturePyramid
+from swinv2_tasks.heads.region_pooling import RegionPooling, aligned_pooling
+from swinv2_tasks.heads.rpn import Anchors, RegionProposals, match_boxes
 from swinv2_tasks.records import Recorded
 
 
@@ -42,7 +42,7 @@ class Detector(Recorded):
         channels: channels of the pyramid's levels and of the mask branch.
         hidden_channels: width of the box branch's linear layers.
         anchor_scale: side of a square anchor, in strides of its level.
-        proposals: regions that are kept of each image.
+        proposals: regions that are kept of each image; twice as many in the training of a cascade.
         sampled_regions: regions of an image that the branches are trained on.
     """
 
@@ -113,6 +113,17 @@ class DetectionHead(nn.Module):
         num_classes: number of classes K.
     """
 
+    # What the published recipe of a detector says of its region proposals:
+
+    anchors_inside: bool
+    """Whether anchors that reach beyond their image are left out of training."""
+
+    rpn_beta: float
+    """Offset up to which the loss of proposals' boxes is quadratic; 0 is L1."""
+
+    training_proposals: int
+    """How many times as many proposals are kept in training."""
+
     def __init__(
         self, settings: Detector, in_channels: Sequence[int], strides: Sequence[int], num_classes: int
     ) -> None:
@@ -120,19 +131,15 @@ class DetectionHead(nn.Module):
         levels = [*strides, 2 * strides[-1]]
         self.pyramid = FeaturePyramid(in_channels, settings.channels)
         anchors = Anchors([settings.anchor_scale * stride for stride in levels], levels)
-        kept = {"training": settings.proposals, "testing": settings.proposals}
-        self.rpn = RegionProposalNetwork(
+        self.rpn = RegionProposals(
+            settings.channels,
             anchors,
-            Float32RPNHead(settings.channels, anchors.num_anchors_per_location()[0]),
-            fg_iou_thresh=0.7,
-            bg_iou_thresh=0.3,
-            batch_size_per_image=256,
-            positive_fraction=0.5,
-            pre_nms_top_n={"training": 2000, "testing": 1000},
-            post_nms_top_n=kept,
-            nms_thresh=0.7,
+            (self.training_proposals * settings.proposals, settings.proposals),
+            inside=self.anchors_inside,
+            beta=self.rpn_beta,
+            padding=max(32, strides[-1]),
         )
-        self.box_pool, self.mask_pool = pooling(strides, 7), pooling(strides, 14)
+        self.box_pool, self.mask_pool = RegionPooling(strides, 7), RegionPooling(strides, 14)
         self.num_classes, self.has_masks = num_classes, settings.masks
 
     def features(self, maps: Sequence[Tensor]) -> Features:
@@ -148,7 +155,7 @@ class DetectionHead(nn.Module):
             targets: a ``DetectionTarget`` for each image.
         """
         features = self.features(maps)
-        proposals, found = self.rpn(images, features.levels, list(targets))
+        proposals, found = self.rpn(images, features.levels, targets)
         losses = {"rpn_class": found["loss_objectness"], "rpn_box": found["loss_rpn_box_reg"]}
         return losses | self.region_losses(features, proposals, images, targets)
 
@@ -176,6 +183,10 @@ class DetectionHead(nn.Module):
 class MaskRCNNHead(DetectionHead):
     """Mask R-CNN: one look at each region. The arguments are those of ``DetectionHead``."""
 
+    anchors_inside = False
+    rpn_beta = 0.0
+    training_proposals = 1
+
     def __init__(
         self, settings: MaskRCNN, in_channels: Sequence[int], strides: Sequence[int], num_classes: int
     ) -> None:
@@ -183,29 +194,29 @@ class MaskRCNNHead(DetectionHead):
         hidden = settings.hidden_channels
         self.box = BoxBranch(TwoMLPHead(settings.channels * 7**2, hidden), hidden, num_classes, num_classes + 1)
         self.mask = MaskBranch(settings.channels, num_classes) if settings.masks else None
-        self.sample = RegionSampler(0.5, settings.sampled_regions)
+        self.sample = RegionSampler(0.5, settings.sampled_regions, low_quality=True)
         self.coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
 
     def region_losses(
         self, features: Features, proposals: list[Tensor], images: ImageList, targets: Sequence[Any]
     ) -> dict[str, Tensor]:
         regions = self.sample(proposals, targets)
-        logits, deltas = self.box(self.box_pool(features.levels, regions.boxes, images.image_sizes))
+        logits, deltas = self.box(self.box_pool(features.levels, regions.boxes))
         objects = [matched_boxes(target, matched) for target, matched in zip(targets, regions.matched, strict=True)]
-        aims = list(self.coder.encode(objects, regions.boxes))
-        names = ("class", "box")
-        losses = dict(zip(names, fastrcnn_loss(logits, deltas, regions.labels, aims), strict=True))
+        aims = torch.cat([*self.coder.encode(objects, regions.boxes)])
+        labels = torch.cat(regions.labels)
+        losses = {"class": class_loss(logits, labels), "box": box_loss(deltas, labels, aims)}
         if self.mask is not None:
             masked = with_masks(regions, targets)
-            pooled = self.mask_pool(features.levels, masked.boxes, images.image_sizes)
-            losses["mask"] = mask_loss(self.mask(pooled), masked, targets)
+            logits = self.mask(self.mask_pool(features.levels, masked.boxes))
+            losses["mask"] = mask_loss(logits, masked, targets)
         return losses
 
     def classify(self, features: Features, images: ImageList) -> list[tuple[Tensor, Tensor]]:
         proposals = self.propose(features, images)
         numbers = [len(boxes) for boxes in proposals]
-        logits, deltas = self.box(self.box_pool(features.levels, proposals, images.image_sizes))
-        boxes = self.coder.decode(deltas, proposals)[:, 1:].split(numbers)
+        logits, deltas = self.box(self.box_pool(features.levels, proposals))
+        boxes = decode(self.coder, deltas, proposals)[:, 1:].split(numbers)
         scores = logits.softmax(1)[:, 1:].split(numbers)
         return list(zip(boxes, scores, strict=True))
 
@@ -213,39 +224,8 @@ class MaskRCNNHead(DetectionHead):
         self, features: Features, boxes: list[Tensor], labels: list[Tensor], images: ImageList
     ) -> list[Tensor]:
         assert self.mask is not None
-        logits = self.mask(self.mask_pool(features.levels, boxes, images.image_sizes))
+        logits = self.mask(self.mask_pool(features.levels, boxes))
         return masks_of_classes(logits.sigmoid(), labels)
-
-
-class Anchors(AnchorGenerator):
-    """torchvision's anchors, of three proportions, in float32 and at given strides.
-
-    torchvision divides the image's side by the map's, which gives a stride of 61 where a map of 13 covers 800 pixels.
-
-    Args:
-        sides: of a level's square anchor, in pixels.
-        strides: of each level.
-    """
-
-    def __init__(self, sides: Sequence[float], strides: Sequence[int]) -> None:
-        super().__init__(tuple((side,) for side in sides), ((0.5, 1.0, 2.0),) * len(sides))
-        self.strides = tuple(strides)
-
-    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        """Levels (B, C, h, w) → for each image the anchors (Σ 3·h·w, 4) of all levels."""
-        self.set_cell_anchors(torch.float32, feature_maps[0].device)
-        sizes: Any = [x.shape[2:] for x in feature_maps]
-        strides: Any = [(stride, stride) for stride in self.strides]
-        anchors = torch.cat(self.grid_anchors(sizes, strides))
-        return [anchors] * len(image_list.image_sizes)
-
-
-class Float32RPNHead(RPNHead):
-    """torchvision's, whose offsets are added to anchors in float32: bfloat16 has 8 bits, a coordinate needs more."""
-
-    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        logits, deltas = super().forward(x)
-        return [one.float() for one in logits], [one.float() for one in deltas]
 
 
 class BoxBranch(nn.Module):
@@ -297,25 +277,29 @@ class RegionSampler:
     Args:
         threshold: intersection over union with an object from which on a region counts as one.
         number: regions per image.
+        low_quality: whether an object's best proposal shows that object even where it overlaps another one more.
     """
 
-    def __init__(self, threshold: float, number: int) -> None:
-        self.match = Matcher(threshold, threshold, allow_low_quality_matches=False)
+    def __init__(self, threshold: float, number: int, low_quality: bool = False) -> None:
+        self.threshold, self.low_quality = threshold, low_quality
         self.balance = BalancedPositiveNegativeSampler(number, 0.25)
 
     @torch.no_grad()
     def __call__(self, proposals: Sequence[Tensor], targets: Sequence[Any]) -> Regions:
         """Samples of each image's proposals (R, 4)."""
         sampled = Regions([], [], [], [])
+        least = self.threshold if self.low_quality else None
         for boxes, target in zip(proposals, targets, strict=True):
             objects = target["boxes"].to(boxes)
+            found = match_boxes(box_iou(objects, boxes), self.threshold, self.threshold, least)
+            found = torch.cat([found, torch.arange(len(objects), device=found.device)])  # annotated boxes are their own
             candidates = torch.cat([boxes, objects])
-            matched = torch.zeros(len(candidates), dtype=torch.int64, device=boxes.device)
-            labels = torch.zeros_like(matched)
+
+            matched = found.clamp(min=0)
+            labels = torch.zeros_like(found)
             if len(objects):
-                found = self.match(box_iou(objects, candidates))
-                matched = found.clamp(min=0)
                 labels = torch.where(found >= 0, target["labels"][matched] + 1, 0)
+
             positive, negative = self.balance([labels])
             chosen = torch.where(positive[0] | negative[0])[0]
             sampled.boxes.append(candidates[chosen])
@@ -325,27 +309,10 @@ class RegionSampler:
         return sampled
 
 
-def pooling(strides: Sequence[int], side: int) -> MultiScaleRoIAlign:
-    """torchvision's RoIAlign over levels of given strides, to side × side.
-
-    It would find the strides out from the first images it sees, and be wrong when these are much smaller than padded.
-    """
-    pool = _Pooling([str(level) for level in range(len(strides))], side, sampling_ratio=2)
-    pool.scales = [1 / stride for stride in strides]
-    pool.map_levels = initLevelMapper(int(math.log2(strides[0])), int(math.log2(strides[-1])))
-    return pool
-
-
-class _Pooling(MultiScaleRoIAlign):
-    """RoIAlign that also takes features of half precision beside boxes in float32, as with ``bf16-true``."""
-
-    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
-        first = next(iter(x.values()))
-        kind = first.dtype
-        if kind == boxes[0].dtype or torch.is_autocast_enabled(first.device.type):  # which sees to it itself
-            return super().forward(x, boxes, image_shapes)
-        wide = {name: level.to(boxes[0].dtype) for name, level in x.items()}
-        return super().forward(wide, boxes, image_shapes).to(kind)
+def decode(coder: BoxCoder, deltas: Tensor, boxes: Sequence[Tensor]) -> Tensor:
+    """Boxes (ΣR, k, 4) that offsets (ΣR, 4k) make of each image's boxes (R, 4), of which there may be none."""
+    moved = coder.decode_single(deltas, torch.cat([*boxes]))
+    return moved.reshape(len(deltas), deltas.shape[1] // 4, 4)
 
 
 def matched_boxes(target: Any, matched: Tensor) -> Tensor:
@@ -368,10 +335,55 @@ def with_masks(regions: Regions, targets: Sequence[Any]) -> Regions:
     return Regions(*([x[keep] for x, keep in zip(part, kept, strict=True)] for part in regions))
 
 
+def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy (scalar) of the classes (R, K + 1) of regions, the mean over all; 0 where there are none.
+
+    Args:
+        logits: (R, K + 1).
+        labels: (R,), 0 for the background.
+    """
+    return F.cross_entropy(logits, labels, reduction="sum") / max(1, len(labels))
+
+
+def box_loss(deltas: Tensor, labels: Tensor, aims: Tensor) -> Tensor:
+    """L1 (scalar) of the offsets of regions that show objects, over the number of all regions.
+
+    Args:
+        deltas: for each class (R, 4 · (K + 1)).
+        labels: (R,), 0 for the background.
+        aims: offsets that lead to the objects (R, 4).
+    """
+    rows = labels.nonzero()[:, 0]
+    own = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4)[rows, labels[rows]]
+    return F.l1_loss(own, aims[rows], reduction="sum") / max(1, len(labels))
+
+
 def mask_loss(logits: Tensor, regions: Regions, targets: Sequence[Any]) -> Tensor:
-    """Binary cross-entropy of the masks (R, K, M, M) of regions that show objects."""
-    masks, labels = [target["masks"] for target in targets], [target["labels"] for target in targets]
-    return maskrcnn_loss(logits, regions.boxes, masks, labels, regions.matched)
+    """Binary cross-entropy (scalar) of the masks (R, K, M, M) of regions that show objects; 0 where there are none."""
+    labels = [target["labels"][matched] for target, matched in zip(targets, regions.matched, strict=True)]
+    aims = [
+        mask_targets(target["masks"], boxes, matched, logits.shape[-1])
+        for target, boxes, matched in zip(targets, regions.boxes, regions.matched, strict=True)
+    ]
+    rows = torch.arange(len(logits), device=logits.device)
+    own = logits[rows, torch.cat(labels)]
+    return F.binary_cross_entropy_with_logits(own, torch.cat(aims), reduction="sum") / max(1, own.numel())
+
+
+def mask_targets(masks: Tensor, boxes: Tensor, matched: Tensor, side: int) -> Tensor:
+    """What a mask branch should say of regions: the share of each of a box's M × M cells that its object covers.
+
+    Args:
+        masks: of an image's objects, (G, H, W) of 0 and 1.
+        boxes: regions of the image (R, 4).
+        matched: the object of each region (R,).
+        side: M.
+
+    Returns:
+        float32 (R, M, M) in [0, 1].
+    """
+    regions = torch.cat([matched[:, None].to(boxes), boxes], dim=1)
+    return aligned_pooling(masks[:, None].to(boxes), regions, side, 1.0)[:, 0]
 
 
 def masks_of_classes(probabilities: Tensor, labels: Sequence[Tensor]) -> list[Tensor]:

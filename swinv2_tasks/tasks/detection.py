@@ -71,8 +71,10 @@ class DetectionTask(BaseTask):
             answer = {"boxes": found.boxes, "labels": found.labels, "scores": found.scores}
             if found.masks is not None:
                 size = (int(image.shape[1]), int(image.shape[2]))
-                drawn = [pasted(*both, size) for both in zip(found.masks, found.boxes, strict=True)]
-                answer["masks"] = torch.stack(drawn)[:, None] if drawn else image.new_zeros(0, 1, *size)
+                masks = torch.empty(len(found.masks), 1, *size, device=found.masks.device)
+                for drawn, mask, box in zip(masks, found.masks, found.boxes, strict=True):
+                    drawn[0] = pasted(mask, box, size)
+                answer["masks"] = masks
             answers.append(answer)
         return answers
 
@@ -81,14 +83,17 @@ class DetectionTask(BaseTask):
 
         Args:
             images: of any sizes.
-            sizes: height and width that the boxes are due at; None: those of the images.
+            sizes: height and width that the boxes are due at, for which they come in float64 and on the CPU; None:
+                those of the images.
         """
         was_training = self.training
         self.eval()
         found = detect(self.backbone, self.head, images, self.inference, self.multiple)
         self.train(was_training)
+        if sizes is None:
+            return found
         seen = [(int(image.shape[1]), int(image.shape[2])) for image in images]
-        return [one.at(size, of) for one, size, of in zip(found, sizes or seen, seen, strict=True)]
+        return [one.at(size, of) for one, size, of in zip(found, sizes, seen, strict=True)]
 
     def input_size_of(self, batch: Any) -> tuple[int, ...]:
         return tuple(padded(batch["images"], self.multiple).tensors.shape[2:])
@@ -133,7 +138,7 @@ class DetectionTask(BaseTask):
         found = self.detect(batch["images"], batch["sizes"])
         image_ids = self._image_ids(batch, metric)
         for one, target, size, image_id in zip(found, targets, batch["sizes"], image_ids, strict=True):
-            results = as_results(one.cpu(), image_id, size, ids, self.inference.mask_threshold)
+            results = as_results(one, image_id, size, ids, self.inference.mask_threshold)
             metric.update(image_id, results, None if target is None else as_annotations(target, size, ids))
 
     def _image_ids(self, batch: DetectionEvalBatch, metric: CocoMetric) -> list[int]:
@@ -163,4 +168,4 @@ class DetectionTask(BaseTask):
 
     def predict_step(self, batch: DetectionPredictBatch, batch_idx: int) -> list[Detections]:
         """What is in each of the batch's images, in pixels of their files, on the CPU."""
-        return [found.cpu() for found in self.detect(batch["images"], batch["sizes"])]
+        return self.detect(batch["images"], batch["sizes"])

@@ -131,7 +131,7 @@ def test_giou_of_no_object_is_no_loss() -> None:
     loss.backward()
 
 
-def test_probabilities_and_masks_are_means_over_the_stages() -> None:
+def test_logits_and_masks_are_means_over_the_stages() -> None:
     head, images = new_head().eval(), padded(IMAGES, 32)
     seen: list[tuple[Tensor, Tensor]] = []
     inputs: list[Tensor] = []
@@ -142,13 +142,13 @@ def test_probabilities_and_masks_are_means_over_the_stages() -> None:
         proposals = head.propose(features, images)
         found = head.classify(features, images)
         scores = torch.cat([one for _, one in found])
-        torch.testing.assert_close(scores, sum(out[0].softmax(1)[:, 1:] for out in seen) / 3)
+        torch.testing.assert_close(scores, (sum(out[0] for out in seen) / 3).softmax(1)[:, 1:])
         assert [boxes.shape for boxes, _ in found] == [(len(one), 1, 4) for one in proposals]
         # Each stage looked elsewhere: at what the one before it gave.
         assert not torch.allclose(inputs[0], inputs[1]) and not torch.allclose(inputs[1], inputs[2])
         boxes, labels = [one[:3] for one in proposals], [torch.tensor([0, 2, 4])] * 2
         masks = head.mask_probabilities(features, boxes, labels, images)
-        pooled = head.mask_pool(features.levels, boxes, images.image_sizes)
+        pooled = head.mask_pool(features.levels, boxes)
         mean = sum(branch(pooled).sigmoid() for branch in head.masks) / 3
         expected = mean[torch.arange(6), torch.cat(labels)].split(3)
     for one, other in zip(masks, expected, strict=True):

@@ -93,9 +93,9 @@ def test_the_semantic_branch_adds_its_features_to_regions_and_its_loss() -> None
     boxes = [torch.tensor([[3.0, 5.0, 60.0, 77.0]]), torch.tensor([[0.0, 0.0, 20.0, 20.0], [9.0, 9.0, 90.0, 120.0]])]
     rois = torch.cat([F.pad(one, (1, 0), value=k) for k, one in enumerate(boxes)])
     for method, pool, side in ((head.box_features, head.box_pool, 7), (head.mask_features, head.mask_pool, 14)):
-        plain = pool(features.levels, boxes, images.image_sizes)
-        extra = roi_align(features.context, rois, side, spatial_scale=1 / 8, sampling_ratio=2)
-        torch.testing.assert_close(method(features, boxes, images), plain + extra)
+        plain = pool(features.levels, boxes)
+        extra = roi_align(features.context, rois, side, spatial_scale=1 / 8, sampling_ratio=0, aligned=True)
+        torch.testing.assert_close(method(features, boxes), plain + extra)
     targets = [with_stuff(1, (100, 180)), with_stuff(2, (128, 192))]
     losses = head.losses(new_maps(), images, targets)
     torch.testing.assert_close(losses["stuff"], 0.2 * stuff_loss(features.stuff_logits, targets, 1 / 8))

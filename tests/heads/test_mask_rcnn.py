@@ -6,15 +6,25 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
+from torchvision.models.detection import roi_heads
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.ops import MultiScaleRoIAlign, box_iou
+from torchvision.ops import box_iou, roi_align
 
 from swinv2_tasks.detection_inference import DetectionInference, detect, padded
 from swinv2_tasks.errors import UserError
-from swinv2_tasks.heads import MaskRCNN
-from swinv2_tasks.heads.mask_rcnn import MaskRCNNHead, RegionSampler, pooling, with_masks
+from swinv2_tasks.heads import HTC, CascadeMaskRCNN, MaskRCNN
+from swinv2_tasks.heads.mask_rcnn import (
+    DetectionHead,
+    MaskRCNNHead,
+    RegionSampler,
+    box_loss,
+    class_loss,
+    mask_targets,
+    with_masks,
+)
 from tests.backbone.checkpoints import randomise
 
 CHANNELS, STRIDES, CLASSES = (8, 16, 24, 32), (4, 8, 16, 32), 5
@@ -50,9 +60,33 @@ class Levels(nn.Module):
     out_channels = 16
 
 
+class Pooling(nn.Module):
+    """RoIAlign as torchvision's detector calls it, aligned and with adaptive sampling; one box after the other."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, levels: Any, boxes: list[Tensor], sizes: Any) -> Tensor:
+        pooled = []
+        for image, many in enumerate(boxes):
+            for box in many:
+                root = float((box[2] - box[0]) * (box[3] - box[1])) ** 0.5
+                level = sum(root >= least for least in (112, 224, 448))
+                x = levels[str(level)][image : image + 1]
+                pooled.append(roi_align(x, [box[None]], self.side, 1 / STRIDES[level], 0, aligned=True))
+        return torch.cat(pooled)
+
+
 def torchvision_with(head: MaskRCNNHead) -> TorchvisionMaskRCNN:
-    """torchvision's detector with a head's weights; it counts the background among the masks' classes."""
+    """torchvision's detector with a head's weights; it counts the background among the masks' classes.
+
+    With what it does otherwise replaced: RoIAlign that is not aligned, and anchors of whole pixels.
+    """
     anchors = AnchorGenerator(tuple((8 * stride,) for stride in (*STRIDES, 64)), ((0.5, 1.0, 2.0),) * 5)
+    root = 0.5**0.5
+    shapes = torch.tensor([[1 / root, root], [1.0, 1.0], [root, 1 / root]])
+    anchors.cell_anchors = [4 * stride * torch.cat([-shapes, shapes], 1) for stride in (*STRIDES, 64)]
     theirs = TorchvisionMaskRCNN(
         Levels(),
         rpn_anchor_generator=anchors,
@@ -63,10 +97,10 @@ def torchvision_with(head: MaskRCNNHead) -> TorchvisionMaskRCNN:
         box_batch_size_per_image=40,
         box_head=head.box.layers,
         box_predictor=nn.Identity(),
-        mask_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], 14, 2),
         mask_head=head.mask.convs,  # type: ignore[union-attr]
         mask_predictor=nn.Identity(),
     )
+    theirs.roi_heads.box_roi_pool, theirs.roi_heads.mask_roi_pool = Pooling(7), Pooling(14)
     theirs.rpn.head.load_state_dict(head.rpn.head.state_dict())
 
     class BoxPredictor(nn.Module):
@@ -85,13 +119,27 @@ def torchvision_with(head: MaskRCNNHead) -> TorchvisionMaskRCNN:
 IMAGES = [torch.zeros(3, 100, 180), torch.zeros(3, 128, 192)]
 
 
-def test_losses_and_gradients_are_torchvisions() -> None:
-    """Sides of 128 and 192 divide by 64: there torchvision's quotients are the true strides."""
+def test_losses_and_gradients_are_torchvisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sides of 128 and 192 divide by 64: there torchvision's quotients are the true strides.
+
+    Boxes by L1 and aligned targets of masks are put into torchvision's losses. Matches of low quality differ where two
+    objects claim an anchor, or where none has an overlap of 0.3: not here.
+    """
     head, images = new_head(), padded(IMAGES, 64)
     theirs = torchvision_with(head)
     targets = [new_target(1), new_target(2, number=7)]
     torch.manual_seed(3)
     losses = head.losses(new_maps(), images, targets)
+
+    def l1_loss(one: Tensor, other: Tensor, beta: float, reduction: str) -> Tensor:
+        return F.l1_loss(one, other, reduction=reduction)
+
+    def targets_of(masks: Tensor, boxes: Tensor, matched: Tensor, side: int) -> Tensor:
+        regions = torch.cat([matched[:, None].to(boxes), boxes], 1)
+        return roi_align(masks[:, None].to(boxes), regions, side, 1.0, -1, aligned=True)[:, 0]
+
+    monkeypatch.setattr(F, "smooth_l1_loss", l1_loss)
+    monkeypatch.setattr(roi_heads, "project_masks_on_boxes", targets_of)
     shifted = [{**target, "labels": target["labels"] + 1} for target in targets]
     levels = head.pyramid(new_maps())
     torch.manual_seed(3)
@@ -108,7 +156,9 @@ def test_losses_and_gradients_are_torchvisions() -> None:
     for name, loss in losses.items():
         torch.testing.assert_close(loss, expected[name], msg=name)
     ours = torch.autograd.grad(losses["mask"] + losses["box"], [*head.pyramid.parameters()], retain_graph=True)
-    other = torch.autograd.grad(expected["mask"] + expected["box"], [*head.pyramid.parameters()])
+    other = torch.autograd.grad(
+        expected["mask"] + expected["box"], [*head.pyramid.parameters()], allow_unused=True, materialize_grads=True
+    )
     for one, two in zip(ours, other, strict=True):
         torch.testing.assert_close(one, two)
 
@@ -130,35 +180,6 @@ def test_detections_are_torchvisions() -> None:
         torch.testing.assert_close(one.masks, other["masks"][:, 0])
 
 
-def test_anchors_lie_at_the_strides() -> None:
-    """Of maps whose sides are not those of the image divided by the stride: 100 / 4 = 25, 25 / 2 → 13, …"""
-    head = new_head()
-    levels = head.pyramid(new_maps(1, 96, 160))
-    anchors = head.rpn.anchor_generator(padded([torch.zeros(3, 90, 150)], 32), list(levels.values()))[0]
-    start = 0
-    for level, stride in zip(levels.values(), (4, 8, 16, 32, 64), strict=True):
-        rows, columns = level.shape[2:]
-        part = anchors[start : start + 3 * rows * columns].view(rows, columns, 3, 4)
-        start += 3 * rows * columns
-        middles = (part[..., :2] + part[..., 2:]) / 2
-        assert (middles[..., 0] == stride * torch.arange(columns)[None, :, None]).all()
-        assert (middles[..., 1] == stride * torch.arange(rows)[:, None, None]).all()
-        square = part[0, 0, 1]
-        assert (square[2:] - square[:2]).tolist() == [8 * stride, 8 * stride]
-    assert start == len(anchors)
-
-
-def test_regions_are_pooled_at_the_strides_whatever_was_seen_first() -> None:
-    """torchvision's own would take a stride of 2 for 4 from an image of 20 pixels, padded to 32."""
-    pool = pooling((4, 8), 2)
-    ramp = torch.arange(16.0).expand(1, 1, 16, 16)
-    levels = {"0": ramp[..., :8, :8], "1": ramp[..., :4, :4]}
-    first = pool(levels, [torch.tensor([[0.0, 0.0, 16.0, 16.0]])], [(20, 20)])
-    later = pool(levels, [torch.tensor([[0.0, 0.0, 16.0, 16.0]])], [(64, 64)])
-    torch.testing.assert_close(first, later)
-    torch.testing.assert_close(first[0, 0, 0], torch.tensor([1.0, 3.0]) - 0.5 + 0.5)
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_sampled_regions_are_what_they_claim(seed: int) -> None:
     torch.manual_seed(seed)
@@ -178,9 +199,93 @@ def test_sampled_regions_are_what_they_claim(seed: int) -> None:
     assert (annotated == exact).all()
 
 
+def test_low_quality_matches_are_the_recipes() -> None:
+    """Object 0's best proposal overlaps object 1 more, and shows object 0 all the same."""
+    objects = torch.tensor([[0.0, 0.0, 10.0, 20.0], [0.0, 0.0, 10.0, 14.0]])
+    proposals = torch.tensor([[0.0, 0.0, 10.0, 16.0], [0.0, 0.0, 10.0, 14.5]])
+    overlaps = box_iou(objects, proposals)
+    assert (overlaps[1] > overlaps[0]).all() and overlaps[0].argmax() == 0 and (overlaps >= 0.5).all()
+    target = {"boxes": objects, "labels": torch.tensor([3, 4])}
+    for low_quality, expected in ((True, [0, 1, 0, 1]), (False, [1, 1, 0, 1])):
+        regions = RegionSampler(0.5, 40, low_quality)([proposals], [target])
+        assert regions.matched[0].tolist() == expected
+        assert regions.labels[0].tolist() == [4 + k for k in expected]
+        assert regions.annotated[0].tolist() == [False, False, True, True]
+
+
+def test_losses_of_regions_are_means_over_all_of_them() -> None:
+    torch.manual_seed(0)
+    logits, deltas, aims = torch.randn(6, 4), torch.randn(6, 16), torch.randn(6, 4)
+    labels = torch.tensor([0, 3, 1, 0, 0, 3])
+    off = sum(
+        abs(float(deltas[row, 4 * int(label) + k] - aims[row, k]))
+        for row, label in enumerate(labels)
+        for k in range(4)
+        if label
+    )
+    assert box_loss(deltas, labels, aims).item() == pytest.approx(off / 6, rel=1e-5)
+    wrong = -sum(float(row.log_softmax(0)[label]) for row, label in zip(logits, labels, strict=True))
+    assert class_loss(logits, labels).item() == pytest.approx(wrong / 6, rel=1e-5)
+
+
+def test_masks_to_learn_are_shares_of_cells() -> None:
+    """A box of 56 pixels from a whole one on: each of its 28 cells is two pixels wide and high."""
+    torch.manual_seed(0)
+    masks = (torch.rand(3, 90, 80) < 0.5).to(torch.uint8)
+    boxes = torch.tensor([[5.0, 9.0, 61.0, 65.0], [20.0, 30.0, 76.0, 86.0]])
+    found = mask_targets(masks, boxes, torch.tensor([2, 0]), 28)
+    for one, mask, (left, top) in zip(found, (masks[2], masks[0]), ((5, 9), (20, 30)), strict=True):
+        cells = mask[top : top + 56, left : left + 56].float().reshape(28, 2, 28, 2)
+        torch.testing.assert_close(one, cells.mean((1, 3)))
+
+
+def without_proposals(head: DetectionHead) -> None:
+    """Lets each proposal shrink to a point."""
+    nn.init.zeros_(head.rpn.head.bbox_pred.weight)
+    with torch.no_grad():
+        head.rpn.head.bbox_pred.bias.fill_(-50)
+
+
+def nothing_annotated() -> dict[str, Tensor]:
+    return {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "masks": torch.zeros(0, 128, 192)}
+
+
+@pytest.mark.parametrize("settings", [MaskRCNN, CascadeMaskRCNN, HTC])
+@pytest.mark.parametrize("objects", ["none", "some"])
+def test_a_detector_that_proposes_nothing_trains_all_the_same(settings: Any, objects: str) -> None:
+    torch.manual_seed(0)
+    head = settings(**SETTINGS).build(CHANNELS, STRIDES, CLASSES)
+    without_proposals(head)
+    images = padded(IMAGES, 32)
+    target = nothing_annotated()
+    losses = head.losses(new_maps(), images, [target, target if objects == "none" else new_target(1)])
+    total = torch.stack([*losses.values()]).sum()
+    total.backward()
+    assert total.isfinite() and total > 0
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
+    assert all(buffer.isfinite().all() for buffer in head.buffers())
+    if objects == "none":  # then no region is left at all
+        assert all(loss == 0 for name, loss in losses.items() if not name.startswith("rpn"))
+
+
+@pytest.mark.parametrize("settings", [MaskRCNN, CascadeMaskRCNN, HTC])
+@pytest.mark.parametrize("how", [{}, {"suppression": "gaussian", "scales": (0.5, 1.0), "flip": True}])
+def test_a_detector_that_proposes_nothing_finds_nothing(settings: Any, how: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    head = settings(**SETTINGS).build(CHANNELS, STRIDES, CLASSES).eval()
+    without_proposals(head)
+
+    def backbone(batch: Tensor) -> list[Tensor]:
+        return new_maps(len(batch), *batch.shape[2:])
+
+    for found in detect(backbone, head, IMAGES, DetectionInference(**how)):
+        assert found.boxes.shape == (0, 4) and found.masks is not None and found.masks.shape == (0, 28, 28)
+        assert len(found.labels) == len(found.scores) == 0
+
+
 def test_an_image_without_objects_trains_the_background() -> None:
     head, images = new_head(), padded(IMAGES, 32)
-    empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "masks": torch.zeros(0, 128, 192)}
+    empty = nothing_annotated()
     for targets in ([empty, new_target(1)], [empty, empty]):
         losses = head.losses(new_maps(), images, targets)
         total = torch.stack([*losses.values()]).sum()
