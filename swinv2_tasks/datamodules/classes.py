@@ -2,9 +2,11 @@
 
 import csv
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from swinv2_tasks.errors import UserError
 
@@ -25,16 +27,25 @@ class Classes:
         if repeated:
             raise UserError(f"The class list repeats {abbreviate(repeated)}; expected each id once.")
 
-    def index_of(self, labels: Collection[str]) -> dict[str, int]:
+    def index_of(self, labels: Collection[str], where: str | Path) -> dict[str, int]:
         """Class index of each label; labels that mean no class are left out.
 
         Labels are ids. Only when some are not, and every label is a number below the number of classes, are they
-        indices: ImageNet-V2 names its folders 0 … 999, an order that sorting them as text would scramble.
+        indices, which is said: ImageNet-V2 names its folders 0 … 999, an order that sorting them as text would
+        scramble.
+
+        Args:
+            labels: The labels.
+            where: The folder or file that has them, for what is said.
         """
         known = {class_id: index for index, class_id in enumerate(self.ids)}
         if all(label in known for label in labels):
             return {label: known[label] for label in labels}
         if all(label.isdecimal() and int(label) < len(self.ids) for label in labels):
+            rank_zero_only(print)(
+                f"{where}: labels are numbers and not the classes' ids, so they are taken as places in the class list: "
+                f"0 is {self.ids[0]} {self.names[0] if self.names[0] != self.ids[0] else ''}".rstrip()
+            )
             return {label: int(label) for label in labels}
         return {label: known[label] for label in labels if label in known}
 
@@ -77,19 +88,65 @@ def classes_of_folders(folder: Path) -> Classes:
     return Classes(names, names)
 
 
+def nested_folders(folder: Path, name: str, setting: str) -> str:
+    """What to do about the only class folder: it may be what an archive was unpacked to, with the classes in it.
+
+    Args:
+        folder: Where it is.
+        name: Its name.
+        setting: What names `folder`, as `data.train_dir=train`.
+    """
+    below = _subfolders(folder / name)
+    if not below:
+        return f"It holds no folders. Expected several class folders in {folder}."
+    return (
+        f"It holds the folders {abbreviate(below)}: if these are the classes, the data lie one level too deep. Move "
+        f"them up, or set {setting}/{name}, for training and validation alike."
+    )
+
+
+def check_several(classes: Classes, folder: Path, setting: str, labels: Iterable[int] | None = None) -> None:
+    """Make sure that there are several classes, and training samples of more than one.
+
+    Args:
+        classes: The classes.
+        folder: Where the training samples are, or should be.
+        setting: What names this folder, for the message, as `data.train_dir=train`.
+        labels: Class index of each training sample.
+
+    Raises:
+        UserError: There is only one class, or all samples are of one.
+    """
+    found = set(labels or ())
+    if len(classes.ids) > 1 and len(found) != 1:
+        return
+    text = f"There is one class, {classes.ids[0]}"
+    if len(classes.ids) > 1:
+        text = f"All training samples are of one of the {len(classes.ids)} classes, {classes.ids[found.pop()]}"
+    names = _subfolders(folder) if folder.is_dir() else []
+    hint = "Add others; images or videos of anything else make a class of their own."
+    if len(names) == 1:
+        hint = f"{folder} has one class folder, {names[0]}. {nested_folders(folder, names[0], setting)}"
+    raise UserError(f"{text}: on one class any model has a top-1 of 1.0. {hint}")
+
+
 def class_folders(folder: Path) -> list[str]:
     """Names of the subfolders, sorted as text; hidden ones are left out.
 
     Raises:
         UserError: There are none.
     """
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    names = _subfolders(folder)
     if not names:
         raise UserError(
             f"{folder} holds no class folders; expected {folder}/CLASS/*.JPEG. For validation images that all lie in "
             "one folder, set data.val_list to a text file of `relative/path label` lines, and data.class_names."
         )
     return names
+
+
+def _subfolders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
 def read_lines(path: str | Path, what: str, expected: str) -> list[str]:

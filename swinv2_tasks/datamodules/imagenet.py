@@ -15,7 +15,13 @@ from torch.utils.data import Dataset, default_collate
 from torchvision.transforms import v2
 
 from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
-from swinv2_tasks.datamodules.classes import Classes, abbreviate, classes_of_folders, read_classes
+from swinv2_tasks.datamodules.classes import (
+    Classes,
+    abbreviate,
+    check_several,
+    classes_of_folders,
+    read_classes,
+)
 from swinv2_tasks.datamodules.images import list_images, read_image
 from swinv2_tasks.datamodules.labels import Sample, folder_samples, listed_samples, with_real_labels
 from swinv2_tasks.datamodules.shards import INDEX, Shards, Streaming, is_url, open_shards, place_in
@@ -156,19 +162,24 @@ class ImageNetDataModule(BaseDataModule):
         """Find the images that `stage` (fit, validate, test or predict) needs.
 
         Raises:
-            UserError: A folder or file is missing, or its content does not fit the classes.
+            UserError: A folder or file is missing, its content does not fit the classes, or there is only one class.
         """
         if stage == "predict":
             if self.source is None:
                 raise UserError("Nothing to predict: set data.source to an image, a folder or a glob pattern.")
             self.predict_dataset = UnlabelledImages(list_images(self.source), self._eval_transform)
             return
+        if stage == "fit" or self.trainer is not None:  # reading images of one class is fine
+            self.check_classes()
         if stage == "fit" and self.train_dataset is None:
             if shards := self._shards(self.train_dir):
                 self.train_dataset = self._streamed(shards, self._train_transform)
                 self.train_permute = shards.shuffling()
             else:
-                self.train_dataset = LabelledImages(self.samples("train"), self.num_classes, self._train_transform)
+                samples = self.samples("train")
+                labels = (label for _, label in samples if isinstance(label, int))
+                check_several(self._classes, self._folder(self.train_dir), self._setting("train"), labels)
+                self.train_dataset = LabelledImages(samples, self.num_classes, self._train_transform)
             self.train_collate = MixCollate(mix_transform(self.num_classes, *self.mix))
         if self.val_dataset is None:
             if shards := self._shards(self.val_dir):
@@ -176,6 +187,15 @@ class ImageNetDataModule(BaseDataModule):
             else:
                 self.val_dataset = LabelledImages(self.samples("val"), self.num_classes, self._eval_transform)
             self.test_dataset = self.val_dataset
+
+    def check_classes(self) -> None:
+        """Make sure that there is something to learn or to measure.
+
+        Raises:
+            UserError: There is only one class; the message has the folders below it.
+        """
+        split = "train" if self.has("train") else "val"
+        check_several(self._classes, self._path(self._dir(split)), self._setting(split))
 
     def has(self, split: Literal["train", "val"]) -> bool:
         """Whether there is a folder of these images."""
@@ -192,10 +212,15 @@ class ImageNetDataModule(BaseDataModule):
             samples = listed_samples(folder, self.val_list, self._classes)
         else:
             # With a class list of its own, a folder may be there for classes that this copy has no images of.
-            samples = folder_samples(folder, self._classes, allow_empty=self._class_source is not None)
+            allow_empty = self._class_source is not None
+            samples = folder_samples(folder, self._classes, self._setting(split), allow_empty)
         if split == "train" or self.real_labels is None:
             return samples
         return with_real_labels(samples, self.real_labels, self.num_classes)
+
+    def _setting(self, split: str) -> str:
+        """What names the folder of a split, as messages write it."""
+        return f"data.{split}_dir={self._dir(split)}"
 
     def _dir(self, split: str) -> str:
         return self.train_dir if split == "train" else self.val_dir
@@ -209,7 +234,7 @@ class ImageNetDataModule(BaseDataModule):
     def _streamed(
         self, shards: Shards, transform: Callable[[Image.Image], Tensor], labels: list[int | list[int]] | None = None
     ) -> "StreamedImages":
-        index_of = self._classes.index_of(shards.classes.ids)
+        index_of = self._classes.index_of(shards.classes.ids, shards.place)
         unknown = [class_id for class_id in shards.classes.ids if class_id not in index_of]
         if unknown:
             raise UserError(

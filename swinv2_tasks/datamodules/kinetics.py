@@ -3,7 +3,7 @@
 Kinetics: https://arxiv.org/abs/1705.06950.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
-from swinv2_tasks.datamodules.classes import Classes, abbreviate, classes_of_folders
+from swinv2_tasks.datamodules.classes import Classes, abbreviate, check_several, classes_of_folders
 from swinv2_tasks.datamodules.clips import EvalViews, FrameSampling, as_clip, resize_to_cover
 from swinv2_tasks.datamodules.transforms import (
     BILINEAR,
@@ -179,15 +179,19 @@ class KineticsDataModule(BaseDataModule):
         """Find the videos that `stage` (fit, validate, test or predict) needs.
 
         Raises:
-            UserError: A folder or list is missing, its content does not fit the classes, or videos are missing.
+            UserError: A folder or list is missing, its content does not fit the classes, videos are missing, or there
+                is only one class.
         """
         if stage == "predict":
             if self.source is None:
                 raise UserError("Nothing to predict: set data.source to a video, a folder or a glob pattern.")
             self.predict_dataset = self._views_of("predict", [(str(path), -1) for path in list_videos(self.source)])
             return
+        if self.trainer is not None:  # reading videos of one class is fine
+            self._check_several()
         if stage == "fit" and self.train_dataset is None:
             videos = self._present("train")
+            self._check_several(label for _, label in videos)
             self.train_dataset = TrainingClips(videos, self.sampling, self._augmented, self.decoder)
         if self.val_dataset is None and stage != "test":
             self.val_dataset = self._views_of("val", self._present("val"))
@@ -212,7 +216,16 @@ class KineticsDataModule(BaseDataModule):
             return listed_videos(path, [folder, self._root(), path.parent], self._classes)
         if not folder.is_dir():
             raise UserError(f"The folder {folder} of videos does not exist, nor is there a list. {_EXPECTED}")
-        return folder_videos(folder, self._classes)
+        return folder_videos(folder, self._classes, self._setting(split))
+
+    def _check_several(self, labels: Iterable[int] | None = None) -> None:
+        """Makes sure that there are several classes, and training videos of more than one."""
+        split = "train" if self.has("train") else "val"
+        check_several(self._classes, self._root() / str(self._folders[split]), self._setting(split), labels)
+
+    def _setting(self, split: str) -> str:
+        """What names the folder of a split, as messages write it."""
+        return f"data.{split}_videos={self._folders[split]}"
 
     def _present(self, split: str) -> list[tuple[str, int]]:
         """The videos of a split, which are all there unless faulty samples are skipped."""

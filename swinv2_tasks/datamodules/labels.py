@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from swinv2_tasks.datamodules.classes import Classes, abbreviate, class_folders, read_lines
+from swinv2_tasks.datamodules.classes import Classes, abbreviate, class_folders, nested_folders, read_lines
 from swinv2_tasks.datamodules.images import files_below, has_image_extension
 from swinv2_tasks.errors import UserError
 
@@ -12,19 +12,26 @@ Sample = tuple[str, int | list[int]]
 """Path of an image and its class index, or all its class indices, perhaps none."""
 
 
-def folder_samples(folder: Path, classes: Classes, allow_empty: bool = False) -> list[Sample]:
+def folder_samples(folder: Path, classes: Classes, setting: str, allow_empty: bool = False) -> list[Sample]:
     """The images in the class folders of `folder`, searched with their subfolders.
+
+    Args:
+        folder: The folder.
+        classes: The classes, whose ids or indices are the names of folders.
+        setting: What names the folder, for messages, as `data.val_dir=val`.
+        allow_empty: Class folders may be empty.
 
     Raises:
         UserError: There are no class folders, one belongs to no class, one is empty (unless `allow_empty`), or all are.
     """
     names = class_folders(folder)
-    index_of = classes.index_of(names)
+    index_of = classes.index_of(names, folder)
     unknown = [name for name in names if name not in index_of]
     if unknown:
         raise UserError(
             f"{folder} has folders that are not in the class list: {abbreviate(unknown)}. The class list is "
             f"{abbreviate(classes.ids)}. Remove these folders, or set data.class_names to the list they belong to."
+            + (f" {nested_folders(folder, names[0], setting)}" if len(names) == 1 else "")
         )
     samples = [(str(path), index_of[name]) for name in names for path in _images_below(folder / name)]
     filled = {label for _, label in samples}
@@ -61,7 +68,7 @@ def listed_samples(folder: Path, val_list: str | Path, classes: Classes) -> list
             entries.append((number, fields[0].strip(), fields[1]))
     if not entries:
         raise UserError(f"The validation list {val_list} is empty; expected {expected}.")
-    index_of = classes.index_of({label for _, _, label in entries})
+    index_of = classes.index_of({label for _, _, label in entries}, val_list)
     samples: list[Sample] = []
     for number, name, label in entries:
         if label not in index_of:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from swinv2_tasks.datamodules.classes import Classes, abbreviate, class_folders, read_lines
+from swinv2_tasks.datamodules.classes import Classes, abbreviate, class_folders, nested_folders, read_lines
 from swinv2_tasks.datamodules.images import files_below
 from swinv2_tasks.datamodules.videos import has_video_extension
 from swinv2_tasks.errors import UserError
@@ -71,7 +71,7 @@ def listed_videos(path: Path, folders: Sequence[Path], classes: Classes) -> list
         UserError: The list cannot be read or is empty; a line has no label, or one that is no class.
     """
     entries, is_kinetics = _read(path)
-    index_of = classes.index_of({label for _, label in entries})
+    index_of = classes.index_of({label for _, label in entries}, path)
     unknown = sorted({label for _, label in entries} - index_of.keys())
     if unknown:
         raise UserError(
@@ -84,18 +84,24 @@ def listed_videos(path: Path, folders: Sequence[Path], classes: Classes) -> list
     return [(_first(name, folders), index_of[label]) for name, label in entries]
 
 
-def folder_videos(folder: Path, classes: Classes) -> list[tuple[str, int]]:
+def folder_videos(folder: Path, classes: Classes, setting: str) -> list[tuple[str, int]]:
     """Paths and class indices of the videos in class folders, searched with their subfolders.
+
+    Args:
+        folder: The folder.
+        classes: The classes, whose ids or indices are the names of folders.
+        setting: What names the folder, for messages, as `data.val_videos=val`.
 
     Raises:
         UserError: There are no class folders, one belongs to no class, or there is no video.
     """
     names = class_folders(folder)
-    index_of = classes.index_of(names)
+    index_of = classes.index_of(names, folder)
     if unknown := [name for name in names if name not in index_of]:
         raise UserError(
             f"{folder} has folders that are no class: {abbreviate(unknown)}. Classes: {abbreviate(classes.ids)}. "
             "Remove the folders, or set data.class_names to the list that they belong to."
+            + (f" {nested_folders(folder, names[0], setting)}" if len(names) == 1 else "")
         )
     found = [(str(path), index_of[name]) for name in names for path in _videos_below(folder / name)]
     if not found:

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import Metric, MetricCollection
 
 from swinv2_tasks.backbone import SwinTransformerV2, load_weights
+from swinv2_tasks.datamodules.classes import abbreviate
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.optim import NO_WEIGHT_DECAY, Schedule, build_optimizer
 from swinv2_tasks.tasks.guard import GuardedTask
@@ -64,9 +65,12 @@ class BaseTask(RestorableTask, GuardedTask):
         super().__init__()
         self.backbone, self.head = backbone, head
         self.optimizer, self.schedule = _Shared(optimizer), schedule
+        self._head_file: str | None = None
         if weights is not None:
             report = load_weights(self, weights)
             rank_zero_only(print)(f"{report}\n")
+            if report.head.startswith("loaded"):
+                self._head_file = report.source
 
     def forward(self, x: Tensor) -> Any:
         """Plain inference: what the head makes of the maps of normalised images or clips."""
@@ -76,6 +80,23 @@ class BaseTask(RestorableTask, GuardedTask):
         data = getattr(self.trainer, "datamodule", None)
         if data is not None and stage != "predict":
             self.meet_classes(list(data.class_ids), list(data.class_names), "the data")
+            self._say_order_of_numbers()
+
+    def _say_order_of_numbers(self) -> None:
+        """Says which class each row of a head from a file is taken for, where classes are called by numbers.
+
+        Nothing else would tell: folders 0, 1, … 10 are sorted as text by other programs.
+        """
+        ids = [class_id for class_id in self.class_ids or [] if isinstance(class_id, str) and class_id.isdecimal()]
+        if self._head_file is None or len(ids) < max(1, len(self.class_ids or [])):
+            return
+        message = f"head: the rows of {self._head_file} are taken in this order of the classes: {abbreviate(ids)}."
+        if sorted(ids) != ids:
+            message += (
+                f" Heads trained on folders that are sorted as text, as torchvision's ImageFolder does, have another: "
+                f"{abbreviate(sorted(ids))}; for such a head, state data.class_names in its order."
+            )
+        rank_zero_only(print)(message)
 
     def configure_model(self) -> None:
         mesh = self.device_mesh

@@ -1,5 +1,6 @@
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -188,6 +189,60 @@ def test_class_file_mistakes(root: Path, tmp_path: Path) -> None:
     path.write_text("hot dog\nhot potato\n")
     with pytest.raises(UserError, match=r"list\.txt.*repeats hot\b.*CSV"):
         _ = datamodule(root, class_names=str(path)).num_classes
+
+
+def nest(root: Path) -> None:
+    """What unpacking one level too deep leaves: train/ILSVRC/CLASS/*.png."""
+    for split in ("train", "val"):
+        (root / split).rename(root / "ILSVRC")
+        (root / split).mkdir()
+        (root / "ILSVRC").rename(root / split / "ILSVRC")
+
+
+def test_one_class_folder_is_refused_with_the_folders_below(root: Path) -> None:
+    nest(root)
+    data = datamodule(root)
+    with pytest.raises(UserError, match=r"one class folder, ILSVRC.*cat, dog, eel.*data\.train_dir=train/ILSVRC"):
+        data.setup("fit")
+    data = datamodule(root, train_dir="train/ILSVRC", val_dir="val/ILSVRC")
+    assert data.class_names == ["cat", "dog", "eel"]
+    assert evaluated(data)["gray"].tolist() == [0, 10, 20]
+
+
+def test_one_class_folder_is_refused_with_a_class_list_as_well(root: Path) -> None:
+    names = ["cat", "dog", "eel"]
+    for folder in ("dog", "eel"):
+        shutil.rmtree(root / "train" / folder)
+    with pytest.raises(UserError, match=r"All training samples are of one of the 3 classes, cat"):
+        datamodule(root, class_names=names).setup("fit")
+    nest(root)
+    with pytest.raises(UserError, match=r"not in the class list: ILSVRC.*folders cat.*data\.train_dir=train/ILSVRC"):
+        datamodule(root, class_names=names).setup("fit")
+    with pytest.raises(UserError, match=r"not in the class list: ILSVRC.*folders cat.*data\.val_dir=val/ILSVRC"):
+        datamodule(root, class_names=names).setup("validate")
+
+
+def test_one_class_alone_is_refused(root: Path) -> None:
+    with pytest.raises(UserError, match="There is one class, cat"):
+        datamodule(root, class_names=["cat"]).setup("fit")
+    for folder in ("dog", "eel"):
+        shutil.rmtree(root / "train" / folder)
+    with pytest.raises(UserError, match=r"one class folder, cat.*holds no folders"):
+        datamodule(root).setup("fit")
+
+
+def test_validation_images_may_be_of_one_class(root: Path) -> None:
+    for folder in ("dog", "eel"):
+        shutil.rmtree(root / "val" / folder)
+    assert evaluated(datamodule(root))["label"].tolist() == [0]
+
+
+def test_folders_taken_as_indices_are_told(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for index, name in enumerate(["cat", "dog", "eel"]):
+        (root / "val" / name).rename(root / "val" / str(index))
+    assert evaluated(datamodule(root))["gray"].tolist() == [0, 10, 20]
+    told = capsys.readouterr().out
+    assert f"{root / 'val'}: labels are numbers and not the classes' ids" in told and "0 is cat" in told
 
 
 def test_imagenet_v2_folders_are_indices(root: Path) -> None:

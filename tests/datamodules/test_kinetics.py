@@ -51,6 +51,24 @@ def test_class_folders(folders: Path) -> None:
         assert Path(path).parent.name == module.class_names[label]
 
 
+def test_one_class_is_refused(tmp_path: Path) -> None:
+    write_film(tmp_path / "train" / "videos" / "zumba" / "z.mp4", frames=5)
+    write_film(tmp_path / "train" / "videos" / "air drumming" / "a.mp4", frames=5)
+    with pytest.raises(
+        UserError, match=r"one class folder, videos.*folders air drumming, zumba.*data\.train_videos=train/vi"
+    ):
+        data(tmp_path).setup("fit")
+    (tmp_path / "names.txt").write_text("zumba\nair drumming\n")
+    names = {"class_names": str(tmp_path / "names.txt")}
+    with pytest.raises(UserError, match=r"no class: videos.*data\.train_videos=train/videos"):
+        data(tmp_path, **names).setup("fit")
+    (tmp_path / "train.txt").write_text("train/videos/zumba/z.mp4 zumba\n")
+    with pytest.raises(UserError, match="There is one class, zumba"):
+        data(tmp_path).setup("fit")
+    with pytest.raises(UserError, match="All training samples are of one of the 2 classes, zumba"):
+        data(tmp_path, **names).setup("fit")
+
+
 def test_validation_takes_the_middle_and_testing_all_views(folders: Path) -> None:
     module = data(folders, test_views=(2, 3), crop_scale=(1.0, 1.0))
     module.setup("validate")
@@ -83,8 +101,8 @@ def test_views_are_the_same_however_they_are_split(number: int, folders: Path) -
 def test_augmentation_is_the_same_for_all_frames_of_a_clip(tmp_path: Path) -> None:
     """Films of one frame, repeated: what augmentation does to it must not differ over time."""
     for k in range(2):
-        write_film(tmp_path / "train" / "still" / f"{k}.mp4", frames=1)
-        write_film(tmp_path / "val" / "still" / f"{k}.mp4", frames=1)
+        write_film(tmp_path / "train" / f"still {k}" / f"{k}.mp4", frames=1)
+        write_film(tmp_path / "val" / f"still {k}" / f"{k}.mp4", frames=1)
     module = data(tmp_path, rand_augment_ops=2, crop_scale=(0.3, 1.0))
     module.setup("fit")
     seen = []

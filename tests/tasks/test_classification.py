@@ -407,3 +407,51 @@ def test_a_checkpoints_record_is_plain(trained: Path) -> None:
     assert record["data"]["init_args"]["image_size"] == 32
     assert record["windows"]["effective"] == [[4, 4], [4, 4]]
     assert record["name"] == "tiny"
+
+
+# ---- rows of a head
+
+
+def test_the_order_of_a_heads_rows_is_said_where_folders_are_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As text they would be 1, 10, 2: a head that was trained so is as large and says something else."""
+    root = write_images(tmp_path / "images", classes=("1", "2", "10"), train=4, val=2)
+    source = tmp_path / "model.pth"
+    save_weights(new_task(3), source, format="official", image_size=32)
+    config = write_config(tmp_path / "tiny.yaml", root, data={"init_args": {"class_names": None}})
+    arguments = [f"--config={config}", f"--runs={tmp_path / 'runs'}", f"--model.weights={source}"]
+    assert main(["validate", *arguments]) == 0
+    told = capsys.readouterr().out
+    assert f"the rows of {source} are taken in this order of the classes: 1, 2, 10." in told
+    assert "1, 10, 2; for such a head, state data.class_names in its order" in told
+
+
+def test_nothing_is_said_of_a_head_that_is_new_or_of_names(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "model.pth"
+    numbered = write_images(tmp_path / "images", classes=("1", "2", "10"), train=4, val=2)
+    for data, classes in ((numbered, 5), (images, 3)):
+        save_weights(new_task(classes), source, format="official", image_size=32)
+        config = write_config(tmp_path / "tiny.yaml", data, data={"init_args": {"class_names": None}})
+        arguments = [f"--config={config}", f"--runs={tmp_path / 'runs'}", f"--model.weights={source}"]
+        assert main(["validate", *arguments]) == 0
+    assert "in this order" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["fit", "validate"])
+def test_one_class_folder_ends_a_run_with_the_folders_below(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_images(tmp_path / "images")
+    for split in ("train", "val"):
+        (root / split).rename(root / "archive")
+        (root / split).mkdir()
+        (root / "archive").rename(root / split / "archive")
+    config = write_config(tmp_path / "tiny.yaml", root, data={"init_args": {"class_names": None}})
+    assert main([command, f"--config={config}", f"--runs={tmp_path / 'runs'}"]) == 1
+    told = capsys.readouterr().err
+    assert "one class folder, archive" in told and "data.train_dir=train/archive" in told
+    assert all(name in told for name in COLOURS)
+    assert not [*(tmp_path / "runs").glob("*/*")]
