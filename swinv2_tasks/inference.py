@@ -25,6 +25,9 @@ from swinv2_tasks.errors import UserError
 Network = Callable[[Tensor], Tensor]
 """Images (B, 3, H, W) → logits (B, K, h, w), h = ⌈H / stride⌉ and w likewise."""
 
+Rescaled = Callable[[float], Tensor]
+"""A factor → the image (1, 3, h, w) at that multiple of its evaluation size, made of the pixels of its file."""
+
 STRIP = 2**24
 """Numbers that are enlarged at a time: 64 MiB of float32."""
 
@@ -40,7 +43,7 @@ class Inference:
         weighting: what a window's logits weigh where windows overlap: the same everywhere, or most in the middle
             (a Gaussian whose deviation is an eighth of the window's side).
         tiles: windows that go through the network at a time.
-        scales: factors by which the image is resized; probabilities are averaged.
+        scales: multiples of the evaluation size that the image is resized to; probabilities are averaged.
         flip: averages with what comes of the mirrored image.
 
     Raises:
@@ -91,7 +94,14 @@ def pair(value: int | Sequence[int]) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def segment(network: Network, image: Tensor, size: Sequence[int], inference: Inference, stride: int) -> Tensor:
+def segment(
+    network: Network,
+    image: Tensor,
+    size: Sequence[int],
+    inference: Inference,
+    stride: int,
+    rescaled: Rescaled | None = None,
+) -> Tensor:
     """The likeliest class of each pixel, without gradients.
 
     Args:
@@ -100,11 +110,12 @@ def segment(network: Network, image: Tensor, size: Sequence[int], inference: Inf
         size: height H and width W of the answer, which may be another size than the image's.
         inference: how.
         stride: the network's stride in pixels.
+        rescaled: gives the image at other scales; None: it is itself resized to them, once more than its file was.
 
     Returns:
         Class indices (H, W) int64, on the image's device.
     """
-    views = list(view_logits(network, image, inference, stride))
+    views = list(view_logits(network, image, inference, stride, rescaled))
     answer = torch.empty(tuple(size), dtype=torch.int64, device=image.device)
     for start, strip in _strips(views, size, image.device):
         answer[start : start + strip.shape[1]] = strip.argmax(0)
@@ -113,22 +124,31 @@ def segment(network: Network, image: Tensor, size: Sequence[int], inference: Inf
 
 @torch.no_grad()
 def segment_probabilities(
-    network: Network, image: Tensor, size: Sequence[int], inference: Inference, stride: int
+    network: Network,
+    image: Tensor,
+    size: Sequence[int],
+    inference: Inference,
+    stride: int,
+    rescaled: Rescaled | None = None,
 ) -> Tensor:
     """The probability of each class at each pixel, (K, H, W) float32, on the CPU; otherwise as ``segment``."""
-    views = list(view_logits(network, image, inference, stride))
+    views = list(view_logits(network, image, inference, stride, rescaled))
     strips = _strips(views, size, image.device)
     return torch.cat([(strip.softmax(0) if len(views) == 1 else strip).cpu() for _, strip in strips], 1)
 
 
-def view_logits(network: Network, image: Tensor, inference: Inference, stride: int) -> Iterator[Tensor]:
+def view_logits(
+    network: Network, image: Tensor, inference: Inference, stride: int, rescaled: Rescaled | None = None
+) -> Iterator[Tensor]:
     """Logits (K, h, w) of the image at each scale and mirrored, upright again.
 
     With a sliding window they lie on the CPU, else where the network is.
     """
     for scale in inference.scales:
         resized = image
-        if scale != 1:
+        if scale != 1 and rescaled is not None:
+            resized = rescaled(scale).to(image)
+        elif scale != 1:
             sides = [max(1, round(side * scale)) for side in image.shape[2:]]
             resized = F.interpolate(image, sides, mode="bilinear", align_corners=False, antialias=True)
         for mirrored in (False, True)[: 1 + inference.flip]:

@@ -143,6 +143,23 @@ def test_strips_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(found[1], expected[1])
 
 
+def test_scales_are_those_that_come_with_the_image() -> None:
+    """Only what is not the image's own size is asked for."""
+    x, net = image(40, 52), network()
+    others = {scale: image(round(40 * scale) + 1, round(52 * scale)) for scale in (0.5, 1.75)}
+    asked = []
+
+    def rescaled(scale: float) -> Tensor:
+        asked.append(scale)
+        return others[scale]
+
+    views = list(view_logits(net, x, Inference(scales=(0.5, 1.0, 1.75), flip=True), STRIDE, rescaled))
+    assert asked == [0.5, 1.75]
+    for pair, seen in zip((views[:2], views[2:4], views[4:]), (others[0.5], x, others[1.75]), strict=True):
+        torch.testing.assert_close(pair[0], net(seen)[0])
+        torch.testing.assert_close(pair[1], net(seen.flip(3))[0].flip(2))
+
+
 def test_scales_and_mirror_images_average_probabilities() -> None:
     x, net, scales = image(40, 52), network(), (0.5, 1.0, 1.75)
     total = torch.zeros(CLASSES, 45, 60)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
@@ -40,6 +41,7 @@ from swinv2_tasks.datamodules.transforms import (
     height_width,
     normalised,
     resized,
+    scaled_size,
 )
 from swinv2_tasks.errors import UserError
 
@@ -195,7 +197,7 @@ class ADE20KDataModule(BaseDataModule):
         if stage == "predict":
             if self.source is None:
                 raise UserError("Nothing to predict: set data.source to an image, a folder or a glob pattern.")
-            self.collate = one_image
+            self.collate = scenes_as_prediction_batch
             self.predict_dataset = Scenes(list_images(self.source), self.resize, self.mean, self.std)
             return
         if stage == "fit" and self.train_dataset is None:
@@ -209,6 +211,7 @@ class ADE20KDataModule(BaseDataModule):
             pairs = self._pairs("val")
             self.val_dataset = LabelledScenes(pairs, self.coding, Resize(self.resize), self.mean, self.std)
             self.test_dataset = self.val_dataset
+        self.collate = scenes_as_batch
 
     def _codings(self) -> list[LabelCoding]:
         """The ways to read label maps that settings leave open."""
@@ -304,13 +307,44 @@ class Resize:
         return resized(image, fitting_size(image.shape[:2], self.limits)), mask
 
 
+class RescaledFile:
+    """An image file at any multiple of its evaluation size, read when asked: `rescaled(scale)` → (1, 3, h, w) float32.
+
+    Args:
+        path: The image file.
+        limits: What the long and the short side may have at scale 1, in pixels; None: as many as they have.
+        mean: Subtracted from RGB in [0, 1].
+        std: Divides the difference.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        limits: tuple[int, int] | None,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+    ) -> None:
+        self.path = path
+        self.limits = limits
+        self.mean = mean
+        self.std = std
+        self._pixels: np.ndarray | None = None
+
+    def __call__(self, scale: float) -> Tensor:
+        if self._pixels is None:
+            self._pixels = np.asarray(read_image(self.path))
+        size = scaled_size(self._pixels.shape[:2], self.limits, scale)
+        return normalised(resized(self._pixels, size), self.mean, self.std)[None]
+
+
 class LabelledScenes(Dataset):
-    """Samples {image, mask, path} for `SegmentationBatch`.
+    """Samples {image, mask, path} for `SegmentationBatch`, in evaluation also {rescaled}.
 
     Args:
         pairs: Images and label maps.
         coding: How label maps are read.
-        transform: Image uint8 (H, W, 3) and mask uint8 (H, W) of class indices and 255 -> the same, of other sizes.
+        transform: Image uint8 (H, W, 3) and mask uint8 (H, W) of class indices and 255 -> the same, of other sizes;
+            `Resize` in evaluation.
         mean: Subtracted from RGB in [0, 1].
         std: Divides the difference.
         size: Height and width that smaller results are filled up to, at the right and below; None: they are not.
@@ -354,11 +388,14 @@ class LabelledScenes(Dataset):
         if self.size is not None:
             below, right = (side - have for side, have in zip(self.size, mask.shape, strict=True))
             pixels, targets = F.pad(pixels, (0, right, 0, below)), F.pad(targets, (0, right, 0, below), value=IGNORED)
-        return {"image": pixels, "mask": targets, "path": str(image_path)}
+        sample = {"image": pixels, "mask": targets, "path": str(image_path)}
+        if isinstance(self.transform, Resize):
+            sample["rescaled"] = RescaledFile(image_path, self.transform.limits, self.mean, self.std)
+        return sample
 
 
 class Scenes(Dataset):
-    """Samples {image, path, size} for `SegmentationPredictBatch`.
+    """Samples {image, path, size, rescaled} for `SegmentationPredictBatch`.
 
     Args:
         paths: The image files.
@@ -389,10 +426,29 @@ class Scenes(Dataset):
         image = np.asarray(read_image(self.paths[index]))
         size = image.shape[:2]
         image = resized(image, fitting_size(size, self.limits))
-        return {"image": normalised(image, self.mean, self.std), "path": str(self.paths[index]), "size": size}
+        return {
+            "image": normalised(image, self.mean, self.std),
+            "path": str(self.paths[index]),
+            "size": size,
+            "rescaled": RescaledFile(self.paths[index], self.limits, self.mean, self.std),
+        }
 
 
-def one_image(samples: list[dict[str, Any]]) -> dict[str, Any]:
+def scenes_as_batch(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Collate samples of one size to evaluate."""
+    batch = {
+        "image": torch.stack([sample["image"] for sample in samples]),
+        "mask": torch.stack([sample["mask"] for sample in samples]),
+    }
+    return batch | {name: [sample[name] for sample in samples] for name in ("path", "rescaled")}
+
+
+def scenes_as_prediction_batch(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """Collate the only sample of a batch to predict."""
     (sample,) = samples
-    return {"image": sample["image"][None], "path": [sample["path"]], "size": sample["size"]}
+    return {
+        "image": sample["image"][None],
+        "path": [sample["path"]],
+        "size": sample["size"],
+        "rescaled": [sample["rescaled"]],
+    }

@@ -4,6 +4,7 @@ B is the number of images in the batch. Images are RGB, scaled to [0, 1] and the
 `mean` and `std`.
 """
 
+from collections.abc import Callable
 from typing import NotRequired, TypedDict
 
 from torch import Tensor
@@ -39,6 +40,10 @@ class SegmentationBatch(TypedDict):
     path: list[str]
     """The file of each image, B in all."""
 
+    rescaled: NotRequired[list[Callable[[float], Tensor]]]
+    """In evaluation, for each image: a factor → (1, 3, h, w) float32 on the CPU, the image file's pixels resized to
+    that multiple of the evaluation size. Without it, evaluation at several scales resizes `image` once more."""
+
 
 class PredictBatch(TypedDict):
     """Images without labels."""
@@ -68,6 +73,9 @@ class SegmentationPredictBatch(PredictBatch):
 
     size: tuple[int, int]
     """Height and width of the image file in pixels."""
+
+    rescaled: NotRequired[list[Callable[[float], Tensor]]]
+    """As in `SegmentationBatch`."""
 
 
 class DetectionTarget(TypedDict):

@@ -196,6 +196,19 @@ def fitting_size(size: tuple[int, int], limits: tuple[int, int] | None, scale: f
     return max(1, int(size[0] * factor + 0.5)), max(1, int(size[1] * factor + 0.5))
 
 
+def scaled_size(size: tuple[int, int], limits: tuple[int, int] | None, scale: float) -> tuple[int, int]:
+    """The (height, width) at which an image is evaluated at a scale, as published code (mmsegmentation's) computes it:
+    the limits are scaled and cut down to whole pixels, then the image is fitted into them.
+
+    Args:
+        size: Height and width of the image file in pixels.
+        limits: What the long and the short side may have at scale 1, in pixels; None: as many as they have.
+        scale: The factor.
+    """
+    long, short = limits or (max(size), min(size))
+    return fitting_size(size, (max(1, int(long * scale)), max(1, int(short * scale))))
+
+
 def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Interpolate an image (H, W, 3) bilinearly to (height, width)."""
     return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)

@@ -15,7 +15,7 @@ from swinv2_tasks.datamodules.batch import SegmentationBatch, SegmentationPredic
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.heads.batch_norm import synchronise
 from swinv2_tasks.heads.upernet import SegmentationHead, enlarge
-from swinv2_tasks.inference import Inference, segment, segment_probabilities
+from swinv2_tasks.inference import Inference, Rescaled, segment, segment_probabilities
 from swinv2_tasks.losses import PixelCrossEntropy
 from swinv2_tasks.metrics import Confusion
 from swinv2_tasks.optim import LinearSchedule
@@ -90,22 +90,25 @@ class SegmentationTask(BaseTask):
         """Images (B, 3, H, W) → logits (B, num_classes, h, w) at the stride of the largest map."""
         return self.head(self.backbone(x))
 
-    def segment(self, image: Tensor, size: Sequence[int] | None = None) -> Tensor:
+    def segment(self, image: Tensor, size: Sequence[int] | None = None, rescaled: Rescaled | None = None) -> Tensor:
         """The likeliest class of each pixel, by ``inference``, without gradients.
 
         Args:
             image: (1, 3, H, W), normalised.
             size: height and width of the answer; None: those of the image.
+            rescaled: gives the image at other scales, as batches do; None: it is itself resized to them.
 
         Returns:
             Class indices of that size, int64.
         """
-        return segment(self.small_logits, image, size or image.shape[2:], self.inference, self.stride)
+        return segment(self.small_logits, image, size or image.shape[2:], self.inference, self.stride, rescaled)
 
-    def probabilities(self, image: Tensor, size: Sequence[int] | None = None) -> Tensor:
+    def probabilities(
+        self, image: Tensor, size: Sequence[int] | None = None, rescaled: Rescaled | None = None
+    ) -> Tensor:
         """The probability of each class at each pixel, (num_classes, *size), on the CPU; as ``segment`` otherwise."""
         size = size or image.shape[2:]
-        return segment_probabilities(self.small_logits, image, size, self.inference, self.stride)
+        return segment_probabilities(self.small_logits, image, size, self.inference, self.stride, rescaled)
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -131,8 +134,10 @@ class SegmentationTask(BaseTask):
         self._evaluate(batch, self.test_confusion)
 
     def _evaluate(self, batch: SegmentationBatch, confusion: Confusion) -> None:
-        for image, mask in zip(batch["image"].split(1), batch["mask"], strict=True):
-            confusion.update(self.segment(image, mask.shape), mask)
+        images = batch["image"].split(1)
+        rescaled: Sequence[Rescaled | None] = batch.get("rescaled") or [None] * len(images)
+        for image, mask, at_scale in zip(images, batch["mask"], rescaled, strict=True):
+            confusion.update(self.segment(image, mask.shape, at_scale), mask)
 
     def on_validation_epoch_end(self) -> None:
         self.log_measured(self.val_confusion, "val/")
@@ -142,4 +147,6 @@ class SegmentationTask(BaseTask):
 
     def predict_step(self, batch: SegmentationPredictBatch, batch_idx: int) -> dict[str, Any]:
         """The class of each pixel of the batch's one image: {path: list of one, labels (H, W) int32 on the CPU}."""
-        return {"path": batch["path"], "labels": self.segment(batch["image"], batch["size"]).to("cpu", torch.int32)}
+        rescaled = batch.get("rescaled")
+        labels = self.segment(batch["image"], batch["size"], rescaled[0] if rescaled else None)
+        return {"path": batch["path"], "labels": labels.to("cpu", torch.int32)}

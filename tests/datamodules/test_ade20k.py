@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -78,6 +79,40 @@ def test_evaluation_keeps_proportions_and_the_labels_own_size(scenes: Path) -> N
         factor = min(96 / max(labels.shape), 64 / min(labels.shape))
         assert batch["image"].shape == (1, 3, round(height * factor), round(width * factor))
         assert (batch["mask"][0].numpy() == np.where(labels == 0, 255, labels - 1)).all()
+
+
+SCALES = (0.5, 0.75, 1.25, 1.5, 1.75)
+
+
+@pytest.mark.parametrize(
+    ("limits", "sides"),
+    [
+        # Long and short side of the file, then at the scales: limits are scaled and cut down to whole pixels first.
+        ((96, 33), {(48, 36): [(21, 16), (32, 24), (55, 41), (65, 49), (76, 57)]}),
+        (None, {(48, 36): [(24, 18), (36, 27), (60, 45), (72, 54), (84, 63)]}),
+        (None, {(45, 33): [(22, 16), (33, 24), (56, 41), (67, 49), (78, 57)]}),
+    ],
+)
+def test_scales_are_made_of_the_files_pixels(limits: Any, sides: dict[Any, Any], scenes: Path) -> None:
+    """As the published code does it, which then interpolates whole gray levels."""
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    arguments: dict[str, Any] = {"resize": limits, "mean": mean, "std": std}
+    predicted = new_data(None, "predict", source=str(scenes / "images" / "validation"), **arguments)
+    evaluated = new_data(scenes, "validate", **arguments)
+    found = 0
+    for batch in [*evaluated.val_dataloader(), *predicted.predict_dataloader()]:
+        pixels = cv2.imread(batch["path"][0])[..., ::-1]
+        (rescaled,) = batch["rescaled"]
+        file_size = (max(pixels.shape[:2]), min(pixels.shape[:2]))
+        for scale, (long, short) in zip(SCALES, sides.get(file_size, []), strict=False):
+            height, width = (long, short) if pixels.shape[0] > pixels.shape[1] else (short, long)
+            expected = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR).astype(np.float32) / 255
+            torch.testing.assert_close(
+                rescaled(scale)[0].movedim(0, -1), torch.from_numpy((expected - mean) / std).float()
+            )
+            found += 1
+        torch.testing.assert_close(rescaled(1.0), batch["image"])
+    assert found >= 2 * len(SCALES)
 
 
 def test_images_may_keep_their_size(scenes: Path) -> None:

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -18,8 +19,10 @@ from swinv2_tasks.__main__ import main
 from swinv2_tasks.backbone import SwinTransformerV2, load_weights, save_weights
 from swinv2_tasks.callbacks import SegmentationPredictions
 from swinv2_tasks.datamodules import ADE20KDataModule
+from swinv2_tasks.datamodules.transforms import IMAGENET_MEAN, IMAGENET_STD
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.inference import Inference
+from swinv2_tasks.metrics import Confusion
 from swinv2_tasks.tasks import ClassificationTask, SegmentationTask
 from tests.backbone.checkpoints import randomise
 from tests.processes import run, send_at
@@ -281,6 +284,40 @@ def test_inference_is_chosen_when_evaluating(segmenter: Path, tmp_path: Path) ->
     assert validate(last(segmenter), tmp_path, *slide) != plain
     scales = ["--model.inference.scales=[0.75, 1.0, 1.5]", "--model.inference.flip=true"]
     assert validate(last(segmenter), tmp_path, *scales)["val/miou"] > 0.5
+
+
+def test_scales_are_evaluated_and_predicted_from_the_files_pixels(
+    segmenter: Path, scenes: Path, tmp_path: Path
+) -> None:
+    """Counted by hand: the file resized by OpenCV to each scale, probabilities averaged at the label map's size."""
+    scales = (0.5, 1.0, 1.75)
+    task = SegmentationTask.load_from_checkpoint(last(segmenter))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    counts, answers = Confusion(3), {}
+    for path in sorted((scenes / "images" / "validation").iterdir()):
+        labels = np.array(Image.open(scenes / "annotations" / "validation" / f"{path.stem}.png"))
+        pixels = np.asarray(Image.open(path))
+        total = torch.zeros(3, *labels.shape)
+        for scale in scales:
+            factor = min(int(64 * scale) / max(labels.shape), int(32 * scale) / min(labels.shape))
+            width, height = (int(side * factor + 0.5) for side in labels.shape[::-1])
+            resized = torch.from_numpy(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR))
+            x = (resized.movedim(-1, 0).float() / 255 - mean) / std
+            with torch.no_grad():
+                small = task.small_logits(x[None])
+            total += F.interpolate(small, labels.shape, mode="bilinear", align_corners=False).softmax(1)[0]
+        answers[path.stem] = total.argmax(0)
+        counts.update(answers[path.stem], torch.from_numpy(labels).long() - 1)
+    stated = [f"--model.inference.scales={list(scales)}"]
+    found = validate(last(segmenter), tmp_path, *stated)
+    assert found["val/miou"] == pytest.approx(float(counts.compute()["miou"]), abs=1e-4)
+
+    source, out = scenes / "images" / "validation", tmp_path / "out"
+    arguments = [f"--ckpt_path={last(segmenter)}", f"--data.source={source}", f"--output={out}", f"--runs={tmp_path}"]
+    assert main(["predict", *arguments, *stated]) == 0
+    for name, answer in answers.items():
+        predicted = np.asarray(Image.open(out / "labels" / f"{name}.png")).astype(int) - 1
+        assert (predicted == answer.numpy()).mean() > 0.999
 
 
 # ---- prediction
