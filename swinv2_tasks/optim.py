@@ -1,6 +1,8 @@
-"""Parameter groups and the learning-rate schedule of the published recipes: pure functions.
+"""Parameter groups and the learning-rate schedules of the published recipes: pure functions.
 
-https://arxiv.org/abs/2111.09883 and the published classification and SimMIM fine-tuning code.
+https://arxiv.org/abs/2111.09883 and the published code: of classification and SimMIM, whose warmup starts and whose
+cosine ends at the same rate in all layers, and of detection, segmentation and video (mmcv's hooks), whose warmup is a
+factor of the rate that each layer has at the time.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ class Schedule:
 
     Args:
         warmup_lr: learning rate at the first step.
-        min_lr: learning rate at the last step.
+        min_lr: learning rate at the last step, of all layers.
         reference_batch: samples per step (over processes and accumulated batches) for which learning rates are
             stated, to be scaled with the true number; 0 leaves them as they are.
         layer_decay: factor of the learning rate from one block to the one before it; 1 treats all alike.
@@ -49,14 +51,15 @@ class Schedule:
         if not 0 < self.layer_decay <= 1:
             raise UserError(f"schedule.layer_decay must be above 0 and at most 1, not {self.layer_decay}")
 
-    def factor(self, step: int, epoch_steps: int, total_steps: int, peak: float) -> float:
-        """Learning rate at a step, as a share of the peak.
+    def factor(self, step: int, epoch_steps: int, total_steps: int, peak: float, layer_scale: float = 1.0) -> float:
+        """Learning rate of a layer at a step, as a share of the layer's peak.
 
         Args:
             step: steps taken so far, from 0.
             epoch_steps: steps of an epoch.
             total_steps: steps of the whole training; later steps stay at its end's rate.
             peak: the largest learning rate.
+            layer_scale: the layer's peak as a share of that.
         """
         raise NotImplementedError
 
@@ -66,7 +69,7 @@ class CosineSchedule(Schedule):
     """Linear warmup, then half a cosine; the other arguments are those of ``Schedule``.
 
     Args:
-        warmup_epochs: epochs of linear warmup.
+        warmup_epochs: epochs of linear warmup, which rises in all layers from ``warmup_lr``.
     """
 
     warmup_lr: float = 5e-7
@@ -74,9 +77,29 @@ class CosineSchedule(Schedule):
     reference_batch: int = 512
     warmup_epochs: float = 20.0
 
-    def factor(self, step: int, epoch_steps: int, total_steps: int, peak: float) -> float:
+    def factor(self, step: int, epoch_steps: int, total_steps: int, peak: float, layer_scale: float = 1.0) -> float:
         warmup_steps = round(self.warmup_epochs * epoch_steps)
-        return cosine_factor(step, total_steps, warmup_steps, self.warmup_lr / peak, self.min_lr / peak)
+        layer_peak = peak * layer_scale
+        return cosine_factor(step, total_steps, warmup_steps, self.warmup_lr / layer_peak, self.min_lr / layer_peak)
+
+
+@dataclass(frozen=True)
+class EpochCosineSchedule(CosineSchedule):
+    """Half a cosine that falls once per epoch, from the first one on, under a warmup: that of Video Swin's code.
+
+    The warmup is a factor that rises linearly, from ``warmup_lr``'s share of the peak, in all layers. The arguments are
+    those of ``CosineSchedule``.
+    """
+
+    warmup_lr: float = 1e-4
+    min_lr: float = 0.0
+    reference_batch: int = 64
+    warmup_epochs: float = 2.5
+
+    def factor(self, step: int, epoch_steps: int, total_steps: int, peak: float, layer_scale: float = 1.0) -> float:
+        warmup_steps = round(self.warmup_epochs * epoch_steps)
+        min_factor = self.min_lr / (peak * layer_scale)
+        return epoch_cosine_factor(step, epoch_steps, total_steps, warmup_steps, self.warmup_lr / peak, min_factor)
 
 
 @dataclass(frozen=True)
@@ -90,8 +113,9 @@ class LinearSchedule(Schedule):
     reference_batch: int = 16
     warmup_steps: int = 1500
 
-    def factor(self, step: int, epoch_steps: int, total_steps: int, peak: float) -> float:
-        return linear_factor(step, total_steps, self.warmup_steps, self.warmup_lr / peak, self.min_lr / peak)
+    def factor(self, step: int, epoch_steps: int, total_steps: int, peak: float, layer_scale: float = 1.0) -> float:
+        min_factor = self.min_lr / (peak * layer_scale)
+        return linear_factor(step, total_steps, self.warmup_steps, self.warmup_lr / peak, min_factor)
 
 
 @dataclass(frozen=True)
@@ -112,10 +136,11 @@ class StepSchedule(Schedule):
     gamma: float = 0.1
     warmup_epochs: float = 0.0
 
-    def factor(self, step: int, epoch_steps: int, total_steps: int, peak: float) -> float:
+    def factor(self, step: int, epoch_steps: int, total_steps: int, peak: float, layer_scale: float = 1.0) -> float:
         steps = [epoch * epoch_steps for epoch in self.milestones]
         warmup_steps = round(self.warmup_epochs * epoch_steps) if self.warmup_epochs else self.warmup_steps
-        return step_factor(step, steps, self.gamma, warmup_steps, self.warmup_lr / peak, self.min_lr / peak)
+        min_factor = self.min_lr / (peak * layer_scale)
+        return step_factor(step, steps, self.gamma, warmup_steps, self.warmup_lr / peak, min_factor)
 
 
 def cosine_factor(step: int, total_steps: int, warmup_steps: int, warmup_factor: float, min_factor: float) -> float:
@@ -132,6 +157,28 @@ def cosine_factor(step: int, total_steps: int, warmup_steps: int, warmup_factor:
         return warmup_factor + (1 - warmup_factor) * step / warmup_steps
     progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
     return min_factor + (1 - min_factor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def epoch_cosine_factor(
+    step: int, epoch_steps: int, total_steps: int, warmup_steps: int, warmup_factor: float, min_factor: float
+) -> float:
+    """Learning rate at a step as a share of the peak; the other arguments as those of ``cosine_factor``.
+
+    As published, the cosine takes one value per epoch, from the first epoch on, and the warmup's ramp multiplies it.
+
+    Args:
+        step: steps taken so far, from 0.
+        epoch_steps: steps of an epoch.
+        total_steps: steps of the whole training; later steps stay at ``min_factor``.
+        warmup_steps: steps over which the ramp rises.
+        warmup_factor: share of the peak at step 0, when there is a warmup.
+        min_factor: share of the peak at the end.
+    """
+    progress = min(1.0, step // epoch_steps * epoch_steps / max(1, total_steps))
+    factor = min_factor + (1 - min_factor) * 0.5 * (1 + math.cos(math.pi * progress))
+    if step < warmup_steps:
+        factor *= warmup_factor + (1 - warmup_factor) * step / warmup_steps
+    return factor
 
 
 def linear_factor(step: int, total_steps: int, warmup_steps: int, warmup_factor: float, min_factor: float) -> float:
@@ -261,7 +308,11 @@ def build_optimizer(
         )
     )
     scale = samples_per_step / schedule.reference_batch if schedule.reference_batch else 1.0
-    for group in built.param_groups:
-        group["lr"] = peak * scale * group.pop("lr_scale")
+    layer_scales = [group.pop("lr_scale") for group in built.param_groups]
+    for group, layer_scale in zip(built.param_groups, layer_scales, strict=True):
+        group["lr"] = peak * scale * layer_scale
 
-    return built, LambdaLR(built, lambda step: schedule.factor(step, epoch_steps, total_steps, peak))
+    def factor_of_layer(layer_scale: float) -> Callable[[int], float]:
+        return lambda step: schedule.factor(step, epoch_steps, total_steps, peak, layer_scale)
+
+    return built, LambdaLR(built, [factor_of_layer(layer_scale) for layer_scale in layer_scales])

@@ -300,6 +300,7 @@ def test_a_video_config_is_the_published_recipe(name: str) -> None:
     assert (config["trainer"]["max_epochs"], model["dropout"]) == (30, 0.5)
     assert (optimizer["lr"], optimizer["weight_decay"]) == (1e-3, weight_decay)
     assert (schedule["warmup_epochs"], schedule["backbone_lr_scale"], schedule["reference_batch"]) == (2.5, 0.1, 64)
+    assert (schedule["warmup_lr"], schedule["min_lr"]) == (1e-4, 0)
     assert (data["image_size"], data["frames"], data["stride"], data["sampling"]) == (side, frames, stride, sampling)
     assert (data["test_views"], data["crop_scale"], data["flip"]) == (views, [0.08, 1.0], 0.5)
     assert (model["weights"] is not None) == from_weights

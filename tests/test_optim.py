@@ -9,14 +9,18 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 
 from swinv2_tasks.backbone import BiasTable, SwinTransformerV2
+from swinv2_tasks.config_files import find_config
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.heads.classification import ClassificationHead
 from swinv2_tasks.optim import (
     CosineSchedule,
+    EpochCosineSchedule,
     LinearSchedule,
     StepSchedule,
     build_optimizer,
@@ -248,11 +252,91 @@ def test_half_an_epoch_of_warmup() -> None:
     assert found == pytest.approx([0, 2e-4, 4e-4, 6e-4, 8e-4, 1e-3])
 
 
-def test_layer_decay_holds_throughout_the_schedule() -> None:
-    schedule = CosineSchedule(warmup_epochs=1, warmup_lr=1e-5, reference_batch=0, layer_decay=0.5)
+LAYERS = (4, 4, 3, 3, 2, 2, 1, 1, 0, 0)
+"""How many layers each group is below the head: from the patch embedding on, each without and with weight decay."""
+
+
+def test_with_layer_decay_warmup_starts_and_the_cosine_ends_at_one_rate() -> None:
+    """The scheduler of the published code, timm's, over the same groups: it knows the rates as they are, not shares."""
+    schedule = CosineSchedule(warmup_epochs=1, warmup_lr=1e-5, min_lr=2e-6, reference_batch=8, layer_decay=0.5)
+    scale = 24 / 8
+    parameters = [nn.Parameter(torch.zeros(1)) for _ in LAYERS]
+    optimizer = SGD([{"params": [p], "lr": 1e-3 * scale * 0.5**k} for p, k in zip(parameters, LAYERS, strict=True)])
+    theirs = CosineLRScheduler(
+        optimizer,
+        t_initial=30,
+        lr_min=2e-6 * scale,
+        warmup_t=10,
+        warmup_lr_init=1e-5 * scale,
+        cycle_limit=1,
+        t_in_epochs=False,
+        warmup_prefix=True,
+    )
+    found = rates(schedule, 24, 45)
+    for step, ours in enumerate(found):
+        theirs.step_update(step)
+        assert ours == pytest.approx([group["lr"] for group in optimizer.param_groups])
+    assert found[0] == pytest.approx([3e-5] * 10) and found[-1] == pytest.approx([6e-6] * 10)
+    assert found[10] == pytest.approx([3e-3 * 0.5**k for k in LAYERS])
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        LinearSchedule(warmup_steps=10, warmup_lr=1e-6, reference_batch=0, layer_decay=0.5),
+        StepSchedule(warmup_steps=10, warmup_lr=1e-6, milestones=(2, 3), reference_batch=0, layer_decay=0.5),
+        EpochCosineSchedule(warmup_epochs=1, warmup_lr=1e-4, reference_batch=0, layer_decay=0.5),
+    ],
+)
+def test_where_warmup_is_a_factor_layer_decay_holds_throughout(schedule: Any) -> None:
+    """As published for detection, segmentation and video: a ratio of the rate that each layer has."""
     for step in rates(schedule, 1, 35):
-        # From the patch embedding to the head, each layer without and with weight decay.
-        assert step == pytest.approx([step[-1] * 0.5**k for k in (4, 4, 3, 3, 2, 2, 1, 1, 0, 0)])
+        assert step == pytest.approx([step[-1] * 0.5**k for k in LAYERS])
+
+
+def test_the_least_rate_is_that_of_all_layers() -> None:
+    for schedule in (
+        LinearSchedule(warmup_steps=0, min_lr=1e-5, reference_batch=0, layer_decay=0.5),
+        StepSchedule(warmup_steps=0, min_lr=1e-5, milestones=(1,), gamma=1e-9, reference_batch=0, layer_decay=0.5),
+        EpochCosineSchedule(warmup_epochs=0, min_lr=1e-5, reference_batch=0, layer_decay=0.5),
+    ):
+        assert rates(schedule, 1, 41)[40] == pytest.approx([1e-5] * 10)
+
+
+# ---- the cosine of video
+
+
+def test_the_cosine_of_video_is_the_published_rule() -> None:
+    """By its formulas, as training goes through epochs and iterations: each epoch has a value of the cosine of its own,
+    from epoch 0 on, and in the first 2.5 epochs an iteration's distance from their end is taken off it."""
+    epochs, iterations, peak, ratio = 30, 8, 1e-3, 0.1
+    schedule = EpochCosineSchedule()
+    step = 0
+    for epoch in range(epochs):
+        regular = peak * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+        for _ in range(iterations):
+            rate = regular
+            if step < 2.5 * iterations:
+                rate = regular * (1 - (1 - step / (2.5 * iterations)) * (1 - ratio))
+            assert peak * schedule.factor(step, iterations, epochs * iterations, peak) == pytest.approx(rate)
+            step += 1
+    assert schedule.factor(step, iterations, step, peak) == schedule.factor(step + 99, iterations, step, peak) == 0
+
+
+def test_the_kinetics_recipe_warms_up_from_a_tenth() -> None:
+    """In the backbone, which learns ten times slower, as well."""
+    config = yaml.safe_load(find_config("kinetics.yaml").read_text())["model"]["init_args"]
+    schedule = EpochCosineSchedule(**config["schedule"])
+    build = partial(AdamW, lr=config["optimizer"]["init_args"]["lr"])
+    optimizer, scheduler = build_optimizer(build, classifier().named_parameters(), DEPTHS, schedule, 64, 10, 300)
+    found = []
+    for _ in range(151):
+        found.append(sorted({group["lr"] for group in optimizer.param_groups}))
+        optimizer.step()
+        scheduler.step()
+    assert found[0] == pytest.approx([1e-5, 1e-4])
+    assert found[25] == pytest.approx([rate * 0.5 * (1 + math.cos(math.pi * 2 / 30)) for rate in (1e-4, 1e-3)])
+    assert found[150] == pytest.approx([0.5e-4, 0.5e-3])  # half of the epochs, wherever the warmup ended
 
 
 def test_weight_decay_and_other_settings_are_those_of_the_optimizer() -> None:

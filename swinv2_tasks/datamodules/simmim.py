@@ -13,6 +13,7 @@ from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
 from swinv2_tasks.datamodules.imagenet import UnlabelledImages
 from swinv2_tasks.datamodules.images import list_images
 from swinv2_tasks.datamodules.transforms import (
+    BILINEAR,
     IMAGENET_MEAN,
     IMAGENET_STD,
     check,
@@ -94,7 +95,7 @@ class SimMIMDataModule(BaseDataModule):
         self.mask_patch_size, self.mask_ratio = mask_patch_size, mask_ratio
         self._patches = (sides[0] // mask_patch_size, sides[1] // mask_patch_size)
         self._eval_transform = eval_transform(image_size, mean, std, crop_ratio)
-        self._train_transform = train_transform(image_size, mean, std, crop_scale, flip, 0, 0, 0.0, 0.0)
+        self._train_transform = train_transform(image_size, mean, std, crop_scale, flip, 0, 0, 0.0, 0.0, BILINEAR)
 
     @property
     def class_names(self) -> list[str]:

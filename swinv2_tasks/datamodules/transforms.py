@@ -1,18 +1,20 @@
-"""Image classification transforms of the Swin papers, built from torchvision.transforms.v2.
+"""Image classification transforms of the Swin papers: torchvision.transforms.v2, RandAugment and erasing by timm.
 
-Recipe: https://arxiv.org/abs/2111.09883 (appendix) and the published training configuration. Departures from it:
-
-* RandAugment is made of torchvision's operations at a fixed magnitude; the published one varies it by a standard
-  deviation of 0.5. As there, magnitudes count to 10 and an operation that is drawn is applied half of the time.
-* Mixup and cutmix pair each image with its neighbour in the shuffled batch (there: first with last).
+Recipe: https://arxiv.org/abs/2111.09883 (appendix) and the published training configuration, whose
+``rand-m9-mstd0.5-inc1`` and erasing are timm's own. A departure from it: mixup and cutmix pair each image with its
+neighbor in the shuffled batch (there: first with last).
 """
 
+import random
+from collections.abc import Callable
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
+from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
 from swinv2_tasks.errors import UserError
@@ -53,7 +55,7 @@ def train_transform(
         flip: Probability of a horizontal flip.
         rand_augment_ops: RandAugment operations drawn for each image, each then applied with probability 0.5; 0 turns
             RandAugment off.
-        rand_augment_magnitude: Their strength, 0 to 10.
+        rand_augment_magnitude: Their strength, 0 to 10: the mean of a normal distribution of standard deviation 0.5.
         color_jitter: Largest relative change of brightness, contrast and saturation. Only used without RandAugment,
             which has these operations already; the published training code skips it likewise.
         random_erasing: Probability of erasing a rectangle to noise, drawn anew for each pixel.
@@ -70,22 +72,99 @@ def train_transform(
     check("rand_augment_magnitude", rand_augment_magnitude, 0, 10)
     check("color_jitter", color_jitter, 0)
     check("random_erasing", random_erasing, 0, 1)
-    steps: list[v2.Transform] = [
+    steps: list[Callable[[Any], Any]] = [
         v2.RandomResizedCrop(
             height_width(image_size), scale=crop_scale, interpolation=interpolation, antialias=antialias
         ),
         v2.RandomHorizontalFlip(flip),
     ]
     if rand_augment_ops:
-        fill = [round(255 * value) for value in mean]
-        one = v2.RandAugment(1, rand_augment_magnitude, num_magnitude_bins=11, interpolation=interpolation, fill=fill)
-        steps += [v2.RandomApply([one], p=0.5)] * rand_augment_ops
+        steps.append(RandAugment(rand_augment_ops, rand_augment_magnitude, mean, interpolation))
     elif color_jitter:
         steps.append(v2.ColorJitter(color_jitter, color_jitter, color_jitter))
     steps += to_normalised_tensor(mean, std)
     if random_erasing:
-        steps.append(v2.RandomErasing(random_erasing, value="random"))
+        steps.append(RandomErasing(random_erasing))
     return v2.Compose([*steps, v2.ToPureTensor()])
+
+
+class RandAugment:
+    """timm's RandAugment of the kind ``rand-m9-n2-mstd0.5-inc1``: PIL image or video of torchvision -> the same.
+
+    It draws from the global generators of Python and NumPy.
+
+    Args:
+        ops: Operations drawn for each image, each then applied with probability 0.5.
+        magnitude: Mean of their strength, 0 to 10.
+        mean: The color in [0, 1] of what lies beyond the image's edges.
+        interpolation: How pixels are moved.
+    """
+
+    def __init__(
+        self, ops: int, magnitude: int, mean: tuple[float, float, float], interpolation: InterpolationMode
+    ) -> None:
+        from timm.data.auto_augment import rand_augment_transform  # slow to import, and few configs need it
+
+        settings = {
+            "img_mean": tuple(min(255, round(255 * value)) for value in mean),
+            "interpolation": Image.Resampling[interpolation.name],
+        }
+        self.augment = rand_augment_transform(f"rand-m{magnitude}-n{ops}-mstd0.5-inc1", settings)
+        for op in self.augment.ops:
+            if op.name == "PosterizeIncreasing":
+                op.aug_fn = posterize
+
+    def __call__(self, image: Any) -> Any:
+        if isinstance(image, tv_tensors.Video):
+            return tv_tensors.wrap(treat_alike(image, self._of_frame), like=image)
+        return self.augment(image)
+
+    def _of_frame(self, frame: Tensor) -> Tensor:
+        return v2.functional.pil_to_tensor(self.augment(v2.functional.to_pil_image(frame)))
+
+
+def posterize(image: Image.Image, bits: int, fillcolor: object = None, resample: object = None) -> Image.Image:
+    """An image with the highest bits of its colors: timm's operation, which at full strength asks for 0 bits.
+
+    That is a black image, as it was with the Pillow of the published code; today's refuses it.
+
+    Args:
+        image: RGB.
+        bits: How many are kept, 0 to 8.
+        fillcolor: What timm passes to all operations.
+        resample: The same.
+    """
+    return image.point([value >> (8 - bits) << (8 - bits) for value in range(256)] * 3)
+
+
+class RandomErasing:
+    """timm's erasing of a rectangle to noise, drawn anew for each pixel: (3, H, W) or clips (T, 3, H, W), normalized.
+
+    It draws from the global generators of Python and torch.
+
+    Args:
+        probability: Of erasing.
+    """
+
+    def __init__(self, probability: float) -> None:
+        from timm.data.random_erasing import RandomErasing as Erasing
+
+        self.erase = Erasing(probability, mode="pixel", device="cpu")
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return self.erase(image) if image.ndim == 3 else treat_alike(image, self.erase)
+
+
+def treat_alike(frames: Tensor, transform: Callable[[Tensor], Tensor]) -> Tensor:
+    """Frames (T, …) after a transform that draws the same random numbers for each of them."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    done = []
+    for frame in frames:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        done.append(transform(frame))
+    return torch.stack(done)
 
 
 def eval_transform(

@@ -13,7 +13,7 @@ from swinv2_tasks.datamodules.batch import VideoBatch, VideoPredictBatch
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.heads.classification import ClassificationHead
 from swinv2_tasks.metrics import VideoScores
-from swinv2_tasks.optim import CosineSchedule
+from swinv2_tasks.optim import EpochCosineSchedule
 from swinv2_tasks.tasks.base import BaseTask
 
 
@@ -39,7 +39,7 @@ class VideoClassificationTask(BaseTask):
         label_smoothing: float = 0.0,
         weights: str | None = None,
         optimizer: OptimizerCallable = AdamW,
-        schedule: CosineSchedule = CosineSchedule(),
+        schedule: EpochCosineSchedule = EpochCosineSchedule(),
     ) -> None:
         if backbone.axes != 3:
             raise UserError(

@@ -1,5 +1,6 @@
 import json
 import pickle
+import random
 import shutil
 from pathlib import Path
 
@@ -124,8 +125,24 @@ def test_workers_yield_the_same_batches(root: Path) -> None:
         torch.testing.assert_close(alone[key], helped[key], rtol=0, atol=0)
 
 
+def test_the_published_augmentation_is_the_same_for_any_number_of_workers(root: Path) -> None:
+    """And again when the epoch is begun anew: it follows from the sample's seed."""
+    for number in range(9):
+        write(root / "train/dog" / f"{number}.png", 20 * number)
+    published = {"rand_augment_ops": 2, "random_erasing": 0.5, "mixup": 0.8, "cutmix": 1.0, "image_size": 32}
+    epochs = []
+    for workers in (0, 2, 0):
+        torch.manual_seed(3)
+        random.seed(workers)
+        data = datamodule(root, **published, num_workers=workers)
+        data.setup("fit")
+        epochs.append(torch.cat([batch["image"] for batch in data.train_dataloader()]))
+    assert torch.equal(epochs[0], epochs[1]) and torch.equal(epochs[0], epochs[2])
+    assert epochs[0].std() > 0.1
+
+
 def test_datasets_can_be_sent_to_spawned_workers(root: Path) -> None:
-    data = datamodule(root)
+    data = datamodule(root, rand_augment_ops=2, random_erasing=0.25)
     data.setup("fit")
     copy = pickle.loads(pickle.dumps((data.train_dataset, data.val_dataset, data.train_collate)))
     torch.testing.assert_close(copy[1][2]["image"], data.val_dataset[2]["image"])  # type: ignore[index]

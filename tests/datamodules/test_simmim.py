@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import transforms
 
 from swinv2_tasks.datamodules import SimMIMDataModule
 from swinv2_tasks.datamodules.simmim import random_mask
@@ -51,6 +52,24 @@ def test_images_are_found_at_any_depth_and_some_are_set_aside(photos: Path) -> N
         alone.mkdir()
         (alone / "0.jpg").write_bytes((photos / "a" / "b" / "c" / "0.jpg").read_bytes())
         new_data(alone).setup("fit")
+
+
+def test_training_crops_are_the_published_ones(photos: Path) -> None:
+    """By the published code's transform, from the same random numbers: bilinear, other than in classification."""
+    data = new_data(photos, flip=0.0)
+    data.setup("fit")
+    published = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(64, scale=(0.67, 1.0), ratio=(3 / 4, 4 / 3)),
+            transforms.ToTensor(),
+            transforms.Normalize(data.mean, data.std),
+        ]
+    )
+    for index, path in enumerate(data.train_dataset.paths):
+        torch.manual_seed(index)
+        found = data.train_dataset[index]["image"]
+        torch.manual_seed(index)
+        torch.testing.assert_close(found, published(Image.open(path).convert("RGB")))
 
 
 def test_batches_hold_images_and_masks_of_their_patches(photos: Path) -> None:

@@ -1,20 +1,31 @@
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
+from scipy.stats import ks_2samp
+from timm.data import Mixup, create_transform
+from timm.data.transforms import RandomResizedCropAndInterpolation
+from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
 from swinv2_tasks.datamodules.transforms import (
+    BICUBIC,
+    BILINEAR,
     IMAGENET_MEAN,
     IMAGENET_STD,
+    RandAugment,
+    RandomErasing,
     eval_transform,
     mix_transform,
+    posterize,
     train_transform,
 )
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.seeding import seed_generators
 
 NO_MEAN, NO_STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 PLAIN: dict[str, Any] = {"mean": NO_MEAN, "std": NO_STD, "crop_scale": (1.0, 1.0), "flip": 0.0, "random_erasing": 0.0}
@@ -92,6 +103,126 @@ def test_each_drawn_rand_augment_operation_is_applied_half_of_the_time() -> None
         torch.manual_seed(seed)
         changed += not torch.equal(augmented, train_transform(32, **PLAIN, rand_augment_ops=0, color_jitter=0)(image))
     assert 60 < changed < 120  # half of 200, less where the identity or nothing to change was drawn
+
+
+# ---- the published training transform: timm's create_transform with the arguments of the published code
+
+
+def published(size: int = 32) -> Any:
+    return create_transform(
+        size,
+        is_training=True,
+        color_jitter=0.4,
+        auto_augment="rand-m9-mstd0.5-inc1",
+        re_prob=0.25,
+        re_mode="pixel",
+        re_count=1,
+        interpolation="bicubic",
+    )
+
+
+def test_rand_augment_is_the_published_one() -> None:
+    """Pixel by pixel, from the same random numbers."""
+    image = photograph(64, 64)
+    theirs = next(step for step in published(64).transforms if type(step).__name__ == "RandAugment")
+    ours = RandAugment(2, 9, IMAGENET_MEAN, BICUBIC)
+    changed = compared = 0
+    for seed in range(400):
+        seed_generators(seed)
+        found = ours(image)
+        seed_generators(seed)
+        try:
+            expected = theirs(image)
+        except ValueError as error:  # today's Pillow does not keep 0 bits, see below
+            assert "bits must be" in str(error)
+            continue
+        assert np.array_equal(found, expected), seed
+        compared += 1
+        changed += not np.array_equal(found, image)
+    assert compared > 390 and 250 < changed < 350
+
+
+def test_posterizing_keeps_the_highest_bits_down_to_none() -> None:
+    image = photograph()
+    for bits in range(1, 9):
+        assert np.array_equal(posterize(image, bits), ImageOps.posterize(image, bits))
+    assert not np.asarray(posterize(image, 0)).any()
+
+
+def test_erasing_is_the_published_one() -> None:
+    image = torch.zeros(3, 40, 56)
+    theirs, ours = published().transforms[-1], RandomErasing(0.25)
+    erased = 0
+    for seed in range(100):
+        seed_generators(seed)
+        found = ours(image.clone())
+        seed_generators(seed)
+        assert torch.equal(found, theirs(image.clone()))
+        erased += bool(found.any())
+    assert 10 < erased < 40
+
+
+def test_crops_are_distributed_as_the_published_ones() -> None:
+    image = photograph(90, 150)
+    theirs = RandomResizedCropAndInterpolation(32, interpolation="bicubic")
+    ours = train_transform(32).transforms[0]
+    seed_generators(0)
+    places = np.array([theirs.get_params(image, theirs.scale, theirs.ratio) for _ in range(2000)])
+    drawn = [ours.make_params([image]) for _ in range(2000)]
+    found = np.array([[one[name] for name in ("top", "left", "height", "width")] for one in drawn])
+    for column in range(4):
+        assert ks_2samp(places[:, column], found[:, column]).pvalue > 1e-3
+    assert (ours.interpolation, theirs.interpolation) == (BICUBIC, BICUBIC)
+
+
+def test_the_whole_transform_is_distributed_as_the_published_one() -> None:
+    """Statistics of 1,500 results each."""
+    image = photograph(90, 120)
+    results = []
+    for transform in (published(), train_transform(32)):
+        seed_generators(0)
+        drawn: list[torch.Tensor] = []
+        while len(drawn) < 1500:
+            with contextlib.suppress(ValueError):  # one in hundreds: today's Pillow does not keep 0 bits
+                drawn.append(transform(image))
+        results.append(torch.stack(drawn))
+    for statistic in (
+        lambda x: x.mean((1, 2, 3)),
+        lambda x: x.std((1, 2, 3)),
+        lambda x: x[:, 0].mean((1, 2)),
+        lambda x: x.diff(dim=3).abs().mean((1, 2, 3)),
+        lambda x: x.amax((1, 2, 3)),
+        lambda x: x[:, 1, 0, 0],
+    ):
+        # Many results have the fill color there: what is equal but for its last bit must be equal.
+        theirs, ours = (statistic(one).numpy().round(4) for one in results)
+        assert ks_2samp(theirs, ours).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("alpha", [{"mixup": 0.8, "cutmix": 0.0}, {"mixup": 0.0, "cutmix": 1.0}])
+def test_shares_of_mixed_images_are_distributed_as_the_published_ones(alpha: dict[str, float]) -> None:
+    theirs = Mixup(alpha["mixup"], alpha["cutmix"], switch_prob=0.5, label_smoothing=0.0, num_classes=2)
+    ours = mix_transform(2, **alpha)
+    assert ours is not None
+    seed_generators(0)
+    image, label = torch.zeros(2, 1, 224, 224), torch.tensor([0, 1])
+    published_shares = [float(theirs(image.clone(), label)[1][0, 0]) for _ in range(2000)]
+    shares = [float(ours({"image": image.clone(), "label": label})["label"][0, 0]) for _ in range(2000)]
+    assert ks_2samp(published_shares, shares).pvalue > 1e-3
+
+
+def test_all_frames_of_a_clip_are_treated_alike() -> None:
+    frame = torch.from_numpy(np.array(photograph(40, 40))).permute(2, 0, 1)
+    clip = tv_tensors.Video(torch.stack([frame] * 3))
+    transform = train_transform(32, random_erasing=1.0, interpolation=BILINEAR)
+    results = []
+    for seed in range(20):
+        seed_generators(seed)
+        found = transform(clip)
+        assert type(found) is torch.Tensor and found.shape == (3, 3, 32, 32)
+        assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+        results.append(found[0])
+    assert not torch.equal(results[0], results[1])
 
 
 def test_colour_jitter_only_without_rand_augment() -> None:
