@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
-from swinv2_tasks.errors import Interrupted, SharedError, UserError, first_hand, mistake_behind
+from swinv2_tasks.errors import Interrupted, SharedError, UserError, first_hand, mistake_behind, printable
 
 USAGE = """\
 swinv2-tasks: Swin Transformer V2, every downstream task of the paper
@@ -68,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Unknown arguments and invalid values end in ``SystemExit(2)``.
     """
     command, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold bytes that are no text
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         if command in ("-h", "--help"):
             print(USAGE)
@@ -78,9 +85,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif command in TRAINER_COMMANDS:
             importlib.import_module("swinv2_tasks.cli").run(command, rest)
         elif command in CONFIG_COMMANDS:
-            importlib.import_module(f"swinv2_tasks.{command}").from_command_line(rest)
-        elif command in COMMANDS:
+            with _sigterm_interrupts():
+                importlib.import_module(f"swinv2_tasks.{command}").from_command_line(rest)
+        elif command == "demo":  # trains, and trainings have their own ways with signals
             _run_function(command, rest)
+        elif command in COMMANDS:
+            with _sigterm_interrupts():
+                _run_function(command, rest)
         else:
             import difflib
 
@@ -94,7 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         if isinstance(mistake, SharedError) and os.environ.get("LOCAL_RANK", "0") != "0":
             return 0  # as below
-        print(f"swinv2-tasks: {first_hand(str(mistake))}", file=sys.stderr)
+        lines = first_hand(str(mistake)).split("\n")
+        print("swinv2-tasks:", "\n".join(map(printable, lines)), file=sys.stderr)
         return 1
     except Interrupted as error:
         if os.environ.get("LOCAL_RANK", "0") != "0":
@@ -113,6 +125,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("swinv2-tasks: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Lets SIGTERM end a command as Ctrl-C does, so that it can end what it has started and say how to go on."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise Interrupted("stopped by SIGTERM", number)
+
+    if threading.current_thread() is not threading.main_thread():  # the only one that signals may interrupt
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run_function(command: str, arguments: list[str]) -> None:

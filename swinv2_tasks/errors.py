@@ -30,6 +30,19 @@ class SharedError(UserError):
     """One that all processes of a run meet together: the command line prints it in the first one of each machine."""
 
 
+class FaultyFiles(UserError):
+    """Some files could not be dealt with; the work is done for all others, and its results are where they belong.
+
+    Args:
+        message: how many of how many, and where the results are.
+        faults: the reason for each, by its name.
+    """
+
+    def __init__(self, message: str, faults: dict[str, str]) -> None:
+        super().__init__(message)
+        self.faults = faults
+
+
 def mistake_behind(error: BaseException | None) -> UserError | None:
     """The user's mistake behind an error: jsonargparse wraps what a constructor raises in an error of its own."""
     while error is not None and not isinstance(error, UserError):
@@ -45,7 +58,7 @@ def first_hand(message: str) -> str:
 
 
 class Interrupted(Exception):
-    """A signal asked the training to stop; it has saved itself first.
+    """A signal asked a command to stop; a training has saved itself first.
 
     The command line prints the message and exits with status 128 + the signal's number.
 

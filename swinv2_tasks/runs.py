@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from swinv2_tasks.backbone.checkpoint_files import replace_file
-from swinv2_tasks.errors import UserError
+from swinv2_tasks.errors import UserError, printable
 
 RUN_DIR = "SWINV2_TASKS_RUN_DIR"
 """Environment variable by which a run's first process tells those that it starts where the run writes."""
@@ -84,6 +84,50 @@ def _make_folder(parent: Path) -> Path:
         raise UserError(f"cannot make a folder for this run in {parent} (--runs, --name): {error.strerror}") from error
 
 
+def open_folder(folder: Path, option: str) -> None:
+    """Makes a folder of results, claims it until this process ends, and makes sure that files can be written in it.
+
+    Args:
+        folder: made when it is missing.
+        option: the argument that names it, for the message.
+
+    Raises:
+        UserError: when another process works in it, or nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, option, error) from error
+    prove_writable(folder, option)
+    lock(folder)
+
+
+def prove_writable(folder: Path, option: str) -> None:
+    """Makes sure that files can be written in a folder, before the work whose results they hold.
+
+    Args:
+        folder: must be there.
+        option: the argument that names it, for the message.
+
+    Raises:
+        UserError: when nothing can be written there.
+    """
+    proof = folder / f".proof.{os.getpid()}"
+    try:
+        proof.write_bytes(bytes(4096))
+    except OSError as error:
+        raise _unwritable(folder, option, error) from error
+    finally:
+        with suppress(OSError):
+            proof.unlink()
+
+
+def _unwritable(folder: Path, option: str, error: OSError) -> UserError:
+    return UserError(
+        f"cannot write in {printable(folder)} ({option}): {error.strerror}. Make room, or name another folder."
+    )
+
+
 @rank_zero_only
 def lock(folder: Path) -> None:
     """Claims a run's folder until this process ends, however it ends.
@@ -99,7 +143,7 @@ def lock(folder: Path) -> None:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which loading processes would inherit
     except BlockingIOError as error:
         file.close()
-        raise UserError(f"{folder} is in use by another process: that run has not ended") from error
+        raise UserError(f"{printable(folder)} is in use by another process, which has not ended") from error
     except OSError:  # some network file systems know no locks
         pass
     _locks.append(file)

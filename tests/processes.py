@@ -113,6 +113,15 @@ def run(
     return Result(done.returncode, done.stdout, done.stderr)
 
 
+def is_alive(group: int) -> bool:
+    """Whether there is a process of a group, as each command that ``start`` starts has one."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
     """Waits until the condition holds, and returns what it gave."""
     end = time.monotonic() + seconds

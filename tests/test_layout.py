@@ -16,7 +16,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("",),  # the package itself: its version, nothing else
     ("errors",),
     ("records",),
-    ("seeding",),
+    ("seeding", "child_processes"),
     ("backbone.window", "backbone.plain_modules"),
     ("backbone.position_bias",),
     ("backbone.attention",),

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import concurrent.futures
 import csv
+import importlib.metadata
 import multiprocessing
 import os
+import signal
 import sys
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Literal
-
-from rich.console import Console
-from rich.progress import Progress, track
+from typing import Literal, NamedTuple, TextIO, cast
 
 from swinv2_tasks.backbone.checkpoint_files import replace_file
+from swinv2_tasks.child_processes import follow_parent, without_working_folder
+from swinv2_tasks.commands.progress import WorkProgress
 from swinv2_tasks.datamodules.classes import Classes
 from swinv2_tasks.datamodules.imagenet import ImageNetDataModule
 from swinv2_tasks.datamodules.kinetics import KineticsDataModule
 from swinv2_tasks.datamodules.shard_writer import StoredImage, write_shards
+from swinv2_tasks.datamodules.video_lists import list_line
 from swinv2_tasks.datamodules.videos import find_damage
-from swinv2_tasks.errors import UserError
-from swinv2_tasks.runs import lock
+from swinv2_tasks.errors import FaultyFiles, Interrupted, UserError, printable
+from swinv2_tasks.runs import open_folder
 
 SPLITS = ("train", "val", "test")
 
@@ -41,11 +45,12 @@ def check(
     val_list: str | None = None,
     test_videos: str | None = None,
     test_list: str | None = None,
-) -> dict[str, str]:
+) -> None:
     """Decodes every frame of every video, lists those that fail and why, and writes lists of the others.
 
     SPLIT_clean.txt holds the videos of a split that decode fully, for data.SPLIT_list; faulty_videos.csv the others. A
-    video whose decoder crashes or hangs is one of these, and the others go on.
+    video whose decoder crashes or hangs is one of these, and the others go on. Each verdict is in checked_videos.csv as
+    soon as it is reached: run again, after a stop or later, the command decodes what is new or has changed since.
 
     Args:
         dataset: kind of dataset; the other settings are those of its datamodule.
@@ -61,11 +66,10 @@ def check(
         test_videos: folder of test videos.
         test_list: list of test videos.
 
-    Returns:
-        The reason for each faulty video, by its path.
-
     Raises:
-        UserError: there are no videos, a list is not in order, or an argument is out of its range.
+        FaultyFiles: some videos are faulty; all is written.
+        UserError: there are no videos, a list is not in order, nothing can be written to the folder, or an argument is
+            out of its range.
     """
     if (workers is not None and workers < 1) or seconds <= 0:
         raise UserError(f"workers is {workers}, seconds {seconds:g}; expected at least 1 and above 0")
@@ -81,25 +85,149 @@ def check(
     )
     splits = {split: data.videos(split) for split in SPLITS if data.has(split)}
     if not splits:
-        raise UserError(f"There are no videos in {root}: neither lists nor folders of class folders.")
-    paths = sorted({path for videos in splits.values() for path, _ in videos})
-    faults = find_faults(paths, workers or os.cpu_count() or 1, seconds)
-
+        raise UserError(f"There are no videos in {printable(root)}: neither lists nor folders of class folders.")
     folder = Path(output or root)
+    open_folder(folder, "--output")
+    paths = sorted({path for videos in splits.values() for path, _ in videos})
+    with VerdictFile(folder / "checked_videos.csv") as verdicts:
+        faults = _check_all(paths, verdicts, workers or os.cpu_count() or 1, seconds)
     for split, videos in splits.items():
-        clean = [(path, label) for path, label in videos if path not in faults]
-        text = "".join(f"{_relative(path, Path(root))}\t{data.class_ids[label]}\n" for path, label in clean)
-        replace_file(folder / f"{split}_clean.txt", partial(Path.write_text, data=text))
-        print(f"{split}: {len(clean)} of {len(videos)} videos decode fully: {folder / f'{split}_clean.txt'}")
+        faults |= _write_list(folder / f"{split}_clean.txt", split, videos, faults, Path(root), data.class_ids)
+
+    table = folder / "faulty_videos.csv"
+    faults = dict(sorted(faults.items()))
+    replace_file(table, partial(_write_faults, faults=faults, name="path"))
     for path, reason in faults.items():
-        print(f"  {path}: {reason}")
+        print(f"  {printable(path)}: {printable(reason)}")
+    if faults:
+        raise FaultyFiles(f"{len(faults)} of {len(paths)} videos are faulty: {printable(table)} says why", faults)
 
-    def write(file: Path) -> None:
-        with file.open("w", newline="") as table:
-            csv.writer(table).writerows([("path", "reason"), *faults.items()])
 
-    replace_file(folder / "faulty_videos.csv", write)
+def _check_all(paths: list[str], verdicts: VerdictFile, workers: int, seconds: float) -> dict[str, str]:
+    """Reaches the verdicts that are not there yet; returns the reason for each faulty video."""
+    faults = {path: reason for path in paths if (reason := verdicts.find(path))}
+    missing = [path for path in paths if verdicts.find(path) is None]
+    if len(missing) < len(paths):
+        print(
+            f"{len(paths) - len(missing)} of {len(paths)} videos have not changed since they were checked "
+            f"({printable(verdicts.path)})"
+        )
+    left = len(missing)
+    try:
+        with WorkProgress("Decoding", len(missing)) as progress:
+            for path, verdict in find_faults(missing, workers, seconds):
+                verdicts.add(path, verdict)
+                if verdict.reason:
+                    faults[path] = verdict.reason
+                left -= 1
+                progress.advance(faulty=bool(verdict.reason))
+    except (KeyboardInterrupt, Interrupted):
+        print(
+            f"stopped: {len(paths) - left} of {len(paths)} videos are checked, {len(faults)} of them faulty, see "
+            f"{printable(verdicts.path)}. The same command goes on with the others and then writes the lists.",
+            file=sys.stderr,
+        )
+        raise
     return faults
+
+
+def _write_list(
+    file: Path,
+    split: str,
+    videos: list[tuple[str, int]],
+    faults: dict[str, str],
+    root: Path,
+    class_ids: list[str] | list[int],
+) -> dict[str, str]:
+    """Writes the list of a split's videos that are not faulty; returns those that no list can name, with the reason."""
+    lines, unlisted = [], {}
+    for path, label in videos:
+        if path in faults:
+            continue
+        line = list_line(_relative(path, root), str(class_ids[label]))
+        if line is None:
+            unlisted[path] = "it decodes, but no list can hold its name (line break, quotation mark): rename the file"
+        else:
+            lines.append(line)
+    content = "".join(f"{line}\n" for line in lines)
+    replace_file(file, lambda path: path.write_text(content, "utf-8", "surrogateescape", newline=""))
+    print(f"{split}: {len(lines)} of {len(videos)} videos decode fully: {printable(file)}")
+    return unlisted
+
+
+def _write_faults(file: Path, faults: dict[str, str], name: str) -> None:
+    with file.open("w", encoding="utf-8", errors="surrogateescape", newline="") as table:
+        csv.writer(table).writerows([(name, "reason"), *faults.items()])
+
+
+class Verdict(NamedTuple):
+    """What came of decoding a video."""
+
+    reason: str
+    """Why it is faulty; empty when it is not."""
+    is_final: bool = True
+    """Whether it is the same the next time, as long as the file is: a crash may be for want of memory."""
+
+
+class VerdictFile:
+    """A table of verdicts, in which each stands as soon as it is reached. To be used in a ``with``.
+
+    A verdict holds as long as the file has the size, and the time of its last change, that it had, and the same
+    version of this package and of its decoder reads it.
+
+    Args:
+        path: the table, {path, bytes, changed, reader, reason}; changed in nanoseconds since 1970.
+    """
+
+    COLUMNS = ("path", "bytes", "changed", "reader", "reason")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._reader = ", ".join(_versions("swinv2-tasks", "av", "decord"))
+        self._verdicts = self._read()
+
+    def __enter__(self) -> VerdictFile:
+        # What is left of an earlier attempt, without rows of files that have changed, or that a kill cut off.
+        rows = [self._row(path, reason) for path, reason in self._verdicts.items()]
+        replace_file(self.path, lambda file: self._write(file, rows))
+        self._file = self._open(self.path, "a")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def find(self, path: str) -> str | None:
+        """The reason why a video is faulty, empty when it is not; None when there is no verdict that still holds."""
+        return self._verdicts.get(os.path.abspath(path))
+
+    def add(self, path: str, verdict: Verdict) -> None:
+        """Writes a verdict down. One that is not final is for the reader of the table only."""
+        csv.writer(self._file).writerow(self._row(os.path.abspath(path), verdict.reason, verdict.is_final))
+        self._file.flush()
+
+    def _read(self) -> dict[str, str]:
+        if not self.path.is_file():
+            return {}
+        with self._open(self.path, "r") as file:
+            rows = [row for row in csv.reader(file) if len(row) == len(self.COLUMNS)]
+        return {row[0]: row[-1] for row in rows if self._row(row[0], row[-1]) == row and row[1]}
+
+    def _write(self, path: Path, rows: list[list[str]]) -> None:
+        with self._open(path, "w") as file:
+            csv.writer(file).writerows([self.COLUMNS, *rows])
+
+    def _row(self, path: str, reason: str, is_final: bool = True) -> list[str]:
+        try:
+            status = os.stat(path)
+        except OSError:
+            return [path, "", "", self._reader, reason]
+        # The change of anything, and not just of the content: who may read it, or which file has the name.
+        changed = str(status.st_ctime_ns) if is_final else ""
+        return [path, str(status.st_size), changed, self._reader, reason]
+
+    @staticmethod
+    def _open(path: Path, mode: str) -> TextIO:
+        return cast(TextIO, path.open(mode, encoding="utf-8", errors="surrogateescape", newline=""))
 
 
 def optimize(
@@ -117,7 +245,8 @@ def optimize(
     """Packs the images of a dataset into a few large files, to be streamed: shards, which data.root may name.
 
     The bytes of the images stay as they are; each is decoded once, to be sure of it. Run again after an interruption,
-    it goes on: shards that are finished stay.
+    it goes on: shards that are finished stay. Images that cannot be read are listed at the end and in
+    faulty_images.csv; all shards that hold none of them are written by then.
 
     Args:
         dataset: kind of dataset; the settings from class_names on are those of its datamodule.
@@ -125,15 +254,16 @@ def optimize(
         output: folder to write train/ and val/ to.
         workers: processes that read and write; default: one per core.
         shard_mb: size of a shard in 10⁶ bytes.
-        skip_faulty: leave out images that cannot be read, instead of stopping at the first one.
+        skip_faulty: leave out images that cannot be read, instead of leaving their shards to be written once they are
+            mended.
         class_names: class list.
         train_dir: folder of training classes.
         val_dir: folder of validation classes.
         val_list: list of validation images.
 
     Raises:
-        UserError: there are no images, one cannot be read, the shards cannot be written, or an argument is out of its
-            range.
+        FaultyFiles: some images cannot be read, and may not be left out; all other shards are written.
+        UserError: there are no images, the shards cannot be written, or an argument is out of its range.
     """
     if (workers is not None and workers < 1) or not 0 < shard_mb <= 2000:
         raise UserError(f"workers is {workers}, shard_mb {shard_mb:g}; expected at least 1, and above 0 to 2000")
@@ -146,15 +276,11 @@ def optimize(
     if not images:
         data.samples("train")  # says what is missing
     folder = Path(output).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be made: {error.strerror}. Name another place.") from error
-    lock(folder)
+    open_folder(folder, "output")
+    all_faults: dict[str, str] = {}
     for split, chosen in images.items():
         faults: dict[str, str] = {}
-        with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
-            task = progress.add_task(f"Writing {split}", total=len(chosen))
+        with WorkProgress(f"Writing {split}", len(chosen)) as progress, without_working_folder():
             for done, faulty in write_shards(
                 folder / split,
                 chosen,
@@ -164,12 +290,26 @@ def optimize(
                 skip_faulty=skip_faulty,
                 workers=workers or os.cpu_count() or 1,
             ):
-                progress.advance(task, done)
+                progress.advance(done, len(faulty))
                 faults |= faulty
-        shards = len(list((folder / split).glob("*.bin")))
-        print(f"{split}: {len(chosen) - len(faults)} of {len(chosen)} images in {shards} shards: {folder / split}")
+        all_faults |= faults
+        if faults and not skip_faulty:
+            print(f"{split}: not finished, as {len(faults)} of {len(chosen)} images cannot be read")
+        else:
+            shards = len(list((folder / split).glob("*.bin")))
+            stored = len(chosen) - len(faults)
+            print(f"{split}: {stored} of {len(chosen)} images in {shards} shards: {printable(folder / split)}")
         for name, reason in faults.items():
-            print(f"  left out: {name}: {reason}")
+            print(f"  {'left out' if skip_faulty else 'faulty'}: {printable(name)}: {printable(reason)}")
+    table = folder / "faulty_images.csv"
+    if all_faults or table.is_file():
+        replace_file(table, partial(_write_faults, faults=all_faults, name="image"))
+    if all_faults and not skip_faulty:
+        raise FaultyFiles(
+            f"{len(all_faults)} images cannot be read: {printable(table)} says why. Mend them and run the same command "
+            "again, which writes the shards that are missing; or leave such images out: --skip_faulty true.",
+            all_faults,
+        )
 
 
 def _stored_images(data: ImageNetDataModule, split: Literal["train", "val"]) -> list[StoredImage]:
@@ -181,35 +321,49 @@ def _stored_images(data: ImageNetDataModule, split: Literal["train", "val"]) -> 
     ]
 
 
-def find_faults(paths: list[str], workers: int = 1, seconds: float = 120.0) -> dict[str, str]:
-    """The videos that do not decode fully, in order, and why.
+def _versions(*packages: str) -> Iterator[str]:
+    for package in packages:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            yield f"{package} {importlib.metadata.version(package)}"
+
+
+def find_faults(paths: list[str], workers: int = 1, seconds: float = 120.0) -> Iterator[tuple[str, Verdict]]:
+    """Decodes videos in processes of their own.
 
     Args:
         paths: The files.
         workers: Processes that decode.
         seconds: Time after which a video counts as hung.
+
+    Yields:
+        Each file with the verdict, as soon as it is reached.
     """
-    with ThreadPoolExecutor(workers) as pool:
-        # Each thread has a process of its own: when that dies, it is known of what.
-        lanes = [_Lane(seconds) for _ in range(workers)]
-        free = list(lanes)
+    # Each thread has a process of its own: when that dies, it is known of what. The processes inherit that signals are
+    # blocked, which are for the main process to deal with.
+    pool = ThreadPoolExecutor(workers, initializer=_block_signals)
+    lanes = [_Lane(seconds) for _ in range(workers)]
+    free = list(lanes)
 
-        def decode(path: str) -> str | None:
-            lane = free.pop()
-            try:
-                return lane.fault(path)
-            finally:
-                free.append(lane)
-
+    def decode(path: str) -> Verdict:
+        lane = free.pop()
         try:
-            found: list[Future[str | None]] = [pool.submit(decode, path) for path in paths]
-            order = track(found, "Decoding", disable=not sys.stderr.isatty())
-            reasons = [future.result() for future in order]
+            return lane.decode(path)
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # when interrupted, no further video is begun
-            for lane in lanes:
-                lane.end()
-    return {path: reason for path, reason in zip(paths, reasons, strict=True) if reason is not None}
+            free.append(lane)
+
+    try:
+        with without_working_folder():
+            places = {pool.submit(decode, path): path for path in paths}
+            for future in concurrent.futures.as_completed(places):
+                yield places.pop(future), future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # when interrupted, no further video is begun
+        for lane in lanes:
+            lane.close()
+
+
+def _block_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
 
 
 class _Lane:
@@ -218,25 +372,34 @@ class _Lane:
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self.pool: ProcessPoolExecutor | None = None
+        self.is_closed = False
 
-    def fault(self, path: str) -> str | None:
-        if self.pool is None:
-            self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+    def decode(self, path: str) -> Verdict:
+        if self.pool is None and not self.is_closed:
+            context = multiprocessing.get_context("spawn")
+            self.pool = ProcessPoolExecutor(1, context, initializer=follow_parent)
         try:
-            return self.pool.submit(decoding_fault, path).result(self.seconds)
+            assert self.pool is not None
+            return Verdict(self.pool.submit(decoding_fault, path).result(self.seconds) or "")
         except BrokenProcessPool:
-            self.end()
-            return "its decoder crashed"
+            self._end()
+            return Verdict("its decoder crashed", is_final=False)
         except concurrent.futures.TimeoutError:
-            self.end()
-            return f"its decoder did not end within {self.seconds:g} s"
+            self._end()
+            return Verdict(f"its decoder did not end within {self.seconds:g} s", is_final=False)
+        except Exception as error:  # decoders raise whatever the bytes provoke
+            return Verdict(str(error) or type(error).__name__, is_final=False)
 
-    def end(self) -> None:
-        if self.pool is not None:
-            for process in list(self.pool._processes.values()):  # a hung one would keep the pool, which has no kill yet
-                process.kill()
-            self.pool.shutdown(wait=False, cancel_futures=True)
+    def close(self) -> None:
+        self.is_closed = True
+        self._end()
+
+    def _end(self) -> None:
+        if (pool := self.pool) is not None:
             self.pool = None
+            for process in list((pool._processes or {}).values()):  # a hung one would keep the pool, which has no kill
+                process.kill()
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def decoding_fault(path: str) -> str | None:

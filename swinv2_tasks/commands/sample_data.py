@@ -3,9 +3,11 @@
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from swinv2_tasks.datamodules.sample import write_sample_data
+from swinv2_tasks.errors import printable
 
 
 def sample_data(root: str, seed: int = 0) -> None:
@@ -20,5 +22,7 @@ def sample_data(root: str, seed: int = 0) -> None:
     for column in ("folder", "train", "val", "classes"):
         table.add_column(column, justify="left" if column == "folder" else "right", overflow="fold")
     for name, counts in datasets.items():
-        table.add_row(str(Path(root) / name), *(str(counts[column]) for column in ("train", "val", "classes")))
+        table.add_row(
+            escape(printable(Path(root) / name)), *(str(counts[column]) for column in ("train", "val", "classes"))
+        )
     Console().print(table)

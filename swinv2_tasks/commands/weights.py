@@ -21,7 +21,7 @@ from swinv2_tasks.backbone.checkpoint_formats import (
 from swinv2_tasks.backbone.checkpoint_windows import Windows, backbone_without_memory, find_windows
 from swinv2_tasks.backbone.position_bias import BiasTable, LogCPB
 from swinv2_tasks.backbone.weights import show_window, stated_windows, unfit_keys, write_checkpoint
-from swinv2_tasks.errors import UserError
+from swinv2_tasks.errors import UserError, printable
 
 
 def inspect(file: str) -> None:
@@ -118,4 +118,4 @@ def _window_rows(windows: Windows) -> list[tuple[str, str]]:
 
 def _print(rows: list[tuple[str, str]]) -> None:
     for name, value in rows:
-        print(f"{name:12}{value}")
+        print(f"{name:12}{printable(value)}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from swinv2_tasks.errors import UserError
+from swinv2_tasks.errors import UserError, printable
 
 _CSV_HEADERS = {"id", "class_id", "wnid", "synset"}
 
@@ -169,5 +169,5 @@ def read_lines(path: str | Path, what: str, expected: str) -> list[str]:
 
 def abbreviate(items: Sequence[object], limit: int = 6) -> str:
     """The first few items in words: `a, b, c, … (40 in all)`."""
-    shown = ", ".join(map(str, items[:limit]))
+    shown = ", ".join(map(printable, items[:limit]))
     return shown if len(items) <= limit else f"{shown}, … ({len(items)} in all)"

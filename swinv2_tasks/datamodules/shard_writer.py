@@ -11,8 +11,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import signal
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -24,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from swinv2_tasks.backbone.checkpoint_files import replace_file
+from swinv2_tasks.child_processes import follow_parent
 from swinv2_tasks.datamodules.classes import Classes
 from swinv2_tasks.datamodules.images import read_image
 from swinv2_tasks.datamodules.shards import CONFIG, INDEX, ORDER, litdata_module
@@ -68,7 +67,8 @@ def write_shards(
         classes: The class list of the dataset.
         shard_bytes: Bytes of images in a shard, about.
         shuffle: Store them in a random order, always the same, rather than in that of the dataset.
-        skip_faulty: Leave out images that cannot be read, instead of ending with the first one.
+        skip_faulty: Leave out images that cannot be read. Otherwise shards with such images are not written, all others
+            are, and the folder stays unfinished.
         workers: Processes that read and write.
 
     Yields:
@@ -76,7 +76,7 @@ def write_shards(
         as one, what is there from an earlier attempt.
 
     Raises:
-        UserError: An image or the disk is at fault, or the folder holds other images.
+        UserError: The disk is at fault, no image can be read, or the folder holds other images.
     """
     litdata_module()  # complains before anything else
     identity = _identity(images, classes, shard_bytes, shuffle)
@@ -97,13 +97,19 @@ def write_shards(
         for number, (begin, end) in enumerate(pairwise(bounds))
         if number not in done
     ]
+    is_finished = True
     with (partial / PLAN).open("a") as plan:
         for entry in _run(jobs, workers):
-            plan.write(_line(entry))
-            plan.flush()
-            done[entry["number"]] = entry
+            if entry["faulty"] and not skip_faulty:
+                is_finished = False
+            else:
+                plan.write(_line(entry))
+                plan.flush()
+                done[entry["number"]] = entry
             yield bounds[entry["number"] + 1] - bounds[entry["number"]], entry["faulty"]
 
+    if not is_finished:
+        return
     faults = _faults(done.values())
     stored = order[[images[i].name not in faults for i in order.tolist()]]
     if not len(stored):
@@ -123,27 +129,25 @@ def write_shards(
 
 
 def write_shard(job: Job) -> dict[str, Any]:
-    """Writes one shard, or nothing when none of its images can be read.
+    """Writes one shard, or nothing when none of its images can be read, or one cannot and may not be left out.
 
     Returns:
         Its `number`, its `chunk` as the index lists it or None, and its `faulty` images by name.
 
     Raises:
-        UserError: An image cannot be read, unless it may be skipped, or the shard cannot be written.
+        UserError: The shard cannot be written.
     """
     samples, faulty = [], {}
     for image in job.images:
         try:
             read_image(image.path)
             content = Path(image.path).read_bytes()
-        except UserError as error:
-            if not job.skip_faulty:
-                raise UserError(f"{error} Or leave such images out: --skip_faulty true.") from error
+        except (UserError, OSError) as error:
             faulty[image.name] = str(error)
             continue
         samples.append((content, os.fsencode(image.class_id), os.fsencode(image.name)))
     path = job.folder / f"chunk-0-{job.number}.bin"
-    if not samples:
+    if not samples or (faulty and not job.skip_faulty):
         return {"number": job.number, "chunk": None, "faulty": faulty}
     replace_file(path, lambda temporary: _write_chunk(temporary, samples))
     size = path.stat().st_size
@@ -175,7 +179,7 @@ def _run(jobs: list[Job], workers: int) -> Iterator[dict[str, Any]]:
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "litdata.streaming.writer"])  # imported once for all workers
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_follow_parent)
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=follow_parent)
     try:
         for future in as_completed([pool.submit(write_shard, job) for job in jobs]):
             yield future.result()
@@ -186,13 +190,6 @@ def _run(jobs: list[Job], workers: int) -> Iterator[dict[str, Any]]:
         ) from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _follow_parent() -> None:
-    """Ends a worker when the main process ends, however it ends; Ctrl-C is the main process's to deal with."""
-    parent: Any = multiprocessing.parent_process()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _bounds(sizes: Iterable[int], shard_bytes: int) -> list[int]:

@@ -111,7 +111,7 @@ def folder_videos(folder: Path, classes: Classes, setting: str) -> list[tuple[st
 
 def _read(path: Path) -> tuple[list[tuple[str, str]], bool]:
     """Names of videos and labels, as the list has them, and whether it is one of Kinetics' tables."""
-    lines = read_lines(path, "list of videos", _FORMS)
+    lines = _lines(path)
     header = {cell.strip().lower() for cell in lines[0].split(",")} if lines else set()
     is_kinetics = {"label", "youtube_id"} <= header
     entries = []
@@ -132,14 +132,42 @@ def _read(path: Path) -> tuple[list[tuple[str, str]], bool]:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
-            splits = [re.fullmatch(rf"(.*\S)\s*{mark}\s*(\S.*)", line.strip()) for mark in ("\t", ",", " ")]
-            fields = next((one for one in splits if one and has_video_extension(one[1].strip('"'))), splits[-1])
-            if fields is None or has_video_extension(fields[2]):
+            entry = _path_and_label(line)
+            if entry is None:
                 raise UserError(f"{path}, line {number}: {line.strip()!r} has no label; expected {_FORMS}.")
-            entries.append((fields[1].strip('"'), fields[2].strip('"')))
+            entries.append(entry)
     if not entries:
         raise UserError(f"The list {path} names no video; expected {_FORMS}.")
     return entries, is_kinetics
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a list. Paths may hold bytes that are no UTF-8, as Python's file names do; labels may not."""
+    try:
+        lines = path.read_text("utf-8-sig", "surrogateescape").splitlines()
+    except OSError:
+        return read_lines(path, "list of videos", _FORMS)  # says what is wrong
+    for line in lines:
+        label = line.rpartition("\t")[2]
+        if not label.isascii() and any("\udc80" <= one <= "\udcff" for one in label):
+            return read_lines(path, "list of videos", _FORMS)
+    return lines
+
+
+def _path_and_label(line: str) -> tuple[str, str] | None:
+    """What a line of a list says; None where it has no label."""
+    splits = [re.fullmatch(rf"(.*\S)\s*{mark}\s*(\S.*)", line.strip()) for mark in ("\t", ",", " ")]
+    fields = next((one for one in splits if one and has_video_extension(one[1].strip('"'))), splits[-1])
+    if fields is None or has_video_extension(fields[2]):
+        return None
+    return fields[1].strip('"'), fields[2].strip('"')
+
+
+def list_line(path: str, label: str) -> str | None:
+    """A line of a list that names a video; None where no line can, as there is a line break in the name, say."""
+    line = f"{path}\t{label}"
+    is_read_back = line.splitlines() == [line] and _path_and_label(line) == (path, label)
+    return line if is_read_back and not line.startswith("\ufeff") else None
 
 
 def _videos_below(folder: Path) -> list[Path]:

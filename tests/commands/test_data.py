@@ -16,10 +16,10 @@ import pytest
 
 from swinv2_tasks.__main__ import main
 from swinv2_tasks.commands import data as data_command
-from swinv2_tasks.commands.data import decoding_fault, find_faults
+from swinv2_tasks.commands.data import Verdict, VerdictFile, decoding_fault, find_faults
 from swinv2_tasks.datamodules import ImageNetDataModule, KineticsDataModule
 from tests.datamodules.films import cut_off, scramble, write_film, write_sound
-from tests.processes import start, wait_for
+from tests.processes import is_alive, start, wait_for
 from tests.tasks.tiny import write_images
 
 
@@ -40,8 +40,9 @@ def films(tmp_path: Path) -> Path:
 def test_faulty_videos_are_listed_and_the_others_go_on(
     films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["data", "check", "kinetics", str(films), "--output", str(tmp_path / "out"), "--workers", "2"]) == 0
-    shown = capsys.readouterr().out
+    assert main(["data", "check", "kinetics", str(films), "--output", str(tmp_path / "out"), "--workers", "2"]) == 1
+    shown, told = capsys.readouterr()
+    assert f"5 of 9 videos are faulty: {tmp_path / 'out' / 'faulty_videos.csv'}" in told
     assert "train: 2 of 5 videos decode fully" in shown and "val: 2 of 4 videos decode fully" in shown
     with (tmp_path / "out" / "faulty_videos.csv").open(newline="") as file:
         reasons = {Path(row["path"]).name: row["reason"] for row in csv.DictReader(file)}
@@ -52,7 +53,7 @@ def test_faulty_videos_are_listed_and_the_others_go_on(
 
 
 def test_the_clean_lists_are_read_by_the_datamodule(films: Path) -> None:
-    assert main(["data", "check", "kinetics", str(films)]) == 0
+    assert main(["data", "check", "kinetics", str(films)]) == 1
     module = KineticsDataModule(
         str(films), 32, 2, 0, frames=4, train_list="train_clean.txt", val_list="val_clean.txt", test_views=(1, 1)
     )
@@ -83,9 +84,151 @@ def crash(path: str) -> str | None:
 def test_crashes_and_hangs_are_told_of_their_file(films: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_command, "decoding_fault", crash)
     paths = [str(path) for path in sorted(films.rglob("*.mp4"))]
-    found: dict[str, Any] = find_faults(paths, workers=2, seconds=20)
-    reasons = {Path(path).name: reason for path, reason in found.items()}
-    assert reasons == {"cut.mp4": "its decoder crashed", "empty.mp4": "its decoder did not end within 20 s"}
+    reasons = {
+        Path(path).name: verdict for path, verdict in find_faults(paths, workers=2, seconds=20) if verdict.reason
+    }
+    assert reasons == {
+        "cut.mp4": Verdict("its decoder crashed", is_final=False),
+        "empty.mp4": Verdict("its decoder did not end within 20 s", is_final=False),
+    }
+
+
+def check(root: Path, *options: str) -> int:
+    return main(["data", "check", "kinetics", str(root), "--workers", "2", *options])
+
+
+def rows(table: Path) -> list[dict[str, str]]:
+    with table.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def decoded(path: str) -> str | None:
+    """In place of a decoder, to see what is decoded."""
+    return "decoded"
+
+
+def test_a_verdict_holds_as_long_as_the_file_is_the_same(
+    films: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check(films) == 1
+    before = {row["path"]: row["reason"] for row in rows(films / "faulty_videos.csv")}
+    mended, spoiled = films / "val" / "zumba" / "empty.mp4", films / "val" / "zumba" / "good.mkv"
+    write_film(mended)
+    time_before = spoiled.stat().st_mtime_ns
+    spoiled.write_bytes(bytes(spoiled.stat().st_size))
+    os.utime(spoiled, ns=(time_before, time_before))  # as copying tools do
+    capsys.readouterr()
+
+    monkeypatch.setattr(data_command, "decoding_fault", decoded)
+    assert check(films) == 1
+    assert "7 of 9 videos have not changed since they were checked" in capsys.readouterr().out
+    after = {row["path"]: row["reason"] for row in rows(films / "faulty_videos.csv")}
+    assert after == {**before, str(mended): "decoded", str(spoiled): "decoded"}
+
+
+def test_crashes_and_hangs_are_tried_again(films: Path, tmp_path: Path) -> None:
+    """They may be for want of memory, or on a machine that was busy."""
+    path, table = str(films / "train" / "zumba" / "good.mp4"), tmp_path / "checked.csv"
+    for verdict, found in ((Verdict("its decoder crashed", is_final=False), None), (Verdict("bad"), "bad")):
+        with VerdictFile(table) as verdicts:
+            verdicts.add(path, verdict)
+        assert VerdictFile(table).find(path) == found
+    assert "its decoder crashed" not in table.read_text()
+
+
+def test_a_table_of_verdicts_that_was_cut_off_loses_one_row(films: Path, tmp_path: Path) -> None:
+    paths = [str(path) for path in sorted(films.rglob("good.*"))]
+    with VerdictFile(tmp_path / "checked.csv") as verdicts:
+        for path in paths:
+            verdicts.add(path, Verdict("", True))
+    content = (tmp_path / "checked.csv").read_bytes()
+    (tmp_path / "checked.csv").write_bytes(content[:-30])
+    with VerdictFile(tmp_path / "checked.csv") as verdicts:
+        assert [verdicts.find(path) for path in paths] == ["", "", "", None]
+        verdicts.add(paths[-1], Verdict(""))
+    assert (tmp_path / "checked.csv").read_bytes() == content
+
+
+@pytest.fixture
+def many_films(tmp_path: Path) -> Path:
+    """A thousand names of one video, and of one that is cut off."""
+    root = tmp_path / "many"
+    good, bad = write_film(root / "good.mp4"), cut_off(write_film(root / "bad.mp4"))
+    (root / "train" / "zumba").mkdir(parents=True)
+    for k in range(1000):
+        os.link(bad if k % 10 == 0 else good, root / "train" / "zumba" / f"{k}.mp4")
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_check_that_is_stopped_keeps_its_verdicts_and_goes_on(number: signal.Signals, many_films: Path) -> None:
+    arguments, table = ["data", "check", "kinetics", ".", "--workers=2"], many_films / "checked_videos.csv"
+    running = start(arguments, many_films)
+    wait_for(lambda: table.exists() and table.read_text().count("\n") > 20, seconds=120)
+    group = os.getpgid(running.process.pid or 0)
+    os.killpg(group, number) if number == signal.SIGINT else running.signal(number)  # Ctrl-C reaches the whole group
+    ended = running.wait()
+    assert ended.status == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[number]
+    assert "Traceback" not in ended.errors
+    if number != signal.SIGKILL:
+        assert "of 1000 videos are checked" in ended.errors and "The same command goes on" in ended.errors
+    assert not list(many_films.glob("*clean.txt"))
+    begun = table.read_text()
+    assert 20 < begun.count("\n") < 1000
+    assert "crashed" not in begun
+
+    wait_for(lambda: not is_alive(group), 20)  # no process is left behind
+    again = start(arguments, many_films).wait(300)
+    assert again.status == 1
+    assert f"{begun.count(chr(10)) - 1} of 1000 videos have not changed since" in again.output
+    assert table.read_text().startswith(begun)
+    assert len(rows(many_films / "faulty_videos.csv")) == 100
+    assert len((many_films / "train_clean.txt").read_text().splitlines()) == 900
+
+
+ODD_NAMES = [
+    b"caf\xe9.mp4",
+    b"$x_1$ [red]bold[red].mp4",
+    b"\x1b[31mred.mp4",
+    b"a, b: c.mp4",
+    b"'quoted'.mp4",
+    b"x" * 251 + b".mp4",
+]
+"""Names of files: Latin-1, formulas and markup, control sequences, what lists and messages are split by."""
+
+
+def test_videos_of_any_name_are_checked_listed_and_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "train" / "zumba"
+    folder.mkdir(parents=True)
+    good, bad = write_film(tmp_path / "good.mp4"), cut_off(write_film(tmp_path / "bad.mp4"))
+    for name in (*ODD_NAMES, b"line\nbreak.mp4"):
+        os.link(good, folder / os.fsdecode(name))
+    os.link(bad, folder / os.fsdecode(b"b\xe4d\n.mp4"))
+    assert check(tmp_path) == 1
+    shown, told = capsys.readouterr()
+    assert "train: 6 of 8 videos decode fully" in shown and "2 of 8 videos are faulty" in told
+    assert r"b\xe4d\n.mp4: " in shown and r"line\nbreak.mp4: it decodes, but no list can hold its name" in shown
+    assert all(line.isprintable() for line in shown.splitlines())
+    reasons = {row["path"]: row["reason"] for row in rows(tmp_path / "faulty_videos.csv")}
+    assert reasons.keys() == {str(folder / os.fsdecode(name)) for name in (b"b\xe4d\n.mp4", b"line\nbreak.mp4")}
+    module = KineticsDataModule(
+        str(tmp_path), 32, 2, 0, frames=4, train_list="train_clean.txt", val_videos="train", test_views=(1, 1)
+    )
+    module.setup("fit")
+    assert {path for path, _ in module.videos("train")} == {str(folder / os.fsdecode(name)) for name in ODD_NAMES}
+    assert len(list(module.train_dataloader())) == 3
+
+
+@pytest.mark.parametrize("place", ["taken", "taken/below"])
+def test_a_folder_that_cannot_be_written_to_is_told_before_the_work(
+    place: str, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").write_text("a file")
+    monkeypatch.setattr(data_command, "decoding_fault", decoded)
+    assert check(films, f"--output={tmp_path / place}") == 1
+    shown, told = capsys.readouterr()
+    assert f"cannot write in {tmp_path / place} (--output)" in told and "decode fully" not in shown
 
 
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,16 +300,29 @@ def test_an_unreadable_image_is_named_and_may_be_left_out(
     out, broken = tmp_path / "out", pictures / "train" / "n02" / "n02_3.jpg"
     whole = broken.read_bytes()
     broken.write_bytes(whole[: len(whole) // 2])
+    empty = pictures / "val" / "n01" / "n01_1.jpg"
+    content_of_empty = empty.read_bytes()
+    empty.write_bytes(b"")
     assert optimize(pictures, out) == 1
-    errors = capsys.readouterr().err
-    assert f"Cannot read the image {broken}" in errors and "--skip_faulty" in errors and "Traceback" not in errors
-    assert not (out / "train").exists()
+    shown, errors = capsys.readouterr()
+    assert "2 images cannot be read" in errors and "--skip_faulty" in errors and "Traceback" not in errors
+    assert f"faulty: train/n02/n02_3.jpg: Cannot read the image {broken}" in shown
+    assert f"faulty: val/n01/n01_1.jpg: Cannot read the image {empty}" in shown
+    assert [row["image"] for row in rows(out / "faulty_images.csv")] == ["train/n02/n02_3.jpg", "val/n01/n01_1.jpg"]
+    assert not (out / "train").exists() and not (out / "val").exists()
+    empty.write_bytes(content_of_empty)
     finished = state(out)
+    planned = json.loads((out / "train.partial" / "plan.jsonl").read_text().splitlines()[0])["bounds"]
+
+    def is_train_shard(path: str) -> bool:
+        return path.endswith(".bin") and "/train.partial/" in path
+
+    assert len(list(filter(is_train_shard, finished))) == len(planned) - 2  # shards, and one of them is missing
     assert optimize(pictures, out, "--skip_faulty=true") == 0
     shown = capsys.readouterr().out
     assert "train: 59 of 60 images" in shown and "left out: train/n02/n02_3.jpg: Cannot read the image" in shown
     kept = {Path(path).name: entry for path, entry in state(out).items() if "/train/" in path}
-    assert all(kept[Path(path).name] == entry for path, entry in finished.items() if path.endswith(".bin"))
+    assert all(kept[Path(path).name] == entry for path, entry in finished.items() if is_train_shard(path))
     for split in ("train", "val"):
         assert names(out, split) == [name for name in names(pictures, split) if name != "train/n02/n02_3.jpg"]
     assert optimize(pictures, out) == 1
@@ -243,7 +399,7 @@ def test_mistakes_of_optimizing(pictures: Path, tmp_path: Path, capsys: pytest.C
         (pictures, tmp_path / "out", "--shard_mb=0", "shard_mb 0"),
         (pictures, tmp_path / "out", "--shard_mb=5000", "shard_mb 5000"),
         (tmp_path / "nowhere", tmp_path / "out", "--workers=1", "nowhere does not exist"),
-        (pictures, pictures / "classes.csv", "--workers=1", "classes.csv cannot be made: File exists"),
+        (pictures, pictures / "classes.csv", "--workers=1", "classes.csv (output): File exists"),
         (pictures, tmp_path / "out", f"--val_list={tmp_path / 'list.txt'}", "list.txt: No such file"),
     ):
         assert optimize(root, out, option) == 1
