@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +120,16 @@ def class_ids(task: Any) -> list[int] | list[str]:
 
 
 def write_scores(
-    path: Path, scores: SegmentationScores, names: Sequence[str], ids: Sequence[int] | Sequence[str]
+    path: Path,
+    scores: SegmentationScores,
+    names: Sequence[str],
+    ids: Sequence[int] | Sequence[str],
+    basis: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes scores as JSON: the three means, and under ``classes`` a row per class; null where there is nothing."""
+    """Writes scores as JSON: the three means, and under ``classes`` a row per class; null where there is nothing.
+
+    ``basis`` is what they rest on, which is written between the two.
+    """
 
     def number(value: float) -> float | None:
         return None if math.isnan(value) else value
@@ -130,6 +137,7 @@ def write_scores(
     content: dict[str, Any] = {
         name: number(getattr(scores, name)) for name in ("miou", "mean_accuracy", "pixel_accuracy")
     }
+    content |= basis or {}
     content["classes"] = [
         {"id": class_id, "name": name, "iou": number(iou), "accuracy": number(accuracy), "pixels": pixels}
         for class_id, name, iou, accuracy, pixels in zip(

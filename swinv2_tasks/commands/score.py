@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from os import cpu_count
 from pathlib import Path
@@ -9,13 +10,13 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from swinv2_tasks.callbacks.detection import score_tables
 from swinv2_tasks.callbacks.detection import write_scores as write_detection_scores
 from swinv2_tasks.callbacks.segmentation import class_table, write_scores
 from swinv2_tasks.coco_scores import MAX_DETECTIONS, Backend, CocoScores, IoUType, coco_scores, describe_limit
+from swinv2_tasks.commands.progress import WorkProgress
 from swinv2_tasks.datamodules.classes import abbreviate
 from swinv2_tasks.datamodules.coco_annotations import (
     CocoAnnotations,
@@ -34,8 +35,9 @@ from swinv2_tasks.datamodules.label_values import (
     possible_codings,
 )
 from swinv2_tasks.datamodules.scene_classes import scene_class_names
-from swinv2_tasks.errors import UserError
+from swinv2_tasks.errors import FaultyFiles, UserError, printable
 from swinv2_tasks.metrics import Confusion, SegmentationScores
+from swinv2_tasks.runs import prove_writable
 
 
 def ade20k(
@@ -52,7 +54,8 @@ def ade20k(
 
     Both folders hold PNG files of the same names and sizes, in subfolders or not, whose pixels mean the same. Pixels
     whose annotation is left out do not count, whatever is predicted there; elsewhere such a prediction is wrong. The
-    settings from background on are those of training: what predict has written is scored as validate does.
+    settings from background on are those of training: what predict has written is scored as validate does. A pair that
+    cannot be scored is listed with the reason beside the score, which says how many it rests on.
 
     Args:
         annotations: folder of the annotated label maps.
@@ -68,8 +71,10 @@ def ade20k(
             `R G B NAME` lines.
 
     Raises:
-        UserError: a folder is missing or empty, a prediction is missing, a pair cannot be read or differs in size, or
-            the label maps do not fit the settings.
+        FaultyFiles: some pairs cannot be read, differ in size or do not fit the settings; the others are scored, and
+            the score is written, which lists them with the reasons.
+        UserError: a folder is missing or empty, a prediction is missing, none of the pairs can be scored, or the scores
+            cannot be written.
     """
     names = scene_class_names(class_names, prefix="--")
     truth, predicted = _label_maps(annotations, "annotations"), _label_maps(predictions, "predictions")
@@ -84,16 +89,16 @@ def ade20k(
             f"{len(missing)} of {len(truth)} annotations have no prediction in {predictions}: {abbreviate(missing)}. "
             "Predict them as well, or give a folder of annotations without them."
         )
-    if json is not None and not Path(json).absolute().parent.is_dir():
-        raise UserError(f"--json {json}: the folder {Path(json).parent} does not exist; make it first.")
+    if json is not None:
+        _prove_writable(json)
     settings = LabelSettings(background, ignore_label, label_values, palette, prefix="--")
     codings = possible_codings(names, settings, is_ade20k=class_names is None)
     coding = codings[0]
-    console = Console(stderr=True)
-    if len(codings) > 1:
-        maps = count_values([*truth.values()], has_colors=False, most=len(truth))
-        coding = fitting_coding(codings, maps, annotations)
-        console.print(f"--background is not set; the annotations only fit {coding.background}: {coding.meaning}")
+    if len(codings) > 1 and (maps := count_values([*truth.values()], False, len(truth), skip_faulty=True)):
+        coding = fitting_coding(codings, maps, annotations, tolerated=(len(maps) - 1) // 2)
+        print(
+            f"--background is not set; the annotations only fit {coding.background}: {coding.meaning}", file=sys.stderr
+        )
 
     def count(name: str) -> Tensor:
         labels, answer = coding.read(truth[name]), coding.read(predicted[name])
@@ -108,16 +113,51 @@ def ade20k(
         return confusion.counts
 
     counts = torch.zeros(len(names), len(names) + 1, dtype=torch.int64)
-    with ThreadPoolExecutor(cpu_count()) as pool:
-        for one in track(pool.map(count, truth), "Scoring", len(truth), console=console):
-            counts += one
+    faults: dict[str, str] = {}
+    pool = ThreadPoolExecutor(cpu_count())
+    try:
+        with WorkProgress("Scoring", len(truth)) as progress:
+            pairs = {name: pool.submit(count, name) for name in truth}
+            for name in truth:
+                try:
+                    counts += pairs.pop(name).result()
+                except UserError as error:
+                    faults[name] = str(error)
+                progress.advance(faulty=name in faults)
+    finally:
+        pool.shutdown(cancel_futures=True)  # when interrupted, no further pair is begun
+    if len(faults) == len(truth):
+        raise UserError(f"None of {len(truth)} label maps can be scored. The first one: {next(iter(faults.values()))}")
+
     scores = SegmentationScores.of(counts)
     if extra := [name for name in predicted if name not in truth]:
-        console.print(f"{len(extra)} predictions without an annotation were left out: {abbreviate(extra)}")
+        print(
+            f"{len(extra)} predictions without an annotation were left out: {abbreviate(extra)}",
+            file=sys.stderr,
+        )
     if json is not None:
-        write_scores(Path(json), scores, names, coding.class_ids)
+        basis = {"label_maps": len(truth) - len(faults), "faulty": faults}
+        write_scores(Path(json), scores, names, coding.class_ids, basis)
     Console().print(class_table(scores, names, coding.class_ids))
+    print(f"{len(truth) - len(faults)} of {len(truth)} label maps are scored")
+    for name, reason in faults.items():
+        print(f"  not scored: {printable(name)}: {printable(reason)}")
+    if faults:
+        raise FaultyFiles(
+            f"{len(faults)} of {len(truth)} label maps cannot be scored, for the reasons above: the score does without",
+            faults,
+        )
     return scores
+
+
+def _prove_writable(json: str) -> None:
+    """Makes sure, before the work, that the scores can be written."""
+    path = Path(json)
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"--json {printable(json)}: the folder {printable(path.parent)} does not exist; make it first.")
+    if path.is_dir():
+        raise UserError(f"--json {printable(json)} is a folder; name a file.")
+    prove_writable(path.parent, "--json")
 
 
 def _label_maps(folder: str, option: str) -> dict[str, Path]:
@@ -154,8 +194,8 @@ def coco(
     Raises:
         UserError: a file is missing or malformed, or a detection is of an unknown image or category.
     """
-    if json is not None and not Path(json).absolute().parent.is_dir():
-        raise UserError(f"--json {json}: the folder {Path(json).parent} does not exist; make it first.")
+    if json is not None:
+        _prove_writable(json)
     if max_dets < 1:
         raise UserError(f"--max-dets is {max_dets}; expected a number of detections, at least 1.")
     read = read_annotations(Path(annotations).expanduser())
@@ -180,6 +220,8 @@ def coco(
         write_detection_scores(Path(json), scores, names, limit)
     for table in score_tables(scores, names):
         Console().print(table)
+    found = {result["image_id"] for result in results}
+    print(f"{len(results):,} detections, in {len(found):,} of {len(read.images):,} images, are scored")
     console = Console(stderr=True, soft_wrap=True)
     for note in (describe_unmatched(read, "segm" in kinds), _describe_empty(predictions, results), limit):
         if note is not None:

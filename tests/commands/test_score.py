@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import pytest
 from PIL import Image
 
 from swinv2_tasks.__main__ import main
+from tests.processes import start
 
 Maps = dict[str, Any]
 
@@ -137,6 +141,27 @@ MISTAKES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         lambda folder: [path.rename(path.with_name(f"x{path.name}")) for path in (folder / "predicted").iterdir()],
         ["No file in", "xa.png", "a.png"],
     ),
+    "none to be scored": (
+        lambda folder: write(folder / "predicted", {"a": [[1, 2], [1, 2]], "b": [[1], [1]]}),
+        ["None of 2", "predicted/a.png", "2×2", "truth/a.png", "3×2"],
+    ),
+    "a folder for the scores": (lambda folder: (folder / "scores.json").mkdir(), ["--json", "is a folder"]),
+}
+
+
+@pytest.mark.parametrize(("damage", "words"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_are_told_and_nothing_is_written(
+    damage: Callable[[Path], Any], words: list[str], pairs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage(pairs)
+    assert score(pairs) == 1
+    told = capsys.readouterr().err
+    assert all(word in told for word in words), told
+    assert "Traceback" not in told
+    assert not (pairs / "scores.json").is_file()
+
+
+FAULTS: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "another size": (
         lambda folder: write(folder / "predicted", {"a": [[1, 2], [1, 2]]}),
         ["predicted/a.png", "2×2", "truth/a.png", "3×2"],
@@ -156,16 +181,67 @@ MISTAKES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize(("damage", "words"), MISTAKES.values(), ids=MISTAKES)
-def test_mistakes_are_told_and_nothing_is_written(
+@pytest.mark.parametrize(("damage", "words"), FAULTS.values(), ids=FAULTS)
+def test_a_pair_that_cannot_be_scored_is_listed_and_the_others_are_scored(
     damage: Callable[[Path], Any], words: list[str], pairs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     damage(pairs)
     assert score(pairs) == 1
-    told = capsys.readouterr().err
-    assert all(word in told for word in words), told
-    assert "Traceback" not in told
-    assert not (pairs / "scores.json").exists()
+    shown, told = capsys.readouterr()
+    found = json.loads((pairs / "scores.json").read_text())
+    assert found["label_maps"] == 1 and found["faulty"].keys() == {"a.png"}
+    assert found["pixel_accuracy"] == pytest.approx(1 / 2)  # of pair b alone
+    assert "1 of 2 label maps are scored" in shown and "not scored: a.png: " in shown
+    assert all(word in found["faulty"]["a.png"] and word in shown for word in words), found
+    assert "1 of 2 label maps cannot be scored" in told and "Traceback" not in told
+
+
+def test_a_score_says_how_many_files_it_rests_on(pairs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = scores(pairs)
+    assert (found["label_maps"], found["faulty"]) == (2, {})
+    assert "2 of 2 label maps are scored" in capsys.readouterr().out
+
+
+def test_label_maps_of_any_name_are_scored_or_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [os.fsdecode(name) for name in (b"caf\xe9", b"a\nb", b"\x1b[31mred", b"$x_1$[red]", b"x" * 251)]
+    pairs: Maps = {name: [[1, 2]] for name in names}
+    write(tmp_path / "truth", pairs)
+    write(tmp_path / "predicted", {**pairs, f"{names[0]} too": [[1]]})
+    for name in names[:3]:
+        (tmp_path / "predicted" / f"{name}.png").write_bytes(b"no picture")
+    assert score(tmp_path) == 1
+    shown, told = capsys.readouterr()
+    assert "2 of 5 label maps are scored" in shown
+    for name in (r"caf\xe9.png", r"a\nb.png", r"\x1b[31mred.png"):
+        assert f"not scored: {name}: " in shown
+    assert r"left out: caf\xe9 too.png" in told
+    assert all(line.isprintable() for line in (shown + told).splitlines())
+    found = json.loads((tmp_path / "scores.json").read_text())
+    assert found["faulty"].keys() == {f"{name}.png" for name in names[:3]}
+
+
+def test_where_nothing_can_be_written_is_told_before_the_work(
+    pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pairs / "predicted" / "a.png").write_bytes(b"")  # which would be told of, if it were read
+    assert score(pairs, "--json=/proc/scores.json") == 1
+    shown, told = capsys.readouterr()
+    assert "cannot write in /proc (--json)" in told and "label maps" not in shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_the_scoring_at_once(number: int, status: int, tmp_path: Path) -> None:
+    picture = write(tmp_path / "one", {"a": np.ones((1500, 1500))}) / "a.png"
+    for folder in ("truth", "predicted"):
+        (tmp_path / folder).mkdir()
+        for k in range(2000):
+            os.link(picture, tmp_path / folder / f"{k}.png")
+    running = start(["score", "ade20k", "--annotations=truth", "--predictions=predicted"], tmp_path)
+    time.sleep(8)
+    running.signal(number)
+    ended = running.wait(20)
+    assert ended.status == status and "Traceback" not in ended.errors
 
 
 def test_a_file_for_scores_in_no_folder_is_told_before_the_work(
