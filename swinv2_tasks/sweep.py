@@ -7,6 +7,7 @@ import csv
 import hashlib
 import json
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -16,17 +17,17 @@ from typing import Any, NamedTuple, get_type_hints
 
 import yaml
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress, TaskID, TimeElapsedColumn
 from rich.table import Table
 
 from swinv2_tasks.backbone.checkpoint_files import read_checkpoint, replace_file
 from swinv2_tasks.backbone.swin_v2 import expand_window
 from swinv2_tasks.cli import ReadingCLI, run_as
+from swinv2_tasks.commands.progress import in_words
 from swinv2_tasks.datamodules.classes import abbreviate
-from swinv2_tasks.errors import UserError
+from swinv2_tasks.errors import Interrupted, UserError, printable
 from swinv2_tasks.inference import Inference
-from swinv2_tasks.runs import lock
+from swinv2_tasks.runs import open_folder
 from swinv2_tasks.validation_process import Failed, Measured, validate_apart
 
 MAIN_METRICS = ("val/top1", "val/real_top1", "val/miou", "val/box_ap", "val/loss")
@@ -75,7 +76,8 @@ def sweep(
     missing = [setting for setting in wanted if not isinstance(found.get(setting), Measured)]
     console = Console()
     if len(missing) < len(wanted):
-        console.print(f"{len(wanted) - len(missing)} of {len(wanted)} settings are in {table} already", soft_wrap=True)
+        _show(console, f"{len(wanted) - len(missing)} of {len(wanted)} settings are in {table} already")
+    start, left = time.monotonic(), len(missing)
     try:
         columns = (*Progress.get_default_columns(), TimeElapsedColumn())
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -90,17 +92,45 @@ def sweep(
                 found.pop(setting, None)
                 found[setting] = outcome
                 replace_file(table, lambda file: _write(file, found))
-                console.print(escape(_line(setting, outcome, swept.metric)), highlight=False, soft_wrap=True)
+                left -= 1
+                seconds = (time.monotonic() - start) / (number + 1) * left
+                rest = f"  ({number + 1} of {len(missing)}, about {in_words(seconds)} left)" if left else ""
+                _show(console, _line(setting, outcome, swept.metric) + rest)
+    except (KeyboardInterrupt, Interrupted):
+        _show(
+            Console(stderr=True),
+            f"stopped: {len(wanted) - left} of {len(wanted)} settings are in {table}. "
+            "The same command goes on with the others.",
+        )
+        raise
     finally:
         if any(isinstance(outcome, Measured) for outcome in found.values()):
             replace_file(folder / "sweep.png", lambda file: draw(found, swept.metric, file))
     outcomes = {setting: found[setting] for setting in wanted}
     console.print(_table(outcomes, swept.metric))
-    console.print(f"{table}, {folder / 'sweep.png'}", highlight=False, soft_wrap=True)
+    _show(console, f"{table}, {folder / 'sweep.png'}")
     failures = [f"{setting}: {one.reason}" for setting, one in outcomes.items() if isinstance(one, Failed)]
     if len(failures) == len(outcomes):
-        raise UserError(f"none of {len(failures)} settings could be evaluated (logs: {folder / 'runs'}). {failures[0]}")
+        raise UserError(
+            f"none of {len(failures)} settings could be evaluated (logs: {printable(folder / 'runs')}). "
+            f"{printable(failures[0])}"
+        )
+    for failure in failures:
+        _show(console, f"failed: {failure}")
+    for name, reason in _left_out(outcomes).items():
+        _show(console, f"left out: {name}: {reason}")
     return outcomes
+
+
+def _left_out(outcomes: Outcomes) -> dict[str, str]:
+    """The samples that some settings were evaluated without, and why."""
+    measured = [one for one in outcomes.values() if isinstance(one, Measured)]
+    return {name: reason for one in measured for name, reason in one.left_out.items()}
+
+
+def _show(console: Console, text: str) -> None:
+    """Prints a line as it is."""
+    console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def _advance(progress: Progress, bar: TaskID, number: int, done: int, of: int) -> None:
@@ -134,7 +164,17 @@ def from_command_line(arguments: Sequence[str]) -> None:
         )
     else:
         settings = [Setting(window, size) for window in own.windows for size in own.sizes]
-    sweep(others, settings, own.output)
+    outcomes = sweep(others, settings, own.output)
+    if left_out := _left_out(outcomes):
+        raise UserError(
+            f"{len(left_out)} samples could not be read, for the reasons above: the scores do without them. Once they are "
+            "mended, name another --output to evaluate anew."
+        )
+    if failed := sum(isinstance(outcome, Failed) for outcome in outcomes.values()):
+        raise UserError(
+            f"{failed} of {len(outcomes)} settings could not be evaluated, for the reasons above; the same command "
+            "evaluates them again."
+        )
 
 
 def _parsed(text: str) -> Setting:
@@ -169,11 +209,13 @@ class Swept:
         config: all settings of ``validate``, as plain values.
         weights: the checkpoint or weights.
         metric: the metric that its training watched, None where that is not known.
+        chooses_faults: whether the arguments say what happens on samples that cannot be read.
     """
 
     config: dict[str, Any]
     weights: Path
     metric: str | None
+    chooses_faults: bool = False
 
     @property
     def folder(self) -> Path:
@@ -237,6 +279,9 @@ class Swept:
             "trainer.strategy": "auto",
             "trainer.enable_progress_bar": False,
         }
+        if data["init_args"].get("faulty_samples") and not self.chooses_faults:
+            # A bad file costs neither a setting nor the sweep; it is told with each score.
+            changes |= {"data.init_args.faulty_samples": "skip", "data.init_args.faulty_budget": 10**9}
         if get_type_hints(resolve_name(model["class_path"]).__init__).get("inference") is Inference:
             inference = Inference(**model["init_args"]["inference"])
             grown = inference.resized(factor, max(patch))
@@ -284,7 +329,8 @@ def read_arguments(arguments: Sequence[str]) -> Swept:
         metric = next(
             (state["monitor"] for name, state in callbacks.items() if name.startswith("ModelCheckpoint")), None
         )
-    return Swept(config, Path(model), metric)
+    chooses_faults = any(re.match(r"--data\.(init_args\.)?faulty_samples\b", argument) for argument in arguments)
+    return Swept(config, Path(model), metric, chooses_faults)
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -321,17 +367,16 @@ def _begin(folder: Path, table: Path, swept: Swept) -> Outcomes:
             told, found = swept.differences(json.loads(record.read_text())), _read(table)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{folder} holds no sweep that could be gone on with ({error}): name another --output"
+                f"{printable(folder)} holds no sweep that could be gone on with ({error}): name another --output"
             ) from error
         if told:
             raise UserError(
-                f"{folder} holds a sweep of another checkpoint or with other arguments: {abbreviate(told, 3)}. "
-                "Name another folder by --output, or remove this one."
+                f"{printable(folder)} holds a sweep of another checkpoint or with other arguments: "
+                f"{abbreviate(told, 3)}. Name another folder by --output, or remove this one."
             )
-        lock(folder)
+        open_folder(folder, "--output")
         return found
-    _made(folder)
-    lock(folder)
+    open_folder(folder, "--output")
     replace_file(record, lambda file: file.write_text(json.dumps(swept.record, indent=2) + "\n"))
     return {}
 
@@ -340,7 +385,7 @@ def _made(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make the folder {folder} (--output): {error.strerror}") from error
+        raise UserError(f"cannot make the folder {printable(folder)} (--output): {error.strerror}") from error
     return folder
 
 
@@ -359,7 +404,7 @@ def _write(path: Path, outcomes: Outcomes) -> None:
                 row["error"] = one.reason
             else:
                 row |= {**one.metrics, **{name: getattr(one, name) for name in _MEASURES}}
-                row["left_out"] = "; ".join(one.left_out)
+                row["left_out"] = json.dumps(one.left_out) if one.left_out else ""
             writer.writerow(row)
 
 
@@ -375,7 +420,7 @@ def _read(path: Path) -> Outcomes:
                 continue
             metrics = {name: float(cell) for name, cell in row.items() if name.startswith("val/") and cell}
             speed, memory = float(row["samples_per_second"]), float(row["memory_mib"])
-            left_out = tuple(name for name in (row.get("left_out") or "").split("; ") if name)
+            left_out = json.loads(row.get("left_out") or "{}")
             outcomes[setting] = Measured(metrics, row["samples"], speed, memory, row["device"], left_out)
     return outcomes
 
@@ -400,7 +445,7 @@ def _line(setting: Setting, outcome: Measured | Failed, watched: str | None) -> 
         return f"{setting!s:10} failed: {outcome.reason}"
     metric = shown_metric({setting: outcome}, watched)
     value, speed, memory = _cells(outcome, metric)
-    left_out = f"  without {abbreviate(outcome.left_out)}, which cannot be read" if outcome.left_out else ""
+    left_out = f"  without {abbreviate([*outcome.left_out])}, which cannot be read" if outcome.left_out else ""
     return f"{setting!s:10} {metric.removeprefix('val/')} {value}  {speed:>15}  {memory:>11}{left_out}"
 
 

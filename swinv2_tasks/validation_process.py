@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from swinv2_tasks.child_processes import follow_parent, without_working_folder
 from swinv2_tasks.cli import TasksCLI, run_as
 from swinv2_tasks.errors import UserError, first_hand, mistake_behind
 
@@ -38,7 +39,7 @@ class Measured:
         memory_mib: on a GPU the most that torch had allocated; else the most that the process had in memory, libraries
             included, without its loading processes.
         device: the GPU's name, or cpu.
-        left_out: names of the samples that could not be read, and that the metrics say nothing of.
+        left_out: the samples that could not be read, and that the metrics say nothing of, by name, with the reasons.
     """
 
     metrics: dict[str, float]
@@ -46,7 +47,7 @@ class Measured:
     samples_per_second: float
     memory_mib: float
     device: str
-    left_out: tuple[str, ...] = ()
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def validate(arguments: Sequence[str], progress: Progress) -> Measured:
         samples_per_second=round(stopwatch.speed, 2),
         memory_mib=round((torch.cuda.max_memory_allocated(device) if is_gpu else peak_resident()) / 2**20, 1),
         device=torch.cuda.get_device_name(device) if is_gpu else device.type,
-        left_out=tuple(cli.datamodule.read_samples("val").left_out),
+        left_out=dict(cli.datamodule.read_samples("val").left_out),
     )
 
 
@@ -173,7 +174,8 @@ def validate_apart(arguments: Sequence[str], log: Path, progress: Progress) -> M
     context.set_forkserver_preload([__name__])
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_serve, args=([*arguments], log, torch.get_num_threads(), sender))
-    process.start()
+    with without_working_folder():
+        process.start()
     sender.close()
     outcome: Measured | Failed | None = None
     try:
@@ -207,6 +209,7 @@ def _how_it_ended(status: int) -> str:
 
 def _serve(arguments: list[str], log: Path, threads: int, pipe: Connection) -> None:
     """What the process of its own does."""
+    follow_parent()
     with log.open("w") as file:
         for number in (1, 2):
             os.dup2(file.fileno(), number)

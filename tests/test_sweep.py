@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
 import signal
@@ -118,13 +119,16 @@ def test_samples_left_out_are_named_in_each_row(
     data = Path(shutil.copytree(images, tmp_path / "images"))
     bad = next((data / "val").rglob("*_1.jpg"))
     bad.write_bytes(bad.read_bytes()[:300])
-    given = [f"--ckpt_path={checkpoint}", f"--data.root={data}", "--data.faulty_samples=skip", *QUIETLY]
+    given = [f"--ckpt_path={checkpoint}", f"--data.root={data}", *QUIETLY]
     command = ["sweep", *given, "--settings", "4@32", f"--output={tmp_path / 'out'}"]
     for _ in range(2):  # the second time it is read from the table
-        assert main(command) == 0
+        assert main(command) == 1
         (row,) = table(tmp_path / "out")
-        assert row["left_out"] == str(bad)
-    assert f"without {bad}, which cannot be read" in capsys.readouterr().out
+        assert row["error"] == "" and row["val/loss"]
+        ((name, reason),) = json.loads(row["left_out"]).items()
+        assert name == str(bad) and "truncated" in reason
+        shown, told = capsys.readouterr()
+        assert f"left out: {bad}: {reason}" in shown and "1 samples could not be read" in told
 
 
 def test_bias_tables_are_resized(images: Path, tmp_path: Path) -> None:
@@ -180,19 +184,28 @@ def test_other_arguments_or_another_checkpoint_are_refused(
 
 
 @pytest.mark.slow
-def test_interrupted_it_keeps_whole_rows_and_goes_on(checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=str
+)
+def test_interrupted_it_keeps_whole_rows_and_goes_on(
+    number: int, status: int, checkpoint: Path, tmp_path: Path
+) -> None:
     sizes = ["--windows", "4", "--sizes", "32", "36", "40", "44"]
     command = ["sweep", f"--ckpt_path={checkpoint}", "--output=out", *sizes, *QUIETLY]
     running = processes.start(command, tmp_path)
     processes.wait_for(lambda: (tmp_path / "out" / "sweep.csv").is_file())
-    running.signal(signal.SIGINT)
+    group = os.getpgid(running.process.pid or 0)
+    running.signal(number)
     result = running.wait()
-    assert result.status == 130, result.errors
+    assert result.status == status, result.errors
     assert "Traceback" not in result.errors
+    processes.wait_for(lambda: not processes.is_alive(group), 20)  # nor does the evaluation that was begun go on
     begun = table(tmp_path / "out")
     assert 1 <= len(begun) < 4
     assert all(row["val/loss"] for row in begun)
-    assert (tmp_path / "out" / "sweep.png").is_file()
+    if number != signal.SIGKILL:
+        assert (tmp_path / "out" / "sweep.png").is_file()
+        assert f"{len(begun)} of 4 settings are in" in result.errors
     assert main([*command[:2], f"--output={tmp_path / 'out'}", *command[3:]]) == 0
     ended = table(tmp_path / "out")
     assert ended[: len(begun)] == begun
@@ -209,15 +222,18 @@ def test_a_setting_that_fails_costs_its_row(
     killer = ["--trainer.callbacks+=tests.test_sweep.KillItself", "--trainer.callbacks.size=40"]
     settings = ["--settings", "4@1000000000", "4@40", "4@32"]
     command = ["sweep", f"--ckpt_path={checkpoint}", f"--output={tmp_path / 'out'}", *settings, *killer, *QUIETLY]
-    assert main(command) == 0
-    printed = capsys.readouterr().out
+    assert main(command) == 1
+    printed, told = capsys.readouterr()
+    assert "2 of 3 settings could not be evaluated" in told
+    assert printed.count("failed: ") == 4  # at once, and in a list at the end
     huge, killed, sound = table(tmp_path / "out")
     assert "MemoryError" in huge["error"]
     assert huge["val/top1"] == ""
     assert "Traceback" in (tmp_path / "out" / "runs" / "4@1000000000" / "log.txt").read_text()
     assert killed["error"] == "its process was ended by SIGKILL: most likely the system ran out of memory"
     assert sound["val/loss"] != ""
-    assert f"4@40       failed: {killed['error']}" in printed.splitlines()
+    assert f"\n4@40       failed: {killed['error']}  (2 of 3, about " in printed
+    assert f"\nfailed: 4@40: {killed['error']}\n" in printed
 
 
 def test_failed_settings_are_tried_again(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -227,6 +243,7 @@ def test_failed_settings_are_tried_again(trained: Path, tmp_path: Path, capsys: 
     content = broken.read_bytes()
     broken.write_text("not a picture")
     command = ["sweep", f"--ckpt_path={trained / 'weights.safetensors'}", f"--data.root={root}", *QUIETLY]
+    command += ["--data.faulty_samples=error"]
     command += [f"--output={tmp_path / 'out'}", "--settings", "4@32"]
     assert main(command) == 1
     message = capsys.readouterr().err
