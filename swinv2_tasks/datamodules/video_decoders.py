@@ -220,7 +220,7 @@ class DecordDecoder:
             # One thread: the loader's workers are the parallel ones.
             self._reader: Any = decord.VideoReader(path, num_threads=1)
             keys = self._reader.get_key_indices()
-        except (RuntimeError, decord.DECORDError) as error:
+        except (RuntimeError, decord.DECORDError, UnicodeEncodeError) as error:  # names that are no UTF-8, too
             raise UnreadableVideo("decord cannot open it") from error
         if len(self._reader) != index.frames or list(keys) != [point.frame for point in index.seek_points]:
             raise UnreadableVideo("decord counts other frames in it")
