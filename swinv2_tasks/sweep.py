@@ -167,8 +167,8 @@ def from_command_line(arguments: Sequence[str]) -> None:
     outcomes = sweep(others, settings, own.output)
     if left_out := _left_out(outcomes):
         raise UserError(
-            f"{len(left_out)} samples could not be read, for the reasons above: the scores do without them. Once they are "
-            "mended, name another --output to evaluate anew."
+            f"{len(left_out)} samples could not be read, for the reasons above: the scores do without them. "
+            "Once they are mended, name another --output to evaluate anew."
         )
     if failed := sum(isinstance(outcome, Failed) for outcome in outcomes.values()):
         raise UserError(

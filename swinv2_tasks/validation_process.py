@@ -138,6 +138,10 @@ def validate(arguments: Sequence[str], progress: Progress) -> Measured:
     """
     stopwatch = Stopwatch(progress)
     cli = run_as(partial(_TimedCLI, stopwatch=stopwatch), "validate", arguments)
+    left_out = cli.datamodule.read_samples("val").left_out
+    if not stopwatch.samples and left_out:
+        reason = next(iter(left_out.values()))
+        raise UserError(f"none of {len(left_out)} samples could be read. The first one: {reason}")
     if not stopwatch.samples:
         raise UserError("nothing was evaluated: there was no batch (trainer.limit_val_batches)")
     device = cli.trainer.strategy.root_device
@@ -148,7 +152,7 @@ def validate(arguments: Sequence[str], progress: Progress) -> Measured:
         samples_per_second=round(stopwatch.speed, 2),
         memory_mib=round((torch.cuda.max_memory_allocated(device) if is_gpu else peak_resident()) / 2**20, 1),
         device=torch.cuda.get_device_name(device) if is_gpu else device.type,
-        left_out=dict(cli.datamodule.read_samples("val").left_out),
+        left_out=dict(left_out),
     )
 
 

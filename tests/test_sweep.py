@@ -126,7 +126,7 @@ def test_samples_left_out_are_named_in_each_row(
         (row,) = table(tmp_path / "out")
         assert row["error"] == "" and row["val/loss"]
         ((name, reason),) = json.loads(row["left_out"]).items()
-        assert name == str(bad) and "truncated" in reason
+        assert name == str(bad) and "runcated" in reason
         shown, told = capsys.readouterr()
         assert f"left out: {bad}: {reason}" in shown and "1 samples could not be read" in told
 
