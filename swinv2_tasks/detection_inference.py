@@ -135,6 +135,9 @@ def detect(
         images: on the network's device.
         inference: how.
         multiple: what the padded sides are multiples of.
+
+    Raises:
+        UserError: the network gives NaN or infinite numbers.
     """
     views: list[_View] = []
     for scale in inference.scales:
@@ -146,6 +149,10 @@ def detect(
     found: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in images]
     for view in views:
         regions = head.classify(view.features, view.images)
+        given = [part for one in regions for part in one]
+        if not all(len(scores) for _, scores in regions):  # what is not finite is never proposed
+            given += view.features.levels.values()
+        _check_finite(given)
         for k, (boxes, scores) in enumerate(regions):
             region, label = (scores > inference.score_threshold).nonzero(as_tuple=True)
             chosen = boxes[region, label if boxes.shape[1] > 1 else 0]
@@ -162,11 +169,21 @@ def detect(
         for view in views:
             boxes_ = [view.seen(one.boxes, k, sizes[k]) for k, one in enumerate(results)]
             masks = head.mask_probabilities(view.features, boxes_, labels_, view.images)
+            _check_finite(masks)
             masks = [one.flip(2) for one in masks] if view.mirrored else masks
             total = [a + b for a, b in zip(total, masks, strict=True)] if total else masks
         for one, summed in zip(results, total, strict=True):
             one.masks = summed / len(views)
     return results
+
+
+def _check_finite(given: Sequence[Tensor]) -> None:
+    """Refuses what would be taken for an image without objects."""
+    if not torch.stack([one.isfinite().all() for one in given]).all():
+        raise UserError(
+            "the detector gives NaN or infinite numbers. Its weights or the images hold such numbers, or the precision "
+            "is too small for its activations: use trainer.precision=bf16-mixed or 32-true"
+        )
 
 
 @dataclass

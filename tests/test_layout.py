@@ -16,7 +16,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("",),  # the package itself: its version, nothing else
     ("errors",),
     ("records",),
-    ("seeding", "child_processes"),
+    ("seeding", "child_processes", "finite"),
     ("backbone.window", "backbone.plain_modules"),
     ("backbone.position_bias",),
     ("backbone.attention",),

@@ -15,7 +15,8 @@ from torchmetrics import Metric, MetricCollection
 
 from swinv2_tasks.backbone import SwinTransformerV2, load_weights
 from swinv2_tasks.datamodules.classes import abbreviate
-from swinv2_tasks.errors import UserError
+from swinv2_tasks.errors import SharedError, UserError
+from swinv2_tasks.finite import describe_nonfinite, find_nonfinite
 from swinv2_tasks.optim import NO_WEIGHT_DECAY, Schedule, build_optimizer
 from swinv2_tasks.tasks.guard import GuardedTask
 from swinv2_tasks.tasks.restore import RestorableTask
@@ -123,6 +124,7 @@ class BaseTask(RestorableTask, GuardedTask):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_start(self) -> None:
+        self._refuse_nonfinite()
         if self._resumed_steps in (None, total := self.total_steps()):
             return
         # The optimizer came back with the learning rate of the old length.
@@ -169,6 +171,21 @@ class BaseTask(RestorableTask, GuardedTask):
             for buffer in self.buffers():
                 torch.distributed.broadcast(buffer, 0)
             gather_units(self)
+        self._refuse_nonfinite()
+
+    def _refuse_nonfinite(self) -> None:
+        """Stops all processes where the weights of any are NaN or infinite.
+
+        Raises:
+            SharedError: naming them.
+        """
+        names = find_nonfinite({"backbone": self.backbone, "head": self.head})
+        number = torch.tensor(float(len(names)), device=self.device)
+        if self.trainer.world_size > 1:
+            number = self.trainer.strategy.reduce(number, reduce_op="sum")
+        if number > 0:
+            source = self.trainer.ckpt_path
+            raise SharedError(describe_nonfinite(names, None if source is None else str(source)))
 
     def on_validation_end(self) -> None:
         release_units(self)

@@ -15,6 +15,7 @@ from swinv2_tasks.coco_scores import CocoMetric, as_annotations, as_results
 from swinv2_tasks.datamodules.batch import DetectionBatch, DetectionEvalBatch, DetectionPredictBatch
 from swinv2_tasks.detection_inference import DetectionInference, Detections, detect, padded, pasted
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.finite import describe_nonfinite, find_nonfinite
 from swinv2_tasks.heads.batch_norm import synchronise
 from swinv2_tasks.heads.mask_rcnn import DetectionHead, Detector
 from swinv2_tasks.optim import StepSchedule
@@ -85,11 +86,18 @@ class DetectionTask(BaseTask):
             images: of any sizes.
             sizes: height and width that the boxes are due at, for which they come in float64 and on the CPU; None:
                 those of the images.
+
+        Raises:
+            UserError: the weights are not finite, or what comes of them is not.
         """
+        if self._trainer is None and (names := find_nonfinite({"backbone": self.backbone, "head": self.head})):
+            raise UserError(describe_nonfinite(names))  # a trainer's hooks have looked already
         was_training = self.training
         self.eval()
-        found = detect(self.backbone, self.head, images, self.inference, self.multiple)
-        self.train(was_training)
+        try:
+            found = detect(self.backbone, self.head, images, self.inference, self.multiple)
+        finally:
+            self.train(was_training)
         if sizes is None:
             return found
         seen = [(int(image.shape[1]), int(image.shape[2])) for image in images]
