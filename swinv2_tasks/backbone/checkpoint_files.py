@@ -14,7 +14,6 @@ import pickletools
 import shutil
 import warnings
 import zipfile
-import zlib
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from swinv2_tasks.backbone.checkpoint_integrity import altered_part, check_storages, names_in, record_sizes
 from swinv2_tasks.backbone.checkpoint_shards import REST, ShardedTensor, assemble, is_sharded, put_back, shard_names
 from swinv2_tasks.errors import UserError
 
@@ -125,7 +125,10 @@ def _weight_files(folder: Path) -> list[Path]:
         if (folder / name).is_file():
             return [folder / name]
         if index.is_file():
-            return [folder / Path(shard).name for shard in sorted(set(_read_json(index)["weight_map"].values()))]
+            shards = _read_json(index).get("weight_map")
+            if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+                raise UserError(f"{index}: has no weight_map from names to files; download it again")
+            return [folder / Path(shard).name for shard in sorted(set(shards.values()))]
     raise UserError(f"{folder}: no weights in this folder; expected {' or '.join(_FOLDER_FILES)}")
 
 
@@ -154,12 +157,18 @@ def _read_file(path: Path) -> Mapping[str, Any]:
     if kind not in (_ZIP, _PICKLE, _SAFETENSORS):
         raise UserError(f"{path}: not a checkpoint but {kind}. Download it again, or name another file.")
     try:
+        if kind == _ZIP and zipfile.is_zipfile(path) and (reason := altered_part(path)) is not None:
+            raise UserError(f"{path} is damaged: {reason}. Download or copy it again; nothing was loaded.")
         contents = _read_safetensors(path) if kind == _SAFETENSORS else _read_pickle(path, is_zip=kind == _ZIP)
+    except UserError:
+        raise
     except Exception as error:  # damaged files make the readers raise anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
+        called = [] if kind == _SAFETENSORS else _unknown_names(path, is_zip=kind == _ZIP)
+        calls = f"; it asks for {', '.join(called[:3])}, which is not run" if called else ""
         raise UserError(
             f"{path}: cannot be read. It begins like {kind} but is damaged, incomplete, or holds objects that are not "
-            f"data ({reason}). Download it again, or ask its author for the tensors alone."
+            f"data ({reason}{calls}). Download it again, or ask its author for the tensors alone."
         ) from error
     if not isinstance(contents, Mapping):
         raise UserError(f"{path}: holds a {type(contents).__name__}, not a dict of tensors; save model.state_dict()")
@@ -204,10 +213,36 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 
 def _read_pickle(path: Path, *, is_zip: bool) -> Any:
+    _check_declarations(path, is_zip=is_zip)
     harmless: list[Any] = [(_placeholder(name), name) for name in sorted(_named_globals(path, is_zip=is_zip))]
     with torch.serialization.safe_globals(harmless), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about pickle protocols and deprecated storage types
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+
+
+def _check_declarations(path: Path, *, is_zip: bool) -> None:
+    """Refuses tensors that reach beyond their storage, or storages beyond their record in the file."""
+    if not is_zip:
+        for number, stream in enumerate(_pickles(path, is_zip=False)):
+            if number == 3:  # the object itself
+                check_storages(path, stream, None)
+                return
+            names_in(stream)
+        return
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if name.endswith("data.pkl"):
+                with archive.open(name) as stream:
+                    check_storages(path, stream, record_sizes(archive, name))
+
+
+def _unknown_names(path: Path, *, is_zip: bool) -> list[str]:
+    """What a pickle asks for beside tensors and plain containers."""
+    try:
+        named = [name for stream in _pickles(path, is_zip=is_zip) for name in names_in(stream)]
+    except Exception:  # of a file that is damaged too badly
+        return []
+    return [name for name in named if not name.startswith(("torch.", "collections.", "_codecs.", "numpy."))]
 
 
 class _Inert:
@@ -379,11 +414,9 @@ def damage(path: Path) -> str | None:
     if path.is_dir():
         return _damage_of_shards(path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-        return None if bad is None else f"its part {bad} was altered"
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        return str(error) or type(error).__name__
+        return altered_part(path)
+    except OSError as error:
+        return str(error)
 
 
 def _damage_of_shards(folder: Path) -> str | None:

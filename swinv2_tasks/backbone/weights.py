@@ -38,6 +38,7 @@ from swinv2_tasks.backbone.checkpoint_formats import (
     some,
     to_official,
 )
+from swinv2_tasks.backbone.checkpoint_integrity import check_finite, check_kinds
 from swinv2_tasks.backbone.checkpoint_windows import (
     ImageSize,
     Windows,
@@ -66,6 +67,7 @@ class LoadReport:
         format: its format.
         variant: what the checkpoint is.
         loaded: tensors copied into the module.
+        cast: types of tensors that are of another type in the file than in the module: ["float16"], say.
         renamed: how many of them have another name in the file.
         resized: names of bias tables that were resized.
         inflated: names of image tensors that were given an axis in time, as official files say.
@@ -84,16 +86,19 @@ class LoadReport:
     head: str
     windows: list[tuple[Size | None, Size]]
     windows_from: str
+    cast: list[str] = field(default_factory=list)
     resized: list[str] = field(default_factory=list)
     inflated: list[str] = field(default_factory=list)
     fresh: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
+        renamed = f", {self.renamed} under another name" if self.renamed else ""
+        cast = f", cast from {' and '.join(self.cast)}" if self.cast else ""
         rows = [
             ("weights", f"{self.source} ({self.format})"),
             ("checkpoint", str(self.variant)),
-            ("loaded", f"{self.loaded} tensors" + (f", {self.renamed} under another name" if self.renamed else "")),
+            ("loaded", f"{self.loaded} tensors{renamed}{cast}"),
             ("head", self.head),
             ("windows", f"pre-training → now, {self.windows_from}"),
         ]
@@ -145,10 +150,12 @@ def load_weights(
     try:
         format = detect_format(checkpoint.state)
         official = to_official(checkpoint.state, format)
+        check_official(official, checkpoint.source)
         variant = describe_variant(official)
         is_image_for_clips = _check_same_variant(variant, backbone)
     except UserError as error:
-        raise UserError(f"{checkpoint.source}: {error}") from error
+        known = str(error).startswith(checkpoint.source)
+        raise UserError(str(error) if known else f"{checkpoint.source}: {error}") from error
     stated = stated_windows(checkpoint, official, variant, window_size, image_size)
 
     _check_same_position_bias(checkpoint, official, format, backbone)
@@ -163,21 +170,28 @@ def load_weights(
     head = _fit_head(weights, targets, format, head_rows)
 
     fitting = [name for name in targets if name in weights and weights[name].shape == targets[name].shape]
+    check_kinds({name: weights[name] for name in fitting}, targets, checkpoint.source)
+    cast = {
+        name: weights[name].to(targets[name].dtype) for name in fitting if weights[name].dtype != targets[name].dtype
+    }
+    check_finite(cast, f"{checkpoint.source}, in the model's type")  # a number may be too large for it
+    types = sorted({str(weights[name].dtype).removeprefix("torch.") for name in cast})
     if stated is not None:
         backbone.set_pretrained_window(stated[0].pretrained)
     with torch.no_grad():
         for name in fitting:
-            target = targets[name]
+            target, value = targets[name], cast.get(name, weights[name])
             if target.is_meta:  # built without memory: the tensor itself goes there
-                torch.utils.swap_tensors(target, nn.Parameter(weights[name].to(target.dtype), target.requires_grad))
+                torch.utils.swap_tensors(target, nn.Parameter(value, target.requires_grad))
             else:
-                target.copy_(weights[name])
+                target.copy_(value)
     unused = [name for name in weights if name not in fitting]
     return LoadReport(
         source=checkpoint.source,
         format=format,
         variant=variant,
         loaded=len(fitting),
+        cast=types,
         renamed=len(set(fitting) - {prefix + name for name in checkpoint.state}),
         head=head,
         windows=list(zip(backbone.pretrained_window_size, backbone.window_size, strict=True)),
@@ -193,6 +207,18 @@ _NOT_STATED = (
     "not stated by the file: kept as the model had them; name them with window_size= and image_size= in Python, "
     "with --model.backbone.pretrained_window_size on the command line (those that the checkpoint was trained at)"
 )
+
+
+def check_official(state: State, source: str) -> None:
+    """Refuses an official state dict with learned tensors that are no finite real numbers.
+
+    Raises:
+        UserError: naming them.
+    """
+    real = torch.empty(0)
+    learned = [name for name in state if not is_buffer(name) and not name.endswith("num_batches_tracked")]
+    check_kinds(state, dict.fromkeys(learned, real), source)
+    check_finite(state, source)
 
 
 def backbone_of(module: nn.Module) -> SwinTransformerV2:

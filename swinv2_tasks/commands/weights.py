@@ -20,7 +20,7 @@ from swinv2_tasks.backbone.checkpoint_formats import (
 )
 from swinv2_tasks.backbone.checkpoint_windows import Windows, backbone_without_memory, find_windows
 from swinv2_tasks.backbone.position_bias import BiasTable, LogCPB
-from swinv2_tasks.backbone.weights import show_window, stated_windows, unfit_keys, write_checkpoint
+from swinv2_tasks.backbone.weights import check_official, show_window, stated_windows, unfit_keys, write_checkpoint
 from swinv2_tasks.errors import UserError, printable
 
 
@@ -105,7 +105,9 @@ def _official(state: State, source: str) -> tuple[Format, State]:
         format = detect_format(state)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
-    return format, to_official(state, format)
+    official = to_official(state, format)
+    check_official(official, source)
+    return format, official
 
 
 def _window_rows(windows: Windows) -> list[tuple[str, str]]:

@@ -14,7 +14,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.optim import Optimizer
 
 from swinv2_tasks.backbone import SwinTransformerV2
-from swinv2_tasks.backbone.checkpoint_files import read_checkpoint
+from swinv2_tasks.backbone.checkpoint_files import clean_name, read_checkpoint
+from swinv2_tasks.backbone.checkpoint_formats import some
+from swinv2_tasks.backbone.checkpoint_integrity import check_finite, check_kinds, flatten
 from swinv2_tasks.backbone.weights import checkpoint_record, resize_tables, unfit_keys
 from swinv2_tasks.datamodules.classes import abbreviate
 from swinv2_tasks.errors import UserError
@@ -123,10 +125,15 @@ class RestorableTask(Recorded, LightningModule):
             self.meet_classes(record["classes"]["ids"], record["classes"]["names"], "the checkpoint")
         trainer: Any = self._trainer
         resumed = trainer is not None and trainer.state.fn == TrainerFn.FITTING
+        self._meet_weights(checkpoint, resumed)
         if not resumed:
             trained = [tuple(window) for window in record["windows"]["effective"]]
             resize_tables(checkpoint["state_dict"], self.backbone, trained)
-        problems = unfit_keys(checkpoint["state_dict"], self.state_dict())
+        own = self.state_dict(keep_vars=True)
+        problems = unfit_keys(checkpoint["state_dict"], own)
+        others = [name for name in checkpoint["state_dict"] if name not in own and not name.startswith("backbone.")]
+        if others:
+            problems.append(f"{len(others)} unknown to the model: {some(others)}")
         if problems:
             raise UserError(
                 f"the checkpoint does not fit the model, which must be built as it was: {'; '.join(problems)}"
@@ -141,6 +148,22 @@ class RestorableTask(Recorded, LightningModule):
                     "whatever set the averaging up"
                 )
             self._meet_training(record.get("training"), checkpoint["loops"]["fit_loop"])
+
+    def _meet_weights(self, checkpoint: dict[str, Any], resumed: bool) -> None:
+        """Gives tensors of a checkpoint the names of this task, where one of them is compiled, and refuses those that
+        are no finite numbers: weights, and of a training that goes on also its averages and optimizer states."""
+        source = str(getattr(self._trainer, "ckpt_path", None) or "the checkpoint")
+        own = self.state_dict(keep_vars=True)
+        plain = {clean_name(name): name for name in own}
+        used = {"state_dict"} | ({"current_model_state"} & checkpoint.keys() if resumed else set())
+        for key in sorted(used):
+            state = checkpoint[key]
+            renamed = {plain.get(clean_name(name), clean_name(name)): value for name, value in state.items()}
+            check_kinds(renamed, own, source)
+            check_finite(renamed, source)
+            checkpoint[key] = renamed
+        if resumed:
+            check_finite(flatten(checkpoint.get("optimizer_states", []), "optimizer"), source)
 
     def _meet_training(self, before: dict[str, Any] | None, progress: dict[str, Any]) -> None:
         """Makes sure that steps are made as before, of as many samples, and counts batches in today's processes."""
@@ -211,7 +234,7 @@ class RestorableTask(Recorded, LightningModule):
         Raises:
             UserError: when the file is no checkpoint of this task.
         """
-        contents = read_checkpoint(checkpoint_path).contents
+        contents = dict(read_checkpoint(checkpoint_path).contents)
         record = task_record(contents, str(checkpoint_path))
         if record["task"]["class"] != cls.__name__:
             raise UserError(f"{checkpoint_path} holds a {record['task']['class']}, not a {cls.__name__}")
@@ -219,6 +242,9 @@ class RestorableTask(Recorded, LightningModule):
         arguments |= {"weights": None, **overrides}
         arguments.setdefault("backbone", SwinTransformerV2.from_config(record["backbone"]))
         task = cls(**arguments)
-        task.on_load_checkpoint(dict(contents))
+        try:
+            task.on_load_checkpoint(contents)
+        except UserError as error:
+            raise UserError(f"{checkpoint_path}: {error}") from error
         task.load_state_dict(contents["state_dict"])
         return task.to(map_location).eval()

@@ -247,7 +247,7 @@ def test_window_of_one_token_tells_one() -> None:
 def test_damaged_table_is_named() -> None:
     state = official_state()
     state["layers.1.blocks.0.attn.relative_coords_table"].fill_(float("nan"))
-    with pytest.raises(UserError, match="coordinate table"):
+    with pytest.raises(UserError, match="relative_coords_table"):
         load_weights(tiny_backbone(), state)
 
 
