@@ -68,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows the program's name; None: those of the process.
 
     Returns:
-        The exit status: 0 done, 1 a mistake of the user, told on standard error, 130 interrupted by Ctrl-C,
+        The exit status: 0 done, 1 a mistake of the user or files that could not be predicted, told on standard error,
+        130 interrupted by Ctrl-C,
         143 by SIGTERM, 141 nobody reads on.
         Unknown arguments and invalid values end in ``SystemExit(2)``.
     """
@@ -83,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             print(__version__)
         elif command in TRAINER_COMMANDS:
-            importlib.import_module("swinv2_tasks.cli").run(command, rest)
+            return importlib.import_module("swinv2_tasks.cli").run(command, rest).status
         elif command in CONFIG_COMMANDS:
             with _sigterm_interrupts():
                 importlib.import_module(f"swinv2_tasks.{command}").from_command_line(rest)
@@ -105,13 +106,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         if isinstance(mistake, SharedError) and os.environ.get("LOCAL_RANK", "0") != "0":
             return 0  # as below
-        lines = first_hand(str(mistake)).split("\n")
-        print("swinv2-tasks:", "\n".join(map(printable, lines)), file=sys.stderr)
+        _tell(first_hand(str(mistake)))
         return 1
     except Interrupted as error:
         if os.environ.get("LOCAL_RANK", "0") != "0":
             return 0  # the first process tells; Lightning kills it when one that it started seems to fail
-        print(f"swinv2-tasks: {error}", file=sys.stderr)
+        _tell(str(error))
         return 128 + error.signal
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -142,6 +142,11 @@ def _sigterm_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _tell(message: str) -> None:
+    """Prints what ended the command; names of files in it may hold anything."""
+    print("swinv2-tasks:", "\n".join(map(printable, message.split("\n"))), file=sys.stderr)
 
 
 def _run_function(command: str, arguments: list[str]) -> None:

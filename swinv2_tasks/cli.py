@@ -49,6 +49,7 @@ from swinv2_tasks.callbacks import (
     Throughput,
     VideoPredictions,
 )
+from swinv2_tasks.callbacks.prediction_files import bad_files
 from swinv2_tasks.callbacks.run_checkpoint import AtomicCheckpointIO, newest_intact
 from swinv2_tasks.config_files import config_from_checkpoint, find_config, known_configs
 from swinv2_tasks.errors import Interrupted, UserError, exception_in
@@ -120,6 +121,8 @@ class TasksCLI(LightningCLI):
     """
 
     folder: Path
+    status = 0
+    """The exit status."""
 
     def __init__(self, args: list[str], resume: Path | None = None) -> None:
         self.arguments, self.resume = args, resume
@@ -326,6 +329,12 @@ class TasksCLI(LightningCLI):
         if folder is not None and early and self.resume is None and not holds_results(folder):
             shutil.rmtree(folder, ignore_errors=True)  # the mistake that ended the run is what matters
 
+    def after_predict(self) -> None:
+        """Files that could not be predicted, which are listed by then, make it a failure."""
+        if self.trainer.is_global_zero:
+            place = Path(self._config["output"] or self.folder / "predictions")
+            self.status = int(bad_files(place) > 0)
+
     def after_fit(self) -> None:
         if not self.trainer.is_global_zero:
             return
@@ -423,7 +432,8 @@ def run_as(cli: Callable[[list[str], Path | None], CLI], command: str, arguments
         try:
             return cli([command, *arguments], resume)
         except SIGTERMException as error:  # outside of training, where RunCheckpoint sees to it; a success to Python
-            raise Interrupted(f"{command} was stopped by SIGTERM; there was nothing to save", signal.SIGTERM) from error
+            kept = "what it predicted is kept" if command == "predict" else "there was nothing to save"
+            raise Interrupted(f"{command} was stopped by SIGTERM; {kept}", signal.SIGTERM) from error
         except MisconfigurationException as error:  # Lightning's word for a mistake in the trainer's settings
             raise UserError(str(error)) from error
         except ValueError as error:

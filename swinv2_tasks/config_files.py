@@ -67,6 +67,9 @@ def config_from_checkpoint(path: str, *, predict: bool = False) -> dict[str, Any
     backbone_config = {"class_path": "swinv2_tasks.backbone.SwinTransformerV2", "init_args": backbone}
     recorded_arguments(getattr(datamodules, data["class"]), data["init_args"], path)  # complains
     data_args = dict(data["init_args"])
+    if predict:
+        for name in ("faulty_samples", "faulty_budget"):  # what the training made of bad samples says nothing here
+            data_args.pop(name, None)
     if predict and record["classes"]["ids"]:
         data_args["class_names"] = [str(class_id) for class_id in record["classes"]["ids"]]
     built = recorded_arguments(getattr(tasks, task["class"]), task["init_args"], path)  # complains

@@ -200,8 +200,9 @@ def _goes_on_in(run: Path, folder: Path) -> bool:
 
 
 def holds_results(folder: Path) -> bool:
-    """Whether a run's folder holds what must not be lost: a checkpoint, weights, metrics, what explains a failure."""
-    kept = ("*.ckpt", "*.safetensors", "metrics.csv", "summary.json", "nonfinite_*")
+    """Whether a run's folder holds what must not be lost: a checkpoint, weights, metrics, predictions, what explains a
+    failure."""
+    kept = ("*.ckpt", "*.safetensors", "metrics.csv", "summary.json", "nonfinite_*", "predictions.csv")
     return any(next(folder.rglob(name), None) is not None for name in kept)
 
 

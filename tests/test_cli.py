@@ -14,7 +14,6 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Trainer
-from PIL import Image
 from safetensors.torch import save_file
 from torchvision.models import resnet18
 
@@ -408,26 +407,6 @@ def test_predicting_nothing_is_told(trained: Path, tmp_path: Path, capsys: pytes
     assert "data.source" in mistake(capsys, *arguments)
     assert "no_such_place" in mistake(capsys, *arguments, "--data.source=no_such_place")
     assert not list((tmp_path / "runs").rglob("*.*"))
-
-
-def test_predicting_an_unreadable_image_leaves_no_half_table(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for k in range(9):
-        Image.new("RGB", (40, 40)).save(tmp_path / f"{k}.png")
-    truncate(tmp_path / "8.png")
-    arguments = [f"--ckpt_path={trained / 'checkpoints' / 'best.ckpt'}", f"--data.source={tmp_path / '*.png'}"]
-    message = mistake(
-        capsys,
-        "predict",
-        *arguments,
-        f"--runs={tmp_path / 'runs'}",
-        f"--output={tmp_path / 'out'}",
-        "--data.batch_size=2",
-    )
-    assert "8.png" in message
-    assert not (tmp_path / "out").exists()
-    assert not [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
 
 
 def test_a_failed_start_leaves_the_folders_of_other_runs(

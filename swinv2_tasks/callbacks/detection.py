@@ -7,7 +7,7 @@ import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,20 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as coco_masks
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from swinv2_tasks.backbone.checkpoint_files import replace_file
-from swinv2_tasks.callbacks.prediction_files import PredictionFiles
+from swinv2_tasks.callbacks.prediction_files import Predictions, Result, write_json_list
+from swinv2_tasks.callbacks.prediction_journal import Record
 from swinv2_tasks.coco_scores import KINDS, CocoScores, IoUType, as_results
 from swinv2_tasks.datamodules.images import read_image
+from swinv2_tasks.errors import printable
 
 log = logging.getLogger("swinv2_tasks")
 
 
-class DetectionPredictions(PredictionFiles):
+class DetectionPredictions(Predictions):
     """Writes detections.json, all detections as COCO takes submissions; a picture of each image; a table of them all.
 
     ``pictures/`` holds files named like the images. predictions.csv says which id each image has in detections.json:
@@ -38,44 +41,51 @@ class DetectionPredictions(PredictionFiles):
         least_score: pictures show detections of at least this score.
     """
 
+    folders = ("pictures",)
+    products = ("detections.json",)
+
     def __init__(self, folder: str | None = None, least_score: float = 0.3) -> None:
         super().__init__(folder)
         self.least_score = least_score
         self._ids: dict[str, int] = {}
 
-    def on_predict_start(self, trainer: Any, pl_module: LightningModule) -> None:
-        super().on_predict_start(trainer, pl_module)
+    def settings(self) -> dict[str, Any]:
+        return {"least_score": self.least_score}
+
+    def prepare(self, trainer: Any, task: Any) -> None:
         self._ids = image_ids(self.paths)
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        task: Any = pl_module
-        names = class_names(task)
-        for path, size, found in zip(batch["paths"], batch["sizes"], outputs, strict=True):
-            results = as_results(found, self._ids[path], size, task.ids, task.inference.mask_threshold)
-            picture = self.file("pictures", path)
-            shown = [result for result in results if result["score"] >= self.least_score]
-            draw_detections(read_image(path), shown, names).save(self.place / picture, compress_level=1)
-            counts = Counter(names[result["category_id"]] for result in shown)
-            summary = "; ".join(f"{number} {name}" for name, number in counts.most_common())
-            self.rows.append(([path, self._ids[path], picture, summary], results))
+    def place_of(self, index: int) -> int:
+        return self._ids[self.paths[index]]
 
-    def write(self, rows: list[Any]) -> None:
-        header = ["path", "image_id", "picture", f"objects of score {self.least_score} or more"]
-        table = self.write_table(header, [row for row, _ in rows])
-        results = [result for _, found in rows for result in found]
-        write_results(self.place / "detections.json", results)
-        print(
-            f"{len(results)} detections in {len(rows)} images: {self.place / 'detections.json'}, images: {table}, "
-            f"pictures: {self.place / 'pictures'}"
-        )
+    def columns(self, task: Any) -> list[str]:
+        return ["image_id", "picture", f"objects of score {self.least_score} or more"]
+
+    def parts(self, outputs: Any, batch: Any) -> Iterable[tuple[str, Any]]:
+        return zip(batch["paths"], zip(outputs, batch["sizes"], strict=True), strict=True)
+
+    def result(self, path: str, parts: list[Any], task: Any) -> Result:
+        ((found, size),) = parts
+        names = class_names(task)
+        results = as_results(found, self._ids[path], size, task.ids, task.inference.mask_threshold)
+        shown = [result for result in results if result["score"] >= self.least_score]
+        picture = self.save(draw_detections(read_image(path), shown, names), "pictures", path)
+        counts = Counter(names[result["category_id"]] for result in shown)
+        summary = "; ".join(f"{number} {name}" for name, number in counts.most_common())
+        return Result([str(self._ids[path]), picture, summary], [picture], results)
+
+    def finish(self, records: Callable[[], Iterator[Record]], task: Any) -> str:
+        number = 0
+
+        def results() -> Iterator[Any]:
+            nonlocal number
+            for record in records():
+                number += len(record["details"])
+                yield from record["details"]
+
+        file = self.place / "detections.json"
+        replace_file(file, lambda unfinished: write_json_list(unfinished, results()))
+        return f"{number} detections: {printable(file)}, pictures: {printable(self.place / 'pictures')}"
 
 
 class DetectionScores(Callback):
@@ -180,7 +190,9 @@ def score_tables(scores: Mapping[IoUType, CocoScores], names: Mapping[int, str])
     for category, name in names.items():
         values = [one.class_ap.get(category, math.nan) for one in scores.values()]
         if not all(map(math.isnan, values)):
-            classes.add_row(str(category), name, *("–" if math.isnan(value) else f"{value:.4f}" for value in values))
+            classes.add_row(
+                str(category), escape(name), *("–" if math.isnan(value) else f"{value:.4f}" for value in values)
+            )
     return [totals, classes]
 
 
@@ -188,7 +200,8 @@ def draw_detections(image: Image.Image, results: Sequence[Mapping[str, Any]], na
     """An image with the masks, boxes, names and scores of detections, the likeliest on top.
 
     Args:
-        image: RGB of H × W pixels; one with sides below 400 is enlarged, to make room for the names.
+        image: RGB of H × W pixels; one with sides below 400 is enlarged, to make room for the names,
+            to at most 4000.
         results: detections as of ``as_results``.
         names: of the categories, by id.
     """
@@ -199,7 +212,7 @@ def draw_detections(image: Image.Image, results: Sequence[Mapping[str, Any]], na
         if "segmentation" in result:
             inside = coco_masks.decode(result["segmentation"]).astype(bool)
             pixels[inside] = 0.5 * pixels[inside] + 0.5 * np.array(palette[result["category_id"]], dtype=np.float32)
-    up = max(1, math.ceil(400 / min(image.size)))
+    up = max(1, min(math.ceil(400 / min(image.size)), 4000 // max(image.size)))
     picture = Image.fromarray(pixels.astype(np.uint8)).resize((up * image.width, up * image.height))
     draw = ImageDraw.Draw(picture)
     size = max(10, min(32, min(picture.size) // 28))

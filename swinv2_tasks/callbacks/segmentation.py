@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,35 +12,40 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from swinv2_tasks.backbone.checkpoint_files import replace_file
-from swinv2_tasks.callbacks.prediction_files import PredictionFiles
+from swinv2_tasks.callbacks.prediction_files import Predictions, Result
+from swinv2_tasks.callbacks.prediction_journal import Record
 from swinv2_tasks.datamodules.classes import abbreviate
 from swinv2_tasks.datamodules.images import read_image
-from swinv2_tasks.datamodules.label_values import write_label_map
+from swinv2_tasks.datamodules.label_values import label_map_image
 from swinv2_tasks.datamodules.scene_classes import MOST_CLASSES, colours
-from swinv2_tasks.errors import UserError
+from swinv2_tasks.errors import UserError, printable
 from swinv2_tasks.metrics import SegmentationScores
 
 
-class SegmentationPredictions(PredictionFiles):
+class SegmentationPredictions(Predictions):
     """Writes for each image a label map (palette PNG) and an overlay, and a table of them all.
 
     Label maps hold the task's class ids, which are what the label maps hold that it was trained on.
 
     ``labels/`` and ``overlays/`` hold files named like the images, at the images' own sizes; predictions.csv says
-    which is which and what share of each image the classes have. The argument is that of ``PredictionFiles``.
+    which is which and what share of each image the classes have. The argument is that of ``Predictions``.
     """
+
+    folders = ("labels", "overlays")
 
     def on_predict_start(self, trainer: Any, pl_module: LightningModule) -> None:
         if (number := getattr(pl_module, "num_classes", 0)) > MOST_CLASSES:
             raise UserError(
                 f"label maps of 8 bits hold {MOST_CLASSES} classes, the model has {number}: use task.segment"
             )
-        self.class_ids = self._class_ids(trainer, pl_module)
-        self.class_names = class_names(pl_module)
-        super().on_predict_start(trainer, pl_module)
+
+    def prepare(self, trainer: Any, task: Any) -> None:
+        self.class_ids = self._class_ids(trainer, task)
+        self.class_names = class_names(task)
 
     def _class_ids(self, trainer: Any, task: Any) -> list[int] | list[str]:
         """What label maps hold for each class: as they did in training, or as the data's settings say."""
@@ -48,35 +53,34 @@ class SegmentationPredictions(PredictionFiles):
         stated = getattr(data, "class_ids", None) if task.class_ids is None else None
         return stated if stated is not None and len(stated) == task.num_classes else class_ids(task)
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: dict[str, Any],
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        (path,) = outputs["path"]
-        task: Any = pl_module
+    def settings(self) -> dict[str, Any]:
+        return {"label_values": self.class_ids}
+
+    def columns(self, task: Any) -> list[str]:
+        return ["labels", "overlay", "classes"]
+
+    def parts(self, outputs: Any, batch: Any) -> Iterable[tuple[str, Any]]:
+        return zip(outputs["path"], [outputs["labels"]], strict=True)
+
+    def result(self, path: str, parts: list[Any], task: Any) -> Result:
+        (indices,) = parts
         names = class_names(task)
-        labels = (outputs["labels"].numpy() + 1).astype(np.uint8)
+        labels = (indices.numpy() + 1).astype(np.uint8)
         palette = colours(task.num_classes)
-        files = [self.file(kind, path) for kind in ("labels", "overlays")]
-        write_label_map(self.place / files[0], outputs["labels"].numpy(), self.class_ids, palette)
-        draw_overlay(read_image(path), labels, names, palette).save(self.place / files[1], compress_level=1)
+        overlay = draw_overlay(read_image(path), labels, names, palette)
+        files = [
+            self.save(label_map_image(indices.numpy(), self.class_ids, palette), "labels", path),
+            self.save(overlay, "overlays", path),
+        ]
         pixels = np.bincount(labels.ravel(), minlength=task.num_classes + 1)[1:]
         present = [f"{names[k]} {pixels[k] / labels.size:.4f}" for k in np.argsort(-pixels, kind="stable") if pixels[k]]
-        self.rows.append([path, *files, "; ".join(present)])
+        return Result([*files, "; ".join(present)], files)
 
-    def write(self, rows: list[Any]) -> None:
-        table = self.write_table(["path", "labels", "overlay", "classes"], rows)
+    def finish(self, records: Callable[[], Iterator[Record]], task: Any) -> str:
         pairs = zip(self.class_ids, self.class_names, strict=True)
         meaning = abbreviate([f"{class_id} is {name}" for class_id, name in pairs])
-        print(
-            f"{len(rows)} predictions: {table}, label maps: {self.place / 'labels'} ({meaning}), pictures: "
-            f"{self.place / 'overlays'}"
-        )
+        labels, overlays = (printable(self.place / name) for name in self.folders)
+        return f"label maps: {labels} ({meaning}), pictures: {overlays}"
 
 
 class ClassTable(Callback):
@@ -160,7 +164,7 @@ def class_table(scores: SegmentationScores, names: Sequence[str], ids: Sequence[
     for k, name in enumerate(names):
         if not math.isnan(scores.iou[k]):
             accuracy = "–" if math.isnan(scores.accuracy[k]) else f"{scores.accuracy[k]:.4f}"
-            table.add_row(str(ids[k]), name, f"{scores.iou[k]:.4f}", accuracy, f"{share[k]:.2%}")
+            table.add_row(str(ids[k]), escape(name), f"{scores.iou[k]:.4f}", accuracy, f"{share[k]:.2%}")
     return table
 
 

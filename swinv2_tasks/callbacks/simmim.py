@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from lightning.pytorch import Callback, LightningModule
 from PIL import Image
 from torch import Tensor
 
-from swinv2_tasks.callbacks.prediction_files import PredictionFiles
+from swinv2_tasks.callbacks.prediction_files import Predictions, Result
+from swinv2_tasks.callbacks.prediction_journal import Record
+from swinv2_tasks.errors import printable
 from swinv2_tasks.tasks.simmim import enlarged
 
 
@@ -47,31 +50,35 @@ class SimMIMPictures(Callback):
         Image.fromarray(sheet).save(self.folder / f"epoch_{trainer.current_epoch:04d}.png")
 
 
-class SimMIMPredictions(PredictionFiles):
+class SimMIMPredictions(Predictions):
     """Writes a picture of each image, its hidden patches and how they are filled in, and predictions.csv with losses.
 
-    The argument is that of ``PredictionFiles``.
+    The argument is that of ``Predictions``.
     """
 
-    def on_predict_batch_end(
-        self,
-        trainer: Any,
-        pl_module: LightningModule,
-        outputs: dict[str, Any],
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        data = trainer.datamodule
-        parts = (batch["image"], batch["mask"], outputs["reconstruction"])
-        for path, loss, image, mask, filled in zip(outputs["path"], outputs["losses"].tolist(), *parts, strict=True):
-            file = self.file("pictures", path)
-            Image.fromarray(row_of_three(image, mask, filled, data.mean, data.std)).save(self.place / file)
-            self.rows.append([path, file, f"{loss:.6f}"])
+    folders = ("pictures",)
 
-    def write(self, rows: list[Any]) -> None:
-        table = self.write_table(["path", "picture", "loss"], rows)
-        print(f"{len(rows)} predictions: {table}, pictures: {self.place / 'pictures'}")
+    def prepare(self, trainer: Any, task: Any) -> None:
+        self._normalization = (trainer.datamodule.mean, trainer.datamodule.std)
+
+    def place_of(self, index: int) -> int:
+        return index  # the patches that are masked follow from it
+
+    def columns(self, task: Any) -> list[str]:
+        return ["picture", "loss"]
+
+    def parts(self, outputs: Any, batch: Any) -> Iterable[tuple[str, Any]]:
+        each = (batch["image"], batch["mask"], outputs["reconstruction"], outputs["losses"].tolist())
+        return zip(outputs["path"], zip(*each, strict=True), strict=True)
+
+    def result(self, path: str, parts: list[Any], task: Any) -> Result:
+        ((image, mask, filled, loss),) = parts
+        row = Image.fromarray(row_of_three(image, mask, filled, *self._normalization))
+        picture = self.save(row, "pictures", path)
+        return Result([picture, f"{loss:.6f}"], [picture])
+
+    def finish(self, records: Callable[[], Iterator[Record]], task: Any) -> str:
+        return f"pictures: {printable(self.place / 'pictures')}"
 
 
 def row_of_three(

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
-import torch
-from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 
-from swinv2_tasks.callbacks.pictures import Answer, ClassificationPredictions
+from swinv2_tasks.backbone.checkpoint_files import replace_file
+from swinv2_tasks.callbacks.classification import ClassificationPredictions, ids_and_names
+from swinv2_tasks.callbacks.prediction_files import Result, write_json_list
+from swinv2_tasks.callbacks.prediction_journal import Record
 from swinv2_tasks.datamodules.videos import Video
 
 
@@ -19,45 +19,34 @@ class VideoPredictions(ClassificationPredictions):
     """Writes predictions.csv and predictions.json, the five likeliest classes of each video by the mean over its views,
     and a contact sheet with four frames of each video. The arguments are those of ``ClassificationPredictions``."""
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: dict[str, Any],
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        rows = zip(outputs["path"], outputs["video_id"].tolist(), outputs["probabilities"].cpu(), strict=True)
-        self._batches.append([(*row, outputs["views"]) for row in rows])
+    products = ("contact_sheet.png", "predictions.json")
 
-    def answers(self, batches: list[Any]) -> list[Answer]:
-        sums: dict[int, tuple[str, torch.Tensor, int]] = {}
-        for path, video_id, probabilities, views in (row for batch in batches for row in batch):
-            _, before, number = sums.get(video_id, (path, 0, 0))
-            sums[video_id] = (path, before + probabilities, number + views)
-        found = []
-        for _, (path, total, number) in sorted(sums.items()):
-            best = (total / number).topk(min(5, len(total)))
-            found.append(Answer(path, best.values.tolist(), best.indices.tolist()))
-        return found
+    def parts(self, outputs: Any, batch: Any) -> Iterable[tuple[str, Any]]:
+        for path, probabilities in zip(outputs["path"], outputs["probabilities"].cpu(), strict=True):
+            yield path, (probabilities, outputs["views"])
+
+    def result(self, path: str, parts: list[Any], task: Any) -> Result:
+        total = sum(probabilities for probabilities, _ in parts)
+        best = (total / sum(views for _, views in parts)).topk(min(5, len(total)))
+        return super().result(path, [(best.indices.tolist(), best.values.tolist())], task)
 
     def picture(self, path: str) -> Image.Image:
         return film_strip(path)
 
-    def write(self, folder: Path, answers: list[Answer], ids: list[Any], names: list[str]) -> None:
-        super().write(folder, answers, ids, names)
-        content = [
+    def finish(self, records: Callable[[], Iterator[Record]], task: Any) -> str:
+        ids, names = ids_and_names(task)
+        entries = (
             {
-                "path": path,
+                "path": record["path"],
                 "classes": [
-                    {"id": ids[c], "name": names[c], "score": round(score, 6)}
-                    for c, score in zip(classes, scores, strict=True)
+                    {"id": ids[index], "name": names[index], "score": round(score, 6)}
+                    for index, score in zip(*record["details"], strict=True)
                 ],
             }
-            for path, scores, classes in answers
-        ]
-        (folder / "predictions.json").write_text(json.dumps(content, indent=2) + "\n")
+            for record in records()
+        )
+        replace_file(self.place / "predictions.json", lambda file: write_json_list(file, entries, indent=2))
+        return super().finish(records, task)
 
 
 def film_strip(path: str, side: int = 2) -> Image.Image:

@@ -94,7 +94,9 @@ class ADE20KDataModule(BaseDataModule):
         flip: Training: probability of a horizontal flip.
         photometric_distortion: Training: random brightness, contrast, saturation and hue.
         faulty_samples: What happens on a pair that cannot be read: `error` stops, `skip` leaves it out of its batch.
-        faulty_budget: How many different pairs `skip` may leave out in a run before it stops.
+            None: `skip` in prediction, which lists them, else `error`.
+        faulty_budget: How many different pairs `skip` may leave out in a run before it stops. None: 10, in
+            prediction any number.
 
     Raises:
         UserError: An argument is out of its range. Missing or malformed data is reported by `setup`, or as soon as the
@@ -125,8 +127,8 @@ class ADE20KDataModule(BaseDataModule):
         cat_max_ratio: float = 0.75,
         flip: float = 0.5,
         photometric_distortion: bool = True,
-        faulty_samples: FaultChoice = "error",
-        faulty_budget: int = 10,
+        faulty_samples: FaultChoice | None = None,
+        faulty_budget: int | None = None,
     ) -> None:
         super().__init__(batch_size, num_workers, mean, std, faulty_samples, faulty_budget)
         if resize is not None:
@@ -233,7 +235,7 @@ class ADE20KDataModule(BaseDataModule):
     def _coding_of(self, maps: list[MapCounts]) -> LabelCoding:
         """How these label maps are read."""
         codings = self._codings()
-        tolerated = self.faults.budget if self.faults.policy == "skip" else 0
+        tolerated = (self.faults.budget or 0) if self.faults.policy == "skip" else 0
         place = str(Path(self.root or "") / "annotations")
         coding = fitting_coding(codings, maps, place, tolerated)
         if len(codings) > 1:

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import Dataset, default_collate
 
-from swinv2_tasks.datamodules.loading import BatchLoader, BatchOrder, FaultPolicy, ReadSamples
+from swinv2_tasks.datamodules.loading import BatchLoader, BatchOrder, FaultPolicy, FileOrder, ReadSamples
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.records import Recorded
 
@@ -32,7 +32,9 @@ class BaseDataModule(Recorded, LightningDataModule):
         mean: What the images were normalised with: subtracted from RGB in [0, 1] …
         std: … and what divided the difference.
         faulty_samples: What happens on a sample that cannot be read: `error` stops, `skip` leaves it out of its batch.
-        faulty_budget: How many different samples `skip` may leave out in a run before it stops.
+            None: `skip` in prediction, which lists them, else `error`.
+        faulty_budget: How many different samples `skip` may leave out in a run before it stops. None: 10, in prediction
+            any number.
 
     Raises:
         UserError: An argument is out of its range.
@@ -58,21 +60,22 @@ class BaseDataModule(Recorded, LightningDataModule):
         num_workers: int,
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
-        faulty_samples: FaultChoice = "error",
-        faulty_budget: int = 10,
+        faulty_samples: FaultChoice | None = None,
+        faulty_budget: int | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1 or num_workers < 0:
             raise UserError(f"data.batch_size={batch_size}, data.num_workers={num_workers}; expected at least 1 and 0.")
         if min(std) <= 0:
             raise UserError(f"data.std is {tuple(std)}; expected three values above 0.")
-        if faulty_budget < 0:
+        if faulty_budget is not None and faulty_budget < 0:
             raise UserError(f"data.faulty_budget is {faulty_budget}; expected a number of samples, at least 0.")
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.mean = mean
         self.std = std
-        self.faults = FaultPolicy(faulty_samples, faulty_budget)
+        self.faults = FaultPolicy(faulty_samples or "error", 10 if faulty_budget is None else faulty_budget)
+        self.predict_faults = FaultPolicy(faulty_samples or "skip", faulty_budget)
         self._seed: int | None = None
         self._loaders: dict[str, BatchLoader] = {}
         self.collate: Callable[[list[Any]], Any] = default_collate
@@ -144,7 +147,13 @@ class BaseDataModule(Recorded, LightningDataModule):
         return self._loader("test", self.test_dataset, self.collate)
 
     def predict_dataloader(self) -> BatchLoader:
-        return self._loader("predict", self.predict_dataset, self.collate)
+        dataset: Any = _made(self.predict_dataset)
+        rank, world_size = self._rank_and_world_size()
+        batch_size = self.eval_batch_size or self.batch_size
+        parts = getattr(dataset, "parts", 1)
+        order = FileOrder(len(dataset) // parts, parts, batch_size, rank, world_size, self.seed)
+        self._loaders["predict"] = BatchLoader(dataset, order, self.collate, self.num_workers, self.predict_faults)
+        return self._loaders["predict"]
 
     def teardown(self, stage: str) -> None:
         """End the workers of all loaders, rather than leave that to the collection of garbage."""
@@ -170,7 +179,7 @@ class BaseDataModule(Recorded, LightningDataModule):
     def _loader(self, kind: str, dataset: Dataset | None, collate: Callable[[list[Any]], Any]) -> BatchLoader:
         trainer: Any = self.trainer
         train = kind == "train"
-        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        rank, world_size = self._rank_and_world_size()
         # Overfitting on a few batches means the same ones in each epoch.
         shuffle = train and not (trainer and trainer.overfit_batches)
         samples = len(cast(Sized, _made(dataset)))
@@ -180,6 +189,10 @@ class BaseDataModule(Recorded, LightningDataModule):
         order = BatchOrder(samples, batch_size, rank, world_size, self.seed, train, shuffle, groups, permute)
         self._loaders[kind] = BatchLoader(_made(dataset), order, collate, self.num_workers, self.faults)
         return self._loaders[kind]
+
+    def _rank_and_world_size(self) -> tuple[int, int]:
+        trainer: Any = self.trainer
+        return (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
 
 
 def _made(dataset: Dataset | None) -> Dataset:

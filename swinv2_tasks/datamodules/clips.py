@@ -17,6 +17,10 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from swinv2_tasks.datamodules.transforms import BILINEAR, check, to_normalised_tensor
+from swinv2_tasks.errors import UserError
+
+LONGEST = 64
+"""How many times longer than a view frames may be."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +99,17 @@ def resize_to_cover(clip: Tensor, size: tuple[int, int], crop_pct: float = 1.0) 
         clip: The frames.
         size: Height and width of the view.
         crop_pct: The share, in (0, 1].
+
+    Raises:
+        UserError: The frames are so long that they would fill the memory.
     """
     height, width = clip.shape[-2:]
     factor = max(size[0] / height, size[1] / width) / crop_pct
+    if height * factor * width * factor > LONGEST * size[0] * size[1] / crop_pct**2:
+        raise UserError(
+            f"Frames of {width}×{height} pixels are too long: resized to views of {size[1]}×{size[0]}, they would fill "
+            "the memory. Cut the video to the part that matters, or remove it from the dataset."
+        )
     new_size = [max(size[0], int(height * factor + 0.5)), max(size[1], int(width * factor + 0.5))]
     return v2.functional.resize(clip, new_size, interpolation=BILINEAR, antialias=False)
 

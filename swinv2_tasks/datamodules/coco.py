@@ -93,7 +93,9 @@ class CocoDataModule(BaseDataModule):
         keep_empty: Training: keep images without objects.
         group_shapes: Training: batches of wide images or of high ones, which need less padding.
         faulty_samples: What happens on an image that cannot be read: `error` stops, `skip` leaves it out of its batch.
-        faulty_budget: How many different images `skip` may leave out in a run before it stops.
+            None: `skip` in prediction, which lists them, else `error`.
+        faulty_budget: How many different images `skip` may leave out in a run before it stops. None: 10, in
+            prediction any number.
 
     Raises:
         UserError: An argument is out of its range. Missing or malformed data is reported by `setup`, or as soon as the
@@ -132,8 +134,8 @@ class CocoDataModule(BaseDataModule):
         masks: bool = True,
         keep_empty: bool = False,
         group_shapes: bool = True,
-        faulty_samples: FaultChoice = "error",
-        faulty_budget: int = 10,
+        faulty_samples: FaultChoice | None = None,
+        faulty_budget: int | None = None,
     ) -> None:
         super().__init__(batch_size, num_workers, mean, std, faulty_samples, faulty_budget)
         check("resize", resize[1], 1, resize[0])

@@ -80,7 +80,9 @@ class ImageNetDataModule(BaseDataModule):
         cutmix: Training: alpha of cutmix; 0 turns it off.
         mixup_switch: Training: probability of cutmix rather than mixup for a batch, when both are on.
         faulty_samples: What happens on an image that cannot be read: `error` stops, `skip` leaves it out of its batch.
-        faulty_budget: How many different images `skip` may leave out in a run before it stops.
+            None: `skip` in prediction, which lists them, else `error`.
+        faulty_budget: How many different images `skip` may leave out in a run before it stops. None: 10, in
+            prediction any number.
         stream: How shards are read.
 
     Raises:
@@ -112,8 +114,8 @@ class ImageNetDataModule(BaseDataModule):
         mixup: float = 0.8,
         cutmix: float = 1.0,
         mixup_switch: float = 0.5,
-        faulty_samples: FaultChoice = "error",
-        faulty_budget: int = 10,
+        faulty_samples: FaultChoice | None = None,
+        faulty_budget: int | None = None,
         stream: Streaming = Streaming(),
     ) -> None:
         super().__init__(batch_size, num_workers, mean, std, faulty_samples, faulty_budget)

@@ -167,7 +167,7 @@ def list_files(source: str | Path, kind: str, extensions: tuple[str, ...]) -> li
     if path.is_file():
         return [path]
     named = files_below(path) if path.is_dir() else _matching(str(path))
-    files = sorted((one for one in named if is_kind(one, extensions)), key=_natural_order)
+    files = sorted({one for one in named if is_kind(one, extensions)}, key=_natural_order)
     if not files:
         known = ", ".join(extensions)
         reason = f"holds no {kind}" if path.is_dir() else f"does not exist, and as a pattern it matches no {kind}"

@@ -79,7 +79,9 @@ class KineticsDataModule(BaseDataModule):
         decoder: Which library decodes videos: `auto` takes decord for files in which its seek is proved to give the
             frames asked for, and PyAV for all others; `decord` refuses other files; `pyav`.
         faulty_samples: What happens on a video that cannot be read: `error` stops, `skip` leaves it out of its batch.
-        faulty_budget: How many different videos `skip` may leave out in a run before it stops.
+            None: `skip` in prediction, which lists them, else `error`.
+        faulty_budget: How many different videos `skip` may leave out in a run before it stops. None: 10, in
+            prediction any number.
 
     Raises:
         UserError: An argument is out of its range. Missing or malformed data is reported by `setup`, or as soon as the
@@ -117,8 +119,8 @@ class KineticsDataModule(BaseDataModule):
         color_jitter: float = 0.0,
         random_erasing: float = 0.0,
         decoder: DecoderChoice = "auto",
-        faulty_samples: FaultChoice = "error",
-        faulty_budget: int = 10,
+        faulty_samples: FaultChoice | None = None,
+        faulty_budget: int | None = None,
     ) -> None:
         super().__init__(batch_size, num_workers, mean, std, faulty_samples, faulty_budget)
         self.sampling = FrameSampling(frames, stride, sampling, short)
@@ -337,6 +339,11 @@ class EvaluatedClips(Dataset):
         self.transform = transform
         self.decoder: DecoderChoice = decoder
         self.parts = clips * transform.crops // number
+
+    @property
+    def paths(self) -> list[str]:
+        """The video files."""
+        return [path for path, _ in self.videos]
 
     def __len__(self) -> int:
         return len(self.videos) * self.parts

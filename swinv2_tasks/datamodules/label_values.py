@@ -9,6 +9,7 @@ A value below is a number from 0 to 255 or a color 0xRRGGBB.
 
 import os
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,10 +19,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from PIL import Image
 
 from swinv2_tasks.datamodules.batch import IGNORED
 from swinv2_tasks.datamodules.classes import abbreviate, read_lines
-from swinv2_tasks.datamodules.masks import read_colors, read_values, write_values
+from swinv2_tasks.datamodules.masks import read_colors, read_values, values_image
 from swinv2_tasks.errors import UserError, printable
 
 Background = Literal["ignore", "class"]
@@ -429,6 +431,13 @@ def write_label_map(
         class_ids: What label maps hold for each class: numbers, or colors `#rrggbb`.
         colors: RGB in which classes are shown; of those that are colors themselves, their own.
     """
+    label_map_image(labels, class_ids, colors).save(path, compress_level=zlib.Z_BEST_SPEED)
+
+
+def label_map_image(
+    labels: np.ndarray, class_ids: Sequence[int] | Sequence[str], colors: Sequence[Color]
+) -> Image.Image:
+    """A label map as a palette image; see `write_label_map`."""
     values = list(range(len(class_ids)))
     shown = dict(zip(values, colors, strict=False))
     if all(isinstance(class_id, int) for class_id in class_ids):
@@ -438,4 +447,4 @@ def write_label_map(
         for index, color in enumerate(class_ids):
             red, green, blue = bytes.fromhex(str(color).removeprefix("#"))
             shown[index] = (red, green, blue)
-    write_values(path, np.array(values, np.uint8)[labels], shown)
+    return values_image(np.array(values, np.uint8)[labels], shown)

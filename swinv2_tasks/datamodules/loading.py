@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
 from swinv2_tasks.errors import UserError, printable
-from swinv2_tasks.seeding import seed_generators
+from swinv2_tasks.seeding import derive_seed, seed_generators
 
 log = logging.getLogger("swinv2_tasks")
 
@@ -139,8 +139,73 @@ def grouped(order: np.ndarray, groups: Sequence[int], batch_size: int) -> np.nda
     return np.array([*batches, *(index for index in order.tolist() if index in left)], dtype=order.dtype)
 
 
+class FileOrder(BatchOrder):
+    """The batches of a prediction: all that is read of a file follows in one process, which then knows all about it.
+
+    Groups of as many files as fill a batch are dealt to processes in turn; a file of which more is read than that is a
+    group of its own, in several batches. Each batch is the same whatever the number of processes.
+
+    Args:
+        files: Number of files.
+        parts: Samples of each file, which lie side by side in the dataset.
+        batch_size: Samples per batch.
+        rank: This process, from 0.
+        world_size: Number of processes.
+        seed: Seed of the run, at least 0.
+
+    Attributes:
+        done: Which files, (files,) bool, are left out, as they are predicted already.
+        limit: How many batches of the process are taken at most, counting those that are left out; None: all.
+    """
+
+    def __init__(self, files: int, parts: int, batch_size: int, rank: int, world_size: int, seed: int) -> None:
+        super().__init__(files * parts, batch_size, rank, world_size, seed, drop_last=False, shuffle=False)
+        self.files = files
+        self.parts = parts
+        self.group_size = max(1, batch_size // parts)
+        self.done = np.zeros(files, dtype=bool)
+        self.limit: int | None = None
+
+    def __len__(self) -> int:
+        if self.done.any():
+            return max(sum(1 for _ in self._batches(rank)) for rank in range(self.world_size))
+        groups = -(-self.files // (self.group_size * self.world_size))
+        batches = groups * -(-self.group_size * self.parts // self.batch_size)
+        return batches if self.limit is None else min(batches, self.limit)
+
+    def group(self, file: int) -> range:
+        """The files that are read together with one."""
+        first = file // self.group_size * self.group_size
+        return range(first, min(first + self.group_size, self.files))
+
+    def plans(self, first: int = 0) -> Iterator[BatchPlan]:
+        for number, indices in enumerate(self._batches(self.rank)):
+            if number >= first:
+                yield BatchPlan(
+                    indices, [derive_seed(self.seed, index) % 2**32 for index in indices], self.seed % 2**32
+                )
+
+    def _batches(self, rank: int) -> Iterator[list[int]]:
+        """The samples of each batch of a process."""
+        number = 0
+        for start in range(rank * self.group_size, self.files, self.world_size * self.group_size):
+            files = self.group(start)
+            samples = np.arange(files.start * self.parts, files.stop * self.parts)
+            for begin in range(0, len(samples), self.batch_size):
+                if self.limit is not None and number >= self.limit:
+                    return
+                number += 1
+                batch = samples[begin : begin + self.batch_size]
+                left = batch[~self.done[batch // self.parts]]
+                if len(left):
+                    yield left.tolist()
+
+
 class Fault(NamedTuple):
     """A sample that could not be read."""
+
+    place: int
+    """Its index in the dataset."""
 
     sample: str
     """Its file, or whatever else names it."""
@@ -166,16 +231,19 @@ class ReadSamples:
 class FaultPolicy:
     """What happens on samples that cannot be read: `error` stops, `skip` leaves them out up to a budget.
 
+    Where `report` is set, samples that are left out are told to it, instead of being logged.
+
     A training batch of which no sample can be read is made of the dataset's next one that can: it must not be empty.
 
     Args:
         policy: `error` or `skip`.
-        budget: How many different samples may be skipped in a run.
+        budget: How many different samples may be skipped in a run; None: any number.
     """
 
-    def __init__(self, policy: str, budget: int) -> None:
+    def __init__(self, policy: str, budget: int | None) -> None:
         self.policy = policy
         self.budget = budget
+        self.report: Callable[[Fault], None] | None = None
         self.found: dict[str, str] = {}
         """Each sample skipped so far and why."""
 
@@ -186,16 +254,21 @@ class FaultPolicy:
             UserError: A sample is bad and none may be, or there are more bad ones than allowed.
         """
         for fault in faults:
+            name = printable(fault.sample)
+            what = fault.reason if name in fault.reason else f"{name}: {fault.reason}"
             if self.policy == "error":
                 if not fault.traceback:
-                    raise UserError(f"{fault.reason} Or leave such samples out: data.faulty_samples=skip.")
+                    raise UserError(f"{what} Or leave such samples out: data.faulty_samples=skip.")
                 raise RuntimeError(f"{fault.sample} could not be read: {fault.reason}\n{fault.traceback}")
+            if self.report is not None:
+                self.report(fault)
+                if self.budget is not None:  # nothing else needs to remember them
+                    self.found[fault.sample] = fault.reason
+                continue
             if fault.sample in self.found:
                 continue  # named once, however many epochs meet it
             self.found[fault.sample] = fault.reason
             details = {"event": "sample skipped", "sample": fault.sample, "reason": fault.reason}
-            name = printable(fault.sample)
-            what = fault.reason if name in fault.reason else f"{name}: {fault.reason}"
             log.warning("skipped: %s", what, extra={"details": details})
         self._check_budget()
 
@@ -214,7 +287,7 @@ class FaultPolicy:
 
     def _check_budget(self) -> None:
         """Stop when there are more bad samples than allowed."""
-        if len(self.found) > self.budget:
+        if self.budget is not None and len(self.found) > self.budget:
             listed = "\n".join(f"  {sample}: {reason}" for sample, reason in list(self.found.items())[-5:])
             raise UserError(
                 f"{len(self.found)} samples could not be read, data.faulty_budget allows {self.budget}. Mend them or "
@@ -416,7 +489,7 @@ class _Reader(Dataset):
             except Exception as error:  # decoders raise whatever the bytes provoke
                 where = "" if isinstance(error, UserError) else traceback.format_exc()
                 reason = str(error) or type(error).__name__
-                faults.append(Fault(sample_id(self.dataset, index), reason, where))
+                faults.append(Fault(index, sample_id(self.dataset, index), reason, where))
                 if self.stop_at_fault:
                     return None, 1, faults
                 if self.training and not samples and not wanted and len(faults) < 100:

@@ -105,6 +105,11 @@ def write_values(path: Path, values: np.ndarray, colors: dict[int, tuple[int, in
         values: uint8 (H, W).
         colors: RGB of values; others are black.
     """
+    values_image(values, colors).save(path, compress_level=zlib.Z_BEST_SPEED)
+
+
+def values_image(values: np.ndarray, colors: dict[int, tuple[int, int, int]]) -> Image.Image:
+    """A label map, uint8 (H, W), as a palette image with RGB colors of values; others are black."""
     image = Image.fromarray(values)
     image.putpalette([channel for value in range(max(colors) + 1) for channel in colors.get(value, (0, 0, 0))])
-    image.save(path, compress_level=zlib.Z_BEST_SPEED)
+    return image

@@ -53,7 +53,9 @@ class SimMIMDataModule(BaseDataModule):
         crop_scale: Training: range of the random crop's area as a share of the image's.
         flip: Training: probability of a horizontal flip.
         faulty_samples: What happens on an image that cannot be read: `error` stops, `skip` leaves it out of its batch.
-        faulty_budget: How many different images `skip` may leave out in a run before it stops.
+            None: `skip` in prediction, which lists them, else `error`.
+        faulty_budget: How many different images `skip` may leave out in a run before it stops. None: 10, in
+            prediction any number.
 
     Raises:
         UserError: An argument is out of its range. Missing data is reported by `setup`.
@@ -76,8 +78,8 @@ class SimMIMDataModule(BaseDataModule):
         crop_ratio: float = 0.875,
         crop_scale: tuple[float, float] = (0.67, 1.0),
         flip: float = 0.5,
-        faulty_samples: FaultChoice = "error",
-        faulty_budget: int = 10,
+        faulty_samples: FaultChoice | None = None,
+        faulty_budget: int | None = None,
     ) -> None:
         super().__init__(batch_size, num_workers, mean, std, faulty_samples, faulty_budget)
         check("mask_patch_size", mask_patch_size, 1)

@@ -5,6 +5,7 @@ Recipe: https://arxiv.org/abs/2111.09883 (appendix) and the published training c
 neighbor in the shuffled batch (there: first with last).
 """
 
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -191,7 +192,8 @@ def eval_transform(
         steps: list[v2.Transform] = [v2.Resize(size, interpolation=BICUBIC, antialias=True)]
     else:
         # 1e-6: a quotient that should be whole may come out just below (the published code truncates as well).
-        steps = [ResizeToCover([int(side / crop_ratio + 1e-6) for side in size]), v2.CenterCrop(size)]
+        cover = [int(side / crop_ratio + 1e-6) for side in size]
+        steps = [CutStrip(cover), ResizeToCover(cover), v2.CenterCrop(size)]
     return v2.Compose([*steps, *to_normalised_tensor(mean, std), v2.ToPureTensor()])
 
 
@@ -255,6 +257,34 @@ class ResizeToCover(v2.Transform):
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         return v2.functional.resize(inpt, params["size"], interpolation=BICUBIC, antialias=True)
+
+
+class CutStrip(v2.Transform):
+    """Cuts the middle out of an image that is so long that covering `size` = (height, width) would fill the memory.
+
+    What is cut off lies outside of a crop of that size, which follows; other images stay as they are.
+    """
+
+    largest = 2**25
+    """Pixels of a covering image that are taken without a cut: those of a strip of 256 × 131,072."""
+
+    def __init__(self, size: list[int]) -> None:
+        super().__init__()
+        self.size = size
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        sides = list(v2.query_size(flat_inputs))
+        factor = max(new / old for new, old in zip(self.size, sides, strict=True))
+        if sides[0] * sides[1] * factor**2 <= self.largest:
+            return {"sides": None}
+        for axis, new in enumerate(self.size):
+            # With what the interpolation looks at beyond the edges, and an even number of pixels less than there are.
+            wanted = math.ceil(new / factor) + 2 * math.ceil(2 * max(1, 1 / factor))
+            sides[axis] = min(sides[axis], wanted + (sides[axis] - wanted) % 2)
+        return {"sides": sides}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return inpt if params["sides"] is None else v2.functional.center_crop(inpt, params["sides"])
 
 
 def to_normalised_tensor(mean: tuple[float, float, float], std: tuple[float, float, float]) -> list[v2.Transform]:

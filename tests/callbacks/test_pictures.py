@@ -13,8 +13,8 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
+from swinv2_tasks.callbacks import ClassificationPredictions
 from swinv2_tasks.callbacks.pictures import (
-    ClassificationPredictions,
     LearningCurve,
     draw_contact_sheet,
     draw_learning_curve,
@@ -147,7 +147,8 @@ def test_table_holds_the_best_classes_of_each_image(classes: int, shown: int, im
     predict(images, tmp_path, classes)
     table = rows(tmp_path / "out" / "predictions.csv")
     assert {row["path"] for row in table} == {str(path) for path in (images / "val").rglob("*.jpg")}
-    assert list(table[0]) == ["path"] + [f"{what}{k}" for k in range(1, shown + 1) for what in ("id", "name", "score")]
+    best = [f"{what}{k}" for k in range(1, shown + 1) for what in ("id", "name", "score")]
+    assert list(table[0]) == ["path", *best, "error"]
     for row in table:
         scores = [float(row[f"score{k}"]) for k in range(1, shown + 1)]
         assert scores == sorted(scores, reverse=True)

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset, default_collate
 
 from swinv2_tasks.datamodules import ImageNetDataModule
 from swinv2_tasks.datamodules.base import BaseDataModule
-from swinv2_tasks.datamodules.loading import BatchLoader, BatchOrder, FaultPolicy, grouped
+from swinv2_tasks.datamodules.loading import BatchLoader, BatchOrder, FaultPolicy, FileOrder, grouped
 from swinv2_tasks.errors import UserError
 from tests.processes import wait_for
 from tests.tasks.tiny import new_data, write_images
@@ -578,3 +578,30 @@ def test_grouping_changes_neither_the_number_of_batches_nor_what_processes_share
         together = [batch for turn in zip(*dealt, strict=True) for batch in turn]
         alone = [plan.indices for plan in BatchOrder(23, 2, 0, 1, 7, True, True, groups).plans()]
         assert together == alone[: len(together)]
+
+
+@pytest.mark.parametrize(
+    ("files", "parts", "batch_size"), [(7, 1, 3), (6, 1, 3), (5, 4, 3), (5, 2, 5), (1, 1, 8), (3, 6, 6)]
+)
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_a_file_is_predicted_by_one_process_in_the_batches_of_any(
+    files: int, parts: int, batch_size: int, world_size: int
+) -> None:
+    alone = [plan.indices for plan in FileOrder(files, parts, batch_size, 0, 1, seed=0).plans()]
+    assert [index for batch in alone for index in batch] == list(range(files * parts))
+    orders = [FileOrder(files, parts, batch_size, rank, world_size, seed=0) for rank in range(world_size)]
+    shares = [[plan.indices for plan in order.plans()] for order in orders]
+    assert sorted(batch for share in shares for batch in share) == sorted(alone)
+    assert max(map(len, shares)) <= len(orders[0])
+    of_files = [{index // parts for batch in share for index in batch} for share in shares]
+    assert sum(map(len, of_files)) == files
+
+
+def test_files_that_are_done_are_left_out_and_change_no_other_batch() -> None:
+    order = FileOrder(9, 1, 3, 0, 1, seed=0)
+    order.done[[0, 1, 2, 4]] = True
+    assert [plan.indices for plan in order.plans()] == [[3, 5], [6, 7, 8]]
+    assert len(order) == 2
+    order.limit = 2  # of all, also of those that are done
+    assert [plan.indices for plan in order.plans()] == [[3, 5]]
+    assert len(order) == 1

@@ -141,3 +141,37 @@ def _wait(name: str, seconds: float) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:  # signals cut a sleep short
         time.sleep(0.05)
+
+
+class FullDisk(Callback):
+    """From the first prediction on this process can write no file of more than 100 kB, as on a disk that fills up."""
+
+    def on_predict_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+
+
+class LittleMemory(Callback):
+    """Predictions get 1 GB of memory more than what is taken before they start."""
+
+    def on_predict_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + 10**9
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+
+
+class SignalInPrediction(Callback):
+    """Sends a real signal to this process as the fourth batch was predicted, before anything of it is written.
+
+    Args:
+        number: the signal; 9 is SIGKILL.
+    """
+
+    def __init__(self, number: int = 9) -> None:
+        self.number = number
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        if batch_idx == 3:
+            os.kill(os.getpid(), self.number)

@@ -1,0 +1,68 @@
+"""Tables and pictures of classified images."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from PIL import Image
+
+from swinv2_tasks.backbone.checkpoint_files import replace_file
+from swinv2_tasks.callbacks.pictures import draw_contact_sheet
+from swinv2_tasks.callbacks.prediction_files import Predictions, Result
+from swinv2_tasks.callbacks.prediction_journal import Record
+from swinv2_tasks.datamodules.images import read_image
+from swinv2_tasks.errors import printable
+
+
+class ClassificationPredictions(Predictions):
+    """Writes predictions.csv, the five likeliest classes of each image, and a contact sheet of the images with them.
+
+    Args:
+        folder: where to write; made when it is missing. None: ``predictions`` in the run's folder.
+        pictures: how many images the contact sheet shows at most.
+    """
+
+    products: tuple[str, ...] = ("contact_sheet.png",)
+
+    def __init__(self, folder: str | None = None, pictures: int = 48) -> None:
+        super().__init__(folder)
+        self.pictures = pictures
+
+    def columns(self, task: Any) -> list[str]:
+        return [f"{what}{k}" for k in range(1, min(5, task.num_classes) + 1) for what in ("id", "name", "score")]
+
+    def parts(self, outputs: Any, batch: Any) -> Iterable[tuple[str, Any]]:
+        rows = zip(outputs["classes"].tolist(), outputs["scores"].tolist(), strict=True)
+        return zip(outputs["path"], rows, strict=True)
+
+    def result(self, path: str, parts: list[Any], task: Any) -> Result:
+        ((classes, scores),) = parts
+        ids, names = ids_and_names(task)
+        cells = [
+            cell
+            for index, score in zip(classes, scores, strict=True)
+            for cell in (str(ids[index]), names[index], f"{score:.6f}")
+        ]
+        return Result(cells, [], [classes, scores])
+
+    def picture(self, path: str) -> Image.Image:
+        """What the contact sheet shows of a file."""
+        return read_image(path)
+
+    def finish(self, records: Callable[[], Iterator[Record]], task: Any) -> str:
+        _, names = ids_and_names(task)
+        shown = [
+            (record["path"], [f"{names[k]} {score:.0%}" for k, score in zip(*record["details"], strict=True)])
+            for record in itertools.islice(records(), self.pictures)
+        ]
+        sheet = self.place / "contact_sheet.png"
+        replace_file(sheet, lambda file: draw_contact_sheet(shown, file, self.picture))
+        return f"pictures: {printable(sheet)}"
+
+
+def ids_and_names(task: Any) -> tuple[list[Any], list[str]]:
+    """Ids and names of a task's classes; their numbers where it has not met any."""
+    ids = task.class_ids or list(range(task.num_classes))
+    return ids, [str(name) for name in task.class_names or ids]

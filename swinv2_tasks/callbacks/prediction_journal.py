@@ -1,0 +1,205 @@
+"""What a prediction has done so far, on disk: so that nothing is lost when it ends early, and a rerun goes on.
+
+Each process appends to a file of its own, a line of JSON for the files that it has read together. A line is there as a
+whole or, after a kill, cut off, and then counts as not written.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+
+from swinv2_tasks.backbone.checkpoint_files import replace_file
+from swinv2_tasks.errors import UserError, printable
+
+MERGED = "done.jsonl"
+"""What earlier attempts have done; beside it each process writes RANK.jsonl."""
+
+SETTINGS = "settings.json"
+
+ENDED = "ended.json"
+
+
+class Record(TypedDict):
+    """What was made of a file."""
+
+    path: str
+    stat: list[int] | None
+    """Its size in bytes and its time of modification; None where it was changed in the meantime or is not there."""
+    files: list[str]
+    """What was written for it, as seen from the folder of the predictions."""
+    place: Any
+    """What the results say of its place among all files, where they do."""
+    row: list[str]
+    """Its cells in the table, but the first and the last one."""
+    details: Any
+    """What else the results need to know."""
+    error: str
+    """Why there is no prediction; empty where there is one."""
+
+
+class Journal:
+    """The records of a prediction, in a folder.
+
+    Args:
+        folder: where they are; made when it is missing.
+        rank: this process.
+    """
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        self.folder = folder
+        self.own = folder / f"{rank}.jsonl"
+
+    def settings(self) -> dict[str, Any] | None:
+        """What the records were made with; None when there are none."""
+        try:
+            return json.loads((self.folder / SETTINGS).read_text())
+        except (OSError, ValueError):
+            return None
+
+    def begin(self, settings: dict[str, Any], kept: Iterable[Record]) -> None:
+        """Leaves the records that are ``kept`` as the only ones. By one process, while the others wait."""
+
+        def write(path: Path) -> None:
+            with path.open("w") as file:
+                file.writelines(json.dumps([record]) + "\n" for record in kept)
+
+        replace_file(self.folder / MERGED, write)
+        for path in self._files():
+            if path.name != MERGED:
+                path.unlink()
+        (self.folder / ENDED).unlink(missing_ok=True)
+        replace_file(self.folder / SETTINGS, lambda path: path.write_text(json.dumps(settings)))
+
+    def append(self, records: list[Record]) -> None:
+        """Adds records, all or none of them."""
+        append_line(self.own, json.dumps(records) + "\n")
+
+    def kept(self) -> Iterator[Record]:
+        """The records of earlier attempts."""
+        with (self.folder / MERGED).open("rb") as file:
+            for line in file:
+                yield from _parsed(line)
+
+    def records(self) -> Iterator[Record]:
+        """All records of all processes, in no particular order."""
+        for path in self._files():
+            with path.open("rb") as file:
+                for line in file:
+                    yield from _parsed(line)
+
+    def in_order(self, index_of: dict[str, int]) -> Iterator[tuple[int, Record | None]]:
+        """Each file's number and its record, None where there is none, in the order of the numbers.
+
+        Only where the records lie is kept in memory.
+
+        Args:
+            index_of: the number of each file, from 0 on.
+        """
+        files = self._files()
+        source = np.full(len(index_of), -1, dtype=np.int16)
+        start = np.zeros(len(index_of), dtype=np.int64)
+        for number, path in enumerate(files):
+            place = 0
+            with path.open("rb") as file:
+                for line in file:
+                    for record in _parsed(line):
+                        if (index := index_of.get(record["path"])) is not None:
+                            source[index], start[index] = number, place
+                    place += len(line)
+
+        opened = [path.open("rb") for path in files]
+        try:
+            last: tuple[int, int] = (-1, -1)
+            line_records: dict[str, Record] = {}
+            for path_name, index in index_of.items():
+                here = (int(source[index]), int(start[index]))
+                if here[0] < 0:
+                    yield index, None
+                    continue
+                if here != last:
+                    opened[here[0]].seek(here[1])
+                    line_records = {record["path"]: record for record in _parsed(opened[here[0]].readline())}
+                    last = here
+                yield index, line_records[path_name]
+        finally:
+            for file in opened:
+                file.close()
+
+    def end(self, bad: int) -> None:
+        """Notes how many files could not be predicted: other processes than the first may ask."""
+        replace_file(self.folder / ENDED, lambda path: path.write_text(json.dumps({"bad": bad})))
+
+    def bad(self) -> int:
+        """What ``end`` has noted; 0 before that."""
+        try:
+            return int(json.loads((self.folder / ENDED).read_text())["bad"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0
+
+    def remove(self) -> None:
+        """Removes the records, not what was made."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("*.jsonl"))
+
+
+def _parsed(line: bytes) -> list[Record]:
+    """The records of a line; none of one that was cut off."""
+    try:
+        return json.loads(line) if line.endswith(b"\n") else []
+    except ValueError:
+        return []
+
+
+def append_line(path: Path, text: str, header: str = "") -> None:
+    """Appends text to a file that other processes may append to as well: all of it, or nothing.
+
+    Args:
+        path: the file; made when it is missing.
+        text: what to append.
+        header: what comes first in a new file.
+
+    Raises:
+        UserError: it cannot be written; what was there before is kept.
+    """
+    try:
+        with path.open("ab") as file:
+            _lock(file)
+            size = os.fstat(file.fileno()).st_size
+            try:
+                file.write(((header if size == 0 else "") + text).encode())
+                file.flush()
+            except OSError:
+                os.ftruncate(file.fileno(), size)
+                raise
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def _lock(file: Any) -> None:
+    with suppress(OSError):  # some network file systems know no locks
+        fcntl.lockf(file, fcntl.LOCK_EX)  # until it is closed
+
+
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """What to say when a result cannot be written: the disk is full, say."""
+    return UserError(
+        f"{printable(path)} cannot be written: {error.strerror or error}. What was predicted before is kept. Make "
+        "room, or mend the folder, and run the same command again: it goes on."
+    )
+
+
+def is_about_the_name(error: OSError) -> bool:
+    """Whether a file cannot be written for what it is called, so that others can."""
+    return error.errno in (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
