@@ -1,11 +1,13 @@
-"""Speed of reading clips: this package's reader (decord) beside PyAV and torchcodec, where they are installed.
+"""Speed of reading clips: this package's reader beside decord alone and PyAV from the start of the file.
 
-    python -m benchmarks.video_loading FILE|FOLDER [--frames 32] [--stride 2] [--rounds 5] [--opens 2000]
+    python -m benchmarks.video_loading [FILE|FOLDER] [--frames 32] [--stride 2] [--rounds 5] [--opens 2000]
 
-Each reads the same clip of each video, one thread, from opening the file to uint8 RGB frames (T, H, W, 3): the frames
-that are asked for and no others, as far as the library can. Rounds go over all videos with each reader in turn;
-printed are medians of clips per second, and the median of the rounds' ratios. Clips that differ from ours by more than
-rounding are counted. With --opens, memory is measured over so many opens of the videos.
+Without a source it writes H.264 mp4 files itself, and measures short ones (300 frames), a long one (9,000 frames) and
+all in one folder. Each reader reads the same clips, at random places, one thread, from opening the file to uint8 RGB
+frames (T, H, W, 3). Ours is measured twice: as it opens a file for the first time, and again. Rounds go over all videos
+with each reader in turn, at new places; printed are medians of clips per second and of the rounds' ratios, by the clock
+and by the processor's time. Clips that differ from sequential decoding are counted. With --opens, memory is measured
+over so many opens of the videos.
 """
 
 from __future__ import annotations
@@ -13,60 +15,139 @@ from __future__ import annotations
 import argparse
 import gc
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+import av
 import numpy as np
 
 from benchmarks.measuring import resident
 from swinv2_tasks.datamodules.clips import FrameSampling
+from swinv2_tasks.datamodules.video_packets import forget_indices
 from swinv2_tasks.datamodules.videos import Video, list_videos
 
 Reader = Callable[[str, np.ndarray], np.ndarray]
 
 
-def ours(path: str, numbers: np.ndarray) -> np.ndarray:
+def ours_first(path: str, numbers: np.ndarray) -> np.ndarray:
+    forget_indices()
+    return ours_again(path, numbers)
+
+
+def ours_again(path: str, numbers: np.ndarray) -> np.ndarray:
     with Video(path) as video:
         return video.frames(numbers)
 
 
-def pyav(path: str, numbers: np.ndarray) -> np.ndarray:
-    """From the start of the file to the last frame wanted: frames have no numbers there to seek by."""
-    import av
+def decord_alone(path: str, numbers: np.ndarray) -> np.ndarray:
+    """Its seek as it is, which is right for some files only."""
+    import decord
 
+    decord.logging.set_level(decord.logging.QUIET)
+    reader = decord.VideoReader(path, num_threads=1)
+    return np.stack([reader[number].asnumpy() for number in numbers.tolist()])
+
+
+def pyav_from_start(path: str, numbers: np.ndarray) -> np.ndarray:
     wanted, found = set(numbers.tolist()), {}
     with av.open(path) as file:
-        file.streams.video[0].thread_count = 1
-        for number, frame in enumerate(file.decode(video=0)):
+        stream = file.streams.video[0]
+        stream.codec_context.thread_count = 1
+        for number, frame in enumerate(file.decode(stream)):
             if number in wanted:
-                found[number] = frame.to_ndarray(format="rgb24")
+                found[number] = frame.to_ndarray(format="rgb24", threads=1)
             if len(found) == len(wanted):
                 break
     return np.stack([found[number] for number in numbers.tolist()])
 
 
-def torchcodec(path: str, numbers: np.ndarray) -> np.ndarray:
-    from torchcodec.decoders import VideoDecoder
+READERS: dict[str, Reader] = {
+    "ours, first": ours_first,
+    "ours, again": ours_again,
+    "decord": decord_alone,
+    "PyAV": pyav_from_start,
+}
 
-    decoder = VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
-    return decoder.get_frames_at(numbers.tolist()).data.numpy()
+
+def write_video(path: Path, frames: int, size: tuple[int, int] = (256, 336)) -> None:
+    """H.264 as x264 makes it by default: key frames up to 250 frames apart, three B-frames, closed GOPs."""
+    draw = np.random.default_rng(frames)
+    scene = draw.integers(0, 256, (size[0] // 8, size[1] // 8, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    grain = draw.integers(0, 40, (64, *size, 1), dtype=np.uint8)
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+        stream.options = {"preset": "veryfast"}
+        for number in range(frames):
+            picture = np.roll(scene, (2 * number, 3 * number), (0, 1)) // 2 + grain[number % 64]
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        file.mux(stream.encode())
 
 
-def available(readers: dict[str, Reader], path: str, numbers: np.ndarray) -> dict[str, Reader]:
+def available(path: str) -> dict[str, Reader]:
     """Those readers that work here."""
     found = {}
-    for name, read in readers.items():
+    for name, read in READERS.items():
         try:
-            read(path, numbers)
+            read(path, np.array([0]))
             found[name] = read
         except (ImportError, RuntimeError, OSError) as error:
             print(f"{name:12} left out: {str(error).strip().splitlines()[0][:100]}")
     return found
 
 
+def measure(title: str, paths: list[str], sampling: FrameSampling, rounds: int) -> None:
+    """Print the readers' speeds over some videos."""
+    import torch
+
+    torch.manual_seed(0)
+    lengths = {}
+    for path in paths:
+        with Video(path) as video:
+            lengths[path] = len(video)
+    readers = available(paths[0])
+    clock: dict[str, list[float]] = {name: [] for name in readers}
+    processor: dict[str, list[float]] = {name: [] for name in readers}
+    different = dict.fromkeys(readers, 0)
+    for number in range(rounds):
+        clips = [(path, sampling.drawn(lengths[path])) for path in paths]
+        read: dict[str, list[np.ndarray]] = {}
+        for name in readers if number % 2 else reversed(readers):
+            times = time.perf_counter(), time.process_time()
+            read[name] = [readers[name](*clip) for clip in clips]
+            clock[name].append(time.perf_counter() - times[0])
+            processor[name].append(time.process_time() - times[1])
+        for name in readers:
+            pairs = zip(read[name], read["PyAV"], strict=True)
+            different[name] += sum(np.abs(one.astype(int) - right).mean() > 1 for one, right in pairs)
+    print(f"{title}: {len(paths)} videos, clips of {sampling.frames} × {sampling.stride} frames, one thread")
+    for name in readers:
+        ratios = [
+            statistics.median(own / other for own, other in zip(times["ours, first"], times[name], strict=True))
+            for times in (clock, processor)
+        ]
+        print(
+            f"  {name:12} {len(paths) / statistics.median(clock[name]):7.1f} clips/s, {ratios[0]:.2f} times the speed "
+            f"of ours, first ({ratios[1]:.2f} by processor time), {different[name]} of {rounds * len(paths)} wrong"
+        )
+
+
+def measure_memory(paths: list[str], opens: int) -> None:
+    """Print the memory of this process over many opens."""
+    sizes = []
+    for number in range(opens):
+        ours_again(paths[number % len(paths)], np.array([number % 20]))
+        if number % max(1, opens // 10) == 0:
+            gc.collect()
+            sizes.append(resident("VmRSS") // 2**20)
+    print(f"memory over {opens} opens, MiB: {', '.join(map(str, sizes))}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source")
+    parser.add_argument("source", nargs="?")
     parser.add_argument("--frames", type=int, default=32)
     parser.add_argument("--stride", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
@@ -74,39 +155,20 @@ def main() -> None:
     settings = parser.parse_args()
 
     sampling = FrameSampling(settings.frames, settings.stride)
-    clips = []
-    for path in map(str, list_videos(settings.source)):
-        with Video(path) as video:
-            clips.append((path, sampling.spread(len(video), 1)[0]))
-    readers = available({"ours": ours, "pyav": pyav, "torchcodec": torchcodec}, *clips[0])
-    expected = [ours(*clip) for clip in clips]
-    for name, read in readers.items():
-        different = sum(
-            np.abs(read(*clip).astype(int) - one).mean() > 1 for clip, one in zip(clips, expected, strict=True)
-        )
-        if different:
-            print(f"{name}: {different} of {len(clips)} clips are not the frames that were asked for")
-    seconds: dict[str, list[float]] = {name: [] for name in readers}
-    for number in range(settings.rounds):
-        for name in readers if number % 2 else reversed(readers):
-            start = time.perf_counter()
-            for clip in clips:
-                readers[name](*clip)
-            seconds[name].append(time.perf_counter() - start)
-    print(f"{len(clips)} videos, clips of {settings.frames} × {settings.stride} frames, one thread")
-    for name, times in seconds.items():
-        ratio = statistics.median(own / other for own, other in zip(seconds["ours"], times, strict=True))
-        print(f"{name:12} {len(clips) / statistics.median(times):7.1f} clips/s, {ratio:.2f} times our speed")
-
-    if settings.opens:
-        sizes = []
-        for number in range(settings.opens):
-            path, numbers = clips[number % len(clips)]
-            ours(path, numbers[:1])
-            if number % max(1, settings.opens // 10) == 0:
-                gc.collect()
-                sizes.append(resident("VmRSS") // 2**20)
-        print(f"memory over {settings.opens} opens, MiB: {', '.join(map(str, sizes))}")
+    with tempfile.TemporaryDirectory() as folder:
+        if settings.source is None:
+            for number in range(4):
+                write_video(Path(folder) / f"short{number}.mp4", 300)
+            write_video(Path(folder) / "long.mp4", 9000)
+            paths = [str(path) for path in list_videos(folder)]
+            measure("short", [path for path in paths if "short" in path], sampling, settings.rounds)
+            measure("long", [path for path in paths if "long" in path], sampling, settings.rounds)
+            measure("folder", paths, sampling, settings.rounds)
+        else:
+            paths = [str(path) for path in list_videos(settings.source)]
+            measure(settings.source, paths, sampling, settings.rounds)
+        if settings.opens:
+            measure_memory(paths, settings.opens)
 
 
 if __name__ == "__main__":

@@ -76,8 +76,8 @@ class KineticsDataModule(BaseDataModule):
         rand_augment_magnitude: Training: their strength, 0 to 10.
         color_jitter: Training: largest relative change of brightness, contrast and saturation; without RandAugment.
         random_erasing: Training: probability of erasing a rectangle.
-        decoder: Which library decodes videos: `auto` takes decord for files in which its seek is proved to give the
-            frames asked for, and PyAV for all others; `decord` refuses other files; `pyav`.
+        decoder: Which library decodes videos: `auto` and `pyav` PyAV, `decord` decord, which refuses files in which its
+            seek is not proved to give the frames asked for.
         faulty_samples: What happens on a video that cannot be read: `error` stops, `skip` leaves it out of its batch.
             None: `skip` in prediction, which lists them, else `error`.
         faulty_budget: How many different videos `skip` may leave out in a run before it stops. None: 10, in

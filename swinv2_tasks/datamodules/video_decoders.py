@@ -201,7 +201,7 @@ def _turn(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
 
 
 class DecordDecoder:
-    """decord, for files in which its seek is proved right. Where it complains of a frame, PyAV decides.
+    """decord, for files in which its seek is proved right. Where it reports an error, PyAV decides.
 
     Args:
         path: The file.
@@ -275,8 +275,8 @@ def has_decord() -> bool:
 def _stderr_length() -> Iterator[Any]:
     """Keeps what libraries write to standard error, and tells how many bytes it is.
 
-    decord has no other way to hear of errors that FFmpeg conceals. What it writes is not for users: the verdict is
-    PyAV's.
+    decord has no other way to hear of errors that FFmpeg conceals, and this one misses those that FFmpeg is silent on.
+    What it writes is not for users: the verdict is PyAV's.
     """
     said = os.memfd_create("stderr")
     stderr = os.dup(2)

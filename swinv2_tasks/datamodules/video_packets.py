@@ -55,7 +55,6 @@ class VideoIndex:
             frames apart, so that only counting from the first one does.
         seek_points: Where decoding can begin beside the file's start, in order.
         decord_seeks: Whether decord's seek is proved to give the frames asked for.
-        bytes_read: Size of the stream's packets.
     """
 
     stream: int
@@ -63,7 +62,6 @@ class VideoIndex:
     times: np.ndarray | None
     seek_points: tuple[SeekPoint, ...]
     decord_seeks: bool
-    bytes_read: int
 
 
 class _Packets(NamedTuple):
@@ -140,6 +138,11 @@ def index_video(path: str) -> VideoIndex:
     return index
 
 
+def forget_indices() -> None:
+    """Forget the indices of all files."""
+    _remembered.clear()
+
+
 def _index(path: str) -> VideoIndex:
     if (reason := missing_bytes(Path(path))) is not None:
         raise UnreadableVideo(reason)
@@ -174,9 +177,9 @@ def _index(path: str) -> VideoIndex:
         frames = len(stated)
         times = np.array([NONE if time is None else time for time in stated], np.int64)
         if (times == NONE).any() or (np.diff(times) <= 0).any():
-            return VideoIndex(number, frames, None, (), False, int(packets.size.sum()))
+            return VideoIndex(number, frames, None, (), False)
     points = _seek_points(packets, times)
-    return VideoIndex(number, len(times), times, points, decord_seeks, int(packets.size.sum()))
+    return VideoIndex(number, len(times), times, points, decord_seeks)
 
 
 def _read_packets(container: av.container.InputContainer, stream: av.VideoStream, codec: str) -> _Packets:

@@ -22,11 +22,12 @@ VIDEO_EXTENSIONS: tuple[str, ...] = (
 )  # fmt: skip
 """File name endings, in lower case, that mark a video inside a folder."""
 
-DecoderChoice = Literal["auto", "decord", "pyav"]
-"""Which library decodes: `decord` only files in which its seek is proved right; `auto`: PyAV for all others."""
+DecoderChoice = Literal["auto", "pyav", "decord"]
+"""Which library decodes. `decord`: only files in which its seek is proved right, others are refused.
 
-_DECORD_BYTES = 16 * 2**20
-"""`auto` gives larger files to PyAV: decord goes through all packets each time that it opens a file."""
+`auto` is PyAV for every file at present: where decord would be right, it is slower, since it goes through all packets
+at each opening, and it conceals damage that PyAV reports (docs/video.md).
+"""
 
 
 class Video:
@@ -83,24 +84,19 @@ class Video:
             raise self._unreadable(reason) from reason
 
     def _open(self, choice: DecoderChoice) -> VideoDecoder:
-        if choice == "decord":
-            if not has_decord():
-                raise UserError(
-                    "data.decoder is decord, which is not installed; its packages are for Linux on x86-64: pip install "
-                    "decord. Or set data.decoder to auto."
-                )
-            if not self._index.decord_seeks:
-                raise UserError(
-                    f"data.decoder is decord, whose seek may give other frames of {self.path} than those asked for. "
-                    "Set data.decoder to auto."
-                )
-            return DecordDecoder(self.path, self._index)
-        if choice == "auto" and self._index.decord_seeks and self._index.bytes_read <= _DECORD_BYTES and has_decord():
-            try:
-                return DecordDecoder(self.path, self._index)
-            except UnreadableVideo:
-                pass  # PyAV has read its packets already
-        return PyAVDecoder(self.path, self._index)
+        if choice != "decord":
+            return PyAVDecoder(self.path, self._index)
+        if not has_decord():
+            raise UserError(
+                "data.decoder is decord, which is not installed; its packages are for Linux on x86-64: pip install "
+                "decord. Or set data.decoder to auto."
+            )
+        if not self._index.decord_seeks:
+            raise UserError(
+                f"data.decoder is decord, whose seek may give other frames of {self.path} than those asked for. "
+                "Set data.decoder to auto."
+            )
+        return DecordDecoder(self.path, self._index)
 
     def _unreadable(self, reason: object) -> UserError:
         return UserError(

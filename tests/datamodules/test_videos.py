@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -224,8 +226,8 @@ def test_decord_alone_refuses_what_is_not_proved(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="may give other frames"):
         Video(path, "decord")
     closed = video_matrix.write_cell(tmp_path, video_matrix.Cell("h264", "mp4", 2, False))
-    with Video(closed) as auto, Video(closed, "pyav") as other:
-        assert (auto.decoder, other.decoder) == ("decord", "pyav")
+    with Video(closed, "decord") as one, Video(closed) as other:
+        assert (one.decoder, other.decoder) == ("decord", "pyav")
 
 
 @pytest.mark.parametrize("matrix", [None, "bt709", "smpte170m", "bt2020nc"])
@@ -263,6 +265,163 @@ def test_everything_works_without_decord(tmp_path: Path) -> None:
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.splitlines()[0] == "20 pyav (1, 48, 64, 3)"
     assert "which is not installed" in said
+
+
+DAMAGE: dict[str, Callable[[bytearray], bytearray]] = {
+    "cut": lambda content: content[: len(content) * 6 // 10],
+    "hole": lambda content: content[: len(content) // 2] + bytes(400) + content[len(content) // 2 + 400 :],
+    "noise": lambda content: (
+        content[: len(content) // 2]
+        + np.random.default_rng(0).integers(0, 256, 400, dtype=np.uint8).tobytes()
+        + content[len(content) // 2 + 400 :]
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize(
+    ("codec", "container"),
+    [("h264", "mp4"), ("h264", "mkv"), ("mpeg4", "avi"), ("mpeg2", "mpg"), ("mjpeg", "avi")],
+)
+def test_damage_is_found_by_reading_as_by_checking(codec: str, container: str, damage: str, tmp_path: Path) -> None:
+    b_frames = 0 if codec == "mjpeg" else 2
+    path = video_matrix.write_cell(tmp_path, video_matrix.Cell(codec, container, b_frames, False))
+    with Video(path) as video:
+        video.frames(range(len(video)))
+    path.write_bytes(DAMAGE[damage](bytearray(path.read_bytes())))
+    assert find_damage(path) is not None
+    with pytest.raises(UserError, match="Cannot read the video"), Video(path) as video:
+        for start in range(0, len(video), 10):
+            video.frames(range(start, min(start + 10, len(video))))
+
+
+def test_holes_and_cuts_are_found_whichever_frames_are_wanted(tmp_path: Path) -> None:
+    for codec, container in (("h264", "mp4"), ("h264", "mkv"), ("h264", "ts"), ("hevc", "mp4"), ("hevc", "mkv")):
+        path = video_matrix.write_cell(tmp_path, video_matrix.Cell(codec, container, 2, False))
+        path.write_bytes(DAMAGE["hole"](bytearray(path.read_bytes())))
+        with pytest.raises(UserError, match="damaged"):
+            frames_of(path, [0])
+
+
+def test_a_clip_beside_the_damage_is_right_and_one_over_it_is_refused(tmp_path: Path) -> None:
+    """Bytes of one frame in the middle are overwritten such that packets show nothing of it."""
+    path = video_matrix.write_cell(tmp_path, video_matrix.Cell("mjpeg", "mp4", 0, False))
+    expected = frames_of(path, [3, 70])
+    content = bytearray(path.read_bytes())
+    with av.open(str(path)) as file:
+        packet = [packet for packet in file.demux(video=0) if packet.size][40]
+        start, size = packet.pos or 0, packet.size
+    content[start + size // 3 : start + size // 2] = bytes(size // 2 - size // 3)
+    path.write_bytes(content)
+    assert np.array_equal(frames_of(path, [3, 70]), expected)
+    with pytest.raises(UserError, match="its frame 40 is damaged"):
+        frames_of(path, [40])
+    assert "frame 40 is damaged" in str(find_damage(path))
+
+
+def write_with(path: Path, other: str, frames: int = 30) -> Path:
+    """H.264 with another stream: sound, or smaller pictures."""
+    with av.open(str(path), "w", format={".ts": "mpegts", ".mkv": "matroska"}.get(path.suffix)) as file:
+        stream = file.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 96, 128, "yuv420p"
+        if other == "sound":
+            second: Any = file.add_stream("aac", rate=44100)
+        else:
+            second = file.add_stream("libx264", rate=25)
+            second.height, second.width, second.pix_fmt = 48, 64, "yuv420p"
+        for number in range(frames):
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(video_matrix.picture(number), format="rgb24")))
+            if other == "sound":
+                frame: Any = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+                frame.sample_rate = 44100
+            else:
+                frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
+            file.mux(second.encode(frame))
+        file.mux(stream.encode())
+        file.mux(second.encode())
+    return path
+
+
+def test_other_streams_change_nothing(tmp_path: Path) -> None:
+    for name, other in (("a.mp4", "sound"), ("a.mkv", "sound"), ("a.ts", "sound"), ("two.mp4", "pictures")):
+        found = frames_of(write_with(tmp_path / name, other), range(30))
+        assert [video_matrix.number_of(frame) for frame in found] == list(range(30)), name
+
+
+def test_edit_lists_fields_and_recordings_that_begin_in_the_middle(tmp_path: Path) -> None:
+    """Frames left out by an mp4's edit list; interlaced and intra-refreshed H.264; 10 bits, odd sizes; ts, mpg cut."""
+    source = video_matrix.write_cell(tmp_path, video_matrix.Cell("h264", "mp4", 2, False)).read_bytes()
+    place = source.index(b"elst") + 16
+    start = int.from_bytes(source[place : place + 4], "big") + 14 * 512  # fourteen frames of the muxer's time base
+    path = tmp_path / "edited.mp4"
+    path.write_bytes(source[:place] + start.to_bytes(4, "big") + source[place + 4 :])
+    assert_reads_as_decoded(path)
+    with Video(path) as video:
+        assert video_matrix.number_of(video.frames([0])[0]) == 14
+
+    for number, settings in enumerate(("interlaced=1", "intra-refresh=1:keyint=12", "tff=1:bframes=3")):
+        assert_reads_as_decoded(write_scenes(tmp_path / f"{number}.mp4", settings))
+    for name, at in (("h264", 188 * 40), ("mpeg2", 188 * 60)):
+        whole = video_matrix.write_cell(tmp_path, video_matrix.Cell(name, "ts", 2, True))
+        whole.write_bytes(whole.read_bytes()[at:])
+        assert_reads_as_decoded(whole)
+    for pixels, size in (("yuv420p10le", (96, 128)), ("yuv444p", (95, 127)), ("yuv422p", (96, 126))):
+        path = tmp_path / f"{pixels}.mkv"
+        with av.open(str(path), "w") as file:
+            stream = file.add_stream("libx264", rate=25)
+            stream.height, stream.width, stream.pix_fmt = *size, pixels
+            for number in range(20):
+                shown = np.ascontiguousarray(video_matrix.picture(number)[: size[0], : size[1]])
+                file.mux(stream.encode(av.VideoFrame.from_ndarray(shown, format="rgb24")))
+            file.mux(stream.encode())
+        found = frames_of(path, [13, 2])
+        assert found.shape == (2, *size, 3)
+        assert [video_matrix.number_of(frame) for frame in found] == [13, 2]
+
+
+def test_mirror_images_are_shown_as_players_do(tmp_path: Path) -> None:
+    path = write_film(tmp_path / "film.mp4")
+    content = bytearray(path.read_bytes())
+    header = content.index(b"tkhd") + 4 + 40
+    content[header : header + 4] = (-65536).to_bytes(4, "big", signed=True)
+    path.write_bytes(content)
+    found = frames_of(path, [4])[0]
+    assert np.abs(found.astype(int) - picture(4)[:, ::-1]).mean() < 3
+    assert not index_video(str(path)).decord_seeks
+
+
+def test_a_changed_file_is_indexed_anew_and_names_are_no_protocols(tmp_path: Path) -> None:
+    path = write_film(tmp_path / "concat:film.mp4", frames=10)
+    with Video(path) as video:
+        assert len(video) == 10
+    write_film(path, frames=15)
+    with Video(path) as video:
+        assert len(video) == 15
+    playlist = tmp_path / "list.mp4"
+    playlist.write_text(f"ffconcat version 1.0\nfile '{path.name}'\n")
+    with pytest.raises(UserError, match="no video of a known kind"):
+        Video(playlist)
+
+
+def read_in_child(path: str, queue: Any) -> None:
+    queue.put(numbers(frames_of(Path(path), [11, 3])))
+
+
+def test_reading_works_in_forked_processes_and_adds_no_threads(tmp_path: Path) -> None:
+    path = write_film(tmp_path / "film.mp4")
+    before = len(os.listdir("/proc/self/task"))
+    with Video(path) as video:
+        video.frames([19, 1])
+        assert len(os.listdir("/proc/self/task")) == before
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    children = [context.Process(target=read_in_child, args=(str(path), queue)) for _ in range(3)]
+    for child in children:
+        child.start()
+    assert [queue.get(timeout=60) for _ in children] == [[11, 3]] * 3
+    for child in children:
+        child.join(60)
+        assert child.exitcode == 0
 
 
 def test_listing(tmp_path: Path) -> None:
