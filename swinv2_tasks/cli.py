@@ -40,6 +40,7 @@ from swinv2_tasks.callbacks import (
     DetectionPredictions,
     DetectionScores,
     EvaluatedSamples,
+    LastValidation,
     LearningCurve,
     RunCheckpoint,
     RunRecord,
@@ -293,7 +294,7 @@ class TasksCLI(LightningCLI):
         record = RunRecord(
             folder, Path(config["ckpt_path"]) if self.resume else None, self.resumed_step, self.arguments
         )
-        trainer.callbacks += [record, Throughput(), LearningCurve()]
+        trainer.callbacks += [record, Throughput(), LastValidation(), LearningCurve()]
         if isinstance(self.model, tasks.ClassificationTask):
             trainer.callbacks.append(ClassificationPredictions(config["output"]))
         if isinstance(self.model, tasks.SegmentationTask):

@@ -63,6 +63,20 @@ class Schedule:
         """
         raise NotImplementedError
 
+    def in_steps(self, steps_of: Callable[[float], float]) -> Schedule:
+        """The schedule with steps in the place of epochs, for epochs of unequally many: ``epoch_steps`` is then 1.
+
+        Args:
+            steps_of: optimizer steps of the first so many epochs.
+
+        Raises:
+            UserError: a schedule of one's own does not say how.
+        """
+        raise UserError(
+            f"{type(self).__name__} cannot count epochs of unequal length, as GradientAccumulationScheduler makes "
+            "them: give it a method in_steps, or take another schedule"
+        )
+
 
 @dataclass(frozen=True)
 class CosineSchedule(Schedule):
@@ -81,6 +95,9 @@ class CosineSchedule(Schedule):
         warmup_steps = round(self.warmup_epochs * epoch_steps)
         layer_peak = peak * layer_scale
         return cosine_factor(step, total_steps, warmup_steps, self.warmup_lr / layer_peak, self.min_lr / layer_peak)
+
+    def in_steps(self, steps_of: Callable[[float], float]) -> Schedule:
+        return dataclasses.replace(self, warmup_epochs=steps_of(self.warmup_epochs))
 
 
 @dataclass(frozen=True)
@@ -101,6 +118,9 @@ class EpochCosineSchedule(CosineSchedule):
         min_factor = self.min_lr / (peak * layer_scale)
         return epoch_cosine_factor(step, epoch_steps, total_steps, warmup_steps, self.warmup_lr / peak, min_factor)
 
+    def in_steps(self, steps_of: Callable[[float], float]) -> Schedule:
+        return Schedule.in_steps(self, steps_of)  # complains: it falls from epoch to epoch, however long they are
+
 
 @dataclass(frozen=True)
 class LinearSchedule(Schedule):
@@ -116,6 +136,9 @@ class LinearSchedule(Schedule):
     def factor(self, step: int, epoch_steps: int, total_steps: int, peak: float, layer_scale: float = 1.0) -> float:
         min_factor = self.min_lr / (peak * layer_scale)
         return linear_factor(step, total_steps, self.warmup_steps, self.warmup_lr / peak, min_factor)
+
+    def in_steps(self, steps_of: Callable[[float], float]) -> LinearSchedule:
+        return self  # which counts no epochs
 
 
 @dataclass(frozen=True)
@@ -141,6 +164,10 @@ class StepSchedule(Schedule):
         warmup_steps = round(self.warmup_epochs * epoch_steps) if self.warmup_epochs else self.warmup_steps
         min_factor = self.min_lr / (peak * layer_scale)
         return step_factor(step, steps, self.gamma, warmup_steps, self.warmup_lr / peak, min_factor)
+
+    def in_steps(self, steps_of: Callable[[float], float]) -> StepSchedule:
+        milestones = tuple(round(steps_of(epoch)) for epoch in self.milestones)
+        return dataclasses.replace(self, milestones=milestones, warmup_epochs=steps_of(self.warmup_epochs))
 
 
 def cosine_factor(step: int, total_steps: int, warmup_steps: int, warmup_factor: float, min_factor: float) -> float:
@@ -275,6 +302,11 @@ def optimizer_class(optimizer: Callable[..., Optimizer]) -> type[Optimizer]:
     return type(optimizer([nn.Parameter(torch.zeros(1))]))
 
 
+class PlannedLR(LambdaLR):
+    """Steps a task's schedule, which is planned anew where a training gets longer; schedulers of other classes, which
+    users' tasks bring, are left alone."""
+
+
 def build_optimizer(
     optimizer: Callable[..., Optimizer],
     parameters: Iterable[tuple[str, Tensor]],
@@ -284,7 +316,7 @@ def build_optimizer(
     epoch_steps: int,
     total_steps: int,
     no_weight_decay: Sequence[str] = NO_WEIGHT_DECAY,
-) -> tuple[Optimizer, LambdaLR]:
+) -> tuple[Optimizer, PlannedLR]:
     """The optimizer over ``parameter_groups`` and the scheduler to step after each of its steps.
 
     Args:
@@ -315,4 +347,4 @@ def build_optimizer(
     def factor_of_layer(layer_scale: float) -> Callable[[int], float]:
         return lambda step: schedule.factor(step, epoch_steps, total_steps, peak, layer_scale)
 
-    return built, LambdaLR(built, [factor_of_layer(layer_scale) for layer_scale in layer_scales])
+    return built, PlannedLR(built, [factor_of_layer(layer_scale) for layer_scale in layer_scales])

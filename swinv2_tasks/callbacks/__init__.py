@@ -3,6 +3,7 @@
 from swinv2_tasks.callbacks.classification import ClassificationPredictions
 from swinv2_tasks.callbacks.detection import DetectionPredictions, DetectionScores
 from swinv2_tasks.callbacks.evaluated_samples import EvaluatedSamples
+from swinv2_tasks.callbacks.last_validation import LastValidation
 from swinv2_tasks.callbacks.pictures import LearningCurve
 from swinv2_tasks.callbacks.run_checkpoint import RunCheckpoint
 from swinv2_tasks.callbacks.run_record import RunRecord
@@ -17,6 +18,7 @@ __all__ = [
     "DetectionPredictions",
     "DetectionScores",
     "EvaluatedSamples",
+    "LastValidation",
     "LearningCurve",
     "RunCheckpoint",
     "RunRecord",

@@ -76,6 +76,26 @@ class RunCheckpoint(Checkpoint):
         self._signal: int | None = None
         self._agreed = _NOTHING
         self._averages_swapped = False
+        self._read: dict[str, Any] = {}
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keeps what schedulers that watch a metric need, which Lightning lets them miss when it resumes."""
+        watched = {config.monitor for config in trainer.lr_scheduler_configs if config.reduce_on_plateau}
+        if watched:
+            metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name in watched}
+            state = {"metrics": metrics, "at_batch_end": trainer.training}
+            checkpoint["callbacks"][self.state_key] = state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._read = state_dict
+
+    def _make_up_for_schedulers(self, trainer: Any) -> None:
+        """Steps those that watch a metric after a batch whose end was saved in the middle of."""
+        read, self._read = self._read, {}
+        values = {name: torch.tensor(value, dtype=torch.float64) for name, value in read.get("metrics", {}).items()}
+        trainer.callback_metrics.update(values)
+        if read.get("at_batch_end"):
+            trainer.fit_loop.epoch_loop.update_lr_schedulers("step", update_plateau_schedulers=True)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.folder is None:
@@ -86,6 +106,7 @@ class RunCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
         self._signal, self._agreed = None, _NOTHING
+        self._make_up_for_schedulers(trainer)
         if threading.current_thread() is not threading.main_thread():
             return
         # Lightning puts back after the training what was there before.
@@ -125,9 +146,14 @@ class RunCheckpoint(Checkpoint):
         self._obey(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        loop = trainer.fit_loop.epoch_loop
+        if trainer.fit_loop.restarting and loop._num_ready_batches_reached():  # where Lightning leaves them out
+            loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
         self._obey(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        counts: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total
+        counts.ready = counts.started = counts.completed  # without what made a resumed validation begin anew
         if self._in_fit(trainer) and self._agreed == _STOP:
             self._save(trainer, before_validation=True)
             self._obey(trainer)
@@ -230,7 +256,7 @@ class RunCheckpoint(Checkpoint):
             progress["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
         if before_validation:
             counts = progress["epoch_loop.val_loop.batch_progress"]
-            done = counts["total"]["completed"]
+            done = counts["total"]["completed"] - counts["current"]["completed"]
             counts["total"].update(ready=done + 1, started=done + 1, processed=done, completed=done)
             counts["current"].update(ready=0, started=0, processed=0, completed=0)
         newest, last = self.folder / "newest.ckpt", self.folder / "last.ckpt"

@@ -25,7 +25,9 @@ class Throughput(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         # At the end of the batch the schedule has already moved on.
-        pl_module.log("lr", max(group["lr"] for group in trainer.optimizers[0].param_groups), prog_bar=True)
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups if "lr" in group]
+        if groups:  # a task of one's own may go without an optimizer
+            pl_module.log("lr", max(group["lr"] for group in groups), prog_bar=True)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import Any
 
 import torch
@@ -11,13 +12,14 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import OneCycleLR
 from torchmetrics import Metric, MetricCollection
 
 from swinv2_tasks.backbone import SwinTransformerV2, load_weights
 from swinv2_tasks.datamodules.classes import abbreviate
 from swinv2_tasks.errors import SharedError, UserError
 from swinv2_tasks.finite import describe_nonfinite, find_nonfinite
-from swinv2_tasks.optim import NO_WEIGHT_DECAY, Schedule, build_optimizer
+from swinv2_tasks.optim import NO_WEIGHT_DECAY, PlannedLR, Schedule, build_optimizer
 from swinv2_tasks.tasks.guard import GuardedTask
 from swinv2_tasks.tasks.restore import RestorableTask
 from swinv2_tasks.tasks.sharding import gather_units, release_units, shard, units
@@ -110,14 +112,24 @@ class BaseTask(RestorableTask, GuardedTask):
         trainer, data = self.trainer, getattr(self.trainer, "datamodule", None)
         if data is None:
             raise UserError("fit needs a datamodule: the schedule's length follows from its size and the batch size")
-        samples = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        schedule, epoch_steps = self.schedule, self.epoch_steps()
+        accumulated = self.accumulated_batches(0)
+        if self._accumulation_scheduler() is not None:
+            schedule, epoch_steps = schedule.in_steps(self.steps_of), 1
+        samples = data.batch_size * trainer.world_size * accumulated
+        if self._accumulation_scheduler() is not None and schedule.reference_batch:
+            rank_zero_only(print)(
+                f"schedule: learning rates are scaled for the {samples} samples per step of the first epoch, "
+                "also where GradientAccumulationScheduler changes their number (schedule.reference_batch: 0 leaves "
+                "them as stated)"
+            )
         optimizer, scheduler = build_optimizer(
             self.optimizer,
             self.named_parameters(),
             self.backbone.depths,
-            self.schedule,
+            schedule,
             samples,
-            self.epoch_steps(),
+            epoch_steps,
             self.total_steps(),
             self.no_weight_decay,
         )
@@ -125,20 +137,47 @@ class BaseTask(RestorableTask, GuardedTask):
 
     def on_train_start(self) -> None:
         self._refuse_nonfinite()
-        if self._resumed_steps in (None, total := self.total_steps()):
-            return
-        # The optimizer came back with the learning rate of the old length.
-        scheduler: Any = self.lr_schedulers()
+        # GradientAccumulationScheduler sets it as an epoch starts, which one that is resumed within does not do again.
+        self.trainer.accumulate_grad_batches = self.accumulated_batches(self.trainer.current_epoch)
+        before, now = self._planned_steps or (None, None)
+        if before != now:
+            self._plan_anew(before, now)
+
+    def _plan_anew(self, before: int | None, now: int | None) -> None:
+        """Gives a resumed training of another length the learning rates of one planned so from the start.
+
+        Raises:
+            UserError: a scheduler of the task's own ends before the training.
+        """
+        change = f"schedule: the training now ends after {now} steps instead of {before}."
+        for config in self.trainer.lr_scheduler_configs:
+            scheduler: Any = config.scheduler
+            if isinstance(scheduler, PlannedLR):
+                rank_zero_only(print)(f"{change} {self._replan(scheduler, now)}")
+            elif (
+                isinstance(scheduler, OneCycleLR) and config.interval == "step" and (now or inf) > scheduler.total_steps
+            ):
+                raise UserError(
+                    f"the training that is resumed has {now or 'no stated number of'} steps, its OneCycleLR ends after "
+                    f"{scheduler.total_steps}, as it was planned: resume with the trainer.max_epochs and "
+                    "trainer.max_steps of the run's own config, or start a new run from the trained weights with "
+                    "--model.weights CHECKPOINT"
+                )
+            else:
+                name = type(scheduler).__name__
+                rank_zero_only(print)(f"{change} {name}, which the task brings, goes on as it was planned.")
+
+    def _replan(self, scheduler: PlannedLR, total: int | None) -> str:
+        """Sets the rates of the new plan, where the optimizer came back with the old one's; what to say of it."""
         before = max(group["lr"] for group in scheduler.optimizer.param_groups)
         for group, base, factor in zip(
             scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
         ):
             group["lr"] = base * factor(scheduler.last_epoch)
         after = max(group["lr"] for group in scheduler.optimizer.param_groups)
-        rank_zero_only(print)(
-            f"schedule: the training now ends after {total} steps instead of {self._resumed_steps}. From step "
-            f"{scheduler.last_epoch} on, the learning rate is that of a training planned for {total} steps from the "
-            f"start: {after:.3g}, where the old plan had {before:.3g}."
+        return (
+            f"From step {scheduler.last_epoch} on, the learning rate is that of a training planned for {total} steps "
+            f"from the start: {after:.3g}, where the old plan had {before:.3g}."
         )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from swinv2_tasks.errors import UserError
@@ -60,7 +60,7 @@ class GuardedTask(LightningModule):
     """Checks loss and gradients before each optimizer step, and draws each step's random numbers anew.
 
     One number per step goes from the device to the host: the gradients' norm, which clipping needs anyway, together
-    with the loss.
+    with the loss. In manual optimization the check comes as an optimizer is about to step.
     """
 
     max_skipped_steps: int = 0
@@ -69,12 +69,13 @@ class GuardedTask(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.skipped_steps = 0
-        self._losses: list[Tensor] = []
+        self._loss: Tensor | None = None  # sum over the backward passes since the last step
+        self._passes = 0
         self._first_batch = 0
         self._spikes = SpikeDetector()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        if not self._losses:
+        if not self._passes:
             self._first_batch = batch_idx
         seed = getattr(getattr(self.trainer, "datamodule", None), "seed", None)
         if seed is not None:  # a resumed run drops the same paths as one that was never interrupted
@@ -86,7 +87,24 @@ class GuardedTask(LightningModule):
             data.faults.share()
 
     def on_before_backward(self, loss: Tensor) -> None:
-        self._losses.append(loss.detach())
+        loss = loss.detach().float()
+        self._loss = loss if self._loss is None else self._loss + loss
+        self._passes += 1
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        if self.automatic_optimization:
+            return
+        try:
+            self._check_step(optimizer)
+        except SkippedStep:  # by a step without gradients, which changes nothing: the step itself is the user's code
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
+        finally:
+            self._forget_losses()
+
+    def _forget_losses(self) -> None:
+        self._loss, self._passes = None, 0
 
     def configure_gradient_clipping(
         self,
@@ -100,22 +118,10 @@ class GuardedTask(LightningModule):
         Raises:
             UserError: the loss or a gradient is not finite, and no more steps may be skipped.
         """
-        if not self._losses:  # training_step gave None: there is nothing to step by
+        if self._loss is None:  # training_step gave None: there is nothing to step by
             return
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = total_norm([p.grad for p in parameters if p.grad is not None])
-        # Lightning has divided by the number of accumulated batches, whether there were as many or not.
-        loss = torch.stack(self._losses).mean().float() * self.trainer.accumulate_grad_batches
-        if self.trainer.world_size > 1:  # all processes must come to one decision
-            loss = self.trainer.strategy.reduce(loss, reduce_op="mean")
-        norm_value, loss_value = torch.stack([norm.to(loss), loss]).tolist()
+        parameters, norm = self._check_step(optimizer)
         scaler = self._scaler()
-        if scaler is not None:
-            loss_value /= scaler.get_scale()
-        if not math.isfinite(loss_value) or (scaler is None and not math.isfinite(norm_value)):
-            self._refuse(loss_value)
-        if self._spikes.is_spike(loss_value):
-            self._report_spike(loss_value)
         # Not by Lightning, which refuses fused optimizers, that with a gradient scaler alone would clip wrongly.
         if gradient_clip_val and scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
             raise UserError(
@@ -127,6 +133,33 @@ class GuardedTask(LightningModule):
         elif gradient_clip_val:
             torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
 
+    def _check_step(self, optimizer: Optimizer) -> tuple[list[nn.Parameter], Tensor]:
+        """The parameters that have gradients, and the norm of these.
+
+        Raises:
+            SkippedStep: the loss or a gradient is not finite.
+            UserError: so it is, and no more steps may be skipped.
+        """
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = total_norm([p.grad for p in parameters if p.grad is not None])
+        if self._loss is None:  # with several optimizers one may step after another by the same losses
+            loss = norm.new_zeros((), dtype=torch.float32)
+        else:
+            # Lightning has divided by the number of accumulated batches, whether there were as many or not.
+            loss = self._loss / self._passes * self.trainer.accumulate_grad_batches
+        if self.trainer.world_size > 1:  # all processes must come to one decision
+            loss = self.trainer.strategy.reduce(loss, reduce_op="mean")
+        norm_value, loss_value = torch.stack([norm.to(loss), loss]).tolist()
+        scaler = self._scaler()
+        if scaler is not None:
+            loss_value /= scaler.get_scale()
+        if not math.isfinite(loss_value) or (scaler is None and not math.isfinite(norm_value)):
+            self._refuse(loss_value)
+        # The losses of several optimizers are of several kinds.
+        if len(self.trainer.optimizers) == 1 and self._spikes.is_spike(loss_value):
+            self._report_spike(loss_value)
+        return parameters, norm
+
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         try:
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
@@ -135,7 +168,7 @@ class GuardedTask(LightningModule):
             if (scaler := self._scaler()) is not None:
                 scaler.update()
         finally:
-            self._losses.clear()
+            self._forget_losses()
 
     def _scaler(self) -> Any:
         """What scales losses in float16; None with other precisions."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.optim import Optimizer
@@ -39,7 +39,8 @@ class RestorableTask(Recorded, LightningModule):
         self.class_names: list[str] | None = None
         self.input_size: tuple[int, ...] | None = None
         self.run_name = "run"
-        self._resumed_steps: int | None = None
+        self._planned_steps: tuple[int | None, int | None] | None = None
+        """Optimizer steps of the training that is resumed, as planned then and now."""
 
     def meet_classes(self, ids: list[Any], names: list[str], whose: str) -> None:
         """Takes over the classes of the data or of a checkpoint, or stops when they are not the ones known already."""
@@ -71,9 +72,9 @@ class RestorableTask(Recorded, LightningModule):
             "samples": data.train_samples,
             "batch_size": data.batch_size,
             "processes": trainer.world_size,
-            "accumulated_batches": trainer.accumulate_grad_batches,
+            "accumulated_batches": self.accumulated_batches(trainer.current_epoch),
             "epoch_batches": self.epoch_batches(),
-            "total_steps": self.total_steps(),
+            "total_steps": self._known_steps(),
             "skipped_steps": self.skipped_steps,
             "mid_accumulation": trainer.fit_loop.epoch_loop._should_accumulate(),  # its gradients are not saved
         }
@@ -89,10 +90,27 @@ class RestorableTask(Recorded, LightningModule):
         batches = data.train_batches(trainer.world_size)
         return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
-    def epoch_steps(self) -> int:
+    def accumulated_batches(self, epoch: int) -> int:
+        """Batches of each process that an optimizer step of an epoch is made of."""
+        scheduler = self._accumulation_scheduler()
+        return (
+            self.trainer.accumulate_grad_batches if scheduler is None else scheduler.get_accumulate_grad_batches(epoch)
+        )
+
+    def _accumulation_scheduler(self) -> GradientAccumulationScheduler | None:
+        callbacks: list[Any] = getattr(self.trainer, "callbacks", [])
+        return next((one for one in callbacks if isinstance(one, GradientAccumulationScheduler)), None)
+
+    def epoch_steps(self, epoch: int = 0) -> int:
         """Optimizer steps of an epoch."""
         # Lightning's own estimate would build the training loader too early and so lose the state of a resumed one.
-        return math.ceil(self.epoch_batches() / self.trainer.accumulate_grad_batches)
+        return math.ceil(self.epoch_batches() / self.accumulated_batches(epoch))
+
+    def steps_of(self, epochs: float) -> float:
+        """Optimizer steps of the first so many epochs."""
+        batches, whole = self.epoch_batches(), math.floor(epochs)
+        steps = sum(math.ceil(batches / self.accumulated_batches(epoch)) for epoch in range(whole))
+        return steps if whole == epochs else steps + (epochs - whole) * self.epoch_steps(whole)
 
     def total_steps(self) -> int:
         """Optimizer steps of the whole training.
@@ -100,12 +118,17 @@ class RestorableTask(Recorded, LightningModule):
         Raises:
             UserError: when nothing says how long it lasts.
         """
-        trainer = self.trainer
-        ends = [epochs * self.epoch_steps() for epochs in (trainer.max_epochs,) if epochs not in (None, -1)]
-        ends += [steps for steps in (trainer.max_steps,) if steps != -1]
-        if not ends:
+        steps = self._known_steps()
+        if steps is None:
             raise UserError("trainer.max_epochs or trainer.max_steps must say when the training ends")
-        return min(ends)
+        return steps
+
+    def _known_steps(self) -> int | None:
+        """Optimizer steps of the whole training; None where nothing says how long it lasts."""
+        trainer = self.trainer
+        ends = [int(self.steps_of(epochs)) for epochs in (trainer.max_epochs,) if epochs not in (None, -1)]
+        ends += [steps for steps in (trainer.max_steps,) if steps != -1]
+        return min(ends, default=None)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         data = getattr(self._trainer, "datamodule", None) if self._trainer else None
@@ -147,7 +170,7 @@ class RestorableTask(Recorded, LightningModule):
                     "the training that is resumed averages its weights, this config does not: add overlays/ema.yaml or "
                     "whatever set the averaging up"
                 )
-            self._meet_training(record.get("training"), checkpoint["loops"]["fit_loop"])
+            self._meet_training(record.get("training"), checkpoint["loops"]["fit_loop"], checkpoint["epoch"])
 
     def _meet_weights(self, checkpoint: dict[str, Any], resumed: bool) -> None:
         """Gives tensors of a checkpoint the names of this task, where one of them is compiled, and refuses those that
@@ -165,7 +188,7 @@ class RestorableTask(Recorded, LightningModule):
         if resumed:
             check_finite(flatten(checkpoint.get("optimizer_states", []), "optimizer"), source)
 
-    def _meet_training(self, before: dict[str, Any] | None, progress: dict[str, Any]) -> None:
+    def _meet_training(self, before: dict[str, Any] | None, progress: dict[str, Any], epoch: int) -> None:
         """Makes sure that steps are made as before, of as many samples, and counts batches in today's processes."""
         trainer: Any = self.trainer
         if before is None:
@@ -183,9 +206,9 @@ class RestorableTask(Recorded, LightningModule):
                 f"{trainer.datamodule.train_samples}: nothing says which of them the epoch has seen. Restore the "
                 "dataset as it was, or start a new run from the trained weights with --model.weights CHECKPOINT."
             )
-        self._resumed_steps, self.skipped_steps = before["total_steps"], before["skipped_steps"]
+        self._planned_steps, self.skipped_steps = (before["total_steps"], self._known_steps()), before["skipped_steps"]
         now = {"batch_size": trainer.datamodule.batch_size, "processes": trainer.world_size}
-        now |= {"accumulated_batches": trainer.accumulate_grad_batches, "epoch_batches": self.epoch_batches()}
+        now |= {"accumulated_batches": self.accumulated_batches(epoch), "epoch_batches": self.epoch_batches()}
         if all(before[name] == value for name, value in now.items()):
             return
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -10,14 +11,18 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor, nn
 from torch.optim import SGD
 
 from swinv2_tasks.backbone import BiasTable, LinearCPB, SwinTransformerV2, save_weights
+from swinv2_tasks.callbacks import RunCheckpoint, Throughput
 from swinv2_tasks.errors import UserError
-from swinv2_tasks.optim import CosineSchedule
+from swinv2_tasks.optim import CosineSchedule, Schedule, StepSchedule
 from swinv2_tasks.tasks import ClassificationTask
 from tests.backbone.checkpoints import randomise
+from tests.tasks import own_optimization
 from tests.tasks.tiny import BACKBONE, new_data, new_task, new_trainer
 
 
@@ -277,6 +282,97 @@ def test_the_schedule_ends_with_the_training(trainer: dict[str, Any], steps: int
     assert scheduler.get_last_lr() == pytest.approx([0.0, 0.0], abs=1e-12)
     factor = scheduler.lr_lambdas[0]
     assert factor(steps - 1) > 1e-4  # and not before
+
+
+@pytest.mark.parametrize(
+    ("scheduling", "trainer", "steps"),
+    [  # 18 images in batches of 3: six per epoch
+        ({1: 2, 2: 4}, {"max_epochs": 4}, 6 + 3 + 2 + 2),
+        ({0: 6}, {"max_epochs": 2}, 2),
+        ({1: 3}, {"max_epochs": -1, "max_steps": 9}, 9),
+        ({1: 3}, {"max_epochs": 2, "max_steps": 90}, 8),
+        ({1: 5}, {"max_epochs": 2, "limit_train_batches": 4}, 5),
+    ],
+    ids=str,
+)
+def test_the_schedule_follows_a_scheduled_accumulation(
+    scheduling: dict[int, int], trainer: dict[str, Any], steps: int, images: Path, tmp_path: Path
+) -> None:
+    """Lightning changes how many batches a step is made of as epochs begin."""
+    accumulation = GradientAccumulationScheduler(scheduling)
+    task = new_task(
+        schedule=CosineSchedule(warmup_epochs=0, min_lr=0.0, reference_batch=0),
+        optimizer=lambda groups: SGD(groups, lr=0.1),
+    )
+    fit = new_trainer(tmp_path, accumulation, limit_val_batches=0, **trainer)
+    fit.fit(task, new_data(images, batch_size=3))
+    (scheduler,) = (config.scheduler for config in fit.lr_scheduler_configs)
+    assert fit.global_step == scheduler.last_epoch == task.total_steps() == steps
+    assert scheduler.get_last_lr() == pytest.approx([0.0, 0.0], abs=1e-12)
+    assert [scheduler.lr_lambdas[0](step) for step in range(steps)] == pytest.approx(
+        [(1 + math.cos(math.pi * step / steps)) / 2 for step in range(steps)]
+    )
+
+
+def test_warmups_and_milestones_follow_a_scheduled_accumulation(images: Path, tmp_path: Path) -> None:
+    """Epochs of 6, 3, 3 and 2 steps: a warmup of one and a half lasts 7.5, the third begins at 9, the fourth at 12."""
+    task = new_task(schedule=StepSchedule(warmup_epochs=1.5, warmup_lr=0.0, milestones=(2, 3), reference_batch=0))
+    accumulation = GradientAccumulationScheduler({1: 2, 3: 4})
+    fit = new_trainer(tmp_path, accumulation, limit_val_batches=0, max_epochs=4)
+    fit.fit(task, new_data(images, batch_size=3))
+    (scheduler,) = (config.scheduler for config in fit.lr_scheduler_configs)
+    rates = [scheduler.lr_lambdas[0](step) for step in range(14)]
+    assert fit.global_step == 14
+    assert rates == pytest.approx([step / 8 for step in range(8)] + [1] + 3 * [0.1] + 2 * [0.01])
+
+
+def test_a_schedule_of_ones_own_must_say_how_it_counts_epochs(images: Path, tmp_path: Path) -> None:
+    class Constant(Schedule):
+        def factor(self, step: int, epoch_steps: int, total_steps: int, peak: float, layer_scale: float = 1.0) -> float:
+            return 1.0
+
+    new_trainer(tmp_path).fit(new_task(schedule=Constant()), new_data(images))
+    with pytest.raises(UserError, match=r"Constant cannot count epochs of unequal length.*in_steps"):
+        new_trainer(tmp_path, GradientAccumulationScheduler({1: 2})).fit(
+            new_task(schedule=Constant()), new_data(images)
+        )
+
+
+# ---- optimizers and schedulers of tasks of one's own
+
+
+def own(name: str, **arguments: Any) -> ClassificationTask:
+    task: ClassificationTask = getattr(own_optimization, name)(SwinTransformerV2(**BACKBONE), 3, **arguments)
+    return task
+
+
+@pytest.mark.parametrize("name", ["OneCycle", "Plateau", "PlateauOfSteps", "Plain", "Manual", "TwoOptimizers"])
+def test_a_longer_training_leaves_schedulers_of_ones_own_alone(
+    name: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Or says that one cannot go on."""
+    callbacks = [Throughput(), RunCheckpoint()]
+    new_trainer(tmp_path, *callbacks, enable_checkpointing=True).fit(own(name), new_data(images))
+    longer = new_trainer(tmp_path, *callbacks, enable_checkpointing=True, max_epochs=2)
+    arguments = {"ckpt_path": tmp_path / "checkpoints" / "last.ckpt", "weights_only": True}
+    if name == "OneCycle":
+        with pytest.raises(UserError, match="6 steps, its OneCycleLR ends after 3"):
+            longer.fit(own(name), new_data(images), **arguments)
+        return
+    longer.fit(own(name), new_data(images), **arguments)
+    assert longer.current_epoch == 2
+    assert ("goes on as it was planned" in capsys.readouterr().out) == bool(longer.lr_scheduler_configs)
+
+
+def test_a_training_without_a_stated_end_needs_none_for_ones_own_scheduler(images: Path, tmp_path: Path) -> None:
+    class Stop(Callback):
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            trainer.should_stop = True
+
+    trainer = new_trainer(tmp_path, RunCheckpoint(), Stop(), enable_checkpointing=True, max_epochs=-1)
+    trainer.fit(own("Plain"), new_data(images))
+    contents = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert contents["swinv2_tasks"]["training"]["total_steps"] is None
 
 
 @pytest.mark.parametrize(("batches", "samples"), [(1, 6), (3, 18)])

@@ -25,6 +25,7 @@ from swinv2_tasks.optim import CosineSchedule
 from swinv2_tasks.tasks import ClassificationTask
 from swinv2_tasks.tasks.guard import SpikeDetector
 from tests.backbone.checkpoints import randomise
+from tests.tasks import own_optimization
 from tests.tasks.tiny import BACKBONE, new_data, new_trainer
 from tests.test_resume import differences
 
@@ -288,6 +289,64 @@ def test_clipping_is_that_of_torch(settings: dict[str, Any], clip: Any, images: 
     SGD(step.groups, lr=0.5).step()
     torch.testing.assert_close(step.outcome, [p.detach() for p in step.parameters], rtol=0, atol=0)
     assert differences(step.outcome, before)
+
+
+# ---- manual optimization
+
+
+def manual(name: str, **settings: Any) -> ClassificationTask:
+    task: ClassificationTask = getattr(own_optimization, name)(SwinTransformerV2(**BACKBONE), 3, **settings)
+    with torch.no_grad():
+        randomise(task)
+    return task
+
+
+class Memory(Callback):
+    """Notes how many tensors a task holds beside its weights as batches end."""
+
+    def __init__(self) -> None:
+        self.held: list[int] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        held = 0
+        for value in vars(pl_module).values():
+            held += len(value) if isinstance(value, list) else isinstance(value, Tensor)
+        self.held.append(held)
+
+
+@pytest.mark.parametrize("name", ["Manual", "NeverStepping", "TwoOptimizers"])
+def test_nothing_piles_up_in_manual_optimization(name: str, images: Path, tmp_path: Path) -> None:
+    memory = Memory()
+    train(manual(name), images, tmp_path, memory)
+    assert len(memory.held) == 6 and len(set(memory.held[1:])) == 1
+
+
+@pytest.mark.parametrize("name", ["Manual", "TwoOptimizers"])
+def test_a_bad_batch_stops_manual_optimization_before_it_changes_anything(
+    name: str, images: Path, tmp_path: Path
+) -> None:
+    task, before = manual(name), {}
+
+    class Before(Callback):
+        def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+            before.update(copy.deepcopy(pl_module.state_dict()))
+
+    with pytest.raises(UserError, match=r"stopped before .*batch 2\).*the loss is nan"):
+        train(task, images, tmp_path, Before(), Poison(2))
+    assert differences(task.state_dict(), before) == []
+    (record,) = written(tmp_path)
+    assert len(record["samples"]) == 6 and record["tensors"]
+
+
+def test_a_bad_step_of_manual_optimization_may_be_skipped(images: Path, tmp_path: Path) -> None:
+    task, journal = manual("Manual"), Journal()
+    task.max_skipped_steps = 1
+    train(task, images, tmp_path, Poison(1), journal)
+    states = journal.states
+    assert task.skipped_steps == 1
+    for step in range(1, 6):
+        assert (differences(states[step]["weights"], states[step - 1]["weights"]) == []) == (step == 1)
+    assert all(p.isfinite().all() for p in task.parameters())
 
 
 # ---- loss spikes
