@@ -3,12 +3,14 @@
 ImageNet-V2: https://arxiv.org/abs/1902.10811. ReaL: https://arxiv.org/abs/2006.07159.
 """
 
+import logging
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
@@ -33,6 +35,8 @@ from swinv2_tasks.datamodules.transforms import (
     train_transform,
 )
 from swinv2_tasks.errors import UserError
+
+log = logging.getLogger("swinv2_tasks")
 
 _EXPECTED = (
     "Expected data.root with train/CLASS/*.JPEG and val/CLASS/*.JPEG. Folders of other names: data.train_dir and "
@@ -230,7 +234,14 @@ class ImageNetDataModule(BaseDataModule):
     def _shards(self, name: str) -> Shards | None:
         """The shards in a folder of the dataset, where there are such."""
         if self.root is not None and name not in self._opened:
-            self._opened[name] = open_shards(place_in(self.root, name), self.stream)
+            self._opened[name] = shards = open_shards(place_in(self.root, name), self.stream)
+            if shards is not None and shards.left_out:
+                rank_zero_only(log.warning)(
+                    "the shards in %s were written without %d images that could not be read: %s",
+                    shards.place,
+                    len(shards.left_out),
+                    abbreviate(shards.left_out),
+                )
         return self._opened.get(name)
 
     def _streamed(

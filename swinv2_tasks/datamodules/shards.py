@@ -113,6 +113,7 @@ class Shards:
 
     Attributes:
         classes: The class list of the dataset.
+        left_out: Names of the images that the shards were written without, since they could not be read.
 
     Raises:
         UserError: See `open_shards`.
@@ -123,6 +124,7 @@ class Shards:
         self.streaming = streaming
         self.remote = is_url(place)
         self.chunks, self.classes = _checked(index, place_in(place, INDEX))
+        self.left_out = list(json.loads(index).get("faulty", ()))
         self._class_ids = frozenset(self.classes.ids)
         self.starts = np.cumsum([0, *(chunk["chunk_size"] for chunk in self.chunks)])[:-1].tolist()
         self.order = self._read_order()

@@ -279,6 +279,21 @@ def test_a_missing_or_cut_off_shard_behind_a_url(url: str, tmp_path: Path) -> No
     assert "chunk-0-1.bin" not in {path.name for path in kept(tmp_path / "cache")}
 
 
+def test_shards_written_without_some_images_say_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What is evaluated then is less than what the folder held."""
+    images = write_images(tmp_path / "images")
+    broken = next((images / "val").rglob("*_1.jpg"))
+    broken.write_bytes(broken.read_bytes()[:300])
+    out = tmp_path / "out"
+    assert main(["data", "optimize", "imagenet", str(images), str(out), "--skip_faulty=true", "--workers=1"]) == 0
+    data = datamodule(out, tmp_path / "cache")
+    data.setup("fit")
+    data.setup("validate")
+    said = [record.getMessage() for record in caplog.records if "were written without" in record.getMessage()]
+    (line,) = said
+    assert f"{out}/val" in line and "without 1 images" in line and broken.name in line
+
+
 def test_a_damaged_shard(shards: Path, tmp_path: Path) -> None:
     victim = shards / "val" / "chunk-0-0.bin"
     size = victim.stat().st_size
