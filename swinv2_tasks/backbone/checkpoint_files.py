@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from swinv2_tasks.backbone.checkpoint_formats import without_prefix
 from swinv2_tasks.backbone.checkpoint_integrity import altered_part, check_storages, names_in, record_sizes
 from swinv2_tasks.backbone.checkpoint_shards import REST, ShardedTensor, assemble, is_sharded, put_back, shard_names
 from swinv2_tasks.errors import UserError
@@ -41,6 +42,7 @@ class Checkpoint:
         state: its tensors, without the wrappers and prefixes that training adds.
         contents: the outermost dict, with whatever else is in it.
         config: the config.json beside the weights; empty when there is none.
+        prefix: what stood before the names of its tensors and was taken off: "model.", say.
         record: what this package wrote about itself; empty in the files of others.
     """
 
@@ -48,6 +50,7 @@ class Checkpoint:
     state: dict[str, Tensor]
     contents: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
+    prefix: str = ""
 
     @property
     def record(self) -> Mapping[str, Any]:
@@ -66,17 +69,20 @@ def read_checkpoint(source: str | PathLike[str] | Mapping[str, Any]) -> Checkpoi
         UserError: when there is nothing to read, saying what the file seems to be instead.
     """
     if isinstance(source, Mapping):
-        return Checkpoint("the state dict", _state_of(source, "the state dict"), source)
+        state, prefix = without_prefix(_state_of(source, "the state dict"), "the state dict")
+        return Checkpoint("the state dict", state, source, prefix=prefix)
     path = Path(source)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; weights are read from disk, not downloaded by name")
     if is_sharded(path):
         contents = assemble({key: value for key, value in read_shards(path).items() if key != "optimizer_states"})
-        return Checkpoint(str(path), _state_of(contents, str(path)), contents)
+        state, prefix = without_prefix(_state_of(contents, str(path)), str(path))
+        return Checkpoint(str(path), state, contents, prefix=prefix)
     files = _weight_files(path) if path.is_dir() else [path]
     parts = [_read_file(file) for file in files]
-    state = {name: tensor for part in parts for name, tensor in _state_of(part, str(path)).items()}
-    return Checkpoint(str(path), state, parts[0], _read_config(files[0]))
+    tensors = {name: tensor for part in parts for name, tensor in _state_of(part, str(path)).items()}
+    state, prefix = without_prefix(tensors, str(path))
+    return Checkpoint(str(path), state, parts[0], _read_config(files[0]), prefix)
 
 
 def read_shards(folder: Path) -> dict[str, Any]:
@@ -311,14 +317,12 @@ _WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "model_ema", "
 
 
 def _state_of(contents: Mapping[str, Any], source: str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, out of its wrappers and without the prefixes of DDP and torch.compile."""
+    """The tensors of a checkpoint, out of its wrappers."""
     inner = next((contents[key] for key in _WRAPPERS if _holds_tensors(contents.get(key))), contents)
     tensors = {str(name): value for name, value in inner.items() if isinstance(value, Tensor)}
     if not tensors:
         known = ", ".join(map(str, list(contents)[:5])) or "nothing"
         raise UserError(f"{source}: holds no tensors; its entries are {known}")
-    if all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
     return {clean_name(name): value for name, value in tensors.items()}
 
 

@@ -138,6 +138,69 @@ LAYOUTS: dict[Format, Layout] = {
 }
 
 
+_ANCHORS = (
+    "patch_embed.proj.weight",  # official, SimMIM, timm, this package
+    "embeddings.patch_embeddings.projection.weight",  # Hugging Face
+    "features.0.0.weight",  # torchvision
+)
+"""A tensor that each model has once, as it is called in each format behind whatever stands before all names."""
+
+
+def without_prefix(state: Mapping[str, Tensor], source: str) -> tuple[State, str]:
+    """Names without what DDP, a LightningModule or another module around the model puts before them.
+
+    Returns them with the prefix. It is found by structure: it is what stands before the model's own names, whatever
+    its words are. What lies outside the model keeps its name. timm's ``features_only`` writes layers_0 for layers.0.
+
+    Raises:
+        UserError: there are several models in the state dict.
+    """
+    anchors = [name for name in state if name.endswith(_ANCHORS) and _is_whole(name)]
+    found = sorted({_prefix_before(state, name) for name in anchors})
+    if len(anchors) > 1:
+        raise UserError(
+            f"{source} holds several models, whose names begin with {', '.join(repr(prefix) for prefix in found)}: "
+            "nothing says which of them is meant. Save the state dict of one of them."
+        )
+    prefix = found[0] if found else ""
+    renamed: State = {}
+    for name, tensor in state.items():
+        inner = name.removeprefix(prefix)
+        if inner != name:
+            inner = _FEATURES.sub(r"layers.\1.", inner)
+        elif not prefix:
+            inner = _FEATURES.sub(r"layers.\1.", name)
+        if inner in renamed or (inner != name and not name.startswith(prefix)):
+            raise UserError(f"{source}: {inner} is there twice, with and without {prefix!r} before it")
+        renamed[inner] = tensor
+    return renamed, prefix
+
+
+_FEATURES = re.compile(r"^layers_(\d+)\.")
+
+
+def _is_whole(name: str) -> bool:
+    """Whether an anchor's words are whole ones: another_features.0.0.weight is none."""
+    return any(name == anchor or name.endswith(f".{anchor}") for anchor in _ANCHORS)
+
+
+def _prefix_before(state: Iterable[str], anchor_name: str) -> str:
+    """What stands before the model's own names, of which backbone., encoder. and swinv2. may be a part."""
+    anchor = next(end for end in _ANCHORS if anchor_name.endswith(end))
+    around = anchor_name.removesuffix(anchor)
+    if anchor.startswith("embeddings."):
+        return around.removesuffix("swinv2.")
+    inside = {name.removeprefix(around).split(".", 1)[0] for name in state if name.startswith(around)}
+    # An official or timm model ends with a norm and a head, and features_only has stages of its own names; of a task of
+    # this package both lie beside the backbone, of SimMIM the decoder lies beside the encoder.
+    if inside & {"head", "layers_0"}:
+        return around
+    for own in ("backbone.", "encoder."):
+        if around == own or around.endswith(f".{own}"):
+            return around if own == "backbone." and "norm" in inside else around.removesuffix(own)
+    return around
+
+
 def detect_format(state: Mapping[str, Tensor]) -> Format:
     """The format of a Swin V2 state dict, told by its names.
 

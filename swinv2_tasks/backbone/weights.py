@@ -76,6 +76,7 @@ class LoadReport:
         windows: per stage the window of pre-training (None: not known) and the window now.
         windows_from: where the windows of pre-training were found.
         head: what became of the classification head.
+        prefix: what stood before the checkpoint's names: "module.model.", say.
     """
 
     source: str
@@ -86,6 +87,7 @@ class LoadReport:
     head: str
     windows: list[tuple[Size | None, Size]]
     windows_from: str
+    prefix: str = ""
     cast: list[str] = field(default_factory=list)
     resized: list[str] = field(default_factory=list)
     inflated: list[str] = field(default_factory=list)
@@ -94,9 +96,10 @@ class LoadReport:
 
     def __str__(self) -> str:
         renamed = f", {self.renamed} under another name" if self.renamed else ""
+        prefix = f", without the {self.prefix!r} before its names" if self.prefix else ""
         cast = f", cast from {' and '.join(self.cast)}" if self.cast else ""
         rows = [
-            ("weights", f"{self.source} ({self.format})"),
+            ("weights", f"{self.source} ({self.format}{prefix})"),
             ("checkpoint", str(self.variant)),
             ("loaded", f"{self.loaded} tensors{renamed}{cast}"),
             ("head", self.head),
@@ -192,6 +195,7 @@ def load_weights(
         variant=variant,
         loaded=len(fitting),
         cast=types,
+        prefix=checkpoint.prefix,
         renamed=len(set(fitting) - {prefix + name for name in checkpoint.state}),
         head=head,
         windows=list(zip(backbone.pretrained_window_size, backbone.window_size, strict=True)),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from timm.models.swin_transformer_v2 import SwinTransformerV2 as TimmSwin
@@ -204,6 +205,67 @@ def test_wrappers_and_prefixes_come_off(wrap: Callable[[dict], dict]) -> None:
     load_weights(backbone, wrap(official_state()))
     name = "layers.3.blocks.0.mlp.fc2.bias"
     assert torch.equal(backbone.state_dict()[name], official_state()[name])
+
+
+PREFIXES = ("", "module.", "_orig_mod.", "_orig_mod.module.", "model.", "net.", "module.model.", "student.encoder_q.")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_whatever_stands_before_all_names_comes_off(prefix: str, format: str) -> None:
+    """Also beside what a module around the model has of its own."""
+    state = foreign_state(format)
+    wrapped = {f"{prefix}{name}": tensor for name, tensor in state.items()} | {"criterion.weight": torch.ones(3)}
+    plain, task = new_task(), new_task()
+    expected, report = load_weights(plain, state), load_weights(task, wrapped)
+    assert_same(task.state_dict(), plain.state_dict())
+    assert (report.format, report.loaded, report.windows) == (format, expected.loaded, expected.windows)
+    assert report.prefix == prefix.replace("_orig_mod.", "")
+    assert "criterion.weight" in report.unused
+    assert not report.prefix or repr(report.prefix) in str(report)
+
+
+@pytest.mark.parametrize("format", ["official", "timm", "torchvision", "huggingface"])
+@pytest.mark.parametrize("prefix", ["backbone.", "encoder.", "model.backbone."])
+def test_a_whole_model_may_be_called_backbone_or_encoder(prefix: str, format: str) -> None:
+    state = foreign_state(format)
+    plain, task = new_task(), new_task()
+    load_weights(plain, state)
+    report = load_weights(task, {f"{prefix}{name}": tensor for name, tensor in state.items()})
+    assert report.format == format
+    assert_same(task.state_dict(), plain.state_dict())
+
+
+def test_one_of_several_models_is_not_guessed() -> None:
+    state = official_state()
+    both = {f"{prefix}{name}": tensor for prefix in ("student.", "teacher.") for name, tensor in state.items()}
+    with pytest.raises(UserError, match=r"several models.*'student\.', 'teacher\.'"):
+        load_weights(tiny_backbone(), both)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "model.backbone."])
+def test_timm_features_are_read(prefix: str) -> None:
+    """Maps of a backbone with its weights are timm's."""
+    theirs = randomise(
+        timm.create_model(
+            "swinv2_tiny_window8_256",
+            features_only=True,
+            img_size=128,
+            window_size=4,
+            embed_dim=CHANNELS,
+            depths=DEPTHS,
+            num_heads=HEADS,
+        )
+    ).eval()
+    backbone = tiny_backbone().eval()
+    state = {f"{prefix}{name}": tensor for name, tensor in theirs.state_dict().items()}
+    report = load_weights(backbone, state, **AT_128)
+    assert report.format == "timm"
+    assert not report.fresh
+    x = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for own, other in zip(backbone(x), theirs(x), strict=True):
+            assert (own - other.permute(0, 3, 1, 2)).abs().max() <= 1e-3 * other.abs().max()
 
 
 def test_weights_go_into_a_compiled_backbone() -> None:
