@@ -35,9 +35,10 @@ HARMLESS = re.compile(
     r"|LOCAL_RANK: \d+ - CUDA_VISIBLE_DEVICES: "
     r"|You are using a CUDA device \("  # and how to make use of its Tensor Cores
     r"|(?:Restoring states|Loaded model weights) from the checkpoint "
+    r"|.*\.json: of \d+ objects "  # one of the sample data is a crowd, and what becomes of those is told
     r"|`Trainer\.fit` stopped: `max_epochs=\d+` reached\.$"
 )
-"""What may begin a line on standard error: what Lightning says of each start."""
+"""What may begin a line on standard error: what Lightning says of each start, and what is told of sound data."""
 
 COLORS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 

@@ -57,6 +57,7 @@ def test_what_the_demo_prints_when_all_is_well() -> None:
         "stderr": [
             "Seed set to 0",
             "GPU available: False, used: False",
+            "data/coco/annotations/instances_val2017.json: of 158 objects 1 are crowds (iscrowd: 1)",
             "`Trainer.fit` stopped: `max_epochs=2` reached.",
         ],
     }
