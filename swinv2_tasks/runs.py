@@ -150,6 +150,14 @@ def lock(folder: Path) -> None:
 
 
 @rank_zero_only
+def unlock(folder: Path) -> None:
+    """Gives back what ``lock`` has claimed: this process goes on, and others may work in the folder."""
+    for file in [one for one in _locks if Path(one.name) == folder / ".lock"]:
+        file.close()
+        _locks.remove(file)
+
+
+@rank_zero_only
 def claim_folder(folder: Path, run: Path) -> None:
     """Makes a folder of checkpoints that of one run: others may not write there.
 

@@ -39,7 +39,7 @@ from swinv2_tasks.callbacks.prediction_journal import (
 )
 from swinv2_tasks.datamodules.loading import BatchLoader, Fault, FileOrder
 from swinv2_tasks.errors import Interrupted, SharedError, UserError, printable
-from swinv2_tasks.runs import lock
+from swinv2_tasks.runs import lock, unlock
 
 TABLE = "predictions.csv"
 
@@ -395,6 +395,7 @@ class Predictions(Callback):
         if not trainer.is_global_zero:
             return
         done, where = self._conclude()
+        unlock(self.journal.folder)
         print(f"{done} predictions: {printable(self.place / TABLE)}{where}")
         left = len(self.paths) - done - self.bad
         if left:
@@ -404,6 +405,8 @@ class Predictions(Callback):
         if trainer.state.fn != "predict":
             return
         if not self._began:
+            if self._made:
+                unlock(self.journal.folder)
             self._remove_empty()
             return
         self._stop_guarding()
@@ -417,6 +420,7 @@ class Predictions(Callback):
             done, where = self._conclude()
         except (OSError, UserError):  # the disk is full, say: the table is there, in the order of the work
             done, where = sum(not record["error"] for record in self.journal.records()), ""
+        unlock(self.journal.folder)
         go_on = "the same command goes on" if self.folder else f"to go on, add --output={self.place} to the command"
         print(
             f"{done} of {len(self.paths)} files are predicted: {printable(self.place / TABLE)}{where}; "

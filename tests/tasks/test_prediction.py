@@ -160,7 +160,7 @@ def test_two_processes_go_on_where_one_was_and_write_the_same(task: str, checkpo
     assert results(tmp_path / "two") == results(tmp_path / "whole")
 
     out = tmp_path / "out"
-    assert main(command(model, source, out, "--trainer.limit_predict_batches=1", "--data.batch_size=2")) in (0, 1)
+    assert main(command(model, source, out, "--trainer.limit_predict_batches=4", "--data.batch_size=2")) in (0, 1)
     done = run(command(model, source, out, "--data.batch_size=2"), tmp_path, 2)
     assert done.status == 1 and "are predicted already" in done.output
     assert main(command(model, source, tmp_path / "small", "--data.batch_size=2")) == 1
@@ -185,7 +185,9 @@ def test_results_of_another_model_or_of_other_settings_are_replaced(
     import torch
 
     contents = torch.load(model, weights_only=True)
-    contents["state_dict"] = {name: value + 0.1 for name, value in contents["state_dict"].items()}
+    for value in contents["state_dict"].values():
+        if value.is_floating_point():
+            value += 0.1
     torch.save(contents, tmp_path / "other.ckpt")
     capfd.readouterr()
     assert main(command(tmp_path / "other.ckpt", source, out, "--data.resize=[96,48]")) == 1
