@@ -25,6 +25,7 @@ from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.heads.mask_rcnn import DetectionHead, Features
+from swinv2_tasks.inference import Rescaled
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class DetectionInference:
         nms_threshold: intersection over union from which on ``hard`` drops and ``linear`` lowers.
         sigma: variance of ``gaussian``: scores are multiplied by exp(−IoU² / sigma).
         max_detections: of an image, the likeliest ones.
-        scales: factors by which the image is resized; what is found at all of them is taken together.
+        scales: multiples of the evaluation size that the image is resized to; what is found at all of them is taken
+            together.
         flip: also looks at the mirrored image.
         mask_threshold: probability from which on a pixel belongs to an object, above 0.
 
@@ -126,6 +128,7 @@ def detect(
     images: Sequence[Tensor],
     inference: DetectionInference,
     multiple: int = 32,
+    rescaled: Sequence[Rescaled] | None = None,
 ) -> list[Detections]:
     """Finds the objects in images (3, H, W), normalised, in pixels of these images; without gradients, in eval mode.
 
@@ -135,13 +138,16 @@ def detect(
         images: on the network's device.
         inference: how.
         multiple: what the padded sides are multiples of.
+        rescaled: for each image, what gives it at other scales; None: it is itself resized to them, once more than its
+            file was.
 
     Raises:
         UserError: the network gives NaN or infinite numbers.
     """
     views: list[_View] = []
     for scale in inference.scales:
-        resized = [_resized(image, scale) for image in images]
+        sources: Sequence[Rescaled | None] = rescaled or [None] * len(images)
+        resized = [_resized(image, scale, source) for image, source in zip(images, sources, strict=True)]
         for mirrored in (False, True)[: 1 + inference.flip]:
             batch = padded([image.flip(2) for image in resized] if mirrored else resized, multiple)
             views.append(_View(batch, head.features(backbone(batch.tensors)), mirrored))
@@ -211,9 +217,12 @@ class _View:
         return torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], dim=1)
 
 
-def _resized(image: Tensor, scale: float) -> Tensor:
+def _resized(image: Tensor, scale: float, rescaled: Rescaled | None) -> Tensor:
+    """An image (3, H, W) at a scale."""
     if scale == 1:
         return image
+    if rescaled is not None:
+        return rescaled(scale)[0].to(image)
     size = [max(1, round(side * scale)) for side in image.shape[1:]]
     return F.interpolate(image[None], size, mode="bilinear", align_corners=False, antialias=True)[0]
 

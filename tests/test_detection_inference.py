@@ -140,6 +140,25 @@ def test_views_are_brought_back_upright_and_to_size() -> None:
     torch.testing.assert_close(found.masks, expected[None])  # mirrored masks were mirrored back
 
 
+def test_scales_are_those_that_come_with_the_images() -> None:
+    """Only what is not an image's own size is asked for; what is found comes back in the image's own pixels."""
+    asked = []
+    seen = []
+
+    def rescaled(scale: float) -> Tensor:
+        asked.append(scale)
+        return F.interpolate(bright_image()[None], scale_factor=scale, mode="nearest") * 0.75
+
+    def backbone(x: Tensor) -> list[Tensor]:
+        seen.append((tuple(x.shape[2:]), x.max().item()))
+        return [x]
+
+    how = DetectionInference(scales=(1.0, 2.0), score_threshold=0.2)
+    (found,) = detect(backbone, Finder(), [bright_image()], how, rescaled=[rescaled])  # type: ignore[arg-type]
+    assert asked == [2.0] and seen == [((64, 96), 1.0), ((128, 192), 0.75)]
+    torch.testing.assert_close(found.boxes, torch.tensor([[8.0, 16.0, 32.0, 40.0]]))
+
+
 def test_images_of_several_sizes_go_through_together() -> None:
     wide, high = bright_image(), torch.zeros(3, 100, 50)
     high[:, 70:90, 20:45] = 1

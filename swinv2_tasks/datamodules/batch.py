@@ -129,6 +129,9 @@ class DetectionPredictBatch(TypedDict):
     image_ids: NotRequired[list[int]]
     """Its id, where an annotation file states it."""
 
+    rescaled: NotRequired[list[Callable[[float], Tensor]]]
+    """As in `SegmentationBatch`."""
+
 
 class DetectionEvalBatch(DetectionPredictBatch):
     """One image in evaluation. Without `image_ids` those of the targets hold, or images are counted from 1."""

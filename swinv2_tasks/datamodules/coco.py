@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.data import Dataset
 
-from swinv2_tasks.datamodules.ade20k import Scenes
+from swinv2_tasks.datamodules.ade20k import RescaledFile, Scenes
 from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
 from swinv2_tasks.datamodules.batch import IGNORED
 from swinv2_tasks.datamodules.classes import abbreviate
@@ -431,7 +431,9 @@ class TrainingObjects(CocoImages):
 
 
 class EvaluatedObjects(CocoImages):
-    """Samples {images, paths, sizes, image_ids, targets} for `DetectionEvalBatch`; targets as they are annotated.
+    """Samples {images, paths, sizes, image_ids, rescaled, targets} for `DetectionEvalBatch`.
+
+    Targets are as they are annotated.
 
     Args:
         images: Images and their objects.
@@ -465,7 +467,8 @@ class EvaluatedObjects(CocoImages):
         size = (entry.height, entry.width)
         image = normalised(resized(pixels, fitting_size(size, self.limits)), self.mean, self.std)
         path = str(self.folder / entry.file_name)
-        sample = {"images": image, "paths": path, "sizes": size, "image_ids": entry.id}
+        rescaled = RescaledFile(self.folder / entry.file_name, self.limits, self.mean, self.std)
+        sample = {"images": image, "paths": path, "sizes": size, "image_ids": entry.id, "rescaled": rescaled}
         return {**sample, "targets": self.target(entry)} if self.annotated else sample
 
     def target(self, entry: CocoImage) -> dict[str, Any]:
@@ -494,7 +497,7 @@ class EvaluatedObjects(CocoImages):
 
 
 class PredictedObjects(Dataset):
-    """Samples {images, paths, sizes} for `DetectionPredictBatch`.
+    """Samples {images, paths, sizes, rescaled} for `DetectionPredictBatch`.
 
     Args:
         scenes: The images, read and resized.
@@ -512,7 +515,12 @@ class PredictedObjects(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self.scenes[index]
-        return {"images": sample["image"], "paths": sample["path"], "sizes": sample["size"]}
+        return {
+            "images": sample["image"],
+            "paths": sample["path"],
+            "sizes": sample["size"],
+            "rescaled": sample["rescaled"],
+        }
 
 
 def collate_lists(samples: list[dict[str, Any]]) -> dict[str, list[Any]]:

@@ -18,6 +18,7 @@ from swinv2_tasks.errors import UserError
 from swinv2_tasks.finite import describe_nonfinite, find_nonfinite
 from swinv2_tasks.heads.batch_norm import synchronise
 from swinv2_tasks.heads.mask_rcnn import DetectionHead, Detector
+from swinv2_tasks.inference import Rescaled
 from swinv2_tasks.optim import StepSchedule
 from swinv2_tasks.tasks.base import BaseTask
 
@@ -79,13 +80,19 @@ class DetectionTask(BaseTask):
             answers.append(answer)
         return answers
 
-    def detect(self, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]] | None = None) -> list[Detections]:
+    def detect(
+        self,
+        images: Sequence[Tensor],
+        sizes: Sequence[tuple[int, int]] | None = None,
+        rescaled: Sequence[Rescaled] | None = None,
+    ) -> list[Detections]:
         """What is in each normalised image (3, H, W), without gradients, with masks that fill their boxes.
 
         Args:
             images: of any sizes.
             sizes: height and width that the boxes are due at, for which they come in float64 and on the CPU; None:
                 those of the images.
+            rescaled: what gives each image at other scales, as batches do; None: it is itself resized to them.
 
         Raises:
             UserError: the weights are not finite, or what comes of them is not.
@@ -95,7 +102,7 @@ class DetectionTask(BaseTask):
         was_training = self.training
         self.eval()
         try:
-            found = detect(self.backbone, self.head, images, self.inference, self.multiple)
+            found = detect(self.backbone, self.head, images, self.inference, self.multiple, rescaled)
         finally:
             self.train(was_training)
         if sizes is None:
@@ -143,7 +150,7 @@ class DetectionTask(BaseTask):
     def _evaluate(self, batch: DetectionEvalBatch, metric: CocoMetric) -> None:
         ids = self.ids
         targets: Sequence[Any] = batch.get("targets", [None] * len(batch["images"]))
-        found = self.detect(batch["images"], batch["sizes"])
+        found = self.detect(batch["images"], batch["sizes"], batch.get("rescaled"))
         image_ids = self._image_ids(batch, metric)
         for one, target, size, image_id in zip(found, targets, batch["sizes"], image_ids, strict=True):
             results = as_results(one, image_id, size, ids, self.inference.mask_threshold)
@@ -176,4 +183,4 @@ class DetectionTask(BaseTask):
 
     def predict_step(self, batch: DetectionPredictBatch, batch_idx: int) -> list[Detections]:
         """What is in each of the batch's images, in pixels of their files, on the CPU."""
-        return self.detect(batch["images"], batch["sizes"])
+        return self.detect(batch["images"], batch["sizes"], batch.get("rescaled"))

@@ -46,6 +46,12 @@ class RestorableTask(Recorded, LightningModule):
         """Takes over the classes of the data or of a checkpoint, or stops when they are not the ones known already."""
         if self.class_ids is not None and self.class_ids != ids:
             other = "the model" if whose == "the data" else "the data"
+            if self.names_tell and self.class_names == names:
+                raise UserError(
+                    f"label maps hold other values for the same classes: those of {whose} {abbreviate(ids)}, those of "
+                    f"{other} {abbreviate(self.class_ids)}. Leave data.background, data.label_values and data.palette "
+                    "as they were in training, or start from the weights with model.weights."
+                )
             raise UserError(
                 f"{whose} has {len(ids)} classes ({abbreviate(ids)}), {other} {len(self.class_ids)} "
                 f"({abbreviate(self.class_ids)}). State the trained ones with data.class_names, or train a new head "

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -223,7 +224,7 @@ def test_predicting_reads_images_anywhere(objects: Path) -> None:
     data = CocoDataModule(source=str(objects / "val2017"), class_names=["a"], **DATA)
     data.setup("predict")
     batches = [*data.predict_dataloader()]
-    assert len(batches) == 5 and batches[0].keys() == {"images", "paths", "sizes"}
+    assert len(batches) == 5 and batches[0].keys() == {"images", "paths", "sizes", "rescaled"}
     assert batches[0]["sizes"] == [(64, 80)] and batches[0]["images"][0].shape == (3, 64, 80)
     with pytest.raises(UserError, match=r"data.source"):
         CocoDataModule(class_names=["a"], **DATA).setup("predict")
@@ -236,6 +237,24 @@ def test_real_data_train_and_evaluate(real_data: Path, name: str) -> None:
     batch = next(iter(data.train_dataloader()))
     assert all(len(target["boxes"]) for target in batch["targets"])
     assert len([*data.val_dataloader()]) == {"coco-mini": 32, "bccd": 29}[name]
+
+
+def test_scales_are_made_of_the_files_pixels(objects: Path) -> None:
+    """As the published code does it: limits are scaled and cut down to whole pixels, then files are resized to fit."""
+    arguments: dict[str, Any] = {"resize": (97, 65), "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4)}
+    evaluated = new_data(objects, "validate", **arguments)
+    predicted = new_data(objects, "predict", source=str(objects / "val2017"), **arguments)
+    for batch in [*evaluated.val_dataloader(), *predicted.predict_dataloader()]:
+        pixels = cv2.imread(batch["paths"][0])[..., ::-1]
+        long, short = max(pixels.shape[:2]), min(pixels.shape[:2])
+        (rescaled,), (image,) = batch["rescaled"], batch["images"]
+        for scale, limits in ((0.5, (48, 32)), (0.75, (72, 48)), (1.5, (145, 97))):
+            factor = min(limits[0] / long, limits[1] / short)
+            size = [int(side * factor + 0.5) for side in pixels.shape[1::-1]]
+            expected = cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR).astype(np.float32) / 255
+            expected = (expected - arguments["mean"]) / arguments["std"]
+            torch.testing.assert_close(rescaled(scale)[0].movedim(0, -1), torch.from_numpy(expected).float())
+        torch.testing.assert_close(rescaled(1.0)[0], image)
 
 
 def test_places_may_be_absolute_or_at_home(objects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

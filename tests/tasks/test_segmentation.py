@@ -570,6 +570,16 @@ def test_binary_masks_without_their_settings_train_nothing(
     assert not [*(tmp_path / "runs").glob("*/*")]
 
 
+def test_label_maps_read_otherwise_than_in_training_stop_the_evaluation(
+    segmenter: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = recode(write_scenes(tmp_path / "scenes"), lambda labels: labels - np.uint8(1))
+    arguments = [f"--data.root={data}", "--data.background=class", "--data.ignore_label=255", f"--runs={tmp_path}"]
+    assert main(["validate", f"--ckpt_path={last(segmenter)}", *arguments]) == 1
+    told = capsys.readouterr().err
+    assert "other values for the same classes" in told and "0, 1, 2" in told and "1, 2, 3" in told
+
+
 @pytest.mark.slow
 def test_two_processes_print_shares_once(scenes: Path, tmp_path: Path) -> None:
     write_config(tmp_path / "scenes.yaml", scenes, trainer={"max_epochs": 1})
