@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.multiprocessing
 from torch import Tensor, nn
 
 from swinv2_tasks.heads.batch_norm import BatchNorm2d, synchronise
-
-SHARES = (3, 5)
-"""Samples of each process."""
 
 
 def samples() -> tuple[Tensor, Tensor]:
@@ -29,10 +27,10 @@ def randomised(norm: nn.BatchNorm2d) -> Any:
     return norm
 
 
-def one_of_two(rank: int, folder: str) -> None:
+def one_of_two(rank: int, folder: str, shares: tuple[int, int]) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     norm = randomised(BatchNorm2d(4))
-    inputs, weights = (x.split(SHARES)[rank] for x in samples())
+    inputs, weights = (x[: sum(shares)].split(shares)[rank] for x in samples())
     inputs = inputs.clone().requires_grad_()
     outputs = norm(inputs)
     (outputs * weights).sum().backward()
@@ -44,8 +42,10 @@ def one_of_two(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_normalise_as_one(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(one_of_two, args=(str(tmp_path),), nprocs=2)
+@pytest.mark.parametrize("shares", [(3, 5), (0, 8)])
+def test_two_processes_normalise_as_one(shares: tuple[int, int], tmp_path: Path) -> None:
+    """Also where one of them has no sample, as a detector without a region."""
+    torch.multiprocessing.spawn(one_of_two, args=(str(tmp_path), shares), nprocs=2)
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     norm = randomised(nn.BatchNorm2d(4))
     inputs, weights = samples()
@@ -60,6 +60,18 @@ def test_two_processes_normalise_as_one(tmp_path: Path) -> None:
             torch.testing.assert_close(part[f"grad {name}"], parameter.grad, rtol=1e-4, atol=1e-4)
         for name, value in norm.state_dict().items():
             torch.testing.assert_close(part[name], value, rtol=1e-5, atol=1e-5)
+
+
+def test_without_a_sample_in_any_process_the_running_statistics_stay(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(one_of_two, args=(str(tmp_path), (0, 0)), nprocs=2)
+    norm = randomised(nn.BatchNorm2d(4))
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert found["outputs"].shape == found["inputs"].shape == (0, 4, 5, 6)
+        assert torch.equal(found["running_mean"], norm.running_mean)
+        assert torch.equal(found["running_var"], norm.running_var)
+        assert not found["grad weight"].any()
+        assert not found["grad bias"].any()
 
 
 def test_one_process_normalises_as_torch_does() -> None:
