@@ -193,7 +193,7 @@ def test_interrupted_it_keeps_whole_rows_and_goes_on(
     sizes = ["--windows", "4", "--sizes", "32", "36", "40", "44"]
     command = ["sweep", f"--ckpt_path={checkpoint}", "--output=out", *sizes, *QUIETLY]
     running = processes.start(command, tmp_path)
-    processes.wait_for(lambda: (tmp_path / "out" / "sweep.csv").is_file())
+    processes.wait_for(lambda: (tmp_path / "out" / "sweep.csv").is_file(), 300)
     group = os.getpgid(running.process.pid or 0)
     running.signal(number)
     result = running.wait()
