@@ -300,7 +300,7 @@ def test_detections_are_due_at_the_files_size() -> None:
     task = new_detector(inference=DetectionInference(score_threshold=0.01)).eval()
     image = torch.randn(3, 40, 60)
     (plain,), (large,) = task.detect([image]), task.detect([image], [(80, 180)])
-    torch.testing.assert_close(large.boxes, plain.boxes * torch.tensor([3.0, 2.0, 3.0, 2.0]))
+    torch.testing.assert_close(large.boxes, plain.boxes.double() * torch.tensor([3.0, 2.0, 3.0, 2.0]))
     results = as_results(large, 4, (80, 180), [3, 5, 90])
     assert all(one["segmentation"]["size"] == [80, 180] for one in results)
 
