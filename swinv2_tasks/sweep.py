@@ -279,7 +279,7 @@ class Swept:
             "trainer.strategy": "auto",
             "trainer.enable_progress_bar": False,
         }
-        if data["init_args"].get("faulty_samples") and not self.chooses_faults:
+        if "faulty_samples" in data["init_args"] and not self.chooses_faults:
             # A bad file costs neither a setting nor the sweep; it is told with each score.
             changes |= {"data.init_args.faulty_samples": "skip", "data.init_args.faulty_budget": 10**9}
         if get_type_hints(resolve_name(model["class_path"]).__init__).get("inference") is Inference:

@@ -175,8 +175,6 @@ class ImageNetDataModule(BaseDataModule):
                 raise UserError("Nothing to predict: set data.source to an image, a folder or a glob pattern.")
             self.predict_dataset = UnlabelledImages(list_images(self.source), self._eval_transform)
             return
-        if stage == "fit" or self.trainer is not None:  # reading images of one class is fine
-            self.check_classes()
         if stage == "fit" and self.train_dataset is None:
             if shards := self._shards(self.train_dir):
                 self.train_dataset = self._streamed(shards, self._train_transform)
@@ -187,6 +185,8 @@ class ImageNetDataModule(BaseDataModule):
                 check_several(self._classes, self._folder(self.train_dir), self._setting("train"), labels)
                 self.train_dataset = LabelledImages(samples, self.num_classes, self._train_transform)
             self.train_collate = MixCollate(mix_transform(self.num_classes, *self.mix))
+        if stage == "fit" or self.trainer is not None:  # reading images of one class is fine
+            self.check_classes()
         if self.val_dataset is None:
             if shards := self._shards(self.val_dir):
                 self.val_dataset = self._streamed(shards, self._eval_transform, self._streamed_labels(shards))

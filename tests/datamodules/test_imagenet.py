@@ -240,10 +240,11 @@ def test_one_class_folder_is_refused_with_a_class_list_as_well(root: Path) -> No
 
 
 def test_one_class_alone_is_refused(root: Path) -> None:
+    for split in ("train", "val"):
+        for folder in ("dog", "eel"):
+            shutil.rmtree(root / split / folder)
     with pytest.raises(UserError, match="There is one class, cat"):
         datamodule(root, class_names=["cat"]).setup("fit")
-    for folder in ("dog", "eel"):
-        shutil.rmtree(root / "train" / folder)
     with pytest.raises(UserError, match=r"one class folder, cat.*holds no folders"):
         datamodule(root).setup("fit")
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from swinv2_tasks.datamodules.images import list_images, read_image
-from swinv2_tasks.datamodules.masks import read_labels
+from swinv2_tasks.datamodules.masks import read_values
 from swinv2_tasks.errors import UserError
 
 WIDTH, HEIGHT = 24, 16
@@ -238,7 +238,7 @@ def test_no_program_is_started_for_a_file_of_another_format(tmp_path: Path, monk
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     eps = tmp_path / "eps.jpg"
     eps.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n")
-    for read in (read_image, lambda path: read_labels(path, 3)):
+    for read in (read_image, read_values):
         with pytest.raises(UserError, match=r"eps\.jpg.*not an image of any known format"):
             read(eps)
     assert not (tmp_path / "started").exists()

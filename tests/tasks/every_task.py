@@ -37,7 +37,7 @@ BUILDERS: dict[str, Callable[[], BaseTask]] = {
     "video": lambda: VideoClassificationTask(new_backbone(patch_size=(2, 4, 4), window_size=(2, 4, 4)), CLASSES),
     "simmim": lambda: SimMIMTask(new_backbone()),
     "mask_rcnn": lambda: new_detection_task(MaskRCNN(**DETECTOR)),
-    "cascade": lambda: new_detection_task(CascadeMaskRCNN(**DETECTOR)),
+    "cascade": lambda: new_detection_task(CascadeMaskRCNN(**DETECTOR, anchor_scale=1)),  # inside, on all levels
     "htc": lambda: new_detection_task(HTC(**DETECTOR, stuff_classes=4)),
 }
 

@@ -355,7 +355,19 @@ def test_predict_needs_only_a_checkpoint_and_images(tmp_path: Path, monkeypatch:
     with (predictions / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 12
-    assert list(rows[0]) == ["path", "id1", "name1", "score1", "id2", "name2", "score2", "id3", "name3", "score3"]
+    assert list(rows[0]) == [
+        "path",
+        "id1",
+        "name1",
+        "score1",
+        "id2",
+        "name2",
+        "score2",
+        "id3",
+        "name3",
+        "score3",
+        "error",
+    ]
     for row in rows:
         assert row["id1"] == Path(row["path"]).parent.name
         assert [row[f"name{k}"] for k in (1, 2, 3)] == [NAMES[row[f"id{k}"]] for k in (1, 2, 3)]
@@ -394,7 +406,7 @@ def test_five_classes_are_shown_of_many(images: Path, tmp_path: Path) -> None:
     arguments = [f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}", f"--data.source={root / 'val' / 'c0'}"]
     assert main(["predict", *arguments, f"--runs={tmp_path / 'runs'}", f"--output={tmp_path / 'out'}"]) == 0
     with (tmp_path / "out" / "predictions.csv").open(newline="") as file:
-        assert len(next(csv.reader(file))) == 1 + 5 * 3
+        assert len(next(csv.reader(file))) == 1 + 5 * 3 + 1
 
 
 # ---- the record in the checkpoint
