@@ -31,6 +31,7 @@ BAD = re.compile(
 HARMLESS = re.compile(
     r"\s*$"
     r"|Seed set to \d+$"
+    r"|Writing sample data [━╸╺ ]+\d+% [\d:-]+\s*$"
     r"|(?:GPU|TPU|HPU|IPU) available: "
     r"|LOCAL_RANK: \d+ - CUDA_VISIBLE_DEVICES: "
     r"|You are using a CUDA device \("  # and how to make use of its Tensor Cores

@@ -55,6 +55,7 @@ def test_what_the_demo_prints_when_all_is_well() -> None:
     lines = {
         "stdout": ["run: runs/demo/0", "│ val/top1 │ 0.85 │", "Epoch 1/1 ━━ 3/3", "40 predictions: predictions.csv"],
         "stderr": [
+            f"Writing sample data {'━' * 40} 100% 0:00:10",
             "Seed set to 0",
             "GPU available: False, used: False",
             "data/coco/annotations/instances_val2017.json: of 158 objects 1 are crowds (iscrowd: 1)",
