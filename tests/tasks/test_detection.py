@@ -393,7 +393,7 @@ def test_scores_on_several_processes_are_those_on_one(
         names = ("metrics.csv", "val_classes.json", "val_detections.json")
         files.append([(folder / name).read_text() for name in names])
     assert files[0] == files[1]
-    assert len(json.loads(files[0][2])) > 3
+    assert json.loads(files[0][2])  # or nothing would have been compared
 
 
 @pytest.mark.slow
