@@ -360,7 +360,7 @@ class Predictions(Callback):
         )
 
     def save(self, image: Image.Image, folder: str, path: str) -> str:
-        """Writes a PNG for a file, whole or not at all; returns its name as seen from ``place``.
+        """Writes a PNG for a file atomically; returns its name as seen from ``place``.
 
         Raises:
             UserError: it cannot be written; after an OSError.

@@ -68,7 +68,7 @@ class RegionProposals(RegionProposalNetwork):
     def forward(
         self, images: ImageList, features: Mapping[str, Tensor], targets: Sequence[Any] | None = None
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Proposals (R, 4) of each image, likeliest first, and in training the losses.
+        """Proposals (R, 4) of each image, highest-scoring first, and in training the losses.
 
         Args:
             images: the padded images' own sizes.
