@@ -2,7 +2,8 @@
 
 Swin Transformer V2, https://arxiv.org/abs/2111.09883; SimMIM, https://arxiv.org/abs/2111.09886. Everything passes
 through the *official* names, those of the authors' classification code, to which the few tensors that other files add
-join under the names that SimMIM gives them: ``mask_token`` and ``decoder.0``.
+join under the names that SimMIM gives them: ``mask_token`` and ``decoder.0``. UPerNet's heads join under the names of
+this package's ``SegmentationTask``.
 
 Tensors are passed on as they are, or cut and joined along their first axis; no value and no dtype ever changes.
 Shapes: C embed_dim, D = C·2ⁱ channels of a stage, h its heads, M its window, nW windows per map.
@@ -242,7 +243,7 @@ def to_official(state: Mapping[str, Tensor], format: Format) -> State:
     """A state dict of ``format`` under official names; names that the format does not define stay as they are."""
     state = {name.replace(".rpe_mlp.", ".cpb_mlp."): tensor for name, tensor in state.items()}  # SimMIM's releases
     if format == "huggingface":
-        state = _unprefixed_huggingface(state)
+        state = _with_own_upernet_names(_unprefixed_huggingface(state))
     official = {theirs: ours for ours, theirs in _names(format, state).items()}
     renamed = {official.get(name, name): tensor for name, tensor in state.items()}
     if format == "huggingface":
@@ -319,6 +320,38 @@ def _unprefixed_huggingface(state: State) -> State:
         return state
     own = ("embeddings.", "encoder.", "layernorm.")
     return {f"swinv2.{name}" if name.startswith(own) else name: tensor for name, tensor in state.items()}
+
+
+_UPERNET_NAMES = (  # (transformers' UperNetForSemanticSegmentation, SegmentationTask): replaced one after the other
+    (r"^(.+\.)?decode_head\.", "head.decoder."),
+    (r"^(.+\.)?auxiliary_head\.", "head.auxiliary."),
+    (r"\.psp_modules\.(\d+)\.1\.", r".pools.\1."),  # theirs holds a pooling, without weights, as 0
+    (r"\.bottleneck\.", ".pyramid."),
+    (r"\.lateral_convs\.", ".laterals."),
+    (r"\.fpn_convs\.", ".smooths."),
+    (r"\.fpn_bottleneck\.", ".fuse."),
+    (r"\.convs\.0\.", ".conv."),
+    (r"\.classifier\.(weight|bias)$", r".classifier.1.\1"),  # ours holds the dropout, without weights, as 0
+    (r"\.conv\.weight$", ".0.weight"),
+    (r"\.batch_norm\.", ".1."),
+)
+_MAP_NORM = re.compile(r"^(?:.+\.)?hidden_states_norms\.stage(\d+)\.")
+
+
+def _with_own_upernet_names(state: Mapping[str, Tensor]) -> State:
+    """UPerNet's heads and the norms of its maps, if any, under the names of ``SegmentationTask``; the rest unchanged.
+
+    Parts that our heads do not have keep a name below head.: so they are found not to fit.
+    """
+    return {_own_upernet_name(name): tensor for name, tensor in state.items()}
+
+
+def _own_upernet_name(name: str) -> str:
+    if re.search(r"(^|\.)(decode_head|auxiliary_head)\.", name):
+        for theirs, ours in _UPERNET_NAMES:
+            name = re.sub(theirs, ours, name)
+        return name
+    return _MAP_NORM.sub(lambda found: f"head.norms.{int(found[1]) - 1}.", name)  # stages count from 1
 
 
 def _split_query_key_value(state: Mapping[str, Tensor]) -> State:

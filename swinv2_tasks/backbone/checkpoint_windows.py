@@ -162,6 +162,8 @@ def square_table_window(rows: int) -> Size:
 
 
 def _from_huggingface_config(config: Mapping[str, Any], variant: Variant) -> tuple[Windows, str] | None:
+    # UPerNet's config, like that of other models on a backbone, holds the backbone's.
+    config = config.get("backbone_config") or config
     if config.get("model_type") != "swinv2":
         return None
     pretrained = config.get("pretrained_window_sizes") or ()

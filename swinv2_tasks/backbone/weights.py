@@ -132,7 +132,8 @@ def load_weights(
 ) -> LoadReport:
     """Loads a checkpoint into a backbone, or into a task with ``.backbone`` and ``.head``, and sets its windows.
 
-    Nothing changes unless the whole backbone fits. A head that is missing or has other classes stays fresh.
+    Nothing changes unless the whole backbone fits. A head that is missing or has other classes stays fresh; of
+    segmentation heads only the classifiers depend on the classes, and the rest must fit.
 
     Args:
         module: a ``SwinTransformerV2``, or a module that has one as ``backbone``.
@@ -146,7 +147,7 @@ def load_weights(
 
     Raises:
         UserError: for a file that cannot be read, another architecture or variant, backbone tensors that are missing or
-            do not fit, and windows that contradict the file.
+            do not fit, a segmentation head built otherwise, and windows that contradict the file.
     """
     checkpoint = read_checkpoint(source)
     backbone = backbone_of(module)
@@ -170,6 +171,7 @@ def load_weights(
     targets = _targets(module)
     resized = resize_tables(weights, backbone, stated[0].effective if stated else None)
     _check_backbone_fits(weights, targets, checkpoint.source)
+    _check_segmentation_head_fits(weights, targets, checkpoint, module)
     head = _fit_head(weights, targets, format, head_rows)
 
     fitting = [name for name in targets if name in weights and weights[name].shape == targets[name].shape]
@@ -366,17 +368,88 @@ def _check_backbone_fits(weights: State, targets: State, source: str) -> None:
         raise UserError(f"{source} does not fit the model; nothing was loaded. {'; '.join(problems)}")
 
 
-def unfit_keys(weights: Mapping[str, Tensor], backbone: Mapping[str, Tensor]) -> list[str]:
-    """What keeps a checkpoint's backbone.… tensors from fitting: missing, of another shape, unknown; [] if nothing."""
-    missing = [name for name in backbone if name not in weights]
-    unknown = [name for name in weights if name.startswith("backbone.") and name not in backbone]
+def unfit_keys(
+    weights: Mapping[str, Tensor], own: Mapping[str, Tensor], parts: str | tuple[str, ...] = "backbone."
+) -> list[str]:
+    """What keeps a checkpoint's tensors from fitting: missing, of another shape, unknown; [] if nothing.
+
+    Args:
+        weights: the checkpoint's tensors under the names of a task.
+        own: those of the model that must be there.
+        parts: beginnings of names; of the checkpoint's further tensors, those that begin so are unknown.
+    """
+    missing = [name for name in own if name not in weights]
+    unknown = [name for name in weights if name.startswith(parts) and name not in own]
     shapes = [
         f"{name} ({tuple(weights[name].shape)} instead of {tuple(value.shape)})"
-        for name, value in backbone.items()
+        for name, value in own.items()
         if name in weights and weights[name].shape != value.shape
     ]
     kinds = (("missing", missing), ("of another shape", shapes), ("unknown to the model", unknown))
     return [f"{len(names)} {kind}: {some(names)}" for kind, names in kinds if names]
+
+
+_UPERNET_CHANNELS = "head.decoder.fuse.0.weight"
+_FCN_CHANNELS = "head.auxiliary.conv.0.weight"
+_SEGMENTATION_CLASSES = "head.decoder.classifier.1.weight"
+
+
+def _check_segmentation_head_fits(weights: State, targets: State, checkpoint: Checkpoint, module: nn.Module) -> None:
+    """Refuses UPerNet heads that are not built as the module's: of one that is loaded in parts nothing good comes.
+
+    Only its classifiers may be of other classes, and the auxiliary head, which serves training alone, may be missing
+    on either side.
+    """
+    source = checkpoint.source
+    is_upernet = _UPERNET_CHANNELS in targets
+    if not is_upernet or not any(name in weights for name in targets if name.startswith("head.decoder.")):
+        return
+
+    in_file, in_model = _has(weights, "head.norms."), _has(targets, "head.norms.")
+    if in_file != in_model:
+        raise UserError(
+            f"{source} holds a UPerNet {'with' if in_file else 'without'} norms of the backbone's maps, the model is "
+            f"built {'with' if in_model else 'without'} them. Build it with map_norms={in_file} "
+            f"(--model.map_norms {str(in_file).lower()})."
+        )
+
+    for name, setting in ((_UPERNET_CHANNELS, "channels"), (_FCN_CHANNELS, "auxiliary_channels")):
+        if name in weights and name in targets and len(weights[name]) != len(targets[name]):
+            found, expected = len(weights[name]), len(targets[name])
+            raise UserError(
+                f"{source} holds a head with {setting} {found}, the model is built with {expected}. Build it with "
+                f"{setting}={found} (--model.{setting} {found})."
+            )
+
+    stated = checkpoint.config.get("pool_scales")
+    scales: Any = next((part.pool_scales for part in module.modules() if hasattr(part, "pool_scales")), None)
+    if stated is not None and scales is not None and tuple(stated) != scales:
+        raise UserError(
+            f"{source} holds a UPerNet with pool_scales {[*stated]}, the model is built with {[*scales]}. In Python, "
+            f"give its head a decoder UPerNetHead(…, pool_scales={[*stated]})."
+        )
+
+    parts = ("head.norms.", "head.decoder.", "head.auxiliary.")
+    in_both = tuple(part for part in parts if _has(weights, part) and _has(targets, part))
+    theirs, ours = (
+        {name: value for name, value in state.items() if name.startswith(in_both) and not _may_differ(name)}
+        for state in (weights, targets)
+    )
+    if problems := "; ".join(unfit_keys(theirs, ours, in_both)):
+        advice = ". auxiliary_weight=0 (--model.auxiliary_weight 0) leaves the auxiliary head out"
+        raise UserError(
+            f"{source}: its segmentation head does not fit the model's; nothing was loaded. {problems}"
+            f"{advice if 'head.auxiliary.' in problems else ''}"
+        )
+
+
+def _has(names: Iterable[str], start: str) -> bool:
+    return any(name.startswith(start) for name in names)
+
+
+def _may_differ(name: str) -> bool:
+    """Whether a tensor of a segmentation head depends on the classes, or only counts batches."""
+    return ".classifier." in name or name.endswith("num_batches_tracked")
 
 
 _HEAD = ("head.fc.weight", "head.fc.bias")
@@ -391,7 +464,11 @@ def _fit_head(
             raise UserError("head_rows was given, but the model has no classification head")
         names = [name for name in targets if name.startswith("head.")]
         known = sum(name in weights and weights[name].shape == targets[name].shape for name in names)
-        return f"{known} of {len(names)} tensors loaded" if names else "the model has none"
+        text = f"{known} of {len(names)} tensors loaded" if names else "the model has none"
+        if _SEGMENTATION_CLASSES in weights and _SEGMENTATION_CLASSES in targets:
+            found, classes = len(weights[_SEGMENTATION_CLASSES]), len(targets[_SEGMENTATION_CLASSES])
+            text += f"; classifiers fresh, {classes} classes: the checkpoint has {found}" if found != classes else ""
+        return text
     classes = len(targets[_HEAD[0]])
     if _HEAD[0] not in weights:
         if head_rows is not None:

@@ -105,7 +105,7 @@ class FCNHead(nn.Module):
 
 
 class SegmentationHead(nn.Module):
-    """Norms of a backbone's maps, UPerNet on them, and in training an FCN on the last map but one.
+    """Norms of a backbone's maps, if any, UPerNet on them, and in training an FCN on the last map but one.
 
     Args:
         in_channels: channels of each map, ``backbone.channels``.
@@ -113,13 +113,20 @@ class SegmentationHead(nn.Module):
         channels: channels of UPerNet's levels.
         dropout: probability of dropping a channel before the classifiers, in training.
         auxiliary_channels: channels of the FCN; 0 leaves it out.
+        map_norms: whether a LayerNorm of its own comes before each map; transformers' UPerNet has none on Swin V2.
     """
 
     def __init__(
-        self, in_channels: Sequence[int], num_classes: int, channels: int, dropout: float, auxiliary_channels: int
+        self,
+        in_channels: Sequence[int],
+        num_classes: int,
+        channels: int,
+        dropout: float,
+        auxiliary_channels: int,
+        map_norms: bool = True,
     ) -> None:
         super().__init__()
-        self.norms = MapNorms(in_channels)
+        self.norms = MapNorms(in_channels) if map_norms else None
         self.decoder = UPerNetHead(in_channels, num_classes, channels, dropout=dropout)
         self.auxiliary = (
             FCNHead(in_channels[-2], num_classes, auxiliary_channels, dropout) if auxiliary_channels else None
@@ -127,12 +134,15 @@ class SegmentationHead(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Maps (B, C, h, w) from the largest to the smallest → logits (B, K, H, W) at the size of the largest."""
-        return self.decoder(self.norms(maps))
+        return self.decoder(self._normalize(maps))
 
     def with_auxiliary(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         """The same, and the FCN's logits (B, K, h, w) of the last map but one."""
-        maps = self.norms(maps)
+        maps = self._normalize(maps)
         return self.decoder(maps), None if self.auxiliary is None else self.auxiliary(maps[-2])
+
+    def _normalize(self, maps: Sequence[Tensor]) -> Sequence[Tensor]:
+        return maps if self.norms is None else self.norms(maps)
 
 
 def enlarge(x: Tensor, size: Sequence[int]) -> Tensor:

@@ -32,11 +32,14 @@ class SegmentationTask(BaseTask):
         dropout: probability of dropping a channel before the classifiers, in training.
         auxiliary_weight: what the loss of the auxiliary head on the last map but one counts; 0 leaves the head out.
         auxiliary_channels: its channels.
+        map_norms: whether each of the backbone's maps passes a LayerNorm of its own before the head; false for weights
+            of transformers' UPerNet, which has none.
         class_weights: what a pixel of each class counts in the loss; None: all count alike.
         ohem_threshold: only pixels whose own class gets a probability below this train; None: all do.
         ohem_min_pixels: of each image, at least this many of the hardest pixels do.
         inference: how images are segmented in evaluation and prediction.
-        weights: checkpoint to start from (official, SimMIM, timm, Hugging Face, torchvision or this package's own).
+        weights: checkpoint to start from (official, SimMIM, timm, Hugging Face, its UPerNet too, torchvision or this
+            package's own).
         optimizer: builds the optimizer; its learning rate is the schedule's peak.
         schedule: learning rate over time and layers.
     """
@@ -52,6 +55,7 @@ class SegmentationTask(BaseTask):
         dropout: float = 0.1,
         auxiliary_weight: float = 0.4,
         auxiliary_channels: int = 256,
+        map_norms: bool = True,
         class_weights: list[float] | None = None,
         ohem_threshold: float | None = None,
         ohem_min_pixels: int = 100_000,
@@ -71,7 +75,7 @@ class SegmentationTask(BaseTask):
             raise UserError(f"model.auxiliary_weight must not be negative, as {auxiliary_weight} is")
         loss = PixelCrossEntropy(class_weights, ohem_threshold, ohem_min_pixels)
         side = auxiliary_channels if auxiliary_weight else 0
-        head = SegmentationHead(backbone.channels, num_classes, channels, dropout, side)
+        head = SegmentationHead(backbone.channels, num_classes, channels, dropout, side, map_norms)
         super().__init__(backbone, head, weights, optimizer, schedule)
         self.head: SegmentationHead
         stride = self.backbone.strides[0]
