@@ -20,10 +20,11 @@ class OutputNames:
     checksum of the file's place is added: a~0123456789abcdef.png.
 
     Args:
-        paths: the files.
+        paths: the files; one that is named twice has one name.
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
+        paths = list(dict.fromkeys(paths))  # a file takes its name from others, never from itself
         self.common = os.path.commonpath([os.path.dirname(_whole(path)) for path in paths]) if paths else ""
         self._levels: dict[str, int] = {}  # of those files alone whose first name is another's as well
 

@@ -43,10 +43,14 @@ def test_a_chain_of_names_that_take_each_others_places() -> None:
 
 
 def test_names_differ_where_case_does_not_count() -> None:
-    names = ["A/x.jpg", "a/x.jpg", "b.jpg", "B.jpg", "é.jpg", "é.jpg", "straße.jpg", "STRASSE.jpg"]
+    names = ["A/x.jpg", "a/x.jpg", "b.jpg", "B.jpg", "\u00e9.jpg", "e\u0301.jpg", "straße.jpg", "STRASSE.jpg"]
     found = named(*names)
     assert len({name.casefold() for name in found}) == len(names)
     assert named(*names) == found  # always the same
+
+
+def test_a_file_named_twice_has_one_name() -> None:
+    assert named("a.jpg", "b.jpg", "a.jpg") == ["a.png", "b.png", "a.png"]
 
 
 def test_long_names_are_shortened_apart_and_stay_text() -> None:
