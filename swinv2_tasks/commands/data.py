@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import csv
-import importlib.metadata
 import multiprocessing
 import os
 import signal
@@ -12,10 +11,9 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple, TextIO, cast
+from typing import Literal
 
 from swinv2_tasks.backbone.checkpoint_files import replace_file
 from swinv2_tasks.child_processes import follow_parent, without_working_folder
@@ -25,9 +23,10 @@ from swinv2_tasks.datamodules.imagenet import ImageNetDataModule
 from swinv2_tasks.datamodules.kinetics import KineticsDataModule
 from swinv2_tasks.datamodules.shard_writer import StoredImage, write_shards
 from swinv2_tasks.datamodules.video_lists import list_line
+from swinv2_tasks.datamodules.video_verdicts import TABLE, Verdict, VerdictFile
 from swinv2_tasks.datamodules.videos import find_damage
 from swinv2_tasks.errors import FaultyFiles, Interrupted, UserError, printable
-from swinv2_tasks.runs import open_folder
+from swinv2_tasks.runs import lock, open_folder, prove_writable
 
 SPLITS = ("train", "val", "test")
 
@@ -49,13 +48,15 @@ def check(
     """Decodes every frame of every video, lists those that fail and why, and writes lists of the others.
 
     SPLIT_clean.txt holds the videos of a split that decode fully, for data.SPLIT_list; faulty_videos.csv the others. A
-    video whose decoder crashes or hangs is one of these, and the others go on. Each verdict is in checked_videos.csv as
-    soon as it is reached: run again, after a stop or later, the command decodes what is new or has changed since.
+    video whose decoder crashes or hangs is one of these, and the others go on. Each verdict is in checked_videos.csv,
+    in the dataset's folder, as soon as it is reached: run again, after a stop or later, the command decodes what is new
+    or has changed since. fit, validate and test go by these verdicts.
 
     Args:
         dataset: kind of dataset; the other settings are those of its datamodule.
         root: dataset folder.
-        output: folder to write to; default: root.
+        output: folder to write the lists to; default: root. checked_videos.csv is written there only when nothing can
+            be written to root.
         workers: processes that decode; default: one per core.
         seconds: time after which the decoding of a video counts as hung.
         class_names: label map.
@@ -89,7 +90,7 @@ def check(
     folder = Path(output or root)
     open_folder(folder, "--output")
     paths = sorted({path for videos in splits.values() for path, _ in videos})
-    with VerdictFile(folder / "checked_videos.csv") as verdicts:
+    with VerdictFile(_verdict_folder(Path(root), folder) / TABLE) as verdicts:
         faults = _check_all(paths, verdicts, workers or os.cpu_count() or 1, seconds)
     for split, videos in splits.items():
         faults |= _write_list(folder / f"{split}_clean.txt", split, videos, faults, Path(root), data.class_ids)
@@ -103,10 +104,31 @@ def check(
         raise FaultyFiles(f"{len(faults)} of {len(paths)} videos are faulty: {printable(table)} says why", faults)
 
 
+def _verdict_folder(root: Path, output: Path) -> Path:
+    """Where verdicts are kept: with the data, so that all commands find them, or with the lists."""
+    if root.resolve() == output.resolve():
+        return root
+    try:
+        prove_writable(root, "root")
+    except UserError as error:
+        print(
+            f"{printable(error)} So verdicts go to {printable(output / TABLE)}, where other commands look for them "
+            "only when a list there is named, as with data.train_list."
+        )
+        return output
+    lock(root)
+    return root
+
+
 def _check_all(paths: list[str], verdicts: VerdictFile, workers: int, seconds: float) -> dict[str, str]:
     """Reaches the verdicts that are not there yet; returns the reason for each faulty video."""
-    faults = {path: reason for path in paths if (reason := verdicts.find(path))}
-    missing = [path for path in paths if verdicts.find(path) is None]
+    faults, missing = {}, []
+    for path in paths:
+        verdict = verdicts.find(path)
+        if verdict is None or not verdict.is_final:
+            missing.append(path)
+        elif verdict.reason:
+            faults[path] = verdict.reason
     if len(missing) < len(paths):
         print(
             f"{len(paths) - len(missing)} of {len(paths)} videos have not changed since they were checked "
@@ -158,76 +180,6 @@ def _write_list(
 def _write_faults(file: Path, faults: dict[str, str], name: str) -> None:
     with file.open("w", encoding="utf-8", errors="surrogateescape", newline="") as table:
         csv.writer(table).writerows([(name, "reason"), *faults.items()])
-
-
-class Verdict(NamedTuple):
-    """What came of decoding a video."""
-
-    reason: str
-    """Why it is faulty; empty when it is not."""
-    is_final: bool = True
-    """Whether it is the same the next time, as long as the file is: a crash may be for want of memory."""
-
-
-class VerdictFile:
-    """A table of verdicts, in which each stands as soon as it is reached. To be used in a ``with``.
-
-    A verdict holds as long as the file has the size, and the time of its last change, that it had, and the same
-    version of this package and of its decoder reads it.
-
-    Args:
-        path: the table, {path, bytes, changed, reader, reason}; changed in nanoseconds since 1970.
-    """
-
-    COLUMNS = ("path", "bytes", "changed", "reader", "reason")
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._reader = ", ".join(_versions("swinv2-tasks", "av", "decord"))
-        self._verdicts = self._read()
-
-    def __enter__(self) -> VerdictFile:
-        # What is left of an earlier attempt, without rows of files that have changed, or that a kill cut off.
-        rows = [self._row(path, reason) for path, reason in self._verdicts.items()]
-        replace_file(self.path, lambda file: self._write(file, rows))
-        self._file = self._open(self.path, "a")
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
-
-    def find(self, path: str) -> str | None:
-        """The reason why a video is faulty, empty when it is not; None when there is no verdict that still holds."""
-        return self._verdicts.get(os.path.abspath(path))
-
-    def add(self, path: str, verdict: Verdict) -> None:
-        """Writes a verdict down. One that is not final is for the reader of the table only."""
-        csv.writer(self._file).writerow(self._row(os.path.abspath(path), verdict.reason, verdict.is_final))
-        self._file.flush()
-
-    def _read(self) -> dict[str, str]:
-        if not self.path.is_file():
-            return {}
-        with self._open(self.path, "r") as file:
-            rows = [row for row in csv.reader(file) if len(row) == len(self.COLUMNS)]
-        return {row[0]: row[-1] for row in rows if self._row(row[0], row[-1]) == row and row[1]}
-
-    def _write(self, path: Path, rows: list[list[str]]) -> None:
-        with self._open(path, "w") as file:
-            csv.writer(file).writerows([self.COLUMNS, *rows])
-
-    def _row(self, path: str, reason: str, is_final: bool = True) -> list[str]:
-        try:
-            status = os.stat(path)
-        except OSError:
-            return [path, "", "", self._reader, reason]
-        # The change of anything, and not just of the content: who may read it, or which file has the name.
-        changed = str(status.st_ctime_ns) if is_final else ""
-        return [path, str(status.st_size), changed, self._reader, reason]
-
-    @staticmethod
-    def _open(path: Path, mode: str) -> TextIO:
-        return cast(TextIO, path.open(mode, encoding="utf-8", errors="surrogateescape", newline=""))
 
 
 def optimize(
@@ -319,12 +271,6 @@ def _stored_images(data: ImageNetDataModule, split: Literal["train", "val"]) -> 
         for path, label in data.samples(split)
         if isinstance(label, int)
     ]
-
-
-def _versions(*packages: str) -> Iterator[str]:
-    for package in packages:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            yield f"{package} {importlib.metadata.version(package)}"
 
 
 def find_faults(paths: list[str], workers: int = 1, seconds: float = 120.0) -> Iterator[tuple[str, Verdict]]:

@@ -3,12 +3,14 @@
 Kinetics: https://arxiv.org/abs/1705.06950.
 """
 
-from collections.abc import Callable, Iterable
+import shlex
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
@@ -25,8 +27,9 @@ from swinv2_tasks.datamodules.transforms import (
     train_transform,
 )
 from swinv2_tasks.datamodules.video_lists import folder_videos, list_labels, listed_videos, read_label_map
-from swinv2_tasks.datamodules.videos import DecoderChoice, Video, list_videos
-from swinv2_tasks.errors import UserError
+from swinv2_tasks.datamodules.video_verdicts import look_up
+from swinv2_tasks.datamodules.videos import DecoderChoice, Video, find_damage, list_videos, unreadable_video
+from swinv2_tasks.errors import UserError, printable
 
 _EXPECTED = (
     "Expected data.root with train/ and val/, which hold a folder of videos per class, or videos that train.csv and "
@@ -65,6 +68,8 @@ class KineticsDataModule(BaseDataModule):
         class_names: The label map: a text file of a label per line, JSON, or a list. Without it, the labels in the
             training list, or its class folders, sorted.
         source: What to predict: a video, a folder or a glob pattern.
+        check_source: Prediction: decode every frame of a video before its first sample, so that damage outside of its
+            clips is found too, as `data check` would.
         mean: Normalisation, per RGB channel: subtracted from values in [0, 1].
         std: Normalisation, per RGB channel: divides the difference.
         crop_pct: Training and validation: frames are first resized until a view covers this share of their short side,
@@ -109,6 +114,7 @@ class KineticsDataModule(BaseDataModule):
         test_list: str | None = None,
         class_names: str | list[str] | None = None,
         source: str | None = None,
+        check_source: bool = True,
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
         crop_pct: float | None = None,
@@ -140,8 +146,10 @@ class KineticsDataModule(BaseDataModule):
         self.decoder: DecoderChoice = decoder
         self.root = root
         self.source = source
+        self.check_source = check_source
         self._lists = {"train": train_list, "val": val_list, "test": test_list}
         self._folders = {"train": train_videos, "val": val_videos, "test": test_videos}
+        self._unchecked: dict[str, tuple[int, int]] = {}
         self._class_source = class_names
         self._train_transform = train_transform(
             self.image_size,
@@ -187,19 +195,22 @@ class KineticsDataModule(BaseDataModule):
         if stage == "predict":
             if self.source is None:
                 raise UserError("Nothing to predict: set data.source to a video, a folder or a glob pattern.")
-            self.predict_dataset = self._views_of("predict", [(str(path), -1) for path in list_videos(self.source)])
+            videos = [(str(path), -1) for path in list_videos(self.source)]
+            self.predict_dataset = self._views_of("predict", videos, {}, self.check_source)
             return
         if self.trainer is not None:  # reading videos of one class is fine
             self._check_several()
         if stage == "fit" and self.train_dataset is None:
-            videos = self._present("train")
+            videos, faulty = self._present("train")
             self._check_several(label for _, label in videos)
-            self.train_dataset = TrainingClips(videos, self.sampling, self._augmented, self.decoder)
+            self.train_dataset = TrainingClips(videos, self.sampling, self._augmented, self.decoder, faulty)
         if self.val_dataset is None and stage != "test":
-            self.val_dataset = self._views_of("val", self._present("val"))
+            self.val_dataset = self._views_of("val", *self._present("val"))
         if self.test_dataset is None and stage == "test":
             own = self._folders["test"] is not None or self._lists["test"] is not None
-            self.test_dataset = self._views_of("test", self._present("test" if own else "val"))
+            self.test_dataset = self._views_of("test", *self._present("test" if own else "val"))
+        if stage == "fit" and self.trainer is not None:
+            self._mention_unchecked()
 
     def has(self, split: str) -> bool:
         """Whether there is a list or a folder of a split's videos."""
@@ -229,17 +240,54 @@ class KineticsDataModule(BaseDataModule):
         """What names the folder of a split, as messages write it."""
         return f"data.{split}_videos={self._folders[split]}"
 
-    def _present(self, split: str) -> list[tuple[str, int]]:
-        """The videos of a split, which are all there unless faulty samples are skipped."""
+    def _present(self, split: str) -> tuple[list[tuple[str, int]], dict[str, str]]:
+        """The videos of a split, and of those that `data check` found faulty the reasons.
+
+        Raises:
+            UserError: All are missing or faulty; or some are, and faulty samples are not skipped.
+        """
         videos = self.videos(split)
-        missing = [path for path, _ in videos if not Path(path).is_file()]
-        if missing and (self.faults.policy == "error" or len(missing) == len(videos)):
+        path_of_list = self._list(split)
+        folders = [self._root()] if path_of_list is None else [self._root(), path_of_list.parent]
+        findings = look_up([path for path, _ in videos], folders)
+        self._unchecked[split] = (findings.unchecked, len(videos))
+
+        missing, faulty = findings.missing, findings.faulty
+        none_left = len(missing) + len(faulty) == len(videos)
+        if missing and (self.faults.policy == "error" or none_left):
             raise UserError(
                 f"{len(missing)} of {len(videos)} {split} videos are not there: {abbreviate(missing, 3)}. Fetch them; "
                 "or have `swinv2-tasks data check kinetics` write a list of those that are there and can be decoded; "
                 "or leave such samples out: data.faulty_samples=skip."
             )
-        return videos
+        if faulty and (self.faults.policy == "error" or none_left):
+            listed = abbreviate([f"{path}: {reason}" for path, reason in faulty.items()], 3)
+            raise UserError(
+                f"{len(faulty)} of {len(videos)} {split} videos cannot be read: {listed}. Mend them; or name the list "
+                f"of the others that `data check` has written: data.{split}_list={split}_clean.txt; or leave such "
+                "samples out: data.faulty_samples=skip."
+            )
+        return videos, faulty
+
+    def _mention_unchecked(self) -> None:
+        """Says how many videos have never been decoded in full, in which a fit may pass by damage."""
+        unchecked, videos = map(sum, zip(*self._unchecked.values(), strict=True))
+        if unchecked:
+            rank_zero_only(print)(
+                f"{unchecked} of {videos} videos have not been decoded in full, so what is damaged outside of the "
+                f"clips that are read is not seen. To find it: {self._check_command()}"
+            )
+
+    def _check_command(self) -> str:
+        """The command that checks these videos."""
+        options = {"class_names": self._class_source if isinstance(self._class_source, str) else None}
+        for split in ("train", "val", "test"):
+            folder = self._folders[split]
+            options[f"{split}_videos"] = None if folder == split else folder
+            options[f"{split}_list"] = self._lists[split]
+        words = ["swinv2-tasks", "data", "check", "kinetics", str(self.root)]
+        words += [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
+        return printable(shlex.join(words))
 
     def _augmented(self, clip: Tensor) -> Tensor:
         """A clip uint8 (T, 3, H, W), resized, randomly cropped and augmented alike for all frames."""
@@ -247,13 +295,15 @@ class KineticsDataModule(BaseDataModule):
             clip = resize_to_cover(clip, self.image_size, self.crop_pct)
         return self._train_transform(tv_tensors.Video(clip))
 
-    def _views_of(self, kind: str, videos: list[tuple[str, int]]) -> "EvaluatedClips":
+    def _views_of(
+        self, kind: str, videos: list[tuple[str, int]], faulty: dict[str, str], checks_all: bool = False
+    ) -> "EvaluatedClips":
         clips, crops = self.views[kind]
         number = min(self.views_per_sample or crops, clips * crops)
         self.eval_batch_size = max(1, self.batch_size // number)
         crop_pct = self.crop_pct if kind == "val" and self.crop_pct is not None else 1.0
         transform = EvalViews(self.image_size, crops, self.mean, self.std, crop_pct)
-        return EvaluatedClips(videos, self.sampling, clips, number, transform, self.decoder)
+        return EvaluatedClips(videos, self.sampling, clips, number, transform, self.decoder, faulty, checks_all)
 
     def _root(self) -> Path:
         if self.root is None:
@@ -281,6 +331,7 @@ class TrainingClips(Dataset):
         sampling: Which frames.
         transform: Clip (T, 3, H, W) uint8 → float32, alike for all frames.
         decoder: Which library decodes.
+        faulty: Videos that count as ones that cannot be read, with the reasons.
     """
 
     def __init__(
@@ -289,11 +340,13 @@ class TrainingClips(Dataset):
         sampling: FrameSampling,
         transform: Callable[[Tensor], Tensor],
         decoder: DecoderChoice = "auto",
+        faulty: Mapping[str, str] | None = None,
     ) -> None:
         self.videos = videos
         self.sampling = sampling
         self.transform = transform
         self.decoder: DecoderChoice = decoder
+        self.faulty = faulty or {}
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -303,6 +356,8 @@ class TrainingClips(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         path, label = self.videos[index]
+        if path in self.faulty:
+            raise unreadable_video(path, self.faulty[path])
         with Video(path, self.decoder) as video:
             frames = video.frames(self.sampling.drawn(len(video)))
         clip = self.transform(as_clip(frames))
@@ -321,6 +376,8 @@ class EvaluatedClips(Dataset):
         number: Views of a sample.
         transform: Frames and numbers of crops → views.
         decoder: Which library decodes.
+        faulty: Videos that count as ones that cannot be read, with the reasons.
+        checks_all: Whether a video is decoded in full before its first sample, to find damage wherever it is.
     """
 
     def __init__(
@@ -331,6 +388,8 @@ class EvaluatedClips(Dataset):
         number: int,
         transform: EvalViews,
         decoder: DecoderChoice = "auto",
+        faulty: Mapping[str, str] | None = None,
+        checks_all: bool = False,
     ) -> None:
         self.videos = videos
         self.sampling = sampling
@@ -338,6 +397,8 @@ class EvaluatedClips(Dataset):
         self.number = number
         self.transform = transform
         self.decoder: DecoderChoice = decoder
+        self.faulty = faulty or {}
+        self.checks_all = checks_all
         self.parts = clips * transform.crops // number
 
     @property
@@ -354,6 +415,12 @@ class EvaluatedClips(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         video_id, part = divmod(index, self.parts)
         path, label = self.videos[video_id]
+        reason = self.faulty.get(path)
+        if reason is None and self.checks_all and part == 0:
+            reason = find_damage(path)
+        if reason is not None:
+            raise unreadable_video(path, reason)
+
         crops: dict[int, list[int]] = {}
         for view in range(part * self.number, (part + 1) * self.number):
             crops.setdefault(view // self.transform.crops, []).append(view % self.transform.crops)

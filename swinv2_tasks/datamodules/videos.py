@@ -48,7 +48,7 @@ class Video:
             self._index = _checked_index(Path(path))
             self._decoder = self._open(decoder)
         except UnreadableVideo as reason:
-            raise self._unreadable(reason) from reason
+            raise unreadable_video(self.path, reason) from reason
 
     def __len__(self) -> int:
         return self._index.frames
@@ -81,7 +81,7 @@ class Video:
         try:
             return np.stack(self._decoder.read(wanted.tolist()))[places]
         except UnreadableVideo as reason:
-            raise self._unreadable(reason) from reason
+            raise unreadable_video(self.path, reason) from reason
 
     def _open(self, choice: DecoderChoice) -> VideoDecoder:
         if choice != "decord":
@@ -98,10 +98,10 @@ class Video:
             )
         return DecordDecoder(self.path, self._index)
 
-    def _unreadable(self, reason: object) -> UserError:
-        return UserError(
-            f"Cannot read the video {self.path}: {reason}. Replace the file, or remove it from the dataset."
-        )
+
+def unreadable_video(path: str, reason: object) -> UserError:
+    """The error that names a video which cannot be read, and why."""
+    return UserError(f"Cannot read the video {path}: {reason}. Replace the file, or remove it from the dataset.")
 
 
 def find_damage(path: str | Path) -> str | None:

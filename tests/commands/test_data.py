@@ -5,21 +5,27 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from swinv2_tasks.__main__ import main
 from swinv2_tasks.commands import data as data_command
-from swinv2_tasks.commands.data import Verdict, VerdictFile, decoding_fault, find_faults
+from swinv2_tasks.commands.data import decoding_fault, find_faults
 from swinv2_tasks.datamodules import ImageNetDataModule, KineticsDataModule
-from tests.datamodules.films import cut_off, scramble, write_film, write_sound
+from swinv2_tasks.datamodules.video_verdicts import Findings, Verdict, VerdictFile, look_up
+from swinv2_tasks.errors import UserError
+from tests.datamodules.films import cut_off, scramble, spoil_last_key_frame, write_film, write_sound
 from tests.processes import is_alive, start, wait_for
+from tests.tasks import motions, tiny
 from tests.tasks.tiny import write_images
 
 
@@ -129,10 +135,11 @@ def test_a_verdict_holds_as_long_as_the_file_is_the_same(
 def test_crashes_and_hangs_are_tried_again(films: Path, tmp_path: Path) -> None:
     """They may be for want of memory, or on a machine that was busy."""
     path, table = str(films / "train" / "zumba" / "good.mp4"), tmp_path / "checked.csv"
-    for verdict, found in ((Verdict("its decoder crashed", is_final=False), None), (Verdict("bad"), "bad")):
+    for verdict in (Verdict("its decoder crashed", is_final=False), Verdict("bad")):
         with VerdictFile(table) as verdicts:
             verdicts.add(path, verdict)
-        assert VerdictFile(table).find(path) == found
+        assert VerdictFile(table).find(path) == verdict
+        assert VerdictFile(table).is_settled(path) == verdict.is_final
     assert "its decoder crashed" not in table.read_text()
 
 
@@ -144,7 +151,7 @@ def test_a_table_of_verdicts_that_was_cut_off_loses_one_row(films: Path, tmp_pat
     content = (tmp_path / "checked.csv").read_bytes()
     (tmp_path / "checked.csv").write_bytes(content[:-30])
     with VerdictFile(tmp_path / "checked.csv") as verdicts:
-        assert [verdicts.find(path) for path in paths] == ["", "", "", None]
+        assert [verdicts.find(path) for path in paths] == [*[Verdict("")] * 3, None]
         verdicts.add(paths[-1], Verdict(""))
     assert (tmp_path / "checked.csv").read_bytes() == content
 
@@ -177,6 +184,9 @@ def test_a_check_that_is_stopped_keeps_its_verdicts_and_goes_on(number: signal.S
     begun = table.read_text()
     assert 20 < begun.count("\n") < 1000
     assert "crashed" not in begun
+    found = [row["path"] for row in rows(table) if row["reason"]]
+    with pytest.raises(UserError, match=f"{len(found)} of 1000 train videos cannot be read"):
+        KineticsDataModule(str(many_films)).setup("fit")
 
     wait_for(lambda: not is_alive(group), 20)  # no process is left behind
     again = start(arguments, many_films).wait(300)
@@ -185,6 +195,148 @@ def test_a_check_that_is_stopped_keeps_its_verdicts_and_goes_on(number: signal.S
     assert table.read_text().startswith(begun)
     assert len(rows(many_films / "faulty_videos.csv")) == 100
     assert len((many_films / "train_clean.txt").read_text().splitlines()) == 900
+
+
+@pytest.fixture
+def long_films(tmp_path: Path) -> Path:
+    """Two classes of sound films of 40 frames, of which clips are of 4: evaluation reads frames 18 to 21."""
+    root = tmp_path / "long films"
+    for split, number in (("train", 2), ("val", 2)):
+        for label in ("air drumming", "zumba"):
+            for k in range(number):
+                write_film(root / split / label / f"{k}.mp4", frames=40)
+    return root
+
+
+@pytest.fixture
+def arguments(long_films: Path, tmp_path: Path) -> list[str]:
+    """Those of every command on these films; a tiny classifier."""
+    changes = {"train_list": None, "val_list": None, "frames": 4, "batch_size": 2, "test_views": [1, 1]}
+    config = motions.write_config(
+        tmp_path / "config.yaml", long_films, trainer={"max_epochs": 1}, data={"init_args": changes}
+    )
+    return [f"--config={config}", f"--runs={tmp_path / 'runs'}"]
+
+
+def test_what_check_calls_faulty_stops_every_command_or_is_skipped(
+    long_films: Path, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", *arguments]) == 0
+    noted = f"8 of 8 videos have not been decoded in full, .* data check kinetics '{long_films}'"
+    assert re.search(noted, capsys.readouterr().out)
+    evaluate = [*arguments, f"--ckpt_path={tmp_path / 'runs' / 'motions' / '0' / 'checkpoints' / 'last.ckpt'}"]
+    predict = ["predict", *evaluate, f"--data.source={long_films / 'val'}", f"--output={tmp_path / 'out'}"]
+    predict += ["--data.test_views=[1,3]", "--data.views_per_sample=1"]  # three samples of a video
+    spoiled = [spoil_last_key_frame(long_films / split / "zumba" / "1.mp4") for split in ("train", "val")]
+    assert main(["validate", *evaluate]) == 0  # the clip that is read is sound, and nobody has looked further
+    assert check(long_films, "--workers=1") == 1
+    listed = {row["path"]: row["reason"] for row in rows(long_films / "faulty_videos.csv")}
+    assert listed.keys() == {str(path) for path in spoiled}
+
+    for command, path in (("fit", spoiled[0]), ("validate", spoiled[1]), ("test", spoiled[1])):
+        capsys.readouterr()
+        assert main([command, *(arguments if command == "fit" else evaluate)]) == 1
+        errors = capsys.readouterr().err
+        assert f"{path}: {listed[str(path)]} (found by `data check`, see {long_films / 'checked_videos.csv'})" in errors
+        assert "data.faulty_samples=skip" in errors and "Traceback" not in errors
+    assert main([*predict, "--data.faulty_samples=error"]) == 1
+    assert f"Cannot read the video {spoiled[1]}: {listed[str(spoiled[1])]}" in capsys.readouterr().err
+
+    skip = "--data.faulty_samples=skip"
+    assert main(["fit", *arguments, skip]) == 0
+    shown = capsys.readouterr()
+    for path in spoiled:
+        assert shown.err.count(f"skipped: Cannot read the video {path}: {listed[str(path)]}") == 1
+    assert "have not been decoded in full" not in shown.out
+    for command in ("validate", "test"):
+        assert main([command, *evaluate, skip]) == 0
+        assert f"the scores are of 3 of 4 samples; left out, since they could not be read: {spoiled[1]}" in (
+            capsys.readouterr().err
+        )
+    assert main(predict) == 1
+    errors = {row["path"]: row["error"] for row in rows(tmp_path / "out" / "predictions.csv")}
+    assert len(errors) == 4 and [path for path, error in errors.items() if error] == [str(spoiled[1])]
+    assert listed[str(spoiled[1])] in errors[str(spoiled[1])]
+    assert main([*predict, "--data.check_source=false"]) == 0
+
+
+def check_in_this_process(root: Path) -> None:
+    """The verdicts of a check, without the processes that it takes."""
+    with VerdictFile(root / "checked_videos.csv") as verdicts:
+        for path in sorted(root.rglob("*.mp4")):
+            verdicts.add(str(path), Verdict(decoding_fault(str(path)) or ""))
+
+
+def test_a_changed_video_is_not_judged_by_an_old_verdict(long_films: Path) -> None:
+    mended = spoil_last_key_frame(long_films / "val" / "zumba" / "1.mp4")
+    check_in_this_process(long_films)
+    assert look_up([str(mended)], [long_films]).faulty.keys() == {str(mended)}
+    state = mended.stat()
+    write_film(mended, frames=40)
+    assert mended.stat().st_size == state.st_size
+    os.utime(mended, ns=(state.st_mtime_ns, state.st_mtime_ns))  # as copying tools do
+    spoiled = spoil_last_key_frame(long_films / "val" / "zumba" / "0.mp4")
+    assert look_up([str(mended), str(spoiled)], [long_films]) == Findings(missing=[], faulty={}, unchecked=2)
+    module = KineticsDataModule(str(long_films), 32, 2, 0, frames=4, stride=1)
+    module.setup("validate")
+    assert len(list(module.val_dataloader())) == 2
+
+
+def test_verdicts_hold_where_the_dataset_is_moved_or_reached_otherwise(long_films: Path, tmp_path: Path) -> None:
+    spoil_last_key_frame(long_films / "val" / "zumba" / "1.mp4")
+    check_in_this_process(long_films)
+    (tmp_path / "link").symlink_to(long_films)
+    moved = long_films.rename(tmp_path / "moved")
+    (tmp_path / "link").unlink()
+    (tmp_path / "link").symlink_to(moved)
+    for root in (moved, tmp_path / "link"):
+        with pytest.raises(
+            UserError, match=rf"1 of 4 val videos cannot be read: {root}/val/zumba/1\.mp4: its frame 34"
+        ):
+            KineticsDataModule(str(root), 32, frames=4).setup("validate")
+
+
+def test_verdicts_lie_with_the_data_or_beside_the_lists(
+    long_films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoiled, out = spoil_last_key_frame(long_films / "val" / "zumba" / "1.mp4"), tmp_path / "out"
+    assert check(long_films, "--workers=1", f"--output={out}") == 1
+    assert (long_films / "checked_videos.csv").is_file() and not (out / "checked_videos.csv").exists()
+    with VerdictFile(out / "checked_videos.csv") as verdicts:
+        verdicts.add(str(spoiled), Verdict("it is bad"))
+    assert "it is bad" not in look_up([str(spoiled)], [long_films, out]).faulty[str(spoiled)]
+    (long_films / "checked_videos.csv").unlink()
+    (out / "val_clean.txt").write_text("val/zumba/1.mp4\tzumba\nval/zumba/0.mp4\tzumba\n")
+    module = KineticsDataModule(str(long_films), 32, frames=4, val_list=str(out / "val_clean.txt"))
+    with pytest.raises(UserError, match=r"zumba/1\.mp4: it is bad.*data\.val_list=val_clean\.txt"):
+        module.setup("validate")
+
+
+def test_verdicts_on_data_that_cannot_be_written_to(
+    long_films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Tests may run as root, who may write anywhere: a folder stands where it is tried out.
+    (long_films / f".proof.{os.getpid()}").mkdir()
+    assert check(long_films, "--workers=1", f"--output={tmp_path / 'out'}") == 0
+    assert f"So verdicts go to {tmp_path / 'out' / 'checked_videos.csv'}" in capsys.readouterr().out
+    assert len(rows(tmp_path / "out" / "checked_videos.csv")) == 8
+
+
+def test_a_check_that_is_stopped_is_gone_by(long_films: Path) -> None:
+    """What it has found until then, a crash among it."""
+    sound, spoiled, crashing = (str(long_films / "val" / label) for label in ("zumba/0.mp4", "zumba/1.mp4", "x.mp4"))
+    write_film(Path(crashing), frames=3)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        VerdictFile(long_films / "checked_videos.csv") as verdicts,
+    ):
+        verdicts.add(sound, Verdict(""))
+        verdicts.add(spoiled, Verdict("its frame 34 is damaged"))
+        verdicts.add(crashing, Verdict("its decoder crashed", is_final=False))
+        raise KeyboardInterrupt
+    other = str(long_films / "val" / "air drumming" / "0.mp4")
+    found = look_up([sound, spoiled, crashing, other, "nowhere.mp4"], [long_films])
+    assert list(found.faulty) == [spoiled, crashing] and found.missing == ["nowhere.mp4"] and found.unchecked == 1
 
 
 ODD_NAMES = [
@@ -214,7 +366,14 @@ def test_videos_of_any_name_are_checked_listed_and_read(tmp_path: Path, capsys: 
     reasons = {row["path"]: row["reason"] for row in rows(tmp_path / "faulty_videos.csv")}
     assert reasons.keys() == {str(folder / os.fsdecode(name)) for name in (b"b\xe4d\n.mp4", b"line\nbreak.mp4")}
     module = KineticsDataModule(
-        str(tmp_path), 32, 2, 0, frames=4, train_list="train_clean.txt", val_videos="train", test_views=(1, 1)
+        str(tmp_path),
+        32,
+        2,
+        0,
+        frames=4,
+        train_list="train_clean.txt",
+        val_list="train_clean.txt",
+        test_views=(1, 1),
     )
     module.setup("fit")
     odd = {str(folder / os.fsdecode(name)) for name in ODD_NAMES}
@@ -286,6 +445,47 @@ def test_optimized_images_are_told_and_written_once(
     assert optimize(pictures, out) == 0
     assert state(out) == before
     assert "train: 60 of 60 images" in capsys.readouterr().out
+
+
+def alter_png(path: Path) -> None:
+    """Leaves a PNG of which all can be decoded; a checksum no longer fits."""
+    Image.open(path).save(path, "PNG")
+    content = bytearray(path.read_bytes())
+    content[-13] ^= 1
+    path.write_bytes(content)
+
+
+def truncate_jpeg(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"), [(alter_png, "the checksum of its part 'IDAT'"), (truncate_jpeg, "trunc")]
+)
+def test_a_damaged_image_is_refused_by_every_command(
+    damage: Callable[[Path], None], words: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All read images by one reader, in full."""
+    config = tiny.write_config(tmp_path / "config.yaml", pictures, trainer={"max_epochs": 1})
+    arguments = [f"--config={config}", f"--runs={tmp_path / 'runs'}"]
+    assert main(["fit", *arguments]) == 0
+    weights = tmp_path / "runs" / "tiny" / "0" / "checkpoints" / "last.ckpt"
+    path = pictures / "val" / "n01" / "n01_1.jpg"
+    damage(path)
+    reasons = set()
+    for command in (
+        ["fit", *arguments],
+        ["validate", *arguments, f"--ckpt_path={weights}"],
+        ["predict", f"--ckpt_path={weights}", f"--data.source={path}", f"--output={tmp_path / 'predictions'}"],
+        ["data", "optimize", "imagenet", str(pictures), str(tmp_path / "shards"), "--workers=1"],
+    ):
+        capsys.readouterr()
+        assert main(command) == 1
+        shown = "".join(capsys.readouterr())
+        found = re.search(rf"Cannot read the image {path}: (.*?)\. Replace", shown)
+        assert found is not None, shown
+        reasons.add(found[1])
+    assert len(reasons) == 1 and words in reasons.pop()
 
 
 @pytest.mark.slow

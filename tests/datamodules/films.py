@@ -91,6 +91,18 @@ def scramble(path: Path, share: float = 0.5, number: int = 400) -> Path:
     return path
 
 
+def spoil_last_key_frame(path: Path) -> Path:
+    """Alters bytes inside the last key frame of a film; its packets stay as long as they were."""
+    with av.open(str(path)) as file:
+        packets = [packet for packet in file.demux(video=0) if packet.size and packet.is_keyframe]
+        assert packets[-1].pos is not None
+        start, end = packets[-1].pos + 20, packets[-1].pos + packets[-1].size - 4
+    content = bytearray(path.read_bytes())
+    content[start:end] = np.random.default_rng(0).integers(1, 256, end - start, dtype=np.uint8).tobytes()
+    path.write_bytes(content)
+    return path
+
+
 def count_as(path: Path, frames: int) -> Path:
     """Makes an avi's headers claim another number of frames."""
     content = bytearray(path.read_bytes())
