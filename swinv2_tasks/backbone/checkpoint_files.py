@@ -56,6 +56,11 @@ class Checkpoint:
     def record(self) -> Mapping[str, Any]:
         return _mapping(self.contents.get("swinv2_tasks"))
 
+    @property
+    def other_states(self) -> list[str]:
+        """Entries that hold weights as well and were not taken: averaged ones beside those of the training, say."""
+        return [key for key in _WRAPPERS if _holds_tensors(self.contents.get(key))][1:]
+
 
 def read_checkpoint(source: str | PathLike[str] | Mapping[str, Any]) -> Checkpoint:
     """Reads a checkpoint file or folder onto the CPU, or unwraps one that is in memory.

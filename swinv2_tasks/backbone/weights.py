@@ -77,6 +77,7 @@ class LoadReport:
         windows_from: where the windows of pre-training were found.
         head: what became of the classification head.
         prefix: what stood before the checkpoint's names: "module.model.", say.
+        other_states: entries of the file that hold weights as well and were not read: ["model_ema"], say.
     """
 
     source: str
@@ -93,6 +94,7 @@ class LoadReport:
     inflated: list[str] = field(default_factory=list)
     fresh: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
+    other_states: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         renamed = f", {self.renamed} under another name" if self.renamed else ""
@@ -112,6 +114,7 @@ class LoadReport:
             ("inflated", self.inflated),
             ("left fresh", self.fresh),
             ("not used", self.unused),
+            ("not read", [f"{entry}, which holds weights as well" for entry in self.other_states]),
         )
         rows += [(name, f"{len(names)}: {some(names)}") for name, names in lists if names]
         return "\n".join(f"{name:12}{value}" for name, value in rows)
@@ -198,6 +201,7 @@ def load_weights(
         loaded=len(fitting),
         cast=types,
         prefix=checkpoint.prefix,
+        other_states=checkpoint.other_states,
         renamed=len(set(fitting) - {prefix + name for name in checkpoint.state}),
         head=head,
         windows=list(zip(backbone.pretrained_window_size, backbone.window_size, strict=True)),

@@ -207,6 +207,19 @@ def test_wrappers_and_prefixes_come_off(wrap: Callable[[dict], dict]) -> None:
     assert torch.equal(backbone.state_dict()[name], official_state()[name])
 
 
+def test_weights_beside_those_that_were_read_are_named() -> None:
+    """The file's own, and what stands beside them: averaged weights would otherwise be missed without a word."""
+    state = official_state()
+    averaged = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    backbone = tiny_backbone()
+    report = load_weights(backbone, {"model": state, "model_ema": averaged, "optimizer": {"state": {}}})
+    name = "layers.3.blocks.0.mlp.fc2.bias"
+    assert torch.equal(backbone.state_dict()[name], state[name])
+    assert report.other_states == ["model_ema"]
+    assert "model_ema" in str(report)
+    assert not load_weights(backbone, {"model": state}).other_states
+
+
 PREFIXES = ("", "module.", "_orig_mod.", "_orig_mod.module.", "model.", "net.", "module.model.", "student.encoder_q.")
 
 
