@@ -21,10 +21,11 @@ import torch.nn.functional as F
 from pycocotools import mask as coco_masks
 from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
+from torchvision.ops import box_iou, clip_boxes_to_image
 
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.heads.mask_rcnn import DetectionHead, Features
+from swinv2_tasks.heads.nms import batched_nms
 from swinv2_tasks.inference import Rescaled
 
 
@@ -155,10 +156,8 @@ def detect(
     found: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in images]
     for view in views:
         regions = head.classify(view.features, view.images)
-        given = [part for one in regions for part in one]
-        if not all(len(scores) for _, scores in regions):  # what is not finite is never proposed
-            given += view.features.levels.values()
-        _check_finite(given)
+        if not torch.compiler.is_exporting():
+            _check_regions(regions, view.features)
         for k, (boxes, scores) in enumerate(regions):
             region, label = (scores > inference.score_threshold).nonzero(as_tuple=True)
             chosen = boxes[region, label if boxes.shape[1] > 1 else 0]
@@ -175,12 +174,21 @@ def detect(
         for view in views:
             boxes_ = [view.seen(one.boxes, k, sizes[k]) for k, one in enumerate(results)]
             masks = head.mask_probabilities(view.features, boxes_, labels_, view.images)
-            _check_finite(masks)
+            if not torch.compiler.is_exporting():
+                _check_finite(masks)
             masks = [one.flip(2) for one in masks] if view.mirrored else masks
             total = [a + b for a, b in zip(total, masks, strict=True)] if total else masks
         for one, summed in zip(results, total, strict=True):
             one.masks = summed / len(views)
     return results
+
+
+def _check_regions(regions: Sequence[tuple[Tensor, Tensor]], features: Features) -> None:
+    """Refuses boxes and probabilities of each image that are not finite."""
+    given = [part for one in regions for part in one]
+    if not all(len(scores) for _, scores in regions):  # what is not finite is never proposed
+        given += features.levels.values()
+    _check_finite(given)
 
 
 def _check_finite(given: Sequence[Tensor]) -> None:
@@ -242,9 +250,9 @@ def suppressed(
     boxes, scores, labels = boxes[large], scores[large], labels[large]
     if inference.suppression == "hard":
         kept = batched_nms(boxes, scores, labels, inference.nms_threshold)[: inference.max_detections]
-    else:
-        kept, scores = soft_nms(boxes, scores, labels, inference)
-    return boxes[kept], scores[kept], labels[kept]
+        return boxes[kept], scores[kept], labels[kept]
+    kept, lowered = soft_nms(boxes, scores, labels, inference)
+    return boxes[kept], lowered, labels[kept]
 
 
 def soft_nms(boxes: Tensor, scores: Tensor, labels: Tensor, inference: DetectionInference) -> tuple[Tensor, Tensor]:
@@ -259,24 +267,33 @@ def soft_nms(boxes: Tensor, scores: Tensor, labels: Tensor, inference: Detection
         inference: how; boxes whose score falls to the threshold or below are dropped.
 
     Returns:
-        Indices of the boxes taken, in that order, and all scores (n,) as they were when taken or in the end.
+        Indices of the boxes taken, in that order, and their scores as they were then.
     """
-    scores, waiting = scores.clone(), scores.clone()
-    taken = []
-    for _ in range(min(inference.max_detections, len(boxes))):
+    if torch.compiler.is_exporting():  # a graph does not know whether there is any box: here is one without a score
+        boxes = torch.cat([boxes, boxes.new_tensor([[0.0, 0.0, 1.0, 1.0]])])
+        scores = torch.cat([scores, scores.new_zeros(1)])
+        labels = torch.cat([labels, labels.new_full((1,), -1)])
+        turns = inference.max_detections
+    else:
+        turns = min(inference.max_detections, len(boxes))
+
+    waiting, classes = scores.clone(), labels.clone()
+    order, lowered = [labels[:0]], [scores[:0]]
+    for _ in range(turns):
         best = waiting.argmax()
-        taken.append(best)
-        scores[best] = waiting[best]
-        overlap = box_iou(boxes[best][None], boxes)[0] * (labels == labels[best])
+        order.append(best[None])
+        lowered.append(waiting[best][None])
+
+        overlap = box_iou(boxes[best][None], boxes)[0] * (classes == classes[best])
         if inference.suppression == "gaussian":
             waiting = waiting * torch.exp(-overlap.square() / inference.sigma)
         else:
             waiting = torch.where(overlap > inference.nms_threshold, waiting * (1 - overlap), waiting)
-        waiting[best] = -1
-    if not taken:
-        return labels[:0], scores
-    order = torch.stack(taken)
-    return order[scores[order] > inference.score_threshold], scores
+        waiting[best] = classes[best] = -1  # of no class, it stays behind all others
+
+    indices, values = torch.cat(order), torch.cat(lowered)
+    kept = values > inference.score_threshold
+    return indices[kept], values[kept]
 
 
 CHUNK_PIXELS = 2**20
@@ -295,6 +312,30 @@ def pasted(mask: Tensor, box: Tensor, size: Sequence[int]) -> Tensor:
         left, right = (torch.from_numpy(weights).to(image.device) for weights in (down, across))
         image[rows, columns] = left @ mask.float() @ right.T
     return image
+
+
+def all_pasted(masks: Tensor, boxes: Tensor, size: Sequence[int]) -> Tensor:
+    """The masks (n, M, M) of boxes (n, 4) at their places in an image (H, W), float32 (n, H, W) in [0, 1]."""
+    if torch.compiler.is_exporting():
+        return _pasted_at_once(masks, boxes, size)
+    images = torch.empty(len(masks), int(size[0]), int(size[1]), device=masks.device)
+    for image, mask, box in zip(images, masks, boxes, strict=True):
+        image[:] = pasted(mask, box, size)
+    return images
+
+
+def _pasted_at_once(masks: Tensor, boxes: Tensor, size: Sequence[int]) -> Tensor:
+    """The same in one graph, where neither the number of masks nor the size of a box is known; boxes have an area."""
+    weights = []
+    for axis in (1, 0):  # down, across
+        start, end = boxes[:, axis, None].double(), boxes[:, axis + 2, None].double()
+        cell = (end - start) / masks.shape[-1]
+        pixels = torch.arange(int(size[1 - axis]), device=boxes.device, dtype=torch.float64) + 0.5
+        places = (pixels - start) / cell - 0.5  # in cells, from the middle of the first one
+        cells = torch.arange(masks.shape[-1], device=boxes.device)
+        weights.append((1 - (places[:, :, None] - cells).abs()).clamp(min=0).float())
+    down, across = weights
+    return down @ masks.float() @ across.transpose(1, 2)
 
 
 def encoded_masks(detections: Detections, size: Sequence[int], threshold: float) -> list[dict[str, Any]]:

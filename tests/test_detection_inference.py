@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pycocotools import mask as coco_masks
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
 from swinv2_tasks import detection_inference
@@ -24,6 +24,7 @@ from swinv2_tasks.datamodules import CocoDataModule
 from swinv2_tasks.detection_inference import (
     DetectionInference,
     Detections,
+    all_pasted,
     detect,
     encoded_masks,
     padded,
@@ -77,8 +78,43 @@ def test_soft_nms_is_the_plain_algorithm(suppression: Any, limit: int, seed: int
     taken, lowered = soft_nms(boxes, scores, labels, how)
     expected = plain_soft_nms(boxes, scores, labels, how)
     assert taken.tolist() == [k for k, _ in expected]
-    assert lowered[taken].tolist() == pytest.approx([score for _, score in expected], rel=1e-4)
+    assert lowered.tolist() == pytest.approx([score for _, score in expected], rel=1e-4)
     assert len(taken) < len(boxes) or limit == 100
+
+
+@pytest.mark.parametrize("suppression", ["linear", "gaussian"])
+def test_equal_boxes_do_not_suppress_the_one_that_was_taken(suppression: Any) -> None:
+    """As where boxes of several regions are clipped to the whole image."""
+    how = DetectionInference(suppression=suppression)
+    boxes, scores = torch.tensor([[0.0, 0.0, 10.0, 10.0]] * 4), torch.tensor([0.9, 0.8, 0.7, 0.6])
+    labels = torch.zeros(4, dtype=torch.int64)
+    taken, lowered = soft_nms(boxes, scores, labels, how)
+    expected = plain_soft_nms(boxes, scores, labels, how)
+    assert taken.tolist() == [k for k, _ in expected]
+    assert lowered.tolist() == pytest.approx([score for _, score in expected], rel=1e-4)
+
+
+class SoftNMSOfSome(nn.Module):
+    """Soft-NMS of the boxes that are chosen: their number is not known before it runs."""
+
+    def __init__(self, how: DetectionInference) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, boxes: Tensor, scores: Tensor, labels: Tensor, chosen: Tensor) -> Any:
+        return suppressed(boxes[chosen], scores[chosen], labels[chosen], self.how)
+
+
+@pytest.mark.parametrize("suppression", ["linear", "gaussian"])
+def test_exported_soft_nms_is_the_same(suppression: Any) -> None:
+    how = DetectionInference(suppression=suppression, nms_threshold=0.3, max_detections=6)
+    boxes, scores, labels = random_boxes(0)
+    program = torch.export.export(SoftNMSOfSome(how), (boxes, scores, labels, scores > 0.5)).module()
+    for threshold in (0.0, 0.9, 2.0):  # more boxes than detections, fewer, none
+        chosen = scores > threshold
+        expected = suppressed(boxes[chosen], scores[chosen], labels[chosen], how)
+        for part, other in zip(program(boxes, scores, labels, chosen), expected, strict=True):
+            torch.testing.assert_close(part, other)
 
 
 def test_hard_suppression_is_torchvisions() -> None:
@@ -240,6 +276,25 @@ def test_masks_are_drawn_between_pixels(size: tuple[int, int], full: bool, monke
         again = coco_masks.encode(np.asfortranarray(pixels.permute(1, 2, 0).numpy().astype(np.uint8)))
         assert [code["counts"].encode() for code in codes] == [code["counts"] for code in again]
         assert all(code["size"] == [*size] for code in codes)
+
+
+class PastingOfSome(nn.Module):
+    """Draws the masks that are chosen: their number is not known before it runs."""
+
+    def forward(self, masks: Tensor, boxes: Tensor, chosen: Tensor) -> Tensor:
+        return all_pasted(masks[chosen], boxes[chosen], (48, 40))
+
+
+def test_exported_masks_are_drawn_between_pixels_too() -> None:
+    torch.manual_seed(0)
+    boxes = boxes_of_all_kinds((48, 40))
+    masks = torch.rand(len(boxes), 28, 28)
+    every = torch.ones(len(boxes), dtype=torch.bool)
+    program = torch.export.export(PastingOfSome(), (masks, boxes, every)).module()
+
+    expected = torch.stack([sampled_over_the_image(*both, (48, 40)) for both in zip(masks, boxes, strict=True)])
+    torch.testing.assert_close(program(masks, boxes, every), expected.float(), atol=1e-5, rtol=0)
+    assert program(masks, boxes, ~every).shape == (0, 48, 40)
 
 
 def test_boxes_without_an_area_draw_nothing() -> None:

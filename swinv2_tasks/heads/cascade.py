@@ -103,7 +103,7 @@ class CascadeHead(DetectionHead):
     def classify(self, features: Features, images: ImageList) -> list[tuple[Tensor, Tensor]]:
         """Boxes of the last stage (R, 1, 4), and the probabilities (R, K) that the mean of all stages' logits gives."""
         boxes = self.propose(features, images)
-        numbers = [len(one) for one in boxes]
+        numbers = [one.shape[0] for one in boxes]
         logits = []
         for branch, coder in zip(self.boxes, self.coders, strict=True):
             of_stage, deltas = branch(self.box_features(features, boxes))

@@ -214,7 +214,7 @@ class MaskRCNNHead(DetectionHead):
 
     def classify(self, features: Features, images: ImageList) -> list[tuple[Tensor, Tensor]]:
         proposals = self.propose(features, images)
-        numbers = [len(boxes) for boxes in proposals]
+        numbers = [boxes.shape[0] for boxes in proposals]
         logits, deltas = self.box(self.box_pool(features.levels, proposals))
         boxes = decode(self.coder, deltas, proposals)[:, 1:].split(numbers)
         scores = logits.softmax(1)[:, 1:].split(numbers)
@@ -312,7 +312,7 @@ class RegionSampler:
 def decode(coder: BoxCoder, deltas: Tensor, boxes: Sequence[Tensor]) -> Tensor:
     """Boxes (ΣR, k, 4) that offsets (ΣR, 4k) make of each image's boxes (R, 4), of which there may be none."""
     moved = coder.decode_single(deltas, torch.cat([*boxes]))
-    return moved.reshape(len(deltas), deltas.shape[1] // 4, 4)
+    return moved.reshape(deltas.shape[0], deltas.shape[1] // 4, 4)
 
 
 def matched_boxes(target: Any, matched: Tensor) -> Tensor:
@@ -388,5 +388,5 @@ def mask_targets(masks: Tensor, boxes: Tensor, matched: Tensor, side: int) -> Te
 
 def masks_of_classes(probabilities: Tensor, labels: Sequence[Tensor]) -> list[Tensor]:
     """Of masks (Σn, K, M, M) those of each image's classes (n,) → (n, M, M) each."""
-    rows = torch.arange(len(probabilities), device=probabilities.device)
-    return list(probabilities[rows, torch.cat([*labels])].split([len(one) for one in labels]))
+    rows = torch.arange(probabilities.shape[0], device=probabilities.device)
+    return list(probabilities[rows, torch.cat([*labels])].split([one.shape[0] for one in labels]))

@@ -43,6 +43,7 @@ class RegionPooling(nn.Module):
             for x, of_level, stride in zip(maps, rows, self.strides, strict=True)
         ]
         order = torch.cat(rows).argsort()  # from level by level to image by image
+        torch._check(order.shape[0] == regions.shape[0])  # which an exported graph cannot know by itself
         return torch.cat(pooled).index_select(0, order)
 
     def levels_of(self, boxes: Tensor) -> Tensor:
@@ -68,5 +69,5 @@ def aligned_pooling(x: Tensor, regions: Tensor, side: int, scale: float) -> Tens
 
 def with_image_index(boxes: Sequence[Tensor]) -> Tensor:
     """Each image's boxes (R, 4) as one list (ΣR, 5) that names the image first."""
-    rows = [torch.cat([one.new_full((len(one), 1), index), one], dim=1) for index, one in enumerate(boxes)]
+    rows = [torch.cat([one.new_full((one.shape[0], 1), index), one], dim=1) for index, one in enumerate(boxes)]
     return torch.cat(rows)

@@ -19,7 +19,9 @@ from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
-from torchvision.ops import box_iou
+from torchvision.ops import box_iou, clip_boxes_to_image
+
+from swinv2_tasks.heads.nms import batched_nms
 
 FOREGROUND, BACKGROUND = 0.7, 0.3
 """Intersection over union from which on an anchor shows an object, and below which it shows none."""
@@ -91,6 +93,42 @@ class RegionProposals(RegionProposalNetwork):
         aims = list(self.box_coder.encode(objects, anchors))
         class_loss, box_loss = self.compute_loss(logits, deltas, labels, aims)
         return boxes, {"loss_objectness": class_loss, "loss_rpn_box_reg": box_loss}
+
+    def filter_proposals(
+        self,
+        proposals: Tensor,
+        objectness: Tensor,
+        image_shapes: Sequence[tuple[int, int]],
+        num_anchors_per_level: Sequence[int],
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The proposals of each image that are kept (R, 4), highest-scoring first, and their scores (R,).
+
+        As torchvision's, by operations that can be exported.
+
+        Args:
+            proposals: of all anchors, (B, A, 4).
+            objectness: their logits, (B · A, 1).
+            image_shapes: height and width of each image.
+            num_anchors_per_level: anchors of an image on each level.
+        """
+        objectness = objectness.detach().reshape(len(proposals), -1)
+        top = self._get_top_n_idx(objectness, list(num_anchors_per_level))
+        levels = torch.cat([top.new_full((number,), level) for level, number in enumerate(num_anchors_per_level)])
+
+        kept_boxes, kept_scores = [], []
+        for image, size in enumerate(image_shapes):
+            boxes = clip_boxes_to_image(proposals[image, top[image]], size)
+            scores = objectness[image, top[image]].sigmoid()
+            level = levels[top[image]]
+
+            large = ((boxes[:, 2:] - boxes[:, :2]) >= self.min_size).all(1)
+            usable = (large & (scores >= self.score_thresh)).nonzero()[:, 0]  # NaN is not
+            boxes, scores, level = boxes[usable], scores[usable], level[usable]
+
+            kept = batched_nms(boxes, scores, level, self.nms_thresh)[: self.post_nms_top_n()]
+            kept_boxes.append(boxes[kept])
+            kept_scores.append(scores[kept])
+        return kept_boxes, kept_scores
 
     @torch.no_grad()
     def assign_targets_to_anchors(

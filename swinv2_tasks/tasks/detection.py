@@ -13,7 +13,7 @@ from torch.optim import AdamW
 from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.coco_scores import CocoMetric, as_annotations, as_results
 from swinv2_tasks.datamodules.batch import DetectionBatch, DetectionEvalBatch, DetectionPredictBatch
-from swinv2_tasks.detection_inference import DetectionInference, Detections, detect, padded, pasted
+from swinv2_tasks.detection_inference import DetectionInference, Detections, all_pasted, detect, padded
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.finite import describe_nonfinite, find_nonfinite
 from swinv2_tasks.heads.batch_norm import synchronise
@@ -73,10 +73,7 @@ class DetectionTask(BaseTask):
             answer = {"boxes": found.boxes, "labels": found.labels, "scores": found.scores}
             if found.masks is not None:
                 size = (int(image.shape[1]), int(image.shape[2]))
-                masks = torch.empty(len(found.masks), 1, *size, device=found.masks.device)
-                for drawn, mask, box in zip(masks, found.masks, found.boxes, strict=True):
-                    drawn[0] = pasted(mask, box, size)
-                answer["masks"] = masks
+                answer["masks"] = all_pasted(found.masks, found.boxes, size)[:, None]
             answers.append(answer)
         return answers
 
@@ -97,8 +94,9 @@ class DetectionTask(BaseTask):
         Raises:
             UserError: the weights are not finite, or what comes of them is not.
         """
-        if self._trainer is None and (names := find_nonfinite({"backbone": self.backbone, "head": self.head})):
-            raise UserError(describe_nonfinite(names))  # a trainer's hooks have looked already
+        checked = self._trainer is not None or torch.compiler.is_exporting()  # a trainer's hooks have looked already
+        if not checked and (names := find_nonfinite({"backbone": self.backbone, "head": self.head})):
+            raise UserError(describe_nonfinite(names))
         was_training = self.training
         self.eval()
         try:

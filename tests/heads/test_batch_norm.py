@@ -27,6 +27,24 @@ def randomised(norm: nn.BatchNorm2d) -> Any:
     return norm
 
 
+class NormOfSome(nn.Module):
+    """Norm of the samples that are chosen: their number is not known before it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = randomised(BatchNorm2d(4)).eval()
+
+    def forward(self, x: Tensor, chosen: Tensor) -> Tensor:
+        return self.norm(x[chosen])
+
+
+def test_an_exported_norm_is_that_of_eval_mode() -> None:
+    module, (x, _) = NormOfSome(), samples()
+    program = torch.export.export(module, (x, torch.arange(8) > 3)).module()
+    for chosen in (torch.arange(8) > 3, torch.arange(8) > 6, torch.arange(8) > 7):
+        torch.testing.assert_close(program(x, chosen), module(x, chosen))
+
+
 def one_of_two(rank: int, folder: str, shares: tuple[int, int]) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     norm = randomised(BatchNorm2d(4))
