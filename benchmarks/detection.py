@@ -35,10 +35,10 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn
 
 from benchmarks.measuring import autocast, compare, peak_bytes, resident
 from swinv2_tasks.backbone import swinv2_tiny
-from swinv2_tasks.coco_scores import Backend, CocoMetric
 from swinv2_tasks.datamodules import CocoDataModule
-from swinv2_tasks.detection_inference import padded
+from swinv2_tasks.evaluation.coco import Backend, CocoMetric
 from swinv2_tasks.heads import MaskRCNN
+from swinv2_tasks.inference.detection import padded
 from swinv2_tasks.tasks import DetectionTask
 
 PARTS = ("loader", "training", "inference", "evaluation")

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from swinv2_tasks.cli import run
+from swinv2_tasks.cli.tasks_cli import run
 
 COLUMNS = ("start", "share", "seed", "images", "top1", "seconds")
 STARTS = ("scratch", "SimMIM")

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from benchmarks.measuring import allocated, memory, peak_bytes
 from swinv2_tasks.backbone import SwinTransformerV2, swinv2_base, swinv2_small, swinv2_tiny
-from swinv2_tasks.step_memory import step_memory
+from swinv2_tasks.commands.memory.step_memory import step_memory
 from swinv2_tasks.tasks import ClassificationTask
 
 MODELS = {"tiny": swinv2_tiny, "small": swinv2_small, "base": swinv2_base}

@@ -41,15 +41,15 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from benchmarks.faults import write_images
 from swinv2_tasks.backbone import swinv2_tiny
-from swinv2_tasks.callbacks import RunCheckpoint, RunRecord
-from swinv2_tasks.callbacks.run_checkpoint import AtomicCheckpointIO
 from swinv2_tasks.datamodules import ImageNetDataModule
-from swinv2_tasks.datamodules.loading import BatchLoader, BatchOrder, FaultPolicy
+from swinv2_tasks.datamodules.loader import BatchLoader, BatchOrder, FaultPolicy
 from swinv2_tasks.heads.classification import ClassificationHead
-from swinv2_tasks.optim import CosineSchedule, build_optimizer
 from swinv2_tasks.seeding import derive_seed, seed_generators
 from swinv2_tasks.tasks import ClassificationTask
-from swinv2_tasks.tasks.guard import SpikeDetector
+from swinv2_tasks.training.guard import SpikeDetector
+from swinv2_tasks.training.optim import CosineSchedule, build_optimizer
+from swinv2_tasks.training.run_checkpoint import AtomicCheckpointIO, RunCheckpoint
+from swinv2_tasks.training.run_record import RunRecord
 
 SIZE, WINDOW, DROP_PATH, SMOOTHING, CLIP = 256, 8, 0.2, 0.1, 5.0
 CLASSES = 4

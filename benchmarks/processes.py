@@ -30,7 +30,7 @@ from benchmarks.measuring import compare, resident
 from swinv2_tasks import backbone as backbones
 from swinv2_tasks.backbone.swin_v2 import blocks_without_memory
 from swinv2_tasks.heads.classification import ClassificationHead
-from swinv2_tasks.tasks.sharding import shard, total_norm
+from swinv2_tasks.training.sharding import shard, total_norm
 
 TARGET = 1.9
 CLASSES = 1000

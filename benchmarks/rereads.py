@@ -15,10 +15,10 @@ from collections import Counter
 
 import torch
 
-from swinv2_tasks.backbone.checkpoint_files import read_checkpoint
 from swinv2_tasks.datamodules import KineticsDataModule
-from swinv2_tasks.records import recorded_arguments, task_record
+from swinv2_tasks.hyperparameters import recorded_arguments, task_record
 from swinv2_tasks.tasks import VideoClassificationTask
+from swinv2_tasks.weights.files import read_checkpoint
 
 
 def main() -> None:

@@ -34,9 +34,9 @@ from torch.optim import AdamW
 
 from benchmarks.measuring import allocated, autocast, compare, memory, peak_bytes
 from swinv2_tasks.backbone import SwinTransformerV2, swinv2_tiny
-from swinv2_tasks.datamodules.batch import IGNORED
-from swinv2_tasks.inference import Inference
-from swinv2_tasks.metrics import Confusion
+from swinv2_tasks.batches import IGNORED
+from swinv2_tasks.evaluation.classification import Confusion
+from swinv2_tasks.inference.segmentation import Inference
 from swinv2_tasks.tasks import SegmentationTask
 
 CLASSES, CHANNELS, DROP_PATH, AUXILIARY_WEIGHT = 150, 512, 0.3, 0.4

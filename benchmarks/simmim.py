@@ -26,8 +26,8 @@ from torch.optim import AdamW
 from benchmarks.measuring import autocast, compare
 from swinv2_tasks.backbone import swinv2_base, swinv2_tiny
 from swinv2_tasks.datamodules.simmim import random_mask
-from swinv2_tasks.losses import masked_l1
 from swinv2_tasks.tasks import SimMIMTask
+from swinv2_tasks.training.losses import masked_l1
 
 MASK_PATCH, RATIO, WINDOW = 32, 0.6, 47
 TARGET, PARTS_TARGET = 1.1, 0.03

@@ -50,10 +50,10 @@ from swinv2_tasks.backbone.attention import WindowAttention
 from swinv2_tasks.backbone.swin_v2 import SwinBlock
 from swinv2_tasks.backbone.window import Size
 from swinv2_tasks.datamodules import ImageNetDataModule
-from swinv2_tasks.datamodules.sample import write_sample_data
 from swinv2_tasks.heads.classification import ClassificationHead
-from swinv2_tasks.optim import NO_WEIGHT_DECAY, parameter_groups
-from swinv2_tasks.tasks.guard import SpikeDetector
+from swinv2_tasks.sample_data.writer import write_sample_data
+from swinv2_tasks.training.guard import SpikeDetector
+from swinv2_tasks.training.optim import NO_WEIGHT_DECAY, parameter_groups
 
 PRE_NORM, RES_POST_NORM, COSINE = KINDS = ("pre-norm", "res-post-norm", "res-post-norm + cosine")
 COLOURS = dict(zip(KINDS, ("tab:red", "tab:orange", "tab:blue"), strict=True))

@@ -33,11 +33,11 @@ import torch
 from matplotlib.figure import Figure
 
 from swinv2_tasks import tasks
-from swinv2_tasks.backbone.checkpoint_files import read_checkpoint
-from swinv2_tasks.cli import run
+from swinv2_tasks.cli.tasks_cli import run
 from swinv2_tasks.commands.sample_data import sample_data
-from swinv2_tasks.sweep import Setting, sweep
-from swinv2_tasks.validation_process import Measured
+from swinv2_tasks.commands.sweep.sweep import Setting, sweep
+from swinv2_tasks.commands.sweep.validation_process import Measured
+from swinv2_tasks.weights.files import read_checkpoint
 
 BIASES = {"LogCPB": "log CPB", "LinearCPB": "linear CPB", "BiasTable": "table, bicubic"}
 """Classes of swinv2_tasks.backbone, and the paper's names of them."""

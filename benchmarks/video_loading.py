@@ -24,9 +24,9 @@ import av
 import numpy as np
 
 from benchmarks.measuring import resident
-from swinv2_tasks.datamodules.clips import FrameSampling
-from swinv2_tasks.datamodules.video_packets import forget_indices
-from swinv2_tasks.datamodules.videos import Video, list_videos
+from swinv2_tasks.datamodules.readers.video_packets import forget_indices
+from swinv2_tasks.datamodules.readers.videos import Video, list_videos
+from swinv2_tasks.datamodules.transforms.video import FrameSampling
 
 Reader = Callable[[str, np.ndarray], np.ndarray]
 

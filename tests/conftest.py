@@ -19,7 +19,7 @@ def real_data() -> Path:
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset of coloured squares, laid out like ImageNet; not to be changed."""
-    from tests.tasks.tiny import write_images
+    from tests.helpers.tiny import write_images
 
     return write_images(tmp_path_factory.mktemp("images"))
 
@@ -27,8 +27,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that learned the coloured squares by the command line; not to be changed."""
-    from swinv2_tasks.__main__ import main
-    from tests.tasks.tiny import write_config
+    from swinv2_tasks.cli.main import main
+    from tests.helpers.tiny import write_config
 
     folder = tmp_path_factory.mktemp("trained")
     config = write_config(folder / "tiny.yaml", images, trainer={"max_epochs": 8})

@@ -7,13 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.datamodules.films import write_film
-from tests.processes import ROOT
-from tests.tasks.tiny import write_images
+from tests.helpers.films import write_film
+from tests.helpers.processes import ROOT
+from tests.helpers.tiny import write_images
 
 PROGRAM = """
 import sys
-from swinv2_tasks.__main__ import main
+from swinv2_tasks.cli.main import main
 if __name__ == "__main__":
     sys.exit(main())
 """

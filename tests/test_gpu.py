@@ -16,15 +16,15 @@ from lightning.pytorch import Callback
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from swinv2_tasks.__main__ import main
 from swinv2_tasks.backbone import BiasTable, LinearCPB, LogCPB, SwinTransformerV2
-from swinv2_tasks.optim import CosineSchedule, build_optimizer
+from swinv2_tasks.cli.main import main
 from swinv2_tasks.tasks import ClassificationTask
-from tests.backbone.checkpoints import randomise
-from tests.processes import run, send_at
-from tests.tasks import motions, objects, photos, scenes
-from tests.tasks.tiny import new_data, new_task, new_trainer, write_config, write_images
-from tests.test_resume import EMA, RESUME, assert_same_training, write_run
+from swinv2_tasks.training.optim import CosineSchedule, build_optimizer
+from tests.helpers import motions, objects, photos, scenes
+from tests.helpers.checkpoints import randomise
+from tests.helpers.processes import run, send_at
+from tests.helpers.tiny import new_data, new_task, new_trainer, write_config, write_images
+from tests.training.test_exact_resuming import EMA, RESUME, assert_same_training, write_run
 
 pytestmark = [
     pytest.mark.gpu,

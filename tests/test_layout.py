@@ -15,27 +15,30 @@ PACKAGE = "swinv2_tasks"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("",),  # the package itself: its version, nothing else
     ("errors",),
-    ("records",),
-    ("seeding", "child_processes", "finite"),
+    ("files",),
+    ("seeding", "child_processes"),
+    ("batches",),
+    ("hyperparameters",),
     ("backbone.window", "backbone.plain_modules"),
     ("backbone.position_bias",),
     ("backbone.attention",),
     ("backbone.swin_v2",),
     ("backbone.variants",),
-    ("backbone",),  # the rest of it: weights and their formats
+    ("backbone",),
+    ("weights",),
     ("heads",),
+    ("inference",),
+    ("evaluation",),
     ("datamodules",),
-    ("inference", "detection_inference", "coco_scores", "losses", "metrics", "optim"),
+    ("training",),
     ("tasks",),
-    ("step_memory",),
-    ("config_files", "runs"),
     ("callbacks",),
-    ("strategies",),
+    ("sample_data",),
+    ("cli", "cli.configs"),
+    ("cli.parser",),
+    ("cli.tasks_cli",),
     ("commands",),
-    ("cli",),
-    ("validation_process",),
-    ("planned_training",),
-    ("sweep", "memory", "demo"),
+    ("cli.main",),
     ("__main__",),
 )
 """A module may import from layers above its own, and within its own as long as no circle arises.
@@ -117,7 +120,7 @@ def layout_faults(root: Path) -> list[str]:
 def test_imports_of_the_package_point_upwards() -> None:
     assert swinv2_tasks.__file__ is not None
     root = Path(swinv2_tasks.__file__).parent
-    assert {"errors", "backbone", "backbone.window", "backbone.weights"} <= find_modules(root).keys()
+    assert {"errors", "backbone", "backbone.window", "weights.loading"} <= find_modules(root).keys()
     assert layout_faults(root) == []
 
 
@@ -133,13 +136,15 @@ SOUND = {
     "heads/__init__.py": "",
     "heads/fpn.py": "from swinv2_tasks.backbone import window",
     "heads/mask_rcnn.py": "from swinv2_tasks.heads import fpn\nfrom . import fpn\nfrom .fpn import FPN",
-    "optim.py": "import swinv2_tasks.backbone.attention as a",
+    "training/__init__.py": "",
+    "training/optim.py": "import swinv2_tasks.backbone.attention as a",
     "tasks/__init__.py": "",
-    "tasks/base.py": "from ..optim import decay\nfrom swinv2_tasks.heads.mask_rcnn import head",
+    "tasks/base.py": "from ..training.optim import decay\nfrom swinv2_tasks.heads.mask_rcnn import head",
     "commands/__init__.py": "",
     "commands/score.py": "def run():\n    from swinv2_tasks.tasks.base import Task",
-    "cli.py": "from swinv2_tasks.commands.score import run\nimport swinv2_tasks_extras",
-    "__main__.py": "from .cli import main",
+    "cli/__init__.py": "",
+    "cli/main.py": "from swinv2_tasks.commands.score import run\nimport swinv2_tasks_extras",
+    "__main__.py": "from .cli.main import main",
 }
 
 
@@ -159,9 +164,9 @@ def test_a_sound_package_has_no_faults(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "fault"),
     [
-        ("errors.py", "import swinv2_tasks.optim", "errors.py:1 imports optim"),
-        ("errors.py", "from swinv2_tasks import optim", "errors.py:1 imports optim"),
-        ("errors.py", "from . import optim", "errors.py:1 imports optim"),
+        ("errors.py", "import swinv2_tasks.training.optim", "errors.py:1 imports training.optim"),
+        ("errors.py", "from swinv2_tasks import training", "errors.py:1 imports training"),
+        ("errors.py", "from .training import optim", "errors.py:1 imports training.optim"),
         ("__init__.py", "from swinv2_tasks.errors import E", "__init__.py:1 imports errors"),
         ("__init__.py", "from .errors import E", "__init__.py:1 imports errors"),
         (
@@ -181,14 +186,18 @@ def test_a_sound_package_has_no_faults(tmp_path: Path) -> None:
         ("backbone/__init__.py", "from ..heads import fpn", "backbone/__init__.py:1 imports heads.fpn"),
         ("heads/fpn.py", "def f():\n    from swinv2_tasks.tasks import base", "heads/fpn.py:2 imports tasks.base"),
         ("heads/fpn.py", "from ..tasks.base import Task", "heads/fpn.py:1 imports tasks.base"),
-        ("optim.py", "try:\n    import swinv2_tasks.cli\nexcept ImportError: ...", "optim.py:2 imports cli"),
+        (
+            "training/optim.py",
+            "try:\n    import swinv2_tasks.cli.main\nexcept ImportError: ...",
+            "training/optim.py:2 imports cli.main",
+        ),
         (
             "tasks/base.py",
             "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from swinv2_tasks.commands import score",
             "tasks/base.py:3 imports commands.score",
         ),
-        ("commands/score.py", "from swinv2_tasks.cli import main", "commands/score.py:1 imports cli"),
-        ("cli.py", "from swinv2_tasks.__main__ import main", "cli.py:1 imports __main__"),
+        ("commands/score.py", "from swinv2_tasks.cli.main import main", "commands/score.py:1 imports cli.main"),
+        ("cli/main.py", "from swinv2_tasks.__main__ import main", "cli/main.py:1 imports __main__"),
     ],
 )
 def test_an_import_the_wrong_way_round_is_found(tmp_path: Path, name: str, text: str, fault: str) -> None:

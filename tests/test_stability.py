@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from benchmarks.stability import COSINE, KINDS, PRE_NORM, RES_POST_NORM, Run, build, change_blocks, train
 from swinv2_tasks.backbone import SwinTransformerV2
-from tests.backbone.checkpoints import randomise
+from tests.helpers.checkpoints import randomise
 
 WINDOW, HEADS, DIM = (3, 3), 2, 8
 

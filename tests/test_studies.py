@@ -13,7 +13,7 @@ from PIL import Image
 from benchmarks import label_hunger, stability, transfer
 from swinv2_tasks.backbone import BiasTable, SwinTransformerV2
 from swinv2_tasks.tasks import ClassificationTask
-from tests.tasks.tiny import BACKBONE, new_data, new_trainer, write_images
+from tests.helpers.tiny import BACKBONE, new_data, new_trainer, write_images
 
 # ---- window transfer
 

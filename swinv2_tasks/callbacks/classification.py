@@ -8,12 +8,12 @@ from typing import Any
 
 from PIL import Image
 
-from swinv2_tasks.backbone.checkpoint_files import replace_file
 from swinv2_tasks.callbacks.pictures import draw_contact_sheet
 from swinv2_tasks.callbacks.prediction_files import Predictions, Result
 from swinv2_tasks.callbacks.prediction_journal import Record
-from swinv2_tasks.datamodules.images import read_image
+from swinv2_tasks.datamodules.readers.images import read_image
 from swinv2_tasks.errors import printable
+from swinv2_tasks.weights.files import replace_file
 
 
 class ClassificationPredictions(Predictions):

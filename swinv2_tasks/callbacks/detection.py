@@ -19,12 +19,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from swinv2_tasks.backbone.checkpoint_files import replace_file
 from swinv2_tasks.callbacks.prediction_files import Predictions, Result, write_json_list
 from swinv2_tasks.callbacks.prediction_journal import Record
-from swinv2_tasks.coco_scores import KINDS, CocoScores, IoUType, as_results
-from swinv2_tasks.datamodules.images import read_image
+from swinv2_tasks.datamodules.readers.images import read_image
 from swinv2_tasks.errors import printable
+from swinv2_tasks.evaluation.coco import KINDS, CocoScores, IoUType, as_results
+from swinv2_tasks.weights.files import replace_file
 
 log = logging.getLogger("swinv2_tasks")
 

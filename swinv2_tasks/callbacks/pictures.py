@@ -12,7 +12,7 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image, ImageOps
 
-from swinv2_tasks.datamodules.images import read_image
+from swinv2_tasks.datamodules.readers.images import read_image
 from swinv2_tasks.errors import Interrupted, UserError, printable
 
 

@@ -15,15 +15,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from swinv2_tasks.backbone.checkpoint_files import replace_file
 from swinv2_tasks.callbacks.prediction_files import Predictions, Result
 from swinv2_tasks.callbacks.prediction_journal import Record
 from swinv2_tasks.datamodules.classes import abbreviate
-from swinv2_tasks.datamodules.images import read_image
-from swinv2_tasks.datamodules.label_values import label_map_image
+from swinv2_tasks.datamodules.readers.images import read_image
+from swinv2_tasks.datamodules.readers.label_values import label_map_image
 from swinv2_tasks.datamodules.scene_classes import MOST_CLASSES, colours
 from swinv2_tasks.errors import UserError, printable
-from swinv2_tasks.metrics import SegmentationScores
+from swinv2_tasks.evaluation.classification import SegmentationScores
+from swinv2_tasks.weights.files import replace_file
 
 
 class SegmentationPredictions(Predictions):

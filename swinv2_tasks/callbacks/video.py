@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from swinv2_tasks.backbone.checkpoint_files import replace_file
 from swinv2_tasks.callbacks.classification import ClassificationPredictions, ids_and_names
 from swinv2_tasks.callbacks.prediction_files import Result, write_json_list
 from swinv2_tasks.callbacks.prediction_journal import Record
-from swinv2_tasks.datamodules.videos import Video
+from swinv2_tasks.datamodules.readers.videos import Video
+from swinv2_tasks.weights.files import replace_file
 
 
 class VideoPredictions(ClassificationPredictions):

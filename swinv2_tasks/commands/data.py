@@ -15,18 +15,18 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from swinv2_tasks.backbone.checkpoint_files import replace_file
 from swinv2_tasks.child_processes import follow_parent, without_working_folder
 from swinv2_tasks.commands.progress import WorkProgress
 from swinv2_tasks.datamodules.classes import Classes
 from swinv2_tasks.datamodules.imagenet import ImageNetDataModule
 from swinv2_tasks.datamodules.kinetics import KineticsDataModule
-from swinv2_tasks.datamodules.shard_writer import StoredImage, write_shards
-from swinv2_tasks.datamodules.video_lists import list_line
-from swinv2_tasks.datamodules.video_verdicts import TABLE, Verdict, VerdictFile
-from swinv2_tasks.datamodules.videos import find_damage
+from swinv2_tasks.datamodules.readers.video_lists import list_line
+from swinv2_tasks.datamodules.readers.video_verdicts import TABLE, Verdict, VerdictFile
+from swinv2_tasks.datamodules.readers.videos import find_damage
+from swinv2_tasks.datamodules.shards import StoredImage, write_shards
 from swinv2_tasks.errors import FaultyFiles, Interrupted, UserError, printable
-from swinv2_tasks.runs import lock, open_folder, prove_writable
+from swinv2_tasks.training.run_folder import lock, open_folder, prove_writable
+from swinv2_tasks.weights.files import replace_file
 
 SPLITS = ("train", "val", "test")
 

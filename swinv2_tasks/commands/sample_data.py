@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from swinv2_tasks.datamodules.sample import write_sample_data
 from swinv2_tasks.errors import printable
+from swinv2_tasks.sample_data.writer import write_sample_data
 
 
 def sample_data(root: str, seed: int = 0) -> None:

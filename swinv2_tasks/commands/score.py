@@ -15,10 +15,9 @@ from torch import Tensor
 from swinv2_tasks.callbacks.detection import score_tables
 from swinv2_tasks.callbacks.detection import write_scores as write_detection_scores
 from swinv2_tasks.callbacks.segmentation import class_table, write_scores
-from swinv2_tasks.coco_scores import MAX_DETECTIONS, Backend, CocoScores, IoUType, coco_scores, describe_limit
 from swinv2_tasks.commands.progress import WorkProgress
 from swinv2_tasks.datamodules.classes import abbreviate
-from swinv2_tasks.datamodules.coco_annotations import (
+from swinv2_tasks.datamodules.readers.annotations import (
     CocoAnnotations,
     compressed,
     describe_unmatched,
@@ -27,7 +26,7 @@ from swinv2_tasks.datamodules.coco_annotations import (
     read_annotations,
     read_json,
 )
-from swinv2_tasks.datamodules.label_values import (
+from swinv2_tasks.datamodules.readers.label_values import (
     Background,
     LabelSettings,
     count_values,
@@ -36,8 +35,9 @@ from swinv2_tasks.datamodules.label_values import (
 )
 from swinv2_tasks.datamodules.scene_classes import scene_class_names
 from swinv2_tasks.errors import FaultyFiles, UserError, printable
-from swinv2_tasks.metrics import Confusion, SegmentationScores
-from swinv2_tasks.runs import prove_writable
+from swinv2_tasks.evaluation.classification import Confusion, SegmentationScores
+from swinv2_tasks.evaluation.coco import MAX_DETECTIONS, Backend, CocoScores, IoUType, coco_scores, describe_limit
+from swinv2_tasks.training.run_folder import prove_writable
 
 
 def ade20k(

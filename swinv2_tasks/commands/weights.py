@@ -1,14 +1,16 @@
 """``swinv2-tasks weights inspect FILE`` and ``swinv2-tasks weights convert IN OUT --format timm``.
 
-Formats and windows: https://arxiv.org/abs/2111.09883 and ``swinv2_tasks.backbone.weights``.
+Formats and windows: https://arxiv.org/abs/2111.09883 and ``swinv2_tasks.weights``.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from swinv2_tasks.backbone.checkpoint_files import read_checkpoint
-from swinv2_tasks.backbone.checkpoint_formats import (
+from swinv2_tasks.backbone.position_bias import BiasTable, LogCPB
+from swinv2_tasks.errors import UserError, printable
+from swinv2_tasks.weights.files import read_checkpoint
+from swinv2_tasks.weights.formats import (
     Format,
     State,
     describe_variant,
@@ -18,10 +20,8 @@ from swinv2_tasks.backbone.checkpoint_formats import (
     some,
     to_official,
 )
-from swinv2_tasks.backbone.checkpoint_windows import Windows, backbone_without_memory, find_windows
-from swinv2_tasks.backbone.position_bias import BiasTable, LogCPB
-from swinv2_tasks.backbone.weights import check_official, show_window, stated_windows, unfit_keys, write_checkpoint
-from swinv2_tasks.errors import UserError, printable
+from swinv2_tasks.weights.loading import check_official, show_window, stated_windows, unfit_keys, write_checkpoint
+from swinv2_tasks.weights.windows import Windows, backbone_without_memory, find_windows
 
 
 def inspect(file: str) -> None:

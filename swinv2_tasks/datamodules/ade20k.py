@@ -17,11 +17,11 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from swinv2_tasks.batches import IGNORED
 from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
-from swinv2_tasks.datamodules.batch import IGNORED
 from swinv2_tasks.datamodules.classes import abbreviate
-from swinv2_tasks.datamodules.images import list_images, read_image
-from swinv2_tasks.datamodules.label_values import (
+from swinv2_tasks.datamodules.readers.images import list_images, read_image
+from swinv2_tasks.datamodules.readers.label_values import (
     Background,
     LabelCoding,
     LabelSettings,
@@ -33,7 +33,7 @@ from swinv2_tasks.datamodules.label_values import (
 )
 from swinv2_tasks.datamodules.scene_classes import scene_class_names
 from swinv2_tasks.datamodules.scene_shares import check_shares, share_table
-from swinv2_tasks.datamodules.transforms import (
+from swinv2_tasks.datamodules.transforms.classification import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     check,
@@ -203,7 +203,7 @@ class ADE20KDataModule(BaseDataModule):
             self.predict_dataset = Scenes(list_images(self.source), self.resize, self.mean, self.std)
             return
         if stage == "fit" and self.train_dataset is None:
-            from swinv2_tasks.datamodules.scene_transforms import TrainTransform
+            from swinv2_tasks.datamodules.transforms.segmentation import TrainTransform
 
             pairs = self._pairs("train")
             self._check_label_maps(pairs, self._pairs("val"))

@@ -8,9 +8,9 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import Dataset, default_collate
 
-from swinv2_tasks.datamodules.loading import BatchLoader, BatchOrder, FaultPolicy, FileOrder, ReadSamples
+from swinv2_tasks.datamodules.loader import BatchLoader, BatchOrder, FaultPolicy, FileOrder, ReadSamples
 from swinv2_tasks.errors import UserError
-from swinv2_tasks.records import Recorded
+from swinv2_tasks.hyperparameters import Recorded
 
 FaultChoice = Literal["error", "skip"]
 """What happens on samples that cannot be read."""
@@ -21,7 +21,7 @@ class BaseDataModule(Recorded, LightningDataModule):
 
     A subclass sets `train_dataset`, `val_dataset`, `test_dataset` and `predict_dataset`, where needed `collate` and
     `train_collate`, and states its classes. Datasets yield one sample each; the collate functions turn a list of
-    samples into one of the batches of `batch.py`, inside the workers.
+    samples into one of the batches of `batches.py`, inside the workers.
 
     What a dataset draws from the global generators of torch, NumPy and Python is reproducible: they are seeded for each
     sample and for each batch. A dataset with `sample_id(index)` has its samples named so in messages.

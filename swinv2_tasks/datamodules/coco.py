@@ -15,11 +15,11 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.data import Dataset
 
+from swinv2_tasks.batches import IGNORED
 from swinv2_tasks.datamodules.ade20k import RescaledFile, Scenes
 from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
-from swinv2_tasks.datamodules.batch import IGNORED
 from swinv2_tasks.datamodules.classes import abbreviate
-from swinv2_tasks.datamodules.coco_annotations import (
+from swinv2_tasks.datamodules.readers.annotations import (
     CocoAnnotations,
     CocoImage,
     PackedImages,
@@ -30,9 +30,9 @@ from swinv2_tasks.datamodules.coco_annotations import (
     read_annotations,
     read_categories,
 )
-from swinv2_tasks.datamodules.images import list_images, read_image
-from swinv2_tasks.datamodules.masks import read_values
-from swinv2_tasks.datamodules.transforms import (
+from swinv2_tasks.datamodules.readers.images import list_images, read_image
+from swinv2_tasks.datamodules.readers.label_maps import read_values
+from swinv2_tasks.datamodules.transforms.classification import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     check,
@@ -251,7 +251,7 @@ class CocoDataModule(BaseDataModule):
         return read, folder
 
     def _training_objects(self) -> "TrainingObjects":
-        from swinv2_tasks.datamodules.detection_transforms import DetectionTransform, large_scale_jitter, multi_scale
+        from swinv2_tasks.datamodules.transforms.detection import DetectionTransform, large_scale_jitter, multi_scale
 
         read, folder = self._annotations("train")
         if not read.annotated:
@@ -394,7 +394,7 @@ class TrainingObjects(CocoImages):
     def __getitem__(self, index: int) -> dict[str, Any]:
         entry, scene = self._scene(index)
         if self.copy_paste and torch.rand(()) < self.copy_paste:
-            from swinv2_tasks.datamodules.detection_transforms import copy_paste
+            from swinv2_tasks.datamodules.transforms.detection import copy_paste
 
             scene = copy_paste(scene, self._scene(int(torch.randint(len(self), ())))[1])
         boxes = torch.from_numpy(scene["boxes"])

@@ -17,17 +17,11 @@ from torch.utils.data import Dataset, default_collate
 from torchvision.transforms import v2
 
 from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
-from swinv2_tasks.datamodules.classes import (
-    Classes,
-    abbreviate,
-    check_several,
-    classes_of_folders,
-    read_classes,
-)
-from swinv2_tasks.datamodules.images import list_images, read_image
-from swinv2_tasks.datamodules.labels import Sample, folder_samples, listed_samples, with_real_labels
+from swinv2_tasks.datamodules.classes import Classes, abbreviate, check_several, classes_of_folders, read_classes
+from swinv2_tasks.datamodules.readers.image_lists import Sample, folder_samples, listed_samples, with_real_labels
+from swinv2_tasks.datamodules.readers.images import list_images, read_image
 from swinv2_tasks.datamodules.shards import INDEX, Shards, Streaming, is_url, open_shards, place_in
-from swinv2_tasks.datamodules.transforms import (
+from swinv2_tasks.datamodules.transforms.classification import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     eval_transform,

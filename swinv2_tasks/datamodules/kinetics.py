@@ -17,8 +17,10 @@ from torchvision import tv_tensors
 
 from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
 from swinv2_tasks.datamodules.classes import Classes, abbreviate, check_several, classes_of_folders
-from swinv2_tasks.datamodules.clips import EvalViews, FrameSampling, as_clip, resize_to_cover
-from swinv2_tasks.datamodules.transforms import (
+from swinv2_tasks.datamodules.readers.video_lists import folder_videos, list_labels, listed_videos, read_label_map
+from swinv2_tasks.datamodules.readers.video_verdicts import look_up
+from swinv2_tasks.datamodules.readers.videos import DecoderChoice, Video, find_damage, list_videos, unreadable_video
+from swinv2_tasks.datamodules.transforms.classification import (
     BILINEAR,
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -26,9 +28,7 @@ from swinv2_tasks.datamodules.transforms import (
     height_width,
     train_transform,
 )
-from swinv2_tasks.datamodules.video_lists import folder_videos, list_labels, listed_videos, read_label_map
-from swinv2_tasks.datamodules.video_verdicts import look_up
-from swinv2_tasks.datamodules.videos import DecoderChoice, Video, find_damage, list_videos, unreadable_video
+from swinv2_tasks.datamodules.transforms.video import EvalViews, FrameSampling, as_clip, resize_to_cover
 from swinv2_tasks.errors import UserError, printable
 
 _EXPECTED = (

@@ -6,7 +6,7 @@ from rich.console import Group
 from rich.table import Table
 
 from swinv2_tasks.datamodules.classes import abbreviate
-from swinv2_tasks.datamodules.label_values import LabelCoding, MapCounts, share, shown_value, total_pixels
+from swinv2_tasks.datamodules.readers.label_values import LabelCoding, MapCounts, share, shown_value, total_pixels
 
 _ROWS = 20
 """Classes below each other; more of them stand side by side."""

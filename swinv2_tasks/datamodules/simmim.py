@@ -11,8 +11,8 @@ from torch import Tensor
 
 from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
 from swinv2_tasks.datamodules.imagenet import UnlabelledImages
-from swinv2_tasks.datamodules.images import list_images
-from swinv2_tasks.datamodules.transforms import (
+from swinv2_tasks.datamodules.readers.images import list_images
+from swinv2_tasks.datamodules.transforms.classification import (
     BILINEAR,
     IMAGENET_MEAN,
     IMAGENET_STD,

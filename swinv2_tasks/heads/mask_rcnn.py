@@ -31,7 +31,7 @@ from swinv2_tasks.errors import UserError
 from swinv2_tasks.heads.fpn import FeaturePyramid
 from swinv2_tasks.heads.region_pooling import RegionPooling, aligned_pooling
 from swinv2_tasks.heads.rpn import Anchors, RegionProposals, match_boxes
-from swinv2_tasks.records import Recorded
+from swinv2_tasks.hyperparameters import Recorded
 
 
 class Detector(Recorded):

@@ -15,14 +15,15 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import OneCycleLR
 from torchmetrics import Metric, MetricCollection
 
-from swinv2_tasks.backbone import SwinTransformerV2, load_weights
+from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.datamodules.classes import abbreviate
 from swinv2_tasks.errors import SharedError, UserError
-from swinv2_tasks.finite import describe_nonfinite, find_nonfinite
-from swinv2_tasks.optim import NO_WEIGHT_DECAY, PlannedLR, Schedule, build_optimizer
-from swinv2_tasks.tasks.guard import GuardedTask
-from swinv2_tasks.tasks.restore import RestorableTask
-from swinv2_tasks.tasks.sharding import gather_units, release_units, shard, units
+from swinv2_tasks.training.guard import GuardedTask
+from swinv2_tasks.training.optim import NO_WEIGHT_DECAY, PlannedLR, Schedule, build_optimizer
+from swinv2_tasks.training.resume import RestorableTask
+from swinv2_tasks.training.sharding import gather_units, release_units, shard, units
+from swinv2_tasks.weights import load_weights
+from swinv2_tasks.weights.finite import describe_nonfinite, find_nonfinite
 
 
 class _Shared:

@@ -11,12 +11,12 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from swinv2_tasks.backbone import SwinTransformerV2
-from swinv2_tasks.datamodules.batch import ClassificationBatch, PredictBatch
+from swinv2_tasks.batches import ClassificationBatch, PredictBatch
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.evaluation.classification import AnyLabelAccuracy, CrossEntropy
 from swinv2_tasks.heads.classification import ClassificationHead
-from swinv2_tasks.metrics import AnyLabelAccuracy, CrossEntropy
-from swinv2_tasks.optim import CosineSchedule
 from swinv2_tasks.tasks.base import BaseTask
+from swinv2_tasks.training.optim import CosineSchedule
 
 
 class ClassificationTask(BaseTask):

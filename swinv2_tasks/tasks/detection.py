@@ -11,16 +11,16 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from swinv2_tasks.backbone import SwinTransformerV2
-from swinv2_tasks.coco_scores import CocoMetric, as_annotations, as_results
-from swinv2_tasks.datamodules.batch import DetectionBatch, DetectionEvalBatch, DetectionPredictBatch
-from swinv2_tasks.detection_inference import DetectionInference, Detections, all_pasted, detect, padded
+from swinv2_tasks.batches import DetectionBatch, DetectionEvalBatch, DetectionPredictBatch
 from swinv2_tasks.errors import UserError
-from swinv2_tasks.finite import describe_nonfinite, find_nonfinite
+from swinv2_tasks.evaluation.coco import CocoMetric, as_annotations, as_results
 from swinv2_tasks.heads.batch_norm import synchronise
 from swinv2_tasks.heads.mask_rcnn import DetectionHead, Detector
-from swinv2_tasks.inference import Rescaled
-from swinv2_tasks.optim import StepSchedule
+from swinv2_tasks.inference.detection import DetectionInference, Detections, all_pasted, detect, padded
+from swinv2_tasks.inference.segmentation import Rescaled
 from swinv2_tasks.tasks.base import BaseTask
+from swinv2_tasks.training.optim import StepSchedule
+from swinv2_tasks.weights.finite import describe_nonfinite, find_nonfinite
 
 
 class DetectionTask(BaseTask):

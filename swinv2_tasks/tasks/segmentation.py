@@ -11,15 +11,15 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from swinv2_tasks.backbone import SwinTransformerV2
-from swinv2_tasks.datamodules.batch import SegmentationBatch, SegmentationPredictBatch
+from swinv2_tasks.batches import SegmentationBatch, SegmentationPredictBatch
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.evaluation.classification import Confusion
 from swinv2_tasks.heads.batch_norm import synchronise
 from swinv2_tasks.heads.upernet import SegmentationHead, enlarge
-from swinv2_tasks.inference import Inference, Rescaled, segment, segment_probabilities
-from swinv2_tasks.losses import PixelCrossEntropy
-from swinv2_tasks.metrics import Confusion
-from swinv2_tasks.optim import LinearSchedule
+from swinv2_tasks.inference.segmentation import Inference, Rescaled, segment, segment_probabilities
 from swinv2_tasks.tasks.base import BaseTask
+from swinv2_tasks.training.losses import PixelCrossEntropy
+from swinv2_tasks.training.optim import LinearSchedule
 
 
 class SegmentationTask(BaseTask):

@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from swinv2_tasks.backbone import SwinTransformerV2
-from swinv2_tasks.datamodules.batch import SimMIMBatch
+from swinv2_tasks.batches import SimMIMBatch
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.evaluation.classification import MeanLoss
 from swinv2_tasks.heads.simmim import SimMIMHead
-from swinv2_tasks.losses import local_statistics, masked_l1
-from swinv2_tasks.metrics import MeanLoss
-from swinv2_tasks.optim import NO_WEIGHT_DECAY, StepSchedule
 from swinv2_tasks.tasks.base import BaseTask
+from swinv2_tasks.training.losses import local_statistics, masked_l1
+from swinv2_tasks.training.optim import NO_WEIGHT_DECAY, StepSchedule
 
 
 class SimMIMTask(BaseTask):

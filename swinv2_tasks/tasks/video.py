@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from swinv2_tasks.backbone import SwinTransformerV2
-from swinv2_tasks.datamodules.batch import VideoBatch, VideoPredictBatch
+from swinv2_tasks.batches import VideoBatch, VideoPredictBatch
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.evaluation.classification import VideoScores
 from swinv2_tasks.heads.classification import ClassificationHead
-from swinv2_tasks.metrics import VideoScores
-from swinv2_tasks.optim import EpochCosineSchedule
 from swinv2_tasks.tasks.base import BaseTask
+from swinv2_tasks.training.optim import EpochCosineSchedule
 
 
 class VideoClassificationTask(BaseTask):

@@ -12,7 +12,7 @@ from torch import Tensor
 from swinv2_tasks.backbone import LogCPB
 from swinv2_tasks.backbone.attention import WindowAttention, _chunks, cosine_attention
 from swinv2_tasks.backbone.window import WindowGrid, attention_mask
-from tests.backbone.checkpoints import randomise
+from tests.helpers.checkpoints import randomise
 
 Attention = Callable[..., Tensor]
 

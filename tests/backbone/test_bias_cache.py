@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from swinv2_tasks.backbone import BiasTable, LinearCPB, LogCPB, SwinTransformerV2
-from tests.backbone.checkpoints import randomise
+from tests.helpers.checkpoints import randomise
 
 KINDS = pytest.mark.parametrize("position_bias", [LogCPB, LinearCPB, BiasTable])
 

@@ -14,9 +14,9 @@ import torch
 
 from swinv2_tasks.backbone import LogCPB, SwinTransformerV2
 from swinv2_tasks.backbone.swin_v2 import SwinBlock
-from tests.backbone import brute_force
-from tests.backbone.brute_force import Settings, Sides, weights_of
-from tests.backbone.checkpoints import randomise
+from tests.helpers import brute_force
+from tests.helpers.brute_force import Settings, Sides, weights_of
+from tests.helpers.checkpoints import randomise
 
 IMAGES = [
     ((8, 8), (4, 4)),  # whole windows

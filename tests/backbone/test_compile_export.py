@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim, export
 
 from swinv2_tasks.backbone import BiasTable, LinearCPB, SwinTransformerV2
-from tests.backbone.checkpoints import randomise
+from tests.helpers.checkpoints import randomise
 
 WHOLE, PADDED = (32, 32), (27, 34)  # maps of 8×8 and 4×4; 7×9 and 4×5
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.backbone.window import WindowGrid
-from tests.backbone.checkpoints import randomise
+from tests.helpers.checkpoints import randomise
 
 CHECKPOINTS: dict[str, dict[str, Any]] = {
     "checkpoint all": {"checkpoint_stages": True},

@@ -19,8 +19,8 @@ from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer,
 from transformers import Swinv2Config, Swinv2ForImageClassification
 
 from swinv2_tasks.backbone import SwinTransformerV2
-from swinv2_tasks.backbone.weights import load_weights
-from tests.backbone.checkpoints import Classifier, coordinate_table, randomise
+from swinv2_tasks.weights import load_weights
+from tests.helpers.checkpoints import Classifier, coordinate_table, randomise
 
 CLASSES = 7
 Windows = tuple[int, ...]

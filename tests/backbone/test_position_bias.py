@@ -19,9 +19,9 @@ from swinv2_tasks.backbone.position_bias import (
     relative_position_index,
     resize_bias_table,
 )
-from tests.backbone import brute_force
-from tests.backbone.brute_force import Sides, weights_of
-from tests.backbone.checkpoints import randomise
+from tests.helpers import brute_force
+from tests.helpers.brute_force import Sides, weights_of
+from tests.helpers.checkpoints import randomise
 
 CPU = torch.device("cpu")
 WINDOWS: list[Sides] = [(1, 1), (1, 4), (3, 3), (4, 2), (5, 3), (2, 3, 2), (1, 1, 1), (3, 1, 2)]

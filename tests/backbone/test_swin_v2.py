@@ -26,7 +26,7 @@ from swinv2_tasks.backbone import (
     swinv2_tiny,
 )
 from swinv2_tasks.backbone.swin_v2 import PatchMerging, SwinBlock
-from tests.backbone.checkpoints import randomise
+from tests.helpers.checkpoints import randomise
 
 KINDS = pytest.mark.parametrize("position_bias", [LogCPB, LinearCPB, BiasTable])
 

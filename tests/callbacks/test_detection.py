@@ -24,7 +24,7 @@ from swinv2_tasks.callbacks.detection import (
     write_scores,
 )
 from swinv2_tasks.callbacks.pictures import draw_learning_curve
-from swinv2_tasks.coco_scores import STATISTICS, CocoScores
+from swinv2_tasks.evaluation.coco import STATISTICS, CocoScores
 
 NAMES = {3: "cup", 90: "dog"}
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from swinv2_tasks.__main__ import main
+from swinv2_tasks.cli.main import main
 from swinv2_tasks.datamodules import SimMIMDataModule
-from tests.processes import run
-from tests.tasks import motions, objects, photos, scenes, tiny
+from tests.helpers import motions, objects, photos, scenes, tiny
+from tests.helpers.processes import run
 
 TASKS: dict[str, tuple[Callable[[Path], Path], Callable[..., Path], str, int]] = {
     "classification": (tiny.write_images, tiny.write_config, "val/n02/n02_1.jpg", 12),

@@ -12,9 +12,9 @@ import pytest
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Timer
 
-from swinv2_tasks.__main__ import main
 from swinv2_tasks.callbacks import LastValidation
-from tests.tasks.tiny import new_data, new_task, new_trainer, write_config
+from swinv2_tasks.cli.main import main
+from tests.helpers.tiny import new_data, new_task, new_trainer, write_config
 
 
 class Validations(Callback):

@@ -14,13 +14,9 @@ from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
 from swinv2_tasks.callbacks import ClassificationPredictions
-from swinv2_tasks.callbacks.pictures import (
-    LearningCurve,
-    draw_contact_sheet,
-    draw_learning_curve,
-)
+from swinv2_tasks.callbacks.pictures import LearningCurve, draw_contact_sheet, draw_learning_curve
 from swinv2_tasks.errors import UserError
-from tests.tasks.tiny import new_data, new_task, new_trainer
+from tests.helpers.tiny import new_data, new_task, new_trainer
 
 
 def rows(path: Path) -> list[dict[str, str]]:

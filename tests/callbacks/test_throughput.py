@@ -12,8 +12,8 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger
 
 from swinv2_tasks.callbacks import Throughput, throughput
-from swinv2_tasks.optim import CosineSchedule
-from tests.tasks.tiny import new_data, new_task, new_trainer
+from swinv2_tasks.training.optim import CosineSchedule
+from tests.helpers.tiny import new_data, new_task, new_trainer
 
 
 def rows(path: Path) -> list[dict[str, str]]:

@@ -17,16 +17,16 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from swinv2_tasks.__main__ import main
+from swinv2_tasks.cli.main import main
 from swinv2_tasks.commands import data as data_command
 from swinv2_tasks.commands.data import decoding_fault, find_faults
 from swinv2_tasks.datamodules import ImageNetDataModule, KineticsDataModule
-from swinv2_tasks.datamodules.video_verdicts import Findings, Verdict, VerdictFile, look_up
+from swinv2_tasks.datamodules.readers.video_verdicts import Findings, Verdict, VerdictFile, look_up
 from swinv2_tasks.errors import UserError
-from tests.datamodules.films import cut_off, scramble, spoil_last_key_frame, write_film, write_sound
-from tests.processes import is_alive, start, wait_for
-from tests.tasks import motions, tiny
-from tests.tasks.tiny import write_images
+from tests.helpers import motions, tiny
+from tests.helpers.films import cut_off, scramble, spoil_last_key_frame, write_film, write_sound
+from tests.helpers.processes import is_alive, start, wait_for
+from tests.helpers.tiny import write_images
 
 
 @pytest.fixture
@@ -575,7 +575,7 @@ def test_a_killed_writing_goes_on(workers: int, tmp_path: Path) -> None:
 def test_a_full_disk(pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """No file may grow beyond 5 kB, so a shard cannot be written; with space again, it goes on."""
     limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000)); "
-    command = limit + "from swinv2_tasks.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    command = limit + "from swinv2_tasks.cli.main import main; sys.exit(main(sys.argv[1:]))"
     arguments = ["data", "optimize", "imagenet", str(pictures), str(tmp_path / "out"), "--workers=1", "--shard_mb=0.01"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONDONTWRITEBYTECODE": "1"}
     assert subprocess.run([sys.executable, "-c", command, *arguments], env=environment).returncode == 1

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from swinv2_tasks.__main__ import main
-from tests.processes import start
+from swinv2_tasks.cli.main import main
+from tests.helpers.processes import start
 
 Maps = dict[str, Any]
 

@@ -10,12 +10,12 @@ from jsonargparse import auto_cli
 from safetensors.torch import load_file
 
 from swinv2_tasks.backbone import LinearCPB, swinv2_tiny
-from swinv2_tasks.backbone.checkpoint_files import read_checkpoint
-from swinv2_tasks.backbone.checkpoint_formats import from_official
-from swinv2_tasks.backbone.weights import save_weights
 from swinv2_tasks.commands.weights import convert, inspect
 from swinv2_tasks.errors import UserError
-from tests.backbone.checkpoints import official_state, simmim_state, tiny_backbone
+from swinv2_tasks.weights import save_weights
+from swinv2_tasks.weights.files import read_checkpoint
+from swinv2_tasks.weights.formats import from_official
+from tests.helpers.checkpoints import official_state, simmim_state, tiny_backbone
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from PIL import Image
 from swinv2_tasks.datamodules import ADE20KDataModule
 from swinv2_tasks.datamodules.scene_classes import ADE20K_COLOURS, ADE20K_NAMES, colours, scene_class_names
 from swinv2_tasks.errors import UserError
-from tests.tasks.scenes import COLOURS, DATA, NAMES, write_scenes
+from tests.helpers.scenes import COLOURS, DATA, NAMES, write_scenes
 
 
 @pytest.fixture(scope="module")

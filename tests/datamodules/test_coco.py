@@ -15,9 +15,9 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from swinv2_tasks.datamodules import CocoDataModule
-from swinv2_tasks.datamodules.transforms import IMAGENET_MEAN, IMAGENET_STD
+from swinv2_tasks.datamodules.transforms.classification import IMAGENET_MEAN, IMAGENET_STD
 from swinv2_tasks.errors import UserError
-from tests.tasks.objects import CATEGORIES, DATA, change, write_objects
+from tests.helpers.objects import CATEGORIES, DATA, change, write_objects
 
 
 @pytest.fixture(scope="module")

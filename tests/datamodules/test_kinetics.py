@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from swinv2_tasks.datamodules import KineticsDataModule
-from swinv2_tasks.datamodules.video_lists import list_labels, listed_videos, read_label_map
+from swinv2_tasks.datamodules.readers.video_lists import list_labels, listed_videos, read_label_map
 from swinv2_tasks.errors import UserError
-from tests.datamodules.films import GREY_STEP, cut_off, write_film
+from tests.helpers.films import GREY_STEP, cut_off, write_film
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 

@@ -11,13 +11,13 @@ from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import box_iou
 
-from swinv2_tasks.detection_inference import padded
 from swinv2_tasks.heads import CascadeMaskRCNN
 from swinv2_tasks.heads.batch_norm import BatchNorm2d
 from swinv2_tasks.heads.cascade import CascadeHead, giou_loss
 from swinv2_tasks.heads.mask_rcnn import Regions
-from tests.backbone.checkpoints import randomise
+from swinv2_tasks.inference.detection import padded
 from tests.heads.test_mask_rcnn import CHANNELS, CLASSES, IMAGES, SETTINGS, STRIDES, new_maps, new_target
+from tests.helpers.checkpoints import randomise
 
 
 def new_head(**settings: Any) -> CascadeHead:

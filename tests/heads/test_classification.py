@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from swinv2_tasks.heads.classification import ClassificationHead
-from tests.backbone.checkpoints import randomise
+from tests.helpers.checkpoints import randomise
 
 
 @pytest.mark.parametrize("sides", [(3, 5), (2, 3, 4)], ids=["image", "clip"])

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_iou, roi_align
 
-from swinv2_tasks.detection_inference import padded
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.heads import HTC
 from swinv2_tasks.heads.htc import FlowingMaskBranch, HTCHead, stuff_loss
-from tests.backbone.checkpoints import randomise
+from swinv2_tasks.inference.detection import padded
 from tests.heads.test_cascade import spied
 from tests.heads.test_mask_rcnn import CHANNELS, CLASSES, IMAGES, SETTINGS, STRIDES, new_maps, new_target
+from tests.helpers.checkpoints import randomise
 
 
 def new_head(**settings: Any) -> HTCHead:

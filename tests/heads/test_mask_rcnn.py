@@ -13,7 +13,6 @@ from torchvision.models.detection import roi_heads
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import box_iou, roi_align
 
-from swinv2_tasks.detection_inference import DetectionInference, detect, padded
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.heads import HTC, CascadeMaskRCNN, MaskRCNN
 from swinv2_tasks.heads.mask_rcnn import (
@@ -25,7 +24,8 @@ from swinv2_tasks.heads.mask_rcnn import (
     mask_targets,
     with_masks,
 )
-from tests.backbone.checkpoints import randomise
+from swinv2_tasks.inference.detection import DetectionInference, detect, padded
+from tests.helpers.checkpoints import randomise
 
 CHANNELS, STRIDES, CLASSES = (8, 16, 24, 32), (4, 8, 16, 32), 5
 SETTINGS: dict[str, Any] = {"channels": 16, "hidden_channels": 32, "proposals": 60, "sampled_regions": 40}

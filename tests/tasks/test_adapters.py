@@ -14,7 +14,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from swinv2_tasks.tasks.base import BaseTask
-from tests.tasks.every_task import TASKS, new_input, new_task, training_loss
+from tests.helpers.every_task import TASKS, new_input, new_task, training_loss
 
 every_task = pytest.mark.parametrize("name", TASKS)
 

@@ -16,14 +16,16 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from swinv2_tasks.backbone import BiasTable, LinearCPB, SwinTransformerV2, save_weights
-from swinv2_tasks.callbacks import RunCheckpoint, Throughput
+from swinv2_tasks.backbone import BiasTable, LinearCPB, SwinTransformerV2
+from swinv2_tasks.callbacks import Throughput
 from swinv2_tasks.errors import UserError
-from swinv2_tasks.optim import CosineSchedule, Schedule, StepSchedule
 from swinv2_tasks.tasks import ClassificationTask
-from tests.backbone.checkpoints import randomise
-from tests.tasks import own_optimization
-from tests.tasks.tiny import BACKBONE, new_data, new_task, new_trainer
+from swinv2_tasks.training.optim import CosineSchedule, Schedule, StepSchedule
+from swinv2_tasks.training.run_checkpoint import RunCheckpoint
+from swinv2_tasks.weights import save_weights
+from tests.helpers import own_optimization
+from tests.helpers.checkpoints import randomise
+from tests.helpers.tiny import BACKBONE, new_data, new_task, new_trainer
 
 
 def pixels(side: int = 32) -> Tensor:

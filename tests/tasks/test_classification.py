@@ -16,11 +16,11 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from swinv2_tasks.__main__ import main
-from swinv2_tasks.backbone import save_weights
+from swinv2_tasks.cli.main import main
 from swinv2_tasks.tasks import ClassificationTask
-from tests.backbone.checkpoints import randomise
-from tests.tasks.tiny import COLOURS, NAMES, QUIET, new_data, new_task, write_config, write_images
+from swinv2_tasks.weights import save_weights
+from tests.helpers.checkpoints import randomise
+from tests.helpers.tiny import COLOURS, NAMES, QUIET, new_data, new_task, write_config, write_images
 
 QUIETLY = [f"--trainer.{name}={value}" for name, value in QUIET.items()]
 

@@ -15,18 +15,18 @@ from PIL import Image
 from pycocotools import mask as coco_masks
 from torch.utils.data import DataLoader
 
-from swinv2_tasks.__main__ import main
-from swinv2_tasks.backbone import SwinTransformerV2, load_weights, save_weights
-from swinv2_tasks.coco_scores import as_results
+from swinv2_tasks.backbone import SwinTransformerV2
+from swinv2_tasks.cli.main import main
 from swinv2_tasks.datamodules import CocoDataModule
-from swinv2_tasks.detection_inference import DetectionInference
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.evaluation.coco import as_results
 from swinv2_tasks.heads import HTC, CascadeMaskRCNN, MaskRCNN
-from swinv2_tasks.optim import StepSchedule
+from swinv2_tasks.inference.detection import DetectionInference
 from swinv2_tasks.tasks import DetectionTask
-from tests.backbone.checkpoints import randomise
-from tests.processes import run, send_at
-from tests.tasks.objects import (
+from swinv2_tasks.training.optim import StepSchedule
+from swinv2_tasks.weights import load_weights, save_weights
+from tests.helpers.checkpoints import randomise
+from tests.helpers.objects import (
     BACKBONE,
     CATEGORIES,
     DATA,
@@ -36,8 +36,9 @@ from tests.tasks.objects import (
     write_config,
     write_objects,
 )
-from tests.tasks.tiny import new_trainer
-from tests.test_resume import differences
+from tests.helpers.processes import run, send_at
+from tests.helpers.tiny import new_trainer
+from tests.training.test_exact_resuming import differences
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +222,7 @@ def test_a_dataset_of_boxes_alone(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 @pytest.mark.slow
 def test_a_training_killed_and_resumed_ends_as_an_undisturbed_one(objects: Path, tmp_path: Path) -> None:
-    settings = {"callbacks": [{"class_path": "tests.tasks.faults.SendSignal"}], "max_epochs": 3}
+    settings = {"callbacks": [{"class_path": "tests.helpers.faults.SendSignal"}], "max_epochs": 3}
     write_config(tmp_path / "objects.yaml", objects, trainer=settings)
     assert run(["fit", "--config=objects.yaml", "--name=whole"], tmp_path).status == 0
     done = run(["fit", "--config=objects.yaml", "--save.every_n_steps=1"], tmp_path, **send_at(3))

@@ -18,8 +18,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.optim import AdamW
 
 from swinv2_tasks.backbone import BiasTable, LinearCPB, LogCPB, SwinTransformerV2
-from swinv2_tasks.optim import CosineSchedule, build_optimizer
 from swinv2_tasks.tasks import ClassificationTask, SimMIMTask, VideoClassificationTask
+from swinv2_tasks.training.optim import CosineSchedule, build_optimizer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You are trying to `self.log"),

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.processes import ROOT, run
-from tests.tasks.tiny import write_config, write_images
+from tests.helpers.processes import ROOT, run
+from tests.helpers.tiny import write_config, write_images
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -91,7 +91,7 @@ def test_predictions_on_several_processes_are_those_on_one(poor: Path, tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["swinv2_tasks.tasks.ClassificationTask", "tests.tasks.normed.NormedTask"])
+@pytest.mark.parametrize("task", ["swinv2_tasks.tasks.ClassificationTask", "tests.helpers.normed.NormedTask"])
 def test_validations_within_a_training_are_exact(task: str, tmp_path: Path) -> None:
     """Uneven shares of batches, also of a model with running statistics: validating its checkpoint alone agrees."""
     data = write_images(tmp_path / "images", val=3)  # 9 images: 5 batches of 2
@@ -123,7 +123,7 @@ def seen(folder: Path) -> dict[str, list[str]]:
     return {f"{epoch} {batch}": names for epoch, batch, _, *names in lines}
 
 
-JOURNAL: dict[str, Any] = {"class_path": "tests.tasks.faults.Journal", "init_args": {"folder": "journal"}}
+JOURNAL: dict[str, Any] = {"class_path": "tests.helpers.faults.Journal", "init_args": {"folder": "journal"}}
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
@@ -176,7 +176,7 @@ def test_the_budget_is_one_for_all_processes(tmp_path: Path) -> None:
 
 def test_a_dead_loading_process_names_what_it_read(tmp_path: Path) -> None:
     data = write_images(tmp_path / "images")
-    settings = {"class_path": "tests.tasks.faults.DeadlyImages", "init_args": {"num_workers": 2}}
+    settings = {"class_path": "tests.helpers.faults.DeadlyImages", "init_args": {"num_workers": 2}}
     write_config(tmp_path / "tiny.yaml", data, data=settings)
     done = run(["fit", "--config=tiny.yaml"], tmp_path)
     assert done.status == 1
@@ -204,7 +204,7 @@ def test_a_mistake_met_by_one_process_is_told_once(tmp_path: Path) -> None:
 def test_a_bad_step_stops_or_is_skipped(processes: int, tmp_path: Path) -> None:
     """A picture whose pixels are not numbers, in one process alone."""
     data = write_images(tmp_path / "images")
-    write_config(tmp_path / "tiny.yaml", data, data={"class_path": "tests.tasks.faults.NotANumber"})
+    write_config(tmp_path / "tiny.yaml", data, data={"class_path": "tests.helpers.faults.NotANumber"})
     command = ["fit", "--config=tiny.yaml", "--data.batch_size=3", "--trainer.max_epochs=2"]
     stopped = run(command, tmp_path, processes)
     assert stopped.status == 1
@@ -289,7 +289,7 @@ def test_a_mistake_met_in_a_spawned_process_is_one_message(strategy: str, tmp_pa
 NOTEBOOK = """
 import sys
 sys.ps1 = ">>> "  # what makes a session interactive
-from swinv2_tasks.__main__ import main
+from swinv2_tasks.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -316,9 +316,9 @@ FROM_PYTHON = """
 import sys
 from pathlib import Path
 
-from swinv2_tasks.callbacks import RunCheckpoint
-from swinv2_tasks.callbacks.run_checkpoint import AtomicCheckpointIO
-from tests.tasks.tiny import new_data, new_task, new_trainer
+from swinv2_tasks.training.run_checkpoint import RunCheckpoint
+from swinv2_tasks.training.run_checkpoint import AtomicCheckpointIO
+from tests.helpers.tiny import new_data, new_task, new_trainer
 
 if __name__ == "__main__":
     images, strategy = sys.argv[1:]

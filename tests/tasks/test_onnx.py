@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.tasks.every_task import SIDE, new_input, new_task
+from tests.helpers.every_task import SIDE, new_input, new_task
 
 
 def exported(task: torch.nn.Module, x: Tensor, gradients: bool, path: Path) -> onnxruntime.InferenceSession:

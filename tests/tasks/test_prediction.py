@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from swinv2_tasks.__main__ import main
-from tests.processes import run
-from tests.tasks import motions, objects, photos, scenes, tiny
+from swinv2_tasks.cli.main import main
+from tests.helpers import motions, objects, photos, scenes, tiny
+from tests.helpers.processes import run
 
 TASKS = ("images", "scenes", "objects", "motions", "photos")
 
@@ -123,7 +123,7 @@ def test_a_prediction_that_is_killed_goes_on(task: str, checkpoint: Any, tmp_pat
     assert main(command(model, source, tmp_path / "whole", batches)) == 1
 
     out = tmp_path / "out"
-    kill = "--trainer.callbacks+=tests.tasks.faults.SignalInPrediction"
+    kill = "--trainer.callbacks+=tests.helpers.faults.SignalInPrediction"
     assert run(command(model, source, out, batches, kill), tmp_path).status == -signal.SIGKILL
     before, whole = table(out), table(tmp_path / "whole")  # valid at any moment
     assert before == whole[: len(before)] and 1 <= len(before) < 20
@@ -137,7 +137,7 @@ def test_a_prediction_that_is_killed_goes_on(task: str, checkpoint: Any, tmp_pat
 def test_a_signal_keeps_what_is_predicted(number: int, checkpoint: Any, tmp_path: Path) -> None:
     model = checkpoint("objects")
     source, out = write_source(tmp_path / "source", "objects", model, number=20), tmp_path / "out"
-    signals = ["--trainer.callbacks+=tests.tasks.faults.SignalInPrediction", f"--trainer.callbacks.number={number}"]
+    signals = ["--trainer.callbacks+=tests.helpers.faults.SignalInPrediction", f"--trainer.callbacks.number={number}"]
     done = run(command(model, source, out, *signals), tmp_path)
     assert done.status == 128 + number, done.errors
     assert "what it predicted is kept" in done.errors
@@ -265,7 +265,7 @@ def test_a_disk_that_fills_up_keeps_what_is_predicted(checkpoint: Any, tmp_path:
     source, out = write_source(tmp_path / "source", "scenes", model, number=30), tmp_path / "out"
     large = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
     Image.fromarray(large).save(source / "9.jpg")  # its overlay takes more than there is room
-    done = run(command(model, source, out, "--trainer.callbacks+=tests.tasks.faults.FullDisk"), tmp_path)
+    done = run(command(model, source, out, "--trainer.callbacks+=tests.helpers.faults.FullDisk"), tmp_path)
     assert done.status == 1
     assert (
         "cannot be written: File too large" in done.errors
@@ -317,7 +317,7 @@ def test_strips_are_predicted_or_refused_in_little_memory(task: str, checkpoint:
     for name, size in (("0", (1, 20_000)), ("1", (20_000, 1)), ("2", (40, 36)), ("3", (1, 1))):
         Image.new("RGB", size, "red").save(source / f"{name}.png")
     crop = ["--data.crop_ratio=0.875"] if task in ("images", "photos") else []
-    done = run(command(model, source, out, *crop, "--trainer.callbacks+=tests.tasks.faults.LittleMemory"), tmp_path)
+    done = run(command(model, source, out, *crop, "--trainer.callbacks+=tests.helpers.faults.LittleMemory"), tmp_path)
     assert "Traceback" not in done.errors and done.status in (0, 1), done.errors
     rows = table(out)
     assert len(rows) == 4 and not rows[2]["error"]

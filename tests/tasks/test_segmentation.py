@@ -15,20 +15,21 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from swinv2_tasks.__main__ import main
-from swinv2_tasks.backbone import SwinTransformerV2, load_weights, save_weights
+from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.callbacks import SegmentationPredictions
+from swinv2_tasks.cli.main import main
 from swinv2_tasks.datamodules import ADE20KDataModule
-from swinv2_tasks.datamodules.transforms import IMAGENET_MEAN, IMAGENET_STD
+from swinv2_tasks.datamodules.transforms.classification import IMAGENET_MEAN, IMAGENET_STD
 from swinv2_tasks.errors import UserError
-from swinv2_tasks.inference import Inference
-from swinv2_tasks.metrics import Confusion
+from swinv2_tasks.evaluation.classification import Confusion
+from swinv2_tasks.inference.segmentation import Inference
 from swinv2_tasks.tasks import ClassificationTask, SegmentationTask
-from tests.backbone.checkpoints import randomise
-from tests.processes import run, send_at
-from tests.tasks.scenes import DATA, NAMES, new_segmenter, write_config, write_scenes
-from tests.tasks.tiny import new_trainer
-from tests.test_resume import differences
+from swinv2_tasks.weights import load_weights, save_weights
+from tests.helpers.checkpoints import randomise
+from tests.helpers.processes import run, send_at
+from tests.helpers.scenes import DATA, NAMES, new_segmenter, write_config, write_scenes
+from tests.helpers.tiny import new_trainer
+from tests.training.test_exact_resuming import differences
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +167,7 @@ def test_a_batch_of_one_image_trains(scenes: Path, tmp_path: Path) -> None:
 def test_a_killed_training_goes_on_bit_by_bit(scenes: Path, tmp_path: Path) -> None:
     """Dropped channels and paths, albumentations and the statistics of batch norm included."""
     backbone = {"init_args": {"drop_path_rate": 0.3}}
-    trainer = {"max_epochs": 3, "callbacks": [{"class_path": "tests.tasks.faults.SendSignal"}]}
+    trainer = {"max_epochs": 3, "callbacks": [{"class_path": "tests.helpers.faults.SendSignal"}]}
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     for folder in (straight, killed):
         folder.mkdir()

@@ -14,25 +14,20 @@ from lightning.pytorch import LightningModule
 from PIL import Image
 from transformers import Swinv2Config, Swinv2ForMaskedImageModeling
 
-from swinv2_tasks.__main__ import main
-from swinv2_tasks.backbone import SwinTransformerV2, load_weights, save_weights
+from swinv2_tasks.backbone import SwinTransformerV2
+from swinv2_tasks.cli.main import main
 from swinv2_tasks.datamodules import SimMIMDataModule
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.heads import MaskRCNN
-from swinv2_tasks.losses import masked_l1
-from swinv2_tasks.tasks import (
-    ClassificationTask,
-    DetectionTask,
-    SegmentationTask,
-    SimMIMTask,
-    VideoClassificationTask,
-)
-from tests.backbone.checkpoints import CHANNELS, DEPTHS, HEADS, randomise, simmim_state
-from tests.processes import run, send_at
-from tests.tasks.objects import DETECTOR
-from tests.tasks.photos import DATA, new_simmim, write_config, write_photos
-from tests.tasks.tiny import BACKBONE, new_trainer
-from tests.test_resume import differences
+from swinv2_tasks.tasks import ClassificationTask, DetectionTask, SegmentationTask, SimMIMTask, VideoClassificationTask
+from swinv2_tasks.training.losses import masked_l1
+from swinv2_tasks.weights import load_weights, save_weights
+from tests.helpers.checkpoints import CHANNELS, DEPTHS, HEADS, randomise, simmim_state
+from tests.helpers.objects import DETECTOR
+from tests.helpers.photos import DATA, new_simmim, write_config, write_photos
+from tests.helpers.processes import run, send_at
+from tests.helpers.tiny import BACKBONE, new_trainer
+from tests.training.test_exact_resuming import differences
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +169,7 @@ def test_scores_of_two_processes_are_those_of_one(trained: Path, tmp_path: Path)
 @pytest.mark.slow
 def test_a_training_killed_in_an_epoch_ends_as_an_undisturbed_one(photos: Path, tmp_path: Path) -> None:
     """Masks, too, are drawn as they would have been."""
-    settings = {"callbacks": [{"class_path": "tests.tasks.faults.SendSignal"}], "max_epochs": 2}
+    settings = {"callbacks": [{"class_path": "tests.helpers.faults.SendSignal"}], "max_epochs": 2}
     write_config(tmp_path / "photos.yaml", photos, trainer=settings, data={"init_args": {"num_workers": 1}})
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     arguments = ["fit", f"--config={tmp_path / 'photos.yaml'}", "--save.every_n_steps=1"]

@@ -18,11 +18,12 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from transformers import Swinv2Config, UperNetConfig, UperNetForSemanticSegmentation
 
-from swinv2_tasks.backbone import SwinTransformerV2, load_weights
+from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.heads.upernet import UPerNetHead
 from swinv2_tasks.tasks import SegmentationTask
-from tests.backbone.checkpoints import randomise
+from swinv2_tasks.weights import load_weights
+from tests.helpers.checkpoints import randomise
 
 CLASSES, CHANNELS, AUXILIARY = 7, 12, 10
 BACKBONE: dict[str, Any] = {"embed_dim": 8, "depths": [2, 1, 2, 1], "num_heads": [1, 2, 2, 4]}

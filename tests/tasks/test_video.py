@@ -11,16 +11,17 @@ import pytest
 import torch
 from PIL import Image
 
-from swinv2_tasks.__main__ import main
-from swinv2_tasks.backbone import SwinTransformerV2, load_weights, save_weights
+from swinv2_tasks.backbone import SwinTransformerV2
+from swinv2_tasks.cli.main import main
 from swinv2_tasks.datamodules import KineticsDataModule
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.tasks import VideoClassificationTask
-from tests.datamodules.films import cut_off
-from tests.processes import run, send_at
-from tests.tasks.motions import DATA, LABELS, new_video_task, write_config, write_motions
-from tests.tasks.tiny import new_task, new_trainer
-from tests.test_resume import differences
+from swinv2_tasks.weights import load_weights, save_weights
+from tests.helpers.films import cut_off
+from tests.helpers.motions import DATA, LABELS, new_video_task, write_config, write_motions
+from tests.helpers.processes import run, send_at
+from tests.helpers.tiny import new_task, new_trainer
+from tests.training.test_exact_resuming import differences
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +133,7 @@ def test_predictions_of_two_processes_are_one_file(watcher: Path, motions: Path,
 
 @pytest.mark.slow
 def test_a_training_killed_in_an_epoch_ends_as_an_undisturbed_one(motions: Path, tmp_path: Path) -> None:
-    settings = {"callbacks": [{"class_path": "tests.tasks.faults.SendSignal"}], "max_epochs": 3}
+    settings = {"callbacks": [{"class_path": "tests.helpers.faults.SendSignal"}], "max_epochs": 3}
     data = {"init_args": {"num_workers": 1, "flip": 0.5, "sampling": "segments"}}
     write_config(tmp_path / "motions.yaml", motions, trainer=settings, data=data)
     straight, killed = tmp_path / "straight", tmp_path / "killed"

@@ -1,0 +1,182 @@
+"""Entry point: ``swinv2-tasks`` and ``python -m swinv2_tasks``.
+
+Heavy libraries are imported only by the command that needs them, so that help and mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import io
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from swinv2_tasks.errors import Interrupted, SharedError, UserError, first_hand, mistake_behind, printable
+
+USAGE = """\
+swinv2-tasks: Swin Transformer V2, every downstream task of the paper
+
+Train and use a model
+  fit        --config imagenet.yaml [--any.key value]     train, and evaluate after each epoch
+  fit        --resume runs/imagenet/3                     go on with a run, exactly where it was
+  validate   --ckpt_path CKPT | --config CONFIG …         evaluate on the validation data
+  test       --ckpt_path CKPT | --config CONFIG …         evaluate on the test data
+  predict    --ckpt_path CKPT --data.source FILE|FOLDER|GLOB
+  sweep      --ckpt_path CKPT --windows 8 16 --sizes 256 512   metric, speed and memory at each
+
+Other commands
+  memory     --config CONFIG [--any.key value] [--gpu 24GiB]
+                                           what training takes, without doing it, and what would make it fit
+  score ade20k --annotations DIR --predictions DIR         score label maps that lie on disk
+  score coco --annotations FILE --predictions FILE         score detections that lie on disk
+  weights inspect FILE                     what a checkpoint is: format, variant, windows, head
+  weights convert IN OUT --format timm     write a checkpoint in another format
+  data check kinetics FOLDER               decode every video, list those that fail, write clean lists
+  data optimize imagenet FOLDER OUT        write its images into shards, to be streamed
+  sample-data FOLDER                       write small made-up datasets for all tasks
+  demo                                     train, evaluate and predict on them, in minutes on a CPU
+                                           (--short true: six steps of each, to see whether all works)
+
+swinv2-tasks COMMAND --help tells more; so does swinv2-tasks fit --config CONFIG --print_config."""
+
+COMMANDS: dict[str, tuple[str, str | tuple[str, ...], bool]] = {
+    "score": ("commands.score", ("ade20k", "coco"), False),
+    "weights": ("commands.weights", ("inspect", "convert"), True),
+    "data": ("commands.data", ("check", "optimize"), True),
+    "sample-data": ("commands.sample_data", "sample_data", True),
+    "demo": ("commands.demo", "demo", True),
+}
+"""Commands that do not train: module of this package, its function or several as subcommands, and whether what they
+need is given by position."""
+
+CONFIG_COMMANDS = {"memory": "commands.memory.command", "sweep": "commands.sweep.sweep"}
+"""Commands that take the arguments of ``fit`` or ``validate`` beside their own, and the modules of this package that
+read them by ``from_command_line``."""
+
+TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        arguments: what follows the program's name; None: those of the process.
+
+    Returns:
+        The exit status: 0 done, 1 a mistake of the user or files that could not be predicted, told on standard error,
+        130 interrupted by Ctrl-C,
+        143 by SIGTERM, 141 nobody reads on.
+        Unknown arguments and invalid values end in ``SystemExit(2)``.
+    """
+    command, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold bytes that are no text
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        if command in ("-h", "--help"):
+            print(USAGE)
+        elif command == "--version":
+            from swinv2_tasks import __version__
+
+            print(__version__)
+        elif command in TRAINER_COMMANDS:
+            return importlib.import_module("swinv2_tasks.cli.tasks_cli").run(command, rest).status
+        elif command in CONFIG_COMMANDS:
+            with _sigterm_interrupts():
+                importlib.import_module(f"swinv2_tasks.{CONFIG_COMMANDS[command]}").from_command_line(rest)
+        elif command == "demo":  # trains, and trainings have their own ways with signals
+            _run_function(command, rest)
+        elif command in COMMANDS:
+            with _sigterm_interrupts():
+                _run_function(command, rest)
+        else:
+            import difflib
+
+            known = [*TRAINER_COMMANDS, *CONFIG_COMMANDS, *COMMANDS]
+            near = difflib.get_close_matches(command, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UserError(f"no command {command!r}{hint} Known: {', '.join(known)}.")
+    except ValueError as error:
+        mistake = mistake_behind(error)
+        if mistake is None:
+            raise
+        if isinstance(mistake, SharedError) and os.environ.get("LOCAL_RANK", "0") != "0":
+            return 0  # as below
+        _tell(first_hand(str(mistake)))
+        return 1
+    except Interrupted as error:
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            return 0  # the first process tells; Lightning kills it when one that it started seems to fail
+        _tell(str(error))
+        return 128 + error.signal
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"swinv2-tasks: {error.filename or 'a file of the run'}: {error.strerror}. Make room.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("swinv2-tasks: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Lets SIGTERM end a command as Ctrl-C does, so that it can end what it has started and say how to go on."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise Interrupted("stopped by SIGTERM", number)
+
+    if threading.current_thread() is not threading.main_thread():  # the only one that signals may interrupt
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _tell(message: str) -> None:
+    """Prints what ended the command; names of files in it may hold anything."""
+    print("swinv2-tasks:", "\n".join(map(printable, message.split("\n"))), file=sys.stderr)
+
+
+def _run_function(command: str, arguments: list[str]) -> None:
+    import jsonargparse
+
+    module_name, functions, by_position = COMMANDS[command]
+    module = importlib.import_module(f"swinv2_tasks.{module_name}")
+    if isinstance(functions, str):
+        components = getattr(module, functions)
+    else:
+        components = {name: getattr(module, name) for name in functions}
+    if not by_position:
+        arguments = _one_value_each(arguments)
+    jsonargparse.auto_cli(components, args=arguments, prog=f"swinv2-tasks {command}", as_positional=by_position)
+
+
+def _one_value_each(arguments: list[str]) -> list[str]:
+    """Options as jsonargparse takes them: ``--iou-type bbox segm`` becomes ``--iou_type [bbox,segm]``."""
+    grouped: list[list[str]] = []
+    for argument in arguments:
+        if argument.startswith("--"):
+            option, equals, value = argument.partition("=")
+            grouped.append([f"--{option[2:].replace('-', '_')}{equals}{value}"])
+        elif grouped and grouped[-1][0].startswith("--"):
+            grouped[-1].append(argument)
+        else:
+            grouped.append([argument])
+    return [part for option, *values in grouped for part in (option, _listed(values)) if part is not None]
+
+
+def _listed(values: list[str]) -> str | None:
+    """Several values as a list; one as it is."""
+    return f"[{','.join(values)}]" if len(values) > 1 else next(iter(values), None)

@@ -1,0 +1,526 @@
+"""fit, validate, test and predict: one LightningCLI for all tasks, and how runs are set up and resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import json
+import logging
+import operator
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, get_args
+
+import yaml
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, RichProgressBar, WeightAveraging
+from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch.multiprocessing import ProcessRaisedException
+
+from swinv2_tasks import tasks
+from swinv2_tasks.backbone.swin_v2 import blocks_without_memory
+from swinv2_tasks.callbacks import (
+    ClassificationPredictions,
+    ClassTable,
+    DetectionPredictions,
+    DetectionScores,
+    EvaluatedSamples,
+    LastValidation,
+    LearningCurve,
+    SegmentationPredictions,
+    SimMIMPictures,
+    SimMIMPredictions,
+    Throughput,
+    VideoPredictions,
+)
+from swinv2_tasks.callbacks.prediction_files import bad_files
+from swinv2_tasks.cli.configs import config_from_checkpoint, find_config, known_configs
+from swinv2_tasks.errors import Interrupted, UserError, exception_in
+from swinv2_tasks.hyperparameters import task_record
+from swinv2_tasks.tasks.base import BaseTask
+from swinv2_tasks.training.optim import optimizer_class
+from swinv2_tasks.training.run_checkpoint import AtomicCheckpointIO, RunCheckpoint, newest_intact
+from swinv2_tasks.training.run_folder import (
+    RUN_DIR,
+    check_name,
+    claim_folder,
+    holds_results,
+    keep_metrics,
+    lock,
+    requeued_run,
+    run_folder,
+)
+from swinv2_tasks.training.run_record import RunRecord
+from swinv2_tasks.training.strategies import ShardedStrategy
+from swinv2_tasks.weights.files import damage, read_contents, replace_file
+
+
+def _whole_numbers_first(annotations: dict[str, Any]) -> None:
+    """Puts int before float where a parameter takes both: 1 is one batch, 1.0 all of them.
+
+    typing turns ``int | float`` around when anything imported before has asked for ``float | int``.
+    """
+    for name, hint in annotations.items():
+        kinds = get_args(hint)
+        if int in kinds and float in kinds:
+            ordered = sorted(kinds, key=lambda kind: kind is not int)
+            annotations[name] = functools.reduce(operator.or_, ordered)
+
+
+_whole_numbers_first(Trainer.__init__.__annotations__)
+
+
+class TasksArgumentParser(LightningArgumentParser):
+    """Lets a backbone be given as one of the size factories, which are functions."""
+
+    def print_usage(self, file: Any = None) -> None:
+        """Prints nothing: 150 lines of options would bury the message of a mistake. --help shows them."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if "No module named 'bitsandbytes'" in message:
+            message += "\nOptimizers with states in 8 bits: pip install 'swinv2-tasks[8bit]'"
+        super().error(message, ex)
+
+    def add_function_arguments(self, *args: Any, linked_targets: set[str] | None = None, **kwargs: Any) -> list[str]:
+        # jsonargparse 4.53 passes linked_targets on to functions, whose method does not take it; ours have none.
+        return super().add_function_arguments(*args, **kwargs)
+
+
+class WholeConfig(SaveConfigCallback):
+    """Writes the run's config.yaml whole or not at all, without the checkpoint that a resumed run goes on from."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        config = self.config.clone()
+        folder = Path(trainer.default_root_dir)
+        if Path(config["ckpt_path"] or "").is_relative_to(folder):
+            config["ckpt_path"] = None
+        text = self.parser.dump(config, skip_none=False)
+        replace_file(folder / "config.yaml", lambda file: file.write_text(text))
+
+
+class TasksCLI(LightningCLI):
+    """LightningCLI with this package's run folders, checkpoints and pictures.
+
+    Args:
+        args: the command and its arguments.
+        resume: folder of the run to go on with; None starts a new one.
+    """
+
+    folder: Path
+    status = 0
+    """The exit status."""
+
+    def __init__(self, args: list[str], resume: Path | None = None) -> None:
+        self.arguments, self.resume = args, resume
+        self.resumed_step = 0
+        try:
+            super().__init__(
+                LightningModule,
+                LightningDataModule,
+                save_config_callback=WholeConfig,
+                save_config_kwargs={"save_to_log_dir": False},
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                auto_configure_optimizers=False,
+                seed_everything_default=0,
+                parser_class=TasksArgumentParser,
+                parser_kwargs={"prog": "swinv2-tasks"},
+                args=args,
+                run=True,
+            )
+        except Exception as error:
+            cause = self._worker_death(error) or self._other_process(error) or self._spawned_process(error)
+            self._end_other_processes()
+            self._remove_failed_start()
+            if cause is not None:
+                raise cause from error
+            raise
+
+    def _worker_death(self, error: Exception) -> UserError | None:
+        """torch tells of a dead loading process wherever the main process happens to be."""
+        data: Any = getattr(self, "datamodule", None)
+        return data.worker_death(error) if isinstance(error, RuntimeError) and hasattr(data, "worker_death") else None
+
+    def _other_process(self, error: Exception) -> UserError | None:
+        """What to say when this process only failed since one that it has started is gone."""
+        if not isinstance(error, RuntimeError) or not self._processes:
+            return None
+        for _ in range(50):  # it has closed its connections, but may not have ended yet
+            for number, process in enumerate(self._processes, start=1):
+                if process.poll() not in (None, 0):
+                    how = "with an error, told above" if process.returncode > 0 else f"by signal {-process.returncode}"
+                    return UserError(f"process {number} of this run ended {how}")
+            time.sleep(0.1)
+        return None
+
+    @staticmethod
+    def _spawned_process(error: Exception) -> Exception | None:
+        """What a process that was spawned or forked had to say: its exception arrives as text."""
+        return exception_in(str(error)) if isinstance(error, ProcessRaisedException) else None
+
+    def _end_other_processes(self) -> None:
+        """Ends the processes that this one has started: they would wait for it forever."""
+        for process in self._processes:
+            process.kill()
+
+    @property
+    def _processes(self) -> list[subprocess.Popen]:
+        """Those started as this one was; torch sees to those that are spawned or forked."""
+        launcher = getattr(getattr(getattr(self, "trainer", None), "strategy", None), "launcher", None)
+        return [process for process in getattr(launcher, "procs", []) if isinstance(process, subprocess.Popen)]
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--name", type=str, default="run", help="name of the run's folder in --runs")
+        parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
+        parser.add_argument(
+            "--output", type=str | None, default=None, help="folder for predictions; default: the run's"
+        )
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.auto_insert_metric_name": False,
+                # A file of the same name in a run's folder is of that run: a resumed one writes it again.
+                "checkpoint.enable_version_counter": False,
+                # As a validation ends, so that last.ckpt, written next, knows the best score.
+                "checkpoint.save_on_train_epoch_end": False,
+            }
+        )
+        parser.add_lightning_class_args(RunCheckpoint, "save")
+        parser.add_argument(
+            "--guard.max_skipped_steps",
+            type=int,
+            default=0,
+            help="steps with a non-finite loss or gradient that are left out before the training stops",
+        )
+        parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        # Lightning would build whatever classes the checkpoint's hyper_parameters name.
+        checkpoint = self.config[self.config.subcommand]["ckpt_path"]
+        if checkpoint is not None:
+            task_record(read_contents(Path(checkpoint)), checkpoint)  # complains
+            if Path(checkpoint).suffix == ".ckpt" and (reason := damage(Path(checkpoint))) is not None:
+                raise UserError(f"{checkpoint} is damaged: {reason}")
+
+    def before_instantiate_classes(self) -> None:
+        config = self._config
+        config["weights_only"] = True  # left open, Lightning trusts pickles that come from a URL
+        name, kept = config["checkpoint"]["filename"], config["checkpoint"]["save_top_k"]
+        if kept not in (0, 1) and name is not None and "{" not in name:
+            raise UserError(
+                f"checkpoint.save_top_k is {kept}, but all would have the name {name}: put the epoch into "
+                f"checkpoint.filename, as in '{name}-{{epoch}}'"
+            )
+        parent = Path(config["runs"]) / config["name"]
+        if self.resume is None:  # which has its folder
+            check_name(config["name"])
+        if self.subcommand == "fit" and self.resume is None and config["ckpt_path"] is None:
+            self.resume = requeued_run(parent, self.arguments)
+        if self.resume is not None:
+            self._find_checkpoint()
+        weights = config["ckpt_path"] or (config["model"].get("init_args") or {}).get("weights")
+        if self.subcommand == "predict":
+            config["return_predictions"] = False  # they are written as they come
+            if not weights:
+                raise UserError(
+                    "predict needs a trained model: --ckpt_path CHECKPOINT of a run, or --model.weights FILE"
+                )
+        elif self.subcommand != "fit" and not weights:
+            untrained = f"{self.subcommand}: neither --ckpt_path nor --model.weights is given: the model is untrained"
+            rank_zero_only(print)(untrained)
+
+    def instantiate_classes(self) -> None:
+        strategy = self._config["trainer"]["strategy"]
+        sharded = f"{ShardedStrategy.__module__}.{ShardedStrategy.__name__}"
+        with blocks_without_memory() if getattr(strategy, "class_path", None) == sharded else nullcontext():
+            super().instantiate_classes()
+
+    def _find_checkpoint(self) -> None:
+        """Takes the newest intact checkpoint of the run that is resumed."""
+        assert self.resume is not None
+        lock(self.resume)
+        path, self.resumed_step, messages = newest_intact(self.resume)
+        for message in [*messages, f"resuming {self.resume} at step {self.resumed_step} from {path}"]:
+            rank_zero_only(print)(message)
+        self._config["ckpt_path"] = str(path)
+
+    @property
+    def _config(self) -> Any:
+        return self.config[self.subcommand]
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self._config
+        # Model and data stand by now: most mistakes end before there is a folder.
+        self.folder = folder = self.resume or run_folder(Path(config["runs"]) / config["name"])
+        os.environ[RUN_DIR] = str(folder)
+        if config["trainer"]["logger"] is not False:
+            others = self._get(self.config_init, "trainer")["logger"]
+            if others in (None, True):
+                others = []
+            kwargs["logger"] = [*self._run_loggers(), *(others if isinstance(others, list) else [others])]
+        plugins = config["trainer"]["plugins"] or []
+        kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
+        try:
+            trainer: Any = super().instantiate_trainer(default_root_dir=str(folder), **kwargs)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"the trainer cannot be set up so: {error}") from error
+        check_strategy(trainer, self.model)
+        for callback in trainer.callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                # Not in the config, which may start further runs.
+                callback.dirpath = str(folder.absolute() / "checkpoints")
+            elif isinstance(callback, ModelCheckpoint) and callback.dirpath is not None and self.subcommand == "fit":
+                claim_folder(Path(callback.dirpath), folder)
+            if isinstance(callback, RichProgressBar) and callback.theme == RichProgressBarTheme():
+                callback.theme = dataclasses.replace(callback.theme, metrics_format=".4g")  # for small learning rates
+            if isinstance(callback, RunCheckpoint):
+                callback.folder = folder.absolute() / "checkpoints"
+                callback.resume_command = f"swinv2-tasks fit --config {folder}/config.yaml --resume"
+        record = RunRecord(
+            folder, Path(config["ckpt_path"]) if self.resume else None, self.resumed_step, self.arguments
+        )
+        trainer.callbacks += [record, Throughput(), LastValidation(), LearningCurve()]
+        if isinstance(self.model, tasks.ClassificationTask):
+            trainer.callbacks.append(ClassificationPredictions(config["output"]))
+        if isinstance(self.model, tasks.SegmentationTask):
+            trainer.callbacks += [SegmentationPredictions(config["output"]), ClassTable(folder)]
+        if isinstance(self.model, tasks.DetectionTask):
+            trainer.callbacks += [DetectionPredictions(config["output"]), DetectionScores(folder)]
+        if isinstance(self.model, tasks.VideoClassificationTask):
+            trainer.callbacks.append(VideoPredictions(config["output"]))
+        if isinstance(self.model, tasks.SimMIMTask):
+            trainer.callbacks += [SimMIMPredictions(config["output"]), SimMIMPictures(folder)]
+        trainer.callbacks.append(EvaluatedSamples(folder))
+        # Checkpoints come after what others log at the end of an epoch, and the last one holds the state of the others.
+        trainer.callbacks.sort(key=lambda one: isinstance(one, Checkpoint) + isinstance(one, RunCheckpoint))
+        self.model.run_name = config["name"]
+        self.model.max_skipped_steps = config["guard"]["max_skipped_steps"]
+        return trainer
+
+    def _run_loggers(self) -> list[Logger]:
+        """What writes the run's metrics.csv and TensorBoard events."""
+        folder = self.folder
+        place: Any = {"save_dir": folder.parent.parent, "name": folder.parent.name, "version": folder.name}
+        csv_logger = CSVLogger(**place, flush_logs_every_n_steps=50)
+        if self.resume is not None:
+            place["purge_step"] = self.resumed_step
+            keep_metrics(csv_logger, folder, self.resumed_step)
+        return [csv_logger, TensorBoardLogger(**place)]
+
+    @rank_zero_only
+    def _remove_failed_start(self) -> None:
+        """Removes the folder of a run that ended before its first training step or its evaluation was done."""
+        folder, trainer = getattr(self, "folder", None), getattr(self, "trainer", None)
+        early = trainer is None or trainer.global_step == 0  # so it is, too, where other processes have trained
+        if folder is not None and early and self.resume is None and not holds_results(folder):
+            shutil.rmtree(folder, ignore_errors=True)  # the mistake that ended the run is what matters
+
+    def after_predict(self) -> None:
+        """Files that could not be predicted, which are listed by then, make it a failure."""
+        if self.trainer.is_global_zero:
+            place = Path(self._config["output"] or self.folder / "predictions")
+            self.status = int(bad_files(place) > 0)
+
+    def after_fit(self) -> None:
+        if not self.trainer.is_global_zero:
+            return
+        print(f"run: {self.folder}")
+        # Not of the trainer, which knows little of a training in processes that it has spawned.
+        summary = json.loads((self.folder / "summary.json").read_text())
+        checkpoint: Any = self.trainer.checkpoint_callback
+        monitor = getattr(checkpoint, "monitor", None)
+        if summary["best_checkpoint"]:
+            score = summary["best_metrics"].get(monitor)
+            print(f"best: {summary['best_checkpoint']}, {monitor} {'not finite' if score is None else f'{score:.4f}'}")
+        elif checkpoint is not None and monitor is None:
+            print("checkpoint.monitor is null: no checkpoint is the best, the weights are those of the last one")
+
+
+class ReadingCLI(TasksCLI):
+    """The command line that only reads its arguments: ``config`` holds what they say."""
+
+    def _set_seed(self) -> None: ...
+
+    def before_instantiate_classes(self) -> None: ...
+
+    def instantiate_classes(self) -> None: ...
+
+    def _run_subcommand(self, subcommand: str) -> None: ...
+
+
+def check_strategy(trainer: Any, task: Any) -> None:
+    """Refuses a strategy that cannot do what the config asks.
+
+    Raises:
+        UserError: for one that this package's checkpoints know nothing of, that cannot average weights, or whose shares
+            of weights the optimizer cannot step.
+    """
+    strategy = trainer.strategy
+    name = type(strategy).__name__
+    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | ShardedStrategy):
+        raise UserError(
+            f"trainer.strategy: {name} writes checkpoints that could not be evaluated or resumed here. Add one of "
+            "overlays/ddp.yaml, overlays/zero1.yaml (optimizer states in shares) and overlays/fsdp.yaml (everything in "
+            "shares) instead"
+        )
+    averages = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)
+    if averages and isinstance(strategy, ShardedStrategy):
+        raise UserError(
+            f"trainer.strategy: {name} cannot average weights (trainer.callbacks, overlays/ema.yaml): each average "
+            "would be of the whole model. Leave the averages out, or add overlays/zero1.yaml instead"
+        )
+    if isinstance(strategy, ShardedStrategy) and isinstance(task, BaseTask):
+        optimizer = optimizer_class(task.optimizer)
+        if optimizer.__module__.startswith("bitsandbytes."):
+            raise UserError(
+                f"trainer.strategy: bitsandbytes' {optimizer.__name__} (model.optimizer) knows nothing of weights in "
+                f"shares, as {name} keeps them. Take torch.optim.AdamW, or add overlays/zero1.yaml instead"
+            )
+
+
+CLI = TypeVar("CLI", bound=TasksCLI)
+
+
+def run(command: str, arguments: Sequence[str]) -> TasksCLI:
+    """Runs fit, validate, test or predict with the command line's arguments.
+
+    Raises:
+        UserError: for a mistake in configs, data or checkpoints.
+    """
+    return run_as(TasksCLI, command, arguments)
+
+
+def run_as(cli: Callable[[list[str], Path | None], CLI], command: str, arguments: Sequence[str]) -> CLI:
+    """As ``run``, with a command line that does something else or more with what it has read.
+
+    Args:
+        cli: makes it of the command with its arguments, and the folder of the run to go on with.
+        command: fit, validate, test or predict.
+        arguments: the command line's arguments.
+
+    Raises:
+        UserError: for a mistake in configs, data or checkpoints.
+    """
+    arguments, resume = _with_configs_found(arguments), None
+    if command == "fit":
+        arguments, resume = _resumed_run(arguments)
+    _quieten()
+    with tempfile.TemporaryDirectory() as scratch:
+        if not _has_complete_config(arguments):
+            checkpoint = _value(arguments, "--ckpt_path")
+            if checkpoint and command != "fit":
+                config = Path(scratch) / "config.yaml"
+                config.write_text(yaml.safe_dump(config_from_checkpoint(checkpoint, predict=command == "predict")))
+                arguments = [f"--config={config}", *arguments]
+            elif not any(argument.partition("=")[0].endswith(("help", "-h")) for argument in arguments):
+                also = "" if command == "fit" else ", or --ckpt_path CHECKPOINT, which brings its own"
+                raise UserError(f"{command} needs --config CONFIG{also}. Configs: {', '.join(known_configs())}.")
+        try:
+            return cli([command, *arguments], resume)
+        except SIGTERMException as error:  # outside of training, where RunCheckpoint sees to it; a success to Python
+            kept = "what it predicted is kept" if command == "predict" else "there was nothing to save"
+            raise Interrupted(f"{command} was stopped by SIGTERM; {kept}", signal.SIGTERM) from error
+        except MisconfigurationException as error:  # Lightning's word for a mistake in the trainer's settings
+            raise UserError(str(error)) from error
+        except ValueError as error:
+            if "loaded state dict" not in str(error):
+                raise
+            raise UserError(
+                f"the optimizer's state does not fit ({error}): resume with the optimizer, frozen_stages and "
+                "layer_decay of the run's own config"
+            ) from error
+
+
+def _has_complete_config(arguments: Sequence[str]) -> bool:
+    """Whether a config is given that is no overlay."""
+    given = [
+        argument.partition("=")[2] or following
+        for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue="")
+        if argument.partition("=")[0] in ("--config", "-c")
+    ]
+    return any(Path(config).parent.name != "overlays" for config in given)
+
+
+def _with_configs_found(arguments: Sequence[str]) -> list[str]:
+    """Arguments with paths in the place of configs' names.
+
+    Raises:
+        UserError: when there is no config of a name.
+    """
+    found = [*arguments]
+    for index, argument in enumerate(found):
+        if argument in ("--config", "-c") and index + 1 < len(found):
+            found[index + 1] = str(find_config(found[index + 1]))
+        elif argument.startswith("--config="):
+            found[index] = f"--config={find_config(argument.removeprefix('--config='))}"
+    return found
+
+
+def _resumed_run(arguments: list[str]) -> tuple[list[str], Path | None]:
+    """The arguments without --resume, and with the config of the run that it names; that run's folder.
+
+    Raises:
+        UserError: when the folder is not that of a run.
+    """
+    for index, argument in enumerate(arguments):
+        if argument.partition("=")[0] != "--resume":
+            continue
+        following = [part for part in arguments[index + 1 : index + 2] if not part.startswith("-")]
+        value = argument.partition("=")[2] or "".join(following)
+        rest = arguments[:index] + arguments[index + 1 + (bool(following) and "=" not in argument) :]
+        given = _value(arguments, "--config")
+        config = Path(value) / "config.yaml" if value else Path(given or "nothing")
+        if not (config.parent / "run.json").is_file() or not config.is_file():
+            raise UserError(
+                f"--resume: {value or given or 'nothing'} is not of a run. Name the run's folder, as in "
+                "--resume runs/imagenet/3, or its config, as in --config runs/imagenet/3/config.yaml "
+                "--resume; weights of other origin are given as --model.weights."
+            )
+        command = json.loads((config.parent / "run.json").read_text())["starts"][0]["arguments"][0]
+        if command != "fit":
+            raise UserError(
+                f"--resume: {config.parent} was made by {command}, so there is no training to go on with. Name a "
+                "folder that fit has made."
+            )
+        return ([f"--config={config}", *rest] if value else rest), config.parent
+    return arguments, None
+
+
+def _quieten() -> None:
+    """Hides what Lightning says about its own code and its maker's services: nothing that a user could act on."""
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
+    warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)")
+    warnings.filterwarnings("ignore", message="It is recommended to use `self.log\\('(val|test)/")  # they are in sync
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # nothing writes into maps
+    warnings.filterwarnings("ignore", message=".*WeightAveraging callback with a model that overrides")
+    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    logger = logging.getLogger("swinv2_tasks")
+    if logging.lastResort is not None and logging.lastResort not in logger.handlers:
+        logger.addHandler(logging.lastResort)  # warnings to wherever standard error is at that time
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
+        logging.getLogger(name).addFilter(lambda record: "Tip: " not in record.getMessage())
+
+
+def _value(arguments: Sequence[str], option: str) -> str | None:
+    for index, argument in enumerate(arguments):
+        if argument == option and index + 1 < len(arguments):
+            return arguments[index + 1]
+        if argument.startswith(f"{option}="):
+            return argument.partition("=")[2]
+    return None

@@ -1,0 +1,1 @@
+"""A trained model at many windows and sizes."""

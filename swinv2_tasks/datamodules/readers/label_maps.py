@@ -1,0 +1,115 @@
+"""Reading and writing label maps: image files whose pixels are numbers or colors that stand for classes."""
+
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from swinv2_tasks.datamodules.readers.images import open_image
+from swinv2_tasks.errors import UserError, printable
+
+
+def read_values(path: str | Path) -> np.ndarray:
+    """Read a label map whose pixels are numbers.
+
+    Args:
+        path: A grayscale or palette PNG of 8 bits or fewer per pixel, or another lossless format; of a palette image
+            the indices are the numbers, its colors do not matter.
+
+    Returns:
+        Values, uint8 (H, W).
+
+    Raises:
+        UserError: The file is missing or broken, lossy, or holds colors or numbers of 16 bits; the message names it.
+    """
+    mode, pixels = _read(path, ("L", "P", "1"))
+    if pixels is None:
+        raise UserError(
+            f"The label map {printable(path)} holds colors or transparency (mode {mode}); expected one number per "
+            "pixel, in a grayscale or palette PNG. If each color stands for a class, the setting palette says which; "
+            "otherwise convert them to numbers first."
+        )
+    return pixels
+
+
+def read_colors(path: str | Path) -> np.ndarray:
+    """Read a label map whose pixels are colors.
+
+    Args:
+        path: A PNG, or another lossless format; a palette image has the colors of its palette.
+
+    Returns:
+        Colors 0xRRGGBB, int32 (H, W).
+
+    Raises:
+        UserError: The file is missing or broken, lossy, partly transparent, or holds numbers of 16 bits; the message
+            names it.
+    """
+    mode, pixels = _read(path, ("L", "LA", "P", "PA", "1", "RGB", "RGBA"), as_colors=True)
+    if pixels is None:
+        raise UserError(f"The label map {printable(path)} has the mode {mode}; expected colors, as RGB.")
+    if pixels[..., 3].min() < 255:
+        raise UserError(
+            f"The label map {printable(path)} is partly transparent: there its colors say nothing. Save it as RGB."
+        )
+    red, green, blue = pixels[..., :3].astype(np.int32).transpose(2, 0, 1)
+    return red << 16 | green << 8 | blue
+
+
+def _read(path: str | Path, modes: Sequence[str], as_colors: bool = False) -> tuple[str, np.ndarray | None]:
+    """The mode of a label map and, where it is one of some modes, its numbers (H, W) or colors RGBA (H, W, 4)."""
+    name = printable(path)
+    pixels = None
+    try:
+        content = Path(path).read_bytes()
+        with open_image(path, content) as image:
+            mode, file_format = image.mode, image.format
+            if mode in modes:
+                pixels = np.array(image.convert("RGBA") if as_colors else image, dtype=np.uint8)
+    except FileNotFoundError as error:
+        raise UserError(f"There is no label map {name}.") from error
+    except Image.UnidentifiedImageError as error:
+        empty = "the file is empty (0 bytes)" if not content else "its content is not an image of any known format"
+        raise UserError(f"Cannot read the label map {name}: {empty}. Replace it.") from error
+    # Pillow's decoders raise whatever the bytes provoke.
+    except Exception as error:
+        raise UserError(f"Cannot read the label map {name}: {error or type(error).__name__}. Replace it.") from error
+    if file_format == "JPEG":
+        raise UserError(
+            f"The label map {name} is a JPEG, whose compression changes pixels and with them classes; make it anew "
+            "from its source, as a PNG."
+        )
+    if mode.startswith(("I", "F")):
+        raise UserError(
+            f"The label map {name} has 16 or more bits per pixel (mode {mode}); expected numbers from 0 to 255: write "
+            "them as an 8-bit PNG."
+        )
+    if pixels is not None and not as_colors and mode == "L" and file_format == "PNG":
+        pixels = pixels // _spread(content)
+    return mode, pixels
+
+
+def _spread(content: bytes) -> int:
+    """By what Pillow multiplies the pixels of a grayscale PNG of less than 8 bits, to make it look right."""
+    bits = content[24]
+    return {2: 85, 4: 17}.get(bits, 1)
+
+
+def write_values(path: Path, values: np.ndarray, colors: dict[int, tuple[int, int, int]]) -> None:
+    """Write a label map as a palette PNG.
+
+    Args:
+        path: The file; its folder must be there.
+        values: uint8 (H, W).
+        colors: RGB of values; others are black.
+    """
+    values_image(values, colors).save(path, compress_level=zlib.Z_BEST_SPEED)
+
+
+def values_image(values: np.ndarray, colors: dict[int, tuple[int, int, int]]) -> Image.Image:
+    """A label map, uint8 (H, W), as a palette image with RGB colors of values; others are black."""
+    image = Image.fromarray(values)
+    image.putpalette([channel for value in range(max(colors) + 1) for channel in colors.get(value, (0, 0, 0))])
+    return image

@@ -1,0 +1,143 @@
+"""Reading video files: the frames asked for, as a player shows them, or one clear message.
+
+Frame k is frame k of sequential decoding: neither a first timestamp other than zero, nor a varying frame rate, nor a
+header without or with a wrong number of frames changes which frame a number means, and nor does what was read before. A
+rotation that the file asks for is applied.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+import numpy as np
+
+from swinv2_tasks.datamodules.readers.images import is_kind, list_files
+from swinv2_tasks.datamodules.readers.video_decoders import DecordDecoder, PyAVDecoder, VideoDecoder, has_decord
+from swinv2_tasks.datamodules.readers.video_packets import UnreadableVideo, VideoIndex, decode, index_video
+from swinv2_tasks.errors import UserError
+
+VIDEO_EXTENSIONS: tuple[str, ...] = (
+    ".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv",
+)  # fmt: skip
+"""File name endings, in lower case, that mark a video inside a folder."""
+
+DecoderChoice = Literal["auto", "pyav", "decord"]
+"""Which library decodes. `decord`: only files in which its seek is proved right, others are refused.
+
+`auto` is PyAV for every file at present: where decord would be right, it is slower, since it goes through all packets
+at each opening, and it conceals damage that PyAV reports (docs/video.md).
+"""
+
+
+class Video:
+    """An open video file; ``len(video)`` is its number of frames. To be used in a ``with`` and closed at once.
+
+    Args:
+        path: The file.
+        decoder: Which library decodes it.
+
+    Raises:
+        UserError: It is missing, empty, a folder, without pictures, cut off, damaged or of no known kind; or decord was
+            asked for, and is not installed or not sure to give the frames asked for.
+    """
+
+    def __init__(self, path: str | Path, decoder: DecoderChoice = "auto") -> None:
+        self.path = str(path)
+        try:
+            self._index = _checked_index(Path(path))
+            self._decoder = self._open(decoder)
+        except UnreadableVideo as reason:
+            raise unreadable_video(self.path, reason) from reason
+
+    def __len__(self) -> int:
+        return self._index.frames
+
+    def __enter__(self) -> "Video":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._decoder.close()
+
+    @property
+    def decoder(self) -> DecoderChoice:
+        """Which library decodes this file."""
+        return "decord" if isinstance(self._decoder, DecordDecoder) else "pyav"
+
+    def frames(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Frames by number, in the order asked for: uint8 RGB (n, H, W, 3).
+
+        Each is decoded once, and those between two key frames in one go.
+
+        Raises:
+            UserError: A frame cannot be decoded, or is damaged.
+            IndexError: There is no frame of a number.
+        """
+        wanted, places = np.unique(np.asarray(indices), return_inverse=True)
+        if len(wanted) and not 0 <= wanted[0] <= wanted[-1] < len(self):
+            raise IndexError(f"{self.path} has frames 0 to {len(self) - 1}, not {wanted[0]} to {wanted[-1]}")
+        try:
+            return np.stack(self._decoder.read(wanted.tolist()))[places]
+        except UnreadableVideo as reason:
+            raise unreadable_video(self.path, reason) from reason
+
+    def _open(self, choice: DecoderChoice) -> VideoDecoder:
+        if choice != "decord":
+            return PyAVDecoder(self.path, self._index)
+        if not has_decord():
+            raise UserError(
+                "data.decoder is decord, which is not installed; its packages are for Linux on x86-64: pip install "
+                "decord. Or set data.decoder to auto."
+            )
+        if not self._index.decord_seeks:
+            raise UserError(
+                f"data.decoder is decord, whose seek may give other frames of {self.path} than those asked for. "
+                "Set data.decoder to auto."
+            )
+        return DecordDecoder(self.path, self._index)
+
+
+def unreadable_video(path: str, reason: object) -> UserError:
+    """The error that names a video which cannot be read, and why."""
+    return UserError(f"Cannot read the video {path}: {reason}. Replace the file, or remove it from the dataset.")
+
+
+def find_damage(path: str | Path) -> str | None:
+    """Why a video is not wholly there or does not decode in full, in words; None if it does.
+
+    Every frame is decoded, and held against what packets state, which is what opening the file goes by.
+    """
+    try:
+        index = _checked_index(Path(path))
+        times = [frame.pts for frame in decode(str(path), index.stream)]
+    except UnreadableVideo as reason:
+        return str(reason)
+    if len(times) != index.frames or (index.times is not None and times != index.times.tolist()):
+        return f"its packets state {index.frames} frames, of which {len(times)} are decoded"
+    return None
+
+
+def list_videos(source: str | Path) -> list[Path]:
+    """The video files that `source` names, as ``list_images`` does for images.
+
+    Raises:
+        UserError: Nothing is there, or nothing that is a video.
+    """
+    return list_files(source, "video", VIDEO_EXTENSIONS)
+
+
+def has_video_extension(name: str | Path) -> bool:
+    """Whether a file of this name is taken for a video."""
+    return is_kind(name, VIDEO_EXTENSIONS)
+
+
+def _checked_index(path: Path) -> VideoIndex:
+    if not path.exists():
+        raise UnreadableVideo("the file does not exist")
+    if path.is_dir():
+        raise UnreadableVideo("it is a folder")
+    if path.stat().st_size == 0:
+        raise UnreadableVideo("the file is empty (0 bytes)")
+    return index_video(str(path))

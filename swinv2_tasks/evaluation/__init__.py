@@ -1,0 +1,1 @@
+"""Scores that torchmetrics lacks, or computes otherwise."""

@@ -1,0 +1,1 @@
+"""Made-up datasets in the real ones' formats."""

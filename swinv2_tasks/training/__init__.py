@@ -1,0 +1,1 @@
+"""What a training needs whatever its task: optimizers, losses, guards, resuming, processes, its folder."""

@@ -1,0 +1,154 @@
+"""Losses that torch lacks.
+
+Hard example mining: https://arxiv.org/abs/1604.03540, here of pixels. Masked image modelling:
+https://arxiv.org/abs/2111.09886, its targets normalised within a sliding window as for Swin V2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from swinv2_tasks.batches import IGNORED
+from swinv2_tasks.errors import UserError
+
+
+class PixelCrossEntropy(nn.Module):
+    """Cross-entropy of logits enlarged to the labels' size: the weighted mean over the pixels that count.
+
+    The enlarged logits, by far the largest tensor of a segmenter, exist for one image at a time: its gradient is
+    computed and reduced to the logits' own size together with its loss.
+
+    Args:
+        class_weights: weight of each class; None: all are 1.
+        ohem_threshold: only pixels whose own class gets a probability below this count, in (0, 1]; None: all count.
+        ohem_min_pixels: of each image, at least this many of the hardest pixels count.
+
+    Raises:
+        UserError: an argument is out of its range.
+    """
+
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        class_weights: Sequence[float] | None = None,
+        ohem_threshold: float | None = None,
+        ohem_min_pixels: int = 100_000,
+    ) -> None:
+        super().__init__()
+        if ohem_threshold is not None and not 0 < ohem_threshold <= 1:
+            raise UserError(f"ohem_threshold must be above 0 and at most 1, not {ohem_threshold}")
+        if ohem_min_pixels < 0:
+            raise UserError(f"ohem_min_pixels must not be negative, as {ohem_min_pixels} is")
+        if class_weights is not None and (min(class_weights, default=-1) < 0 or not max(class_weights) > 0):
+            raise UserError(f"class_weights must be numbers of at least 0, some above it, not {[*class_weights]}")
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        self.register_buffer("class_weights", weights, persistent=False)
+        self.ohem_threshold, self.ohem_min_pixels = ohem_threshold, ohem_min_pixels
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of a batch; 0 when no pixel counts.
+
+        Args:
+            logits: (B, K, h, w), enlarged bilinearly to the labels' size.
+            labels: (B, H, W) int64 in [0, K), or 255 for pixels that do not count.
+        """
+        return _PixelCrossEntropy.apply(logits, labels, self)
+
+    def pixel_losses(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Weighted losses of one image's pixels, 0 where they do not count, and their sum of weights.
+
+        Args:
+            logits: (1, K, h, w).
+            labels: (1, H, W).
+        """
+        large = F.interpolate(logits, size=labels.shape[1:], mode="bilinear", align_corners=False)
+        losses = F.cross_entropy(large, labels, ignore_index=IGNORED, reduction="none")
+        valid = labels != IGNORED
+        counts = valid if self.ohem_threshold is None else valid & self._hard(losses.detach(), valid)
+        weights = counts.to(losses.dtype)
+        if self.class_weights is not None:
+            weights = weights * self.class_weights[labels.where(valid, 0)]
+        return losses * weights, weights.sum()
+
+    def _hard(self, losses: Tensor, valid: Tensor) -> Tensor:
+        """Where one image's losses (1, H, W) are above that of the threshold or among the largest."""
+        assert self.ohem_threshold is not None
+        at_least = -math.log(self.ohem_threshold)
+        if not self.ohem_min_pixels:
+            return losses > at_least
+        largest = losses.where(valid, -1).flatten().topk(min(self.ohem_min_pixels, losses.numel())).values
+        return (losses > at_least) | (losses >= largest[-1])
+
+
+class _PixelCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, loss: PixelCrossEntropy) -> Tensor:
+        total = weight = logits.new_zeros((), dtype=torch.float32)
+        gradients = torch.zeros_like(logits, dtype=torch.float32) if ctx.needs_input_grad[0] else None
+        for k in range(len(logits)):
+            with torch.set_grad_enabled(gradients is not None):
+                small = logits[k : k + 1].detach().float().requires_grad_(gradients is not None)
+                losses, weights = loss.pixel_losses(small, labels[k : k + 1])
+                summed = losses.sum()
+            if gradients is not None:
+                gradients[k : k + 1] = torch.autograd.grad(summed, small)[0]
+            total, weight = total + summed.detach(), weight + weights.detach()
+        weight = weight.clamp(min=torch.finfo(torch.float32).tiny)
+        if gradients is not None:
+            ctx.save_for_backward(gradients.div_(weight).to(logits.dtype))
+        return total / weight
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (gradients,) = ctx.saved_tensors
+        return gradients * gradient.to(gradients.dtype), None, None
+
+
+def masked_l1(pixels: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    """Mean absolute difference over the masked pixels and the channels (SimMIM, section 3.4).
+
+    Args:
+        pixels: (B, C, H, W), predicted.
+        targets: (B, C, H, W).
+        mask: bool (B, h, w), True for masked patches; h divides H, w divides W.
+    """
+    rows, columns = targets.shape[2] // mask.shape[1], targets.shape[3] // mask.shape[2]
+    differences = (pixels.float() - targets.float()).abs().sum(1)
+    of_patches = differences.unflatten(2, (-1, columns)).unflatten(1, (-1, rows)).sum((2, 4))
+    masked = mask.sum() * (rows * columns)
+    return (of_patches * mask).sum() / (masked + 1e-5) / targets.shape[1]
+
+
+@torch.no_grad()
+def local_statistics(images: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the pixels around each pixel, by channel: two times (B, C, H, W).
+
+    The window is cut off at the image's edge; the variance is unbiased, and 1e-6 is added to it, as published.
+
+    Args:
+        images: (B, C, H, W).
+        window: side in pixels, odd and at least 3.
+    """
+    wide = images.double()  # sums of squares of nearly equal pixels cancel
+    counts = _window_sums(_window_sums(wide.new_ones(1, 1, *images.shape[2:]), window, 2), window, 3)
+    mean, square = (_window_sums(_window_sums(x, window, 2), window, 3) / counts for x in (wide, wide * wide))
+    variance = ((square - mean * mean) * (counts / (counts - 1))).clamp(min=0)
+    return mean.to(images.dtype), (variance + 1e-6).sqrt().to(images.dtype)
+
+
+def _window_sums(x: Tensor, window: int, dim: int) -> Tensor:
+    """The sum of the values within half a window of each, along one axis."""
+    length, half = x.shape[dim], window // 2
+    sums = F.pad(x.movedim(dim, -1).cumsum(-1), (1, 0))
+    places = torch.arange(length, device=x.device)
+    first, end = (places - half).clamp(min=0), (places + half + 1).clamp(max=length)
+    return (sums.index_select(-1, end) - sums.index_select(-1, first)).movedim(-1, dim)

@@ -1,0 +1,315 @@
+"""The folder of a run: made for it alone, locked while it works in it, found again by those that go on."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from swinv2_tasks.errors import UserError, printable
+from swinv2_tasks.weights.files import replace_file
+
+RUN_DIR = "SWINV2_TASKS_RUN_DIR"
+"""Environment variable by which a run's first process tells those that it starts where the run writes."""
+
+PACKAGES = (
+    *("swinv2-tasks", "torch", "torchvision", "lightning", "torchmetrics", "numpy", "pillow", "albumentations"),
+    "opencv-python-headless",
+)
+"""Packages whose versions a run writes down: those that its results may depend on."""
+
+CLAIM = ".run"
+"""File in a folder of checkpoints outside of the run's own that names the run's folder."""
+
+_locks: list[Any] = []  # a lock lasts as long as its file is open
+
+
+def check_name(name: str) -> None:
+    """Makes sure that a run's name is one folder's, so that nothing is written outside of all runs' folder.
+
+    Raises:
+        UserError: when it is not.
+    """
+    if not is_name(name):
+        raise UserError(
+            f"name {name!r} (--name, or name: in the config) is not a folder's name: give one without / and \\, "
+            "neither empty nor . or .., and choose the place of all runs by --runs"
+        )
+
+
+def is_name(name: str) -> bool:
+    """Whether a run's name is one folder's."""
+    return bool(name.strip()) and name not in (".", "..") and not any(mark in name for mark in "/\\\0")
+
+
+def run_folder(parent: Path) -> Path:
+    """A new run's folder; processes that the first one started find it in the environment."""
+    if RUN_DIR in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
+        return Path(os.environ[RUN_DIR])
+    # Other ranks under an outer launcher write nothing and are told where checkpoints lie by the first.
+    folder = _make_folder(parent) or parent / "0"
+    os.environ[RUN_DIR] = str(folder)
+    return folder
+
+
+@rank_zero_only
+def _make_folder(parent: Path) -> Path:
+    """The next free number in ``parent``, made at once, so that two runs never share a folder."""
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            taken = [int(entry.name) for entry in parent.iterdir() if entry.name.isdecimal()]
+            folder = parent / str(max(taken, default=-1) + 1)
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                continue  # another run was faster
+            lock(folder)
+            return folder
+    except OSError as error:
+        raise UserError(f"cannot make a folder for this run in {parent} (--runs, --name): {error.strerror}") from error
+
+
+def open_folder(folder: Path, option: str) -> None:
+    """Makes a folder of results, claims it until this process ends, and makes sure that files can be written in it.
+
+    Args:
+        folder: made when it is missing.
+        option: the argument that names it, for the message.
+
+    Raises:
+        UserError: when another process works in it, or nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, option, error) from error
+    prove_writable(folder, option)
+    lock(folder)
+
+
+def prove_writable(folder: Path, option: str) -> None:
+    """Makes sure that files can be written in a folder, before the work whose results they hold.
+
+    Args:
+        folder: must be there.
+        option: the argument that names it, for the message.
+
+    Raises:
+        UserError: when nothing can be written there.
+    """
+    proof = folder / f".proof.{os.getpid()}"
+    try:
+        proof.write_bytes(bytes(4096))
+    except OSError as error:
+        raise _unwritable(folder, option, error) from error
+    finally:
+        with suppress(OSError):
+            proof.unlink()
+
+
+def _unwritable(folder: Path, option: str, error: OSError) -> UserError:
+    return UserError(
+        f"cannot write in {printable(folder)} ({option}): {error.strerror}. Make room, or name another folder."
+    )
+
+
+@rank_zero_only
+def lock(folder: Path) -> None:
+    """Claims a run's folder until this process ends, however it ends.
+
+    Raises:
+        UserError: when another process works in it, or nothing can be written there.
+    """
+    try:
+        file = (folder / ".lock").open("a")
+    except OSError as error:
+        raise UserError(f"cannot write in {folder}: {error.strerror}; copy the run to where you can") from error
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which loading processes would inherit
+    except BlockingIOError as error:
+        file.close()
+        raise UserError(f"{printable(folder)} is in use by another process, which has not ended") from error
+    except OSError:  # some network file systems know no locks
+        pass
+    _locks.append(file)
+
+
+@rank_zero_only
+def unlock(folder: Path) -> None:
+    """Gives back what ``lock`` has claimed: this process goes on, and others may work in the folder."""
+    for file in [one for one in _locks if Path(one.name) == folder / ".lock"]:
+        file.close()
+        _locks.remove(file)
+
+
+@rank_zero_only
+def claim_folder(folder: Path, run: Path) -> None:
+    """Makes a folder of checkpoints that of one run: others may not write there.
+
+    Args:
+        folder: made when it is missing.
+        run: the run's folder.
+
+    Raises:
+        UserError: when it is another run's, holds checkpoints of who knows which, or cannot be written to.
+    """
+    folder, run = folder.absolute(), run.resolve()
+    if folder.resolve().is_relative_to(run):
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / CLAIM).open("a+") as claim:
+            with suppress(OSError):  # some network file systems know no locks
+                fcntl.lockf(claim, fcntl.LOCK_EX)  # until the file is closed
+            claim.seek(0)
+            owner = claim.read()
+            if any(folder.glob("*.ckpt")) and not _goes_on_in(run, folder):
+                raise UserError(_occupied(folder, f"the checkpoints of {owner}" if owner else "checkpoints already"))
+            if owner not in ("", str(run)) and Path(owner).exists():  # or it failed at its start, or was moved
+                raise UserError(_occupied(folder, f"the checkpoints of {owner}"))
+            claim.truncate(0)
+            claim.write(str(run))
+    except OSError as error:
+        raise UserError(f"cannot write in {folder} (checkpoint.dirpath): {error.strerror}") from error
+
+
+def _occupied(folder: Path, what: str) -> str:
+    return (
+        f"{folder} (checkpoint.dirpath) holds {what}, which this run would overwrite: name another folder, or leave "
+        "checkpoint.dirpath out for one in the run's own"
+    )
+
+
+def _goes_on_in(run: Path, folder: Path) -> bool:
+    """Whether the training that a run's folder holds wrote checkpoints into this one."""
+    config = run / "config.yaml"
+    if not config.is_file():  # a new run
+        return False
+    settings = yaml.safe_load(config.read_text())
+    callbacks = settings["trainer"].get("callbacks") or []
+    parts = [settings.get("checkpoint") or {}, *(part.get("init_args") or {} for part in callbacks)]
+    places = [part["dirpath"] for part in parts if part.get("dirpath")]
+    return any(Path(place).resolve() == folder.resolve() for place in places)
+
+
+def holds_results(folder: Path) -> bool:
+    """Whether a run's folder holds what must not be lost: a checkpoint, weights, metrics, predictions, what explains a
+    failure."""
+    kept = ("*.ckpt", "*.safetensors", "metrics.csv", "summary.json", "nonfinite_*", "predictions.csv")
+    return any(next(folder.rglob(name), None) is not None for name in kept)
+
+
+def requeued_run(parent: Path, arguments: Sequence[str]) -> Path | None:
+    """The folder of the run that this is the continuation of, when SLURM has started its job again."""
+    job, restarts = os.environ.get("SLURM_JOB_ID"), int(os.environ.get("SLURM_RESTART_COUNT", 0))
+    if job is None or not restarts or os.environ.get("LOCAL_RANK", "0") != "0":
+        return None
+    for folder in (path.parent for path in parent.glob("*/run.json")):
+        start = json.loads((folder / "run.json").read_text())["starts"][-1]
+        same = start["slurm_job"] == job and start["arguments"] == [*arguments]
+        if same and not _is_finished(folder) and any(folder.rglob("*.ckpt")):
+            return folder
+    return None
+
+
+def _is_finished(folder: Path) -> bool:
+    """Whether a run has come to its end; one that was stopped has a summary, too."""
+    summary = folder / "summary.json"
+    return summary.is_file() and json.loads(summary.read_text())["status"] == "finished"
+
+
+def keep_metrics(logger: CSVLogger, folder: Path, step: int) -> None:
+    """Lets a logger go on with the run's metrics.csv, which it would delete: the rows before a step stay."""
+    metrics, kept = folder / "metrics.csv", folder / ".metrics.csv"
+    source = kept if kept.is_file() else metrics  # killed between the two lines that follow, last time
+    if not source.is_file():
+        return
+    with source.open(newline="") as file:
+        reader = csv.DictReader(file)
+        columns = list(reader.fieldnames or [])
+        rows = [row for row in reader if row["step"] and int(row["step"]) < step]
+
+    def write(path: Path) -> None:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+
+    @rank_zero_only
+    def put_back() -> None:
+        replace_file(kept, write)
+        logger.experiment.metrics_keys = columns
+        os.replace(kept, metrics)
+
+    put_back()
+
+
+def record_start(folder: Path, **details: Any) -> None:
+    """Adds this start to the run's run.json: versions, commit, hardware, and ``details``."""
+    path = folder / "run.json"
+    starts = json.loads(path.read_text())["starts"] if path.is_file() else []
+    starts.append({**_environment(), **details})
+    replace_file(path, lambda file: file.write_text(json.dumps({"starts": starts}, indent=2) + "\n"))
+
+
+def _environment() -> dict[str, Any]:
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "git_commit": git_commit(),
+        "host": platform.node(),
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "gpus": gpus,
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def git_commit() -> str | None:
+    """The commit of this package's source, with "+changes" when files differ from it; None when it is not in git."""
+    package = Path(__file__).parents[1]
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(package), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")  # a .venv inside somebody else's repository is not it
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,236 @@
+"""What a run leaves behind beside its metrics: how it was started, what happened in it, what came out."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+import resource
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+
+from swinv2_tasks.errors import Interrupted
+from swinv2_tasks.training.run_folder import record_start
+from swinv2_tasks.weights.files import read_checkpoint, replace_file, write_safetensors
+
+EVENTS = "events.jsonl"
+log = logging.getLogger("swinv2_tasks")
+
+
+class RunRecord(Callback):
+    """Writes run.json at each start, events.jsonl as things happen, weights.safetensors and summary.json at the end.
+
+    Events are what this package logs with ``details``: samples and steps skipped, loss spikes. Processes other than the
+    first write theirs to events_RANK.jsonl.
+
+    Args:
+        folder: the run's folder.
+        resumed_from: the checkpoint that the run goes on from.
+        resumed_step: optimizer steps done then; later events in events.jsonl happen again and are dropped.
+        arguments: the command line's arguments.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        resumed_from: Path | None = None,
+        resumed_step: int = 0,
+        arguments: Sequence[str] = (),
+    ) -> None:
+        self.folder, self.arguments = folder, [*arguments]
+        self.resumed_from, self.resumed_step = resumed_from, resumed_step
+        self._handler: _EventWriter | None = None
+        self._started = time.monotonic()
+        self._wall_seconds = 0.0
+        self._train_seconds = 0.0
+        self._batches = 0
+        self._batch_started = 0.0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        seed = getattr(getattr(trainer, "datamodule", None), "seed", None)  # all processes agree on it
+        if trainer.is_global_zero:
+            record_start(
+                self.folder,
+                arguments=self.arguments,
+                seed=seed,
+                processes=trainer.world_size,
+                resumed_from=str(self.resumed_from) if self.resumed_from else None,
+                resumed_step=self.resumed_step,
+            )
+        name = EVENTS if trainer.is_global_zero else f"events_{trainer.global_rank}.jsonl"
+        _drop_repeated(self.folder / name, self.resumed_step)
+        self._handler = _EventWriter(self.folder / name, trainer)
+        log.addHandler(self._handler)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._stop_listening()
+
+    def _stop_listening(self) -> None:
+        if self._handler is not None:
+            log.removeHandler(self._handler)
+
+    def state_dict(self) -> dict[str, Any]:
+        wall = self._wall_seconds + time.monotonic() - self._started
+        return {"wall_seconds": wall, "train_seconds": self._train_seconds, "batches": self._batches}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._wall_seconds, self._train_seconds = state_dict["wall_seconds"], state_dict["train_seconds"]
+        self._batches = state_dict["batches"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._batch_started = time.monotonic()  # in the middle of an epoch, when resumed
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._batch_started = time.monotonic()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._batch_started = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = time.monotonic()
+        self._train_seconds += now - self._batch_started
+        self._batch_started = now
+        self._batches += 1
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._export(trainer)
+            self._summarise(trainer, "finished")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if trainer.is_global_zero and trainer.state.fn == TrainerFn.FITTING and trainer.global_step:
+            stopped = isinstance(exception, Interrupted | KeyboardInterrupt)
+            self._summarise(trainer, "interrupted" if stopped else f"failed: {type(exception).__name__}: {exception}")
+        self._stop_listening()  # Lightning tears callbacks down only after success
+
+    def _export(self, trainer: Trainer) -> None:
+        """The best checkpoint's weights, or the last ones where none is best, without what only training needs."""
+        callback: Any = trainer.checkpoint_callback
+        best = getattr(callback, "best_model_path", "") if getattr(callback, "monitor", None) else ""
+        source = Path(best or self.folder / "checkpoints" / "last.ckpt")
+        if source.exists():
+            contents = read_checkpoint(source).contents
+            tensors = {name: tensor.contiguous() for name, tensor in contents["state_dict"].items()}
+            write_safetensors(self.folder / "weights.safetensors", tensors, contents["swinv2_tasks"])
+
+    def _summarise(self, trainer: Trainer, status: str) -> None:
+        for logger in trainer.loggers:
+            logger.save()
+        data: Any = getattr(trainer, "datamodule", None)
+        callback: Any = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
+        events = [_read_events(path) for path in sorted(self.folder.glob("events*.jsonl"))]
+        samples = self._batches * trainer.world_size * getattr(data, "batch_size", 0)
+        state = self.state_dict()
+        rows = read_metrics(self.folder / "metrics.csv")
+        summary = {
+            "status": status,
+            "epochs": trainer.current_epoch,
+            "steps": trainer.global_step,
+            "best_metrics": _numbers(best_metrics(rows, callback)),
+            "best_checkpoint": (callback.best_model_path or None) if callback and callback.monitor else None,
+            # Without a logger those of the trainer: all of the last epoch, once it is finished.
+            "last_metrics": _numbers(last_metrics(rows) or (trainer.callback_metrics if status == "finished" else {})),
+            "samples_per_second": round(samples / state["train_seconds"], 3) if state["train_seconds"] else None,
+            "wall_seconds": round(state["wall_seconds"], 3),
+            "peak_memory_mib": {
+                "main_process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+                "largest_loading_process": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
+                "gpu": torch.cuda.max_memory_allocated() // 2**20 if torch.cuda.is_initialized() else None,
+            },
+            "events": dict(Counter(event["event"] for share in events for event in share)),
+            "skipped_samples": dict(data.faults.found) if hasattr(data, "faults") else {},
+        }
+        text = json.dumps(summary, indent=2) + "\n"
+        replace_file(self.folder / "summary.json", lambda file: file.write_text(text))
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float | None]:
+    """Metrics as JSON has them, which knows neither NaN nor infinity: null in their place."""
+    values = {name: float(value) for name, value in metrics.items()}
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of a metrics.csv, without the cells that are empty; none where there is no such file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+
+
+def best_metrics(rows: Sequence[Mapping[str, float]], callback: ModelCheckpoint | None) -> dict[str, float]:
+    """What was logged at the step in which the monitored metric was best: that of the best checkpoint, if there is one.
+
+    Args:
+        rows: of metrics.csv.
+        callback: monitors a metric.
+
+    Returns:
+        Values by name, with ``step`` and ``epoch``. Where nothing was logged, the best checkpoint's score alone.
+    """
+    monitor = callback.monitor if callback is not None else None
+    if callback is None or monitor is None:
+        return {}
+    score = None if callback.best_model_score is None else float(callback.best_model_score)
+    measured = [row for row in rows if monitor in row]
+    if not measured:
+        return {} if score is None else {monitor: score}
+    saved = [row for row in measured if row[monitor] == score]
+    comparable = [row for row in measured if not math.isnan(row[monitor])]
+    choose = max if callback.mode == "max" else min
+    best = saved[0] if saved else choose(comparable or measured, key=lambda row: row[monitor])
+    return _merged(row for row in rows if row["step"] == best["step"] and row.get("epoch") == best.get("epoch"))
+
+
+def last_metrics(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What was logged last in the newest epoch: nothing of it is from an epoch before."""
+    epochs = [row["epoch"] for row in rows if "epoch" in row]
+    return _merged(row for row in rows if epochs and row.get("epoch") == epochs[-1])
+
+
+def _merged(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    return {name: value for row in rows for name, value in row.items()}
+
+
+class _EventWriter(logging.Handler):
+    """Appends what is logged with ``details`` to a file, a JSON object per line, with the step that it happened in."""
+
+    def __init__(self, path: Path, trainer: Trainer) -> None:
+        super().__init__()
+        self.path, self.trainer = path, trainer
+
+    def emit(self, record: logging.LogRecord) -> None:
+        details = getattr(record, "details", None)
+        if details is not None:
+            where = {"step": self.trainer.global_step, "epoch": self.trainer.current_epoch}
+            with self.path.open("a") as file:
+                file.write(json.dumps({**where, **details}) + "\n")
+
+
+def _read_events(path: Path) -> list[dict[str, Any]]:
+    """The events of a file, without a last line that a kill cut off."""
+    events = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            events.append(json.loads(line))
+        except ValueError:
+            continue
+    return events
+
+
+def _drop_repeated(path: Path, step: int) -> None:
+    """Leaves the events before a step in the file."""
+    if path.is_file():
+        kept = "".join(json.dumps(event) + "\n" for event in _read_events(path) if event["step"] < step)
+        replace_file(path, lambda file: file.write_text(kept))

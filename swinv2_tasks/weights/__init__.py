@@ -1,0 +1,5 @@
+"""Swin V2 weights: read and written in six formats."""
+
+from swinv2_tasks.weights.loading import LoadReport, load_weights, save_weights
+
+__all__ = ["LoadReport", "load_weights", "save_weights"]

@@ -1,0 +1,439 @@
+"""Reading checkpoint files without running anything that is in them, and writing them whole or not at all.
+
+A ``.pth`` file is a pickle: a small program that may name any function. ``torch.load(weights_only=True)`` refuses all
+but a few harmless names; released files, however, also pickle a yacs config or an argparse namespace beside tensors.
+Each unknown name is therefore bound, before loading, to a placeholder that swallows whatever it is given. Which names a
+file mentions is read off its opcodes. No module is imported and no function called that a file asks for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickletools
+import shutil
+import warnings
+import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from swinv2_tasks.errors import UserError
+from swinv2_tasks.weights.formats import without_prefix
+from swinv2_tasks.weights.integrity import altered_part, check_storages, names_in, record_sizes
+from swinv2_tasks.weights.sharded import REST, ShardedTensor, assemble, is_sharded, put_back, shard_names
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds.
+
+    Attributes:
+        source: what messages call it.
+        state: its tensors, without the wrappers and prefixes that training adds.
+        contents: the outermost dict, with whatever else is in it.
+        config: the config.json beside the weights; empty when there is none.
+        prefix: what stood before the names of its tensors and was taken off: "model.", say.
+        record: what this package wrote about itself; empty in the files of others.
+    """
+
+    source: str
+    state: dict[str, Tensor]
+    contents: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    prefix: str = ""
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        return _mapping(self.contents.get("swinv2_tasks"))
+
+    @property
+    def other_states(self) -> list[str]:
+        """Entries that hold weights as well and were not taken: averaged ones beside those of the training, say."""
+        return [key for key in _WRAPPERS if _holds_tensors(self.contents.get(key))][1:]
+
+
+def read_checkpoint(source: str | PathLike[str] | Mapping[str, Any]) -> Checkpoint:
+    """Reads a checkpoint file or folder onto the CPU, or unwraps one that is in memory.
+
+    Args:
+        source: a ``.pth``, ``.ckpt`` or ``.safetensors`` file, a folder as Hugging Face and timm write it (weights and
+            config.json), a run's checkpoint in parts (without its optimizer's state), or a state dict or a dict around
+            one.
+
+    Raises:
+        UserError: when there is nothing to read, saying what the file seems to be instead.
+    """
+    if isinstance(source, Mapping):
+        state, prefix = without_prefix(_state_of(source, "the state dict"), "the state dict")
+        return Checkpoint("the state dict", state, source, prefix=prefix)
+    path = Path(source)
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; weights are read from disk, not downloaded by name")
+    if is_sharded(path):
+        contents = assemble({key: value for key, value in read_shards(path).items() if key != "optimizer_states"})
+        state, prefix = without_prefix(_state_of(contents, str(path)), str(path))
+        return Checkpoint(str(path), state, contents, prefix=prefix)
+    files = _weight_files(path) if path.is_dir() else [path]
+    parts = [_read_file(file) for file in files]
+    tensors = {name: tensor for part in parts for name, tensor in _state_of(part, str(path)).items()}
+    state, prefix = without_prefix(tensors, str(path))
+    return Checkpoint(str(path), state, parts[0], _read_config(files[0]), prefix)
+
+
+def read_shards(folder: Path) -> dict[str, Any]:
+    """Contents of a checkpoint in parts, with a ``ShardedTensor`` for each tensor that is in parts.
+
+    Raises:
+        UserError: a part is missing or damaged, or is of another checkpoint.
+    """
+    rest = _read_file(folder / REST)
+    try:
+        names, shapes, saved = shard_names(rest["shards"]["number"]), rest["shards"]["shapes"], rest["shards"]["saved"]
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder / REST} is no part of a checkpoint that this package wrote: {error} is wrong"
+        ) from error
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise UserError(
+            f"{folder} lacks {', '.join(missing)}: the checkpoint has {len(names)} parts, copy the folder with all of "
+            "them"
+        )
+    parts: dict[Any, list[tuple[int, Tensor]]] = {place: [] for place in shapes}
+    for name in names:
+        shard = _read_file(folder / name)
+        if shard.get("saved") != saved:
+            raise UserError(
+                f"{folder / name} belongs to another checkpoint than {REST} beside it: copy the folder again"
+            )
+        for place, tensor in shard["tensors"].items():
+            parts[place].append((shard["first_rows"][place], tensor))
+    leaves = {place: ShardedTensor(torch.Size(shapes[place]), parts[place]) for place in shapes}
+    return put_back({key: value for key, value in rest.items() if key != "shards"}, leaves)
+
+
+def read_contents(path: Path) -> Mapping[str, Any]:
+    """The outermost dict of a file or of a checkpoint in parts; tensors in parts are not read yet."""
+    return read_shards(path) if is_sharded(path) else read_checkpoint(path).contents
+
+
+_FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The weights in a folder; several files when an index names shards."""
+    for name in _FOLDER_FILES:
+        index = folder / f"{name}.index.json"
+        if (folder / name).is_file():
+            return [folder / name]
+        if index.is_file():
+            shards = _read_json(index).get("weight_map")
+            if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+                raise UserError(f"{index}: has no weight_map from names to files; download it again")
+            return [folder / Path(shard).name for shard in sorted(set(shards.values()))]
+    raise UserError(f"{folder}: no weights in this folder; expected {' or '.join(_FOLDER_FILES)}")
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    """config.json beside a file of the name that belongs to one; other files may have strangers for neighbours."""
+    config = file.parent / "config.json"
+    return _read_json(config) if file.name.startswith(("model", "pytorch_model")) and config.is_file() else {}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); download it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object")
+    return content
+
+
+def _read_file(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    with path.open("rb") as file:
+        start = file.read(512)
+    kind = _kind(start)
+    if kind not in (_ZIP, _PICKLE, _SAFETENSORS):
+        raise UserError(f"{path}: not a checkpoint but {kind}. Download it again, or name another file.")
+    try:
+        if kind == _ZIP and zipfile.is_zipfile(path) and (reason := altered_part(path)) is not None:
+            raise UserError(f"{path} is damaged: {reason}. Download or copy it again; nothing was loaded.")
+        contents = _read_safetensors(path) if kind == _SAFETENSORS else _read_pickle(path, is_zip=kind == _ZIP)
+    except UserError:
+        raise
+    except Exception as error:  # damaged files make the readers raise anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        called = [] if kind == _SAFETENSORS else _unknown_names(path, is_zip=kind == _ZIP)
+        calls = f"; it asks for {', '.join(called[:3])}, which is not run" if called else ""
+        raise UserError(
+            f"{path}: cannot be read. It begins like {kind} but is damaged, incomplete, or holds objects that are not "
+            f"data ({reason}{calls}). Download it again, or ask its author for the tensors alone."
+        ) from error
+    if not isinstance(contents, Mapping):
+        raise UserError(f"{path}: holds a {type(contents).__name__}, not a dict of tensors; save model.state_dict()")
+    return contents
+
+
+_ZIP, _PICKLE, _SAFETENSORS = "a PyTorch file", "an old PyTorch file", "a safetensors file"
+_STARTS = (  # (first bytes in lower case, what such a file is)
+    (b"pk\x03\x04", _ZIP),
+    (b"\x80", _PICKLE),
+    (b"version https://git-lfs", "a git-lfs pointer, which `git lfs pull` replaces by the file"),
+    (b"<!doctype html", "an HTML page, perhaps of a failed or refused download"),
+    (b"<html", "an HTML page, perhaps of a failed or refused download"),
+    (b"\x1f\x8b", "a gzip archive, to be unpacked first"),
+    (b"\xff\xd8\xff", "a JPEG picture"),
+    (b"\x89png", "a PNG picture"),
+)
+
+
+def _kind(start: bytes) -> str:
+    """What a file is, from its first bytes."""
+    if not start.strip(b"\0"):
+        return "empty" if not start else "zeros"
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 100_000_000:  # the limit of the format
+        return _SAFETENSORS
+    for beginning, kind in _STARTS:
+        if start.lstrip().lower().startswith(beginning):
+            return kind
+    if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in start):
+        return "text"
+    return "something unknown"
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    with safe_open(path, framework="pt") as file:
+        names = file.keys()  # the file itself cannot be iterated
+        contents: dict[str, Any] = {"state_dict": {name: file.get_tensor(name) for name in names}}
+        metadata = file.metadata() or {}
+    if "swinv2_tasks" in metadata:
+        contents["swinv2_tasks"] = json.loads(metadata["swinv2_tasks"])
+    return contents
+
+
+def _read_pickle(path: Path, *, is_zip: bool) -> Any:
+    _check_declarations(path, is_zip=is_zip)
+    harmless: list[Any] = [(_placeholder(name), name) for name in sorted(_named_globals(path, is_zip=is_zip))]
+    with torch.serialization.safe_globals(harmless), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about pickle protocols and deprecated storage types
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+
+
+def _check_declarations(path: Path, *, is_zip: bool) -> None:
+    """Refuses tensors that reach beyond their storage, or storages beyond their record in the file."""
+    if not is_zip:
+        for number, stream in enumerate(_pickles(path, is_zip=False)):
+            if number == 3:  # the object itself
+                check_storages(path, stream, None)
+                return
+            names_in(stream)
+        return
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if name.endswith("data.pkl"):
+                with archive.open(name) as stream:
+                    check_storages(path, stream, record_sizes(archive, name))
+
+
+def _unknown_names(path: Path, *, is_zip: bool) -> list[str]:
+    """What a pickle asks for beside tensors and plain containers."""
+    try:
+        named = [name for stream in _pickles(path, is_zip=is_zip) for name in names_in(stream)]
+    except Exception:  # of a file that is damaged too badly
+        return []
+    return [name for name in named if not name.startswith(("torch.", "collections.", "_codecs.", "numpy."))]
+
+
+class _Inert:
+    """Stands for an object of a class that is not known: takes any arguments and any state, and keeps none."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def __new__(cls, *_: Any, **__: Any) -> _Inert:
+        return super().__new__(cls)
+
+    def __setstate__(self, _: Any) -> None: ...
+
+
+class _InertDict:
+    """Stands for a dict class: becomes an OrderedDict, the only dict with attributes that torch's reader fills."""
+
+    def __new__(cls, *_: Any) -> Any:
+        return OrderedDict()
+
+
+_DICTS = {
+    "yacs.config.CfgNode",
+    "easydict.EasyDict",
+    "addict.addict.Dict",
+    "collections.defaultdict",
+    "mmengine.config.config.ConfigDict",
+    "mmcv.utils.config.ConfigDict",
+}
+
+
+def _placeholder(name: str) -> type:
+    """A fresh class for each name, so that one allowed name never vouches for another."""
+    return type(name, (_InertDict if name in _DICTS else _Inert,), {})
+
+
+def _named_globals(path: Path, *, is_zip: bool) -> set[str]:
+    """Every module.name that the pickles of a file mention, read from the opcodes."""
+    names = set()
+    for stream in _pickles(path, is_zip=is_zip):
+        for opcode, argument, _ in pickletools.genops(stream):
+            if opcode.name == "GLOBAL":  # what torch writes; its reader knows no other opcode that names something
+                module, name = str(argument).split(" ", 1)
+                # Python 2 names are translated exactly as torch's reader will translate them.
+                if (module, name) in NAME_MAPPING:
+                    module, name = NAME_MAPPING[module, name]
+                else:
+                    module = IMPORT_MAPPING.get(module, module)
+                names.add(f"{module}.{name}")
+    return names
+
+
+def _pickles(path: Path, *, is_zip: bool) -> Iterator[IO[bytes]]:
+    if is_zip:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if name.endswith("data.pkl"):
+                    with archive.open(name) as stream:
+                        yield stream
+        return
+    with path.open("rb") as stream:  # magic number, protocol, system, the object, storage keys; then raw numbers
+        for _ in range(5):
+            yield stream
+
+
+_WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "model_ema", "state_dict_ema")
+
+
+def _state_of(contents: Mapping[str, Any], source: str) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, out of its wrappers."""
+    inner = next((contents[key] for key in _WRAPPERS if _holds_tensors(contents.get(key))), contents)
+    tensors = {str(name): value for name, value in inner.items() if isinstance(value, Tensor)}
+    if not tensors:
+        known = ", ".join(map(str, list(contents)[:5])) or "nothing"
+        raise UserError(f"{source}: holds no tensors; its entries are {known}")
+    return {clean_name(name): value for name, value in tensors.items()}
+
+
+def clean_name(name: str) -> str:
+    """A parameter's name without what torch.compile puts into it."""
+    return name.replace("_orig_mod.", "")
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(entry, Tensor) for entry in value.values())
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def write_pickle(path: Path, contents: Mapping[str, Any]) -> None:
+    """Writes what ``torch.load`` reads, whole or not at all; its checksums tell later whether it still is.
+
+    Raises:
+        UserError: when it cannot be written: the disk is full, say. What was there before stays.
+    """
+    replace_file(path, lambda file: torch.save(dict(contents), file))
+
+
+def write_safetensors(path: Path, tensors: dict[str, Tensor], record: Mapping[str, Any]) -> None:
+    """Writes a safetensors file, whole or not at all; ``record`` goes into its metadata, which others skip."""
+    metadata = {"format": "pt"} | ({"swinv2_tasks": json.dumps(record)} if record else {})
+    replace_file(path, lambda file: save_file(tensors, file, metadata))
+
+
+def write_folder(path: Path, tensors: dict[str, Tensor], config: Mapping[str, Any]) -> None:
+    """Writes model.safetensors and config.json into a folder, each whole or not at all."""
+    if path.is_file():
+        raise UserError(f"{path}: is a file, where a folder is to be written; name another")
+    text = json.dumps(config, indent=2) + "\n"
+    write_safetensors(path / "model.safetensors", tensors, {})
+    replace_file(path / "config.json", lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
+    """Writes beside ``path`` and moves the result there once it is whole and on the disk.
+
+    Raises:
+        UserError: when it cannot be written. What was there before stays.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # or a power failure could leave the new name without the content
+        os.replace(temporary, path)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch's and safetensors' own words for a full disk
+        problem = f"{_reason(error)}{_free_space(path.parent)}"
+        raise UserError(
+            f"{path}: cannot be written ({problem}). Make room or name another place; what was there before is kept."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    cause = error.__context__
+    return f"{text}: {cause}" if isinstance(cause, OSError) else text
+
+
+def _free_space(folder: Path) -> str:
+    try:
+        return f"; {shutil.disk_usage(folder).free / 2**20:,.0f} MiB are free there"
+    except OSError:
+        return ""
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what writers that were killed left half-written in a folder. No other process may be writing there."""
+    for path in folder.glob(".*"):
+        if path.name.rpartition(".")[2].isdecimal():
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a folder with all that is in it, if there is one."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint of a run, checksums included; None when it is as written."""
+    if path.is_dir():
+        return _damage_of_shards(path)
+    try:
+        return altered_part(path)
+    except OSError as error:
+        return str(error)
+
+
+def _damage_of_shards(folder: Path) -> str | None:
+    try:
+        number = _read_file(folder / REST)["shards"]["number"]
+    except (UserError, KeyError, TypeError) as error:
+        return f"{REST} is missing or damaged ({error})"
+    for name in (REST, *shard_names(number)):
+        if (reason := damage(folder / name)) is not None:
+            return f"its part {name}: {reason}"
+    return None

@@ -1,0 +1,302 @@
+"""Whether a checkpoint is whole: checksums, storages as long as their tensors, weights that are finite numbers.
+
+torch's reader trusts a file: it asks no checksum, and takes the length of a storage from the pickle beside it. Where
+the record in the file is shorter, the tensor is filled with whatever follows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import pickle
+import time
+import zipfile
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from swinv2_tasks.errors import UserError
+from swinv2_tasks.weights.formats import some
+from swinv2_tasks.weights.sharded import ShardedTensor
+
+# ---- checksums
+
+SETTLED_NS = 2 * 10**9
+"""How old a file's last change must be for its date to tell a later change from it."""
+
+
+def altered_part(path: Path) -> str | None:
+    """What is wrong with a zip file by its checksums; None when it is as written. Asked once of a file that stays."""
+    stat = path.stat()
+    key = (path.absolute(), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    # Changed just now, it may change again within the same tick of the clock that dates files.
+    is_settled = time.time_ns() - stat.st_mtime_ns > SETTLED_NS
+    return _altered_part(*key) if is_settled else _altered_part.__wrapped__(*key)
+
+
+@lru_cache(maxsize=256)
+def _altered_part(path: Path, *_: int) -> str | None:
+    entry = None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                with archive.open(entry) as part:
+                    while part.read(2**20):  # which compares the checksum at the end
+                        pass
+        entry = None
+        torch._C.PyTorchFileReader(str(path))  # which also looks at parts of the directory that Python passes over
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        reason = str(error) or type(error).__name__
+        return reason if entry is None else f"its part {entry.filename} was altered, by its checksum ({reason})"
+    return None
+
+
+# ---- storages
+
+
+@dataclass
+class _Storage:
+    """A storage as a pickle declares it."""
+
+    key: str
+    item_size: int
+    length: int
+
+
+@dataclass
+class _Rebuilt:
+    """A tensor as a pickle declares it."""
+
+    storage: _Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def problem(self, record_sizes: Mapping[str, int] | None) -> str | None:
+        """What keeps the tensor from being in its storage, and that in the file."""
+        last = self.offset + sum((side - 1) * step for side, step in zip(self.size, self.stride, strict=True))
+        needed = last + 1 if math.prod(self.size) else 0
+        lowest = min([self.offset, *self.size, *self.stride], default=0)
+        if lowest < 0:
+            return "has a negative size, stride or offset"
+        if needed > self.storage.length:
+            return f"needs {needed:,} numbers, its storage has {self.storage.length:,}"
+        if record_sizes is None:
+            return None
+        held = record_sizes.get(self.storage.key, 0)
+        if held < self.storage.length * self.storage.item_size:
+            return f"needs {self.storage.length * self.storage.item_size:,} bytes, the file holds {held:,} of them"
+        return None
+
+
+class _Anything:
+    """Stands for whatever a pickle names: takes any arguments, state and entries, and keeps none."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def __new__(cls, *_: Any, **__: Any) -> Any:
+        return super().__new__(cls)
+
+    def __setstate__(self, _: Any) -> None: ...
+
+    def __setitem__(self, _: Any, __: Any) -> None: ...
+
+    def append(self, _: Any) -> None: ...
+
+    def extend(self, _: Any) -> None: ...
+
+    add = append
+
+
+class _Dict(_Anything):
+    """Stands for a dict class."""
+
+    def __new__(cls, *_: Any, **__: Any) -> Any:
+        return OrderedDict()
+
+
+class _Rebuild(_Anything):
+    """Stands for torch's functions that make tensors of storages, and parameters of tensors."""
+
+    made: list[_Rebuilt]
+
+    def __new__(cls, *arguments: Any, **_: Any) -> Any:
+        if arguments and isinstance(arguments[0], _Storage):
+            storage, offset, size, stride = arguments[:4]
+            cls.made.append(_Rebuilt(storage, int(offset), tuple(size), tuple(stride)))
+            return cls.made[-1]
+        if len(arguments) > 2 and isinstance(arguments[0], type) and issubclass(arguments[0], _Rebuild):
+            return arguments[0](*arguments[2])  # _rebuild_from_type_v2(function, type, arguments, state)
+        return arguments[0] if arguments else super().__new__(cls)
+
+
+_ITEM_SIZES = {
+    **dict.fromkeys(("ShortStorage", "HalfStorage", "BFloat16Storage"), 2),
+    **dict.fromkeys(("IntStorage", "FloatStorage"), 4),
+    **dict.fromkeys(("LongStorage", "DoubleStorage", "ComplexFloatStorage"), 8),
+    "ComplexDoubleStorage": 16,
+}
+"""Bytes of each number in torch's storages; of the others it is one."""
+
+
+class _Declarations(pickle.Unpickler):
+    """Reads what a pickle says about tensors. Nothing that it names is imported or called: classes of this module,
+    which do nothing, stand for all of it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(file)
+        self.named: list[str] = []
+        self.tensors: list[_Rebuilt] = []
+
+    def find_class(self, module: str, name: str) -> Any:
+        self.named.append(f"{module}.{name}")
+        if module == "torch" and name.endswith("Storage"):
+            return type(name, (_Anything,), {"item_size": _ITEM_SIZES.get(name, 1)})
+        if module.startswith("torch.") and name.startswith("_rebuild"):
+            return type(name, (_Rebuild,), {"made": self.tensors})
+        kinds = _Dict if name in ("OrderedDict", "defaultdict") and module == "collections" else _Anything
+        return type(name, (kinds,), {})
+
+    def persistent_load(self, pid: Any) -> Any:
+        _, kind, key, _, length, *_ = pid
+        return _Storage(str(key), int(getattr(kind, "item_size", 1)), int(length))
+
+
+def check_storages(path: Path, stream: IO[bytes], record_sizes: Mapping[str, int] | None) -> None:
+    """Refuses a pickle with a tensor that is longer than its storage, or a storage that is longer than the file says.
+
+    Args:
+        path: the file, for messages.
+        stream: the pickle in it.
+        record_sizes: bytes of each storage's record in a zip file; None where torch's reader asks itself.
+
+    Raises:
+        UserError: naming the first tensors.
+    """
+    reader = _Declarations(stream)
+    keys = {id(tensor): key for key, tensor in _declared(reader.load())}
+    found = ((tensor, tensor.problem(record_sizes)) for tensor in reader.tensors)
+    problems = [f"{keys.get(id(tensor), 'one')} {problem}" for tensor, problem in found if problem]
+    if problems:
+        raise UserError(
+            f"{path} is damaged: {len(problems)} of its tensors do not fit their storage: {some(problems, 2)}. "
+            "Download or copy it again; nothing was loaded."
+        )
+
+
+def _declared(contents: Any, key: str = "") -> Iterator[tuple[str, _Rebuilt]]:
+    """The declared tensors in nested dicts and lists, by their keys, without the wrapper's own."""
+    if isinstance(contents, _Rebuilt):
+        yield key, contents
+    elif isinstance(contents, Mapping):
+        for name, value in contents.items():
+            yield from _declared(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(contents, list | tuple):
+        for number, value in enumerate(contents):
+            yield from _declared(value, f"{key}.{number}")
+
+
+def record_sizes(archive: zipfile.ZipFile, pickle_name: str) -> dict[str, int]:
+    """Bytes of each record beside a pickle in a zip file, by the storage's key."""
+    folder = pickle_name.removesuffix("data.pkl") + "data/"
+    entries = archive.infolist()
+    return {entry.filename.removeprefix(folder): entry.file_size for entry in entries if folder in entry.filename}
+
+
+def names_in(stream: IO[bytes]) -> list[str]:
+    """Every module.name that a pickle asks for, as far as it can be read."""
+    reader = _Declarations(stream)
+    with contextlib.suppress(Exception):  # a damaged pickle raises anything; what was read until then was asked for
+        reader.load()
+    return reader.named
+
+
+# ---- values
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers of a tensor are finite. One pass without a copy: whatever is not finite makes the sum so."""
+    if not (tensor.is_floating_point() or tensor.is_complex()) or not tensor.numel():
+        return True
+    if tensor.element_size() == 1:  # types of 8 bits cannot be summed
+        return bool(tensor.float().isfinite().all())
+    wide = torch.float32 if tensor.element_size() == 2 and tensor.is_floating_point() else tensor.dtype
+    return bool(tensor.sum(dtype=wide).isfinite()) or bool(tensor.isfinite().all())
+
+
+def check_finite(tensors: Mapping[str, Any], source: str) -> None:
+    """Refuses tensors, whole or in parts, with NaN or infinite numbers; other values do not count.
+
+    Raises:
+        UserError: naming them.
+    """
+    bad = []
+    for name, value in tensors.items():
+        parts = [part for _, part in value.parts] if isinstance(value, ShardedTensor) else [value]
+        if not all(is_finite(part) for part in parts if isinstance(part, Tensor)):
+            bad.append(name)
+    if bad:
+        raise UserError(
+            f"{source}: {len(bad)} of {len(tensors)} tensors hold NaN or infinite numbers: {some(bad)}. The training "
+            "that wrote them diverged, or the file was damaged: take an earlier checkpoint or another copy. Nothing "
+            "was loaded."
+        )
+
+
+def check_kinds(tensors: Mapping[str, Any], expected: Mapping[str, Tensor], source: str) -> None:
+    """Refuses tensors of another kind than those they are for: whole numbers, truth values or complex numbers in the
+    place of real ones, or the reverse, and such without values. Any precision of real numbers is of one kind.
+
+    Raises:
+        UserError: naming them.
+    """
+    problems = []
+    for name, value in tensors.items():
+        if name not in expected:
+            continue
+        found = [part for _, part in value.parts] if isinstance(value, ShardedTensor) else [value]
+        for part in found[:1]:
+            problem = _other_kind(part, expected[name])
+            if problem is not None:
+                problems.append(f"{name} ({problem})")
+    if problems:
+        raise UserError(
+            f"{source}: {len(problems)} tensors are not of the model's kind: {some(problems)}. Save model.state_dict() "
+            "of a model in float32, float16 or bfloat16. Nothing was loaded."
+        )
+
+
+def _other_kind(found: Any, expected: Tensor) -> str | None:
+    wanted = "real numbers" if expected.is_floating_point() else "whole numbers"
+    if not isinstance(found, Tensor):
+        return f"a {type(found).__name__} in place of {wanted}"
+    if found.layout != torch.strided or found.is_quantized:
+        return f"{found.layout if found.layout != torch.strided else found.dtype} in place of plain {wanted}"
+    if found.is_meta and not expected.is_meta:
+        return "no values"
+    whole = not (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool)
+    if found.is_floating_point() if expected.is_floating_point() else whole or found.dtype == expected.dtype:
+        return None
+    return f"{str(found.dtype).removeprefix('torch.')} in place of {wanted}"
+
+
+def flatten(contents: Any, key: str = "") -> dict[str, Any]:
+    """The tensors in nested dicts and lists by their keys: of an optimizer's states, say."""
+    if isinstance(contents, Tensor | ShardedTensor):
+        return {key: contents}
+    entries: Iterator[tuple[Any, Any]] | Sequence[tuple[Any, Any]] = ()
+    if isinstance(contents, Mapping):
+        entries = list(contents.items())
+    elif isinstance(contents, list | tuple):
+        entries = list(enumerate(contents))
+    found: dict[str, Any] = {}
+    for name, value in entries:
+        found |= flatten(value, f"{key}.{name}" if key else str(name))
+    return found

@@ -1,0 +1,578 @@
+"""Loading and saving Swin V2 weights in six formats, and what a new window or resolution asks of them.
+
+https://arxiv.org/abs/2111.09883, section 3.3. A checkpoint's position bias is a function of offsets measured in the
+window of its pre-training; ``load_weights`` finds that window per stage and sets it, so that the model, whatever its
+own window, evaluates the same function at its own offsets. V1-style tables are resized instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from swinv2_tasks.backbone.position_bias import BiasTable, LogCPB, resize_bias_table
+from swinv2_tasks.backbone.swin_v2 import SwinTransformerV2, WindowSize
+from swinv2_tasks.backbone.window import Size
+from swinv2_tasks.errors import UserError
+from swinv2_tasks.weights.files import (
+    Checkpoint,
+    clean_name,
+    read_checkpoint,
+    write_folder,
+    write_pickle,
+    write_safetensors,
+)
+from swinv2_tasks.weights.formats import (
+    Format,
+    State,
+    Variant,
+    describe_variant,
+    detect_format,
+    from_official,
+    homeless,
+    is_buffer,
+    some,
+    to_official,
+)
+from swinv2_tasks.weights.inflation import inflate, inflated_variant, inflated_windows
+from swinv2_tasks.weights.integrity import check_finite, check_kinds
+from swinv2_tasks.weights.windows import (
+    ImageSize,
+    Windows,
+    find_windows,
+    huggingface_config,
+    position_buffers,
+    square_table_window,
+    windows_at,
+    windows_of,
+)
+
+Source = str | PathLike[str] | Mapping[str, Any]
+
+
+@dataclass
+class LoadReport:
+    """What ``load_weights`` did; ``str(report)`` is a short table.
+
+    Attributes:
+        source: the file, folder or dict.
+        format: its format.
+        variant: what the checkpoint is.
+        loaded: tensors copied into the module.
+        cast: types of tensors that are of another type in the file than in the module: ["float16"], say.
+        renamed: how many of them have another name in the file.
+        resized: names of bias tables that were resized.
+        inflated: names of image tensors that were given an axis in time, as official files say.
+        fresh: names of the module's tensors that the checkpoint does not fit and that keep their values.
+        unused: names of the checkpoint's tensors (as official files say) that went nowhere.
+        windows: per stage the window of pre-training (None: not known) and the window now.
+        windows_from: where the windows of pre-training were found.
+        head: what became of the classification head.
+        prefix: what stood before the checkpoint's names: "module.model.", say.
+        other_states: entries of the file that hold weights as well and were not read: ["model_ema"], say.
+    """
+
+    source: str
+    format: Format
+    variant: Variant
+    loaded: int
+    renamed: int
+    head: str
+    windows: list[tuple[Size | None, Size]]
+    windows_from: str
+    prefix: str = ""
+    cast: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
+    inflated: list[str] = field(default_factory=list)
+    fresh: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+    other_states: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        renamed = f", {self.renamed} under another name" if self.renamed else ""
+        prefix = f", without the {self.prefix!r} before its names" if self.prefix else ""
+        cast = f", cast from {' and '.join(self.cast)}" if self.cast else ""
+        rows = [
+            ("weights", f"{self.source} ({self.format}{prefix})"),
+            ("checkpoint", str(self.variant)),
+            ("loaded", f"{self.loaded} tensors{renamed}{cast}"),
+            ("head", self.head),
+            ("windows", f"pre-training → now, {self.windows_from}"),
+        ]
+        for stage, (pretrained, now) in enumerate(self.windows, start=1):
+            rows.append((f"  stage {stage}", f"{show_window(pretrained) if pretrained else '?'} → {show_window(now)}"))
+        lists = (
+            ("resized", self.resized),
+            ("inflated", self.inflated),
+            ("left fresh", self.fresh),
+            ("not used", self.unused),
+            ("not read", [f"{entry}, which holds weights as well" for entry in self.other_states]),
+        )
+        rows += [(name, f"{len(names)}: {some(names)}") for name, names in lists if names]
+        return "\n".join(f"{name:12}{value}" for name, value in rows)
+
+
+def show_window(window: Size) -> str:
+    """A window as people write it: 8×8."""
+    return "×".join(map(str, window))
+
+
+def load_weights(
+    module: nn.Module,
+    source: Source,
+    *,
+    window_size: WindowSize | None = None,
+    image_size: ImageSize | None = None,
+    head_rows: str | PathLike[str] | Sequence[int] | None = None,
+) -> LoadReport:
+    """Loads a checkpoint into a backbone, or into a task with ``.backbone`` and ``.head``, and sets its windows.
+
+    Nothing changes unless the whole backbone fits. A head that is missing or has other classes stays fresh; of
+    segmentation heads only the classifiers depend on the classes, and the rest must fit.
+
+    Args:
+        module: a ``SwinTransformerV2``, or a module that has one as ``backbone``.
+        source: file, folder, state dict or dict around one; official, SimMIM, timm, Hugging Face, torchvision or this
+            package's own, told apart by their names.
+        window_size: window that the checkpoint was trained at, needed only where the file does not say; of a model
+            fine-tuned at a larger window, that of its pre-training, which its position bias is measured in.
+        image_size: pixels that it was trained at; goes with ``window_size``.
+        head_rows: for each class of the module its row in the checkpoint's head, as numbers or as a text file of one
+            number per line. Official ImageNet-22k heads go into 1,000-class heads without it.
+
+    Raises:
+        UserError: for a file that cannot be read, another architecture or variant, backbone tensors that are missing or
+            do not fit, a segmentation head built otherwise, and windows that contradict the file.
+    """
+    checkpoint = read_checkpoint(source)
+    backbone = backbone_of(module)
+    try:
+        format = detect_format(checkpoint.state)
+        official = to_official(checkpoint.state, format)
+        check_official(official, checkpoint.source)
+        variant = describe_variant(official)
+        is_image_for_clips = _check_same_variant(variant, backbone)
+    except UserError as error:
+        known = str(error).startswith(checkpoint.source)
+        raise UserError(str(error) if known else f"{checkpoint.source}: {error}") from error
+    stated = stated_windows(checkpoint, official, variant, window_size, image_size)
+
+    _check_same_position_bias(checkpoint, official, format, backbone)
+    inflated: list[str] = []
+    if is_image_for_clips:
+        official, stated, inflated = _inflate(official, stated, backbone)
+    weights = from_official(official, "lightning")
+    prefix = _prefix(module)
+    targets = _targets(module)
+    resized = resize_tables(weights, backbone, stated[0].effective if stated else None)
+    _check_backbone_fits(weights, targets, checkpoint.source)
+    _check_segmentation_head_fits(weights, targets, checkpoint, module)
+    head = _fit_head(weights, targets, format, head_rows)
+
+    fitting = [name for name in targets if name in weights and weights[name].shape == targets[name].shape]
+    check_kinds({name: weights[name] for name in fitting}, targets, checkpoint.source)
+    cast = {
+        name: weights[name].to(targets[name].dtype) for name in fitting if weights[name].dtype != targets[name].dtype
+    }
+    check_finite(cast, f"{checkpoint.source}, in the model's type")  # a number may be too large for it
+    types = sorted({str(weights[name].dtype).removeprefix("torch.") for name in cast})
+    if stated is not None:
+        backbone.set_pretrained_window(stated[0].pretrained)
+    with torch.no_grad():
+        for name in fitting:
+            target, value = targets[name], cast.get(name, weights[name])
+            if target.is_meta:  # built without memory: the tensor itself goes there
+                torch.utils.swap_tensors(target, nn.Parameter(value, target.requires_grad))
+            else:
+                target.copy_(value)
+    unused = [name for name in weights if name not in fitting]
+    return LoadReport(
+        source=checkpoint.source,
+        format=format,
+        variant=variant,
+        loaded=len(fitting),
+        cast=types,
+        prefix=checkpoint.prefix,
+        other_states=checkpoint.other_states,
+        renamed=len(set(fitting) - {prefix + name for name in checkpoint.state}),
+        head=head,
+        windows=list(zip(backbone.pretrained_window_size, backbone.window_size, strict=True)),
+        windows_from=stated[1] if stated else _NOT_STATED,
+        resized=resized,
+        inflated=inflated,
+        fresh=[name for name in targets if name not in fitting],
+        unused=list(to_official(dict.fromkeys(unused, torch.empty(0)), "lightning")),
+    )
+
+
+_NOT_STATED = (
+    "not stated by the file: kept as the model had them; name them with window_size= and image_size= in Python, "
+    "with --model.backbone.pretrained_window_size on the command line (those that the checkpoint was trained at)"
+)
+
+
+def check_official(state: State, source: str) -> None:
+    """Refuses an official state dict with learned tensors that are no finite real numbers.
+
+    Raises:
+        UserError: naming them.
+    """
+    real = torch.empty(0)
+    learned = [name for name in state if not is_buffer(name) and not name.endswith("num_batches_tracked")]
+    check_kinds(state, dict.fromkeys(learned, real), source)
+    check_finite(state, source)
+
+
+def backbone_of(module: nn.Module) -> SwinTransformerV2:
+    """The backbone of a task, or the backbone itself."""
+    backbone = getattr(module, "backbone", module)
+    backbone = getattr(backbone, "_orig_mod", backbone)  # as torch.compile wraps it
+    if not isinstance(backbone, SwinTransformerV2):
+        raise TypeError(f"expected a SwinTransformerV2 or a module with one as .backbone, not {type(module).__name__}")
+    return backbone
+
+
+def _prefix(module: nn.Module) -> str:
+    return "" if hasattr(module, "backbone") else "backbone."
+
+
+def _targets(module: nn.Module) -> State:
+    """The module's own tensors under the names of a task: backbone.…, head.…."""
+    return {_prefix(module) + clean_name(name): value for name, value in module.state_dict(keep_vars=True).items()}
+
+
+def _own_state(module: nn.Module) -> State:
+    """A detached official state dict of a module."""
+    return to_official({name: value.detach() for name, value in _targets(module).items()}, "lightning")
+
+
+def _check_same_variant(variant: Variant, backbone: SwinTransformerV2) -> bool:
+    """Refuses another variant; whether the checkpoint is of images and the backbone for clips."""
+    expected = describe_variant(_own_state(backbone))
+    is_image_for_clips = (len(variant.patch_size), len(expected.patch_size)) == (2, 3)
+    if is_image_for_clips:
+        variant = inflated_variant(variant, expected.patch_size[0])
+    elif len(variant.patch_size) != len(expected.patch_size):
+        raise UserError(
+            f"the checkpoint is for clips, the model for images. Give the model patch_size {[*variant.patch_size]} and "
+            "windows in time; only image weights can be carried over to clips, not back."
+        )
+    if variant != expected:
+        raise UserError(f"the checkpoint is {variant}, the model is {expected}. Choose the model that the file holds.")
+    return is_image_for_clips
+
+
+def _inflate(
+    official: State, stated: tuple[Windows, str] | None, backbone: SwinTransformerV2
+) -> tuple[State, tuple[Windows, str] | None, list[str]]:
+    """Image weights and their windows as the backbone over clips takes them, and the names of what changed."""
+    windows = backbone.window_size
+    try:
+        inflated, changed = inflate(official, backbone.patch_size[0], windows, stated[0] if stated else None)
+    except ValueError as error:
+        raise UserError(f"the checkpoint's bias tables cannot be resized: {error}") from error
+    if stated is not None:
+        found, source = stated
+        stated = inflated_windows(found, [window[0] for window in windows]), f"{source}; in time the model's"
+    return inflated, stated, changed
+
+
+def stated_windows(
+    checkpoint: Checkpoint,
+    state: State,
+    variant: Variant,
+    window_size: WindowSize | None,
+    image_size: ImageSize | None,
+) -> tuple[Windows, str] | None:
+    """The checkpoint's windows and where they were found: in it, else in the arguments, else None."""
+    found = find_windows(checkpoint, state, variant)
+    if window_size is None and image_size is None:
+        return found
+    if window_size is None or image_size is None:
+        raise UserError("window_size and image_size say together what the checkpoint was trained at; give both")
+    told = windows_at(variant, window_size, image_size)
+    if found is None:
+        return told, "from the arguments"
+    if found[0].effective != told.effective:
+        raise UserError(
+            f"{checkpoint.source} was trained at windows {_show(found[0].effective)} ({found[1]}), but window_size "
+            f"and image_size say {_show(told.effective)}. They are for files that do not say; leave them out."
+        )
+    return found
+
+
+def _show(windows: Iterable[Size]) -> str:
+    return ", ".join(map(show_window, windows))
+
+
+def _check_same_position_bias(
+    checkpoint: Checkpoint, state: State, format: Format, backbone: SwinTransformerV2
+) -> None:
+    """Refuses weights of one kind of position bias for another, as far as the checkpoint tells its kind."""
+    kind = checkpoint.record.get("position_bias")
+    if any(name.endswith("relative_position_bias_table") for name in state):
+        kind = BiasTable.__name__
+    elif kind is None and (format not in ("official", "lightning") or any(map(is_buffer, state))):
+        kind = LogCPB.__name__  # other libraries know no other
+    accepted = [cls.__name__ for cls in backbone.position_bias.__mro__]
+    if kind not in accepted if kind else BiasTable.__name__ in accepted:
+        raise UserError(
+            f"{checkpoint.source} has a {kind or 'continuous'} position bias, the model {accepted[0]}; "
+            "build the model with the position_bias of the checkpoint"
+        )
+
+
+_TABLE = ".attn.cpb_mlp.relative_position_bias_table"
+
+
+def resize_tables(weights: State, backbone: SwinTransformerV2, trained: Sequence[Size] | None) -> list[str]:
+    """Resizes V1-style bias tables in place to those of the backbone.
+
+    Args:
+        weights: tensors under the names of a task.
+        backbone: whose windows they are for.
+        trained: windows in effect in training, per stage; None where they are not known.
+
+    Returns:
+        The names of those that changed.
+
+    Raises:
+        UserError: a table is of no square window, or of another number of axes.
+    """
+    resized = []
+    for stage, new in enumerate(backbone.window_size):
+        for block in range(backbone.depths[stage]):
+            name = f"backbone.layers.{stage}.blocks.{block}{_TABLE}"
+            if name not in weights:
+                continue
+            table = weights[name]
+            likely = (trained[stage], new) if trained else (new,)
+            fitting = [window for window in likely if math.prod(2 * side - 1 for side in window) == len(table)]
+            try:
+                old = fitting[0] if fitting else square_table_window(len(table))
+                if old != new:
+                    weights[name] = resize_bias_table(table, old, new)
+                    resized.append(name)
+            except ValueError as error:
+                raise UserError(f"the checkpoint's bias tables cannot be resized: {error}") from error
+    return resized
+
+
+def _check_backbone_fits(weights: State, targets: State, source: str) -> None:
+    problems = unfit_keys(weights, {name: value for name, value in targets.items() if name.startswith("backbone.")})
+    if problems:
+        raise UserError(f"{source} does not fit the model; nothing was loaded. {'; '.join(problems)}")
+
+
+def unfit_keys(
+    weights: Mapping[str, Tensor], own: Mapping[str, Tensor], parts: str | tuple[str, ...] = "backbone."
+) -> list[str]:
+    """What keeps a checkpoint's tensors from fitting: missing, of another shape, unknown; [] if nothing.
+
+    Args:
+        weights: the checkpoint's tensors under the names of a task.
+        own: those of the model that must be there.
+        parts: beginnings of names; of the checkpoint's further tensors, those that begin so are unknown.
+    """
+    missing = [name for name in own if name not in weights]
+    unknown = [name for name in weights if name.startswith(parts) and name not in own]
+    shapes = [
+        f"{name} ({tuple(weights[name].shape)} instead of {tuple(value.shape)})"
+        for name, value in own.items()
+        if name in weights and weights[name].shape != value.shape
+    ]
+    kinds = (("missing", missing), ("of another shape", shapes), ("unknown to the model", unknown))
+    return [f"{len(names)} {kind}: {some(names)}" for kind, names in kinds if names]
+
+
+_UPERNET_CHANNELS = "head.decoder.fuse.0.weight"
+_FCN_CHANNELS = "head.auxiliary.conv.0.weight"
+_SEGMENTATION_CLASSES = "head.decoder.classifier.1.weight"
+
+
+def _check_segmentation_head_fits(weights: State, targets: State, checkpoint: Checkpoint, module: nn.Module) -> None:
+    """Refuses UPerNet heads that are not built as the module's: of one that is loaded in parts nothing good comes.
+
+    Only its classifiers may be of other classes, and the auxiliary head, which serves training alone, may be missing
+    on either side.
+    """
+    source = checkpoint.source
+    is_upernet = _UPERNET_CHANNELS in targets
+    if not is_upernet or not any(name in weights for name in targets if name.startswith("head.decoder.")):
+        return
+
+    in_file, in_model = _has(weights, "head.norms."), _has(targets, "head.norms.")
+    if in_file != in_model:
+        raise UserError(
+            f"{source} holds a UPerNet {'with' if in_file else 'without'} norms of the backbone's maps, the model is "
+            f"built {'with' if in_model else 'without'} them. Build it with map_norms={in_file} "
+            f"(--model.map_norms {str(in_file).lower()})."
+        )
+
+    for name, setting in ((_UPERNET_CHANNELS, "channels"), (_FCN_CHANNELS, "auxiliary_channels")):
+        if name in weights and name in targets and len(weights[name]) != len(targets[name]):
+            found, expected = len(weights[name]), len(targets[name])
+            raise UserError(
+                f"{source} holds a head with {setting} {found}, the model is built with {expected}. Build it with "
+                f"{setting}={found} (--model.{setting} {found})."
+            )
+
+    stated = checkpoint.config.get("pool_scales")
+    scales: Any = next((part.pool_scales for part in module.modules() if hasattr(part, "pool_scales")), None)
+    if stated is not None and scales is not None and tuple(stated) != scales:
+        raise UserError(
+            f"{source} holds a UPerNet with pool_scales {[*stated]}, the model is built with {[*scales]}. In Python, "
+            f"give its head a decoder UPerNetHead(…, pool_scales={[*stated]})."
+        )
+
+    parts = ("head.norms.", "head.decoder.", "head.auxiliary.")
+    in_both = tuple(part for part in parts if _has(weights, part) and _has(targets, part))
+    theirs, ours = (
+        {name: value for name, value in state.items() if name.startswith(in_both) and not _may_differ(name)}
+        for state in (weights, targets)
+    )
+    if problems := "; ".join(unfit_keys(theirs, ours, in_both)):
+        advice = ". auxiliary_weight=0 (--model.auxiliary_weight 0) leaves the auxiliary head out"
+        raise UserError(
+            f"{source}: its segmentation head does not fit the model's; nothing was loaded. {problems}"
+            f"{advice if 'head.auxiliary.' in problems else ''}"
+        )
+
+
+def _has(names: Iterable[str], start: str) -> bool:
+    return any(name.startswith(start) for name in names)
+
+
+def _may_differ(name: str) -> bool:
+    """Whether a tensor of a segmentation head depends on the classes, or only counts batches."""
+    return ".classifier." in name or name.endswith("num_batches_tracked")
+
+
+_HEAD = ("head.fc.weight", "head.fc.bias")
+
+
+def _fit_head(
+    weights: State, targets: State, format: Format, head_rows: str | PathLike[str] | Sequence[int] | None
+) -> str:
+    """Picks the rows of another head's classes where the way is known; returns what became of the head, in words."""
+    if _HEAD[0] not in targets:
+        if head_rows is not None:
+            raise UserError("head_rows was given, but the model has no classification head")
+        names = [name for name in targets if name.startswith("head.")]
+        known = sum(name in weights and weights[name].shape == targets[name].shape for name in names)
+        text = f"{known} of {len(names)} tensors loaded" if names else "the model has none"
+        if _SEGMENTATION_CLASSES in weights and _SEGMENTATION_CLASSES in targets:
+            found, classes = len(weights[_SEGMENTATION_CLASSES]), len(targets[_SEGMENTATION_CLASSES])
+            text += f"; classifiers fresh, {classes} classes: the checkpoint has {found}" if found != classes else ""
+        return text
+    classes = len(targets[_HEAD[0]])
+    if _HEAD[0] not in weights:
+        if head_rows is not None:
+            raise UserError("head_rows was given, but the checkpoint has no classification head")
+        return f"fresh, {classes} classes: the checkpoint has none"
+    found = len(weights[_HEAD[0]])
+    if head_rows is None and (format, found, classes) == ("official", 21_841, 1_000):
+        text = resources.files("swinv2_tasks.weights").joinpath("imagenet_22k_to_1k.txt").read_text()
+        head_rows = [int(row) for row in text.split()]
+    if head_rows is not None:
+        rows = _checked_rows(head_rows, classes, found)
+        weights.update({name: weights[name][rows] for name in _HEAD if name in weights})
+        return f"{classes} rows of the checkpoint's {found}"
+    if found != classes:
+        return f"fresh, {classes} classes: the checkpoint has {found}"
+    return f"loaded, {classes} classes"
+
+
+def _checked_rows(source: str | PathLike[str] | Sequence[Any], classes: int, available: int) -> Tensor:
+    try:
+        entries = Path(source).read_text().split() if isinstance(source, str | PathLike) else source
+        rows = torch.tensor([int(entry) for entry in entries], dtype=torch.int64)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"head_rows: expected whole numbers, one per class of the model: {error}") from error
+    if len(rows) != classes or (len(rows) and not 0 <= rows.min() <= rows.max() < available):
+        raise UserError(f"head_rows: expected {classes} numbers from 0 to {available - 1}, one per class of the model")
+    return rows
+
+
+def save_weights(
+    module: nn.Module, path: str | PathLike[str], *, format: Format = "official", image_size: ImageSize | None = None
+) -> list[str]:
+    """Writes a backbone, or a task's backbone and head, as one of the six formats has it.
+
+    Args:
+        module: as for ``load_weights``.
+        path: the file, safetensors if the name ends so; for "huggingface" the folder.
+        format: whose names and wrappers to write.
+        image_size: pixels that the model was trained at. With it, stages whose map is smaller than the window, and
+            those without a window of pre-training, are written with the window in effect; without it, as set.
+
+    Returns:
+        Official names of tensors that the format has no place for: a SimMIM decoder in timm, say.
+
+    Raises:
+        UserError: when the format cannot hold the model: extra norms, bias tables, uneven windows.
+    """
+    backbone = backbone_of(module)
+    state = _own_state(module)
+    return write_checkpoint(
+        state, path, format, checkpoint_record(backbone, image_size), windows_of(backbone, image_size), image_size
+    )
+
+
+def checkpoint_record(backbone: SwinTransformerV2, image_size: ImageSize | None = None) -> dict[str, Any]:
+    """What this package's checkpoints say under "swinv2_tasks": windows at the training size, kind of position bias."""
+    windows = windows_of(backbone, image_size).record()
+    return {"windows": windows, "position_bias": backbone.position_bias.__name__}
+
+
+def write_checkpoint(
+    state: State,
+    path: str | PathLike[str],
+    format: Format,
+    record: Mapping[str, Any],
+    windows: Windows | None,
+    image_size: ImageSize | None = None,
+) -> list[str]:
+    """Writes an official state dict in ``format``, whole or not at all; returns the names it has no place for.
+
+    Buffers that ``state`` lacks are computed from ``windows`` where the format has them.
+
+    Raises:
+        UserError: when the format cannot hold the model, or needs windows that are not known.
+    """
+    path = Path(path)
+    variant = describe_variant(state)
+    bias = record.get("position_bias", LogCPB.__name__)
+    if bias not in (LogCPB.__name__, BiasTable.__name__) and format != "lightning":
+        raise UserError(f"the {format} format cannot say that the position bias is {bias}; lightning can")
+    has_tables = any(name.endswith("relative_position_bias_table") for name in state)
+    if windows is not None and format in _FORMATS_WITH_BUFFERS and not has_tables:
+        state = position_buffers(windows, variant, image_size) | state
+    if format == "torchvision" and windows is not None and len(set(windows.effective)) > 1:
+        raise UserError(
+            f"torchvision uses one window in every stage, the model {_show(windows.effective)}: it would attend to "
+            "padding where the map is smaller. Choose another format."
+        )
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in from_official(state, format).items()}
+    if format == "huggingface":
+        if windows is None:
+            raise UserError("the huggingface format states the windows; name window_size and image_size")
+        write_folder(path, tensors, huggingface_config(windows, variant, state, image_size))
+    elif path.suffix == ".safetensors":
+        write_safetensors(path, tensors, record)
+    elif format == "lightning":
+        write_pickle(path, {"state_dict": tensors, "swinv2_tasks": dict(record)})
+    else:
+        write_pickle(path, {"model": tensors} if format in ("official", "simmim") else tensors)
+    return homeless(state, format)
+
+
+_FORMATS_WITH_BUFFERS = ("official", "simmim", "torchvision")

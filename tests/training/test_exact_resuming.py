@@ -1,0 +1,254 @@
+"""A training that was killed, stopped or moved goes on bit by bit as if nothing had happened."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from tests.helpers.processes import run, send_at, start, wait_for
+from tests.helpers.tiny import config, write_images
+
+FAULTS = "tests.helpers.faults"
+EMA = {"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.9}}
+ACCUMULATION = {
+    "class_path": "lightning.pytorch.callbacks.GradientAccumulationScheduler",
+    "init_args": {"scheduling": {1: 3, 2: 2}},
+}
+OWN = "tests.helpers.own_optimization"
+RESUME = ("fit", "--config=runs/tiny/0/config.yaml", "--resume")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 training images: ten batches of six per epoch."""
+    return write_images(tmp_path_factory.mktemp("data"), train=20)
+
+
+def write_run(folder: Path, data: Path, *callbacks: dict[str, Any], **changes: Any) -> Path:
+    """A config with drop path, mixup and augmentation: with everything that draws random numbers."""
+    folder.mkdir(exist_ok=True)
+    settings = config(data, **changes)
+    settings["trainer"]["callbacks"] = [
+        {"class_path": f"{FAULTS}.Journal", "init_args": {"folder": "journal"}},
+        {"class_path": f"{FAULTS}.SendSignal"},
+        *callbacks,
+    ]
+    settings["model"]["init_args"]["backbone"]["init_args"]["drop_path_rate"] = 0.3
+    settings["data"]["init_args"] |= {"mixup": 0.8, "random_erasing": 0.5, "color_jitter": 0.3}
+    settings["data"]["init_args"] |= changes.get("data", {}).get("init_args", {})
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    return folder
+
+
+def last(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "runs" / "tiny" / "0" / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def differences(one: Any, other: Any, path: str = "") -> list[str]:
+    """Where two nested structures differ, to the last bit."""
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return [] if one.dtype == other.dtype and torch.equal(one, other) else [path]
+    if isinstance(one, dict) and isinstance(other, dict):
+        found = [f"{path}.{key}" for key in one.keys() ^ other.keys()]
+        return found + [
+            line for key in one.keys() & other.keys() for line in differences(one[key], other[key], f"{path}.{key}")
+        ]
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
+        return [
+            line for i, pair in enumerate(zip(one, other, strict=True)) for line in differences(*pair, f"{path}.{i}")
+        ]
+    return [] if one == other else [f"{path}: {one} and {other}"]
+
+
+def assert_same_training(straight: Path, resumed: Path, *, generators: bool = True) -> None:
+    """Weights, averages, optimizer, schedule, progress, order and pixels of all samples, generators, best score."""
+    states = [last(folder) for folder in (straight, resumed)]
+    for state in states:
+        for name, callback in state["callbacks"].items():
+            if name.startswith("ModelCheckpoint"):  # without paths, and what Lightning does not restore
+                state["callbacks"][name] = callback["best_model_score"]
+            if name.startswith("RunRecord"):
+                state["callbacks"][name] = callback["batches"]
+    assert differences(*states) == []
+    assert states[0]["global_step"] > 0
+    journals = sorted((straight / "journal").iterdir())
+    assert journals
+    for path in journals:
+        again = resumed / "journal" / path.name
+        if path.suffix == ".pt":
+            assert not generators or differences(torch.load(path), torch.load(again)) == []
+        else:  # the resumed run has seen some batches twice
+            assert set(path.read_text().splitlines()) == set(again.read_text().splitlines())
+
+
+def metrics(folder: Path) -> list[dict[str, str]]:
+    with (folder / "runs" / "tiny" / "0" / "metrics.csv").open(newline="") as file:
+        return [{name: cell for name, cell in row.items() if name != "img/s"} for row in csv.DictReader(file)]
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "kill": {"signals": [send_at(14)], "save.every_n_steps": 3},
+    "kill twice, workers, averaged weights": {
+        "signals": [send_at(14), send_at(25)],
+        "callbacks": [EMA],
+        "data.num_workers": 2,
+        "save.every_n_steps": 3,
+    },
+    "kill twice, accumulated gradients": {
+        "signals": [send_at(7), send_at(11)],
+        "trainer.accumulate_grad_batches": 3,
+        "save.every_n_steps": 2,
+    },
+    "SIGTERM twice, Ctrl-C": {
+        "signals": [
+            send_at(14, number=signal.SIGTERM),
+            send_at(20, number=signal.SIGTERM),
+            send_at(27, number=signal.SIGINT),
+        ],
+    },
+    "stopped in validations, averaged weights": {
+        "signals": [send_at(10, number=signal.SIGTERM, validation=0), send_at(20, number=signal.SIGINT, validation=1)],
+        "callbacks": [EMA],
+    },
+    "stopped at the end of epochs without validation": {
+        "signals": [send_at(10, number=signal.SIGTERM), send_at(24)],
+        "trainer.check_val_every_n_epoch": 3,
+    },
+    "validations within epochs": {
+        "signals": [send_at(5, number=signal.SIGTERM), send_at(15, number=signal.SIGTERM, validation=0), send_at(24)],
+        "trainer.val_check_interval": 5,
+        "save.every_n_steps": 3,
+    },
+    "kill, optimizer states in 8 bits": {
+        "signals": [send_at(14)],
+        "save.every_n_steps": 3,
+        "model.optimizer": "bitsandbytes.optim.AdamW8bit",
+        "model.optimizer.init_args.min_8bit_size": 16,
+    },
+    "stopped in the last validation, which falls on no interval": {
+        "signals": [send_at(24), send_at(30, number=signal.SIGTERM, validation=0)],
+        "trainer.check_val_every_n_epoch": 2,
+        "generators": False,
+    },
+    "stopped in the last validation, limited in steps": {
+        "signals": [send_at(17, number=signal.SIGTERM, validation=1)],
+        "trainer.max_steps": 17,
+        "generators": False,
+    },
+    "stopped in a validation that ends the training, limited in steps": {
+        "signals": [send_at(20, number=signal.SIGINT, validation=0)],
+        "trainer.max_steps": 20,
+        "generators": False,
+    },
+    "more and more accumulated gradients": {
+        "signals": [send_at(12), send_at(16, number=signal.SIGTERM)],
+        "callbacks": [ACCUMULATION],
+        "save.every_n_steps": 2,
+    },
+    "a scheduler of one's own": {
+        "signals": [send_at(14), send_at(20, number=signal.SIGTERM, validation=0)],
+        "model": f"{OWN}.OneCycle",
+        "save.every_n_steps": 3,
+    },
+    "a scheduler that watches the validation": {
+        "signals": [send_at(11), send_at(20, number=signal.SIGTERM, validation=1), send_at(24)],
+        "model": f"{OWN}.Plateau",
+        "save.every_n_steps": 3,
+    },
+    "a scheduler that watches the validation every other epoch": {
+        "signals": [send_at(11), send_at(21)],
+        "model": f"{OWN}.PatientPlateau",
+        "trainer.check_val_every_n_epoch": 2,
+    },
+    "a scheduler that watches each step": {
+        "signals": [send_at(14), send_at(21)],
+        "model": f"{OWN}.PlateauOfSteps",
+        "save.every_n_steps": 3,
+    },
+    "no scheduler": {"signals": [send_at(14)], "model": f"{OWN}.Plain", "save.every_n_steps": 3},
+    "manual optimization": {
+        "signals": [send_at(14)],
+        "model": f"{OWN}.Manual",
+        "trainer.gradient_clip_val": "null",
+        "save.every_n_steps": 3,
+    },
+    "limited in steps": {
+        "signals": [send_at(7), send_at(15, number=signal.SIGTERM)],
+        "trainer.max_steps": 17,
+        "save.every_n_steps": 3,
+    },
+}
+FAST = (
+    "stopped in the last validation, limited in steps",
+    "a scheduler that watches the validation",
+    "kill",
+    "kill twice, workers, averaged weights",
+    "stopped in validations, averaged weights",
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in FAST else pytest.mark.slow, id=name.replace(" ", "_")) for name in CASES],
+)
+def test_a_disturbed_training_ends_as_an_undisturbed_one(name: str, data: Path, tmp_path: Path) -> None:
+    case = dict(CASES[name])
+    signals, callbacks = case.pop("signals"), case.pop("callbacks", [])
+    generators = case.pop("generators", True)  # each step seeds them: where none follows, they are as a process starts
+    settings = [f"--{key}={value}" for key, value in {"trainer.max_epochs": 3, **case}.items()]
+    straight, disturbed = (write_run(tmp_path / kind, data, *callbacks) for kind in ("straight", "disturbed"))
+    first = ("fit", "--config=tiny.yaml", *settings)
+    assert run(first, straight).status == 0
+
+    for number, environment in enumerate(signals):
+        sent = json.loads(environment["SEND_SIGNAL"]).get("number", signal.SIGKILL)
+        ended = run(RESUME if number else first, disturbed, **environment)
+        assert ended.status == (-9 if sent == signal.SIGKILL else 128 + sent)
+        if sent != signal.SIGKILL:
+            assert "saved to" in ended.errors and ended.errors.rstrip().endswith("runs/tiny/0/config.yaml --resume")
+            assert "Traceback" not in ended.errors
+    resumed = run(RESUME, disturbed)
+    assert resumed.status == 0
+    assert "resuming runs/tiny/0 at step" in resumed.output
+    assert_same_training(straight, disturbed, generators=generators)
+    assert metrics(straight) == metrics(disturbed)
+    assert sorted(path.name for path in (disturbed / "runs" / "tiny").iterdir()) == ["0"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_disturbed_training_on_two_processes(workers: int, data: Path, tmp_path: Path) -> None:
+    straight, disturbed = (write_run(tmp_path / kind, data, EMA) for kind in ("straight", "disturbed"))
+    settings = ("--trainer.max_epochs=3", "--save.every_n_steps=2", f"--data.num_workers={workers}")
+    first = ("fit", "--config=tiny.yaml", *settings, "--trainer.accumulate_grad_batches=2")
+    assert run(first, straight, processes=2).status == 0
+    assert run(first, disturbed, processes=2, **send_at(5)).status == -9
+    stop = send_at(8, number=signal.SIGTERM, rank=1 if workers else 0)
+    assert run(RESUME, disturbed, processes=2, **stop).status == 143
+    assert run(RESUME, disturbed, processes=2).status == 0
+    assert_same_training(straight, disturbed)
+
+
+@pytest.mark.slow
+def test_a_signal_to_all_processes_of_a_run(data: Path, tmp_path: Path) -> None:
+    """As a terminal's Ctrl-C or a cluster sends it, also to loading processes and to those of other ranks."""
+    straight, disturbed = (write_run(tmp_path / kind, data) for kind in ("straight", "disturbed"))
+    first = ("fit", "--config=tiny.yaml", "--trainer.max_epochs=3", "--data.num_workers=2")
+    assert run(first, straight).status == 0
+    for number in (signal.SIGTERM, signal.SIGINT):
+        going = start(RESUME if number == signal.SIGINT else first, disturbed)
+        seen = disturbed / "journal" / "seen_0.txt"
+        before = len(seen.read_text()) if seen.exists() else 0
+        wait_for(lambda: seen.exists() and len(seen.read_text()) > before)  # noqa: B023
+        os.killpg(going.process.pid or 0, number)
+        assert going.wait().status == 128 + number
+    assert run(RESUME, disturbed).status == 0
+    assert_same_training(straight, disturbed)
