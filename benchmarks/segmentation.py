@@ -35,7 +35,7 @@ from torch.optim import AdamW
 from benchmarks.measuring import allocated, autocast, compare, memory, peak_bytes
 from swinv2_tasks.backbone import SwinTransformerV2, swinv2_tiny
 from swinv2_tasks.batches import IGNORED
-from swinv2_tasks.evaluation.classification import Confusion
+from swinv2_tasks.evaluation.segmentation import Confusion
 from swinv2_tasks.inference.segmentation import Inference
 from swinv2_tasks.tasks import SegmentationTask
 

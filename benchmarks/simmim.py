@@ -25,7 +25,7 @@ from torch.optim import AdamW
 
 from benchmarks.measuring import autocast, compare
 from swinv2_tasks.backbone import swinv2_base, swinv2_tiny
-from swinv2_tasks.datamodules.simmim import random_mask
+from swinv2_tasks.datamodules.datasets.simmim import random_mask
 from swinv2_tasks.tasks import SimMIMTask
 from swinv2_tasks.training.losses import masked_l1
 

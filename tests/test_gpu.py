@@ -23,8 +23,8 @@ from swinv2_tasks.training.optim import CosineSchedule, build_optimizer
 from tests.helpers import motions, objects, photos, scenes
 from tests.helpers.checkpoints import randomise
 from tests.helpers.processes import run, send_at
+from tests.helpers.resuming import EMA, RESUME, assert_same_training, write_run
 from tests.helpers.tiny import new_data, new_task, new_trainer, write_config, write_images
-from tests.training.test_exact_resuming import EMA, RESUME, assert_same_training, write_run
 
 pytestmark = [
     pytest.mark.gpu,

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from swinv2_tasks.datamodules.base import BaseDataModule
 from swinv2_tasks.datamodules.classes import abbreviate
 from swinv2_tasks.datamodules.loader import ReadSamples
-from swinv2_tasks.weights.files import replace_file
+from swinv2_tasks.files import replace_file
 
 log = logging.getLogger("swinv2_tasks")
 

@@ -32,8 +32,8 @@ from swinv2_tasks.callbacks.output_names import OutputNames
 from swinv2_tasks.callbacks.prediction_journal import Journal, Record, append_line, cannot_write, is_about_the_name
 from swinv2_tasks.datamodules.loader import BatchLoader, Fault, FileOrder
 from swinv2_tasks.errors import Interrupted, SharedError, UserError, printable
+from swinv2_tasks.files import replace_file
 from swinv2_tasks.training.run_folder import lock, unlock
-from swinv2_tasks.weights.files import replace_file
 
 TABLE = "predictions.csv"
 

@@ -19,7 +19,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from swinv2_tasks.errors import UserError, printable
-from swinv2_tasks.weights.files import replace_file
+from swinv2_tasks.files import replace_file
 
 MERGED = "done.jsonl"
 """What earlier attempts have done; beside it each process writes RANK.jsonl."""

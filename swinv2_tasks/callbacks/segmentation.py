@@ -22,8 +22,8 @@ from swinv2_tasks.datamodules.readers.images import read_image
 from swinv2_tasks.datamodules.readers.label_values import label_map_image
 from swinv2_tasks.datamodules.scene_classes import MOST_CLASSES, colours
 from swinv2_tasks.errors import UserError, printable
-from swinv2_tasks.evaluation.classification import SegmentationScores
-from swinv2_tasks.weights.files import replace_file
+from swinv2_tasks.evaluation.segmentation import SegmentationScores
+from swinv2_tasks.files import replace_file
 
 
 class SegmentationPredictions(Predictions):

@@ -12,7 +12,7 @@ from swinv2_tasks.callbacks.classification import ClassificationPredictions, ids
 from swinv2_tasks.callbacks.prediction_files import Result, write_json_list
 from swinv2_tasks.callbacks.prediction_journal import Record
 from swinv2_tasks.datamodules.readers.videos import Video
-from swinv2_tasks.weights.files import replace_file
+from swinv2_tasks.files import replace_file
 
 
 class VideoPredictions(ClassificationPredictions):

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import itertools
 import json
 import logging
-import operator
 import os
 import shutil
 import signal
@@ -18,7 +15,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_args
+from typing import Any, TypeVar
 
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -48,8 +45,16 @@ from swinv2_tasks.callbacks import (
     VideoPredictions,
 )
 from swinv2_tasks.callbacks.prediction_files import bad_files
-from swinv2_tasks.cli.configs import config_from_checkpoint, find_config, known_configs
+from swinv2_tasks.cli.configs import config_from_checkpoint, known_configs
+from swinv2_tasks.cli.parser import (
+    TasksArgumentParser,
+    argument_value,
+    has_complete_config,
+    resumed_run,
+    with_configs_found,
+)
 from swinv2_tasks.errors import Interrupted, UserError, exception_in
+from swinv2_tasks.files import replace_file
 from swinv2_tasks.hyperparameters import task_record
 from swinv2_tasks.tasks.base import BaseTask
 from swinv2_tasks.training.optim import optimizer_class
@@ -66,38 +71,7 @@ from swinv2_tasks.training.run_folder import (
 )
 from swinv2_tasks.training.run_record import RunRecord
 from swinv2_tasks.training.strategies import ShardedStrategy
-from swinv2_tasks.weights.files import damage, read_contents, replace_file
-
-
-def _whole_numbers_first(annotations: dict[str, Any]) -> None:
-    """Puts int before float where a parameter takes both: 1 is one batch, 1.0 all of them.
-
-    typing turns ``int | float`` around when anything imported before has asked for ``float | int``.
-    """
-    for name, hint in annotations.items():
-        kinds = get_args(hint)
-        if int in kinds and float in kinds:
-            ordered = sorted(kinds, key=lambda kind: kind is not int)
-            annotations[name] = functools.reduce(operator.or_, ordered)
-
-
-_whole_numbers_first(Trainer.__init__.__annotations__)
-
-
-class TasksArgumentParser(LightningArgumentParser):
-    """Lets a backbone be given as one of the size factories, which are functions."""
-
-    def print_usage(self, file: Any = None) -> None:
-        """Prints nothing: 150 lines of options would bury the message of a mistake. --help shows them."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if "No module named 'bitsandbytes'" in message:
-            message += "\nOptimizers with states in 8 bits: pip install 'swinv2-tasks[8bit]'"
-        super().error(message, ex)
-
-    def add_function_arguments(self, *args: Any, linked_targets: set[str] | None = None, **kwargs: Any) -> list[str]:
-        # jsonargparse 4.53 passes linked_targets on to functions, whose method does not take it; ours have none.
-        return super().add_function_arguments(*args, **kwargs)
+from swinv2_tasks.weights.files import damage, read_contents
 
 
 class WholeConfig(SaveConfigCallback):
@@ -415,13 +389,13 @@ def run_as(cli: Callable[[list[str], Path | None], CLI], command: str, arguments
     Raises:
         UserError: for a mistake in configs, data or checkpoints.
     """
-    arguments, resume = _with_configs_found(arguments), None
+    arguments, resume = with_configs_found(arguments), None
     if command == "fit":
-        arguments, resume = _resumed_run(arguments)
+        arguments, resume = resumed_run(arguments)
     _quieten()
     with tempfile.TemporaryDirectory() as scratch:
-        if not _has_complete_config(arguments):
-            checkpoint = _value(arguments, "--ckpt_path")
+        if not has_complete_config(arguments):
+            checkpoint = argument_value(arguments, "--ckpt_path")
             if checkpoint and command != "fit":
                 config = Path(scratch) / "config.yaml"
                 config.write_text(yaml.safe_dump(config_from_checkpoint(checkpoint, predict=command == "predict")))
@@ -445,61 +419,6 @@ def run_as(cli: Callable[[list[str], Path | None], CLI], command: str, arguments
             ) from error
 
 
-def _has_complete_config(arguments: Sequence[str]) -> bool:
-    """Whether a config is given that is no overlay."""
-    given = [
-        argument.partition("=")[2] or following
-        for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue="")
-        if argument.partition("=")[0] in ("--config", "-c")
-    ]
-    return any(Path(config).parent.name != "overlays" for config in given)
-
-
-def _with_configs_found(arguments: Sequence[str]) -> list[str]:
-    """Arguments with paths in the place of configs' names.
-
-    Raises:
-        UserError: when there is no config of a name.
-    """
-    found = [*arguments]
-    for index, argument in enumerate(found):
-        if argument in ("--config", "-c") and index + 1 < len(found):
-            found[index + 1] = str(find_config(found[index + 1]))
-        elif argument.startswith("--config="):
-            found[index] = f"--config={find_config(argument.removeprefix('--config='))}"
-    return found
-
-
-def _resumed_run(arguments: list[str]) -> tuple[list[str], Path | None]:
-    """The arguments without --resume, and with the config of the run that it names; that run's folder.
-
-    Raises:
-        UserError: when the folder is not that of a run.
-    """
-    for index, argument in enumerate(arguments):
-        if argument.partition("=")[0] != "--resume":
-            continue
-        following = [part for part in arguments[index + 1 : index + 2] if not part.startswith("-")]
-        value = argument.partition("=")[2] or "".join(following)
-        rest = arguments[:index] + arguments[index + 1 + (bool(following) and "=" not in argument) :]
-        given = _value(arguments, "--config")
-        config = Path(value) / "config.yaml" if value else Path(given or "nothing")
-        if not (config.parent / "run.json").is_file() or not config.is_file():
-            raise UserError(
-                f"--resume: {value or given or 'nothing'} is not of a run. Name the run's folder, as in "
-                "--resume runs/imagenet/3, or its config, as in --config runs/imagenet/3/config.yaml "
-                "--resume; weights of other origin are given as --model.weights."
-            )
-        command = json.loads((config.parent / "run.json").read_text())["starts"][0]["arguments"][0]
-        if command != "fit":
-            raise UserError(
-                f"--resume: {config.parent} was made by {command}, so there is no training to go on with. Name a "
-                "folder that fit has made."
-            )
-        return ([f"--config={config}", *rest] if value else rest), config.parent
-    return arguments, None
-
-
 def _quieten() -> None:
     """Hides what Lightning says about its own code and its maker's services: nothing that a user could act on."""
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
@@ -515,12 +434,3 @@ def _quieten() -> None:
         logger.addHandler(logging.lastResort)  # warnings to wherever standard error is at that time
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
         logging.getLogger(name).addFilter(lambda record: "Tip: " not in record.getMessage())
-
-
-def _value(arguments: Sequence[str], option: str) -> str | None:
-    for index, argument in enumerate(arguments):
-        if argument == option and index + 1 < len(arguments):
-            return arguments[index + 1]
-        if argument.startswith(f"{option}="):
-            return argument.partition("=")[2]
-    return None

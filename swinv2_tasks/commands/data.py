@@ -25,8 +25,8 @@ from swinv2_tasks.datamodules.readers.video_verdicts import TABLE, Verdict, Verd
 from swinv2_tasks.datamodules.readers.videos import find_damage
 from swinv2_tasks.datamodules.shards import StoredImage, write_shards
 from swinv2_tasks.errors import FaultyFiles, Interrupted, UserError, printable
-from swinv2_tasks.training.run_folder import lock, open_folder, prove_writable
-from swinv2_tasks.weights.files import replace_file
+from swinv2_tasks.files import prove_writable, replace_file
+from swinv2_tasks.training.run_folder import lock, open_folder
 
 SPLITS = ("train", "val", "test")
 

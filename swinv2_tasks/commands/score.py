@@ -35,9 +35,9 @@ from swinv2_tasks.datamodules.readers.label_values import (
 )
 from swinv2_tasks.datamodules.scene_classes import scene_class_names
 from swinv2_tasks.errors import FaultyFiles, UserError, printable
-from swinv2_tasks.evaluation.classification import Confusion, SegmentationScores
 from swinv2_tasks.evaluation.coco import MAX_DETECTIONS, Backend, CocoScores, IoUType, coco_scores, describe_limit
-from swinv2_tasks.training.run_folder import prove_writable
+from swinv2_tasks.evaluation.segmentation import Confusion, SegmentationScores
+from swinv2_tasks.files import prove_writable
 
 
 def ade20k(

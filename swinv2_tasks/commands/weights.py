@@ -20,8 +20,9 @@ from swinv2_tasks.weights.formats import (
     some,
     to_official,
 )
-from swinv2_tasks.weights.loading import check_official, show_window, stated_windows, unfit_keys, write_checkpoint
-from swinv2_tasks.weights.windows import Windows, backbone_without_memory, find_windows
+from swinv2_tasks.weights.loading import check_official, stated_windows, unfit_keys
+from swinv2_tasks.weights.saving import write_checkpoint
+from swinv2_tasks.weights.windows import Windows, backbone_without_memory, find_windows, show_window
 
 
 def inspect(file: str) -> None:

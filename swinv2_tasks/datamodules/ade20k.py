@@ -4,23 +4,22 @@ ADE20K: https://arxiv.org/abs/1608.05442.
 """
 
 import glob
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-import torch.nn.functional as F
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
-from torch import Tensor
-from torch.utils.data import Dataset
 
-from swinv2_tasks.batches import IGNORED
 from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
 from swinv2_tasks.datamodules.classes import abbreviate
-from swinv2_tasks.datamodules.readers.images import list_images, read_image
+from swinv2_tasks.datamodules.datasets.segmentation import (
+    LabelledScenes,
+    Resize,
+    Scenes,
+    scenes_as_batch,
+    scenes_as_prediction_batch,
+)
+from swinv2_tasks.datamodules.readers.images import list_images
 from swinv2_tasks.datamodules.readers.label_values import (
     Background,
     LabelCoding,
@@ -33,16 +32,7 @@ from swinv2_tasks.datamodules.readers.label_values import (
 )
 from swinv2_tasks.datamodules.scene_classes import scene_class_names
 from swinv2_tasks.datamodules.scene_shares import check_shares, share_table
-from swinv2_tasks.datamodules.transforms.classification import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    check,
-    fitting_size,
-    height_width,
-    normalised,
-    resized,
-    scaled_size,
-)
+from swinv2_tasks.datamodules.transforms.classification import IMAGENET_MEAN, IMAGENET_STD, check, height_width
 from swinv2_tasks.errors import UserError
 
 _EXPECTED = (
@@ -293,164 +283,3 @@ class ADE20KDataModule(BaseDataModule):
                 "data.faulty_samples=skip."
             )
         return pairs
-
-
-class Resize:
-    """Resizes an image for evaluation, keeping its proportions, and leaves the labels as they are.
-
-    Args:
-        limits: What the long and the short side may have, in pixels; None: as many as they have.
-    """
-
-    def __init__(self, limits: tuple[int, int] | None) -> None:
-        self.limits = limits
-
-    def __call__(self, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return resized(image, fitting_size(image.shape[:2], self.limits)), mask
-
-
-class RescaledFile:
-    """An image file at any multiple of its evaluation size, read when asked: `rescaled(scale)` → (1, 3, h, w) float32.
-
-    Args:
-        path: The image file.
-        limits: What the long and the short side may have at scale 1, in pixels; None: as many as they have.
-        mean: Subtracted from RGB in [0, 1].
-        std: Divides the difference.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        limits: tuple[int, int] | None,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
-    ) -> None:
-        self.path = path
-        self.limits = limits
-        self.mean = mean
-        self.std = std
-        self._pixels: np.ndarray | None = None
-
-    def __call__(self, scale: float) -> Tensor:
-        if self._pixels is None:
-            self._pixels = np.asarray(read_image(self.path))
-        size = scaled_size(self._pixels.shape[:2], self.limits, scale)
-        return normalised(resized(self._pixels, size), self.mean, self.std)[None]
-
-
-class LabelledScenes(Dataset):
-    """Samples {image, mask, path} for `SegmentationBatch`, in evaluation also {rescaled}.
-
-    Args:
-        pairs: Images and label maps.
-        coding: How label maps are read.
-        transform: Image uint8 (H, W, 3) and mask uint8 (H, W) of class indices and 255 -> the same, of other sizes;
-            `Resize` in evaluation.
-        mean: Subtracted from RGB in [0, 1].
-        std: Divides the difference.
-        size: Height and width that smaller results are filled up to, at the right and below; None: they are not.
-    """
-
-    def __init__(
-        self,
-        pairs: list[tuple[Path, Path]],
-        coding: LabelCoding,
-        transform: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
-        size: tuple[int, int] | None = None,
-    ) -> None:
-        self.pairs = pairs
-        self.coding = coding
-        self.transform = transform
-        self.mean = mean
-        self.std = std
-        self.size = size
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def sample_id(self, index: int) -> str:
-        return str(self.pairs[index][0])
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        image_path, mask_path = self.pairs[index]
-        image = np.asarray(read_image(image_path))
-        mask = self.coding.read(mask_path)
-        if mask.shape != image.shape[:2]:
-            height, width = mask.shape
-            raise UserError(
-                f"The label map {mask_path} has {width}×{height} pixels, its image {image_path} "
-                f"{image.shape[1]}×{image.shape[0]}; expected one label per pixel."
-            )
-        image, mask = self.transform(image, mask)
-        pixels = normalised(image, self.mean, self.std)
-        targets = torch.from_numpy(mask.astype(np.int64))
-        if self.size is not None:
-            below, right = (side - have for side, have in zip(self.size, mask.shape, strict=True))
-            pixels, targets = F.pad(pixels, (0, right, 0, below)), F.pad(targets, (0, right, 0, below), value=IGNORED)
-        sample = {"image": pixels, "mask": targets, "path": str(image_path)}
-        if isinstance(self.transform, Resize):
-            sample["rescaled"] = RescaledFile(image_path, self.transform.limits, self.mean, self.std)
-        return sample
-
-
-class Scenes(Dataset):
-    """Samples {image, path, size, rescaled} for `SegmentationPredictBatch`.
-
-    Args:
-        paths: The image files.
-        limits: What the long and the short side may have, in pixels; None: as many as they have.
-        mean: Subtracted from RGB in [0, 1].
-        std: Divides the difference.
-    """
-
-    def __init__(
-        self,
-        paths: list[Path],
-        limits: tuple[int, int] | None,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
-    ) -> None:
-        self.paths = paths
-        self.limits = limits
-        self.mean = mean
-        self.std = std
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def sample_id(self, index: int) -> str:
-        return str(self.paths[index])
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        image = np.asarray(read_image(self.paths[index]))
-        size = image.shape[:2]
-        image = resized(image, fitting_size(size, self.limits))
-        return {
-            "image": normalised(image, self.mean, self.std),
-            "path": str(self.paths[index]),
-            "size": size,
-            "rescaled": RescaledFile(self.paths[index], self.limits, self.mean, self.std),
-        }
-
-
-def scenes_as_batch(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Collate samples of one size to evaluate."""
-    batch = {
-        "image": torch.stack([sample["image"] for sample in samples]),
-        "mask": torch.stack([sample["mask"] for sample in samples]),
-    }
-    return batch | {name: [sample[name] for sample in samples] for name in ("path", "rescaled")}
-
-
-def scenes_as_prediction_batch(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Collate the only sample of a batch to predict."""
-    (sample,) = samples
-    return {
-        "image": sample["image"][None],
-        "path": [sample["path"]],
-        "size": sample["size"],
-        "rescaled": [sample["rescaled"]],
-    }

@@ -13,7 +13,7 @@ from torch.optim import AdamW
 from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.batches import SegmentationBatch, SegmentationPredictBatch
 from swinv2_tasks.errors import UserError
-from swinv2_tasks.evaluation.classification import Confusion
+from swinv2_tasks.evaluation.segmentation import Confusion
 from swinv2_tasks.heads.batch_norm import synchronise
 from swinv2_tasks.heads.upernet import SegmentationHead, enlarge
 from swinv2_tasks.inference.segmentation import Inference, Rescaled, segment, segment_probabilities

@@ -14,7 +14,7 @@ from torch.optim import AdamW
 from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.batches import SimMIMBatch
 from swinv2_tasks.errors import UserError
-from swinv2_tasks.evaluation.classification import MeanLoss
+from swinv2_tasks.evaluation.mean_loss import MeanLoss
 from swinv2_tasks.heads.simmim import SimMIMHead
 from swinv2_tasks.tasks.base import BaseTask
 from swinv2_tasks.training.losses import local_statistics, masked_l1

@@ -11,7 +11,7 @@ from torch.optim import AdamW
 from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.batches import VideoBatch, VideoPredictBatch
 from swinv2_tasks.errors import UserError
-from swinv2_tasks.evaluation.classification import VideoScores
+from swinv2_tasks.evaluation.video import VideoScores
 from swinv2_tasks.heads.classification import ClassificationHead
 from swinv2_tasks.tasks.base import BaseTask
 from swinv2_tasks.training.optim import EpochCosineSchedule

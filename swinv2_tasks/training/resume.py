@@ -21,7 +21,8 @@ from swinv2_tasks.training.optim import optimizer_class
 from swinv2_tasks.weights.files import clean_name, read_checkpoint
 from swinv2_tasks.weights.formats import some
 from swinv2_tasks.weights.integrity import check_finite, check_kinds, flatten
-from swinv2_tasks.weights.loading import checkpoint_record, resize_tables, unfit_keys
+from swinv2_tasks.weights.loading import resize_tables, unfit_keys
+from swinv2_tasks.weights.saving import checkpoint_record
 
 
 class RestorableTask(Recorded, LightningModule):

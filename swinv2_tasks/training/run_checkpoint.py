@@ -25,8 +25,9 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 
 from swinv2_tasks.errors import Interrupted, UserError
+from swinv2_tasks.files import remove, remove_unfinished
 from swinv2_tasks.hyperparameters import task_record
-from swinv2_tasks.weights.files import damage, read_contents, remove, remove_unfinished, write_pickle
+from swinv2_tasks.weights.files import damage, read_contents, write_pickle
 from swinv2_tasks.weights.sharded import assemble
 
 _NOTHING, _SAVE, _REQUEUE, _STOP = range(4)

@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from swinv2_tasks.errors import UserError, printable
-from swinv2_tasks.weights.files import replace_file
+from swinv2_tasks.files import prove_writable, replace_file, unwritable
 
 RUN_DIR = "SWINV2_TASKS_RUN_DIR"
 """Environment variable by which a run's first process tells those that it starts where the run writes."""
@@ -97,35 +97,9 @@ def open_folder(folder: Path, option: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _unwritable(folder, option, error) from error
+        raise unwritable(folder, option, error) from error
     prove_writable(folder, option)
     lock(folder)
-
-
-def prove_writable(folder: Path, option: str) -> None:
-    """Makes sure that files can be written in a folder, before the work whose results they hold.
-
-    Args:
-        folder: must be there.
-        option: the argument that names it, for the message.
-
-    Raises:
-        UserError: when nothing can be written there.
-    """
-    proof = folder / f".proof.{os.getpid()}"
-    try:
-        proof.write_bytes(bytes(4096))
-    except OSError as error:
-        raise _unwritable(folder, option, error) from error
-    finally:
-        with suppress(OSError):
-            proof.unlink()
-
-
-def _unwritable(folder: Path, option: str, error: OSError) -> UserError:
-    return UserError(
-        f"cannot write in {printable(folder)} ({option}): {error.strerror}. Make room, or name another folder."
-    )
 
 
 @rank_zero_only

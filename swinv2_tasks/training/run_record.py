@@ -19,8 +19,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from swinv2_tasks.errors import Interrupted
+from swinv2_tasks.files import replace_file
 from swinv2_tasks.training.run_folder import record_start
-from swinv2_tasks.weights.files import read_checkpoint, replace_file, write_safetensors
+from swinv2_tasks.weights.files import read_checkpoint, write_safetensors
 
 EVENTS = "events.jsonl"
 log = logging.getLogger("swinv2_tasks")

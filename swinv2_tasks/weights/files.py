@@ -9,25 +9,24 @@ file mentions is read off its opcodes. No module is imported and no function cal
 from __future__ import annotations
 
 import json
-import os
 import pickletools
-import shutil
 import warnings
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import IO, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.files import replace_file
 from swinv2_tasks.weights.formats import without_prefix
 from swinv2_tasks.weights.integrity import altered_part, check_storages, names_in, record_sizes
 from swinv2_tasks.weights.sharded import REST, ShardedTensor, assemble, is_sharded, put_back, shard_names
@@ -366,56 +365,6 @@ def write_folder(path: Path, tensors: dict[str, Tensor], config: Mapping[str, An
     text = json.dumps(config, indent=2) + "\n"
     write_safetensors(path / "model.safetensors", tensors, {})
     replace_file(path / "config.json", lambda file: file.write_text(text, encoding="utf-8"))
-
-
-def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """Writes beside ``path`` and moves the result there once it is whole and on the disk.
-
-    Raises:
-        UserError: when it cannot be written. What was there before stays.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())  # or a power failure could leave the new name without the content
-        os.replace(temporary, path)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch's and safetensors' own words for a full disk
-        problem = f"{_reason(error)}{_free_space(path.parent)}"
-        raise UserError(
-            f"{path}: cannot be written ({problem}). Make room or name another place; what was there before is kept."
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _reason(error: Exception) -> str:
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    cause = error.__context__
-    return f"{text}: {cause}" if isinstance(cause, OSError) else text
-
-
-def _free_space(folder: Path) -> str:
-    try:
-        return f"; {shutil.disk_usage(folder).free / 2**20:,.0f} MiB are free there"
-    except OSError:
-        return ""
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Removes what writers that were killed left half-written in a folder. No other process may be writing there."""
-    for path in folder.glob(".*"):
-        if path.name.rpartition(".")[2].isdecimal():
-            remove(path)
-
-
-def remove(path: Path) -> None:
-    """Removes a file or a folder with all that is in it, if there is one."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def damage(path: Path) -> str | None:

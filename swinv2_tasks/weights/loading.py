@@ -1,4 +1,4 @@
-"""Loading and saving Swin V2 weights in six formats, and what a new window or resolution asks of them.
+"""Loading Swin V2 weights of six formats, and what a new window or resolution asks of them.
 
 https://arxiv.org/abs/2111.09883, section 3.3. A checkpoint's position bias is a function of offsets measured in the
 window of its pre-training; ``load_weights`` finds that window per stage and sets it, so that the model, whatever its
@@ -22,14 +22,7 @@ from swinv2_tasks.backbone.position_bias import BiasTable, LogCPB, resize_bias_t
 from swinv2_tasks.backbone.swin_v2 import SwinTransformerV2, WindowSize
 from swinv2_tasks.backbone.window import Size
 from swinv2_tasks.errors import UserError
-from swinv2_tasks.weights.files import (
-    Checkpoint,
-    clean_name,
-    read_checkpoint,
-    write_folder,
-    write_pickle,
-    write_safetensors,
-)
+from swinv2_tasks.weights.files import Checkpoint, read_checkpoint
 from swinv2_tasks.weights.formats import (
     Format,
     State,
@@ -37,22 +30,21 @@ from swinv2_tasks.weights.formats import (
     describe_variant,
     detect_format,
     from_official,
-    homeless,
     is_buffer,
     some,
     to_official,
 )
 from swinv2_tasks.weights.inflation import inflate, inflated_variant, inflated_windows
 from swinv2_tasks.weights.integrity import check_finite, check_kinds
+from swinv2_tasks.weights.modules import backbone_of, name_prefix, named_tensors, own_state
 from swinv2_tasks.weights.windows import (
     ImageSize,
     Windows,
     find_windows,
-    huggingface_config,
-    position_buffers,
+    show_window,
+    show_windows,
     square_table_window,
     windows_at,
-    windows_of,
 )
 
 Source = str | PathLike[str] | Mapping[str, Any]
@@ -120,11 +112,6 @@ class LoadReport:
         return "\n".join(f"{name:12}{value}" for name, value in rows)
 
 
-def show_window(window: Size) -> str:
-    """A window as people write it: 8×8."""
-    return "×".join(map(str, window))
-
-
 def load_weights(
     module: nn.Module,
     source: Source,
@@ -170,8 +157,8 @@ def load_weights(
     if is_image_for_clips:
         official, stated, inflated = _inflate(official, stated, backbone)
     weights = from_official(official, "lightning")
-    prefix = _prefix(module)
-    targets = _targets(module)
+    prefix = name_prefix(module)
+    targets = named_tensors(module)
     resized = resize_tables(weights, backbone, stated[0].effective if stated else None)
     _check_backbone_fits(weights, targets, checkpoint.source)
     _check_segmentation_head_fits(weights, targets, checkpoint, module)
@@ -231,32 +218,9 @@ def check_official(state: State, source: str) -> None:
     check_finite(state, source)
 
 
-def backbone_of(module: nn.Module) -> SwinTransformerV2:
-    """The backbone of a task, or the backbone itself."""
-    backbone = getattr(module, "backbone", module)
-    backbone = getattr(backbone, "_orig_mod", backbone)  # as torch.compile wraps it
-    if not isinstance(backbone, SwinTransformerV2):
-        raise TypeError(f"expected a SwinTransformerV2 or a module with one as .backbone, not {type(module).__name__}")
-    return backbone
-
-
-def _prefix(module: nn.Module) -> str:
-    return "" if hasattr(module, "backbone") else "backbone."
-
-
-def _targets(module: nn.Module) -> State:
-    """The module's own tensors under the names of a task: backbone.…, head.…."""
-    return {_prefix(module) + clean_name(name): value for name, value in module.state_dict(keep_vars=True).items()}
-
-
-def _own_state(module: nn.Module) -> State:
-    """A detached official state dict of a module."""
-    return to_official({name: value.detach() for name, value in _targets(module).items()}, "lightning")
-
-
 def _check_same_variant(variant: Variant, backbone: SwinTransformerV2) -> bool:
     """Refuses another variant; whether the checkpoint is of images and the backbone for clips."""
-    expected = describe_variant(_own_state(backbone))
+    expected = describe_variant(own_state(backbone))
     is_image_for_clips = (len(variant.patch_size), len(expected.patch_size)) == (2, 3)
     if is_image_for_clips:
         variant = inflated_variant(variant, expected.patch_size[0])
@@ -303,14 +267,11 @@ def stated_windows(
         return told, "from the arguments"
     if found[0].effective != told.effective:
         raise UserError(
-            f"{checkpoint.source} was trained at windows {_show(found[0].effective)} ({found[1]}), but window_size "
-            f"and image_size say {_show(told.effective)}. They are for files that do not say; leave them out."
+            f"{checkpoint.source} was trained at windows {show_windows(found[0].effective)} ({found[1]}), but "
+            f"window_size and image_size say {show_windows(told.effective)}. They are for files that do "
+            "not say; leave them out."
         )
     return found
-
-
-def _show(windows: Iterable[Size]) -> str:
-    return ", ".join(map(show_window, windows))
 
 
 def _check_same_position_bias(
@@ -500,79 +461,3 @@ def _checked_rows(source: str | PathLike[str] | Sequence[Any], classes: int, ava
     if len(rows) != classes or (len(rows) and not 0 <= rows.min() <= rows.max() < available):
         raise UserError(f"head_rows: expected {classes} numbers from 0 to {available - 1}, one per class of the model")
     return rows
-
-
-def save_weights(
-    module: nn.Module, path: str | PathLike[str], *, format: Format = "official", image_size: ImageSize | None = None
-) -> list[str]:
-    """Writes a backbone, or a task's backbone and head, as one of the six formats has it.
-
-    Args:
-        module: as for ``load_weights``.
-        path: the file, safetensors if the name ends so; for "huggingface" the folder.
-        format: whose names and wrappers to write.
-        image_size: pixels that the model was trained at. With it, stages whose map is smaller than the window, and
-            those without a window of pre-training, are written with the window in effect; without it, as set.
-
-    Returns:
-        Official names of tensors that the format has no place for: a SimMIM decoder in timm, say.
-
-    Raises:
-        UserError: when the format cannot hold the model: extra norms, bias tables, uneven windows.
-    """
-    backbone = backbone_of(module)
-    state = _own_state(module)
-    return write_checkpoint(
-        state, path, format, checkpoint_record(backbone, image_size), windows_of(backbone, image_size), image_size
-    )
-
-
-def checkpoint_record(backbone: SwinTransformerV2, image_size: ImageSize | None = None) -> dict[str, Any]:
-    """What this package's checkpoints say under "swinv2_tasks": windows at the training size, kind of position bias."""
-    windows = windows_of(backbone, image_size).record()
-    return {"windows": windows, "position_bias": backbone.position_bias.__name__}
-
-
-def write_checkpoint(
-    state: State,
-    path: str | PathLike[str],
-    format: Format,
-    record: Mapping[str, Any],
-    windows: Windows | None,
-    image_size: ImageSize | None = None,
-) -> list[str]:
-    """Writes an official state dict in ``format``, whole or not at all; returns the names it has no place for.
-
-    Buffers that ``state`` lacks are computed from ``windows`` where the format has them.
-
-    Raises:
-        UserError: when the format cannot hold the model, or needs windows that are not known.
-    """
-    path = Path(path)
-    variant = describe_variant(state)
-    bias = record.get("position_bias", LogCPB.__name__)
-    if bias not in (LogCPB.__name__, BiasTable.__name__) and format != "lightning":
-        raise UserError(f"the {format} format cannot say that the position bias is {bias}; lightning can")
-    has_tables = any(name.endswith("relative_position_bias_table") for name in state)
-    if windows is not None and format in _FORMATS_WITH_BUFFERS and not has_tables:
-        state = position_buffers(windows, variant, image_size) | state
-    if format == "torchvision" and windows is not None and len(set(windows.effective)) > 1:
-        raise UserError(
-            f"torchvision uses one window in every stage, the model {_show(windows.effective)}: it would attend to "
-            "padding where the map is smaller. Choose another format."
-        )
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in from_official(state, format).items()}
-    if format == "huggingface":
-        if windows is None:
-            raise UserError("the huggingface format states the windows; name window_size and image_size")
-        write_folder(path, tensors, huggingface_config(windows, variant, state, image_size))
-    elif path.suffix == ".safetensors":
-        write_safetensors(path, tensors, record)
-    elif format == "lightning":
-        write_pickle(path, {"state_dict": tensors, "swinv2_tasks": dict(record)})
-    else:
-        write_pickle(path, {"model": tensors} if format in ("official", "simmim") else tensors)
-    return homeless(state, format)
-
-
-_FORMATS_WITH_BUFFERS = ("official", "simmim", "torchvision")

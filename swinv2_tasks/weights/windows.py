@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -290,3 +290,13 @@ def _square_image(windows: Windows, variant: Variant) -> int:
     window = max(map(max, windows.effective))
     clamped = [max(side) * 2**stage for stage, side in enumerate(windows.effective) if max(side) < window]
     return max(variant.patch_size) * (clamped[0] if clamped else window * 2 ** (len(windows.effective) - 1))
+
+
+def show_window(window: Size) -> str:
+    """A window as people write it: 8×8."""
+    return "×".join(map(str, window))
+
+
+def show_windows(windows: Iterable[Size]) -> str:
+    """The windows of several stages as people write them."""
+    return ", ".join(map(show_window, windows))

@@ -14,7 +14,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 
 from swinv2_tasks.cli.configs import known_configs, shipped_configs
 from swinv2_tasks.cli.main import main
-from swinv2_tasks.cli.tasks_cli import TasksArgumentParser
+from swinv2_tasks.cli.parser import TasksArgumentParser
 from swinv2_tasks.datamodules import (
     ADE20KDataModule,
     CocoDataModule,

@@ -20,7 +20,7 @@ from torchvision.models import resnet18
 from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.cli.configs import find_config, known_configs
 from swinv2_tasks.cli.main import main
-from swinv2_tasks.cli.tasks_cli import _whole_numbers_first
+from swinv2_tasks.cli.parser import _whole_numbers_first
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.weights import save_weights
 from tests.helpers.tiny import BACKBONE, QUIET, new_task, write_config, write_images

@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision import transforms
 
 from swinv2_tasks.datamodules import SimMIMDataModule
-from swinv2_tasks.datamodules.simmim import random_mask
+from swinv2_tasks.datamodules.datasets.simmim import random_mask
 from swinv2_tasks.errors import UserError
 
 

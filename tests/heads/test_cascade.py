@@ -16,8 +16,8 @@ from swinv2_tasks.heads.batch_norm import BatchNorm2d
 from swinv2_tasks.heads.cascade import CascadeHead, giou_loss
 from swinv2_tasks.heads.mask_rcnn import Regions
 from swinv2_tasks.inference.detection import padded
-from tests.heads.test_mask_rcnn import CHANNELS, CLASSES, IMAGES, SETTINGS, STRIDES, new_maps, new_target
 from tests.helpers.checkpoints import randomise
+from tests.helpers.detectors import CHANNELS, CLASSES, IMAGES, SETTINGS, STRIDES, new_maps, new_target, spied
 
 
 def new_head(**settings: Any) -> CascadeHead:
@@ -25,24 +25,6 @@ def new_head(**settings: Any) -> CascadeHead:
     head = CascadeMaskRCNN(**{**SETTINGS, **settings}).build(CHANNELS, STRIDES, CLASSES)
     randomise(head)
     return head
-
-
-def spied(head: CascadeHead) -> tuple[list[tuple[list[Tensor], Regions]], list[Tensor]]:
-    """What comes into each stage's sampler and out of it, and the offsets of each stage, as a training step goes."""
-    samples: list[tuple[list[Tensor], Regions]] = []
-    deltas: list[Tensor] = []
-
-    def wrapped(sampler: Any) -> Any:
-        def sample(proposals: Any, targets: Any) -> Regions:
-            samples.append((list(proposals), sampler(proposals, targets)))
-            return samples[-1][1]
-
-        return sample
-
-    head.samplers = [wrapped(sampler) for sampler in head.samplers]
-    for branch in head.boxes:
-        branch.register_forward_hook(lambda _, inputs, outputs: deltas.append(outputs[1].detach()))
-    return samples, deltas
 
 
 def test_the_box_branch_is_that_of_the_papers() -> None:

@@ -14,9 +14,8 @@ from swinv2_tasks.errors import UserError
 from swinv2_tasks.heads import HTC
 from swinv2_tasks.heads.htc import FlowingMaskBranch, HTCHead, stuff_loss
 from swinv2_tasks.inference.detection import padded
-from tests.heads.test_cascade import spied
-from tests.heads.test_mask_rcnn import CHANNELS, CLASSES, IMAGES, SETTINGS, STRIDES, new_maps, new_target
 from tests.helpers.checkpoints import randomise
+from tests.helpers.detectors import CHANNELS, CLASSES, IMAGES, SETTINGS, STRIDES, new_maps, new_target, spied
 
 
 def new_head(**settings: Any) -> HTCHead:

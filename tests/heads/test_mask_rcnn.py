@@ -25,33 +25,7 @@ from swinv2_tasks.heads.mask_rcnn import (
     with_masks,
 )
 from swinv2_tasks.inference.detection import DetectionInference, detect, padded
-from tests.helpers.checkpoints import randomise
-
-CHANNELS, STRIDES, CLASSES = (8, 16, 24, 32), (4, 8, 16, 32), 5
-SETTINGS: dict[str, Any] = {"channels": 16, "hidden_channels": 32, "proposals": 60, "sampled_regions": 40}
-
-
-def new_head(**settings: Any) -> MaskRCNNHead:
-    torch.manual_seed(0)
-    head = MaskRCNN(**{**SETTINGS, **settings}).build(CHANNELS, STRIDES, CLASSES)
-    randomise(head)
-    return head
-
-
-def new_maps(batch: int = 2, height: int = 128, width: int = 192, seed: int = 1) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    shapes = [(batch, c, -(-height // s), -(-width // s)) for c, s in zip(CHANNELS, STRIDES, strict=True)]
-    return [torch.randn(shape, generator=generator) for shape in shapes]
-
-
-def new_target(seed: int, number: int = 4, height: int = 100, width: int = 180) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    corners = torch.rand(number, 2, 2, generator=generator).sort(1).values * torch.tensor([width - 40, height - 40])
-    boxes = torch.cat([corners[:, 0], corners[:, 1] + 20], 1)
-    masks = torch.zeros(number, 128, 192, dtype=torch.uint8)
-    for mask, (left, top, right, bottom) in zip(masks, boxes.round().int().tolist(), strict=True):
-        mask[top:bottom, left:right] = 1
-    return {"boxes": boxes, "labels": torch.randint(CLASSES, (number,), generator=generator), "masks": masks}
+from tests.helpers.detectors import CHANNELS, CLASSES, IMAGES, SETTINGS, STRIDES, new_head, new_maps, new_target
 
 
 class Levels(nn.Module):
@@ -114,9 +88,6 @@ def torchvision_with(head: MaskRCNNHead) -> TorchvisionMaskRCNN:
 
     theirs.roi_heads.box_predictor, theirs.roi_heads.mask_predictor = BoxPredictor(), MaskPredictor()
     return theirs
-
-
-IMAGES = [torch.zeros(3, 100, 180), torch.zeros(3, 128, 192)]
 
 
 def test_losses_and_gradients_are_torchvisions(monkeypatch: pytest.MonkeyPatch) -> None:

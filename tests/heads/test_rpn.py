@@ -14,7 +14,7 @@ from swinv2_tasks.heads import HTC, CascadeMaskRCNN, MaskRCNN
 from swinv2_tasks.heads.mask_rcnn import DetectionHead
 from swinv2_tasks.heads.rpn import UNDECIDED, Anchors, RegionProposals, match_boxes
 from swinv2_tasks.inference.detection import padded
-from tests.heads.test_mask_rcnn import CHANNELS, CLASSES, SETTINGS, STRIDES, new_head, new_maps
+from tests.helpers.detectors import CHANNELS, CLASSES, SETTINGS, STRIDES, new_head, new_maps
 
 # ---- anchors
 

@@ -37,8 +37,8 @@ from tests.helpers.objects import (
     write_objects,
 )
 from tests.helpers.processes import run, send_at
+from tests.helpers.resuming import differences
 from tests.helpers.tiny import new_trainer
-from tests.training.test_exact_resuming import differences
 
 
 @pytest.fixture(scope="module")

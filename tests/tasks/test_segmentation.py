@@ -21,15 +21,15 @@ from swinv2_tasks.cli.main import main
 from swinv2_tasks.datamodules import ADE20KDataModule
 from swinv2_tasks.datamodules.transforms.classification import IMAGENET_MEAN, IMAGENET_STD
 from swinv2_tasks.errors import UserError
-from swinv2_tasks.evaluation.classification import Confusion
+from swinv2_tasks.evaluation.segmentation import Confusion
 from swinv2_tasks.inference.segmentation import Inference
 from swinv2_tasks.tasks import ClassificationTask, SegmentationTask
 from swinv2_tasks.weights import load_weights, save_weights
 from tests.helpers.checkpoints import randomise
 from tests.helpers.processes import run, send_at
+from tests.helpers.resuming import differences
 from tests.helpers.scenes import DATA, NAMES, new_segmenter, write_config, write_scenes
 from tests.helpers.tiny import new_trainer
-from tests.training.test_exact_resuming import differences
 
 
 @pytest.fixture(scope="module")

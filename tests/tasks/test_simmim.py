@@ -26,8 +26,8 @@ from tests.helpers.checkpoints import CHANNELS, DEPTHS, HEADS, randomise, simmim
 from tests.helpers.objects import DETECTOR
 from tests.helpers.photos import DATA, new_simmim, write_config, write_photos
 from tests.helpers.processes import run, send_at
+from tests.helpers.resuming import differences
 from tests.helpers.tiny import BACKBONE, new_trainer
-from tests.training.test_exact_resuming import differences
 
 
 @pytest.fixture(scope="module")

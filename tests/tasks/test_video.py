@@ -20,8 +20,8 @@ from swinv2_tasks.weights import load_weights, save_weights
 from tests.helpers.films import cut_off
 from tests.helpers.motions import DATA, LABELS, new_video_task, write_config, write_motions
 from tests.helpers.processes import run, send_at
+from tests.helpers.resuming import differences
 from tests.helpers.tiny import new_task, new_trainer
-from tests.training.test_exact_resuming import differences
 
 
 @pytest.fixture(scope="module")

@@ -10,83 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import yaml
 
 from tests.helpers.processes import run, send_at, start, wait_for
-from tests.helpers.tiny import config, write_images
+from tests.helpers.resuming import EMA, RESUME, assert_same_training, write_run
+from tests.helpers.tiny import write_images
 
-FAULTS = "tests.helpers.faults"
-EMA = {"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.9}}
 ACCUMULATION = {
     "class_path": "lightning.pytorch.callbacks.GradientAccumulationScheduler",
     "init_args": {"scheduling": {1: 3, 2: 2}},
 }
 OWN = "tests.helpers.own_optimization"
-RESUME = ("fit", "--config=runs/tiny/0/config.yaml", "--resume")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 training images: ten batches of six per epoch."""
     return write_images(tmp_path_factory.mktemp("data"), train=20)
-
-
-def write_run(folder: Path, data: Path, *callbacks: dict[str, Any], **changes: Any) -> Path:
-    """A config with drop path, mixup and augmentation: with everything that draws random numbers."""
-    folder.mkdir(exist_ok=True)
-    settings = config(data, **changes)
-    settings["trainer"]["callbacks"] = [
-        {"class_path": f"{FAULTS}.Journal", "init_args": {"folder": "journal"}},
-        {"class_path": f"{FAULTS}.SendSignal"},
-        *callbacks,
-    ]
-    settings["model"]["init_args"]["backbone"]["init_args"]["drop_path_rate"] = 0.3
-    settings["data"]["init_args"] |= {"mixup": 0.8, "random_erasing": 0.5, "color_jitter": 0.3}
-    settings["data"]["init_args"] |= changes.get("data", {}).get("init_args", {})
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(settings))
-    return folder
-
-
-def last(folder: Path) -> dict[str, Any]:
-    return torch.load(folder / "runs" / "tiny" / "0" / "checkpoints" / "last.ckpt", weights_only=True)
-
-
-def differences(one: Any, other: Any, path: str = "") -> list[str]:
-    """Where two nested structures differ, to the last bit."""
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return [] if one.dtype == other.dtype and torch.equal(one, other) else [path]
-    if isinstance(one, dict) and isinstance(other, dict):
-        found = [f"{path}.{key}" for key in one.keys() ^ other.keys()]
-        return found + [
-            line for key in one.keys() & other.keys() for line in differences(one[key], other[key], f"{path}.{key}")
-        ]
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
-        return [
-            line for i, pair in enumerate(zip(one, other, strict=True)) for line in differences(*pair, f"{path}.{i}")
-        ]
-    return [] if one == other else [f"{path}: {one} and {other}"]
-
-
-def assert_same_training(straight: Path, resumed: Path, *, generators: bool = True) -> None:
-    """Weights, averages, optimizer, schedule, progress, order and pixels of all samples, generators, best score."""
-    states = [last(folder) for folder in (straight, resumed)]
-    for state in states:
-        for name, callback in state["callbacks"].items():
-            if name.startswith("ModelCheckpoint"):  # without paths, and what Lightning does not restore
-                state["callbacks"][name] = callback["best_model_score"]
-            if name.startswith("RunRecord"):
-                state["callbacks"][name] = callback["batches"]
-    assert differences(*states) == []
-    assert states[0]["global_step"] > 0
-    journals = sorted((straight / "journal").iterdir())
-    assert journals
-    for path in journals:
-        again = resumed / "journal" / path.name
-        if path.suffix == ".pt":
-            assert not generators or differences(torch.load(path), torch.load(again)) == []
-        else:  # the resumed run has seen some batches twice
-            assert set(path.read_text().splitlines()) == set(again.read_text().splitlines())
 
 
 def metrics(folder: Path) -> list[dict[str, str]]:

@@ -26,8 +26,8 @@ from swinv2_tasks.training.guard import SpikeDetector
 from swinv2_tasks.training.optim import CosineSchedule
 from tests.helpers import own_optimization
 from tests.helpers.checkpoints import randomise
+from tests.helpers.resuming import differences
 from tests.helpers.tiny import BACKBONE, new_data, new_trainer
-from tests.training.test_exact_resuming import differences
 
 
 class Poison(Callback):

@@ -14,7 +14,7 @@ from swinv2_tasks.errors import UserError
 from swinv2_tasks.weights import load_weights, save_weights
 from swinv2_tasks.weights.formats import FORMATS
 from tests.helpers.checkpoints import Classifier, randomise, tiny_backbone
-from tests.weights.test_weights import AT_128, foreign_state
+from tests.helpers.foreign_weights import AT_128, foreign_state
 
 CASES = {
     "window covers the clip": (4, 2, 8),

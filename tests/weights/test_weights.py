@@ -18,11 +18,9 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from timm.models.swin_transformer_v2 import SwinTransformerV2 as TimmSwin
 from torch import Tensor, nn
 from torchvision.models import resnet18, swin_t
-from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
-from transformers import Swinv2Config, Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
+from transformers import Swinv2ForImageClassification, Swinv2ForMaskedImageModeling
 
 from swinv2_tasks.backbone import BiasTable, LinearCPB, SwinTransformerV2, swinv2_small, swinv2_tiny
 from swinv2_tasks.backbone.position_bias import resize_bias_table
@@ -30,7 +28,7 @@ from swinv2_tasks.errors import UserError
 from swinv2_tasks.weights import load_weights, save_weights
 from swinv2_tasks.weights.files import read_checkpoint
 from swinv2_tasks.weights.formats import FORMATS, detect_format, from_official, to_official
-from swinv2_tasks.weights.loading import checkpoint_record
+from swinv2_tasks.weights.saving import checkpoint_record
 from tests.helpers.checkpoints import (
     CHANNELS,
     DEPTHS,
@@ -41,43 +39,14 @@ from tests.helpers.checkpoints import (
     simmim_state,
     tiny_backbone,
 )
-
-CLASSES = 5
-
-
-def timm_model(window: int = 4, image: int = 128) -> nn.Module:
-    return TimmSwin(image, embed_dim=CHANNELS, depths=DEPTHS, num_heads=HEADS, window_size=window, num_classes=CLASSES)
-
-
-def torchvision_model() -> nn.Module:
-    blocks: dict[str, Any] = {"block": SwinTransformerBlockV2, "downsample_layer": PatchMergingV2}
-    return SwinTransformer([4, 4], CHANNELS, list(DEPTHS), list(HEADS), [4, 4], num_classes=CLASSES, **blocks)
-
-
-def huggingface_model(kind: type = Swinv2ForImageClassification, **changes: Any) -> Any:
-    settings = {"embed_dim": CHANNELS, "depths": DEPTHS, "num_heads": HEADS, "window_size": 4, "image_size": 128}
-    return kind(Swinv2Config(num_labels=CLASSES, **(settings | changes)))
-
-
-def foreign_state(format: str) -> dict[str, Tensor]:
-    """A checkpoint as another library, or the authors, would save it; window 4 throughout."""
-    if format == "official":
-        return official_state(classes=CLASSES)
-    if format == "simmim":
-        return simmim_state()
-    if format == "lightning":
-        return randomise(new_task()).state_dict()
-    models = {"timm": timm_model, "torchvision": torchvision_model, "huggingface": huggingface_model}
-    state = randomise(models[format]()).state_dict()
-    for name, tensor in state.items():
-        if name.endswith("qkv.bias"):  # torchvision ignores the keys' third and starts it at 0
-            tensor[len(tensor) // 3 : 2 * len(tensor) // 3] = 0
-    return state
-
-
-def new_task(window: Any = 4, classes: int = CLASSES, **kwargs: Any) -> Classifier:
-    torch.manual_seed(0)
-    return Classifier(tiny_backbone(window, **kwargs), classes)
+from tests.helpers.foreign_weights import (
+    AT_128,
+    foreign_state,
+    huggingface_model,
+    new_task,
+    timm_model,
+    torchvision_model,
+)
 
 
 def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
@@ -120,9 +89,6 @@ def test_round_trip_through_a_module_and_a_file(format: Any, dtype: torch.dtype,
         written = {name: tensor for name, tensor in written.items() if not name.startswith("head.")}
         expected = {name: v for name, v in expected.items() if "mask_token" not in name and "decoder" not in name}
     assert_same(written, expected)
-
-
-AT_128 = {"window_size": 4, "image_size": 128}
 
 
 @pytest.mark.parametrize("target", FORMATS)

@@ -14,7 +14,8 @@ from typing import Any, Literal, cast
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 
-from swinv2_tasks.cli.tasks_cli import ReadingCLI, TasksArgumentParser, run_as
+from swinv2_tasks.cli.parser import TasksArgumentParser
+from swinv2_tasks.cli.tasks_cli import ReadingCLI, run_as
 from swinv2_tasks.datamodules import (
     ADE20KDataModule,
     CocoDataModule,

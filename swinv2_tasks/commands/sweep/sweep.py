@@ -26,9 +26,10 @@ from swinv2_tasks.commands.progress import in_words
 from swinv2_tasks.commands.sweep.validation_process import Failed, Measured, validate_apart
 from swinv2_tasks.datamodules.classes import abbreviate
 from swinv2_tasks.errors import Interrupted, UserError, printable
+from swinv2_tasks.files import replace_file
 from swinv2_tasks.inference.segmentation import Inference
 from swinv2_tasks.training.run_folder import open_folder
-from swinv2_tasks.weights.files import read_checkpoint, replace_file
+from swinv2_tasks.weights.files import read_checkpoint
 
 MAIN_METRICS = ("val/top1", "val/real_top1", "val/miou", "val/box_ap", "val/loss")
 """What a task is judged by where nothing else is known."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, TextIO, cast
 
 from swinv2_tasks.errors import UserError, printable
-from swinv2_tasks.weights.files import replace_file
+from swinv2_tasks.files import replace_file
 
 TABLE = "checked_videos.csv"
 """The table's name, in the dataset's folder or beside a list of videos."""

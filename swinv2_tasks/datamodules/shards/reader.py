@@ -25,7 +25,7 @@ import numpy as np
 
 from swinv2_tasks.datamodules.classes import Classes
 from swinv2_tasks.errors import UserError
-from swinv2_tasks.weights.files import replace_file
+from swinv2_tasks.files import replace_file
 
 INDEX = "index.json"
 ORDER = "order.npy"

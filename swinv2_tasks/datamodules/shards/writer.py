@@ -26,7 +26,7 @@ from swinv2_tasks.datamodules.classes import Classes
 from swinv2_tasks.datamodules.readers.images import read_image
 from swinv2_tasks.datamodules.shards.reader import CONFIG, INDEX, ORDER, litdata_module
 from swinv2_tasks.errors import UserError
-from swinv2_tasks.weights.files import replace_file
+from swinv2_tasks.files import replace_file
 
 PLAN = "plan.jsonl"
 

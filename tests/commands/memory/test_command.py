@@ -11,14 +11,14 @@ import pytest
 
 from swinv2_tasks.cli.configs import shipped_configs
 from swinv2_tasks.cli.main import main
-from swinv2_tasks.commands.memory.command import (
+from swinv2_tasks.commands.memory.command import gpu_bytes
+from swinv2_tasks.commands.memory.estimate import (
     GIB,
     Estimates,
     available,
     candidates,
     changes,
     cheapest,
-    gpu_bytes,
     least_bytes,
     levers,
 )

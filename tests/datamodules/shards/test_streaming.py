@@ -29,8 +29,8 @@ from swinv2_tasks.datamodules.shards import Shards, Streaming, open_shards
 from swinv2_tasks.datamodules.shards.reader import CONFIG
 from swinv2_tasks.errors import UserError
 from tests.helpers.processes import run, send_at
+from tests.helpers.resuming import RESUME, differences, last, write_run
 from tests.helpers.tiny import COLOURS, write_images
-from tests.training.test_exact_resuming import RESUME, differences, last, write_run
 
 SETTINGS: dict[str, Any] = {"image_size": 32, "batch_size": 8}
 

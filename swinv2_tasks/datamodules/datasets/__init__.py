@@ -1,0 +1,1 @@
+"""Samples by index, a file per task."""

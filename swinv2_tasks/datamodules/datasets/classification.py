@@ -1,0 +1,119 @@
+"""Samples of images: labelled ones from files and shards, and those to predict."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+from torchvision.transforms import v2
+
+from swinv2_tasks.datamodules.readers.image_lists import Sample
+from swinv2_tasks.datamodules.readers.images import read_image
+from swinv2_tasks.datamodules.shards import Shards
+
+
+class LabelledImages(Dataset):
+    """Samples {image, label} for `ClassificationBatch`.
+
+    Args:
+        samples: Paths and labels; all labels are an index, or all are lists of indices.
+        num_classes: Length of the rows that lists of indices become.
+        transform: PIL image -> (3, H, W) float32.
+    """
+
+    def __init__(self, samples: list[Sample], num_classes: int, transform: Callable[[Image.Image], Tensor]) -> None:
+        self.samples = samples
+        self.num_classes = num_classes
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def sample_id(self, index: int) -> str:
+        return self.samples[index][0]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        path, label = self.samples[index]
+        return labelled(self.transform(read_image(path)), label, self.num_classes)
+
+
+class StreamedImages(Dataset):
+    """Samples {image, label} for `ClassificationBatch`, of images in shards.
+
+    Args:
+        shards: The images and their class ids.
+        index_of: Class index of each id.
+        num_classes: Length of the rows that lists of indices become.
+        transform: PIL image -> (3, H, W) float32.
+        labels: Labels that replace those of the shards: all are an index, or all are lists of indices.
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        index_of: dict[str, int],
+        num_classes: int,
+        transform: Callable[[Image.Image], Tensor],
+        labels: list[int | list[int]] | None = None,
+    ) -> None:
+        self.shards = shards
+        self.index_of = index_of
+        self.num_classes = num_classes
+        self.transform = transform
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def sample_id(self, index: int) -> str:
+        return self.shards.name(index)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        content, class_id, name = self.shards[index]
+        label = self.index_of[class_id] if self.labels is None else self.labels[index]
+        return labelled(self.transform(read_image(name, content)), label, self.num_classes)
+
+
+def labelled(image: Tensor, label: int | list[int], num_classes: int) -> dict[str, Any]:
+    """A sample {image, label}; a list of class indices becomes a row of zeros with ones at these."""
+    if isinstance(label, int):
+        return {"image": image, "label": label}
+    row = torch.zeros(num_classes)
+    row[label] = 1
+    return {"image": image, "label": row}
+
+
+class UnlabelledImages(Dataset):
+    """Samples {image, path} for `PredictBatch`.
+
+    Args:
+        paths: The image files.
+        transform: PIL image -> (3, H, W) float32.
+    """
+
+    def __init__(self, paths: list[Path], transform: Callable[[Image.Image], Tensor]) -> None:
+        self.paths = paths
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def sample_id(self, index: int) -> str:
+        return str(self.paths[index])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": self.transform(read_image(self.paths[index])), "path": str(self.paths[index])}
+
+
+class MixCollate:
+    """Collate samples into a ClassificationBatch, then mix its images and labels; None mixes nothing."""
+
+    def __init__(self, mix: v2.Transform | None) -> None:
+        self.mix = mix
+
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = default_collate(samples)
+        return batch if self.mix is None else self.mix(batch)

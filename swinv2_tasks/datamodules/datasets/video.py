@@ -1,0 +1,121 @@
+"""Samples of videos: a clip to train with, the views to evaluate or predict."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from swinv2_tasks.datamodules.readers.videos import DecoderChoice, Video, find_damage, unreadable_video
+from swinv2_tasks.datamodules.transforms.video import EvalViews, FrameSampling, as_clip
+
+
+class TrainingClips(Dataset):
+    """Samples {clip, video_id, path, label} for `VideoBatch`, a random clip of each video.
+
+    Args:
+        videos: Paths and class indices.
+        sampling: Which frames.
+        transform: Clip (T, 3, H, W) uint8 → float32, alike for all frames.
+        decoder: Which library decodes.
+        faulty: Videos that count as ones that cannot be read, with the reasons.
+    """
+
+    def __init__(
+        self,
+        videos: list[tuple[str, int]],
+        sampling: FrameSampling,
+        transform: Callable[[Tensor], Tensor],
+        decoder: DecoderChoice = "auto",
+        faulty: Mapping[str, str] | None = None,
+    ) -> None:
+        self.videos = videos
+        self.sampling = sampling
+        self.transform = transform
+        self.decoder: DecoderChoice = decoder
+        self.faulty = faulty or {}
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def sample_id(self, index: int) -> str:
+        return self.videos[index][0]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        path, label = self.videos[index]
+        if path in self.faulty:
+            raise unreadable_video(path, self.faulty[path])
+        with Video(path, self.decoder) as video:
+            frames = video.frames(self.sampling.drawn(len(video)))
+        clip = self.transform(as_clip(frames))
+        return {"clip": clip.transpose(0, 1)[None], "video_id": index, "path": path, "label": label}
+
+
+class EvaluatedClips(Dataset):
+    """Samples {clip, video_id, path, label} for `VideoBatch`: some of a video's views each, one sample after the other.
+
+    Views are counted clip by clip, and within a clip crop by crop.
+
+    Args:
+        videos: Paths and class indices; −1 for none, then samples have no label.
+        sampling: Which frames.
+        clips: Clips of a video.
+        number: Views of a sample.
+        transform: Frames and numbers of crops → views.
+        decoder: Which library decodes.
+        faulty: Videos that count as ones that cannot be read, with the reasons.
+        checks_all: Whether a video is decoded in full before its first sample, to find damage wherever it is.
+    """
+
+    def __init__(
+        self,
+        videos: list[tuple[str, int]],
+        sampling: FrameSampling,
+        clips: int,
+        number: int,
+        transform: EvalViews,
+        decoder: DecoderChoice = "auto",
+        faulty: Mapping[str, str] | None = None,
+        checks_all: bool = False,
+    ) -> None:
+        self.videos = videos
+        self.sampling = sampling
+        self.clips = clips
+        self.number = number
+        self.transform = transform
+        self.decoder: DecoderChoice = decoder
+        self.faulty = faulty or {}
+        self.checks_all = checks_all
+        self.parts = clips * transform.crops // number
+
+    @property
+    def paths(self) -> list[str]:
+        """The video files."""
+        return [path for path, _ in self.videos]
+
+    def __len__(self) -> int:
+        return len(self.videos) * self.parts
+
+    def sample_id(self, index: int) -> str:
+        return self.videos[index // self.parts][0]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        video_id, part = divmod(index, self.parts)
+        path, label = self.videos[video_id]
+        reason = self.faulty.get(path)
+        if reason is None and self.checks_all and part == 0:
+            reason = find_damage(path)
+        if reason is not None:
+            raise unreadable_video(path, reason)
+
+        crops: dict[int, list[int]] = {}
+        for view in range(part * self.number, (part + 1) * self.number):
+            crops.setdefault(view // self.transform.crops, []).append(view % self.transform.crops)
+        with Video(path, self.decoder) as video:
+            numbers = self.sampling.spread(len(video), self.clips)[[*crops]]
+            frames = video.frames(numbers.ravel())
+        clips = frames.reshape(*numbers.shape, *frames.shape[1:])
+        views = [self.transform(clip, chosen) for clip, chosen in zip(clips, crops.values(), strict=True)]
+        sample = {"clip": torch.cat(views), "video_id": video_id, "path": path}
+        return sample if label < 0 else {**sample, "label": label}

@@ -1,0 +1,90 @@
+"""Scores of segmentation, by the rules of ADE20K's benchmark."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+@dataclass(frozen=True)
+class SegmentationScores:
+    """What a confusion matrix says of a segmenter.
+
+    Attributes:
+        iou: intersection over union of each class, (K,) in [0, 1]; NaN where it is neither labelled nor predicted.
+        accuracy: share of each class's pixels that are predicted so, (K,) in [0, 1]; NaN where it is not labelled.
+        pixels: labelled pixels of each class, (K,) int64.
+        miou: mean IoU over the classes that are labelled or predicted anywhere; NaN when there is none.
+        mean_accuracy: mean accuracy over the classes that are labelled anywhere.
+        pixel_accuracy: share of labelled pixels that are predicted right.
+    """
+
+    iou: Tensor
+    accuracy: Tensor
+    pixels: Tensor
+    miou: float
+    mean_accuracy: float
+    pixel_accuracy: float
+
+    @classmethod
+    def of(cls, confusion: Tensor) -> SegmentationScores:
+        """The scores of a matrix (K, K + 1) of pixel counts: labels down, predictions across, the last one no class."""
+        confusion = confusion.cpu()
+        hits, pixels = confusion.diagonal().double(), confusion.sum(1)
+        iou = hits / (pixels + confusion[:, :-1].sum(0) - hits)  # 0 / 0 is NaN
+        accuracy = hits / pixels
+        return cls(
+            iou,
+            accuracy,
+            pixels,
+            miou=iou.nanmean().item(),
+            mean_accuracy=accuracy.nanmean().item(),
+            pixel_accuracy=(hits.sum() / pixels.sum()).item(),
+        )
+
+
+class Confusion(Metric):
+    """Counts of labelled and predicted classes over all pixels, and the scores of segmentation that follow from them.
+
+    The rules of ADE20K's scene parsing benchmark: https://arxiv.org/abs/1608.05442, section 5; pixels without a label
+    are left out, whatever is predicted there. Counts are integers, so scores do not depend on the number of processes.
+
+    Args:
+        num_classes: number of classes K.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.scores: SegmentationScores | None = None
+        """Of the last ``compute``, over all processes."""
+        self.add_state("counts", torch.zeros(num_classes, num_classes + 1, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, predictions: Tensor, labels: Tensor) -> None:
+        """Counts pixels.
+
+        Args:
+            predictions: integers of any shape; those outside of [0, K) are no class, and wrong.
+            labels: integers of the same shape; those outside of [0, K) are ignored.
+        """
+        k = self.num_classes
+        predictions, labels = predictions.long(), labels.long()
+        other = (predictions < 0) | (predictions >= k)
+        ignored = (labels < 0) | (labels >= k)
+        cells = labels * (k + 1) + predictions.masked_fill(other, k)
+        cells = cells.masked_fill(ignored, k * (k + 1)).flatten()
+        self.counts += torch.bincount(cells, minlength=k * (k + 1) + 1)[:-1].view(k, k + 1)
+
+    def compute(self) -> dict[str, Tensor]:
+        """{miou, mean_accuracy, pixel_accuracy}, each in [0, 1]; NaN when nothing was labelled."""
+        self.scores = SegmentationScores.of(self.counts)
+        names = ("miou", "mean_accuracy", "pixel_accuracy")
+        return {name: torch.tensor(getattr(self.scores, name), device=self.counts.device) for name in names}

@@ -1,0 +1,60 @@
+"""Small detectors, and maps and objects for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from swinv2_tasks.heads import MaskRCNN
+from swinv2_tasks.heads.cascade import CascadeHead
+from swinv2_tasks.heads.mask_rcnn import MaskRCNNHead, Regions
+from tests.helpers.checkpoints import randomise
+
+CHANNELS, STRIDES, CLASSES = (8, 16, 24, 32), (4, 8, 16, 32), 5
+SETTINGS: dict[str, Any] = {"channels": 16, "hidden_channels": 32, "proposals": 60, "sampled_regions": 40}
+
+
+def new_head(**settings: Any) -> MaskRCNNHead:
+    torch.manual_seed(0)
+    head = MaskRCNN(**{**SETTINGS, **settings}).build(CHANNELS, STRIDES, CLASSES)
+    randomise(head)
+    return head
+
+
+def new_maps(batch: int = 2, height: int = 128, width: int = 192, seed: int = 1) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(batch, c, -(-height // s), -(-width // s)) for c, s in zip(CHANNELS, STRIDES, strict=True)]
+    return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+def new_target(seed: int, number: int = 4, height: int = 100, width: int = 180) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    corners = torch.rand(number, 2, 2, generator=generator).sort(1).values * torch.tensor([width - 40, height - 40])
+    boxes = torch.cat([corners[:, 0], corners[:, 1] + 20], 1)
+    masks = torch.zeros(number, 128, 192, dtype=torch.uint8)
+    for mask, (left, top, right, bottom) in zip(masks, boxes.round().int().tolist(), strict=True):
+        mask[top:bottom, left:right] = 1
+    return {"boxes": boxes, "labels": torch.randint(CLASSES, (number,), generator=generator), "masks": masks}
+
+
+IMAGES = [torch.zeros(3, 100, 180), torch.zeros(3, 128, 192)]
+
+
+def spied(head: CascadeHead) -> tuple[list[tuple[list[Tensor], Regions]], list[Tensor]]:
+    """What comes into each stage's sampler and out of it, and the offsets of each stage, as a training step goes."""
+    samples: list[tuple[list[Tensor], Regions]] = []
+    deltas: list[Tensor] = []
+
+    def wrapped(sampler: Any) -> Any:
+        def sample(proposals: Any, targets: Any) -> Regions:
+            samples.append((list(proposals), sampler(proposals, targets)))
+            return samples[-1][1]
+
+        return sample
+
+    head.samplers = [wrapped(sampler) for sampler in head.samplers]
+    for branch in head.boxes:
+        branch.register_forward_hook(lambda _, inputs, outputs: deltas.append(outputs[1].detach()))
+    return samples, deltas
