@@ -124,6 +124,19 @@ def test_imports_of_the_package_point_upwards() -> None:
     assert layout_faults(root) == []
 
 
+def test_no_test_module_imports_another() -> None:
+    """What several of them use lies in tests/helpers."""
+    folder = Path(__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Import | ast.ImportFrom):
+                continue
+            source = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            names = [source + alias.name for alias in node.names]
+            wrong = [name for name in names if name.startswith("tests.") and ".test_" in name]
+            assert not wrong, f"{path.relative_to(folder)}:{node.lineno} imports {wrong[0]}"
+
+
 # ---- the check itself, on made-up packages
 
 SOUND = {
