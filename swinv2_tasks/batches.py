@@ -1,11 +1,12 @@
-"""What datamodules yield and tasks take: one TypedDict per kind of batch.
+"""What datamodules yield and tasks take: one TypedDict per kind of batch; and what a datamodule may offer beyond them.
 
-B is the number of images in the batch. Images are RGB, scaled to [0, 1] and then normalised with the datamodule's
+A task trains, evaluates and predicts on any loader of these batches. B is the number of images in the batch. Images are
+RGB, scaled to [0, 1] and then normalised with the datamodule's
 `mean` and `std`.
 """
 
-from collections.abc import Callable
-from typing import NotRequired, TypedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NotRequired, TypedDict
 
 from torch import Tensor
 
@@ -37,8 +38,8 @@ class SegmentationBatch(TypedDict):
     """(B, H, W) int64 class indices in [0, classes), or 255 for pixels that do not count. In evaluation H and W are
     those of the label file, which may be larger than the image given to the model."""
 
-    path: list[str]
-    """The file of each image, B in all."""
+    path: NotRequired[list[str]]
+    """The file of each image, B in all; what is written of predictions is named after it."""
 
     rescaled: NotRequired[list[Callable[[float], Tensor]]]
     """In evaluation, for each image: a factor → (1, 3, h, w) float32 on the CPU, the image file's pixels resized to
@@ -51,8 +52,8 @@ class PredictBatch(TypedDict):
     image: Tensor
     """(B, 3, H, W) float32."""
 
-    path: list[str]
-    """The file of each image, B in all."""
+    path: NotRequired[list[str]]
+    """The file of each image, B in all; what is written of predictions is named after it."""
 
 
 class SimMIMBatch(TypedDict):
@@ -64,15 +65,15 @@ class SimMIMBatch(TypedDict):
     mask: Tensor
     """(B, h, w) bool, True for masked patches of H/h × W/w pixels; equally many in each image."""
 
-    path: list[str]
-    """The file of each image, B in all."""
+    path: NotRequired[list[str]]
+    """The file of each image, B in all; what is written of predictions is named after it."""
 
 
 class SegmentationPredictBatch(PredictBatch):
     """One image without labels, and the size that its prediction is due at."""
 
-    size: tuple[int, int]
-    """Height and width of the image file in pixels."""
+    size: NotRequired[tuple[int, int]]
+    """Height and width of the image file in pixels; without it, those of the image."""
 
     rescaled: NotRequired[list[Callable[[float], Tensor]]]
     """As in `SegmentationBatch`."""
@@ -120,11 +121,11 @@ class DetectionPredictBatch(TypedDict):
     images: list[Tensor]
     """(3, H, W) float32."""
 
-    paths: list[str]
+    paths: NotRequired[list[str]]
     """The image file."""
 
-    sizes: list[tuple[int, int]]
-    """Height and width of the image file in pixels."""
+    sizes: NotRequired[list[tuple[int, int]]]
+    """Height and width of the image file in pixels, for which boxes are due; without it, those of the image."""
 
     image_ids: NotRequired[list[int]]
     """Its id, where an annotation file states it."""
@@ -149,7 +150,7 @@ class VideoPredictBatch(TypedDict):
     video_id: Tensor
     """(B,) int64: the number of each video in its dataset, from 0."""
 
-    path: list[str]
+    path: NotRequired[list[str]]
     """The file of each video, B in all."""
 
 
@@ -158,3 +159,87 @@ class VideoBatch(VideoPredictBatch):
 
     label: Tensor
     """(B,) int64 class indices in [0, classes)."""
+
+
+class TaskData:
+    """What a datamodule may offer beyond its batches: classes, names of samples, counts. As it stands here, nothing.
+
+    A LightningDataModule that derives from this class as well overrides what it knows. The tasks do without all of it:
+    the length of the schedule then comes from the trainer's own counts, classes are called by their indices, and a
+    resumed training relies on the loader for where it stands within an epoch.
+
+    Attributes:
+        batch_size: samples per batch and process.
+    """
+
+    batch_size: int | None = None
+
+    @property
+    def class_ids(self) -> Sequence[Any] | None:
+        """The dataset's own ids, in the order of the class indices."""
+        return None
+
+    @property
+    def class_names(self) -> Sequence[str] | None:
+        """Readable names, in the order of the class indices."""
+        return None
+
+    @property
+    def seed(self) -> int | None:
+        """What the random numbers of each training step follow from, alike in all processes; None: nothing does."""
+        return None
+
+    @property
+    def train_samples(self) -> int | None:
+        """Number of training samples, over all processes."""
+        return None
+
+    def train_batches(self, world_size: int = 1) -> int | None:
+        """Training batches of an epoch in each of ``world_size`` processes."""
+        return None
+
+    def train_sample_ids(self, batch: int) -> list[str]:
+        """Names of the samples in one of the running epoch's training batches of this process, from 0."""
+        return []
+
+    def share_faults(self) -> None:
+        """Tells the other processes which samples could not be read; called by all as a training epoch ends."""
+
+    @property
+    def skipped_samples(self) -> Mapping[str, str]:
+        """Samples that were left out so far, and why."""
+        return {}
+
+    @property
+    def has_masks(self) -> bool | None:
+        """Whether training targets of detection have masks."""
+        return None
+
+    @property
+    def stuff_labels(self) -> int | None:
+        """Number of the background's classes in training targets of detection; 0 where they have no maps of it."""
+        return None
+
+    @property
+    def record(self) -> dict[str, Any] | None:
+        """What a checkpoint says of the data, plain values only: ``{"class": …, "init_args": {…}}``."""
+        return None
+
+    def worker_death(self, error: BaseException) -> Exception | None:
+        """What to say when ``error`` tells that a DataLoader worker died; None for other errors."""
+        return None
+
+
+def task_data(trainer: Any) -> TaskData:
+    """What the datamodule of a trainer offers; nothing where there is none, or one that offers nothing."""
+    data = getattr(trainer, "datamodule", None)
+    return data if isinstance(data, TaskData) else TaskData()
+
+
+def batches_of(batch: Any) -> list[Any]:
+    """The batches of one step: with several loaders Lightning gives a list or a dict of them, one of each."""
+    if isinstance(batch, list | tuple):
+        return list(batch)
+    if isinstance(batch, Mapping) and batch and all(isinstance(value, Mapping) for value in batch.values()):
+        return list(batch.values())
+    return [batch]

@@ -60,7 +60,7 @@ class SegmentationPredictions(Predictions):
         return ["labels", "overlay", "classes"]
 
     def parts(self, outputs: Any, batch: Any) -> Iterable[tuple[str, Any]]:
-        return zip(outputs["path"], [outputs["labels"]], strict=True)
+        return zip(outputs["path"], outputs["labels"], strict=True)
 
     def result(self, path: str, parts: list[Any], task: Any) -> Result:
         (indices,) = parts

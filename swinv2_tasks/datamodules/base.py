@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import Dataset, default_collate
 
+from swinv2_tasks.batches import TaskData
 from swinv2_tasks.datamodules.loader import BatchLoader, BatchOrder, FaultPolicy, FileOrder, ReadSamples
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.hyperparameters import Recorded
@@ -16,7 +17,7 @@ FaultChoice = Literal["error", "skip"]
 """What happens on samples that cannot be read."""
 
 
-class BaseDataModule(Recorded, LightningDataModule):
+class BaseDataModule(Recorded, LightningDataModule, TaskData):
     """Loaders around the datasets that a subclass makes in `setup`.
 
     A subclass sets `train_dataset`, `val_dataset`, `test_dataset` and `predict_dataset`, where needed `collate` and
@@ -40,6 +41,7 @@ class BaseDataModule(Recorded, LightningDataModule):
         UserError: An argument is out of its range.
     """
 
+    batch_size: int
     train_dataset: Dataset | None = None
     val_dataset: Dataset | None = None
     test_dataset: Dataset | None = None
@@ -125,6 +127,17 @@ class BaseDataModule(Recorded, LightningDataModule):
             seed = torch.initial_seed() % 2**63
             self._seed = self.trainer.strategy.broadcast(seed) if self.trainer else seed
         return self._seed
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return {"class": type(self).__name__, "init_args": self.init_args}
+
+    def share_faults(self) -> None:
+        self.faults.share()
+
+    @property
+    def skipped_samples(self) -> dict[str, str]:
+        return dict(self.faults.found)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed training must know; Lightning puts it into checkpoints."""

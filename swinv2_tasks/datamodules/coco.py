@@ -179,6 +179,11 @@ class CocoDataModule(BaseDataModule):
         return self._classes[0]
 
     @property
+    def stuff_labels(self) -> int:
+        """Number of the background's classes in training targets; 0 without `train_stuff`."""
+        return 0 if self.train_stuff is None else self.stuff_classes
+
+    @property
     def has_masks(self) -> bool:
         """Whether the data of the stage that was set up have masks, and they are read. Known after `setup`."""
         return self.masks and any(read.has_masks for read in self._read.values())

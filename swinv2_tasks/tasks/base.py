@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
 from math import inf
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -16,6 +18,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torchmetrics import Metric, MetricCollection
 
 from swinv2_tasks.backbone import SwinTransformerV2
+from swinv2_tasks.batches import batches_of, task_data
 from swinv2_tasks.datamodules.classes import abbreviate
 from swinv2_tasks.errors import SharedError, UserError
 from swinv2_tasks.training.guard import GuardedTask
@@ -24,6 +27,8 @@ from swinv2_tasks.training.resume import RestorableTask
 from swinv2_tasks.training.sharding import gather_units, release_units, shard, units
 from swinv2_tasks.weights import load_weights
 from swinv2_tasks.weights.finite import describe_nonfinite, find_nonfinite
+
+AnyMetric = TypeVar("AnyMetric", bound=nn.Module)
 
 
 class _Shared:
@@ -69,6 +74,7 @@ class BaseTask(RestorableTask, GuardedTask):
         super().__init__()
         self.backbone, self.head = backbone, head
         self.optimizer, self.schedule = _Shared(optimizer), schedule
+        self._further_metrics = nn.ModuleDict()
         self._head_file: str | None = None
         if weights is not None:
             report = load_weights(self, weights)
@@ -76,14 +82,44 @@ class BaseTask(RestorableTask, GuardedTask):
             if report.head.startswith("loaded"):
                 self._head_file = report.source
 
+    def compute_losses(self, batch: Any) -> dict[str, Tensor]:
+        """The losses of a training batch: ``loss``, which is to be minimized, and its parts, if it has any.
+
+        It needs no trainer: a training loop of one's own calls it in train mode.
+        """
+        raise NotImplementedError
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """The loss of a batch; of the batches of several loaders, the mean of their losses."""
+        of_each = [self.compute_losses(one) for one in batches_of(batch)]
+        losses = of_each[0]
+        if len(of_each) > 1:
+            losses = {name: torch.stack([each[name] for each in of_each]).mean() for name in losses}
+        for name, value in losses.items():
+            self.log(f"train/{name}", value, prog_bar=name == "loss")
+        return losses["loss"]
+
+    def log(self, name: str, value: Any, **settings: Any) -> None:  # type: ignore[override]
+        """As Lightning's; inside another LightningModule that one logs, and without a trainer nobody does."""
+        trainer = self._trainer
+        if trainer is None and self._fabric is None:
+            return
+        owner = self if trainer is None else trainer.lightning_module
+        if owner is self:
+            super().log(name, value, **settings)
+        else:
+            owner.log(name, value, **settings)
+
     def forward(self, x: Tensor) -> Any:
         """Plain inference: what the head makes of the maps of normalised images or clips."""
         return self.head(self.backbone(x))
 
     def setup(self, stage: str) -> None:
-        data = getattr(self.trainer, "datamodule", None)
-        if data is not None and stage != "predict":
-            self.meet_classes(list(data.class_ids), list(data.class_names), "the data")
+        self._training_loader = None
+        data = task_data(self.trainer)
+        if data.class_ids is not None and stage != "predict":
+            ids = list(data.class_ids)
+            self.meet_classes(ids, list(data.class_names or map(str, ids)), "the data")
             self._say_order_of_numbers()
 
     def _say_order_of_numbers(self) -> None:
@@ -110,31 +146,56 @@ class BaseTask(RestorableTask, GuardedTask):
             shard(self.backbone, self.head, mesh["data_parallel"], strategy.root_device, seed, self.head_methods)
 
     def configure_optimizers(self) -> Any:
-        trainer, data = self.trainer, getattr(self.trainer, "datamodule", None)
-        if data is None:
-            raise UserError("fit needs a datamodule: the schedule's length follows from its size and the batch size")
-        schedule, epoch_steps = self.schedule, self.epoch_steps()
-        accumulated = self.accumulated_batches(0)
-        if self._accumulation_scheduler() is not None:
-            schedule, epoch_steps = schedule.in_steps(self.steps_of), 1
-        samples = data.batch_size * trainer.world_size * accumulated
-        if self._accumulation_scheduler() is not None and schedule.reference_batch:
+        total_steps, epoch_steps = self.total_steps(), self.epoch_steps()
+        schedule = self._schedule_for_batches()
+        if epoch_steps is None:
+            epoch_steps = max(1, round(total_steps / schedule.epochs))
             rank_zero_only(print)(
-                f"schedule: learning rates are scaled for the {samples} samples per step of the first epoch, "
-                "also where GradientAccumulationScheduler changes their number (schedule.reference_batch: 0 leaves "
-                "them as stated)"
+                f"schedule: the loader does not say how many batches an epoch has; {epoch_steps} steps count as one, "
+                f"so that the training of {total_steps} has {schedule.epochs}, as the published one"
             )
+        elif self._accumulation_scheduler() is not None:
+            schedule, epoch_steps = schedule.in_steps(self._steps_of_known), 1
         optimizer, scheduler = build_optimizer(
             self.optimizer,
             self.named_parameters(),
             self.backbone.depths,
             schedule,
-            samples,
+            self._samples_per_step() or 0,
             epoch_steps,
-            self.total_steps(),
+            total_steps,
             self.no_weight_decay,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _samples_per_step(self) -> int | None:
+        """Samples of an optimizer step of the first epoch, over all processes; None where nothing says."""
+        batch_size = task_data(self.trainer).batch_size or self.training_loader.batch_size
+        return batch_size and batch_size * self.trainer.world_size * self.accumulated_batches(0)
+
+    def _schedule_for_batches(self) -> Schedule:
+        """The schedule, without the scaling of its rates where nothing says how many samples a batch has."""
+        if not self.schedule.reference_batch:
+            return self.schedule
+        samples = self._samples_per_step()
+        if samples is None:
+            rank_zero_only(print)(
+                "schedule: nothing says how many samples a batch has, so learning rates are taken as stated, not "
+                f"scaled from {self.schedule.reference_batch} samples per step (schedule.reference_batch)"
+            )
+            return dataclasses.replace(self.schedule, reference_batch=0)
+        if self._accumulation_scheduler() is not None:
+            rank_zero_only(print)(
+                f"schedule: learning rates are scaled for the {samples} samples per step of the first epoch, "
+                "also where GradientAccumulationScheduler changes their number (schedule.reference_batch: 0 leaves "
+                "them as stated)"
+            )
+        return self.schedule
+
+    def _steps_of_known(self, epochs: float) -> float:
+        steps = self.steps_of(epochs)
+        assert steps is not None
+        return steps
 
     def on_train_start(self) -> None:
         self._refuse_nonfinite()
@@ -183,7 +244,7 @@ class BaseTask(RestorableTask, GuardedTask):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
-        self.input_size = self.input_size_of(batch)
+        self.input_size = self.input_size_of(batches_of(batch)[0])
 
     def input_size_of(self, batch: Any) -> tuple[int, ...]:
         """Size in pixels at which the backbone sees a batch; the checkpoint's windows are those in effect at it."""
@@ -233,10 +294,29 @@ class BaseTask(RestorableTask, GuardedTask):
         if isinstance(model, DistributedDataParallel):
             model.require_forward_param_sync = True
 
-    def log_measured(self, metrics: MetricCollection | Metric, name: str = "", shown: Sequence[str] = ()) -> None:
+    def of_loader(self, metrics: AnyMetric, dataloader_idx: int) -> AnyMetric:
+        """The task's metrics for one of several evaluation loaders: themselves for the first, copies for the others."""
+        if dataloader_idx == 0:
+            return metrics
+        attribute = next(name for name, module in self._modules.items() if module is metrics)
+        key = f"{attribute}_{dataloader_idx}"
+        if key not in self._further_metrics:
+            copied = copy.deepcopy(metrics)
+            cast(Metric, copied).reset()
+            self._further_metrics[key] = copied
+        return cast(AnyMetric, self._further_metrics[key])
+
+    def of_loaders(self, metrics: AnyMetric) -> list[AnyMetric]:
+        """The task's metrics for each loader of the evaluation that runs."""
+        trainer = self.trainer
+        loaders = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
+        return [self.of_loader(metrics, index) for index in range(max(1, len(loaders)))]
+
+    def log_epoch_metrics(self, metrics: MetricCollection | Metric, name: str = "", shown: Sequence[str] = ()) -> None:
         """Logs metrics at the end of an evaluation, exact over all processes: those that any process has measured.
 
-        To be called by all processes in ``on_validation_epoch_end``: one without a sample takes part in the sums.
+        To be called by all processes in ``on_validation_epoch_end``: one without a sample takes part in the sums. Those
+        of further loaders are logged as Lightning does it: ``val/top1/dataloader_idx_1`` beside ``val/top1``.
 
         Args:
             metrics: a collection, or one metric with its ``name``.
@@ -244,6 +324,10 @@ class BaseTask(RestorableTask, GuardedTask):
                 with.
             shown: endings of the names that the progress bar shows; without any, it shows all.
         """
+        for index, one in enumerate(self.of_loaders(metrics)):
+            self._log_metrics(one, name, shown, f"/dataloader_idx_{index}" if index else "")
+
+    def _log_metrics(self, metrics: MetricCollection | Metric, name: str, shown: Sequence[str], ending: str) -> None:
         parts: list[Any] = [*metrics.values()] if isinstance(metrics, MetricCollection) else [metrics]
         updates = torch.tensor(float(sum(part.update_count for part in parts)), device=self.device)
         if self.trainer.strategy.reduce(updates, reduce_op="sum") == 0:
@@ -258,4 +342,5 @@ class BaseTask(RestorableTask, GuardedTask):
             else {name: computed}
         )
         for key, value in values.items():
-            self.log(key, value, prog_bar=not shown or key.endswith(tuple(shown)))
+            in_bar = not shown or key.endswith(tuple(shown))
+            self.log(f"{key}{ending}", value, prog_bar=in_bar, add_dataloader_idx=False)

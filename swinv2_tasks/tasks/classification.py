@@ -65,30 +65,27 @@ class ClassificationTask(BaseTask):
         if self.class_ids is not None and len(self.class_ids) != self.num_classes:
             raise UserError(f"the data has {len(self.class_ids)} classes, model.num_classes is {self.num_classes}")
 
-    def training_step(self, batch: ClassificationBatch, batch_idx: int) -> Tensor:
-        loss = self.loss(self(batch["image"]), batch["label"])
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
+    def compute_losses(self, batch: ClassificationBatch) -> dict[str, Tensor]:
+        return {"loss": self.loss(self(batch["image"]), batch["label"])}
 
-    def validation_step(self, batch: ClassificationBatch, batch_idx: int) -> None:
-        self._evaluate(batch, self.val_metrics, self.val_real_metrics)
+    def validation_step(self, batch: ClassificationBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        # ReaL: several labels hold, or none.
+        metrics = self.val_real_metrics if batch["label"].ndim == 2 else self.val_metrics
+        self.of_loader(metrics, dataloader_idx).update(self(batch["image"]), batch["label"])
 
-    def test_step(self, batch: ClassificationBatch, batch_idx: int) -> None:
-        self._evaluate(batch, self.test_metrics, self.test_real_metrics)
-
-    def _evaluate(self, batch: ClassificationBatch, metrics: MetricCollection, real_metrics: MetricCollection) -> None:
-        logits, label = self(batch["image"]), batch["label"]
-        (real_metrics if label.ndim == 2 else metrics).update(logits, label)  # ReaL: several labels hold, or none
+    def test_step(self, batch: ClassificationBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        metrics = self.test_real_metrics if batch["label"].ndim == 2 else self.test_metrics
+        self.of_loader(metrics, dataloader_idx).update(self(batch["image"]), batch["label"])
 
     def on_validation_epoch_end(self) -> None:
-        self.log_measured(self.val_metrics)
-        self.log_measured(self.val_real_metrics)
+        self.log_epoch_metrics(self.val_metrics)
+        self.log_epoch_metrics(self.val_real_metrics)
 
     def on_test_epoch_end(self) -> None:
-        self.log_measured(self.test_metrics)
-        self.log_measured(self.test_real_metrics)
+        self.log_epoch_metrics(self.test_metrics)
+        self.log_epoch_metrics(self.test_real_metrics)
 
-    def predict_step(self, batch: PredictBatch, batch_idx: int) -> dict[str, Any]:
-        """The five likeliest classes: {path: list, scores (B, ≤5) in [0, 1], classes (B, ≤5) indices}."""
+    def predict_step(self, batch: PredictBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """The top 5 classes: {path: list or None, scores (B, ≤5) in [0, 1], classes (B, ≤5) indices}."""
         best = self(batch["image"]).float().softmax(1).topk(min(5, self.num_classes))
-        return {"path": batch["path"], "scores": best.values, "classes": best.indices}
+        return {"path": batch.get("path"), "scores": best.values, "classes": best.indices}

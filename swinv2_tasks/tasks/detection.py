@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from swinv2_tasks.backbone import SwinTransformerV2
-from swinv2_tasks.batches import DetectionBatch, DetectionEvalBatch, DetectionPredictBatch
+from swinv2_tasks.batches import DetectionBatch, DetectionEvalBatch, DetectionPredictBatch, task_data
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.evaluation.coco import CocoMetric, as_annotations, as_results
 from swinv2_tasks.heads.batch_norm import synchronise
@@ -115,42 +115,42 @@ class DetectionTask(BaseTask):
         super().setup(stage)
         if self.class_ids is not None and len(self.class_ids) != self.num_classes:
             raise UserError(f"the data has {len(self.class_ids)} classes, model.num_classes is {self.num_classes}")
-        data: Any = getattr(self.trainer, "datamodule", None)
+        data = task_data(self.trainer)
         if stage == "fit":
-            if self.head.has_masks and getattr(data, "has_masks", True) is False:
+            if self.head.has_masks and data.has_masks is False:
                 raise UserError(
                     "the data has no masks, or data.masks=false leaves them out: train boxes alone with "
                     "--model.detector.init_args.masks=false"
                 )
-            wanted, given = getattr(self.head, "stuff_classes", 0), getattr(data, "train_stuff", None)
-            if wanted and data is not None and (given is None or data.stuff_classes != wanted):
+            wanted, given = getattr(self.head, "stuff_classes", 0), data.stuff_labels
+            if wanted and given is not None and given != wanted:
                 raise UserError(
-                    f"the detector's semantic branch has stuff_classes={wanted}; data.train_stuff is {given}, "
-                    f"data.stuff_classes {data.stuff_classes}: name a folder of such maps, or set the detector's to 0"
+                    f"the detector's semantic branch has stuff_classes={wanted}; the data has maps of {given} such "
+                    "classes: name a folder of maps with data.train_stuff and their number of classes with "
+                    "data.stuff_classes, or set the detector's to 0"
                 )
             if self.trainer.world_size > 1:
                 synchronise(self.head, self.trainer.strategy.root_device)
 
-    def training_step(self, batch: DetectionBatch, batch_idx: int) -> Tensor:
+    def compute_losses(self, batch: DetectionBatch) -> dict[str, Tensor]:
         images = padded(batch["images"], self.multiple)
         losses = self.head.losses(self.backbone(images.tensors), images, batch["targets"])
-        self.log_dict({f"train/{name}_loss": loss for name, loss in losses.items()})
-        loss = torch.stack([*losses.values()]).sum()
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
+        parts = {f"{name}_loss": loss for name, loss in losses.items()}
+        return {**parts, "loss": torch.stack([*losses.values()]).sum()}
 
-    def validation_step(self, batch: DetectionEvalBatch, batch_idx: int) -> None:
-        self._evaluate(batch, self.val_scores)
+    def validation_step(self, batch: DetectionEvalBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(batch, self.of_loader(self.val_scores, dataloader_idx))
 
-    def test_step(self, batch: DetectionEvalBatch, batch_idx: int) -> None:
-        self._evaluate(batch, self.test_scores)
+    def test_step(self, batch: DetectionEvalBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(batch, self.of_loader(self.test_scores, dataloader_idx))
 
     def _evaluate(self, batch: DetectionEvalBatch, metric: CocoMetric) -> None:
         ids = self.ids
         targets: Sequence[Any] = batch.get("targets", [None] * len(batch["images"]))
-        found = self.detect(batch["images"], batch["sizes"], batch.get("rescaled"))
+        sizes = batch.get("sizes") or [(int(image.shape[1]), int(image.shape[2])) for image in batch["images"]]
+        found = self.detect(batch["images"], sizes, batch.get("rescaled"))
         image_ids = self._image_ids(batch, metric)
-        for one, target, size, image_id in zip(found, targets, batch["sizes"], image_ids, strict=True):
+        for one, target, size, image_id in zip(found, targets, sizes, image_ids, strict=True):
             results = as_results(one, image_id, size, ids, self.inference.mask_threshold)
             metric.update(image_id, results, None if target is None else as_annotations(target, size, ids))
 
@@ -175,10 +175,12 @@ class DetectionTask(BaseTask):
         self._log_scores(self.test_scores, "test/")
 
     def _log_scores(self, metric: CocoMetric, name: str) -> None:
-        metric.max_detections = self.inference.max_detections
-        metric.classes = (self.ids, self.class_names or [str(number) for number in self.ids])
-        self.log_measured(metric, name, shown=("_ap", "_ap50"))
+        for one in self.of_loaders(metric):
+            one.max_detections = self.inference.max_detections
+            one.classes = (self.ids, self.class_names or [str(number) for number in self.ids])
+        self.log_epoch_metrics(metric, name, shown=("_ap", "_ap50"))
 
-    def predict_step(self, batch: DetectionPredictBatch, batch_idx: int) -> list[Detections]:
+    def predict_step(self, batch: DetectionPredictBatch, batch_idx: int, dataloader_idx: int = 0) -> list[Detections]:
         """What is in each of the batch's images, in pixels of their files, on the CPU."""
-        return self.detect(batch["images"], batch["sizes"], batch.get("rescaled"))
+        sizes = batch.get("sizes") or [(int(image.shape[1]), int(image.shape[2])) for image in batch["images"]]
+        return self.detect(batch["images"], sizes, batch.get("rescaled"))

@@ -121,21 +121,19 @@ class SegmentationTask(BaseTask):
         if stage == "fit" and self.trainer.world_size > 1:
             synchronise(self.head, self.trainer.strategy.root_device)
 
-    def training_step(self, batch: SegmentationBatch, batch_idx: int) -> Tensor:
+    def compute_losses(self, batch: SegmentationBatch) -> dict[str, Tensor]:
         logits, auxiliary_logits = self.head.with_auxiliary(self.backbone(batch["image"]))
         loss = self.loss(logits, batch["mask"])
-        if auxiliary_logits is not None:
-            auxiliary = self.loss(auxiliary_logits, batch["mask"])
-            self.log("train/auxiliary_loss", auxiliary)
-            loss = loss + self.auxiliary_weight * auxiliary
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
+        if auxiliary_logits is None:
+            return {"loss": loss}
+        auxiliary = self.loss(auxiliary_logits, batch["mask"])
+        return {"loss": loss + self.auxiliary_weight * auxiliary, "auxiliary_loss": auxiliary}
 
-    def validation_step(self, batch: SegmentationBatch, batch_idx: int) -> None:
-        self._evaluate(batch, self.val_confusion)
+    def validation_step(self, batch: SegmentationBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(batch, self.of_loader(self.val_confusion, dataloader_idx))
 
-    def test_step(self, batch: SegmentationBatch, batch_idx: int) -> None:
-        self._evaluate(batch, self.test_confusion)
+    def test_step(self, batch: SegmentationBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(batch, self.of_loader(self.test_confusion, dataloader_idx))
 
     def _evaluate(self, batch: SegmentationBatch, confusion: Confusion) -> None:
         images = batch["image"].split(1)
@@ -144,13 +142,17 @@ class SegmentationTask(BaseTask):
             confusion.update(self.segment(image, mask.shape, at_scale), mask)
 
     def on_validation_epoch_end(self) -> None:
-        self.log_measured(self.val_confusion, "val/")
+        self.log_epoch_metrics(self.val_confusion, "val/")
 
     def on_test_epoch_end(self) -> None:
-        self.log_measured(self.test_confusion, "test/")
+        self.log_epoch_metrics(self.test_confusion, "test/")
 
-    def predict_step(self, batch: SegmentationPredictBatch, batch_idx: int) -> dict[str, Any]:
-        """The class of each pixel of the batch's one image: {path: list of one, labels (H, W) int32 on the CPU}."""
-        rescaled = batch.get("rescaled")
-        labels = self.segment(batch["image"], batch["size"], rescaled[0] if rescaled else None)
-        return {"path": batch["path"], "labels": labels.to("cpu", torch.int32)}
+    def predict_step(self, batch: SegmentationPredictBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """The class of each pixel of each image: {path: list or None, labels: list of (H, W) int32 on the CPU}."""
+        images = batch["image"].split(1)
+        rescaled: Sequence[Rescaled | None] = batch.get("rescaled") or [None] * len(images)
+        labels = [
+            self.segment(image, batch.get("size"), at_scale).to("cpu", torch.int32)
+            for image, at_scale in zip(images, rescaled, strict=True)
+        ]
+        return {"path": batch.get("path"), "labels": labels}

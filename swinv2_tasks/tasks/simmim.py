@@ -97,25 +97,24 @@ class SimMIMTask(BaseTask):
         mean, deviation = local_statistics(images, self.target_window)
         return (images - mean) / deviation
 
-    def training_step(self, batch: SimMIMBatch, batch_idx: int) -> Tensor:
-        loss = masked_l1(self(batch["image"], batch["mask"]), self.targets(batch["image"]), batch["mask"])
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
+    def compute_losses(self, batch: SimMIMBatch) -> dict[str, Tensor]:
+        pixels, targets = self(batch["image"], batch["mask"]), self.targets(batch["image"])
+        return {"loss": masked_l1(pixels, targets, batch["mask"])}
 
-    def validation_step(self, batch: SimMIMBatch, batch_idx: int) -> None:
-        self.val_loss.update(self._losses_of_each(batch))
+    def validation_step(self, batch: SimMIMBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.of_loader(self.val_loss, dataloader_idx).update(self._losses_of_each(batch))
 
-    def test_step(self, batch: SimMIMBatch, batch_idx: int) -> None:
-        self.test_loss.update(self._losses_of_each(batch))
+    def test_step(self, batch: SimMIMBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.of_loader(self.test_loss, dataloader_idx).update(self._losses_of_each(batch))
 
     def _losses_of_each(self, batch: SimMIMBatch) -> Tensor:
         return losses_of_each(self(batch["image"], batch["mask"]), self.targets(batch["image"]), batch["mask"])
 
     def on_validation_epoch_end(self) -> None:
-        self.log_measured(self.val_loss, "val/loss")
+        self.log_epoch_metrics(self.val_loss, "val/loss")
 
     def on_test_epoch_end(self) -> None:
-        self.log_measured(self.test_loss, "test/loss")
+        self.log_epoch_metrics(self.test_loss, "test/loss")
 
     def reconstruct(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Fills in masked patches, without gradients.
@@ -142,10 +141,10 @@ class SimMIMTask(BaseTask):
         self.train(was_training)
         return torch.where(enlarged(mask, images.shape[2:])[:, None], pixels.to(images.dtype), images), losses
 
-    def predict_step(self, batch: SimMIMBatch, batch_idx: int) -> dict[str, Any]:
-        """{path: list, losses (B,), reconstruction (B, 3, H, W)}."""
+    def predict_step(self, batch: SimMIMBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """{path: list or None, losses (B,), reconstruction (B, 3, H, W)}."""
         reconstruction, losses = self.reconstruct(batch["image"], batch["mask"])
-        return {"path": batch["path"], "losses": losses, "reconstruction": reconstruction}
+        return {"path": batch.get("path"), "losses": losses, "reconstruction": reconstruction}
 
 
 def losses_of_each(pixels: Tensor, targets: Tensor, mask: Tensor) -> Tensor:

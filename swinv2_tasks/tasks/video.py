@@ -60,17 +60,15 @@ class VideoClassificationTask(BaseTask):
     def input_size_of(self, batch: Any) -> tuple[int, ...]:
         return tuple(batch["clip"].shape[3:])
 
-    def training_step(self, batch: VideoBatch, batch_idx: int) -> Tensor:
+    def compute_losses(self, batch: VideoBatch) -> dict[str, Tensor]:
         logits, views = self._logits(batch)
-        loss = self.loss(logits, batch["label"].repeat_interleave(views))
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
+        return {"loss": self.loss(logits, batch["label"].repeat_interleave(views))}
 
-    def validation_step(self, batch: VideoBatch, batch_idx: int) -> None:
-        self._evaluate(batch, self.val_scores)
+    def validation_step(self, batch: VideoBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(batch, self.of_loader(self.val_scores, dataloader_idx))
 
-    def test_step(self, batch: VideoBatch, batch_idx: int) -> None:
-        self._evaluate(batch, self.test_scores)
+    def test_step(self, batch: VideoBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(batch, self.of_loader(self.test_scores, dataloader_idx))
 
     def _logits(self, batch: Any) -> tuple[Tensor, int]:
         """Logits (B · views, classes), the views of a video one after the other, and their number."""
@@ -82,13 +80,22 @@ class VideoClassificationTask(BaseTask):
         scores.update(logits, batch["label"].repeat_interleave(views), batch["video_id"].repeat_interleave(views))
 
     def on_validation_epoch_end(self) -> None:
-        self.log_measured(self.val_scores, "val/")
+        self.log_epoch_metrics(self.val_scores, "val/")
 
     def on_test_epoch_end(self) -> None:
-        self.log_measured(self.test_scores, "test/")
+        self.log_epoch_metrics(self.test_scores, "test/")
 
-    def predict_step(self, batch: VideoPredictBatch, batch_idx: int) -> dict[str, Any]:
-        """Sums over the views in the batch: {path: list, video_id (B,), probabilities (B, classes) float64, views}."""
+    def predict_step(self, batch: VideoPredictBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Sums over the views in the batch.
+
+        Returns:
+            {path: list or None, video_id (B,), probabilities (B, classes) float64, views: their number}.
+        """
         logits, views = self._logits(batch)
         probabilities = logits.float().softmax(1).double().unflatten(0, (-1, views)).sum(1)
-        return {"path": batch["path"], "video_id": batch["video_id"], "probabilities": probabilities, "views": views}
+        return {
+            "path": batch.get("path"),
+            "video_id": batch["video_id"],
+            "probabilities": probabilities,
+            "views": views,
+        }

@@ -15,6 +15,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from swinv2_tasks.batches import task_data
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.seeding import derive_seed, seed_generators
 from swinv2_tasks.training.sharding import total_norm, whole
@@ -77,14 +78,12 @@ class GuardedTask(LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         if not self._passes:
             self._first_batch = batch_idx
-        seed = getattr(getattr(self.trainer, "datamodule", None), "seed", None)
+        seed = task_data(self.trainer).seed
         if seed is not None:  # a resumed run drops the same paths as one that was never interrupted
             seed_generators(derive_seed(seed, self.trainer.global_rank, self.trainer.current_epoch, batch_idx))
 
     def on_train_epoch_end(self) -> None:
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if hasattr(data, "faults"):
-            data.faults.share()
+        task_data(self.trainer).share_faults()
 
     def on_before_backward(self, loss: Tensor) -> None:
         loss = loss.detach().float()
@@ -193,15 +192,16 @@ class GuardedTask(LightningModule):
         file.write_text(json.dumps({"step": step, "epoch": trainer.current_epoch, **details}, indent=2) + "\n")
         few = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
         what = f"the loss is {loss:g}" + (f" and gradients are not finite: {few}" if bad else "")
+        listed = f"Its {len(samples)} samples are listed in {file}." if samples else f"It is described in {file}."
         self.skipped_steps += 1
         if self.skipped_steps > self.max_skipped_steps:
             skipped = f" after {self.skipped_steps - 1} skipped ones" if self.skipped_steps > 1 else ""
             raise UserError(
-                f"stopped before {place}{skipped}: {what}. Its {len(samples)} samples are listed in {file}. Look at "
-                "them, lower the learning rate, clip gradients (trainer.gradient_clip_val), use bf16-mixed or 32-true, "
-                "or let some steps be skipped (guard.max_skipped_steps)."
+                f"stopped before {place}{skipped}: {what}. {listed} Look at it, lower the learning rate, clip "
+                "gradients (trainer.gradient_clip_val), use bf16-mixed or 32-true, or let some steps be skipped "
+                "(guard.max_skipped_steps)."
             )
-        log.warning("skipped %s: %s; its samples are listed in %s", place, what, file, extra={"details": details})
+        log.warning("skipped %s: %s; it is described in %s", place, what, file, extra={"details": details})
         raise SkippedStep
 
     def _report_spike(self, loss: float) -> None:
@@ -217,8 +217,6 @@ class GuardedTask(LightningModule):
 
     def _samples(self) -> list[str]:
         """The samples of this process that the step is made of."""
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if not hasattr(data, "train_sample_ids"):
-            return []
+        data = task_data(self.trainer)
         batches = range(self._first_batch, self.trainer.fit_loop.epoch_loop.batch_idx + 1)
         return [name for batch in batches for name in data.train_sample_ids(batch)]

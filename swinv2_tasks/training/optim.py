@@ -44,6 +44,11 @@ class Schedule:
     layer_decay: float = 1.0
     backbone_lr_scale: float = 1.0
 
+    @property
+    def epochs(self) -> int:
+        """Epochs of the published training: as many has one on a loader that does not say how long they are."""
+        return 300
+
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
             if min(value, default=0) < 0 if isinstance(value, tuple | list) else value < 0:
@@ -113,6 +118,11 @@ class EpochCosineSchedule(CosineSchedule):
     reference_batch: int = 64
     warmup_epochs: float = 2.5
 
+    @property
+    def epochs(self) -> int:
+        """As published."""
+        return 30
+
     def factor(self, step: int, epoch_steps: int, total_steps: int, peak: float, layer_scale: float = 1.0) -> float:
         warmup_steps = round(self.warmup_epochs * epoch_steps)
         min_factor = self.min_lr / (peak * layer_scale)
@@ -158,6 +168,11 @@ class StepSchedule(Schedule):
     milestones: tuple[int, ...] = (27, 33)
     gamma: float = 0.1
     warmup_epochs: float = 0.0
+
+    @property
+    def epochs(self) -> int:
+        """In proportion to the milestones 27 and 33 of 36 epochs."""
+        return math.ceil(max(self.milestones, default=33) * 36 / 33)
 
     def factor(self, step: int, epoch_steps: int, total_steps: int, peak: float, layer_scale: float = 1.0) -> float:
         steps = [epoch * epoch_steps for epoch in self.milestones]

@@ -14,9 +14,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.optim import Optimizer
 
 from swinv2_tasks.backbone import SwinTransformerV2
+from swinv2_tasks.batches import task_data
 from swinv2_tasks.datamodules.classes import abbreviate
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.hyperparameters import Recorded, recorded_arguments, task_record
+from swinv2_tasks.training.lightning_internals import TrainingLoader, describe_training_loader
 from swinv2_tasks.training.optim import optimizer_class
 from swinv2_tasks.weights.files import clean_name, read_checkpoint
 from swinv2_tasks.weights.formats import some
@@ -42,6 +44,7 @@ class RestorableTask(Recorded, LightningModule):
         self.run_name = "run"
         self._planned_steps: tuple[int | None, int | None] | None = None
         """Optimizer steps of the training that is resumed, as planned then and now."""
+        self._training_loader: TrainingLoader | None = None
 
     def meet_classes(self, ids: list[Any], names: list[str], whose: str) -> None:
         """Takes over the classes of the data or of a checkpoint, or stops when they are not the ones known already."""
@@ -71,9 +74,9 @@ class RestorableTask(Recorded, LightningModule):
     def training_record(self) -> dict[str, Any] | None:
         """What steps are made of, which a resumed training must keep; None when not training."""
         trainer: Any = self._trainer
-        data: Any = getattr(trainer, "datamodule", None)
-        if trainer is None or not trainer.optimizers or not hasattr(data, "train_batches"):
+        if trainer is None or not trainer.optimizers:
             return None
+        data = task_data(trainer)
         return {
             "optimizer": self._optimizer_name(),
             "samples": data.train_samples,
@@ -90,12 +93,21 @@ class RestorableTask(Recorded, LightningModule):
         kind = optimizer_class(self.optimizer)
         return f"{kind.__module__}.{kind.__qualname__}"
 
-    def epoch_batches(self) -> int:
-        """Batches of an epoch in each process."""
+    def epoch_batches(self) -> int | None:
+        """Batches of an epoch in each process; None where neither the data nor its loader says."""
         trainer: Any = self.trainer
-        data, limit = trainer.datamodule, trainer.limit_train_batches
-        batches = data.train_batches(trainer.world_size)
+        limit = trainer.limit_train_batches
+        batches = task_data(trainer).train_batches(trainer.world_size)
+        if batches is None:
+            return self.training_loader.batches
         return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+    @property
+    def training_loader(self) -> TrainingLoader:
+        """What the trainer's loader says of an epoch, where the data does not."""
+        if self._training_loader is None:
+            self._training_loader = describe_training_loader(self.trainer)
+        return self._training_loader
 
     def accumulated_batches(self, epoch: int) -> int:
         """Batches of each process that an optimizer step of an epoch is made of."""
@@ -108,16 +120,23 @@ class RestorableTask(Recorded, LightningModule):
         callbacks: list[Any] = getattr(self.trainer, "callbacks", [])
         return next((one for one in callbacks if isinstance(one, GradientAccumulationScheduler)), None)
 
-    def epoch_steps(self, epoch: int = 0) -> int:
-        """Optimizer steps of an epoch."""
+    def epoch_steps(self, epoch: int = 0) -> int | None:
+        """Optimizer steps of an epoch; None where nothing says how long it is."""
         # Lightning's own estimate would build the training loader too early and so lose the state of a resumed one.
-        return math.ceil(self.epoch_batches() / self.accumulated_batches(epoch))
+        batches = self.epoch_batches()
+        return None if batches is None else math.ceil(batches / self.accumulated_batches(epoch))
 
-    def steps_of(self, epochs: float) -> float:
-        """Optimizer steps of the first so many epochs."""
+    def steps_of(self, epochs: float) -> float | None:
+        """Optimizer steps of the first so many epochs; None where nothing says how long they are."""
         batches, whole = self.epoch_batches(), math.floor(epochs)
+        if batches is None:
+            return None
         steps = sum(math.ceil(batches / self.accumulated_batches(epoch)) for epoch in range(whole))
-        return steps if whole == epochs else steps + (epochs - whole) * self.epoch_steps(whole)
+        return (
+            steps
+            if whole == epochs
+            else steps + (epochs - whole) * math.ceil(batches / self.accumulated_batches(whole))
+        )
 
     def total_steps(self) -> int:
         """Optimizer steps of the whole training.
@@ -127,25 +146,27 @@ class RestorableTask(Recorded, LightningModule):
         """
         steps = self._known_steps()
         if steps is None:
-            raise UserError("trainer.max_epochs or trainer.max_steps must say when the training ends")
+            raise UserError(
+                "nothing says when the training ends, which the schedule of the learning rate follows: state "
+                "trainer.max_epochs or, for a loader without a length, trainer.max_steps"
+            )
         return steps
 
     def _known_steps(self) -> int | None:
         """Optimizer steps of the whole training; None where nothing says how long it lasts."""
         trainer = self.trainer
-        ends = [int(self.steps_of(epochs)) for epochs in (trainer.max_epochs,) if epochs not in (None, -1)]
+        ends = [self.steps_of(epochs) for epochs in (trainer.max_epochs,) if epochs not in (None, -1)]
         ends += [steps for steps in (trainer.max_steps,) if steps != -1]
-        return min(ends, default=None)
+        return min((int(steps) for steps in ends if steps is not None), default=None)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        data = getattr(self._trainer, "datamodule", None) if self._trainer else None
         checkpoint["swinv2_tasks"] = {
             **checkpoint_record(self.backbone, self.input_size),
             "name": self.run_name,
             "task": {"class": type(self).__name__, "init_args": {**self.init_args, "weights": None}},
             "backbone": self.backbone.config,
             "classes": {"ids": self.class_ids, "names": self.class_names},
-            "data": {"class": type(data).__name__, "init_args": getattr(data, "init_args", {})} if data else None,
+            "data": task_data(self._trainer).record,
             "training": self.training_record(),
         }
 
@@ -207,32 +228,38 @@ class RestorableTask(Recorded, LightningModule):
                 "cannot read its state. Resume with the optimizer of the run's own config, or start a new run from the "
                 "trained weights with --model.weights CHECKPOINT."
             )
-        if before["samples"] != trainer.datamodule.train_samples:
+        data = task_data(trainer)
+        if before["samples"] != data.train_samples:
             raise UserError(
-                f"the training that is resumed had {before['samples']} training samples, the dataset now has "
-                f"{trainer.datamodule.train_samples}: nothing says which of them the epoch has seen. Restore the "
+                f"the training that is resumed had {_number(before['samples'])} training samples, the dataset now has "
+                f"{_number(data.train_samples)}: nothing says which of them the epoch has seen. Restore the "
                 "dataset as it was, or start a new run from the trained weights with --model.weights CHECKPOINT."
             )
         self._planned_steps, self.skipped_steps = (before["total_steps"], self._known_steps()), before["skipped_steps"]
-        now = {"batch_size": trainer.datamodule.batch_size, "processes": trainer.world_size}
+        now: dict[str, Any] = {"batch_size": data.batch_size, "processes": trainer.world_size}
         now |= {"accumulated_batches": self.accumulated_batches(epoch), "epoch_batches": self.epoch_batches()}
         if all(before[name] == value for name, value in now.items()):
             return
 
-        def samples(numbers: dict[str, int]) -> int:
+        def samples(numbers: dict[str, Any]) -> int | None:
+            if numbers["batch_size"] is None:
+                return None
             return numbers["batch_size"] * numbers["processes"] * numbers["accumulated_batches"]
 
-        def steps(numbers: dict[str, int]) -> int:
+        def steps(numbers: dict[str, Any]) -> int | None:
+            if numbers["epoch_batches"] is None:
+                return None
             return math.ceil(numbers["epoch_batches"] / numbers["accumulated_batches"])
 
-        def describe(numbers: dict[str, int]) -> str:
+        def describe(numbers: dict[str, Any]) -> str:
             return (
-                f"{numbers['processes']} processes × {numbers['batch_size']} samples × "
-                f"{numbers['accumulated_batches']} accumulated = {samples(numbers)} per step, {steps(numbers)} steps "
-                "per epoch"
+                f"{numbers['processes']} processes × {_number(numbers['batch_size'])} samples × "
+                f"{numbers['accumulated_batches']} accumulated = {_number(samples(numbers))} per step, "
+                f"{_number(steps(numbers))} steps per epoch"
             )
 
-        if samples(before) != samples(now) or steps(before) != steps(now):
+        unknown = samples(now) is None or steps(now) is None  # nothing tells how batches of before become today's
+        if unknown or samples(before) != samples(now) or steps(before) != steps(now):
             raise UserError(
                 f"the training that is resumed took {describe(before)}; now it would take {describe(now)}. Choose "
                 "trainer.devices, data.batch_size and trainer.accumulate_grad_batches so that both stay, or start a "
@@ -278,3 +305,7 @@ class RestorableTask(Recorded, LightningModule):
             raise UserError(f"{checkpoint_path}: {error}") from error
         task.load_state_dict(contents["state_dict"])
         return task.to(map_location).eval()
+
+
+def _number(value: int | None) -> str:
+    return "unknown" if value is None else str(value)

@@ -18,6 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
+from swinv2_tasks.batches import task_data
 from swinv2_tasks.errors import Interrupted
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.training.run_folder import record_start
@@ -57,7 +58,7 @@ class RunRecord(Callback):
         self._batch_started = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        seed = getattr(getattr(trainer, "datamodule", None), "seed", None)  # all processes agree on it
+        seed = task_data(trainer).seed  # all processes agree on it
         if trainer.is_global_zero:
             record_start(
                 self.folder,
@@ -128,11 +129,12 @@ class RunRecord(Callback):
     def _summarise(self, trainer: Trainer, status: str) -> None:
         for logger in trainer.loggers:
             logger.save()
-        data: Any = getattr(trainer, "datamodule", None)
+        data = task_data(trainer)
         callback: Any = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
         events = [_read_events(path) for path in sorted(self.folder.glob("events*.jsonl"))]
-        samples = self._batches * trainer.world_size * getattr(data, "batch_size", 0)
+        samples = self._batches * trainer.world_size * (data.batch_size or 0)
         state = self.state_dict()
+        seconds = state["train_seconds"]
         rows = read_metrics(self.folder / "metrics.csv")
         summary = {
             "status": status,
@@ -142,7 +144,7 @@ class RunRecord(Callback):
             "best_checkpoint": (callback.best_model_path or None) if callback and callback.monitor else None,
             # Without a logger those of the trainer: all of the last epoch, once it is finished.
             "last_metrics": _numbers(last_metrics(rows) or (trainer.callback_metrics if status == "finished" else {})),
-            "samples_per_second": round(samples / state["train_seconds"], 3) if state["train_seconds"] else None,
+            "samples_per_second": round(samples / seconds, 3) if samples and seconds else None,
             "wall_seconds": round(state["wall_seconds"], 3),
             "peak_memory_mib": {
                 "main_process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
@@ -150,7 +152,7 @@ class RunRecord(Callback):
                 "gpu": torch.cuda.max_memory_allocated() // 2**20 if torch.cuda.is_initialized() else None,
             },
             "events": dict(Counter(event["event"] for share in events for event in share)),
-            "skipped_samples": dict(data.faults.found) if hasattr(data, "faults") else {},
+            "skipped_samples": dict(data.skipped_samples),
         }
         text = json.dumps(summary, indent=2) + "\n"
         replace_file(self.folder / "summary.json", lambda file: file.write_text(text))

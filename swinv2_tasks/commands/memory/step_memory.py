@@ -360,7 +360,7 @@ def _run(
                 log.repeat(stage, times, outputs[stage])
             log.part = "backward"
             _count_gradients(task, log, repeats)
-            torch.autograd.backward(cast(Tensor, loss))
+            torch.autograd.backward(loss)
             del loss, made
     return log
 
