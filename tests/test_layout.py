@@ -13,7 +13,7 @@ import swinv2_tasks
 
 PACKAGE = "swinv2_tasks"
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("",),  # the package itself: its version, nothing else
+    ("",),  # the package itself: its version, and names that are imported when they are asked for
     ("errors",),
     ("files",),
     ("seeding", "child_processes"),
@@ -78,7 +78,10 @@ def imported_modules(module: str, modules: dict[str, Path]) -> Iterator[tuple[st
         return name
 
     is_folder = modules[module].name == "__init__.py"
-    for node in ast.walk(ast.parse(modules[module].read_text(encoding="utf-8"))):
+    tree = ast.parse(modules[module].read_text(encoding="utf-8"))
+    if not module:  # the package itself, which imports what it names when it is asked for it
+        tree.body = [node for node in tree.body if not is_for_type_checkers(node)]
+    for node in ast.walk(tree):
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -92,6 +95,10 @@ def imported_modules(module: str, modules: dict[str, Path]) -> Iterator[tuple[st
         for name in names:
             if name == PACKAGE or name.startswith(f"{PACKAGE}."):
                 yield longest(name.removeprefix(PACKAGE).removeprefix(".")), node.lineno
+
+
+def is_for_type_checkers(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
 def layout_faults(root: Path) -> list[str]:
