@@ -10,6 +10,8 @@ from typing import Any, NotRequired, TypedDict
 
 from torch import Tensor
 
+from swinv2_tasks.errors import UserError
+
 IGNORED = 255
 """The class index of pixels that count neither in losses nor in metrics."""
 
@@ -170,9 +172,12 @@ class TaskData:
 
     Attributes:
         batch_size: samples per batch and process.
+        published_classes: number of classes of the dataset that the recipes were published for, which is assumed where
+            there is no dataset to ask.
     """
 
     batch_size: int | None = None
+    published_classes: int = 1000
 
     @property
     def class_ids(self) -> Sequence[Any] | None:
@@ -201,6 +206,20 @@ class TaskData:
     def train_sample_ids(self, batch: int) -> list[str]:
         """Names of the samples in one of the running epoch's training batches of this process, from 0."""
         return []
+
+    example_note: str | None = None
+    """What is to be said of ``example_batch``: what was assumed."""
+
+    def example_batch(self, batch_size: int, num_classes: int) -> dict[str, Any]:
+        """A training batch of the largest size, of arbitrary values: what the memory of a step is estimated with.
+
+        Raises:
+            UserError: the data does not say what its batches are.
+        """
+        raise UserError(
+            f"memory needs a training batch to go by, which {type(self).__name__} does not give: write its method "
+            "example_batch"
+        )
 
     def share_faults(self) -> None:
         """Tells the other processes which samples could not be read; called by all as a training epoch ends."""

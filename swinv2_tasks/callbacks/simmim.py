@@ -15,7 +15,7 @@ from torch import Tensor
 from swinv2_tasks.callbacks.prediction_files import Predictions, Result
 from swinv2_tasks.callbacks.prediction_journal import Record
 from swinv2_tasks.errors import printable
-from swinv2_tasks.tasks.simmim import enlarged
+from swinv2_tasks.heads.simmim import enlarge_mask
 
 
 class SimMIMPictures(Callback):
@@ -100,7 +100,7 @@ def row_of_three(
     Returns:
         uint8 (H + 4, 3·(W + 4), 3), with a white margin.
     """
-    hidden = enlarged(mask[None], image.shape[1:])[0]
+    hidden = enlarge_mask(mask[None], image.shape[1:])[0]
     seen = torch.where(hidden, 0.0, image.float())  # the mean colour
     three = torch.stack([image.float(), seen, reconstruction.float()]).cpu()
     shape = (1, 3, 1, 1)

@@ -28,21 +28,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.multiprocessing import ProcessRaisedException
 
-from swinv2_tasks import tasks
 from swinv2_tasks.backbone.swin_v2 import blocks_without_memory
 from swinv2_tasks.callbacks import (
-    ClassificationPredictions,
-    ClassTable,
-    DetectionPredictions,
-    DetectionScores,
     EvaluatedSamples,
     LastValidation,
     LearningCurve,
-    SegmentationPredictions,
-    SimMIMPictures,
-    SimMIMPredictions,
     Throughput,
-    VideoPredictions,
 )
 from swinv2_tasks.callbacks.prediction_files import bad_files
 from swinv2_tasks.cli.configs import config_from_checkpoint, known_configs
@@ -268,20 +259,11 @@ class TasksCLI(LightningCLI):
             folder, Path(config["ckpt_path"]) if self.resume else None, self.resumed_step, self.arguments
         )
         trainer.callbacks += [record, Throughput(), LastValidation(), LearningCurve()]
-        if isinstance(self.model, tasks.ClassificationTask):
-            trainer.callbacks.append(ClassificationPredictions(config["output"]))
-        if isinstance(self.model, tasks.SegmentationTask):
-            trainer.callbacks += [SegmentationPredictions(config["output"]), ClassTable(folder)]
-        if isinstance(self.model, tasks.DetectionTask):
-            trainer.callbacks += [DetectionPredictions(config["output"]), DetectionScores(folder)]
-        if isinstance(self.model, tasks.VideoClassificationTask):
-            trainer.callbacks.append(VideoPredictions(config["output"]))
-        if isinstance(self.model, tasks.SimMIMTask):
-            trainer.callbacks += [SimMIMPredictions(config["output"]), SimMIMPictures(folder)]
         trainer.callbacks.append(EvaluatedSamples(folder))
         # Checkpoints come after what others log at the end of an epoch, and the last one holds the state of the others.
         trainer.callbacks.sort(key=lambda one: isinstance(one, Checkpoint) + isinstance(one, RunCheckpoint))
         self.model.run_name = config["name"]
+        self.model.run_folder, self.model.output = folder, config["output"]
         self.model.max_skipped_steps = config["guard"]["max_skipped_steps"]
         return trainer
 

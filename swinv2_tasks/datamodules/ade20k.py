@@ -6,7 +6,9 @@ ADE20K: https://arxiv.org/abs/1608.05442.
 import glob
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
@@ -95,6 +97,7 @@ class ADE20KDataModule(BaseDataModule):
 
     eval_batch_size = 1
     size_setting = "resize"
+    published_classes = 150
 
     def __init__(
         self,
@@ -178,6 +181,10 @@ class ADE20KDataModule(BaseDataModule):
             self._take(codings[0])
         assert self._coding is not None
         return self._coding
+
+    def example_batch(self, batch_size: int, num_classes: int) -> dict[str, Any]:
+        mask = torch.empty(batch_size, *self._crop_size, dtype=torch.int64)
+        return {"image": torch.empty(batch_size, 3, *self._crop_size), "mask": mask}
 
     def setup(self, stage: str) -> None:
         """Find the images that `stage` (fit, validate, test or predict) needs, and their label maps.

@@ -8,7 +8,9 @@ import logging
 from collections import Counter
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
@@ -32,6 +34,7 @@ from swinv2_tasks.datamodules.readers.annotations import (
 from swinv2_tasks.datamodules.readers.images import list_images
 from swinv2_tasks.datamodules.transforms.classification import IMAGENET_MEAN, IMAGENET_STD, check
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.inference.segmentation import pair
 
 log = logging.getLogger("swinv2_tasks")
 
@@ -40,6 +43,9 @@ _EXPECTED = (
     "annotations/instances_val2017.json. Other names: data.train_images, data.train_annotations, data.val_images, "
     "data.val_annotations. To have data to try: swinv2-tasks sample-data data/sample."
 )
+
+EXAMPLE_OBJECTS = 20
+"""Annotated objects of each image of an example batch."""
 
 
 class CocoDataModule(BaseDataModule):
@@ -95,6 +101,8 @@ class CocoDataModule(BaseDataModule):
 
     eval_batch_size = 1
     size_setting = "resize"
+    published_classes = 80
+    example_note = f"images of the greatest size that a batch may have, {EXAMPLE_OBJECTS} objects each"
 
     def __init__(
         self,
@@ -187,6 +195,27 @@ class CocoDataModule(BaseDataModule):
     def has_masks(self) -> bool:
         """Whether the data of the stage that was set up have masks, and they are read. Known after `setup`."""
         return self.masks and any(read.has_masks for read in self._read.values())
+
+    def largest_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the largest images that training batches are padded to."""
+        settings = self.init_args
+        if settings["jitter"] is not None:
+            return pair(settings["jitter_size"])
+        least, greatest = settings["short_sides"]
+        short = min(max(range(least, greatest + 1, settings["short_step"])), settings["max_side"])
+        return (short if settings["group_shapes"] else settings["max_side"]), settings["max_side"]
+
+    def example_batch(self, batch_size: int, num_classes: int) -> dict[str, Any]:
+        size, objects = self.largest_size(), EXAMPLE_OBJECTS
+        target: dict[str, Any] = {"boxes": torch.empty(objects, 4), "labels": torch.empty(objects, dtype=torch.int64)}
+        if self.masks:
+            target["masks"] = torch.empty(objects, *size, dtype=torch.uint8)
+        if self.train_stuff is not None:
+            target["stuff"] = torch.empty(size, dtype=torch.uint8)
+        return {
+            "images": [torch.empty(3, *size) for _ in range(batch_size)],
+            "targets": [{key: torch.empty_like(value) for key, value in target.items()} for _ in range(batch_size)],
+        }
 
     def setup(self, stage: str) -> None:
         """Read the annotations that `stage` (fit, validate, test or predict) needs, and find the images.

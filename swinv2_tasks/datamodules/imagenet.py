@@ -7,8 +7,9 @@ import logging
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from PIL import Image
 from torch import Tensor
@@ -28,6 +29,7 @@ from swinv2_tasks.datamodules.transforms.classification import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     eval_transform,
+    height_width,
     mix_transform,
     train_transform,
 )
@@ -160,6 +162,11 @@ class ImageNetDataModule(BaseDataModule):
         name = self.train_dir if self.has("train") or self._shards(self.train_dir) else self.val_dir
         shards = self._shards(name)
         return shards.classes if shards else classes_of_folders(self._folder(name))
+
+    def example_batch(self, batch_size: int, num_classes: int) -> dict[str, Any]:
+        mixes = any(self.mix[:2])
+        label = torch.empty(batch_size, num_classes) if mixes else torch.empty(batch_size, dtype=torch.int64)
+        return {"image": torch.empty(batch_size, 3, *height_width(self.image_size)), "label": label}
 
     def setup(self, stage: str) -> None:
         """Find the images that `stage` (fit, validate, test or predict) needs.

@@ -7,8 +7,9 @@ import shlex
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torchvision import tv_tensors
@@ -91,6 +92,8 @@ class KineticsDataModule(BaseDataModule):
         UserError: An argument is out of its range. Missing or malformed data is reported by `setup`, or as soon as the
             classes are asked for.
     """
+
+    published_classes = 400
 
     def __init__(
         self,
@@ -183,6 +186,10 @@ class KineticsDataModule(BaseDataModule):
             if (folder := self._root() / str(self._folders[split])).is_dir():
                 return classes_of_folders(folder)
         raise UserError(f"There are no videos in {self._root()}. {_EXPECTED}")
+
+    def example_batch(self, batch_size: int, num_classes: int) -> dict[str, Any]:
+        clip = torch.empty(batch_size, 1, 3, self.sampling.frames, *self.image_size)
+        return {"clip": clip, "label": torch.empty(batch_size, dtype=torch.int64)}
 
     def setup(self, stage: str) -> None:
         """Find the videos that `stage` (fit, validate, test or predict) needs.

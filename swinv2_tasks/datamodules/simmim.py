@@ -1,6 +1,9 @@
 """Images without labels, and random masks over their patches, for SimMIM: https://arxiv.org/abs/2111.09886."""
 
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
 from swinv2_tasks.datamodules.datasets.simmim import MaskedImages
@@ -99,6 +102,11 @@ class SimMIMDataModule(BaseDataModule):
     @property
     def class_ids(self) -> list[str]:
         return []
+
+    def example_batch(self, batch_size: int, num_classes: int) -> dict[str, Any]:
+        size = tuple(side * self.mask_patch_size for side in self._patches)
+        mask = torch.empty(batch_size, *self._patches, dtype=torch.bool)
+        return {"image": torch.empty(batch_size, 3, *size), "mask": mask}
 
     def setup(self, stage: str) -> None:
         """Find the images that `stage` (fit, validate, test or predict) needs.

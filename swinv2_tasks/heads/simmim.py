@@ -40,3 +40,10 @@ class SimMIMHead(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Maps (B, C, h, w) of which the last is used → pixels (B, image_channels, h·stride, w·stride)."""
         return self.decoder(self.norm(maps[-1].movedim(1, -1)).movedim(-1, 1))
+
+
+def enlarge_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
+    """A mask of patches (B, h, w) at another size, a multiple of its own: (B, *size)."""
+    for axis, side in enumerate(size, start=1):
+        mask = mask.repeat_interleave(side // mask.shape[axis], dim=axis)
+    return mask

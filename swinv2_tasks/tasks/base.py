@@ -7,9 +7,11 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
 from math import inf
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
@@ -59,6 +61,12 @@ class BaseTask(RestorableTask, GuardedTask):
 
     no_weight_decay: tuple[str, ...] = NO_WEIGHT_DECAY
     """Parts of the names of parameters without weight decay, beside vectors and biases."""
+
+    run_folder: Path | None = None
+    """The folder of the run, as the command line sets it; without one nothing is written beside what a trainer does."""
+
+    output: str | None = None
+    """The folder of predictions, where it is another than in the run's."""
 
     head_methods: tuple[str, ...] = ()
     """What training calls of the head beside its ``forward``."""
@@ -137,6 +145,18 @@ class BaseTask(RestorableTask, GuardedTask):
                 f"{abbreviate(sorted(ids))}; for such a head, state data.class_names in its order."
             )
         rank_zero_only(print)(message)
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [] if self.run_folder is None else self.result_writers(self.run_folder, self.output)
+
+    def result_writers(self, run_folder: Path, output: str | None) -> list[Callback]:
+        """What writes predictions, and tables and pictures of evaluations; a subclass says.
+
+        Args:
+            run_folder: the folder of the run.
+            output: the folder of predictions; None: in the run's.
+        """
+        return []
 
     def configure_model(self) -> None:
         mesh = self.device_mesh

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import AdamW
@@ -12,6 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.batches import ClassificationBatch, PredictBatch
+from swinv2_tasks.callbacks import ClassificationPredictions
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.evaluation.classification import AnyLabelAccuracy, CrossEntropy
 from swinv2_tasks.heads.classification import ClassificationHead
@@ -84,6 +87,9 @@ class ClassificationTask(BaseTask):
     def on_test_epoch_end(self) -> None:
         self.log_epoch_metrics(self.test_metrics)
         self.log_epoch_metrics(self.test_real_metrics)
+
+    def result_writers(self, run_folder: Path, output: str | None) -> list[Callback]:
+        return [ClassificationPredictions(output)]
 
     def predict_step(self, batch: PredictBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """The top 5 classes: {path: list or None, scores (B, ≤5) in [0, 1], classes (B, ≤5) indices}."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.optim import AdamW
 
 from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.batches import DetectionBatch, DetectionEvalBatch, DetectionPredictBatch, task_data
+from swinv2_tasks.callbacks import DetectionPredictions, DetectionScores
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.evaluation.coco import CocoMetric, as_annotations, as_results
 from swinv2_tasks.heads.batch_norm import synchronise
@@ -179,6 +182,9 @@ class DetectionTask(BaseTask):
             one.max_detections = self.inference.max_detections
             one.classes = (self.ids, self.class_names or [str(number) for number in self.ids])
         self.log_epoch_metrics(metric, name, shown=("_ap", "_ap50"))
+
+    def result_writers(self, run_folder: Path, output: str | None) -> list[Callback]:
+        return [DetectionPredictions(output), DetectionScores(run_folder)]
 
     def predict_step(self, batch: DetectionPredictBatch, batch_idx: int, dataloader_idx: int = 0) -> list[Detections]:
         """What is in each of the batch's images, in pixels of their files, on the CPU."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.optim import AdamW
 
 from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.batches import SegmentationBatch, SegmentationPredictBatch
+from swinv2_tasks.callbacks import ClassTable, SegmentationPredictions
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.evaluation.segmentation import Confusion
 from swinv2_tasks.heads.batch_norm import synchronise
@@ -146,6 +149,9 @@ class SegmentationTask(BaseTask):
 
     def on_test_epoch_end(self) -> None:
         self.log_epoch_metrics(self.test_confusion, "test/")
+
+    def result_writers(self, run_folder: Path, output: str | None) -> list[Callback]:
+        return [SegmentationPredictions(output), ClassTable(run_folder)]
 
     def predict_step(self, batch: SegmentationPredictBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """The class of each pixel of each image: {path: list or None, labels: list of (H, W) int32 on the CPU}."""

@@ -3,19 +3,21 @@ https://arxiv.org/abs/2111.09883, appendix A2."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.optim import AdamW
 
 from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.batches import SimMIMBatch
+from swinv2_tasks.callbacks import SimMIMPictures, SimMIMPredictions
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.evaluation.mean_loss import MeanLoss
-from swinv2_tasks.heads.simmim import SimMIMHead
+from swinv2_tasks.heads.simmim import SimMIMHead, enlarge_mask
 from swinv2_tasks.tasks.base import BaseTask
 from swinv2_tasks.training.losses import local_statistics, masked_l1
 from swinv2_tasks.training.optim import NO_WEIGHT_DECAY, StepSchedule
@@ -88,7 +90,7 @@ class SimMIMTask(BaseTask):
                     f"{self.backbone.patch_size}: data.image_size must be a multiple of data.mask_patch_size, and that "
                     "of the backbone's patch_size"
                 )
-        return enlarged(mask, tokens)
+        return enlarge_mask(mask, tokens)
 
     def targets(self, images: Tensor) -> Tensor:
         """What the pixels of images (B, 3, H, W) are to be predicted as."""
@@ -139,7 +141,10 @@ class SimMIMTask(BaseTask):
             losses = losses_of_each(pixels, targets, mask)
             pixels = pixels * deviation + mean
         self.train(was_training)
-        return torch.where(enlarged(mask, images.shape[2:])[:, None], pixels.to(images.dtype), images), losses
+        return torch.where(enlarge_mask(mask, images.shape[2:])[:, None], pixels.to(images.dtype), images), losses
+
+    def result_writers(self, run_folder: Path, output: str | None) -> list[Callback]:
+        return [SimMIMPredictions(output), SimMIMPictures(run_folder)]
 
     def predict_step(self, batch: SimMIMBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """{path: list or None, losses (B,), reconstruction (B, 3, H, W)}."""
@@ -151,10 +156,3 @@ def losses_of_each(pixels: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     """``masked_l1`` of each image, (B,)."""
     parts = (part.split(1) for part in (pixels, targets, mask))
     return torch.stack([masked_l1(*one) for one in zip(*parts, strict=True)])
-
-
-def enlarged(mask: Tensor, size: Sequence[int]) -> Tensor:
-    """A mask of patches (B, h, w) at another size, a multiple of its own: (B, *size)."""
-    for axis, side in enumerate(size, start=1):
-        mask = mask.repeat_interleave(side // mask.shape[axis], dim=axis)
-    return mask

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import AdamW
 
 from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.batches import VideoBatch, VideoPredictBatch
+from swinv2_tasks.callbacks import VideoPredictions
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.evaluation.video import VideoScores
 from swinv2_tasks.heads.classification import ClassificationHead
@@ -84,6 +87,9 @@ class VideoClassificationTask(BaseTask):
 
     def on_test_epoch_end(self) -> None:
         self.log_epoch_metrics(self.test_scores, "test/")
+
+    def result_writers(self, run_folder: Path, output: str | None) -> list[Callback]:
+        return [VideoPredictions(output)]
 
     def predict_step(self, batch: VideoPredictBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Sums over the views in the batch.

@@ -17,7 +17,7 @@ import torch
 
 from swinv2_tasks.backbone.swin_v2 import SwinBlock, SwinStage
 from swinv2_tasks.backbone.window import WindowGrid
-from swinv2_tasks.commands.memory.planned_training import Plan, Sharding, Training, example_batch
+from swinv2_tasks.commands.memory.planned_training import Plan, Sharding, Training
 from swinv2_tasks.commands.memory.step_memory import PRECISIONS, StepMemory, step_memory
 from swinv2_tasks.training.optim import optimizer_class
 
@@ -80,7 +80,7 @@ class Estimates:
                     block.attention_chunk_size = plan.chunk
         return step_memory(
             task,
-            example_batch(training, plan.batch_size),
+            lambda: training.example_batch(plan.batch_size),
             device=self.device,
             precision=plan.precision,
             accumulates=plan.accumulated > 1,
@@ -132,9 +132,8 @@ def takes_eight_bits(training: Training) -> bool:
 
 def chunk_size(training: Training) -> int:
     """Windows attended to at once so that the first stage takes eight turns."""
-    make = example_batch(training, 1)
     with torch.device("meta"):
-        batch = make()
+        batch = training.example_batch(1)
     if "images" in batch:
         multiple = training.task.multiple
         size = tuple(-(-side // multiple) * multiple for side in batch["images"][0].shape[1:])

@@ -6,35 +6,19 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pkgutil import resolve_name
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 
+from swinv2_tasks.batches import TaskData
 from swinv2_tasks.cli.parser import TasksArgumentParser
 from swinv2_tasks.cli.tasks_cli import ReadingCLI, run_as
-from swinv2_tasks.datamodules import (
-    ADE20KDataModule,
-    CocoDataModule,
-    ImageNetDataModule,
-    KineticsDataModule,
-    SimMIMDataModule,
-)
 from swinv2_tasks.errors import UserError
-from swinv2_tasks.inference.segmentation import pair
 from swinv2_tasks.tasks.base import BaseTask
-
-CLASSES: dict[type, int] = {
-    ImageNetDataModule: 1000,
-    CocoDataModule: 80,
-    ADE20KDataModule: 150,
-    KineticsDataModule: 400,
-}
-OBJECTS = 20
-"""Annotated objects of each image of a detector's batch, with masks."""
 
 Sharding = Literal["none", "optimizer", "full"]
 
@@ -70,6 +54,10 @@ class Training:
     notes: tuple[str, ...]
     """What was assumed."""
 
+    def example_batch(self, batch_size: int) -> dict[str, Any]:
+        """A batch of the training's data, of arbitrary values."""
+        return self.data.example_batch(batch_size, getattr(self.task, "num_classes", 0))
+
 
 def described(arguments: Sequence[str], num_classes: int | None = None, processes: int | None = None) -> Training:
     """The training that arguments of ``fit`` describe.
@@ -81,6 +69,11 @@ def described(arguments: Sequence[str], num_classes: int | None = None, processe
     """
     config = run_as(ReadingCLI, "fit", arguments).config["fit"]
     data = _instantiated("data", LightningDataModule, config["data"].as_dict())
+    if not isinstance(data, TaskData):
+        raise UserError(
+            f"memory needs a training batch to go by, which {type(data).__name__} does not give: derive it from "
+            "swinv2_tasks.TaskData and write its method example_batch"
+        )
     notes = []
     model = copy.deepcopy(config["model"].as_dict())
     if "num_classes" in inspect.signature(resolve_name(model["class_path"])).parameters:
@@ -112,8 +105,8 @@ def described(arguments: Sequence[str], num_classes: int | None = None, processe
     plan = Plan(
         _precision(trainer["precision"]), data.batch_size, trainer["accumulate_grad_batches"], sharding=sharding
     )
-    if isinstance(data, CocoDataModule):
-        notes.append(f"images of the greatest size that a batch may have, {OBJECTS} objects each")
+    if (note := data.example_note) is not None:
+        notes.append(note)
     return Training(task, data, plan, processes, averaged, tuple(notes))
 
 
@@ -144,64 +137,5 @@ def classes_of(data: Any) -> tuple[int, str]:
     try:
         return data.num_classes, ""
     except UserError:
-        number = 21_841 if "22k" in str(data.root) else CLASSES.get(type(data), 1000)
+        number = 21_841 if "22k" in str(data.root) else data.published_classes
         return number, f"{number} classes assumed: no dataset in {data.root}; --num_classes says another number"
-
-
-def example_batch(training: Training, batch_size: int) -> Callable[[], dict[str, Any]]:
-    """What builds a batch of a training's data, of arbitrary values.
-
-    Raises:
-        UserError: for data of others than this package's datamodules.
-    """
-    data = training.data
-    settings = data.init_args
-    whole = torch.int64
-
-    def images(size: Any) -> torch.Tensor:
-        return torch.empty(batch_size, 3, *pair(size))
-
-    def objects(size: tuple[int, int]) -> dict[str, Any]:
-        target: dict[str, Any] = {"boxes": torch.empty(OBJECTS, 4), "labels": torch.empty(OBJECTS, dtype=whole)}
-        if data.masks:
-            target["masks"] = torch.empty(OBJECTS, *size, dtype=torch.uint8)
-        if data.train_stuff is not None:
-            target["stuff"] = torch.empty(size, dtype=torch.uint8)
-        return target
-
-    def make() -> dict[str, Any]:
-        if isinstance(data, ImageNetDataModule):
-            classes = cast(int, training.task.num_classes)
-            shape = (batch_size, classes) if any(data.mix[:2]) else (batch_size,)
-            label = torch.empty(shape, dtype=torch.get_default_dtype() if len(shape) == 2 else whole)
-            return {"image": images(data.image_size), "label": label}
-        if isinstance(data, SimMIMDataModule):
-            size = pair(settings["image_size"])
-            patches = [side // data.mask_patch_size for side in size]
-            return {"image": images(size), "mask": torch.empty(batch_size, *patches, dtype=torch.bool)}
-        if isinstance(data, ADE20KDataModule):
-            size = pair(settings["crop_size"])
-            return {"image": images(size), "mask": torch.empty(batch_size, *size, dtype=whole)}
-        if isinstance(data, KineticsDataModule):
-            clip = torch.empty(batch_size, 1, 3, data.sampling.frames, *pair(settings["image_size"]))
-            return {"clip": clip, "label": torch.empty(batch_size, dtype=whole)}
-        size = largest_size(data)
-        return {
-            "images": [torch.empty(3, *size) for _ in range(batch_size)],
-            "targets": [objects(size) for _ in range(batch_size)],
-        }
-
-    known = (ImageNetDataModule, SimMIMDataModule, ADE20KDataModule, KineticsDataModule, CocoDataModule)
-    if not isinstance(data, known):
-        raise UserError(f"memory knows the batches of this package's datamodules, not those of {type(data).__name__}")
-    return make
-
-
-def largest_size(data: CocoDataModule) -> tuple[int, int]:
-    """Height and width of the largest images that training batches are padded to."""
-    settings = data.init_args
-    if settings["jitter"] is not None:
-        return pair(settings["jitter_size"])
-    least, greatest = settings["short_sides"]
-    short = min(max(range(least, greatest + 1, settings["short_step"])), settings["max_side"])
-    return (short if settings["group_shapes"] else settings["max_side"]), settings["max_side"]

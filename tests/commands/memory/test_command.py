@@ -22,7 +22,7 @@ from swinv2_tasks.commands.memory.estimate import (
     least_bytes,
     levers,
 )
-from swinv2_tasks.commands.memory.planned_training import described, largest_size
+from swinv2_tasks.commands.memory.planned_training import described
 from swinv2_tasks.errors import UserError
 
 ALL = sorted(str(path.relative_to(shipped_configs())) for path in shipped_configs().rglob("*.yaml"))
@@ -80,10 +80,10 @@ def test_classes_are_the_data_s_or_stated_or_assumed_and_said(tmp_path: Path) ->
 
 def test_detection_takes_the_largest_images_of_a_batch() -> None:
     plain = described(["--config=coco.yaml"])
-    assert largest_size(plain.data) == (800, 1333)
-    assert largest_size(described(["--config=coco.yaml", "--data.group_shapes=false"]).data) == (1333, 1333)
+    assert plain.data.largest_size() == (800, 1333)
+    assert described(["--config=coco.yaml", "--data.group_shapes=false"]).data.largest_size() == (1333, 1333)
     jittered = described(["--config=coco.yaml", "--data.jitter=[0.1, 2.0]", "--data.jitter_size=1024"])
-    assert largest_size(jittered.data) == (1024, 1024)
+    assert jittered.data.largest_size() == (1024, 1024)
     assert any("objects" in note for note in plain.notes)
 
 
