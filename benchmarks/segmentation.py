@@ -36,6 +36,7 @@ from benchmarks.measuring import allocated, autocast, compare, memory, peak_byte
 from swinv2_tasks.backbone import SwinTransformerV2, swinv2_tiny
 from swinv2_tasks.batches import IGNORED
 from swinv2_tasks.evaluation.segmentation import Confusion
+from swinv2_tasks.heads import UPerNet
 from swinv2_tasks.inference.segmentation import Inference
 from swinv2_tasks.tasks import SegmentationTask
 
@@ -47,7 +48,7 @@ LARGE = 4096
 
 def build_ours(size: int, window: int) -> SegmentationTask:
     backbone = swinv2_tiny(window_size=window, drop_path_rate=DROP_PATH)
-    return SegmentationTask(backbone, CLASSES, CHANNELS, auxiliary_weight=AUXILIARY_WEIGHT)
+    return SegmentationTask(backbone, CLASSES, UPerNet(CHANNELS), auxiliary_weight=AUXILIARY_WEIGHT)
 
 
 def build_theirs(size: int, window: int) -> nn.Module:
@@ -174,7 +175,7 @@ def large_step(mode: Any, settings: argparse.Namespace) -> Callable[[], None]:
     """Segments a large image; its memory is the image's already."""
     backbone = SwinTransformerV2(16, (2, 2, 2, 2), (1, 2, 4, 8), settings.window)
     inference = Inference(mode, window=512, stride=340)
-    task = SegmentationTask(backbone, CLASSES, channels=16, inference=inference).to(settings.device).eval()
+    task = SegmentationTask(backbone, CLASSES, UPerNet(16), inference=inference).to(settings.device).eval()
     image = torch.zeros(1, 3, LARGE, LARGE, device=settings.device)
 
     @torch.inference_mode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,14 @@ BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 def programs(page: str) -> list[str]:
     return BLOCK.findall((DOCS / page).read_text(encoding="utf-8"))
+
+
+def test_the_program_with_a_decoder_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (program,) = (text for text in programs("segmentation.md") if "SumDecoder" in text)
+    names: dict[str, Any] = {"__name__": "program"}
+    exec(compile(program, "segmentation.md", "exec"), names)
+    assert names["logits"].shape == (1, 4, 64, 96)
 
 
 @pytest.mark.parametrize("number", range(8))

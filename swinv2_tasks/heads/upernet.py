@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from swinv2_tasks.backbone.plain_modules import is_plain
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.heads.batch_norm import BatchNorm2d
+from swinv2_tasks.heads.decoder import Decoder
 from swinv2_tasks.heads.fpn import MapNorms
 
 
@@ -84,6 +85,25 @@ class UPerNetHead(nn.Module):
         return self.classifier(self.fuse([*smooth, levels[-1]]))
 
 
+class UPerNet(Decoder):
+    """The settings of ``UPerNetHead``.
+
+    Args:
+        channels: channels of every level.
+        pool_scales: sides of the pooled maps, in cells.
+    """
+
+    def __init__(self, channels: int = 512, pool_scales: tuple[int, ...] = (1, 2, 3, 6)) -> None:
+        if channels < 1 or not pool_scales or min(pool_scales) < 1:
+            raise UserError(
+                f"UPerNet: channels is {channels}, pool_scales {[*pool_scales]}; expected numbers of at least 1"
+            )
+        self.channels, self.pool_scales = channels, tuple(pool_scales)
+
+    def build(self, in_channels: Sequence[int], num_classes: int, dropout: float) -> UPerNetHead:
+        return UPerNetHead(in_channels, num_classes, self.channels, self.pool_scales, dropout)
+
+
 class FCNHead(nn.Module):
     """One convolution and a classifier on a single map: the auxiliary loss of training.
 
@@ -105,12 +125,12 @@ class FCNHead(nn.Module):
 
 
 class SegmentationHead(nn.Module):
-    """Norms of a backbone's maps, if any, UPerNet on them, and in training an FCN on the last map but one.
+    """Norms of a backbone's maps, if any, a decoder on them, and in training an FCN on the last map but one.
 
     Args:
         in_channels: channels of each map, ``backbone.channels``.
         num_classes: number of classes K.
-        channels: channels of UPerNet's levels.
+        decoder: what builds the decoder.
         dropout: probability of dropping a channel before the classifiers, in training.
         auxiliary_channels: channels of the FCN; 0 leaves it out.
         map_norms: whether a LayerNorm of its own comes before each map; transformers' UPerNet has none on Swin V2.
@@ -120,14 +140,14 @@ class SegmentationHead(nn.Module):
         self,
         in_channels: Sequence[int],
         num_classes: int,
-        channels: int,
+        decoder: Decoder,
         dropout: float,
         auxiliary_channels: int,
         map_norms: bool = True,
     ) -> None:
         super().__init__()
         self.norms = MapNorms(in_channels) if map_norms else None
-        self.decoder = UPerNetHead(in_channels, num_classes, channels, dropout=dropout)
+        self.decoder = decoder.build(in_channels, num_classes, dropout)
         self.auxiliary = (
             FCNHead(in_channels[-2], num_classes, auxiliary_channels, dropout) if auxiliary_channels else None
         )

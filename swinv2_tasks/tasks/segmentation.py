@@ -1,4 +1,4 @@
-"""Semantic segmentation with UPerNet, the paper's setting on ADE20K: https://arxiv.org/abs/2111.09883, section 4."""
+"""Semantic segmentation, with UPerNet the paper's setting on ADE20K: https://arxiv.org/abs/2111.09883, section 4."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from swinv2_tasks.callbacks import ClassTable, SegmentationPredictions
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.evaluation.segmentation import Confusion
 from swinv2_tasks.heads.batch_norm import synchronise
-from swinv2_tasks.heads.upernet import SegmentationHead, enlarge
+from swinv2_tasks.heads.decoder import Decoder
+from swinv2_tasks.heads.upernet import SegmentationHead, UPerNet, enlarge
 from swinv2_tasks.inference.segmentation import Inference, Rescaled, segment, segment_probabilities
 from swinv2_tasks.tasks.base import BaseTask
 from swinv2_tasks.training.losses import PixelCrossEntropy
@@ -31,7 +32,7 @@ class SegmentationTask(BaseTask):
     Args:
         backbone: turns images into feature maps.
         num_classes: number of classes, at least 2; the command line takes it from the data.
-        channels: channels of UPerNet's levels.
+        decoder: what builds the decoder, UPerNet or one of your own.
         dropout: probability of dropping a channel before the classifiers, in training.
         auxiliary_weight: what the loss of the auxiliary head on the last map but one counts; 0 leaves the head out.
         auxiliary_channels: its channels.
@@ -54,7 +55,7 @@ class SegmentationTask(BaseTask):
         self,
         backbone: SwinTransformerV2,
         num_classes: int,
-        channels: int = 512,
+        decoder: Decoder = UPerNet(),
         dropout: float = 0.1,
         auxiliary_weight: float = 0.4,
         auxiliary_channels: int = 256,
@@ -78,7 +79,7 @@ class SegmentationTask(BaseTask):
             raise UserError(f"model.auxiliary_weight must not be negative, as {auxiliary_weight} is")
         loss = PixelCrossEntropy(class_weights, ohem_threshold, ohem_min_pixels)
         side = auxiliary_channels if auxiliary_weight else 0
-        head = SegmentationHead(backbone.channels, num_classes, channels, dropout, side, map_norms)
+        head = SegmentationHead(backbone.channels, num_classes, decoder, dropout, side, map_norms)
         super().__init__(backbone, head, weights, optimizer, schedule)
         self.head: SegmentationHead
         stride = self.backbone.strides[0]

@@ -378,20 +378,20 @@ def _check_segmentation_head_fits(weights: State, targets: State, checkpoint: Ch
             f"(--model.map_norms {str(in_file).lower()})."
         )
 
-    for name, setting in ((_UPERNET_CHANNELS, "channels"), (_FCN_CHANNELS, "auxiliary_channels")):
+    for name, setting in ((_UPERNET_CHANNELS, "decoder.channels"), (_FCN_CHANNELS, "auxiliary_channels")):
         if name in weights and name in targets and len(weights[name]) != len(targets[name]):
             found, expected = len(weights[name]), len(targets[name])
             raise UserError(
                 f"{source} holds a head with {setting} {found}, the model is built with {expected}. Build it with "
-                f"{setting}={found} (--model.{setting} {found})."
+                f"--model.{setting} {found}."
             )
 
     stated = checkpoint.config.get("pool_scales")
     scales: Any = next((part.pool_scales for part in module.modules() if hasattr(part, "pool_scales")), None)
     if stated is not None and scales is not None and tuple(stated) != scales:
         raise UserError(
-            f"{source} holds a UPerNet with pool_scales {[*stated]}, the model is built with {[*scales]}. In Python, "
-            f"give its head a decoder UPerNetHead(…, pool_scales={[*stated]})."
+            f"{source} holds a UPerNet with pool_scales {[*stated]}, the model is built with {[*scales]}. Build it "
+            f"with --model.decoder.pool_scales '{[*stated]}'."
         )
 
     parts = ("head.norms.", "head.decoder.", "head.auxiliary.")

@@ -247,7 +247,7 @@ def test_a_segmentation_config_is_the_published_recipe(name: str) -> None:
     assert schedule["layer_decay"] == layer_decay
     assert (data["crop_size"], data["resize"]) == (crop, [4 * crop, crop])
     assert (data["scale_range"], data["cat_max_ratio"], data["flip"]) == ([0.5, 2.0], 0.75, 0.5)
-    assert (model["channels"], model["dropout"], model["auxiliary_weight"]) == (512, 0.1, 0.4)
+    assert (model["decoder"]["init_args"]["channels"], model["dropout"], model["auxiliary_weight"]) == (512, 0.1, 0.4)
     assert (len(model["inference"]["scales"]), model["inference"]["flip"]) == (scales, scales > 1)
     assert (model["weights"] is not None) == starts_from_weights
 

@@ -13,7 +13,7 @@ from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNet
 
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.heads.fpn import MapNorms
-from swinv2_tasks.heads.upernet import FCNHead, SegmentationHead, UPerNetHead, conv_over_enlarged
+from swinv2_tasks.heads.upernet import FCNHead, SegmentationHead, UPerNet, UPerNetHead, conv_over_enlarged
 
 WIDTHS = (12, 20, 28, 36)
 SIZES = {
@@ -156,12 +156,12 @@ def test_each_map_has_a_norm_over_its_channels() -> None:
 def test_the_auxiliary_head_is_on_the_last_map_but_one_and_for_training_only() -> None:
     torch.manual_seed(0)
     maps = random_maps(SIZES["odd"])
-    head = SegmentationHead(WIDTHS, 7, 8, 0.0, 6).eval()
+    head = SegmentationHead(WIDTHS, 7, UPerNet(8), 0.0, 6).eval()
     logits, auxiliary = head.with_auxiliary(maps)
     assert torch.equal(head(maps), logits)
     assert logits.shape == (2, 7, 37, 50)
     assert auxiliary is not None and auxiliary.shape == (2, 7, 10, 13)
-    assert SegmentationHead(WIDTHS, 7, 8, 0.0, 0).with_auxiliary(maps)[1] is None
+    assert SegmentationHead(WIDTHS, 7, UPerNet(8), 0.0, 0).with_auxiliary(maps)[1] is None
 
 
 def test_one_map_makes_no_pyramid() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from swinv2_tasks.backbone import SwinTransformerV2
-from swinv2_tasks.heads import HTC, CascadeMaskRCNN, Detector, MaskRCNN
+from swinv2_tasks.heads import HTC, CascadeMaskRCNN, Detector, MaskRCNN, UPerNet
 from swinv2_tasks.tasks import ClassificationTask, DetectionTask, SegmentationTask, SimMIMTask, VideoClassificationTask
 from swinv2_tasks.tasks.base import BaseTask
 from tests.helpers.checkpoints import randomise
@@ -33,7 +33,9 @@ def new_detection_task(detector: Detector) -> DetectionTask:
 
 BUILDERS: dict[str, Callable[[], BaseTask]] = {
     "classification": lambda: ClassificationTask(new_backbone(), CLASSES),
-    "segmentation": lambda: SegmentationTask(new_backbone(), CLASSES, channels=16, auxiliary_channels=8),
+    "segmentation": lambda: SegmentationTask(
+        new_backbone(), CLASSES, decoder=UPerNet(channels=16), auxiliary_channels=8
+    ),
     "video": lambda: VideoClassificationTask(new_backbone(patch_size=(2, 4, 4), window_size=(2, 4, 4)), CLASSES),
     "simmim": lambda: SimMIMTask(new_backbone()),
     "mask_rcnn": lambda: new_detection_task(MaskRCNN(**DETECTOR)),

@@ -10,6 +10,7 @@ import yaml
 from PIL import Image
 
 from swinv2_tasks.backbone import SwinTransformerV2
+from swinv2_tasks.heads import UPerNet
 from swinv2_tasks.tasks import SegmentationTask
 from swinv2_tasks.training.optim import LinearSchedule
 from tests.helpers.tiny import QUIET, merge
@@ -66,7 +67,7 @@ def write_config(path: Path, root: Path, **changes: Any) -> Path:
             "class_path": "swinv2_tasks.tasks.SegmentationTask",
             "init_args": {
                 "backbone": {"class_path": "swinv2_tasks.backbone.SwinTransformerV2", "init_args": {**BACKBONE}},
-                "channels": 16,
+                "decoder": {"class_path": "swinv2_tasks.heads.UPerNet", "init_args": {"channels": 16}},
                 "auxiliary_channels": 8,
                 "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01, "weight_decay": 0.05}},
                 "schedule": {"warmup_steps": 2, "reference_batch": 0},
@@ -83,5 +84,5 @@ def write_config(path: Path, root: Path, **changes: Any) -> Path:
 
 def new_segmenter(classes: int = 3, window: Any = 4, **arguments: Any) -> SegmentationTask:
     backbone = SwinTransformerV2(**{**BACKBONE, "window_size": window})
-    settings = {"channels": 16, "auxiliary_channels": 8, "schedule": LinearSchedule(reference_batch=0)}
+    settings = {"decoder": UPerNet(channels=16), "auxiliary_channels": 8, "schedule": LinearSchedule(reference_batch=0)}
     return SegmentationTask(backbone, classes, **{**settings, **arguments})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor, nn
 
 from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.callbacks import SegmentationPredictions
@@ -22,6 +24,7 @@ from swinv2_tasks.datamodules import ADE20KDataModule
 from swinv2_tasks.datamodules.transforms.classification import IMAGENET_MEAN, IMAGENET_STD
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.evaluation.segmentation import Confusion
+from swinv2_tasks.heads import Decoder, UPerNet
 from swinv2_tasks.inference.segmentation import Inference
 from swinv2_tasks.tasks import ClassificationTask, SegmentationTask
 from swinv2_tasks.weights import load_weights, save_weights
@@ -195,7 +198,9 @@ def test_windows_are_transferred_from_8_to_16_to_40(format: Any, tmp_path: Path)
     save_weights(classifier, source, format=format, image_size=256)
 
     def segmenter(window: int) -> SegmentationTask:
-        return SegmentationTask(SwinTransformerV2(**architecture, window_size=window), 3, channels=8).eval()
+        return SegmentationTask(
+            SwinTransformerV2(**architecture, window_size=window), 3, decoder=UPerNet(channels=8)
+        ).eval()
 
     middle = segmenter(16)
     report = load_weights(middle, source)
@@ -594,3 +599,36 @@ def test_two_processes_print_shares_once(scenes: Path, tmp_path: Path) -> None:
 def test_one_class_cannot_be_told_from_others() -> None:
     with pytest.raises(UserError, match="num_classes is 1"):
         new_segmenter(classes=1)
+
+
+class OneLayer(Decoder):
+    """A linear layer on the largest map."""
+
+    def __init__(self, bias: bool = True) -> None:
+        self.bias = bias
+
+    def build(self, in_channels: Sequence[int], num_classes: int, dropout: float) -> nn.Module:
+        return OnLargest(nn.Conv2d(in_channels[0], num_classes, 1, bias=self.bias))
+
+
+class OnLargest(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        return self.layer(maps[0])
+
+
+def test_a_decoder_of_ones_own_by_a_line_of_the_config(tmp_path: Path) -> None:
+    root = write_scenes(tmp_path / "data")
+    decoder = {"class_path": f"{__name__}.OneLayer", "init_args": {"bias": False}}
+    config = write_config(tmp_path / "config.yaml", root, model={"init_args": {"decoder": decoder}})
+    assert main(["fit", "--config", str(config), "--runs", str(tmp_path / "runs")]) == 0
+    checkpoint = tmp_path / "runs" / "scenes" / "0" / "checkpoints" / "last.ckpt"
+    task = SegmentationTask.load_from_checkpoint(checkpoint, decoder=OneLayer(bias=False))
+    assert isinstance(task.head.decoder, OnLargest)
+    assert task.head.decoder.layer.bias is None
+    # No class from outside of the package is built by what a file says.
+    with pytest.raises(UserError, match="OneLayer"):
+        SegmentationTask.load_from_checkpoint(checkpoint)

@@ -18,7 +18,7 @@ from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.cli.main import main
 from swinv2_tasks.datamodules import SimMIMDataModule
 from swinv2_tasks.errors import UserError
-from swinv2_tasks.heads import MaskRCNN
+from swinv2_tasks.heads import MaskRCNN, UPerNet
 from swinv2_tasks.tasks import ClassificationTask, DetectionTask, SegmentationTask, SimMIMTask, VideoClassificationTask
 from swinv2_tasks.training.losses import masked_l1
 from swinv2_tasks.weights import load_weights, save_weights
@@ -196,7 +196,7 @@ def other_task(kind: str, numbers: dict[str, Any]) -> LightningModule:
     if kind == "classification":
         return ClassificationTask(backbone, 3)
     if kind == "segmentation":
-        return SegmentationTask(backbone, 3, channels=16, auxiliary_channels=8)
+        return SegmentationTask(backbone, 3, decoder=UPerNet(channels=16), auxiliary_channels=8)
     return DetectionTask(backbone, MaskRCNN(**DETECTOR), 3)
 
 

@@ -20,7 +20,7 @@ from transformers import Swinv2Config, UperNetConfig, UperNetForSemanticSegmenta
 
 from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.errors import UserError
-from swinv2_tasks.heads.upernet import UPerNetHead
+from swinv2_tasks.heads import UPerNet
 from swinv2_tasks.tasks import SegmentationTask
 from swinv2_tasks.weights import load_weights
 from tests.helpers.checkpoints import randomise
@@ -45,7 +45,7 @@ def theirs(window: int = 2, image: int = 128, pretrained: list[int] | None = Non
 
 
 def ours(window: int = 2, classes: int = CLASSES, **arguments: Any) -> SegmentationTask:
-    settings = {"channels": CHANNELS, "auxiliary_channels": AUXILIARY, "map_norms": False, **arguments}
+    settings = {"decoder": UPerNet(CHANNELS), "auxiliary_channels": AUXILIARY, "map_norms": False, **arguments}
     return SegmentationTask(SwinTransformerV2(**BACKBONE, window_size=window), classes, **settings).eval()
 
 
@@ -180,7 +180,7 @@ def test_the_auxiliary_head_may_be_missing_on_either_side() -> None:
     ("changes", "arguments", "words"),
     [
         ({}, {"map_norms": True}, r"without norms .*--model\.map_norms false"),
-        ({}, {"channels": 16}, r"channels 12, .* with 16\. .*--model\.channels 12"),
+        ({}, {"decoder": UPerNet(16)}, r"channels 12, .* with 16\. .*--model\.decoder\.channels 12"),
         ({}, {"auxiliary_channels": 8}, r"auxiliary_channels 10, .* with 8\. .*--model\.auxiliary_channels 10"),
         ({"pool_scales": [1, 2, 4, 8]}, {}, r"pool_scales \[1, 2, 4, 8\], .* with \[1, 2, 3, 6\]"),
         ({"pool_scales": [1, 2]}, {}, r"pool_scales \[1, 2\], .* with \[1, 2, 3, 6\]"),
@@ -216,8 +216,7 @@ def test_heads_that_differ_without_a_config_are_told_by_their_tensors() -> None:
 
 
 def test_a_decoder_of_other_pool_scales_takes_them(tmp_path: Path) -> None:
-    model, task = theirs(pool_scales=[1, 4]), ours()
-    task.head.decoder = UPerNetHead(task.backbone.channels, CLASSES, CHANNELS, pool_scales=[1, 4]).eval()
+    model, task = theirs(pool_scales=[1, 4]), ours(decoder=UPerNet(CHANNELS, (1, 4)))
     load_weights(task, folder(model, tmp_path))
     assert_same_logits(task, model, 128, 128)
 
