@@ -125,7 +125,7 @@ class BaseTask(RestorableTask, GuardedTask):
     def setup(self, stage: str) -> None:
         self._training_loader = None
         data = task_data(self.trainer)
-        if data.class_ids is not None and stage != "predict":
+        if stage != "predict" and data.class_ids is not None:  # to predict, the data need not know its classes
             ids = list(data.class_ids)
             self.meet_classes(ids, list(data.class_names or map(str, ids)), "the data")
             self._say_order_of_numbers()

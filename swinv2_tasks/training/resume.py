@@ -295,7 +295,8 @@ class RestorableTask(Recorded, LightningModule):
         record = task_record(contents, str(checkpoint_path))
         if record["task"]["class"] != cls.__name__:
             raise UserError(f"{checkpoint_path} holds a {record['task']['class']}, not a {cls.__name__}")
-        arguments = recorded_arguments(cls, record["task"]["init_args"], str(checkpoint_path))
+        recorded = {name: value for name, value in record["task"]["init_args"].items() if name not in overrides}
+        arguments = recorded_arguments(cls, recorded, str(checkpoint_path))
         arguments |= {"weights": None, **overrides}
         arguments.setdefault("backbone", SwinTransformerV2.from_config(record["backbone"]))
         task = cls(**arguments)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from PIL import Image
 from torch import Tensor, nn
 
@@ -622,8 +623,10 @@ class OnLargest(nn.Module):
 
 def test_a_decoder_of_ones_own_by_a_line_of_the_config(tmp_path: Path) -> None:
     root = write_scenes(tmp_path / "data")
-    decoder = {"class_path": f"{__name__}.OneLayer", "init_args": {"bias": False}}
-    config = write_config(tmp_path / "config.yaml", root, model={"init_args": {"decoder": decoder}})
+    config = write_config(tmp_path / "config.yaml", root)
+    settings = yaml.safe_load(config.read_text())
+    settings["model"]["init_args"]["decoder"] = {"class_path": f"{__name__}.OneLayer", "init_args": {"bias": False}}
+    config.write_text(yaml.safe_dump(settings))
     assert main(["fit", "--config", str(config), "--runs", str(tmp_path / "runs")]) == 0
     checkpoint = tmp_path / "runs" / "scenes" / "0" / "checkpoints" / "last.ckpt"
     task = SegmentationTask.load_from_checkpoint(checkpoint, decoder=OneLayer(bias=False))

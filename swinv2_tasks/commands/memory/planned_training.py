@@ -69,10 +69,10 @@ def described(arguments: Sequence[str], num_classes: int | None = None, processe
     """
     config = run_as(ReadingCLI, "fit", arguments).config["fit"]
     data = _instantiated("data", LightningDataModule, config["data"].as_dict())
-    if not isinstance(data, TaskData):
+    if not isinstance(data, TaskData) or data.batch_size is None:
         raise UserError(
             f"memory needs a training batch to go by, which {type(data).__name__} does not give: derive it from "
-            "swinv2_tasks.TaskData and write its method example_batch"
+            "swinv2_tasks.TaskData, and give it batch_size and a method example_batch"
         )
     notes = []
     model = copy.deepcopy(config["model"].as_dict())
@@ -105,8 +105,8 @@ def described(arguments: Sequence[str], num_classes: int | None = None, processe
     plan = Plan(
         _precision(trainer["precision"]), data.batch_size, trainer["accumulate_grad_batches"], sharding=sharding
     )
-    if (note := data.example_note) is not None:
-        notes.append(note)
+    if data.example_note is not None:
+        notes.append(data.example_note)
     return Training(task, data, plan, processes, averaged, tuple(notes))
 
 
