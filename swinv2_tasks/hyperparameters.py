@@ -102,12 +102,12 @@ def _rebuilt(type_hint: Any, value: Any, source: str) -> Any:
     if not _is_recorded(type_hint):
         return value
     known = {cls.__name__: cls for cls in _subclasses(type_hint)}  # those of this package alone; nothing is imported
-    cls = known.get(value["class"])
-    if cls is None:
+    if value["class"] not in known and str(value["class"]).isidentifier():  # as Recorded writes it, without a module
         raise UserError(
             f"{source} was made with a {type_hint.__name__} called {value['class']}, which is not one of this package, "
             "and a file chooses no other classes: give it to load_from_checkpoint, or the run's config with --config."
         )
+    cls = known[value["class"]]
     return cls(**recorded_arguments(cls, value["init_args"], source))
 
 
