@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -97,3 +98,6 @@ def training_loss(task: Any, name: str) -> Tensor:
 
 
 TASKS = tuple(BUILDERS)
+
+EACH_TASK = [pytest.param(name, marks=pytest.mark.slow) if name in ("cascade", "htc") else name for name in TASKS]
+"""Tests of what all tasks share run on one detector, and on the others where slow tests run as well."""

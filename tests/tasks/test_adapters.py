@@ -14,9 +14,9 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from swinv2_tasks.tasks.base import BaseTask
-from tests.helpers.every_task import TASKS, new_input, new_task, training_loss
+from tests.helpers.every_task import EACH_TASK, new_input, new_task, training_loss
 
-every_task = pytest.mark.parametrize("name", TASKS)
+every_task = pytest.mark.parametrize("name", EACH_TASK)
 
 
 @contextmanager

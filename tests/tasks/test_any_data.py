@@ -19,7 +19,7 @@ from swinv2_tasks.errors import UserError
 from swinv2_tasks.tasks import ClassificationTask
 from swinv2_tasks.tasks.base import BaseTask
 from swinv2_tasks.training.optim import CosineSchedule
-from tests.helpers.every_task import BUILDERS, CLASSES, TASKS, new_backbone, new_batch, new_images
+from tests.helpers.every_task import BUILDERS, CLASSES, EACH_TASK, new_backbone, new_batch, new_images
 from tests.helpers.tiny import QUIET
 
 SCORES = {"classification": "val/top1", "segmentation": "val/miou", "video": "val/top1", "simmim": "val/loss"}
@@ -62,7 +62,7 @@ def has_learned(task: LightningModule, before: dict[str, Tensor]) -> bool:
     return any(not torch.equal(value, before[name]) for name, value in task.state_dict().items())
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", EACH_TASK)
 def test_plain_loaders(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     task, trainer = new_task(name), new_trainer(tmp_path)
     before = weights_of(task)
@@ -112,7 +112,7 @@ class PlainData(LightningDataModule):
     predict_dataloader = val_dataloader
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", EACH_TASK)
 def test_a_plain_datamodule(name: str, tmp_path: Path) -> None:
     task, trainer, data = new_task(name), new_trainer(tmp_path), PlainData(name)
     before = weights_of(task)
@@ -141,7 +141,7 @@ def test_what_a_datamodule_offers_is_taken(tmp_path: Path) -> None:
     assert (task.class_ids, task.class_names) == ([7, 8, 9], ["cat", "dog", "cow"])
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", EACH_TASK)
 def test_a_checkpoint_of_plain_loaders_is_resumed_and_built_again(name: str, tmp_path: Path) -> None:
     saved = ModelCheckpoint(tmp_path, "first", save_last=False)
     trainer = new_trainer(tmp_path, max_epochs=1, enable_checkpointing=True, callbacks=[saved])
@@ -164,7 +164,7 @@ class Endless(IterableDataset):
             yield new_batch(self.name)
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", EACH_TASK)
 def test_an_endless_stream(name: str, tmp_path: Path) -> None:
     task, trainer = new_task(name), new_trainer(tmp_path, max_epochs=-1, max_steps=4)
     before = weights_of(task)
@@ -202,7 +202,7 @@ def test_the_loss_of_several_loaders_is_the_mean_of_theirs(name: str, together: 
     assert logged[2] == pytest.approx((logged[0] + logged[1]) / 2, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["mask_rcnn", "cascade", "htc"])
+@pytest.mark.parametrize("name", ["mask_rcnn", *EACH_TASK[-2:]])
 def test_detectors_learn_from_several_loaders(name: str, tmp_path: Path) -> None:
     task, trainer = new_task(name), new_trainer(tmp_path)
     before = weights_of(task)
@@ -261,7 +261,7 @@ class Around(LightningModule):
         return self.task.configure_optimizers()
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", EACH_TASK)
 def test_inside_another_module(name: str, tmp_path: Path) -> None:
     """Computes what the task computes by itself."""
     logged = []
@@ -276,7 +276,7 @@ def test_inside_another_module(name: str, tmp_path: Path) -> None:
         assert logged[1][key] == pytest.approx(value, nan_ok=True), key
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", EACH_TASK)
 def test_in_a_bare_loop(name: str) -> None:
     task = new_task(name)
     before = weights_of(task)

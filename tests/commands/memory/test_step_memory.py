@@ -142,7 +142,7 @@ def test_a_step_without_data_allocates_what_one_with_data_does(checkpointed: boo
 
 
 @pytest.mark.parametrize("settings", [{}, {"checkpoint_stages": True}, {"extra_norm_every": 3}])
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.slow)])
 def test_blocks_that_repeat_count_as_often_as_they_are_there(
     monkeypatch: pytest.MonkeyPatch, device: str, settings: dict[str, Any]
 ) -> None:
@@ -156,6 +156,7 @@ def test_blocks_that_repeat_count_as_often_as_they_are_there(
     assert short.peak == pytest.approx(long.peak, rel=0.005)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_what_saves_memory_does(device: str) -> None:
     settings: dict[str, Any] = {"size": 8, "side": 256, "device": device}
