@@ -2,9 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 TASK ?= imagenet
-# A process per core, up to four, with a thread each: tests are small, and threads would wait for one another. Files stay
-# together, since their tests share what was trained, until a process has nothing left to do.
-TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+# A process per core, up to four, with a thread each: tests are small, and threads would wait for one another.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: install demo demo-check test test-all test-gpu lint type eval bench clean
 
