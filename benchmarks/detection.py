@@ -133,7 +133,7 @@ def inference_steps(settings: argparse.Namespace) -> dict[str, Callable[[], None
 
 
 def synthetic_results(seed: int = 0) -> CocoMetric:
-    """A metric that has taken in made-up annotations and detections, of which some lie near objects."""
+    """A metric that has taken in synthetic annotations and detections, of which some lie near objects."""
     rng = np.random.default_rng(seed)
     metric = CocoMetric(masks=False)
     metric.classes = (list(range(1, CATEGORIES + 1)), [str(k) for k in range(1, CATEGORIES + 1)])

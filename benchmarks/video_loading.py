@@ -1,13 +1,14 @@
 """Speed of reading clips: this package's reader beside decord alone and PyAV from the start of the file.
 
-    python -m benchmarks.video_loading [FILE|FOLDER] [--frames 32] [--stride 2] [--rounds 5] [--opens 2000]
+    python -m benchmarks.video_loading [FILE|FOLDER] [--frames 32] [--stride 2] [--rounds 5] [--opens 2000] [--check]
 
 Without a source it writes H.264 mp4 files itself, and measures short ones (300 frames), a long one (9,000 frames) and
 all in one folder. Each reader reads the same clips, at random places, one thread, from opening the file to uint8 RGB
 frames (T, H, W, 3). Ours is measured twice: as it opens a file for the first time, and again. Rounds go over all videos
 with each reader in turn, at new places; printed are medians of clips per second and of the rounds' ratios, by the clock
 and by the processor's time. Clips that differ from sequential decoding are counted. With --opens, memory is measured
-over so many opens of the videos.
+over so many opens of the videos. --check measures instead what it costs that predict decodes each video in full before
+its first clip: the processor's time for the views of a video with and without, as a ratio.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ import av
 import numpy as np
 
 from benchmarks.measuring import resident
+from swinv2_tasks.datamodules.datasets.video import EvaluatedClips
 from swinv2_tasks.datamodules.readers.video_packets import forget_indices
 from swinv2_tasks.datamodules.readers.videos import Video, list_videos
-from swinv2_tasks.datamodules.transforms.video import FrameSampling
+from swinv2_tasks.datamodules.transforms.classification import IMAGENET_MEAN, IMAGENET_STD
+from swinv2_tasks.datamodules.transforms.video import EvalViews, FrameSampling
 
 Reader = Callable[[str, np.ndarray], np.ndarray]
 
@@ -145,6 +148,28 @@ def measure_memory(paths: list[str], opens: int) -> None:
     print(f"memory over {opens} opens, MiB: {', '.join(map(str, sizes))}")
 
 
+def measure_check(title: str, paths: list[str], sampling: FrameSampling, rounds: int) -> None:
+    """Print how much longer reading the views of videos takes where each is decoded in full first."""
+    for clips, crops in ((4, 3), (1, 1)):
+        views = EvalViews((224, 224), crops, IMAGENET_MEAN, IMAGENET_STD, None)
+        videos = [(path, -1) for path in paths]
+        ratios = []
+        for _ in range(rounds):
+            seconds = []
+            for checks_all in (False, True):
+                forget_indices()
+                dataset = EvaluatedClips(videos, sampling, clips, clips * crops, views, checks_all=checks_all)
+                start = time.process_time()
+                for index in range(len(dataset)):
+                    dataset[index]
+                seconds.append(time.process_time() - start)
+            ratios.append(seconds[1] / seconds[0])
+        print(
+            f"{title}: {clips} × {crops} views, checked in full: {statistics.median(ratios):.2f} times as long",
+            flush=True,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", nargs="?")
@@ -152,21 +177,24 @@ def main() -> None:
     parser.add_argument("--stride", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--opens", type=int, default=0)
+    parser.add_argument("--check", action="store_true")
     settings = parser.parse_args()
 
     sampling = FrameSampling(settings.frames, settings.stride)
+    report = measure_check if settings.check else measure
     with tempfile.TemporaryDirectory() as folder:
         if settings.source is None:
             for number in range(4):
                 write_video(Path(folder) / f"short{number}.mp4", 300)
             write_video(Path(folder) / "long.mp4", 9000)
             paths = [str(path) for path in list_videos(folder)]
-            measure("short", [path for path in paths if "short" in path], sampling, settings.rounds)
-            measure("long", [path for path in paths if "long" in path], sampling, settings.rounds)
-            measure("folder", paths, sampling, settings.rounds)
+            report("short", [path for path in paths if "short" in path], sampling, settings.rounds)
+            report("long", [path for path in paths if "long" in path], sampling, settings.rounds)
+            if not settings.check:
+                measure("folder", paths, sampling, settings.rounds)
         else:
             paths = [str(path) for path in list_videos(settings.source)]
-            measure(settings.source, paths, sampling, settings.rounds)
+            report(settings.source, paths, sampling, settings.rounds)
         if settings.opens:
             measure_memory(paths, settings.opens)
 

@@ -1,8 +1,7 @@
 """What datamodules yield and tasks take: one TypedDict per kind of batch; and what a datamodule may offer beyond them.
 
 A task trains, evaluates and predicts on any loader of these batches. B is the number of images in the batch. Images are
-RGB, scaled to [0, 1] and then normalised with the datamodule's
-`mean` and `std`.
+RGB, scaled to [0, 1] and then normalized with the datamodule's `mean` and `std`.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -26,8 +26,8 @@ class UserError(ValueError):
     """
 
 
-class SharedError(UserError):
-    """One that all processes of a run meet together: the command line prints it in the first one of each machine."""
+class CollectiveError(UserError):
+    """One that is raised on every rank: the command line prints it in the first process of each machine."""
 
 
 class FaultyFiles(UserError):
@@ -43,15 +43,15 @@ class FaultyFiles(UserError):
         self.faults = faults
 
 
-def mistake_behind(error: BaseException | None) -> UserError | None:
-    """The user's mistake behind an error: jsonargparse wraps what a constructor raises in an error of its own."""
+def find_user_error(error: BaseException | None) -> UserError | None:
+    """The UserError that an error was raised from, if any: jsonargparse wraps what a constructor raises."""
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__
     return error
 
 
-def first_hand(message: str) -> str:
-    """The message itself where a loader's worker passed it on inside a traceback."""
+def strip_traceback(message: str) -> str:
+    """The message alone where a DataLoader worker passed it on inside a traceback."""
     if "Original Traceback" not in message:
         return message
     return message.rpartition("UserError: ")[2].strip()
@@ -74,10 +74,10 @@ class Interrupted(Exception):
 
 def exception_in(text: str) -> UserError | Interrupted | None:
     """The user's mistake or the interruption that a traceback ends with; None when it is another exception's."""
-    for kind in (UserError, SharedError, Interrupted):
+    for kind in (UserError, CollectiveError, Interrupted):
         _, found, message = text.rpartition(f"\n{kind.__module__}.{kind.__qualname__}: ")
         if found and kind is Interrupted:
             return Interrupted(message.strip(), signal.SIGINT if "stopped by Ctrl-C" in message else signal.SIGTERM)
         if found:
-            return UserError(first_hand(message).strip())
+            return UserError(strip_traceback(message).strip())
     return None

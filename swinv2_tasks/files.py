@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and folders that can be written in."""
+"""Files that are written atomically, and folders that can be written in."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def test_no_test_module_imports_another() -> None:
             assert not wrong, f"{path.relative_to(folder)}:{node.lineno} imports {wrong[0]}"
 
 
-# ---- the check itself, on made-up packages
+# ---- the check itself, on synthetic packages
 
 SOUND = {
     "__init__.py": '__version__ = "0"',

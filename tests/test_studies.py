@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import label_hunger, stability, transfer
+from benchmarks import data_efficiency, stability, transfer
 from swinv2_tasks.backbone import BiasTable, SwinTransformerV2
 from swinv2_tasks.tasks import ClassificationTask
 from tests.helpers.tiny import BACKBONE, new_data, new_trainer, write_images
@@ -104,23 +104,23 @@ def test_stability_in_small_is_written_and_finished_runs_are_not_made_again(tmp_
     assert {**json.loads(lost.read_text()), "seconds": 0} == {**expected, "seconds": 0}
 
 
-# ---- label hunger
+# ---- data efficiency
 
 
 @pytest.mark.slow
-def test_label_hunger_in_small_is_written_and_finished_runs_are_not_made_again(tmp_path: Path) -> None:
+def test_data_efficiency_in_small_is_written_and_finished_runs_are_not_made_again(tmp_path: Path) -> None:
     data = write_images(tmp_path / "data", train=8, val=2)
     (tmp_path / "data" / "classes.csv").unlink()
     arguments = [f"--data={data}", f"--output={tmp_path / 'out'}", "--reduced", "--shares", "0.5", "1"]
-    label_hunger.main(arguments)
+    data_efficiency.main(arguments)
     with (tmp_path / "out" / "runs.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {(row["start"], row["share"], row["images"]) for row in rows} == {
-        (start, share, images) for start in label_hunger.STARTS for share, images in (("0.5", "12"), ("1.0", "24"))
+        (start, share, images) for start in data_efficiency.STARTS for share, images in (("0.5", "12"), ("1.0", "24"))
     }
     assert all(0 <= float(row["top1"]) <= 1 for row in rows)
-    assert (tmp_path / "out" / "label_hunger.md").read_text().count("±") == 4
-    assert Image.open(tmp_path / "out" / "label_hunger.png").size[0] > 400
+    assert (tmp_path / "out" / "data_efficiency.md").read_text().count("±") == 4
+    assert Image.open(tmp_path / "out" / "data_efficiency.png").size[0] > 400
     runs = sorted((tmp_path / "out" / "runs").glob("*/*"))
-    label_hunger.main(arguments)
+    data_efficiency.main(arguments)
     assert sorted((tmp_path / "out" / "runs").glob("*/*")) == runs

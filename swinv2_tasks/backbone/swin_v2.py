@@ -74,7 +74,7 @@ class SwinBlock(nn.Module):
         return x if self.norm3 is None else self.norm3(x)
 
     def reset_parameters(self) -> None:
-        """Draws the initial weights, where the block was built without memory for them."""
+        """Draws the initial weights, where the block was built on the meta device."""
         for module in list(self.modules())[1:]:
             if callable(reset := getattr(module, "reset_parameters", None)):
                 reset()

@@ -17,7 +17,7 @@ from swinv2_tasks.files import replace_file
 
 
 class ClassificationPredictions(Predictions):
-    """Writes predictions.csv, the five likeliest classes of each image, and a contact sheet of the images with them.
+    """Writes predictions.csv, the top 5 classes of each image, and a contact sheet of the images with them.
 
     Args:
         folder: where to write; made when it is missing. None: ``predictions`` in the run's folder.

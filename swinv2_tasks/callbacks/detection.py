@@ -197,7 +197,7 @@ def score_tables(scores: Mapping[IoUType, CocoScores], names: Mapping[int, str])
 
 
 def draw_detections(image: Image.Image, results: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> Image.Image:
-    """An image with the masks, boxes, names and scores of detections, the likeliest on top.
+    """An image with the masks, boxes, names and scores of detections, the highest-scoring on top.
 
     Args:
         image: RGB of H × W pixels; one with sides below 400 is enlarged, to make room for the names,

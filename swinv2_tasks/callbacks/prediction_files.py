@@ -31,7 +31,7 @@ from torch import Tensor
 from swinv2_tasks.callbacks.output_names import OutputNames
 from swinv2_tasks.callbacks.prediction_journal import Journal, Record, append_line, cannot_write, is_about_the_name
 from swinv2_tasks.datamodules.loader import BatchLoader, Fault, FileOrder
-from swinv2_tasks.errors import Interrupted, SharedError, UserError, printable
+from swinv2_tasks.errors import CollectiveError, Interrupted, UserError, printable
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.training.run_folder import lock, unlock
 
@@ -289,7 +289,7 @@ class Predictions(Callback):
             Exception: the error itself, where it is none of the file: the device is lost, say.
         """
         lost = isinstance(error, AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)
-        if lost or isinstance(error, SharedError):
+        if lost or isinstance(error, CollectiveError):
             raise error
         if isinstance(error, UserError):
             return str(error)
@@ -514,7 +514,7 @@ def prove_writable(folders: Sequence[Path]) -> list[Path]:
                 folder.rmdir()
         in_the_way = [path for one in folders for path in (one, *one.parents) if _is_in_the_way(path)]
         reason = f"{in_the_way[0]} is a file" if in_the_way else f"{error.filename or place}: {error.strerror}"
-        raise SharedError(
+        raise CollectiveError(
             f"predictions cannot go to {printable(place)}: {printable(reason)}; name another folder with --output"
         ) from error
     return list(dict.fromkeys(made))

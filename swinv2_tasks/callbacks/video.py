@@ -16,7 +16,7 @@ from swinv2_tasks.files import replace_file
 
 
 class VideoPredictions(ClassificationPredictions):
-    """Writes predictions.csv and predictions.json, the five likeliest classes of each video by the mean over its views,
+    """Writes predictions.csv and predictions.json, the top 5 classes of each video by the mean over its views,
     and a contact sheet with four frames of each video. The arguments are those of ``ClassificationPredictions``."""
 
     products = ("contact_sheet.png", "predictions.json")

@@ -16,14 +16,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from swinv2_tasks.errors import Interrupted, SharedError, UserError, first_hand, mistake_behind, printable
+from swinv2_tasks.errors import CollectiveError, Interrupted, UserError, find_user_error, printable, strip_traceback
 
 USAGE = """\
 swinv2-tasks: Swin Transformer V2, every downstream task of the paper
 
 Train and use a model
   fit        --config imagenet.yaml [--any.key value]     train, and evaluate after each epoch
-  fit        --resume runs/imagenet/3                     go on with a run, exactly where it was
+  fit        --resume runs/imagenet/3                     resume a run, exactly where it was
   validate   --ckpt_path CKPT | --config CONFIG …         evaluate on the validation data
   test       --ckpt_path CKPT | --config CONFIG …         evaluate on the test data
   predict    --ckpt_path CKPT --data.source FILE|FOLDER|GLOB
@@ -38,7 +38,7 @@ Other commands
   weights convert IN OUT --format timm     write a checkpoint in another format
   data check kinetics FOLDER               decode every video, list those that fail, write clean lists
   data optimize imagenet FOLDER OUT        write its images into shards, to be streamed
-  sample-data FOLDER                       write small made-up datasets for all tasks
+  sample-data FOLDER                       write small synthetic datasets for all tasks
   demo                                     train, evaluate and predict on them, in minutes on a CPU
                                            (--short true: six steps of each, to see whether all works)
 
@@ -101,12 +101,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise UserError(f"no command {command!r}{hint} Known: {', '.join(known)}.")
     except ValueError as error:
-        mistake = mistake_behind(error)
+        mistake = find_user_error(error)
         if mistake is None:
             raise
-        if isinstance(mistake, SharedError) and os.environ.get("LOCAL_RANK", "0") != "0":
+        if isinstance(mistake, CollectiveError) and os.environ.get("LOCAL_RANK", "0") != "0":
             return 0  # as below
-        _tell(first_hand(str(mistake)))
+        _tell(strip_traceback(str(mistake)))
         return 1
     except Interrupted as error:
         if os.environ.get("LOCAL_RANK", "0") != "0":

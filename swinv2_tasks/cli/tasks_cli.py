@@ -66,7 +66,7 @@ from swinv2_tasks.weights.files import damage, read_contents
 
 
 class WholeConfig(SaveConfigCallback):
-    """Writes the run's config.yaml whole or not at all, without the checkpoint that a resumed run goes on from."""
+    """Writes the run's config.yaml atomically, without the checkpoint that a resumed run goes on from."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         config = self.config.clone()

@@ -1,4 +1,4 @@
-"""``swinv2-tasks demo``: every task, on made-up data, in minutes on a CPU."""
+"""``swinv2-tasks demo``: every task, on synthetic data, in minutes on a CPU."""
 
 from __future__ import annotations
 

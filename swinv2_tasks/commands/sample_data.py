@@ -1,4 +1,4 @@
-"""``swinv2-tasks sample-data``: small made-up datasets, to try every task without a download."""
+"""``swinv2-tasks sample-data``: small synthetic datasets, to try every task without a download."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from swinv2_tasks.sample_data.writer import write_sample_data
 
 
 def sample_data(root: str, seed: int = 0) -> None:
-    """Writes small made-up datasets in the formats of ImageNet, COCO, ADE20K and Kinetics.
+    """Writes small synthetic datasets in the formats of ImageNet, COCO, ADE20K and Kinetics.
 
     Args:
         root: folder to write, new or empty; one that already holds these data is left as it is.

@@ -160,7 +160,7 @@ class DetectionHead(nn.Module):
         return losses | self.region_losses(features, proposals, images, targets)
 
     def propose(self, features: Features, images: ImageList) -> list[Tensor]:
-        """Regions (R, 4) of each image that may hold an object, likeliest first; in eval mode."""
+        """Regions (R, 4) of each image that may hold an object, highest-scoring first; in eval mode."""
         return self.rpn(images, features.levels)[0]
 
     def region_losses(

@@ -1,4 +1,4 @@
-"""From regions to detections: suppression of doubles, several scales, mirror images, masks at the image's own size.
+"""From regions to detections: NMS, several scales, horizontal flips, masks at the image's own size.
 
 Soft-NMS: https://arxiv.org/abs/1704.04503. Testing at several scales: https://arxiv.org/abs/2111.09883, section 4.
 
@@ -39,7 +39,7 @@ class DetectionInference:
             ``linear`` and ``gaussian`` lower their scores (soft-NMS).
         nms_threshold: intersection over union from which on ``hard`` drops and ``linear`` lowers.
         sigma: variance of ``gaussian``: scores are multiplied by exp(−IoU² / sigma).
-        max_detections: of an image, the likeliest ones.
+        max_detections: of an image, the highest-scoring ones.
         scales: multiples of the evaluation size that the image is resized to; what is found at all of them is taken
             together.
         flip: also looks at the mirrored image.
@@ -79,7 +79,7 @@ class DetectionInference:
 
 @dataclass
 class Detections:
-    """What was found in an image, likeliest first."""
+    """What was found in an image, highest-scoring first."""
 
     boxes: Tensor
     """(n, 4): left, top, right, bottom in pixels; float32 in those of the image that was looked at, float64 in those of
@@ -238,7 +238,7 @@ def _resized(image: Tensor, scale: float, rescaled: Rescaled | None) -> Tensor:
 def suppressed(
     boxes: Tensor, scores: Tensor, labels: Tensor, inference: DetectionInference
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The boxes that stay, likeliest first, with their scores and labels.
+    """The boxes that stay, highest-scoring first, with their scores and labels.
 
     Args:
         boxes: (n, 4).
@@ -256,7 +256,7 @@ def suppressed(
 
 
 def soft_nms(boxes: Tensor, scores: Tensor, labels: Tensor, inference: DetectionInference) -> tuple[Tensor, Tensor]:
-    """Soft-NMS: takes the likeliest box and lowers the scores of those of its class that overlap with it; and so on.
+    """Soft-NMS: takes the highest-scoring box, lowers the scores of those of its class that overlap with it, and so on.
 
     Boxes are taken in the order of their lowered scores, whatever their class; so the first ``max_detections`` are all.
 

@@ -3,7 +3,7 @@
 Multi-scale and mirrored inference: https://arxiv.org/abs/2111.09883, section 4 (ADE20K).
 
 What a network says of an image stays at the network's own stride, a sixteenth of the pixels or less. Only the answer is
-enlarged, some rows at a time. Overlapping windows average logits; scales and mirror images average probabilities.
+enlarged, some rows at a time. Overlapping windows average logits; scales and horizontal flips average probabilities.
 
 Shapes: K classes, h, w height and width of logits in cells, H, W height and width of an image in pixels.
 """
@@ -102,7 +102,7 @@ def segment(
     stride: int,
     rescaled: Rescaled | None = None,
 ) -> Tensor:
-    """The likeliest class of each pixel, without gradients.
+    """The highest-scoring class of each pixel, without gradients.
 
     Args:
         network: images to logits.

@@ -1,1 +1,1 @@
-"""Made-up datasets in the real ones' formats."""
+"""Synthetic datasets in the real ones' formats."""

@@ -22,7 +22,7 @@ from torchmetrics import Metric, MetricCollection
 from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.batches import batches_of, task_data
 from swinv2_tasks.datamodules.classes import abbreviate
-from swinv2_tasks.errors import SharedError, UserError
+from swinv2_tasks.errors import CollectiveError, UserError
 from swinv2_tasks.training.guard import GuardedTask
 from swinv2_tasks.training.optim import NO_WEIGHT_DECAY, PlannedLR, Schedule, build_optimizer
 from swinv2_tasks.training.resume import RestorableTask
@@ -127,7 +127,7 @@ class BaseTask(RestorableTask, GuardedTask):
         data = task_data(self.trainer)
         if stage != "predict" and data.class_ids is not None:  # to predict, the data need not know its classes
             ids = list(data.class_ids)
-            self.meet_classes(ids, list(data.class_names or map(str, ids)), "the data")
+            self.set_classes(ids, list(data.class_names or map(str, ids)), "the data")
             self._say_order_of_numbers()
 
     def _say_order_of_numbers(self) -> None:
@@ -175,7 +175,10 @@ class BaseTask(RestorableTask, GuardedTask):
                 f"so that the training of {total_steps} has {schedule.epochs}, as the published one"
             )
         elif self._accumulation_scheduler() is not None:
-            schedule, epoch_steps = schedule.in_steps(self._steps_of_known), 1
+            schedule, epoch_steps = (
+                schedule.in_steps(cast(Callable[[float], float], self.steps_of)),
+                1,
+            )  # known, as those of an epoch are
         optimizer, scheduler = build_optimizer(
             self.optimizer,
             self.named_parameters(),
@@ -211,11 +214,6 @@ class BaseTask(RestorableTask, GuardedTask):
                 "them as stated)"
             )
         return self.schedule
-
-    def _steps_of_known(self, epochs: float) -> float:
-        steps = self.steps_of(epochs)
-        assert steps is not None
-        return steps
 
     def on_train_start(self) -> None:
         self._refuse_nonfinite()
@@ -298,7 +296,7 @@ class BaseTask(RestorableTask, GuardedTask):
         """Stops all processes where the weights of any are NaN or infinite.
 
         Raises:
-            SharedError: naming them.
+            CollectiveError: naming them.
         """
         names = find_nonfinite({"backbone": self.backbone, "head": self.head})
         number = torch.tensor(float(len(names)), device=self.device)
@@ -306,7 +304,7 @@ class BaseTask(RestorableTask, GuardedTask):
             number = self.trainer.strategy.reduce(number, reduce_op="sum")
         if number > 0:
             source = self.trainer.ckpt_path
-            raise SharedError(describe_nonfinite(names, None if source is None else str(source)))
+            raise CollectiveError(describe_nonfinite(names, None if source is None else str(source)))
 
     def on_validation_end(self) -> None:
         release_units(self)

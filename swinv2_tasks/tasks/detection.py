@@ -65,7 +65,7 @@ class DetectionTask(BaseTask):
         self.val_scores, self.test_scores = (CocoMetric(detector.masks, backend) for _ in range(2))
 
     def forward(self, x: Tensor | Sequence[Tensor]) -> list[dict[str, Tensor]]:
-        """Normalised images (B, 3, H, W), or (3, H, W) each → what is in them, likeliest first, by ``inference``.
+        """Normalised images (B, 3, H, W), or (3, H, W) each → what is in them, highest-scoring first, by ``inference``.
 
         Returns:
             For each image {boxes (n, 4) left, top, right, bottom in pixels; labels (n,) int64 class indices from 0;
@@ -150,7 +150,7 @@ class DetectionTask(BaseTask):
     def _evaluate(self, batch: DetectionEvalBatch, metric: CocoMetric) -> None:
         ids = self.ids
         targets: Sequence[Any] = batch.get("targets", [None] * len(batch["images"]))
-        sizes = batch.get("sizes") or [(int(image.shape[1]), int(image.shape[2])) for image in batch["images"]]
+        sizes = sizes_of(batch)
         found = self.detect(batch["images"], sizes, batch.get("rescaled"))
         image_ids = self._image_ids(batch, metric)
         for one, target, size, image_id in zip(found, targets, sizes, image_ids, strict=True):
@@ -188,5 +188,9 @@ class DetectionTask(BaseTask):
 
     def predict_step(self, batch: DetectionPredictBatch, batch_idx: int, dataloader_idx: int = 0) -> list[Detections]:
         """What is in each of the batch's images, in pixels of their files, on the CPU."""
-        sizes = batch.get("sizes") or [(int(image.shape[1]), int(image.shape[2])) for image in batch["images"]]
-        return self.detect(batch["images"], sizes, batch.get("rescaled"))
+        return self.detect(batch["images"], sizes_of(batch), batch.get("rescaled"))
+
+
+def sizes_of(batch: DetectionPredictBatch) -> list[tuple[int, int]]:
+    """Height and width that the boxes of each image are due at: those of its file, or else its own."""
+    return batch.get("sizes") or [(int(image.shape[1]), int(image.shape[2])) for image in batch["images"]]

@@ -99,7 +99,7 @@ class SegmentationTask(BaseTask):
         return self.head(self.backbone(x))
 
     def segment(self, image: Tensor, size: Sequence[int] | None = None, rescaled: Rescaled | None = None) -> Tensor:
-        """The likeliest class of each pixel, by ``inference``, without gradients.
+        """The highest-scoring class of each pixel, by ``inference``, without gradients.
 
         Args:
             image: (1, 3, H, W), normalised.

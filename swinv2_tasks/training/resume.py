@@ -46,7 +46,7 @@ class RestorableTask(Recorded, LightningModule):
         """Optimizer steps of the training that is resumed, as planned then and now."""
         self._training_loader: TrainingLoader | None = None
 
-    def meet_classes(self, ids: list[Any], names: list[str], whose: str) -> None:
+    def set_classes(self, ids: list[Any], names: list[str], whose: str) -> None:
         """Takes over the classes of the data or of a checkpoint, or stops when they are not the ones known already."""
         if self.class_ids is not None and self.class_ids != ids:
             other = "the model" if whose == "the data" else "the data"
@@ -173,10 +173,10 @@ class RestorableTask(Recorded, LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         record = task_record(checkpoint, "the checkpoint")
         if record["classes"]["ids"] is not None:
-            self.meet_classes(record["classes"]["ids"], record["classes"]["names"], "the checkpoint")
+            self.set_classes(record["classes"]["ids"], record["classes"]["names"], "the checkpoint")
         trainer: Any = self._trainer
         resumed = trainer is not None and trainer.state.fn == TrainerFn.FITTING
-        self._meet_weights(checkpoint, resumed)
+        self._check_weights(checkpoint, resumed)
         if not resumed:
             trained = [tuple(window) for window in record["windows"]["effective"]]
             resize_tables(checkpoint["state_dict"], self.backbone, trained)
@@ -198,9 +198,9 @@ class RestorableTask(Recorded, LightningModule):
                     "the training that is resumed averages its weights, this config does not: add overlays/ema.yaml or "
                     "whatever set the averaging up"
                 )
-            self._meet_training(record.get("training"), checkpoint["loops"]["fit_loop"], checkpoint["epoch"])
+            self._check_training(record.get("training"), checkpoint["loops"]["fit_loop"], checkpoint["epoch"])
 
-    def _meet_weights(self, checkpoint: dict[str, Any], resumed: bool) -> None:
+    def _check_weights(self, checkpoint: dict[str, Any], resumed: bool) -> None:
         """Gives tensors of a checkpoint the names of this task, where one of them is compiled, and refuses those that
         are no finite numbers: weights, and of a training that goes on also its averages and optimizer states."""
         source = str(getattr(self._trainer, "ckpt_path", None) or "the checkpoint")
@@ -216,7 +216,7 @@ class RestorableTask(Recorded, LightningModule):
         if resumed:
             check_finite(flatten(checkpoint.get("optimizer_states", []), "optimizer"), source)
 
-    def _meet_training(self, before: dict[str, Any] | None, progress: dict[str, Any], epoch: int) -> None:
+    def _check_training(self, before: dict[str, Any] | None, progress: dict[str, Any], epoch: int) -> None:
         """Makes sure that steps are made as before, of as many samples, and counts batches in today's processes."""
         trainer: Any = self.trainer
         if before is None:

@@ -29,11 +29,11 @@ def shard(
 ) -> None:
     """Leaves in each process its share of a backbone and a head, block by block; nothing is ever whole but one block.
 
-    The first process's weights count. Blocks built without memory (``blocks_without_memory``) are drawn here, each from
+    The first process's weights count. Blocks on the meta device (``blocks_without_memory``) are drawn here, each from
     numbers of its own, so that they are the same on any number of processes.
 
     Args:
-        backbone: in whole or without memory; nothing happens when it is sharded already.
+        backbone: in whole or on the meta device; nothing happens when it is sharded already.
         head: in whole.
         mesh: the processes, along one axis.
         device: this process's.

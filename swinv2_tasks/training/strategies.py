@@ -23,7 +23,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from swinv2_tasks.errors import SharedError, UserError
+from swinv2_tasks.errors import CollectiveError, UserError
 from swinv2_tasks.training.run_checkpoint import AtomicCheckpointIO, move_checkpoint
 from swinv2_tasks.training.sharding import whole
 from swinv2_tasks.weights.files import write_pickle
@@ -117,7 +117,7 @@ class ShardedStrategy(ModelParallelStrategy):
         """Writes each process's share into a folder that gets its name once it is whole.
 
         Raises:
-            SharedError: in all processes, when any could not write its share; what was there before stays.
+            CollectiveError: in all processes, when any could not write its share; what was there before stays.
         """
         path, process, saved = self.broadcast((path, os.getpid(), uuid.uuid4().hex))
         unfinished = path.with_name(f".{path.name}.{process}")
@@ -147,7 +147,7 @@ class ShardedStrategy(ModelParallelStrategy):
         for rank, problem in enumerate(problems):
             if problem is not None:
                 message = f"process {rank} cannot write its part of {path}, of which nothing is kept. {problem}"
-                raise SharedError(message)
+                raise CollectiveError(message)
 
     def _of_all(self, value: Any) -> list[Any]:
         values: list[Any] = [None] * self.world_size

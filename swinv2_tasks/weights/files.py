@@ -1,4 +1,4 @@
-"""Reading checkpoint files without running anything that is in them, and writing them whole or not at all.
+"""Reading checkpoint files without running anything that is in them, and writing them atomically.
 
 A ``.pth`` file is a pickle: a small program that may name any function. ``torch.load(weights_only=True)`` refuses all
 but a few harmless names; released files, however, also pickle a yacs config or an argparse namespace beside tensors.
@@ -344,7 +344,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def write_pickle(path: Path, contents: Mapping[str, Any]) -> None:
-    """Writes what ``torch.load`` reads, whole or not at all; its checksums tell later whether it still is.
+    """Writes what ``torch.load`` reads, atomically; its checksums tell later whether it still is.
 
     Raises:
         UserError: when it cannot be written: the disk is full, say. What was there before stays.
@@ -353,13 +353,13 @@ def write_pickle(path: Path, contents: Mapping[str, Any]) -> None:
 
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor], record: Mapping[str, Any]) -> None:
-    """Writes a safetensors file, whole or not at all; ``record`` goes into its metadata, which others skip."""
+    """Writes a safetensors file, atomically; ``record`` goes into its metadata, which others skip."""
     metadata = {"format": "pt"} | ({"swinv2_tasks": json.dumps(record)} if record else {})
     replace_file(path, lambda file: save_file(tensors, file, metadata))
 
 
 def write_folder(path: Path, tensors: dict[str, Tensor], config: Mapping[str, Any]) -> None:
-    """Writes model.safetensors and config.json into a folder, each whole or not at all."""
+    """Writes model.safetensors and config.json into a folder, each atomically."""
     if path.is_file():
         raise UserError(f"{path}: is a file, where a folder is to be written; name another")
     text = json.dumps(config, indent=2) + "\n"

@@ -176,7 +176,7 @@ def load_weights(
     with torch.no_grad():
         for name in fitting:
             target, value = targets[name], cast.get(name, weights[name])
-            if target.is_meta:  # built without memory: the tensor itself goes there
+            if target.is_meta:  # on the meta device: the tensor itself goes there
                 torch.utils.swap_tensors(target, nn.Parameter(value, target.requires_grad))
             else:
                 target.copy_(value)

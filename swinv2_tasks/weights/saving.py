@@ -64,7 +64,7 @@ def write_checkpoint(
     windows: Windows | None,
     image_size: ImageSize | None = None,
 ) -> list[str]:
-    """Writes an official state dict in ``format``, whole or not at all; returns the names it has no place for.
+    """Writes an official state dict in ``format``, atomically; returns the names it has no place for.
 
     Buffers that ``state`` lacks are computed from ``windows`` where the format has them.
 

@@ -1,4 +1,4 @@
-"""From regions to detections: soft-NMS against a plain reference, scales and mirror images, drawing masks."""
+"""From regions to detections: soft-NMS against a plain reference, scales and horizontal flips, drawing masks."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """``swinv2-tasks memory --config CONFIG``: what a training takes of a GPU's memory, and what would make it fit.
 
-The arguments are those of ``fit``. The model is built without memory for its weights, and nothing is read but class
+The arguments are those of ``fit``. The model is built on the meta device, and nothing is read but class
 lists. How a step's memory is found: ``swinv2_tasks.commands.memory.step_memory``. Sharded over N processes: of
 optimizer states (ZeRO stage 1) and of everything but activations (full sharding), https://arxiv.org/abs/1910.02054,
 each process holds one Nth; full sharding also holds two of the model's units (its blocks, or all the rest) as a

@@ -113,7 +113,7 @@ def step_memory(
     """What a step of a task takes on one device.
 
     Args:
-        task: without memory for its parameters: built on the device ``meta``. It is left as it is.
+        task: on the meta device. It is left as it is.
         batch: builds the batch of a step, of any values.
         device: ``cuda`` or ``cpu``, whose attention differs; nothing needs to be there.
         precision: as the trainer's, ``bf16-mixed`` say.

@@ -21,7 +21,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from swinv2_tasks.child_processes import follow_parent, without_working_folder
 from swinv2_tasks.cli.tasks_cli import TasksCLI, run_as
-from swinv2_tasks.errors import UserError, first_hand, mistake_behind
+from swinv2_tasks.errors import UserError, find_user_error, strip_traceback
 
 Progress = Callable[[int, int], Any]
 """Told how many batches are done, of how many."""
@@ -227,6 +227,6 @@ def _serve(arguments: list[str], log: Path, threads: int, pipe: Connection) -> N
 
 
 def _in_a_line(error: BaseException) -> str:
-    mistake = mistake_behind(error)
-    text = first_hand(str(mistake)) if mistake is not None else f"{type(error).__name__}: {error}"
+    mistake = find_user_error(error)
+    text = strip_traceback(str(mistake)) if mistake is not None else f"{type(error).__name__}: {error}"
     return next(line.strip() for line in text.splitlines() if line.strip())

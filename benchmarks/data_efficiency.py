@@ -1,13 +1,14 @@
 """Does pre-training without labels pay where labels are few? SimMIM then fine-tuning, beside training from scratch.
 
-    python -m benchmarks.label_hunger --data FOLDER [--seeds 3] [--shares 0.1 1] [--output FOLDER] [--reduced]
+    python -m benchmarks.data_efficiency --data FOLDER [--seeds 3] [--shares 0.1 1] [--output FOLDER] [--reduced]
 
 FOLDER is laid out like ImageNet: train/CLASS/*, val/CLASS/*. For each seed a small Swin V2 learns by SimMIM on all
 training images, without their labels. Then classifiers are trained on a share of the training images with labels, from
 these weights and from scratch, with the same settings, images and number of steps. Which images a share holds depends
-on the seed. Written are runs.csv, a row per classifier with its top-1 after the last epoch, label_hunger.md and
-label_hunger.png. What has a row is not run again. The paper's own claim, of 40 times less labelled data for a model of
-3 billion parameters, is of another order: this shows whether the parts work together and in which direction it goes.
+on the seed. Written are runs.csv, a row per classifier with its top-1 after the last epoch, a table
+(data_efficiency.md) and a figure (data_efficiency.png). What has a row is not run again. The paper's own claim, of 40
+times less labelled data for a model of 3 billion parameters, is of another order: this shows whether the parts work
+together and in which direction it goes.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ def study(data: Path, output: Path, seeds: int, shares: list[float], pretrain_ep
             add_row(table, [start, share, seed, images, f"{top1:.4f}", f"{time.perf_counter() - began:.0f}"])
             print(f"{start}, {share:.0%} of the labels, seed {seed}: top-1 {top1:.3f}", flush=True)
     rows = read_rows(table)
-    (output / "label_hunger.md").write_text(markdown(rows))
-    draw(rows, output / "label_hunger.png")
+    (output / "data_efficiency.md").write_text(markdown(rows))
+    draw(rows, output / "data_efficiency.png")
     return table
 
 
@@ -171,7 +172,7 @@ def draw(rows: list[dict[str, str]], picture: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder laid out like ImageNet")
-    parser.add_argument("--output", type=Path, default=Path("runs/label_hunger"))
+    parser.add_argument("--output", type=Path, default=Path("runs/data_efficiency"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--shares", type=float, nargs="+", default=[0.1, 1.0])
     parser.add_argument("--pretrain-epochs", type=int, default=60)
@@ -181,7 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
     if settings.reduced:
         settings.seeds, settings.pretrain_epochs, settings.steps = 1, 2, 12
     study(settings.data, settings.output, settings.seeds, settings.shares, settings.pretrain_epochs, settings.steps)
-    print((settings.output / "label_hunger.md").read_text())
+    print((settings.output / "data_efficiency.md").read_text())
 
 
 if __name__ == "__main__":
