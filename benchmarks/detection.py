@@ -37,7 +37,7 @@ from benchmarks.measuring import autocast, compare, peak_bytes, resident
 from swinv2_tasks.backbone import swinv2_tiny
 from swinv2_tasks.datamodules import CocoDataModule
 from swinv2_tasks.evaluation.coco import Backend, CocoMetric
-from swinv2_tasks.heads import MaskRCNN
+from swinv2_tasks.heads import MaskRCNNConfig
 from swinv2_tasks.inference.detection import padded
 from swinv2_tasks.tasks import DetectionTask
 
@@ -69,7 +69,7 @@ def loader_speed(settings: argparse.Namespace) -> float:
 
 
 def build_ours(classes: int) -> DetectionTask:
-    return DetectionTask(swinv2_tiny(window_size=8, drop_path_rate=0.2), MaskRCNN(), classes)
+    return DetectionTask(swinv2_tiny(window_size=8, drop_path_rate=0.2), MaskRCNNConfig(), classes)
 
 
 def build_theirs(classes: int) -> nn.Module:

@@ -135,7 +135,7 @@ def config(images: Path) -> dict[str, Any]:
                 "backbone": {"class_path": "swinv2_tasks.backbone.SwinTransformerV2", "init_args": backbone},
                 "dropout": 0.1,
                 "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3, "weight_decay": 0.05}},
-                "schedule": {"warmup_epochs": 1, "warmup_lr": 1e-5, "min_lr": 1e-5, "reference_batch": 0},
+                "schedule": {"warmup_epochs": 1, "warmup_lr": 1e-5, "min_lr": 1e-5, "base_batch_size": 0},
             },
         },
         "data": {

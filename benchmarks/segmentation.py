@@ -174,7 +174,7 @@ def metric_share(settings: argparse.Namespace) -> dict[str, float]:
 def large_step(mode: Any, settings: argparse.Namespace) -> Callable[[], None]:
     """Segments a large image; its memory is the image's already."""
     backbone = SwinTransformerV2(16, (2, 2, 2, 2), (1, 2, 4, 8), settings.window)
-    inference = Inference(mode, window=512, stride=340)
+    inference = Inference(mode, crop_size=512, stride=340)
     task = SegmentationTask(backbone, CLASSES, UPerNet(16), inference=inference).to(settings.device).eval()
     image = torch.zeros(1, 3, LARGE, LARGE, device=settings.device)
 

@@ -64,7 +64,9 @@ def training_step(model: nn.Module, loss: Callable[[], Tensor], settings: argpar
 
 
 def training(settings: argparse.Namespace) -> dict[str, Any]:
-    task = SimMIMTask(FACTORIES[settings.variant](window_size=settings.window, drop_path_rate=0.1), target_window=0)
+    task = SimMIMTask(
+        FACTORIES[settings.variant](window_size=settings.window, drop_path_rate=0.1), norm_target_patch_size=0
+    )
     theirs = build_theirs(task, settings.size, settings.window).to(settings.device).train()
     task.to(settings.device).train()
     images, masks = batch(settings)
@@ -89,7 +91,7 @@ def draw_masks(settings: argparse.Namespace) -> Tensor:
 
 def parts(settings: argparse.Namespace) -> dict[str, float]:
     """Median seconds of drawing a batch's masks, and of normalising its targets."""
-    task = SimMIMTask(FACTORIES[settings.variant](window_size=settings.window), target_window=WINDOW)
+    task = SimMIMTask(FACTORIES[settings.variant](window_size=settings.window), norm_target_patch_size=WINDOW)
     images, _ = batch(settings)
     return {
         "masks": median_seconds(lambda: draw_masks(settings), settings),

@@ -106,14 +106,14 @@ def test_segmentation_trains_evaluates_and_predicts(tmp_path: Path) -> None:
     assert main(["fit", f"--config={config}", runs, "--trainer.deterministic=true"]) == 0
     checkpoint = f"--ckpt_path={tmp_path / 'runs' / 'scenes' / '0' / 'checkpoints' / 'last.ckpt'}"
     options = [f"--trainer.{name}={value}" for name, value in gpu.items()]
-    slide = ["--model.inference.mode=slide", "--model.inference.window=32", "--model.inference.stride=16"]
+    slide = ["--model.inference.mode=slide", "--model.inference.crop_size=32", "--model.inference.stride=16"]
     scales = ["--model.inference.scales=[0.5, 1.0]", "--model.inference.flip=true"]
     assert main(["validate", checkpoint, runs, *options, *slide, *scales]) == 0
     assert main(["predict", checkpoint, runs, *options, f"--data.source={data / 'images' / 'validation'}"]) == 0
     assert len([*(tmp_path / "runs" / "scenes" / "2" / "predictions" / "labels").iterdir()]) == 5
 
 
-@pytest.mark.parametrize("detector", ["MaskRCNN", "CascadeMaskRCNN", "HTC"])
+@pytest.mark.parametrize("detector", ["MaskRCNNConfig", "CascadeMaskRCNNConfig", "HTCConfig"])
 def test_detection_trains_evaluates_and_predicts(detector: str, tmp_path: Path) -> None:
     data = objects.write_objects(tmp_path / "objects")
     gpu = {"accelerator": "gpu", "devices": 1, "precision": "bf16-mixed"}
@@ -125,7 +125,7 @@ def test_detection_trains_evaluates_and_predicts(detector: str, tmp_path: Path) 
     assert main(["fit", f"--config={config}", runs]) == 0
     checkpoint = f"--ckpt_path={tmp_path / 'runs' / 'objects' / '0' / 'checkpoints' / 'last.ckpt'}"
     options = [f"--trainer.{name}={value}" for name, value in gpu.items()]
-    how = ["--model.inference.scales=[1.0, 1.5]", "--model.inference.flip=true", "--model.inference.suppression=linear"]
+    how = ["--model.inference.scales=[1.0, 1.5]", "--model.inference.flip=true", "--model.inference.nms=soft_linear"]
     assert main(["validate", checkpoint, runs, *options, *how]) == 0
     assert main(["predict", checkpoint, runs, *options, f"--data.source={data / 'val2017'}"]) == 0
     assert (tmp_path / "runs" / "objects" / "2" / "predictions" / "detections.json").is_file()

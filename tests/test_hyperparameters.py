@@ -12,7 +12,7 @@ import pytest
 from torch import nn
 
 from swinv2_tasks.errors import UserError
-from swinv2_tasks.heads import HTC, Detector, MaskRCNN
+from swinv2_tasks.heads import DetectorConfig, HTCConfig, MaskRCNNConfig
 from swinv2_tasks.hyperparameters import Recorded, recorded_arguments, task_record
 
 
@@ -165,19 +165,19 @@ def test_arguments_that_are_no_mapping_are_refused() -> None:
 
 
 class Owner(Recorded):
-    def __init__(self, detector: Detector, size: int = 1) -> None:
+    def __init__(self, detector: DetectorConfig, size: int = 1) -> None:
         self.detector = detector
 
 
 def test_recorded_settings_are_written_by_name_and_built_again() -> None:
-    owner = Owner(HTC(channels=32, stuff_classes=4))
+    owner = Owner(HTCConfig(channels=32, stuff_classes=4))
     written = owner.init_args["detector"]
-    assert written["class"] == "HTC" and written["init_args"]["stuff_classes"] == 4
+    assert written["class"] == "HTCConfig" and written["init_args"]["stuff_classes"] == 4
     built = recorded_arguments(Owner, owner.init_args, "x.ckpt")["detector"]
-    assert type(built) is HTC and built.init_args == owner.detector.init_args
+    assert type(built) is HTCConfig and built.init_args == owner.detector.init_args
 
 
-class Foreign(MaskRCNN):
+class Foreign(MaskRCNNConfig):
     """Not of this package: a file cannot ask for it."""
 
 
@@ -186,10 +186,10 @@ class Foreign(MaskRCNN):
     [
         {"class": "Foreign", "init_args": {}},
         {"class": "Recorded", "init_args": {}},
-        {"class": "swinv2_tasks.heads.HTC", "init_args": {}},
-        {"class": "HTC", "init_args": {"other": 1}},
-        {"class": "HTC"},
-        "HTC",
+        {"class": "swinv2_tasks.heads.HTCConfig", "init_args": {}},
+        {"class": "HTCConfig", "init_args": {"other": 1}},
+        {"class": "HTCConfig"},
+        "HTCConfig",
         None,
     ],
 )

@@ -22,7 +22,7 @@ from swinv2_tasks.heads.batch_norm import BatchNorm2d
 from swinv2_tasks.heads.mask_rcnn import (
     BoxBranch,
     DetectionHead,
-    Detector,
+    DetectorConfig,
     Features,
     MaskBranch,
     Regions,
@@ -47,14 +47,14 @@ CODER_WEIGHTS = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 
 GIOU_WEIGHT = 10.0
 
 
-class CascadeMaskRCNN(Detector):
-    """Settings of Cascade Mask R-CNN; the arguments are those of ``Detector``."""
+class CascadeMaskRCNNConfig(DetectorConfig):
+    """Settings of Cascade Mask R-CNN; the arguments are those of ``DetectorConfig``."""
 
-    def build(self, in_channels: Sequence[int], strides: Sequence[int], num_classes: int) -> CascadeHead:
-        return CascadeHead(self, in_channels, strides, num_classes)
+    def build(self, in_channels: Sequence[int], strides: Sequence[int], num_classes: int) -> CascadeMaskRCNN:
+        return CascadeMaskRCNN(self, in_channels, strides, num_classes)
 
 
-class CascadeHead(DetectionHead):
+class CascadeMaskRCNN(DetectionHead):
     """Cascade Mask R-CNN: three looks at each region. The arguments are those of ``DetectionHead``."""
 
     anchors_inside = True
@@ -62,10 +62,10 @@ class CascadeHead(DetectionHead):
     training_proposals = 2
 
     def __init__(
-        self, settings: Detector, in_channels: Sequence[int], strides: Sequence[int], num_classes: int
+        self, config: DetectorConfig, in_channels: Sequence[int], strides: Sequence[int], num_classes: int
     ) -> None:
-        super().__init__(settings, in_channels, strides, num_classes)
-        channels, hidden = settings.channels, settings.hidden_channels
+        super().__init__(config, in_channels, strides, num_classes)
+        channels, hidden = config.channels, config.representation_size
         self.boxes = nn.ModuleList(
             BoxBranch(
                 FastRCNNConvFCHead((channels, 7, 7), [channels] * 4, [hidden], norm_layer=BatchNorm2d),
@@ -75,13 +75,13 @@ class CascadeHead(DetectionHead):
             )
             for _ in THRESHOLDS
         )
-        self.masks = nn.ModuleList(self.mask_branches(settings, num_classes) if settings.masks else [])
-        self.samplers = [RegionSampler(threshold, settings.sampled_regions) for threshold in THRESHOLDS]
+        self.masks = nn.ModuleList(self.mask_branches(config, num_classes) if config.masks else [])
+        self.samplers = [RegionSampler(threshold, config.batch_size_per_image) for threshold in THRESHOLDS]
         self.coders = [BoxCoder(weights) for weights in CODER_WEIGHTS]
 
-    def mask_branches(self, settings: Detector, num_classes: int) -> list[MaskBranch]:
+    def mask_branches(self, config: DetectorConfig, num_classes: int) -> list[MaskBranch]:
         """A mask branch for each stage."""
-        return [MaskBranch(settings.channels, num_classes) for _ in THRESHOLDS]
+        return [MaskBranch(config.channels, num_classes) for _ in THRESHOLDS]
 
     def region_losses(
         self, features: Features, proposals: list[Tensor], images: ImageList, targets: Sequence[Any]

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 from swinv2_tasks.errors import UserError
-from swinv2_tasks.heads.cascade import CascadeHead
-from swinv2_tasks.heads.mask_rcnn import Detector, Features, MaskBranch, Regions
+from swinv2_tasks.heads.cascade import CascadeMaskRCNN
+from swinv2_tasks.heads.mask_rcnn import DetectorConfig, Features, MaskBranch, Regions
 from swinv2_tasks.heads.region_pooling import aligned_pooling, with_image_index
 
 STUFF_WEIGHT = 0.2
@@ -28,8 +28,8 @@ STUFF_WEIGHT = 0.2
 IGNORED = 255
 
 
-class HTC(Detector):
-    """Settings of Hybrid Task Cascade; the others are those of ``Detector``.
+class HTCConfig(DetectorConfig):
+    """Settings of Hybrid Task Cascade; the others are those of ``DetectorConfig``.
 
     Args:
         stuff_classes: classes S of the semantic branch, 183 for COCO's stuff maps; 0 leaves the branch out, where there
@@ -40,33 +40,33 @@ class HTC(Detector):
         self,
         masks: bool = True,
         channels: int = 256,
-        hidden_channels: int = 1024,
+        representation_size: int = 1024,
         anchor_scale: float = 8.0,
-        proposals: int = 1000,
-        sampled_regions: int = 512,
+        post_nms_top_n: int = 1000,
+        batch_size_per_image: int = 512,
         stuff_classes: int = 0,
     ) -> None:
-        super().__init__(masks, channels, hidden_channels, anchor_scale, proposals, sampled_regions)
+        super().__init__(masks, channels, representation_size, anchor_scale, post_nms_top_n, batch_size_per_image)
         if not 0 <= stuff_classes < IGNORED:
             raise UserError(f"detector.stuff_classes must be between 0 and {IGNORED - 1}, not {stuff_classes}")
         self.stuff_classes = stuff_classes
 
-    def build(self, in_channels: Sequence[int], strides: Sequence[int], num_classes: int) -> HTCHead:
-        return HTCHead(self, in_channels, strides, num_classes)
+    def build(self, in_channels: Sequence[int], strides: Sequence[int], num_classes: int) -> HTC:
+        return HTC(self, in_channels, strides, num_classes)
 
 
-class HTCHead(CascadeHead):
+class HTC(CascadeMaskRCNN):
     """Hybrid Task Cascade. The arguments are those of ``DetectionHead``."""
 
-    def __init__(self, settings: HTC, in_channels: Sequence[int], strides: Sequence[int], num_classes: int) -> None:
-        super().__init__(settings, in_channels, strides, num_classes)
-        self.stuff_classes = number = settings.stuff_classes
-        self.semantic = SemanticBranch(settings.channels, len(strides) + 1, number) if number else None
+    def __init__(self, config: HTCConfig, in_channels: Sequence[int], strides: Sequence[int], num_classes: int) -> None:
+        super().__init__(config, in_channels, strides, num_classes)
+        self.stuff_classes = number = config.stuff_classes
+        self.semantic = SemanticBranch(config.channels, len(strides) + 1, number) if number else None
         self.semantic_scale = 1 / strides[SemanticBranch.LEVEL]
 
-    def mask_branches(self, settings: Detector, num_classes: int) -> list[MaskBranch]:
-        first = MaskBranch(settings.channels, num_classes)
-        return [first, *(FlowingMaskBranch(settings.channels, num_classes) for _ in self.boxes[1:])]
+    def mask_branches(self, config: DetectorConfig, num_classes: int) -> list[MaskBranch]:
+        first = MaskBranch(config.channels, num_classes)
+        return [first, *(FlowingMaskBranch(config.channels, num_classes) for _ in self.boxes[1:])]
 
     def features(self, maps: Sequence[Tensor]) -> Features:
         features = super().features(maps)

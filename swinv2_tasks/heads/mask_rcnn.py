@@ -34,49 +34,49 @@ from swinv2_tasks.heads.rpn import Anchors, RegionProposals, match_boxes
 from swinv2_tasks.hyperparameters import Recorded
 
 
-class Detector(Recorded):
+class DetectorConfig(Recorded):
     """Settings of a detector, which build it once the backbone and the classes are known.
 
     Args:
         masks: with a mask branch; without, boxes are all that is trained and predicted.
         channels: channels of the pyramid's levels and of the mask branch.
-        hidden_channels: width of the box branch's linear layers.
+        representation_size: width of the box branch's linear layers.
         anchor_scale: side of a square anchor, in strides of its level.
-        proposals: regions that are kept of each image; twice as many in the training of a cascade.
-        sampled_regions: regions of an image that the branches are trained on.
+        post_nms_top_n: proposals that are kept of each image after NMS; twice as many in the training of a cascade.
+        batch_size_per_image: proposals of an image that the branches are trained on.
     """
 
     def __init__(
         self,
         masks: bool = True,
         channels: int = 256,
-        hidden_channels: int = 1024,
+        representation_size: int = 1024,
         anchor_scale: float = 8.0,
-        proposals: int = 1000,
-        sampled_regions: int = 512,
+        post_nms_top_n: int = 1000,
+        batch_size_per_image: int = 512,
     ) -> None:
-        sizes = {"channels": channels, "hidden_channels": hidden_channels, "anchor_scale": anchor_scale}
-        sizes |= {"proposals": proposals, "sampled_regions": sampled_regions}
+        sizes = {"channels": channels, "representation_size": representation_size, "anchor_scale": anchor_scale}
+        sizes |= {"post_nms_top_n": post_nms_top_n, "batch_size_per_image": batch_size_per_image}
         for name, value in sizes.items():
             if value <= 0:
                 raise UserError(f"detector.{name} must be above 0, not {value}")
         self.masks = masks
         self.channels = channels
-        self.hidden_channels = hidden_channels
+        self.representation_size = representation_size
         self.anchor_scale = anchor_scale
-        self.proposals = proposals
-        self.sampled_regions = sampled_regions
+        self.post_nms_top_n = post_nms_top_n
+        self.batch_size_per_image = batch_size_per_image
 
     def build(self, in_channels: Sequence[int], strides: Sequence[int], num_classes: int) -> DetectionHead:
         """The network on maps of these channels and strides, from the largest map to the smallest."""
         raise NotImplementedError
 
 
-class MaskRCNN(Detector):
-    """Settings of Mask R-CNN; the arguments are those of ``Detector``."""
+class MaskRCNNConfig(DetectorConfig):
+    """Settings of Mask R-CNN; the arguments are those of ``DetectorConfig``."""
 
-    def build(self, in_channels: Sequence[int], strides: Sequence[int], num_classes: int) -> MaskRCNNHead:
-        return MaskRCNNHead(self, in_channels, strides, num_classes)
+    def build(self, in_channels: Sequence[int], strides: Sequence[int], num_classes: int) -> MaskRCNN:
+        return MaskRCNN(self, in_channels, strides, num_classes)
 
 
 @dataclass
@@ -107,7 +107,7 @@ class DetectionHead(nn.Module):
     """Pyramid and region proposals; subclasses say what becomes of the regions.
 
     Args:
-        settings: of the detector.
+        config: the settings.
         in_channels: channels of each map, ``backbone.channels``.
         strides: of each map, ``backbone.strides``.
         num_classes: number of classes K.
@@ -125,22 +125,22 @@ class DetectionHead(nn.Module):
     """How many times as many proposals are kept in training."""
 
     def __init__(
-        self, settings: Detector, in_channels: Sequence[int], strides: Sequence[int], num_classes: int
+        self, config: DetectorConfig, in_channels: Sequence[int], strides: Sequence[int], num_classes: int
     ) -> None:
         super().__init__()
         levels = [*strides, 2 * strides[-1]]
-        self.pyramid = FeaturePyramid(in_channels, settings.channels)
-        anchors = Anchors([settings.anchor_scale * stride for stride in levels], levels)
+        self.pyramid = FeaturePyramid(in_channels, config.channels)
+        anchors = Anchors([config.anchor_scale * stride for stride in levels], levels)
         self.rpn = RegionProposals(
-            settings.channels,
+            config.channels,
             anchors,
-            (self.training_proposals * settings.proposals, settings.proposals),
+            (self.training_proposals * config.post_nms_top_n, config.post_nms_top_n),
             inside=self.anchors_inside,
             beta=self.rpn_beta,
             padding=max(32, strides[-1]),
         )
         self.box_pool, self.mask_pool = RegionPooling(strides, 7), RegionPooling(strides, 14)
-        self.num_classes, self.has_masks = num_classes, settings.masks
+        self.num_classes, self.has_masks = num_classes, config.masks
 
     def features(self, maps: Sequence[Tensor]) -> Features:
         """Maps (B, C, h, w) of the backbone → what regions are described by."""
@@ -180,7 +180,7 @@ class DetectionHead(nn.Module):
         raise NotImplementedError
 
 
-class MaskRCNNHead(DetectionHead):
+class MaskRCNN(DetectionHead):
     """Mask R-CNN: one look at each region. The arguments are those of ``DetectionHead``."""
 
     anchors_inside = False
@@ -188,13 +188,13 @@ class MaskRCNNHead(DetectionHead):
     training_proposals = 1
 
     def __init__(
-        self, settings: MaskRCNN, in_channels: Sequence[int], strides: Sequence[int], num_classes: int
+        self, config: MaskRCNNConfig, in_channels: Sequence[int], strides: Sequence[int], num_classes: int
     ) -> None:
-        super().__init__(settings, in_channels, strides, num_classes)
-        hidden = settings.hidden_channels
-        self.box = BoxBranch(TwoMLPHead(settings.channels * 7**2, hidden), hidden, num_classes, num_classes + 1)
-        self.mask = MaskBranch(settings.channels, num_classes) if settings.masks else None
-        self.sample = RegionSampler(0.5, settings.sampled_regions, low_quality=True)
+        super().__init__(config, in_channels, strides, num_classes)
+        hidden = config.representation_size
+        self.box = BoxBranch(TwoMLPHead(config.channels * 7**2, hidden), hidden, num_classes, num_classes + 1)
+        self.mask = MaskBranch(config.channels, num_classes) if config.masks else None
+        self.sample = RegionSampler(0.5, config.batch_size_per_image, low_quality=True)
         self.coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
 
     def region_losses(

@@ -35,10 +35,10 @@ class DetectionInference:
 
     Args:
         score_threshold: probability from which on a region counts as an object.
-        suppression: what becomes of boxes that overlap with a likelier one of their class: ``hard`` drops them,
-            ``linear`` and ``gaussian`` lower their scores (soft-NMS).
-        nms_threshold: intersection over union from which on ``hard`` drops and ``linear`` lowers.
-        sigma: variance of ``gaussian``: scores are multiplied by exp(−IoU² / sigma).
+        nms: what becomes of boxes that overlap with a higher-scoring one of their class: ``hard`` drops them,
+            ``soft_linear`` and ``soft_gaussian`` lower their scores (soft-NMS).
+        nms_threshold: intersection over union from which on ``hard`` drops and ``soft_linear`` lowers.
+        sigma: variance of ``soft_gaussian``: scores are multiplied by exp(−IoU² / sigma).
         max_detections: of an image, the highest-scoring ones.
         scales: multiples of the evaluation size that the image is resized to; what is found at all of them is taken
             together.
@@ -50,7 +50,7 @@ class DetectionInference:
     """
 
     score_threshold: float = 0.05
-    suppression: Literal["hard", "linear", "gaussian"] = "hard"
+    nms: Literal["hard", "soft_linear", "soft_gaussian"] = "hard"
     nms_threshold: float = 0.5
     sigma: float = 0.5
     max_detections: int = 100
@@ -59,8 +59,8 @@ class DetectionInference:
     mask_threshold: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.suppression not in ("hard", "linear", "gaussian"):
-            raise UserError(f"inference.suppression must be hard, linear or gaussian, not {self.suppression!r}")
+        if self.nms not in ("hard", "soft_linear", "soft_gaussian"):
+            raise UserError(f"inference.nms must be hard, soft_linear or soft_gaussian, not {self.nms!r}")
         for name in ("score_threshold", "nms_threshold", "mask_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"inference.{name} must be between 0 and 1, not {getattr(self, name)}")
@@ -248,7 +248,7 @@ def suppressed(
     """
     large = ((boxes[:, 2:] - boxes[:, :2]) > 0.01).all(1)
     boxes, scores, labels = boxes[large], scores[large], labels[large]
-    if inference.suppression == "hard":
+    if inference.nms == "hard":
         kept = batched_nms(boxes, scores, labels, inference.nms_threshold)[: inference.max_detections]
         return boxes[kept], scores[kept], labels[kept]
     kept, lowered = soft_nms(boxes, scores, labels, inference)
@@ -285,7 +285,7 @@ def soft_nms(boxes: Tensor, scores: Tensor, labels: Tensor, inference: Detection
         lowered.append(waiting[best][None])
 
         overlap = box_iou(boxes[best][None], boxes)[0] * (classes == classes[best])
-        if inference.suppression == "gaussian":
+        if inference.nms == "soft_gaussian":
             waiting = waiting * torch.exp(-overlap.square() / inference.sigma)
         else:
             waiting = torch.where(overlap > inference.nms_threshold, waiting * (1 - overlap), waiting)

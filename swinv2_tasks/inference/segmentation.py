@@ -38,11 +38,11 @@ class Inference:
 
     Args:
         mode: ``whole`` gives the network the image in one piece, ``slide`` one window after the other.
-        window: side of the sliding window in pixels, or height and width; multiples of the network's stride.
+        crop_size: side of the sliding window in pixels, or height and width; multiples of the network's stride.
         stride: step from one window to the next in pixels, at most the window's side.
-        weighting: what a window's logits weigh where windows overlap: the same everywhere, or most in the middle
-            (a Gaussian whose deviation is an eighth of the window's side).
-        tiles: windows that go through the network at a time.
+        blend: what a window's logits weigh where windows overlap: the same everywhere (``uniform``), or most in the
+            middle (``gaussian``, whose deviation is an eighth of the window's side).
+        sliding_window_batch_size: windows that go through the network at a time.
         scales: multiples of the evaluation size that the image is resized to; probabilities are averaged.
         flip: averages with what comes of the mirrored image.
 
@@ -51,24 +51,26 @@ class Inference:
     """
 
     mode: Literal["whole", "slide"] = "whole"
-    window: int | tuple[int, int] = 512
+    crop_size: int | tuple[int, int] = 512
     stride: int | tuple[int, int] = 340
-    weighting: Literal["uniform", "gaussian"] = "uniform"
-    tiles: int = 4
+    blend: Literal["uniform", "gaussian"] = "uniform"
+    sliding_window_batch_size: int = 4
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
 
     def __post_init__(self) -> None:
-        for name, choices in (("mode", ("whole", "slide")), ("weighting", ("uniform", "gaussian"))):
+        for name, choices in (("mode", ("whole", "slide")), ("blend", ("uniform", "gaussian"))):
             if getattr(self, name) not in choices:
                 raise UserError(f"inference.{name} must be {' or '.join(choices)}, not {getattr(self, name)!r}")
-        if not all(0 < step <= side for step, side in zip(pair(self.stride), pair(self.window), strict=True)):
+        if not all(0 < step <= side for step, side in zip(pair(self.stride), pair(self.crop_size), strict=True)):
             raise UserError(
-                f"inference.stride is {self.stride}, inference.window {self.window}: the stride must be above 0 and at "
-                "most the window, or pixels between two windows would be left out"
+                f"inference.stride is {self.stride}, inference.crop_size {self.crop_size}: the stride must be above 0 "
+                "and at most the crop's size, or pixels between two windows would be left out"
             )
-        if self.tiles < 1:
-            raise UserError(f"inference.tiles must be at least 1, not {self.tiles}")
+        if self.sliding_window_batch_size < 1:
+            raise UserError(
+                f"inference.sliding_window_batch_size must be at least 1, not {self.sliding_window_batch_size}"
+            )
         if not self.scales or min(self.scales) <= 0:
             raise UserError(f"inference.scales must be factors above 0, not {[*self.scales]}")
 
@@ -81,10 +83,10 @@ class Inference:
         """
         if self.mode == "whole":
             return self
-        window = [max(1, round(side * factor / multiple)) * multiple for side in pair(self.window)]
-        steps = zip(pair(self.stride), pair(self.window), window, strict=True)
+        crop_size = [max(1, round(side * factor / multiple)) * multiple for side in pair(self.crop_size)]
+        steps = zip(pair(self.stride), pair(self.crop_size), crop_size, strict=True)
         stride = [max(1, round(step * new / old)) for step, old, new in steps]
-        return dataclasses.replace(self, window=(window[0], window[1]), stride=(stride[0], stride[1]))
+        return dataclasses.replace(self, crop_size=(crop_size[0], crop_size[1]), stride=(stride[0], stride[1]))
 
 
 def pair(value: int | Sequence[int]) -> tuple[int, int]:
@@ -159,19 +161,21 @@ def view_logits(
 
 def _slide(network: Network, image: Tensor, inference: Inference, stride: int) -> Tensor:
     """The weighted mean (K, h, w) of the logits of all windows that meet in a cell, on the CPU."""
-    window = pair(inference.window)
-    if any(side % stride for side in window):
-        raise UserError(f"inference.window is {inference.window}; expected multiples of {stride}, the network's stride")
+    crop_size = pair(inference.crop_size)
+    if any(side % stride for side in crop_size):
+        raise UserError(
+            f"inference.crop_size is {inference.crop_size}; expected multiples of {stride}, the network's stride"
+        )
     cells = [-(-side // stride) for side in image.shape[2:]]
-    tile = [min(side // stride, number) for side, number in zip(window, cells, strict=True)]
+    tile = [min(side // stride, number) for side, number in zip(crop_size, cells, strict=True)]
     steps = [step / stride for step in pair(inference.stride)]
     rows, columns = (_starts(*axis) for axis in zip(cells, tile, steps, strict=True))
-    kernel = _kernel(tile, inference.weighting)
+    kernel = _kernel(tile, inference.blend)
     places = [(top, left) for top in rows for left in columns]
     total: Tensor | None = None
     weights = torch.zeros(cells)
-    for first in range(0, len(places), inference.tiles):
-        group = places[first : first + inference.tiles]
+    for first in range(0, len(places), inference.sliding_window_batch_size):
+        group = places[first : first + inference.sliding_window_batch_size]
         tiles = torch.cat([_cut(image, place, tile, stride) for place in group])
         for (top, left), logits in zip(group, network(tiles).float().cpu(), strict=True):
             if total is None:
@@ -195,9 +199,9 @@ def _cut(image: Tensor, place: tuple[int, int], tile: Sequence[int], stride: int
     return F.pad(window, (0, width - window.shape[3], 0, height - window.shape[2]))
 
 
-def _kernel(tile: Sequence[int], weighting: str) -> Tensor:
+def _kernel(tile: Sequence[int], blend: str) -> Tensor:
     """What each cell of a window (h, w) weighs, in (0, 1]."""
-    if weighting == "uniform":
+    if blend == "uniform":
         return torch.ones(*tile)
     axes = [torch.linspace(-1 + 1 / side, 1 - 1 / side, side).mul(4).square().mul(-0.5).exp() for side in tile]
     return axes[0][:, None] * axes[1]

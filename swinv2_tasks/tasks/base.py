@@ -198,19 +198,19 @@ class BaseTask(RestorableTask, GuardedTask):
 
     def _schedule_for_batches(self) -> Schedule:
         """The schedule, without the scaling of its rates where nothing says how many samples a batch has."""
-        if not self.schedule.reference_batch:
+        if not self.schedule.base_batch_size:
             return self.schedule
         samples = self._samples_per_step()
         if samples is None:
             rank_zero_only(print)(
                 "schedule: nothing says how many samples a batch has, so learning rates are taken as stated, not "
-                f"scaled from {self.schedule.reference_batch} samples per step (schedule.reference_batch)"
+                f"scaled from {self.schedule.base_batch_size} samples per step (schedule.base_batch_size)"
             )
-            return dataclasses.replace(self.schedule, reference_batch=0)
+            return dataclasses.replace(self.schedule, base_batch_size=0)
         if self._accumulation_scheduler() is not None:
             rank_zero_only(print)(
                 f"schedule: learning rates are scaled for the {samples} samples per step of the first epoch, "
-                "also where GradientAccumulationScheduler changes their number (schedule.reference_batch: 0 leaves "
+                "also where GradientAccumulationScheduler changes their number (schedule.base_batch_size: 0 leaves "
                 "them as stated)"
             )
         return self.schedule

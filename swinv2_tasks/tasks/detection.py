@@ -18,7 +18,7 @@ from swinv2_tasks.callbacks import DetectionPredictions, DetectionScores
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.evaluation.coco import CocoMetric, as_annotations, as_results
 from swinv2_tasks.heads.batch_norm import synchronise
-from swinv2_tasks.heads.mask_rcnn import DetectionHead, Detector
+from swinv2_tasks.heads.mask_rcnn import DetectionHead, DetectorConfig
 from swinv2_tasks.inference.detection import DetectionInference, Detections, all_pasted, detect, padded
 from swinv2_tasks.inference.segmentation import Rescaled
 from swinv2_tasks.tasks.base import BaseTask
@@ -31,7 +31,7 @@ class DetectionTask(BaseTask):
 
     Args:
         backbone: turns images into feature maps.
-        detector: what finds objects in them: ``MaskRCNN``, ``CascadeMaskRCNN`` or ``HTC``.
+        detector: what finds objects in them: ``MaskRCNNConfig``, ``CascadeMaskRCNNConfig`` or ``HTCConfig``.
         num_classes: number of classes; the command line takes it from the data.
         inference: how objects are found in evaluation and prediction.
         backend: what computes COCO's numbers; faster_coco_eval needs the extra ``fast``.
@@ -46,7 +46,7 @@ class DetectionTask(BaseTask):
     def __init__(
         self,
         backbone: SwinTransformerV2,
-        detector: Detector,
+        detector: DetectorConfig,
         num_classes: int,
         inference: DetectionInference = DetectionInference(),
         backend: Literal["pycocotools", "faster_coco_eval"] = "pycocotools",

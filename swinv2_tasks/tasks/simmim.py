@@ -28,8 +28,8 @@ class SimMIMTask(BaseTask):
 
     Args:
         backbone: turns images into feature maps.
-        target_window: side in pixels of the sliding window in which the pixels to predict are normalised, odd; 0: they
-            are predicted as they are.
+        norm_target_patch_size: side in pixels of the sliding window in which the pixels to predict are normalized, odd;
+            0: they are predicted unchanged.
         weights: checkpoint to start from (official, SimMIM, timm, Hugging Face, torchvision or this package's own).
         optimizer: builds the optimizer; its learning rate is the schedule's peak.
         schedule: learning rate over time and layers.
@@ -41,7 +41,7 @@ class SimMIMTask(BaseTask):
     def __init__(
         self,
         backbone: SwinTransformerV2,
-        target_window: int = 47,
+        norm_target_patch_size: int = 47,
         weights: str | None = None,
         optimizer: OptimizerCallable = AdamW,
         schedule: StepSchedule = StepSchedule(),
@@ -52,12 +52,14 @@ class SimMIMTask(BaseTask):
                 "SimMIM works on images and square patches: give the backbone one patch_size for both sides. "
                 "Clips start from its weights by inflation"
             )
-        if target_window and (target_window < 3 or target_window % 2 == 0):
-            raise UserError(f"model.target_window must be 0 or an odd number of at least 3, not {target_window}")
+        if norm_target_patch_size and (norm_target_patch_size < 3 or norm_target_patch_size % 2 == 0):
+            raise UserError(
+                f"model.norm_target_patch_size must be 0 or an odd number of at least 3, not {norm_target_patch_size}"
+            )
         head = SimMIMHead(backbone.channels[0], backbone.channels[-1], stride, backbone.in_channels)
         super().__init__(backbone, head, weights, optimizer, schedule)
         self.head: SimMIMHead
-        self.stride, self.target_window = stride, target_window
+        self.stride, self.norm_target_patch_size = stride, norm_target_patch_size
         self.val_loss, self.test_loss = MeanLoss(), MeanLoss()
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -94,9 +96,9 @@ class SimMIMTask(BaseTask):
 
     def targets(self, images: Tensor) -> Tensor:
         """What the pixels of images (B, 3, H, W) are to be predicted as."""
-        if not self.target_window:
+        if not self.norm_target_patch_size:
             return images
-        mean, deviation = local_statistics(images, self.target_window)
+        mean, deviation = local_statistics(images, self.norm_target_patch_size)
         return (images - mean) / deviation
 
     def compute_losses(self, batch: SimMIMBatch) -> dict[str, Tensor]:
@@ -135,8 +137,8 @@ class SimMIMTask(BaseTask):
         with torch.no_grad():
             pixels, targets = self(images, mask), images
             mean, deviation = images.new_zeros(()), images.new_ones(())
-            if self.target_window:
-                mean, deviation = local_statistics(images, self.target_window)
+            if self.norm_target_patch_size:
+                mean, deviation = local_statistics(images, self.norm_target_patch_size)
                 targets = (images - mean) / deviation
             losses = losses_of_each(pixels, targets, mask)
             pixels = pixels * deviation + mean

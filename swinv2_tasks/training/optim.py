@@ -32,17 +32,17 @@ class Schedule:
     Args:
         warmup_lr: learning rate at the first step.
         min_lr: learning rate at the last step, of all layers.
-        reference_batch: samples per step (over processes and accumulated batches) for which learning rates are
+        base_batch_size: samples per step (over processes and accumulated batches) for which learning rates are
             stated, to be scaled with the true number; 0 leaves them as they are.
         layer_decay: factor of the learning rate from one block to the one before it; 1 treats all alike.
-        backbone_lr_scale: factor of the backbone's learning rate.
+        backbone_lr_mult: factor of the backbone's learning rate.
     """
 
     warmup_lr: float = 0.0
     min_lr: float = 0.0
-    reference_batch: int = 0
+    base_batch_size: int = 0
     layer_decay: float = 1.0
-    backbone_lr_scale: float = 1.0
+    backbone_lr_mult: float = 1.0
 
     @property
     def epochs(self) -> int:
@@ -93,7 +93,7 @@ class CosineSchedule(Schedule):
 
     warmup_lr: float = 5e-7
     min_lr: float = 5e-6
-    reference_batch: int = 512
+    base_batch_size: int = 512
     warmup_epochs: float = 20.0
 
     def factor(self, step: int, epoch_steps: int, total_steps: int, peak: float, layer_scale: float = 1.0) -> float:
@@ -115,7 +115,7 @@ class EpochCosineSchedule(CosineSchedule):
 
     warmup_lr: float = 1e-4
     min_lr: float = 0.0
-    reference_batch: int = 64
+    base_batch_size: int = 64
     warmup_epochs: float = 2.5
 
     @property
@@ -140,7 +140,7 @@ class LinearSchedule(Schedule):
         warmup_steps: iterations of linear warmup.
     """
 
-    reference_batch: int = 16
+    base_batch_size: int = 16
     warmup_steps: int = 1500
 
     def factor(self, step: int, epoch_steps: int, total_steps: int, peak: float, layer_scale: float = 1.0) -> float:
@@ -163,7 +163,7 @@ class StepSchedule(Schedule):
     """
 
     warmup_lr: float = 1e-7
-    reference_batch: int = 16
+    base_batch_size: int = 16
     warmup_steps: int = 500
     milestones: tuple[int, ...] = (27, 33)
     gamma: float = 0.1
@@ -274,7 +274,7 @@ def parameter_groups(
     depths: Sequence[int],
     weight_decay: float,
     layer_decay: float = 1.0,
-    backbone_lr_scale: float = 1.0,
+    backbone_lr_mult: float = 1.0,
     no_weight_decay: Sequence[str] = NO_WEIGHT_DECAY,
 ) -> list[dict[str, Any]]:
     """Optimizer groups by weight decay and, with layer decay, by layer; frozen parameters are left out.
@@ -284,7 +284,7 @@ def parameter_groups(
         depths: the backbone's blocks per stage.
         weight_decay: weight decay of matrices and kernels.
         layer_decay: factor d; layer ``id`` of N gets d^(N−1−id) of the learning rate.
-        backbone_lr_scale: factor of the backbone's learning rate.
+        backbone_lr_mult: factor of the backbone's learning rate.
         no_weight_decay: parts of names that get none, beside 1-D parameters and biases.
 
     Returns:
@@ -304,8 +304,8 @@ def parameter_groups(
         decays = parameter.ndim > 1 and not name.endswith("bias") and not matches
         layer = layer_id(name, depths) if layer_decay != 1 else layers - 1
         group = {"params": [], "weight_decay": weight_decay if decays else 0.0}
-        in_head = backbone_lr_scale == 1 or not name.startswith("backbone.")
-        group["lr_scale"] = layer_decay ** (layers - 1 - layer) * (1 if in_head else backbone_lr_scale)
+        in_head = backbone_lr_mult == 1 or not name.startswith("backbone.")
+        group["lr_scale"] = layer_decay ** (layers - 1 - layer) * (1 if in_head else backbone_lr_mult)
         groups.setdefault((in_head, layer, decays), group)["params"].append(parameter)
     if unmatched:
         raise UserError(f"no_weight_decay names {sorted(unmatched)} match no parameter; mend the names")
@@ -351,10 +351,10 @@ def build_optimizer(
     weight_decay = stated.get("weight_decay", 0.0)
     built = optimizer(
         parameter_groups(
-            parameters, depths, weight_decay, schedule.layer_decay, schedule.backbone_lr_scale, no_weight_decay
+            parameters, depths, weight_decay, schedule.layer_decay, schedule.backbone_lr_mult, no_weight_decay
         )
     )
-    scale = samples_per_step / schedule.reference_batch if schedule.reference_batch else 1.0
+    scale = samples_per_step / schedule.base_batch_size if schedule.base_batch_size else 1.0
     layer_scales = [group.pop("lr_scale") for group in built.param_groups]
     for group, layer_scale in zip(built.param_groups, layer_scales, strict=True):
         group["lr"] = peak * scale * layer_scale

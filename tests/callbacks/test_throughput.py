@@ -26,7 +26,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def test_learning_rate_is_that_of_the_step_it_is_logged_with(images: Path, tmp_path: Path) -> None:
     """Three steps per epoch: one epoch of warmup from 1e-6 to AdamW's 1e-3, then half a cosine over three steps."""
-    task = new_task(schedule=CosineSchedule(warmup_epochs=1, warmup_lr=1e-6, min_lr=0.0, reference_batch=0))
+    task = new_task(schedule=CosineSchedule(warmup_epochs=1, warmup_lr=1e-6, min_lr=0.0, base_batch_size=0))
     logger = CSVLogger(tmp_path, name="", version="")
     new_trainer(tmp_path, Throughput(), logger=logger, max_epochs=2, log_every_n_steps=1).fit(task, new_data(images))
     rates = [float(row["lr"]) for row in rows(tmp_path / "metrics.csv") if row["lr"]]

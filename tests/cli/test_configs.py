@@ -139,8 +139,8 @@ def test_the_imagenet_config_is_the_published_recipe() -> None:
     assert (optimizer["lr"], optimizer["weight_decay"], optimizer["eps"]) == (5e-4, 0.05, 1e-8)
     assert optimizer["betas"] == [0.9, 0.999]
     assert model["schedule"] == {
-        "warmup_epochs": 20.0, "warmup_lr": 5e-7, "min_lr": 5e-6, "reference_batch": 512, "layer_decay": 1.0,
-        "backbone_lr_scale": 1.0,
+        "warmup_epochs": 20.0, "warmup_lr": 5e-7, "min_lr": 5e-6, "base_batch_size": 512, "layer_decay": 1.0,
+        "backbone_lr_mult": 1.0,
     }  # fmt: skip
     expected = {
         "image_size": 256, "rand_augment_ops": 2, "rand_augment_magnitude": 9, "color_jitter": 0.4,
@@ -179,37 +179,37 @@ SCENE_RECIPES = {
 
 
 OBJECT_RECIPES = {
-    # detector, window, drop path, epochs, milestones, lr, scales, suppression
-    "coco": ("MaskRCNN", 16, 0.2, 36, [27, 33], 1, "hard"),
-    "coco_swinv2_tiny_cascade_w16": ("CascadeMaskRCNN", 16, 0.2, 36, [27, 33], 1, "hard"),
-    "coco_swinv2_small_cascade_w16": ("CascadeMaskRCNN", 16, 0.2, 36, [27, 33], 1, "hard"),
-    "coco_swinv2_base_cascade_w16": ("CascadeMaskRCNN", 16, 0.3, 36, [27, 33], 1, "hard"),
-    "coco_swinv2_large_htc_w32_1536": ("HTC", 32, 0.3, 72, [63, 69], 3, "linear"),
-    "coco_swinv2_giant_htc_w32_1536": ("HTC", 32, 0.3, 72, [63, 69], 3, "linear"),
+    # detector, window, drop path, epochs, milestones, lr, scales, nms
+    "coco": ("MaskRCNNConfig", 16, 0.2, 36, [27, 33], 1, "hard"),
+    "coco_swinv2_tiny_cascade_w16": ("CascadeMaskRCNNConfig", 16, 0.2, 36, [27, 33], 1, "hard"),
+    "coco_swinv2_small_cascade_w16": ("CascadeMaskRCNNConfig", 16, 0.2, 36, [27, 33], 1, "hard"),
+    "coco_swinv2_base_cascade_w16": ("CascadeMaskRCNNConfig", 16, 0.3, 36, [27, 33], 1, "hard"),
+    "coco_swinv2_large_htc_w32_1536": ("HTCConfig", 32, 0.3, 72, [63, 69], 3, "soft_linear"),
+    "coco_swinv2_giant_htc_w32_1536": ("HTCConfig", 32, 0.3, 72, [63, 69], 3, "soft_linear"),
 }
 """Reference, section 3, detection; drop path of L and G is not published."""
 
 
 @pytest.mark.parametrize("name", OBJECT_RECIPES)
 def test_a_detection_config_is_the_published_recipe(name: str) -> None:
-    detector, window, drop_path, epochs, milestones, scales, suppression = OBJECT_RECIPES[name]
+    detector, window, drop_path, epochs, milestones, scales, nms = OBJECT_RECIPES[name]
     config = parsed("coco.yaml" if name == "coco" else f"paper/{name}.yaml")
     model, data = config["model"]["init_args"], config["data"]["init_args"]
     backbone, optimizer, schedule = model["backbone"], model["optimizer"]["init_args"], model["schedule"]
     size = "tiny" if name == "coco" else name.split("_")[2]
     assert (config["name"], backbone["class_path"]) == (name, f"swinv2_tasks.backbone.swinv2_{size}")
     assert model["detector"]["class_path"] == f"swinv2_tasks.heads.{detector}"
-    assert model["detector"]["init_args"]["masks"] and model["detector"]["init_args"]["proposals"] == 1000
+    assert model["detector"]["init_args"]["masks"] and model["detector"]["init_args"]["post_nms_top_n"] == 1000
     assert (backbone["init_args"]["window_size"], backbone["init_args"]["drop_path_rate"]) == (window, drop_path)
     assert (config["trainer"]["max_epochs"], config["trainer"]["gradient_clip_val"]) == (epochs, None)
     assert (optimizer["lr"], optimizer["weight_decay"]) == (1e-4, 0.05)
     assert (schedule["milestones"], schedule["gamma"]) == (milestones, 0.1)
-    assert (schedule["warmup_steps"], schedule["reference_batch"]) == (500, 16)
+    assert (schedule["warmup_steps"], schedule["base_batch_size"]) == (500, 16)
     inference = model["inference"]
-    assert (len(inference["scales"]), inference["flip"], inference["suppression"]) == (scales, scales > 1, suppression)
+    assert (len(inference["scales"]), inference["flip"], inference["nms"]) == (scales, scales > 1, nms)
     assert (inference["nms_threshold"], inference["max_detections"]) == (0.5, 100)
-    assert inference["score_threshold"] == (0.05 if suppression == "hard" else 0.001)
-    if detector == "HTC":
+    assert inference["score_threshold"] == (0.05 if nms == "hard" else 0.001)
+    if detector == "HTCConfig":
         assert model["detector"]["init_args"]["stuff_classes"] == data["stuff_classes"] == 183
         assert data["train_stuff"] and data["jitter_size"] == 1536
     else:
@@ -242,7 +242,7 @@ def test_a_segmentation_config_is_the_published_recipe(name: str) -> None:
     assert (backbone["init_args"]["window_size"], backbone["init_args"]["drop_path_rate"]) == (window, 0.3)
     assert (config["trainer"]["max_steps"], config["trainer"]["max_epochs"]) == (160_000, -1)
     assert (optimizer["lr"], optimizer["weight_decay"]) == (lr, weight_decay)
-    assert (schedule["warmup_steps"], schedule["reference_batch"], schedule["min_lr"]) == (1500, 16, 0)
+    assert (schedule["warmup_steps"], schedule["base_batch_size"], schedule["min_lr"]) == (1500, 16, 0)
     assert schedule["warmup_lr"] == pytest.approx(1e-6 * lr)
     assert schedule["layer_decay"] == layer_decay
     assert (data["crop_size"], data["resize"]) == (crop, [4 * crop, crop])
@@ -262,10 +262,10 @@ def test_the_simmim_config_is_the_published_recipe() -> None:
         12,
         0.1,
     )
-    assert (model["target_window"], model["optimizer"]["init_args"]["weight_decay"]) == (47, 0.05)
+    assert (model["norm_target_patch_size"], model["optimizer"]["init_args"]["weight_decay"]) == (47, 0.05)
     schedule = model["schedule"]
     assert (model["optimizer"]["init_args"]["lr"], schedule["warmup_lr"], schedule["warmup_epochs"]) == (1e-4, 5e-7, 10)
-    assert (schedule["milestones"], schedule["gamma"], schedule["reference_batch"]) == ([700], 0.1, 512)
+    assert (schedule["milestones"], schedule["gamma"], schedule["base_batch_size"]) == ([700], 0.1, 512)
     assert (data["image_size"], data["mask_patch_size"], data["mask_ratio"]) == (192, 32, 0.6)
     assert (data["crop_scale"], data["flip"]) == ([0.67, 1.0], 0.5)
 
@@ -293,7 +293,7 @@ def test_a_video_config_is_the_published_recipe(name: str) -> None:
     assert backbone["init_args"]["drop_path_rate"] == drop_path
     assert (config["trainer"]["max_epochs"], model["dropout"]) == (30, 0.5)
     assert (optimizer["lr"], optimizer["weight_decay"]) == (1e-3, weight_decay)
-    assert (schedule["warmup_epochs"], schedule["backbone_lr_scale"], schedule["reference_batch"]) == (2.5, 0.1, 64)
+    assert (schedule["warmup_epochs"], schedule["backbone_lr_mult"], schedule["base_batch_size"]) == (2.5, 0.1, 64)
     assert (schedule["warmup_lr"], schedule["min_lr"]) == (1e-4, 0)
     assert (data["image_size"], data["frames"], data["stride"], data["sampling"]) == (side, frames, stride, sampling)
     assert (data["test_views"], data["crop_scale"], data["flip"]) == (views, [0.08, 1.0], 0.5)
@@ -324,7 +324,7 @@ def test_a_paper_config_is_the_published_recipe(name: str) -> None:
     schedule = model["schedule"]
     assert (schedule["warmup_epochs"], schedule["layer_decay"]) == (warmup, layer_decay)
     # Stated for another batch than 512 as well, the rates are the same per image.
-    scale = schedule["reference_batch"] / 512
+    scale = schedule["base_batch_size"] / 512
     rates = (optimizer["lr"] / scale, schedule["warmup_lr"] / scale, schedule["min_lr"] / scale)
     assert rates == pytest.approx((lr, warmup_lr, min_lr))
     assert data["crop_ratio"] == (1.0 if size >= 384 else pytest.approx(224 / 256))

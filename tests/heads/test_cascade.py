@@ -11,18 +11,18 @@ from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import box_iou
 
-from swinv2_tasks.heads import CascadeMaskRCNN
+from swinv2_tasks.heads import CascadeMaskRCNNConfig
 from swinv2_tasks.heads.batch_norm import BatchNorm2d
-from swinv2_tasks.heads.cascade import CascadeHead, giou_loss
+from swinv2_tasks.heads.cascade import CascadeMaskRCNN, giou_loss
 from swinv2_tasks.heads.mask_rcnn import Regions
 from swinv2_tasks.inference.detection import padded
 from tests.helpers.checkpoints import randomise
 from tests.helpers.detectors import CHANNELS, CLASSES, IMAGES, SETTINGS, STRIDES, new_maps, new_target, spied
 
 
-def new_head(**settings: Any) -> CascadeHead:
+def new_head(**settings: Any) -> CascadeMaskRCNN:
     torch.manual_seed(0)
-    head = CascadeMaskRCNN(**{**SETTINGS, **settings}).build(CHANNELS, STRIDES, CLASSES)
+    head = CascadeMaskRCNNConfig(**{**SETTINGS, **settings}).build(CHANNELS, STRIDES, CLASSES)
     randomise(head)
     return head
 

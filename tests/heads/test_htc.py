@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou, roi_align
 
 from swinv2_tasks.errors import UserError
-from swinv2_tasks.heads import HTC
-from swinv2_tasks.heads.htc import FlowingMaskBranch, HTCHead, stuff_loss
+from swinv2_tasks.heads import HTCConfig
+from swinv2_tasks.heads.htc import HTC, FlowingMaskBranch, stuff_loss
 from swinv2_tasks.inference.detection import padded
 from tests.helpers.checkpoints import randomise
 from tests.helpers.detectors import CHANNELS, CLASSES, IMAGES, SETTINGS, STRIDES, new_maps, new_target, spied
 
 
-def new_head(**settings: Any) -> HTCHead:
+def new_head(**settings: Any) -> HTC:
     torch.manual_seed(0)
-    head = HTC(**{**SETTINGS, **settings}).build(CHANNELS, STRIDES, CLASSES)
+    head = HTCConfig(**{**SETTINGS, **settings}).build(CHANNELS, STRIDES, CLASSES)
     randomise(head)
     return head
 
@@ -127,7 +127,7 @@ def test_missing_stuff_maps_are_told() -> None:
     with pytest.raises(UserError, match=r"data.train_stuff"):
         head.losses(new_maps(), images, [new_target(1), new_target(2)])
     with pytest.raises(UserError, match="stuff_classes must be between 0 and 254"):
-        HTC(stuff_classes=300)
+        HTCConfig(stuff_classes=300)
 
 
 def test_boxes_alone_can_be_trained() -> None:

@@ -14,10 +14,10 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import box_iou, roi_align
 
 from swinv2_tasks.errors import UserError
-from swinv2_tasks.heads import HTC, CascadeMaskRCNN, MaskRCNN
+from swinv2_tasks.heads import CascadeMaskRCNNConfig, HTCConfig, MaskRCNNConfig
 from swinv2_tasks.heads.mask_rcnn import (
     DetectionHead,
-    MaskRCNNHead,
+    MaskRCNN,
     RegionSampler,
     box_loss,
     class_loss,
@@ -52,7 +52,7 @@ class Pooling(nn.Module):
         return torch.cat(pooled)
 
 
-def torchvision_with(head: MaskRCNNHead) -> TorchvisionMaskRCNN:
+def torchvision_with(head: MaskRCNN) -> TorchvisionMaskRCNN:
     """torchvision's detector with a head's weights; it counts the background among the masks' classes.
 
     With what it does otherwise replaced: RoIAlign that is not aligned, and anchors of whole pixels.
@@ -221,7 +221,7 @@ def nothing_annotated() -> dict[str, Tensor]:
     return {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "masks": torch.zeros(0, 128, 192)}
 
 
-@pytest.mark.parametrize("settings", [MaskRCNN, CascadeMaskRCNN, HTC])
+@pytest.mark.parametrize("settings", [MaskRCNNConfig, CascadeMaskRCNNConfig, HTCConfig])
 @pytest.mark.parametrize("objects", ["none", "some"])
 def test_a_detector_that_proposes_nothing_trains_all_the_same(settings: Any, objects: str) -> None:
     torch.manual_seed(0)
@@ -239,8 +239,8 @@ def test_a_detector_that_proposes_nothing_trains_all_the_same(settings: Any, obj
         assert all(loss == 0 for name, loss in losses.items() if not name.startswith("rpn"))
 
 
-@pytest.mark.parametrize("settings", [MaskRCNN, CascadeMaskRCNN, HTC])
-@pytest.mark.parametrize("how", [{}, {"suppression": "gaussian", "scales": (0.5, 1.0), "flip": True}])
+@pytest.mark.parametrize("settings", [MaskRCNNConfig, CascadeMaskRCNNConfig, HTCConfig])
+@pytest.mark.parametrize("how", [{}, {"nms": "soft_gaussian", "scales": (0.5, 1.0), "flip": True}])
 def test_a_detector_that_proposes_nothing_finds_nothing(settings: Any, how: dict[str, Any]) -> None:
     torch.manual_seed(0)
     head = settings(**SETTINGS).build(CHANNELS, STRIDES, CLASSES).eval()
@@ -298,7 +298,9 @@ def test_boxes_stay_exact_under_bfloat16() -> None:
         assert (boxes != boxes.bfloat16()).float().mean() > 0.5
 
 
-@pytest.mark.parametrize("name", ["channels", "hidden_channels", "anchor_scale", "proposals", "sampled_regions"])
+@pytest.mark.parametrize(
+    "name", ["channels", "representation_size", "anchor_scale", "post_nms_top_n", "batch_size_per_image"]
+)
 def test_settings_out_of_range_are_refused(name: str) -> None:
     with pytest.raises(UserError, match=f"detector.{name} must be above 0"):
-        MaskRCNN(**{name: 0})
+        MaskRCNNConfig(**{name: 0})

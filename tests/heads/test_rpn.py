@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from swinv2_tasks.heads import HTC, CascadeMaskRCNN, MaskRCNN
+from swinv2_tasks.heads import CascadeMaskRCNNConfig, HTCConfig, MaskRCNNConfig
 from swinv2_tasks.heads.mask_rcnn import DetectionHead
 from swinv2_tasks.heads.rpn import UNDECIDED, Anchors, RegionProposals, match_boxes
 from swinv2_tasks.inference.detection import padded
@@ -104,10 +104,10 @@ def test_an_image_too_small_for_any_anchor_is_trained_on_those_near_it() -> None
     assert RegionProposals(4, anchors, (10, 10), inside=True).usable(boxes, (30, 30)).all()
 
 
-@pytest.mark.parametrize("settings", [MaskRCNN, CascadeMaskRCNN, HTC])
+@pytest.mark.parametrize("settings", [MaskRCNNConfig, CascadeMaskRCNNConfig, HTCConfig])
 def test_detectors_train_their_proposals_as_their_recipes_do(settings: Any) -> None:
     rpn = settings(**SETTINGS).build(CHANNELS, STRIDES, CLASSES).rpn
-    is_cascade = settings is not MaskRCNN
+    is_cascade = settings is not MaskRCNNConfig
     assert (rpn.inside, rpn.beta) == ((True, 1 / 9) if is_cascade else (False, 0))
     assert rpn.train().post_nms_top_n() == (120 if is_cascade else 60)
     assert rpn.eval().post_nms_top_n() == 60

@@ -7,18 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swinv2_tasks.heads import MaskRCNN
-from swinv2_tasks.heads.cascade import CascadeHead
-from swinv2_tasks.heads.mask_rcnn import MaskRCNNHead, Regions
+from swinv2_tasks.heads import MaskRCNNConfig
+from swinv2_tasks.heads.cascade import CascadeMaskRCNN
+from swinv2_tasks.heads.mask_rcnn import MaskRCNN, Regions
 from tests.helpers.checkpoints import randomise
 
 CHANNELS, STRIDES, CLASSES = (8, 16, 24, 32), (4, 8, 16, 32), 5
-SETTINGS: dict[str, Any] = {"channels": 16, "hidden_channels": 32, "proposals": 60, "sampled_regions": 40}
+SETTINGS: dict[str, Any] = {"channels": 16, "representation_size": 32, "post_nms_top_n": 60, "batch_size_per_image": 40}
 
 
-def new_head(**settings: Any) -> MaskRCNNHead:
+def new_head(**settings: Any) -> MaskRCNN:
     torch.manual_seed(0)
-    head = MaskRCNN(**{**SETTINGS, **settings}).build(CHANNELS, STRIDES, CLASSES)
+    head = MaskRCNNConfig(**{**SETTINGS, **settings}).build(CHANNELS, STRIDES, CLASSES)
     randomise(head)
     return head
 
@@ -42,7 +42,7 @@ def new_target(seed: int, number: int = 4, height: int = 100, width: int = 180) 
 IMAGES = [torch.zeros(3, 100, 180), torch.zeros(3, 128, 192)]
 
 
-def spied(head: CascadeHead) -> tuple[list[tuple[list[Tensor], Regions]], list[Tensor]]:
+def spied(head: CascadeMaskRCNN) -> tuple[list[tuple[list[Tensor], Regions]], list[Tensor]]:
     """What comes into each stage's sampler and out of it, and the offsets of each stage, as a training step goes."""
     samples: list[tuple[list[Tensor], Regions]] = []
     deltas: list[Tensor] = []

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from swinv2_tasks.backbone import SwinTransformerV2
-from swinv2_tasks.heads import HTC, CascadeMaskRCNN, Detector, MaskRCNN, UPerNet
+from swinv2_tasks.heads import CascadeMaskRCNNConfig, DetectorConfig, HTCConfig, MaskRCNNConfig, UPerNet
 from swinv2_tasks.tasks import ClassificationTask, DetectionTask, SegmentationTask, SimMIMTask, VideoClassificationTask
 from swinv2_tasks.tasks.base import BaseTask
 from tests.helpers.checkpoints import randomise
@@ -19,7 +19,7 @@ CLASSES = 3
 
 SIDE = 64
 
-DETECTOR: dict[str, Any] = {"channels": 16, "hidden_channels": 16, "proposals": 20, "sampled_regions": 16}
+DETECTOR: dict[str, Any] = {"channels": 16, "representation_size": 16, "post_nms_top_n": 20, "batch_size_per_image": 16}
 
 
 def new_backbone(**arguments: Any) -> SwinTransformerV2:
@@ -28,7 +28,7 @@ def new_backbone(**arguments: Any) -> SwinTransformerV2:
     return SwinTransformerV2(**{**settings, **arguments})
 
 
-def new_detection_task(detector: Detector) -> DetectionTask:
+def new_detection_task(detector: DetectorConfig) -> DetectionTask:
     return DetectionTask(new_backbone(), detector, CLASSES)
 
 
@@ -39,9 +39,9 @@ BUILDERS: dict[str, Callable[[], BaseTask]] = {
     ),
     "video": lambda: VideoClassificationTask(new_backbone(patch_size=(2, 4, 4), window_size=(2, 4, 4)), CLASSES),
     "simmim": lambda: SimMIMTask(new_backbone()),
-    "mask_rcnn": lambda: new_detection_task(MaskRCNN(**DETECTOR)),
-    "cascade": lambda: new_detection_task(CascadeMaskRCNN(**DETECTOR, anchor_scale=1)),  # inside, on all levels
-    "htc": lambda: new_detection_task(HTC(**DETECTOR, stuff_classes=4)),
+    "mask_rcnn": lambda: new_detection_task(MaskRCNNConfig(**DETECTOR)),
+    "cascade": lambda: new_detection_task(CascadeMaskRCNNConfig(**DETECTOR, anchor_scale=1)),  # inside, on all levels
+    "htc": lambda: new_detection_task(HTCConfig(**DETECTOR, stuff_classes=4)),
 }
 
 

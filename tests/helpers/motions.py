@@ -66,7 +66,7 @@ def config(root: Path, **changes: Any) -> dict[str, Any]:
                 "backbone": {"class_path": "swinv2_tasks.backbone.SwinTransformerV2", "init_args": {**BACKBONE}},
                 "dropout": 0.1,
                 "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.005, "weight_decay": 0.05}},
-                "schedule": {"warmup_epochs": 1, "warmup_lr": 1e-4, "min_lr": 1e-5, "reference_batch": 0},
+                "schedule": {"warmup_epochs": 1, "warmup_lr": 1e-4, "min_lr": 1e-5, "base_batch_size": 0},
             },
         },
         "data": {
@@ -83,5 +83,5 @@ def write_config(path: Path, root: Path, **changes: Any) -> Path:
 
 
 def new_video_task(classes: int = 2, **arguments: Any) -> VideoClassificationTask:
-    schedule = CosineSchedule(warmup_epochs=0, reference_batch=0)
+    schedule = CosineSchedule(warmup_epochs=0, base_batch_size=0)
     return VideoClassificationTask(SwinTransformerV2(**BACKBONE), classes, **{"schedule": schedule, **arguments})

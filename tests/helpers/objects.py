@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from swinv2_tasks.backbone import SwinTransformerV2
-from swinv2_tasks.heads import Detector, MaskRCNN
+from swinv2_tasks.heads import DetectorConfig, MaskRCNNConfig
 from swinv2_tasks.sample_data.writer import annotation
 from swinv2_tasks.tasks import DetectionTask
 from swinv2_tasks.training.optim import StepSchedule
@@ -24,7 +24,7 @@ COLOURS = {3: (220, 40, 40), 5: (40, 220, 40), 90: (40, 40, 220)}
 
 BACKBONE: dict[str, Any] = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}
 
-DETECTOR: dict[str, Any] = {"channels": 16, "hidden_channels": 32, "proposals": 50, "sampled_regions": 32}
+DETECTOR: dict[str, Any] = {"channels": 16, "representation_size": 32, "post_nms_top_n": 50, "batch_size_per_image": 32}
 
 DATA: dict[str, Any] = {
     "batch_size": 4, "num_workers": 0, "resize": [96, 64], "short_sides": [56, 64], "short_step": 8, "max_side": 96,
@@ -104,9 +104,9 @@ def write_config(path: Path, root: Path, **changes: Any) -> Path:
             "class_path": "swinv2_tasks.tasks.DetectionTask",
             "init_args": {
                 "backbone": {"class_path": "swinv2_tasks.backbone.SwinTransformerV2", "init_args": {**BACKBONE}},
-                "detector": {"class_path": "swinv2_tasks.heads.MaskRCNN", "init_args": {**DETECTOR}},
+                "detector": {"class_path": "swinv2_tasks.heads.MaskRCNNConfig", "init_args": {**DETECTOR}},
                 "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.003, "weight_decay": 0.05}},
-                "schedule": {"warmup_steps": 2, "milestones": [50], "reference_batch": 0},
+                "schedule": {"warmup_steps": 2, "milestones": [50], "base_batch_size": 0},
             },
         },
         "data": {"class_path": "swinv2_tasks.datamodules.CocoDataModule", "init_args": {"root": str(root), **DATA}},
@@ -115,7 +115,7 @@ def write_config(path: Path, root: Path, **changes: Any) -> Path:
     return path
 
 
-def new_detector(detector: Detector | None = None, classes: int = 3, **arguments: Any) -> DetectionTask:
+def new_detector(detector: DetectorConfig | None = None, classes: int = 3, **arguments: Any) -> DetectionTask:
     backbone = SwinTransformerV2(**BACKBONE)
-    settings = {"schedule": StepSchedule(reference_batch=0), **arguments}
-    return DetectionTask(backbone, detector or MaskRCNN(**DETECTOR), classes, **settings)
+    settings = {"schedule": StepSchedule(base_batch_size=0), **arguments}
+    return DetectionTask(backbone, detector or MaskRCNNConfig(**DETECTOR), classes, **settings)

@@ -38,9 +38,9 @@ def write_config(path: Path, root: Path, **changes: Any) -> Path:
             "class_path": "swinv2_tasks.tasks.SimMIMTask",
             "init_args": {
                 "backbone": {"class_path": "swinv2_tasks.backbone.SwinTransformerV2", "init_args": {**BACKBONE}},
-                "target_window": 9,
+                "norm_target_patch_size": 9,
                 "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.005, "weight_decay": 0.05}},
-                "schedule": {"warmup_epochs": 1, "milestones": [20], "reference_batch": 0},
+                "schedule": {"warmup_epochs": 1, "milestones": [20], "base_batch_size": 0},
             },
         },
         "data": {"class_path": "swinv2_tasks.datamodules.SimMIMDataModule", "init_args": {"root": str(root), **DATA}},
@@ -50,4 +50,4 @@ def write_config(path: Path, root: Path, **changes: Any) -> Path:
 
 
 def new_simmim(**arguments: Any) -> SimMIMTask:
-    return SimMIMTask(SwinTransformerV2(**BACKBONE), **{"schedule": StepSchedule(reference_batch=0), **arguments})
+    return SimMIMTask(SwinTransformerV2(**BACKBONE), **{"schedule": StepSchedule(base_batch_size=0), **arguments})

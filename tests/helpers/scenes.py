@@ -70,7 +70,7 @@ def write_config(path: Path, root: Path, **changes: Any) -> Path:
                 "decoder": {"class_path": "swinv2_tasks.heads.UPerNet", "init_args": {"channels": 16}},
                 "auxiliary_channels": 8,
                 "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01, "weight_decay": 0.05}},
-                "schedule": {"warmup_steps": 2, "reference_batch": 0},
+                "schedule": {"warmup_steps": 2, "base_batch_size": 0},
             },
         },
         "data": {
@@ -84,5 +84,5 @@ def write_config(path: Path, root: Path, **changes: Any) -> Path:
 
 def new_segmenter(classes: int = 3, window: Any = 4, **arguments: Any) -> SegmentationTask:
     backbone = SwinTransformerV2(**{**BACKBONE, "window_size": window})
-    settings = {"decoder": UPerNet(channels=16), "auxiliary_channels": 8, "schedule": LinearSchedule(reference_batch=0)}
+    settings = {"decoder": UPerNet(channels=16), "auxiliary_channels": 8, "schedule": LinearSchedule(base_batch_size=0)}
     return SegmentationTask(backbone, classes, **{**settings, **arguments})

@@ -73,7 +73,7 @@ def config(root: Path, **changes: Any) -> dict[str, Any]:
                 "backbone": {"class_path": "swinv2_tasks.backbone.SwinTransformerV2", "init_args": {**BACKBONE}},
                 "label_smoothing": 0.0,
                 "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.02, "weight_decay": 0.05}},
-                "schedule": {"warmup_epochs": 1, "warmup_lr": 1e-4, "min_lr": 1e-5, "reference_batch": 0},
+                "schedule": {"warmup_epochs": 1, "warmup_lr": 1e-4, "min_lr": 1e-5, "base_batch_size": 0},
             },
         },
         "data": {
@@ -98,7 +98,7 @@ def write_config(path: Path, root: Path, **changes: Any) -> Path:
 
 def new_task(classes: int = 3, window: Any = 4, **arguments: Any) -> ClassificationTask:
     backbone = SwinTransformerV2(**{**BACKBONE, "window_size": window})
-    schedule = CosineSchedule(warmup_epochs=0, reference_batch=0)
+    schedule = CosineSchedule(warmup_epochs=0, base_batch_size=0)
     return ClassificationTask(backbone, classes, **{"schedule": schedule, **arguments})
 
 

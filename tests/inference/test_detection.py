@@ -61,7 +61,7 @@ def plain_soft_nms(boxes: Tensor, scores: Tensor, labels: Tensor, how: Detection
             kept.append((best, waiting.pop(best)))
             for k in waiting:
                 overlap = plain_iou(boxes[best].tolist(), boxes[k].tolist())
-                if how.suppression == "gaussian":
+                if how.nms == "soft_gaussian":
                     waiting[k] *= math.exp(-(overlap**2) / how.sigma)
                 elif overlap > how.nms_threshold:
                     waiting[k] *= 1 - overlap
@@ -69,11 +69,11 @@ def plain_soft_nms(boxes: Tensor, scores: Tensor, labels: Tensor, how: Detection
     return [one for one in likeliest if one[1] > how.score_threshold][: how.max_detections]
 
 
-@pytest.mark.parametrize("suppression", ["linear", "gaussian"])
+@pytest.mark.parametrize("nms", ["soft_linear", "soft_gaussian"])
 @pytest.mark.parametrize("limit", [10, 100])
 @pytest.mark.parametrize("seed", range(3))
-def test_soft_nms_is_the_plain_algorithm(suppression: Any, limit: int, seed: int) -> None:
-    how = DetectionInference(suppression=suppression, nms_threshold=0.3, sigma=0.5, max_detections=limit)
+def test_soft_nms_is_the_plain_algorithm(nms: Any, limit: int, seed: int) -> None:
+    how = DetectionInference(nms=nms, nms_threshold=0.3, sigma=0.5, max_detections=limit)
     boxes, scores, labels = random_boxes(seed)
     taken, lowered = soft_nms(boxes, scores, labels, how)
     expected = plain_soft_nms(boxes, scores, labels, how)
@@ -82,10 +82,10 @@ def test_soft_nms_is_the_plain_algorithm(suppression: Any, limit: int, seed: int
     assert len(taken) < len(boxes) or limit == 100
 
 
-@pytest.mark.parametrize("suppression", ["linear", "gaussian"])
-def test_equal_boxes_do_not_suppress_the_one_that_was_taken(suppression: Any) -> None:
+@pytest.mark.parametrize("nms", ["soft_linear", "soft_gaussian"])
+def test_equal_boxes_do_not_suppress_the_one_that_was_taken(nms: Any) -> None:
     """As where boxes of several regions are clipped to the whole image."""
-    how = DetectionInference(suppression=suppression)
+    how = DetectionInference(nms=nms)
     boxes, scores = torch.tensor([[0.0, 0.0, 10.0, 10.0]] * 4), torch.tensor([0.9, 0.8, 0.7, 0.6])
     labels = torch.zeros(4, dtype=torch.int64)
     taken, lowered = soft_nms(boxes, scores, labels, how)
@@ -105,9 +105,9 @@ class SoftNMSOfSome(nn.Module):
         return suppressed(boxes[chosen], scores[chosen], labels[chosen], self.how)
 
 
-@pytest.mark.parametrize("suppression", ["linear", "gaussian"])
-def test_exported_soft_nms_is_the_same(suppression: Any) -> None:
-    how = DetectionInference(suppression=suppression, nms_threshold=0.3, max_detections=6)
+@pytest.mark.parametrize("nms", ["soft_linear", "soft_gaussian"])
+def test_exported_soft_nms_is_the_same(nms: Any) -> None:
+    how = DetectionInference(nms=nms, nms_threshold=0.3, max_detections=6)
     boxes, scores, labels = random_boxes(0)
     program = torch.export.export(SoftNMSOfSome(how), (boxes, scores, labels, scores > 0.5)).module()
     for threshold in (0.0, 0.9, 2.0):  # more boxes than detections, fewer, none
@@ -117,16 +117,16 @@ def test_exported_soft_nms_is_the_same(suppression: Any) -> None:
             torch.testing.assert_close(part, other)
 
 
-def test_hard_suppression_is_torchvisions() -> None:
+def test_hard_nms_is_torchvisions() -> None:
     boxes, scores, labels = random_boxes(0)
     kept = batched_nms(boxes, scores, labels, 0.5)[:20]
     found = suppressed(boxes, scores, labels, DetectionInference(max_detections=20))
     assert all(torch.equal(one, other[kept]) for one, other in zip(found, (boxes, scores, labels), strict=True))
 
 
-@pytest.mark.parametrize("suppression", ["hard", "linear", "gaussian"])
-def test_nothing_stays_nothing(suppression: Any) -> None:
-    how = DetectionInference(suppression=suppression)
+@pytest.mark.parametrize("nms", ["hard", "soft_linear", "soft_gaussian"])
+def test_nothing_stays_nothing(nms: Any) -> None:
+    how = DetectionInference(nms=nms)
     boxes, scores, labels = suppressed(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), how)
     assert boxes.shape == (0, 4) and len(scores) == len(labels) == 0
     flat = suppressed(torch.tensor([[1.0, 1.0, 1.0, 5.0]]), torch.ones(1), torch.zeros(1, dtype=torch.int64), how)
@@ -418,7 +418,7 @@ def test_boxes_come_to_the_pixels_of_their_file_in_float64() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"suppression": "soft"}, "hard, linear or gaussian"),
+        ({"nms": "soft"}, "hard, soft_linear or soft_gaussian"),
         ({"score_threshold": 1.5}, "score_threshold must be between 0 and 1"),
         ({"nms_threshold": -0.1}, "nms_threshold"),
         ({"mask_threshold": 0.0}, "mask_threshold must be above 0"),

@@ -36,13 +36,13 @@ def run(settings: Inference, x: Tensor, size: tuple[int, int] | None = None, net
     return segment(*arguments), segment_probabilities(*arguments)
 
 
-def kernel(side: int, weighting: str) -> list[float]:
-    if weighting == "uniform":
+def kernel(side: int, blend: str) -> list[float]:
+    if blend == "uniform":
         return [1.0] * side
     return [math.exp(-0.5 * ((i + 0.5 - side / 2) / (side / 8)) ** 2) for i in range(side)]
 
 
-def slide_by_brute_force(x: Tensor, window: int, stride: int, weighting: str, reverse: bool = False) -> Tensor:
+def slide_by_brute_force(x: Tensor, window: int, stride: int, blend: str, reverse: bool = False) -> Tensor:
     """Logits (CLASSES, h, w), window by window and cell by cell; ``reverse`` goes from the last window to the first."""
     cells = [math.ceil(side / STRIDE) for side in x.shape[2:]]
     padded = F.pad(x, (0, cells[1] * STRIDE - x.shape[3], 0, cells[0] * STRIDE - x.shape[2]))
@@ -59,29 +59,29 @@ def slide_by_brute_force(x: Tensor, window: int, stride: int, weighting: str, re
     for top, left in reversed(places) if reverse else places:
         rows, columns = (slice(STRIDE * a, STRIDE * (a + n)) for a, n in zip((top, left), tiles, strict=True))
         logits = net(padded[:, :, rows, columns])[0]
-        for i, down in enumerate(kernel(tiles[0], weighting)):
-            for j, across in enumerate(kernel(tiles[1], weighting)):
+        for i, down in enumerate(kernel(tiles[0], blend)):
+            for j, across in enumerate(kernel(tiles[1], blend)):
                 total[:, top + i, left + j] += logits[:, i, j] * down * across
                 weights[top + i, left + j] += down * across
     return total / weights
 
 
-@pytest.mark.parametrize("weighting", ["uniform", "gaussian"])
+@pytest.mark.parametrize("blend", ["uniform", "gaussian"])
 @pytest.mark.parametrize(
     ("size", "window", "stride"), [((40, 52), 16, 8), ((37, 50), 16, 11), ((50, 20), 32, 21), ((16, 70), 20, 20)]
 )
-def test_windows_are_those_of_brute_force(size: tuple[int, int], window: int, stride: int, weighting: Any) -> None:
-    settings = Inference("slide", window, stride, weighting, tiles=3)
+def test_windows_are_those_of_brute_force(size: tuple[int, int], window: int, stride: int, blend: Any) -> None:
+    settings = Inference("slide", window, stride, blend, sliding_window_batch_size=3)
     (found,) = view_logits(network(), image(*size), settings, STRIDE)
     for reverse in (False, True):
-        expected = slide_by_brute_force(image(*size), window, stride, weighting, reverse)
+        expected = slide_by_brute_force(image(*size), window, stride, blend, reverse)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("weighting", ["uniform", "gaussian"])
+@pytest.mark.parametrize("blend", ["uniform", "gaussian"])
 @pytest.mark.parametrize("size", [(40, 52), (37, 50), (3, 5)])
-def test_a_window_that_covers_the_image_is_the_whole(size: tuple[int, int], weighting: Any) -> None:
-    whole, slide = run(Inference(), image(*size)), run(Inference("slide", 64, 30, weighting), image(*size))
+def test_a_window_that_covers_the_image_is_the_whole(size: tuple[int, int], blend: Any) -> None:
+    whole, slide = run(Inference(), image(*size)), run(Inference("slide", 64, 30, blend), image(*size))
     assert torch.equal(whole[0], slide[0])
     torch.testing.assert_close(whole[1], slide[1])
 
@@ -94,15 +94,15 @@ def test_windows_of_a_square_have_one_size_and_those_of_a_strip_another() -> Non
         seen.add(tuple(x.shape))
         return net(x)
 
-    run(Inference("slide", (16, 32), (8, 16), tiles=2), image(40, 64), net=watched)
+    run(Inference("slide", (16, 32), (8, 16), sliding_window_batch_size=2), image(40, 64), net=watched)
     assert {shape[2:] for shape in seen} == {(16, 32)}
     assert max(shape[0] for shape in seen) == 2
 
 
-@pytest.mark.parametrize("tiles", [1, 2, 100])
-def test_answers_do_not_depend_on_tiles_per_pass(tiles: int) -> None:
-    expected = run(Inference("slide", 16, 12, tiles=5), image(45, 61))
-    found = run(Inference("slide", 16, 12, tiles=tiles), image(45, 61))
+@pytest.mark.parametrize("number", [1, 2, 100])
+def test_answers_do_not_depend_on_windows_per_pass(number: int) -> None:
+    expected = run(Inference("slide", 16, 12, sliding_window_batch_size=5), image(45, 61))
+    found = run(Inference("slide", 16, 12, sliding_window_batch_size=number), image(45, 61))
     assert torch.equal(found[0], expected[0])
     torch.testing.assert_close(found[1], expected[1])
 
@@ -116,7 +116,7 @@ def test_every_cell_is_seen(seed: int) -> None:
         return int(torch.randint(low, high, (), generator=draw))
 
     window = 4 * random(1, 9)
-    settings = Inference("slide", window, random(1, window + 1), "gaussian", tiles=7)
+    settings = Inference("slide", window, random(1, window + 1), "gaussian", sliding_window_batch_size=7)
     size = (random(1, 80), random(1, 80))
     ones = lambda x: torch.ones(len(x), 2, -(-x.shape[2] // 4), -(-x.shape[3] // 4))  # noqa: E731
     (found,) = view_logits(ones, image(*size), settings, STRIDE)
@@ -210,11 +210,11 @@ def test_memory_for_a_large_image_is_its_logits_and_little_more() -> None:
     ("arguments", "words"),
     [
         ({"mode": "slides"}, "mode"),
-        ({"weighting": "round"}, "weighting"),
-        ({"window": 32, "stride": 33}, "stride"),
-        ({"window": (32, 64), "stride": (32, 65)}, "stride"),
+        ({"blend": "round"}, "blend"),
+        ({"crop_size": 32, "stride": 33}, "stride"),
+        ({"crop_size": (32, 64), "stride": (32, 65)}, "stride"),
         ({"stride": 0}, "stride"),
-        ({"tiles": 0}, "tiles"),
+        ({"sliding_window_batch_size": 0}, "sliding_window_batch_size"),
         ({"scales": ()}, "scales"),
         ({"scales": (1.0, 0.0)}, "scales"),
     ],

@@ -81,7 +81,7 @@ def test_plain_loaders(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_the_schedule_has_the_length_that_the_trainer_counts(tmp_path: Path) -> None:
     """Two accumulated batches of three, the last step of one, in each of four epochs: eight steps of four samples."""
     samples = [{"image": image, "label": k % CLASSES} for k, image in enumerate(new_images(6))]
-    schedule = CosineSchedule(warmup_epochs=0, warmup_lr=0.0, min_lr=0.0, reference_batch=8)
+    schedule = CosineSchedule(warmup_epochs=0, warmup_lr=0.0, min_lr=0.0, base_batch_size=8)
     task = ClassificationTask(new_backbone(), CLASSES, schedule=schedule)
     rates = []
 

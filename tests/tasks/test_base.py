@@ -303,7 +303,7 @@ def test_the_schedule_follows_a_scheduled_accumulation(
     """Lightning changes how many batches a step is made of as epochs begin."""
     accumulation = GradientAccumulationScheduler(scheduling)
     task = new_task(
-        schedule=CosineSchedule(warmup_epochs=0, min_lr=0.0, reference_batch=0),
+        schedule=CosineSchedule(warmup_epochs=0, min_lr=0.0, base_batch_size=0),
         optimizer=lambda groups: SGD(groups, lr=0.1),
     )
     fit = new_trainer(tmp_path, accumulation, limit_val_batches=0, **trainer)
@@ -318,7 +318,7 @@ def test_the_schedule_follows_a_scheduled_accumulation(
 
 def test_warmups_and_milestones_follow_a_scheduled_accumulation(images: Path, tmp_path: Path) -> None:
     """Epochs of 6, 3, 3 and 2 steps: a warmup of one and a half lasts 7.5, the third begins at 9, the fourth at 12."""
-    task = new_task(schedule=StepSchedule(warmup_epochs=1.5, warmup_lr=0.0, milestones=(2, 3), reference_batch=0))
+    task = new_task(schedule=StepSchedule(warmup_epochs=1.5, warmup_lr=0.0, milestones=(2, 3), base_batch_size=0))
     accumulation = GradientAccumulationScheduler({1: 2, 3: 4})
     fit = new_trainer(tmp_path, accumulation, limit_val_batches=0, max_epochs=4)
     fit.fit(task, new_data(images, batch_size=3))
@@ -391,7 +391,7 @@ def test_an_endless_training_is_refused(images: Path, tmp_path: Path) -> None:
 
 def test_frozen_stages_stay_as_they_are(images: Path, tmp_path: Path) -> None:
     backbone = SwinTransformerV2(**BACKBONE, frozen_stages=1)
-    task = ClassificationTask(backbone, 3, schedule=CosineSchedule(warmup_epochs=0, reference_batch=0))
+    task = ClassificationTask(backbone, 3, schedule=CosineSchedule(warmup_epochs=0, base_batch_size=0))
     before = {name: p.clone() for name, p in task.named_parameters()}
     new_trainer(tmp_path, limit_val_batches=0).fit(task, new_data(images))
     changed = {name for name, p in task.named_parameters() if not torch.equal(p, before[name])}

@@ -94,7 +94,7 @@ def test_the_progress_bar_shows_loss_learning_rate_and_speed(
 ) -> None:
     """Also learning rates that three decimals would show as 0."""
     arguments = ["--data.batch_size=1", "--trainer.enable_progress_bar=true", "--model.optimizer.lr=3e-5"]
-    arguments += ["--model.schedule={warmup_epochs: 0, reference_batch: 0, min_lr: 3e-5}"]
+    arguments += ["--model.schedule={warmup_epochs: 0, base_batch_size: 0, min_lr: 3e-5}"]
     fit(tmp_path, images, *arguments, trainer={"max_epochs": 1})
     shown = capsys.readouterr().out
     found = {name: re.findall(rf"{name}:\s+([\d.e+-]+)", shown) for name in ("train/loss", "lr", "img/s")}

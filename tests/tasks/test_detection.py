@@ -20,7 +20,7 @@ from swinv2_tasks.cli.main import main
 from swinv2_tasks.datamodules import CocoDataModule
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.evaluation.coco import as_results
-from swinv2_tasks.heads import HTC, CascadeMaskRCNN, MaskRCNN
+from swinv2_tasks.heads import CascadeMaskRCNNConfig, HTCConfig, MaskRCNNConfig
 from swinv2_tasks.inference.detection import DetectionInference
 from swinv2_tasks.tasks import DetectionTask
 from swinv2_tasks.training.optim import StepSchedule
@@ -180,11 +180,11 @@ def test_test_writes_a_submission_where_annotations_are_not_public(finder: Path,
 
 
 DETECTORS: dict[str, dict[str, Any]] = {
-    "mask_rcnn": {"class_path": "swinv2_tasks.heads.MaskRCNN", "init_args": DETECTOR},
-    "boxes": {"class_path": "swinv2_tasks.heads.MaskRCNN", "init_args": {**DETECTOR, "masks": False}},
-    "cascade": {"class_path": "swinv2_tasks.heads.CascadeMaskRCNN", "init_args": DETECTOR},
-    "htc": {"class_path": "swinv2_tasks.heads.HTC", "init_args": DETECTOR},
-    "htc_stuff": {"class_path": "swinv2_tasks.heads.HTC", "init_args": {**DETECTOR, "stuff_classes": 2}},
+    "mask_rcnn": {"class_path": "swinv2_tasks.heads.MaskRCNNConfig", "init_args": DETECTOR},
+    "boxes": {"class_path": "swinv2_tasks.heads.MaskRCNNConfig", "init_args": {**DETECTOR, "masks": False}},
+    "cascade": {"class_path": "swinv2_tasks.heads.CascadeMaskRCNNConfig", "init_args": DETECTOR},
+    "htc": {"class_path": "swinv2_tasks.heads.HTCConfig", "init_args": DETECTOR},
+    "htc_stuff": {"class_path": "swinv2_tasks.heads.HTCConfig", "init_args": {**DETECTOR, "stuff_classes": 2}},
 }
 
 
@@ -193,7 +193,7 @@ DETECTORS: dict[str, dict[str, Any]] = {
 )
 def test_each_detector_trains_evaluates_and_predicts(name: str, objects: Path, tmp_path: Path) -> None:
     data = {"train_stuff": "stuff", "stuff_classes": 2} if name == "htc_stuff" else {}
-    model = {"detector": DETECTORS[name], "inference": {"suppression": "gaussian", "score_threshold": 0.01}}
+    model = {"detector": DETECTORS[name], "inference": {"nms": "soft_gaussian", "score_threshold": 0.01}}
     folder = fit(tmp_path, objects, model={"init_args": model}, data={"init_args": data})
     losses = [row["train/loss"] for row in metrics(folder) if "train/loss" in row]
     assert len(losses) == 4 and losses[-1] < losses[0]
@@ -203,10 +203,7 @@ def test_each_detector_trains_evaluates_and_predicts(name: str, objects: Path, t
     assert results and all(("segmentation" in one) == (name != "boxes") for one in results)
     assert len([*(tmp_path / "out" / "pictures").iterdir()]) == 5
     task = DetectionTask.load_from_checkpoint(last(folder))
-    assert (
-        type(task.head).__name__
-        == {"m": "MaskRCNNHead", "b": "MaskRCNNHead", "c": "CascadeHead", "h": "HTCHead"}[name[0]]
-    )
+    assert type(task.head).__name__ == {"m": "MaskRCNN", "b": "MaskRCNN", "c": "CascadeMaskRCNN", "h": "HTC"}[name[0]]
     assert task.class_ids == list(CATEGORIES)
 
 
@@ -266,7 +263,7 @@ def test_plain_inference_gives_torchvisions_dicts(objects: Path) -> None:
 
 
 def test_a_task_trains_without_the_command_line(objects: Path, tmp_path: Path) -> None:
-    task = new_detector(HTC(**DETECTOR))
+    task = new_detector(HTCConfig(**DETECTOR))
     before = {name: value.clone() for name, value in task.state_dict().items()}
     new_trainer(tmp_path).fit(task, CocoDataModule(str(objects), **DATA))
     assert any(not torch.equal(value, before[name]) for name, value in task.state_dict().items())
@@ -307,8 +304,8 @@ def test_detections_are_due_at_the_files_size() -> None:
 
 
 def test_detections_survive_a_round_trip_through_a_checkpoint(objects: Path, tmp_path: Path) -> None:
-    inference = DetectionInference(score_threshold=0.02, suppression="linear", scales=(1.0, 1.5), flip=True)
-    task = new_detector(CascadeMaskRCNN(**DETECTOR), inference=inference)
+    inference = DetectionInference(score_threshold=0.02, nms="soft_linear", scales=(1.0, 1.5), flip=True)
+    task = new_detector(CascadeMaskRCNNConfig(**DETECTOR), inference=inference)
     trainer = new_trainer(tmp_path)
     trainer.fit(task, CocoDataModule(str(objects), **DATA))
     trainer.save_checkpoint(tmp_path / "x.ckpt")
@@ -327,7 +324,7 @@ def test_weights_of_other_windows_start_a_detector(tmp_path: Path) -> None:
     randomise(source)
     save_weights(source, tmp_path / "weights.safetensors", format="official")
     backbone = SwinTransformerV2(**{**BACKBONE, "window_size": 6})
-    task = DetectionTask(backbone, MaskRCNN(**DETECTOR), 3, weights=str(tmp_path / "weights.safetensors"))
+    task = DetectionTask(backbone, MaskRCNNConfig(**DETECTOR), 3, weights=str(tmp_path / "weights.safetensors"))
     direct = SwinTransformerV2(**{**BACKBONE, "window_size": 6})
     load_weights(direct, tmp_path / "weights.safetensors")
     x = torch.randn(1, 3, 48, 48)
@@ -338,7 +335,7 @@ def test_weights_of_other_windows_start_a_detector(tmp_path: Path) -> None:
 def test_clips_are_no_images() -> None:
     backbone = SwinTransformerV2(8, (1, 1), (1, 2), window_size=(2, 4, 4), patch_size=(2, 4, 4))
     with pytest.raises(UserError, match="clips"):
-        DetectionTask(backbone, MaskRCNN(), 3)
+        DetectionTask(backbone, MaskRCNNConfig(), 3)
 
 
 # ---- prediction
@@ -435,7 +432,7 @@ def test_weights_in_bfloat16_are_trained(name: str, objects: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("detector", [CascadeMaskRCNN, HTC])
+@pytest.mark.parametrize("detector", [CascadeMaskRCNNConfig, HTCConfig])
 def test_a_handful_of_real_images_can_be_learned_by_heart(detector: Any, real_data: Path, tmp_path: Path) -> None:
     """Five of coco-mini with few objects each; box AP50 of 0.9 and mask AP50 of 0.8 on the very images trained on."""
     root = tmp_path / "handful"
@@ -456,13 +453,13 @@ def test_a_handful_of_real_images_can_be_learned_by_heart(detector: Any, real_da
     (root / "train2017").symlink_to(real_data / "coco-mini" / "train2017")
     torch.manual_seed(0)
     backbone = SwinTransformerV2(embed_dim=32, depths=(2, 2, 2, 2), num_heads=(2, 4, 8, 16), window_size=8)
-    settings = {"channels": 64, "hidden_channels": 256, "proposals": 100, "sampled_regions": 64}
+    settings = {"channels": 64, "representation_size": 256, "post_nms_top_n": 100, "batch_size_per_image": 64}
     task = DetectionTask(
         backbone,
         detector(**settings),
         data.num_classes,
         optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.0),
-        schedule=StepSchedule(reference_batch=0, warmup_steps=20, milestones=(160,)),
+        schedule=StepSchedule(base_batch_size=0, warmup_steps=20, milestones=(160,)),
     )
     trainer = new_trainer(tmp_path, max_epochs=200, check_val_every_n_epoch=200, gradient_clip_val=5.0)
     trainer.fit(task, data)
@@ -476,7 +473,7 @@ def test_a_handful_of_real_images_can_be_learned_by_heart(detector: Any, real_da
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--model.inference.suppression=softly"], ["suppression"]),
+        (["--model.inference.nms=softly"], ["nms"]),
         (["--model.inference.score_threshold=2"], ["score_threshold", "between 0 and 1"]),
         (["--model.backend=coco"], ["backend"]),
         (["--model.detector.init_args.channels=0"], ["detector.channels", "above 0"]),
@@ -485,7 +482,7 @@ def test_a_handful_of_real_images_can_be_learned_by_heart(detector: Any, real_da
         (["--data.short_sides=[9,5]"], ["short_sides"]),
         (["--data.root=nowhere"], ["nowhere", "instances_train2017.json"]),
         (
-            ["--model.detector=HTC", "--model.detector.init_args.stuff_classes=2"],
+            ["--model.detector=HTCConfig", "--model.detector.init_args.stuff_classes=2"],
             ["data.train_stuff", "stuff_classes=2"],
         ),
     ],
@@ -535,8 +532,8 @@ def test_a_checkpoint_that_names_another_class_of_detector_is_refused(finder: Pa
     contents = torch.load(last(finder), weights_only=True)
     for harm in (
         {"class": "os.system", "init_args": {}},
-        {"class": "MaskRCNN", "init_args": {"command": "x"}},
-        "MaskRCNN",
+        {"class": "MaskRCNNConfig", "init_args": {"command": "x"}},
+        "MaskRCNNConfig",
     ):
         contents["swinv2_tasks"]["task"]["init_args"]["detector"] = harm
         torch.save(contents, tmp_path / "evil.ckpt")

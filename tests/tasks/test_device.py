@@ -124,10 +124,10 @@ def test_steps_over_clips_compute_on_the_device_alone() -> None:
             task.test_step(clips, step)
 
 
-@pytest.mark.parametrize("target_window", [0, 9])
-def test_steps_over_masked_images_compute_on_the_device_alone(target_window: int) -> None:
+@pytest.mark.parametrize("norm_target_patch_size", [0, 9])
+def test_steps_over_masked_images_compute_on_the_device_alone(norm_target_patch_size: int) -> None:
     with torch._subclasses.fake_tensor.unset_fake_temporarily():
-        task = SimMIMTask(SwinTransformerV2(8, (2, 2), (1, 2), 4, drop_path_rate=0.2), target_window)
+        task = SimMIMTask(SwinTransformerV2(8, (2, 2), (1, 2), 4, drop_path_rate=0.2), norm_target_patch_size)
     move_parameters(task)
     samples: Any = {
         "image": torch.randn(6, 3, 48, 32, device="cuda"),

@@ -129,7 +129,7 @@ def test_metrics_are_those_counted_by_hand(segmenter: Path, scenes: Path, tmp_pa
     [
         {"ohem_threshold": 0.7, "ohem_min_pixels": 100},
         {"class_weights": [1.0, 2.0, 0.5], "auxiliary_weight": 0.0},
-        {"schedule": {"warmup_steps": 2, "reference_batch": 16, "layer_decay": 0.9, "backbone_lr_scale": 0.5}},
+        {"schedule": {"warmup_steps": 2, "base_batch_size": 16, "layer_decay": 0.9, "backbone_lr_mult": 0.5}},
     ],
 )
 def test_options_of_the_loss_and_the_optimizer_train(settings: dict[str, Any], scenes: Path, tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_a_window_that_covers_the_image_is_the_whole(size: tuple[int, int]) -> N
     torch.manual_seed(0)
     whole = new_segmenter(inference=Inference("whole", flip=True)).eval()
     randomise(whole)
-    slide = new_segmenter(inference=Inference("slide", window=64, stride=32, weighting="gaussian", flip=True)).eval()
+    slide = new_segmenter(inference=Inference("slide", crop_size=64, stride=32, blend="gaussian", flip=True)).eval()
     slide.load_state_dict(whole.state_dict())
     image = torch.randn(1, 3, *size)
     with torch.no_grad():
@@ -272,9 +272,12 @@ def test_a_window_that_covers_the_image_is_the_whole(size: tuple[int, int]) -> N
         assert whole.probabilities(image, (100, 90)).sum(0) == pytest.approx(1, abs=1e-5)
 
 
-def test_predictions_do_not_depend_on_tiles_per_pass() -> None:
+def test_predictions_do_not_depend_on_windows_per_pass() -> None:
     torch.manual_seed(0)
-    tasks = [new_segmenter(inference=Inference("slide", 32, 20, tiles=tiles)).eval() for tiles in (1, 3, 100)]
+    tasks = [
+        new_segmenter(inference=Inference("slide", 32, 20, sliding_window_batch_size=number)).eval()
+        for number in (1, 3, 100)
+    ]
     randomise(tasks[0])
     image = torch.randn(1, 3, 77, 90)
     for task in tasks[1:]:
@@ -287,7 +290,7 @@ def test_predictions_do_not_depend_on_tiles_per_pass() -> None:
 
 def test_inference_is_chosen_when_evaluating(segmenter: Path, tmp_path: Path) -> None:
     plain = validate(last(segmenter), tmp_path)
-    slide = ["--model.inference.mode=slide", "--model.inference.window=32", "--model.inference.stride=16"]
+    slide = ["--model.inference.mode=slide", "--model.inference.crop_size=32", "--model.inference.stride=16"]
     assert validate(last(segmenter), tmp_path, *slide) != plain
     scales = ["--model.inference.scales=[0.75, 1.0, 1.5]", "--model.inference.flip=true"]
     assert validate(last(segmenter), tmp_path, *scales)["val/miou"] > 0.5
@@ -450,7 +453,7 @@ def test_predictions_of_two_processes_are_one_table(segmenter: Path, scenes: Pat
         (["--model.auxiliary_weight=-1"], ["auxiliary_weight", "negative"]),
         (["--model.inference.stride=600"], ["inference.stride", "600"]),
         (["--model.inference.scales=[]"], ["inference.scales"]),
-        (["--model.schedule.backbone_lr_scale=-1"], ["backbone_lr_scale"]),
+        (["--model.schedule.backbone_lr_mult=-1"], ["backbone_lr_mult"]),
         (["--data.crop_size=0"], ["crop_size"]),
         (["--data.root=nowhere"], ["nowhere", "images/training"]),
         (["--model.backbone.depths=[1]", "--model.backbone.num_heads=[1]"], ["two feature maps"]),
@@ -470,7 +473,7 @@ def test_mistakes_in_settings_are_told(
 def test_windows_that_do_not_fit_the_stride_are_told(
     segmenter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--model.inference.mode=slide", "--model.inference.window=30", "--model.inference.stride=10"]
+    arguments = ["--model.inference.mode=slide", "--model.inference.crop_size=30", "--model.inference.stride=10"]
     assert main(["validate", f"--ckpt_path={last(segmenter)}", f"--runs={tmp_path}", *arguments]) == 1
     assert "multiples of 4" in capsys.readouterr().err
 

@@ -18,7 +18,7 @@ from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.cli.main import main
 from swinv2_tasks.datamodules import SimMIMDataModule
 from swinv2_tasks.errors import UserError
-from swinv2_tasks.heads import MaskRCNN, UPerNet
+from swinv2_tasks.heads import MaskRCNNConfig, UPerNet
 from swinv2_tasks.tasks import ClassificationTask, DetectionTask, SegmentationTask, SimMIMTask, VideoClassificationTask
 from swinv2_tasks.training.losses import masked_l1
 from swinv2_tasks.weights import load_weights, save_weights
@@ -67,7 +67,7 @@ def test_loss_and_reconstruction_are_those_of_transformers(image: int, window: i
         drop_path_rate=0.0,
     )
     theirs = randomise(Swinv2ForMaskedImageModeling(settings)).eval()
-    task = SimMIMTask(SwinTransformerV2(24, (2, 2, 2, 2), (1, 2, 3, 6), window), target_window=0).eval()
+    task = SimMIMTask(SwinTransformerV2(24, (2, 2, 2, 2), (1, 2, 3, 6), window), norm_target_patch_size=0).eval()
     load_weights(task, theirs.state_dict(), window_size=window, image_size=image)
     x = torch.randn(3, 3, image, image, generator=torch.Generator().manual_seed(0))
     mask = torch.rand(3, image // 16, image // 16, generator=torch.Generator().manual_seed(1)) < 0.6
@@ -86,7 +86,7 @@ def test_loss_and_reconstruction_are_those_of_transformers(image: int, window: i
 
 
 def test_what_is_masked_is_not_seen_and_what_is_not_is_not_in_the_loss() -> None:
-    task = randomise(new_simmim(target_window=0)).eval()
+    task = randomise(new_simmim(norm_target_patch_size=0)).eval()
     x = torch.randn(2, 3, 32, 32)
     mask = torch.zeros(2, 4, 4, dtype=torch.bool)
     mask[0, 1, 2] = mask[1, 3, 0] = True
@@ -115,7 +115,7 @@ def test_the_mask_token_is_trained_without_weight_decay(photos: Path, tmp_path: 
 
 
 def test_reconstruction_changes_masked_patches_alone() -> None:
-    task = randomise(new_simmim(target_window=9)).train()
+    task = randomise(new_simmim(norm_target_patch_size=9)).train()
     x = torch.randn(2, 3, 32, 32)
     mask = torch.rand(2, 4, 4) < 0.5
     filled, losses = task.reconstruct(x, mask)
@@ -197,7 +197,7 @@ def other_task(kind: str, numbers: dict[str, Any]) -> LightningModule:
         return ClassificationTask(backbone, 3)
     if kind == "segmentation":
         return SegmentationTask(backbone, 3, decoder=UPerNet(channels=16), auxiliary_channels=8)
-    return DetectionTask(backbone, MaskRCNN(**DETECTOR), 3)
+    return DetectionTask(backbone, MaskRCNNConfig(**DETECTOR), 3)
 
 
 @pytest.mark.parametrize("origin", ["own", "official"])
@@ -249,8 +249,8 @@ def test_mistakes(
 ) -> None:
     with pytest.raises(UserError, match=r"works on images.*inflation"):
         SimMIMTask(SwinTransformerV2(8, (1,), (1,), patch_size=(2, 4, 4)))
-    with pytest.raises(UserError, match=r"target_window must be 0 or an odd number"):
-        new_simmim(target_window=8)
+    with pytest.raises(UserError, match=r"norm_target_patch_size must be 0 or an odd number"):
+        new_simmim(norm_target_patch_size=8)
     task = new_simmim()
     for mask, size in (((3, 4), 32), ((16, 16), 32), ((4, 4), 36)):
         with pytest.raises(UserError, match=r"does not fit images of"):

@@ -64,7 +64,7 @@ def state(trainer: Trainer) -> dict[str, Any]:
 def new_task(drop_path: float = 0.0, optimizer: Any = AdamW, **settings: Any) -> ClassificationTask:
     """Always the same weights, none of them zero."""
     backbone = SwinTransformerV2(**BACKBONE, drop_path_rate=drop_path)
-    schedule = CosineSchedule(warmup_epochs=0, reference_batch=0, min_lr=0, **settings)
+    schedule = CosineSchedule(warmup_epochs=0, base_batch_size=0, min_lr=0, **settings)
     task = ClassificationTask(backbone, 3, optimizer=optimizer, schedule=schedule)
     with torch.no_grad():
         randomise(task)

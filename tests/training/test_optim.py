@@ -204,7 +204,7 @@ def test_a_training_shorter_than_its_warmup_does_not_divide_by_zero() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"warmup_epochs": -1}, {"warmup_lr": -1e-6}, {"min_lr": -1e-6}, {"reference_batch": -1}, {"layer_decay": 0}],
+    [{"warmup_epochs": -1}, {"warmup_lr": -1e-6}, {"min_lr": -1e-6}, {"base_batch_size": -1}, {"layer_decay": 0}],
     ids=str,
 )
 def test_impossible_schedules_are_refused(arguments: dict) -> None:
@@ -238,17 +238,17 @@ def test_learning_rates_grow_with_the_global_batch() -> None:
 
 
 def test_a_reference_batch_of_zero_leaves_rates_as_stated() -> None:
-    schedule = CosineSchedule(warmup_epochs=0, reference_batch=0)
+    schedule = CosineSchedule(warmup_epochs=0, base_batch_size=0)
     assert rates(schedule, 8192, 1) == [pytest.approx([1e-3] * 2)]
 
 
 def test_rates_change_at_every_step_of_an_epoch() -> None:
-    found = [groups[0] for groups in rates(CosineSchedule(warmup_epochs=1, reference_batch=0), 1, 30)]
+    found = [groups[0] for groups in rates(CosineSchedule(warmup_epochs=1, base_batch_size=0), 1, 30)]
     assert len(set(found)) == 30
 
 
 def test_half_an_epoch_of_warmup() -> None:
-    found = [groups[0] for groups in rates(CosineSchedule(warmup_epochs=0.5, warmup_lr=0, reference_batch=0), 1, 6)]
+    found = [groups[0] for groups in rates(CosineSchedule(warmup_epochs=0.5, warmup_lr=0, base_batch_size=0), 1, 6)]
     assert found == pytest.approx([0, 2e-4, 4e-4, 6e-4, 8e-4, 1e-3])
 
 
@@ -258,7 +258,7 @@ LAYERS = (4, 4, 3, 3, 2, 2, 1, 1, 0, 0)
 
 def test_with_layer_decay_warmup_starts_and_the_cosine_ends_at_one_rate() -> None:
     """The scheduler of the published code, timm's, over the same groups: it knows the rates as they are, not shares."""
-    schedule = CosineSchedule(warmup_epochs=1, warmup_lr=1e-5, min_lr=2e-6, reference_batch=8, layer_decay=0.5)
+    schedule = CosineSchedule(warmup_epochs=1, warmup_lr=1e-5, min_lr=2e-6, base_batch_size=8, layer_decay=0.5)
     scale = 24 / 8
     parameters = [nn.Parameter(torch.zeros(1)) for _ in LAYERS]
     optimizer = SGD([{"params": [p], "lr": 1e-3 * scale * 0.5**k} for p, k in zip(parameters, LAYERS, strict=True)])
@@ -283,9 +283,9 @@ def test_with_layer_decay_warmup_starts_and_the_cosine_ends_at_one_rate() -> Non
 @pytest.mark.parametrize(
     "schedule",
     [
-        LinearSchedule(warmup_steps=10, warmup_lr=1e-6, reference_batch=0, layer_decay=0.5),
-        StepSchedule(warmup_steps=10, warmup_lr=1e-6, milestones=(2, 3), reference_batch=0, layer_decay=0.5),
-        EpochCosineSchedule(warmup_epochs=1, warmup_lr=1e-4, reference_batch=0, layer_decay=0.5),
+        LinearSchedule(warmup_steps=10, warmup_lr=1e-6, base_batch_size=0, layer_decay=0.5),
+        StepSchedule(warmup_steps=10, warmup_lr=1e-6, milestones=(2, 3), base_batch_size=0, layer_decay=0.5),
+        EpochCosineSchedule(warmup_epochs=1, warmup_lr=1e-4, base_batch_size=0, layer_decay=0.5),
     ],
 )
 def test_where_warmup_is_a_factor_layer_decay_holds_throughout(schedule: Any) -> None:
@@ -296,9 +296,9 @@ def test_where_warmup_is_a_factor_layer_decay_holds_throughout(schedule: Any) ->
 
 def test_the_least_rate_is_that_of_all_layers() -> None:
     for schedule in (
-        LinearSchedule(warmup_steps=0, min_lr=1e-5, reference_batch=0, layer_decay=0.5),
-        StepSchedule(warmup_steps=0, min_lr=1e-5, milestones=(1,), gamma=1e-9, reference_batch=0, layer_decay=0.5),
-        EpochCosineSchedule(warmup_epochs=0, min_lr=1e-5, reference_batch=0, layer_decay=0.5),
+        LinearSchedule(warmup_steps=0, min_lr=1e-5, base_batch_size=0, layer_decay=0.5),
+        StepSchedule(warmup_steps=0, min_lr=1e-5, milestones=(1,), gamma=1e-9, base_batch_size=0, layer_decay=0.5),
+        EpochCosineSchedule(warmup_epochs=0, min_lr=1e-5, base_batch_size=0, layer_decay=0.5),
     ):
         assert rates(schedule, 1, 41)[40] == pytest.approx([1e-5] * 10)
 
@@ -411,7 +411,7 @@ def test_the_line_is_the_published_rule() -> None:
 
 def test_the_linear_schedule_goes_by_iterations() -> None:
     """With warmup_lr 0.01 at a peak of 0.1, over 4 steps of 40; an epoch's length does not matter."""
-    schedule = LinearSchedule(warmup_steps=4, warmup_lr=0.01, min_lr=0.0, reference_batch=8)
+    schedule = LinearSchedule(warmup_steps=4, warmup_lr=0.01, min_lr=0.0, base_batch_size=8)
     for epoch_steps in (1, 7):
         module = classifier()
         build = partial(SGD, lr=0.1)
@@ -430,19 +430,19 @@ def test_the_linear_schedule_goes_by_iterations() -> None:
 
 
 def test_the_backbone_may_learn_slower_than_the_head() -> None:
-    groups = groups_by_name(classifier(), layer_decay=0.5, backbone_lr_scale=0.1)
+    groups = groups_by_name(classifier(), layer_decay=0.5, backbone_lr_mult=0.1)
     assert groups["head.fc.weight"]["lr_scale"] == 1
     assert groups["backbone.layers.1.blocks.0.mlp.fc1.weight"]["lr_scale"] == pytest.approx(0.1 * 0.5)
     assert groups["backbone.patch_embed.proj.weight"]["lr_scale"] == pytest.approx(0.1 * 0.5**4)
     assert len(groups) == len([*classifier().parameters()])
-    flat = groups_by_name(classifier(), backbone_lr_scale=0.1)
+    flat = groups_by_name(classifier(), backbone_lr_mult=0.1)
     scales = {name: group["lr_scale"] for name, group in flat.items()}
     assert set(scales.values()) == {1.0, 0.1}
     assert all((scale == 0.1) == name.startswith("backbone.") for name, scale in scales.items())
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"warmup_steps": -1}, {"min_lr": -1.0}, {"layer_decay": 0.0}, {"backbone_lr_scale": -0.1}]
+    "arguments", [{"warmup_steps": -1}, {"min_lr": -1.0}, {"layer_decay": 0.0}, {"backbone_lr_mult": -0.1}]
 )
 def test_impossible_linear_schedules_are_refused(arguments: dict) -> None:
     with pytest.raises(UserError, match="schedule"):

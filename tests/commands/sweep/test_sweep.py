@@ -321,7 +321,7 @@ WINDOW = "--model.init_args.backbone.init_args.window_size"
             "ade20k.yaml",
             ["--model.inference.mode=slide"],
             (20, 640),
-            ["--model.init_args.inference.window=[640, 640]", "--model.init_args.inference.stride=[425, 425]"],
+            ["--model.init_args.inference.crop_size=[640, 640]", "--model.init_args.inference.stride=[425, 425]"],
         ),
         ("coco.yaml", [], (8, 400), ["--data.init_args.resize=[667, 400]"]),
         (
@@ -365,10 +365,10 @@ def test_the_metric_is_the_one_that_the_training_watched(checkpoint: Path, train
 
 @pytest.mark.parametrize("mode", ["whole", "slide"])
 def test_inference_grows_with_the_images(mode: Any) -> None:
-    inference = Inference(mode, window=(64, 32), stride=(48, 16))
+    inference = Inference(mode, crop_size=(64, 32), stride=(48, 16))
     assert inference.resized(1.0, 4) == inference
     grown = inference.resized(1.4, 4)
-    assert (grown.window, grown.stride) == (((64, 32), (48, 16)) if mode == "whole" else ((88, 44), (66, 22)))
+    assert (grown.crop_size, grown.stride) == (((64, 32), (48, 16)) if mode == "whole" else ((88, 44), (66, 22)))
 
 
 # ---- every task
@@ -431,10 +431,10 @@ def test_a_sliding_window_is_swept(tmp_path: Path) -> None:
     config = scenes.write_config(tmp_path / "config.yaml", scenes.write_scenes(tmp_path / "data"))
     assert main(["fit", f"--config={config}", f"--runs={tmp_path}", "--name=it"]) == 0
     checkpoint = f"--ckpt_path={tmp_path / 'it' / '0' / 'checkpoints' / 'best.ckpt'}"
-    sliding = ["--model.inference.mode=slide", "--model.inference.window=32", "--model.inference.stride=20"]
+    sliding = ["--model.inference.mode=slide", "--model.inference.crop_size=32", "--model.inference.stride=20"]
     assert main(["sweep", checkpoint, "--settings", "4@32", "6@48", *sliding, *QUIETLY]) == 0
     own, grown = table(tmp_path / "it" / "0" / "sweep")
     check_row(own, validated(tmp_path, checkpoint, *sliding))
-    larger = ["--model.inference.mode=slide", "--model.inference.window=48", "--model.inference.stride=30"]
+    larger = ["--model.inference.mode=slide", "--model.inference.crop_size=48", "--model.inference.stride=30"]
     settings = ["--model.backbone.init_args.window_size=6", "--data.resize=[96,48]", *larger]
     check_row(grown, validated(tmp_path / "grown", checkpoint, *settings))
