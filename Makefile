@@ -5,7 +5,7 @@ TASK ?= imagenet
 # A process per core, up to four, with a thread each: tests are small, and threads would wait for one another.
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: install demo demo-check test test-all test-gpu lint type eval bench clean
+.PHONY: install demo demo-check test test-all test-gpu lint type docs eval bench clean
 
 install: .venv/installed
 
@@ -36,6 +36,10 @@ lint: install
 
 type: install
 	$(BIN)/mypy
+
+# The pages and the reference as one site: build/docs/index.html. Warnings are errors.
+docs: install
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs -d build/doctrees . build/docs
 
 # CKPT defaults to the newest checkpoint under runs/TASK.
 eval: install

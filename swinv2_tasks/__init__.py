@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from swinv2_tasks.batches import TaskData
     from swinv2_tasks.datamodules import (
         ADE20KDataModule,
+        BaseDataModule,
         CocoDataModule,
         ImageNetDataModule,
         KineticsDataModule,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     )
     from swinv2_tasks.errors import UserError
     from swinv2_tasks.tasks import (
+        BaseTask,
         ClassificationTask,
         DetectionTask,
         SegmentationTask,
@@ -42,6 +44,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ADE20KDataModule",
+    "BaseDataModule",
+    "BaseTask",
     "ClassificationTask",
     "CocoDataModule",
     "DetectionTask",

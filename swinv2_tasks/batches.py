@@ -11,6 +11,22 @@ from torch import Tensor
 
 from swinv2_tasks.errors import UserError
 
+__all__ = [
+    "IGNORED",
+    "ClassificationBatch",
+    "DetectionBatch",
+    "DetectionEvalBatch",
+    "DetectionPredictBatch",
+    "DetectionTarget",
+    "PredictBatch",
+    "SegmentationBatch",
+    "SegmentationPredictBatch",
+    "SimMIMBatch",
+    "TaskData",
+    "VideoBatch",
+    "VideoPredictBatch",
+]
+
 IGNORED = 255
 """The class index of pixels that count neither in losses nor in metrics."""
 

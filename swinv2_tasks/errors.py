@@ -2,6 +2,8 @@
 
 import signal
 
+__all__ = ["CollectiveError", "FaultyFiles", "Interrupted", "UserError"]
+
 
 def printable(text: object) -> str:
     """Text that a terminal shows as it is: what would move its cursor, and bytes that are no UTF-8, as escapes.

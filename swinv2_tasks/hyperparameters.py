@@ -11,6 +11,17 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from swinv2_tasks.errors import UserError
 
 
+class _ConstructorSignature:
+    """The arguments of ``__init__``, for help texts, editors and documentation: else they show those of ``__new__``."""
+
+    def __get__(self, instance: object, owner: type) -> inspect.Signature:
+        if instance is not None:
+            raise AttributeError("an instance's signature is that of its __call__")
+        signature = inspect.signature(owner.__init__)  # type: ignore[misc]
+        parameters = list(signature.parameters.values())[1:]
+        return signature.replace(parameters=parameters, return_annotation=inspect.Signature.empty)
+
+
 class Recorded:
     """Mixin: ``init_args`` holds the constructor's arguments that are plain values (numbers, text, lists of them).
 
@@ -18,6 +29,8 @@ class Recorded:
     """
 
     init_args: dict[str, Any]
+
+    __signature__ = _ConstructorSignature()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         self = super().__new__(cls)

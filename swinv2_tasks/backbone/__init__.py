@@ -1,5 +1,6 @@
 """Swin Transformer V2 backbones."""
 
+from swinv2_tasks.backbone.attention import WindowAttention
 from swinv2_tasks.backbone.position_bias import BiasTable, LinearCPB, LogCPB
 from swinv2_tasks.backbone.swin_v2 import SwinTransformerV2
 from swinv2_tasks.backbone.variants import (
@@ -10,12 +11,15 @@ from swinv2_tasks.backbone.variants import (
     swinv2_small,
     swinv2_tiny,
 )
+from swinv2_tasks.backbone.window import WindowGrid
 
 __all__ = [
     "BiasTable",
     "LinearCPB",
     "LogCPB",
     "SwinTransformerV2",
+    "WindowAttention",
+    "WindowGrid",
     "swinv2_base",
     "swinv2_giant",
     "swinv2_huge",

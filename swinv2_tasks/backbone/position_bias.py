@@ -44,7 +44,7 @@ def relative_position_index(window: Size, device: torch.device) -> Tensor:
 
 @cached_tensor
 def log_coordinates(window: Size, pretrained_window: Size, device: torch.device) -> Tensor:
-    """Log-spaced offsets, (T, n) float64: sign(x)·log₂(1 + |x|) / log₂ 8 of offsets scaled to ±8 at the window's edge.
+    """Log-spaced offsets, (T, n) float64: ``sign(x) · log₂(1 + |x|) / log₂ 8``, where x is ±8 at the window's edge.
 
     The edge is that of ``pretrained_window``; a larger window extends the range little: from 8 to 16 by about a third.
     """

@@ -15,6 +15,12 @@ from swinv2_tasks.hyperparameters import Recorded, recorded_arguments, task_reco
 from swinv2_tasks.training.run_folder import is_name
 from swinv2_tasks.weights.files import read_contents
 
+TASKS = [name for name in tasks.__all__ if name != "BaseTask"]
+"""Names of the tasks that a checkpoint may ask for."""
+
+DATAMODULES = [name for name in datamodules.__all__ if name != "BaseDataModule"]
+"""Names of the datamodules that a checkpoint may ask for."""
+
 
 def shipped_configs() -> Path:
     """The folder of configs that come with the package."""
@@ -57,7 +63,7 @@ def config_from_checkpoint(path: str, *, predict: bool = False) -> dict[str, Any
     """
     record = task_record(read_contents(Path(path)), path)
     task, data = record["task"], record["data"]
-    if task["class"] not in tasks.__all__ or data is None or data["class"] not in datamodules.__all__:
+    if task["class"] not in TASKS or data is None or data["class"] not in DATAMODULES:
         raise UserError(
             f"{path} was made with {task['class']} and {data and data['class']}, which are not both this package's; "
             "give the run's config with --config."

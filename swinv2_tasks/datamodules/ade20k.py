@@ -49,7 +49,7 @@ MAPS_COUNTED = {"train": 2000, "val": 500}
 
 
 class ADE20KDataModule(BaseDataModule):
-    """Semantic segmentation from ADE20K's folders: ROOT/images/SPLIT/*.jpg and ROOT/annotations/SPLIT/*.png.
+    """Semantic segmentation from ADE20K's folders: ``images/SPLIT/*.jpg``, ``annotations/SPLIT/*.png``.
 
     Yields `SegmentationBatch`, and `SegmentationPredictBatch` from `source`. Testing uses the validation images:
     ADE20K's test labels are not public.

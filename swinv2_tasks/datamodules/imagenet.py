@@ -45,7 +45,7 @@ _EXPECTED = (
 
 
 class ImageNetDataModule(BaseDataModule):
-    """Image classification from an ImageNet folder: ROOT/train/CLASS/*.JPEG and ROOT/val/CLASS/*.JPEG.
+    """Image classification from an ImageNet folder: ``train/CLASS/*.JPEG`` and ``val/CLASS/*.JPEG``.
 
     Folders are matched to classes by id, so that a validation folder may hold any subset of the classes. ImageNet-V2
     is a `val_dir` of folders 0 … 999, taken as class indices. Yields `ClassificationBatch`, and `PredictBatch` from

@@ -1,1 +1,6 @@
-"""From a network's outputs to answers for whole images."""
+"""From a network's outputs to predictions for whole images."""
+
+from swinv2_tasks.inference.detection import DetectionInference, Detections, detect
+from swinv2_tasks.inference.segmentation import Inference, segment
+
+__all__ = ["DetectionInference", "Detections", "Inference", "detect", "segment"]

@@ -1,1 +1,21 @@
 """What a training needs whatever its task: optimizers, losses, guards, resuming, processes, its folder."""
+
+from swinv2_tasks.training.losses import PixelCrossEntropy
+from swinv2_tasks.training.optim import (
+    CosineSchedule,
+    EpochCosineSchedule,
+    LinearSchedule,
+    Schedule,
+    StepSchedule,
+    parameter_groups,
+)
+
+__all__ = [
+    "CosineSchedule",
+    "EpochCosineSchedule",
+    "LinearSchedule",
+    "PixelCrossEntropy",
+    "Schedule",
+    "StepSchedule",
+    "parameter_groups",
+]
