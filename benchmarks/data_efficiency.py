@@ -106,8 +106,8 @@ def train(root: Path, output: Path, seed: int, images: int, steps: int, weights:
         f"--data.root={root}", f"--data.batch_size={batch}", f"--runs={output / 'runs'}", "--name=classifier",
         f"--trainer.max_epochs={epochs}", f"--trainer.check_val_every_n_epoch={epochs}", f"--seed_everything={seed}",
         f"--model.schedule.warmup_epochs={epochs / 20}", "--trainer.num_sanity_val_steps=0",
-        "--model.optimizer.init_args.lr=2e-3", "--data.crop_scale=[0.7,1.0]", "--data.flip=0.0",
-        "--data.color_jitter=0.2",
+        "--model.optimizer.init_args.lr=2e-3", "--data.augmentation.crop_scale=[0.7,1.0]",
+        "--data.augmentation.horizontal_flip=0.0", "--data.augmentation.color_jitter=0.2",
     ]  # fmt: skip
     done = run("fit", [*arguments, *([f"--model.weights={weights}"] if weights else [])])
     return float(done.trainer.callback_metrics["val/top1"])

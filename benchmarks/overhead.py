@@ -41,7 +41,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from benchmarks.faults import write_images
 from swinv2_tasks.backbone import swinv2_tiny
-from swinv2_tasks.datamodules import ImageNetDataModule
+from swinv2_tasks.datamodules import ImageNetAugmentation, ImageNetDataModule
 from swinv2_tasks.datamodules.loader import BatchLoader, BatchOrder, FaultPolicy
 from swinv2_tasks.heads.classification import ClassificationHead
 from swinv2_tasks.seeding import derive_seed, seed_generators
@@ -119,8 +119,8 @@ def train(kind: str, folder: Path, batch_size: int, steps: int, batches: int, th
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    augmentation: dict[str, Any] = {"rand_augment_ops": 0, "color_jitter": 0.0, "random_erasing": 0.0}
-    data = ImageNetDataModule(str(folder / "images"), SIZE, batch_size, num_workers=0, **augmentation)
+    augmentation = ImageNetAugmentation(rand_augment_ops=0, color_jitter=0.0, random_erasing=0.0)
+    data = ImageNetDataModule(str(folder / "images"), SIZE, batch_size, num_workers=0, augmentation=augmentation)
     turns = Turns(pipe, steps)
     settings: dict[str, Any] = {
         "default_root_dir": folder / kind,

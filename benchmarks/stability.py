@@ -167,7 +167,7 @@ def read_images(root: str, size: int) -> Images:
     """Whole images, stretched to squares, without augmentation."""
     images = {}
     for split in ("train", "val"):
-        data = ImageNetDataModule(root, size, num_workers=0, val_dir=split, crop_ratio=1.0)
+        data = ImageNetDataModule(root, size, num_workers=0, val_dir=split, crop_pct=1.0)
         data.setup("validate")
         pictures, labels = zip(*(sample.values() for sample in data.val_dataset), strict=True)
         images[split] = torch.stack(pictures), torch.tensor(labels)

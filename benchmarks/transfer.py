@@ -76,7 +76,11 @@ STUDIES = {
     "signs": Study(
         "demo_imagenet.yaml",
         (
-            *("--data.class_names=null", "--data.flip=0.0", "--model.backbone.init_args.embed_dim=24"),
+            *(
+                "--data.class_names=null",
+                "--data.augmentation.horizontal_flip=0.0",
+                "--model.backbone.init_args.embed_dim=24",
+            ),
             *("--trainer.gradient_clip_val=5.0", "--model.optimizer.lr=3e-3", "--model.schedule.warmup_epochs=4"),
         ),
         40,

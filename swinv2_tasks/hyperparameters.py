@@ -109,19 +109,27 @@ def recorded_arguments(cls: type, arguments: Mapping[str, Any], source: str) -> 
 
 
 def _rebuilt(type_hint: Any, value: Any, source: str) -> Any:
-    """A dataclass or recorded settings from what was written of them; other values as they are."""
-    if dataclasses.is_dataclass(type_hint):
-        return type_hint(**value)  # type: ignore[operator]  # a class, as is_dataclass of a type hint tells
+    """A dataclass or recorded settings from what was written of them; other values unchanged."""
     if not _is_recorded(type_hint):
-        return value
-    known = {cls.__name__: cls for cls in _subclasses(type_hint)}  # those of this package alone; nothing is imported
-    if value["class"] not in known and str(value["class"]).isidentifier():  # as Recorded writes it, without a module
+        # A class, as is_dataclass of a type hint says.
+        return type_hint(**value) if dataclasses.is_dataclass(type_hint) else value  # type: ignore[operator]
+    cls = recorded_class(type_hint, value["class"])
+    if cls is None and str(value["class"]).isidentifier():  # as Recorded writes it, without a module
         raise UserError(
             f"{source} was made with a {type_hint.__name__} called {value['class']}, which is not one of this package, "
             "and a file chooses no other classes: give it to load_from_checkpoint, or the run's config with --config."
         )
-    cls = known[value["class"]]
+    if cls is None:
+        raise KeyError(value["class"])
     return cls(**recorded_arguments(cls, value["init_args"], source))
+
+
+def recorded_class(base: type, name: Any) -> type | None:
+    """The class of this package of which ``Recorded`` wrote the name, ``base`` itself or one that derives from it.
+
+    Nothing is imported. None where no such class is of this package.
+    """
+    return next((cls for cls in _subclasses(base) if cls.__name__ == name), None)
 
 
 def _is_recorded(type_hint: Any) -> bool:

@@ -46,7 +46,7 @@ AcceleratorError: Any = getattr(torch, "AcceleratorError", ())
 LISTED = 50
 """Bad files that are listed in the end; the table has them all."""
 
-_LOADING = ("num_workers", "batch_size", "root", "source", "faulty_samples", "faulty_budget", "stream")
+_LOADING = ("num_workers", "batch_size", "root", "source", "augmentation", "faulty_samples", "faulty_budget", "stream")
 """Settings of the data that change no prediction. (The batches that predictions are made in count by themselves.)"""
 
 _TOLD: Any = ()

@@ -20,7 +20,7 @@ from swinv2_tasks.callbacks.prediction_journal import Record
 from swinv2_tasks.datamodules.classes import abbreviate
 from swinv2_tasks.datamodules.readers.images import read_image
 from swinv2_tasks.datamodules.readers.label_values import label_map_image
-from swinv2_tasks.datamodules.scene_classes import MOST_CLASSES, colours
+from swinv2_tasks.datamodules.scene_classes import MOST_CLASSES, colors
 from swinv2_tasks.errors import UserError, printable
 from swinv2_tasks.evaluation.segmentation import SegmentationScores
 from swinv2_tasks.files import replace_file
@@ -66,7 +66,7 @@ class SegmentationPredictions(Predictions):
         (indices,) = parts
         names = class_names(task)
         labels = (indices.numpy() + 1).astype(np.uint8)
-        palette = colours(task.num_classes)
+        palette = colors(task.num_classes)
         overlay = draw_overlay(read_image(path), labels, names, palette)
         files = [
             self.save(label_map_image(indices.numpy(), self.class_ids, palette), "labels", path),

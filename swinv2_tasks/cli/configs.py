@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from swinv2_tasks import datamodules, tasks
+from swinv2_tasks import tasks
 from swinv2_tasks.backbone import SwinTransformerV2
+from swinv2_tasks.datamodules.base import BaseDataModule
+from swinv2_tasks.datamodules.transforms.augmentation import Augmentation
 from swinv2_tasks.errors import UserError
-from swinv2_tasks.hyperparameters import Recorded, recorded_arguments, task_record
+from swinv2_tasks.hyperparameters import Recorded, recorded_arguments, recorded_class, task_record
 from swinv2_tasks.training.run_folder import is_name
 from swinv2_tasks.weights.files import read_contents
 
 TASKS = [name for name in tasks.__all__ if name != "BaseTask"]
 """Names of the tasks that a checkpoint may ask for."""
-
-DATAMODULES = [name for name in datamodules.__all__ if name != "BaseDataModule"]
-"""Names of the datamodules that a checkpoint may ask for."""
 
 
 def shipped_configs() -> Path:
@@ -63,7 +63,8 @@ def config_from_checkpoint(path: str, *, predict: bool = False) -> dict[str, Any
     """
     record = task_record(read_contents(Path(path)), path)
     task, data = record["task"], record["data"]
-    if task["class"] not in TASKS or data is None or data["class"] not in DATAMODULES:
+    datamodule = None if data is None else recorded_class(BaseDataModule, data["class"])
+    if task["class"] not in TASKS or datamodule in (None, BaseDataModule):
         raise UserError(
             f"{path} was made with {task['class']} and {data and data['class']}, which are not both this package's; "
             "give the run's config with --config."
@@ -72,19 +73,18 @@ def config_from_checkpoint(path: str, *, predict: bool = False) -> dict[str, Any
         SwinTransformerV2.from_config(record["backbone"])  # refuses any position bias but this package's
     backbone = {**record["backbone"], "position_bias": f"swinv2_tasks.backbone.{record['backbone']['position_bias']}"}
     backbone_config = {"class_path": "swinv2_tasks.backbone.SwinTransformerV2", "init_args": backbone}
-    recorded_arguments(getattr(datamodules, data["class"]), data["init_args"], path)  # complains
-    data_args = dict(data["init_args"])
+    data_args = _evaluation_arguments(data["init_args"])
+    data_args = _as_config(recorded_arguments(datamodule, data_args, path), data_args)
     if predict:
         for name in ("faulty_samples", "faulty_budget"):  # what the training made of bad samples says nothing here
             data_args.pop(name, None)
     if predict and record["classes"]["ids"]:
         data_args["class_names"] = [str(class_id) for class_id in record["classes"]["ids"]]
-    built = recorded_arguments(getattr(tasks, task["class"]), task["init_args"], path)  # complains
-    task_args = {
-        name: _as_config(built[name]) if isinstance(built[name], Recorded) else value
-        for name, value in task["init_args"].items()
-        if name not in ("num_classes", "weights")
-    }
+    task_args = _as_config(
+        recorded_arguments(getattr(tasks, task["class"]), task["init_args"], path), task["init_args"]
+    )
+    for name in ("num_classes", "weights"):
+        task_args.pop(name, None)
     name = Path(record["name"]).name  # a file does not choose folders outside --runs
     return {
         "name": name if is_name(name) else "run",
@@ -92,11 +92,26 @@ def config_from_checkpoint(path: str, *, predict: bool = False) -> dict[str, Any
             "class_path": f"swinv2_tasks.tasks.{task['class']}",
             "init_args": {"backbone": backbone_config, **task_args},
         },
-        "data": {"class_path": f"swinv2_tasks.datamodules.{data['class']}", "init_args": data_args},
+        "data": {"class_path": f"{datamodule.__module__}.{datamodule.__name__}", "init_args": data_args},
     }
 
 
-def _as_config(settings: Recorded) -> dict[str, Any]:
-    """Recorded settings as a config names them."""
-    cls = type(settings)
-    return {"class_path": f"{cls.__module__}.{cls.__name__}", "init_args": settings.init_args}
+def _evaluation_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A datamodule's recorded arguments without an augmentation whose class is not of this package.
+
+    A file chooses no other classes, and evaluation, which augments nothing, does without.
+    """
+    augmentation = arguments.get("augmentation")
+    if isinstance(augmentation, Mapping) and recorded_class(Augmentation, augmentation.get("class")) is None:
+        return {name: value for name, value in arguments.items() if name != "augmentation"}
+    return dict(arguments)
+
+
+def _as_config(built: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Recorded arguments as a config states them: settings with their class and its arguments."""
+    arguments = dict(recorded)
+    for name, value in built.items():
+        if isinstance(value, Recorded):
+            cls = type(value)
+            arguments[name] = {"class_path": f"{cls.__module__}.{cls.__name__}", "init_args": value.init_args}
+    return arguments

@@ -1,4 +1,4 @@
-"""LightningDataModules, one per dataset layout."""
+"""LightningDataModules, one per dataset layout, and their augmentations."""
 
 from swinv2_tasks.datamodules.ade20k import ADE20KDataModule
 from swinv2_tasks.datamodules.base import BaseDataModule
@@ -6,12 +6,23 @@ from swinv2_tasks.datamodules.coco import CocoDataModule
 from swinv2_tasks.datamodules.imagenet import ImageNetDataModule
 from swinv2_tasks.datamodules.kinetics import KineticsDataModule
 from swinv2_tasks.datamodules.simmim import SimMIMDataModule
+from swinv2_tasks.datamodules.transforms.augmentation import Augmentation
+from swinv2_tasks.datamodules.transforms.classification import ClassificationAugmentation, ImageNetAugmentation
+from swinv2_tasks.datamodules.transforms.simmim import CropFlipAugmentation, SimMIMAugmentation
+from swinv2_tasks.datamodules.transforms.video import KineticsAugmentation, VideoAugmentation
 
 __all__ = [
     "ADE20KDataModule",
+    "Augmentation",
     "BaseDataModule",
+    "ClassificationAugmentation",
     "CocoDataModule",
+    "CropFlipAugmentation",
+    "ImageNetAugmentation",
     "ImageNetDataModule",
+    "KineticsAugmentation",
     "KineticsDataModule",
+    "SimMIMAugmentation",
     "SimMIMDataModule",
+    "VideoAugmentation",
 ]

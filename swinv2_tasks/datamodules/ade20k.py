@@ -15,7 +15,7 @@ from rich.console import Console
 from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
 from swinv2_tasks.datamodules.classes import abbreviate
 from swinv2_tasks.datamodules.datasets.segmentation import (
-    LabelledScenes,
+    LabeledScenes,
     Resize,
     Scenes,
     scenes_as_batch,
@@ -78,10 +78,10 @@ class ADE20KDataModule(BaseDataModule):
         palette: Label maps hold colors: [R, G, B] of each class in their order; or a text file of `R G B` lines, or
             `R G B NAME` lines in any order.
         source: What to predict: an image, a folder or a glob pattern.
-        mean: Normalisation, per RGB channel: subtracted from values in [0, 1].
-        std: Normalisation, per RGB channel: divides the difference.
+        mean: Normalization, per RGB channel: subtracted from values in [0, 1].
+        std: Normalization, per RGB channel: divides the difference.
         scale_range: Training: range of the random factor of `resize`.
-        cat_max_ratio: Training: share of a crop's labelled pixels that one class may have; ten crops are tried. 1 takes
+        cat_max_ratio: Training: share of a crop's labeled pixels that one class may have; ten crops are tried. 1 takes
             the first.
         flip: Training: probability of a horizontal flip.
         photometric_distortion: Training: random brightness, contrast, saturation and hue.
@@ -205,10 +205,10 @@ class ADE20KDataModule(BaseDataModule):
             pairs = self._pairs("train")
             self._check_label_maps(pairs, self._pairs("val"))
             transform = TrainTransform(*self._augmentation)
-            self.train_dataset = LabelledScenes(pairs, self.coding, transform, self.mean, self.std, self._crop_size)
+            self.train_dataset = LabeledScenes(pairs, self.coding, transform, self.mean, self.std, self._crop_size)
         if self.val_dataset is None:
             pairs = self._pairs("val")
-            self.val_dataset = LabelledScenes(pairs, self.coding, Resize(self.resize), self.mean, self.std)
+            self.val_dataset = LabeledScenes(pairs, self.coding, Resize(self.resize), self.mean, self.std)
             self.test_dataset = self.val_dataset
         self.collate = scenes_as_batch
 

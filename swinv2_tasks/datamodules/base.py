@@ -1,4 +1,4 @@
-"""What the datamodules of all tasks share: loaders, normalisation and the statement of classes."""
+"""What the datamodules of all tasks share: loaders, normalization and the statement of classes."""
 
 from collections.abc import Callable, Sized
 from typing import Any, Literal, cast
@@ -30,7 +30,7 @@ class BaseDataModule(Recorded, LightningDataModule, TaskData):
     Args:
         batch_size: Samples per batch and process.
         num_workers: Loading processes of each loader; 0 loads in the main process.
-        mean: What the images were normalised with: subtracted from RGB in [0, 1] …
+        mean: What the images were normalized with: subtracted from RGB in [0, 1] …
         std: … and what divided the difference.
         faulty_samples: What happens on a sample that cannot be read: `error` stops, `skip` leaves it out of its batch.
             None: `skip` in prediction, which lists them, else `error`.

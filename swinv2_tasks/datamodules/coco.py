@@ -72,8 +72,8 @@ class CocoDataModule(BaseDataModule):
         stuff_classes: How many classes these maps have.
         class_names: Names of the classes, for predicting without annotation files.
         source: What to predict: an image, a folder or a glob pattern.
-        mean: Normalisation, per RGB channel: subtracted from values in [0, 1].
-        std: Normalisation, per RGB channel: divides the difference.
+        mean: Normalization, per RGB channel: subtracted from values in [0, 1].
+        std: Normalization, per RGB channel: divides the difference.
         resize: Evaluation and prediction: limits of the long and the short side in pixels; images are resized to fit,
             keeping their proportions.
         short_sides: Training: least and greatest short side in pixels …

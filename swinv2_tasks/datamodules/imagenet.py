@@ -17,10 +17,10 @@ from torch import Tensor
 from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
 from swinv2_tasks.datamodules.classes import Classes, abbreviate, check_several, classes_of_folders, read_classes
 from swinv2_tasks.datamodules.datasets.classification import (
-    LabelledImages,
+    LabeledImages,
     MixCollate,
     StreamedImages,
-    UnlabelledImages,
+    UnlabeledImages,
 )
 from swinv2_tasks.datamodules.readers.image_lists import Sample, folder_samples, listed_samples, with_real_labels
 from swinv2_tasks.datamodules.readers.images import list_images
@@ -28,10 +28,10 @@ from swinv2_tasks.datamodules.shards import INDEX, Shards, Streaming, is_url, op
 from swinv2_tasks.datamodules.transforms.classification import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    ClassificationAugmentation,
+    ImageNetAugmentation,
     eval_transform,
     height_width,
-    mix_transform,
-    train_transform,
 )
 from swinv2_tasks.errors import UserError
 
@@ -68,20 +68,11 @@ class ImageNetDataModule(BaseDataModule):
             of the numbers in their names (ILSVRC2012_val_00000001.JPEG is the first), or an object of file names
             and such lists. Evaluation labels then have several right answers, or none.
         source: What to predict: an image, a folder or a glob pattern.
-        mean: Normalisation, per RGB channel: subtracted from values in [0, 1].
-        std: Normalisation, per RGB channel: divides the difference.
-        crop_ratio: Evaluation: side of the centre crop as a share of the resized short side; 1.0 stretches the whole
+        mean: Normalization, per RGB channel: subtracted from values in [0, 1].
+        std: Normalization, per RGB channel: divides the difference.
+        crop_pct: Evaluation: side of the center crop as a share of the resized short side; 1.0 stretches the whole
             image to image_size instead.
-        crop_scale: Training: range of the random crop's area as a share of the image's.
-        flip: Training: probability of a horizontal flip.
-        rand_augment_ops: Training: RandAugment operations drawn per image, each applied with probability 0.5; 0: off.
-        rand_augment_magnitude: Training: strength of RandAugment, 0 to 10.
-        color_jitter: Training: largest relative change of brightness, contrast and saturation; only used when
-            RandAugment is off.
-        random_erasing: Training: probability of erasing a rectangle to noise.
-        mixup: Training: alpha of mixup; 0 turns it off.
-        cutmix: Training: alpha of cutmix; 0 turns it off.
-        mixup_switch: Training: probability of cutmix rather than mixup for a batch, when both are on.
+        augmentation: Training: what is done to images and batches, the published recipe or one of your own.
         faulty_samples: What happens on an image that cannot be read: `error` stops, `skip` leaves it out of its batch.
             None: `skip` in prediction, which lists them, else `error`.
         faulty_budget: How many different images `skip` may leave out in a run before it stops. None: 10, in
@@ -107,16 +98,8 @@ class ImageNetDataModule(BaseDataModule):
         source: str | None = None,
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
-        crop_ratio: float = 0.875,
-        crop_scale: tuple[float, float] = (0.08, 1.0),
-        flip: float = 0.5,
-        rand_augment_ops: int = 2,
-        rand_augment_magnitude: int = 9,
-        color_jitter: float = 0.4,
-        random_erasing: float = 0.25,
-        mixup: float = 0.8,
-        cutmix: float = 1.0,
-        mixup_switch: float = 0.5,
+        crop_pct: float = 0.875,
+        augmentation: ClassificationAugmentation = ImageNetAugmentation(),
         faulty_samples: FaultChoice | None = None,
         faulty_budget: int | None = None,
         stream: Streaming = Streaming(),
@@ -130,22 +113,10 @@ class ImageNetDataModule(BaseDataModule):
         self.val_list = val_list
         self.real_labels = real_labels
         self.source = source
-        self.mix = (mixup, cutmix, mixup_switch)
+        self.augmentation = augmentation
         self._class_source = class_names
         self._opened: dict[str, Shards | None] = {}
-        self._eval_transform = eval_transform(image_size, mean, std, crop_ratio)
-        self._train_transform = train_transform(
-            image_size,
-            mean,
-            std,
-            crop_scale,
-            flip,
-            rand_augment_ops,
-            rand_augment_magnitude,
-            color_jitter,
-            random_erasing,
-        )
-        mix_transform(1, *self.mix)  # complains about a value now rather than after the scan
+        self._eval_transform = eval_transform(image_size, mean, std, crop_pct)
 
     @property
     def class_names(self) -> list[str]:
@@ -164,7 +135,7 @@ class ImageNetDataModule(BaseDataModule):
         return shards.classes if shards else classes_of_folders(self._folder(name))
 
     def example_batch(self, batch_size: int, num_classes: int) -> dict[str, Any]:
-        mixes = any(self.mix[:2])
+        mixes = self.augmentation.build_mixing(num_classes) is not None
         label = torch.empty(batch_size, num_classes) if mixes else torch.empty(batch_size, dtype=torch.int64)
         return {"image": torch.empty(batch_size, 3, *height_width(self.image_size)), "label": label}
 
@@ -177,25 +148,26 @@ class ImageNetDataModule(BaseDataModule):
         if stage == "predict":
             if self.source is None:
                 raise UserError("Nothing to predict: set data.source to an image, a folder or a glob pattern.")
-            self.predict_dataset = UnlabelledImages(list_images(self.source), self._eval_transform)
+            self.predict_dataset = UnlabeledImages(list_images(self.source), self._eval_transform)
             return
         if stage == "fit" and self.train_dataset is None:
+            transform = self.augmentation.build(height_width(self.image_size), self.mean, self.std)
             if shards := self._shards(self.train_dir):
-                self.train_dataset = self._streamed(shards, self._train_transform)
+                self.train_dataset = self._streamed(shards, transform)
                 self.train_permute = shards.shuffling()
             else:
                 samples = self.samples("train")
                 labels = (label for _, label in samples if isinstance(label, int))
                 check_several(self._classes, self._folder(self.train_dir), self._setting("train"), labels)
-                self.train_dataset = LabelledImages(samples, self.num_classes, self._train_transform)
-            self.train_collate = MixCollate(mix_transform(self.num_classes, *self.mix))
+                self.train_dataset = LabeledImages(samples, self.num_classes, transform)
+            self.train_collate = MixCollate(self.augmentation.build_mixing(self.num_classes))
         if stage == "fit" or self.trainer is not None:  # reading images of one class is fine
             self.check_classes()
         if self.val_dataset is None:
             if shards := self._shards(self.val_dir):
                 self.val_dataset = self._streamed(shards, self._eval_transform, self._streamed_labels(shards))
             else:
-                self.val_dataset = LabelledImages(self.samples("val"), self.num_classes, self._eval_transform)
+                self.val_dataset = LabeledImages(self.samples("val"), self.num_classes, self._eval_transform)
             self.test_dataset = self.val_dataset
 
     def check_classes(self) -> None:

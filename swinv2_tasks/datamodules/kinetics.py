@@ -1,18 +1,18 @@
-"""Kinetics and other labelled videos: CSV files, lists, or folders per class.
+"""Kinetics and other labeled videos: CSV files, lists, or folders per class.
 
 Kinetics: https://arxiv.org/abs/1705.06950.
 """
 
 import shlex
-from collections.abc import Iterable
-from functools import cached_property
+from collections.abc import Callable, Iterable
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
-from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
 from swinv2_tasks.datamodules.classes import Classes, abbreviate, check_several, classes_of_folders
@@ -21,14 +21,18 @@ from swinv2_tasks.datamodules.readers.video_lists import folder_videos, list_lab
 from swinv2_tasks.datamodules.readers.video_verdicts import look_up
 from swinv2_tasks.datamodules.readers.videos import DecoderChoice, list_videos
 from swinv2_tasks.datamodules.transforms.classification import (
-    BILINEAR,
     IMAGENET_MEAN,
     IMAGENET_STD,
     check,
     height_width,
-    train_transform,
 )
-from swinv2_tasks.datamodules.transforms.video import EvalViews, FrameSampling, resize_to_cover
+from swinv2_tasks.datamodules.transforms.video import (
+    EvalViews,
+    FrameSampling,
+    KineticsAugmentation,
+    VideoAugmentation,
+    resize_to_cover,
+)
 from swinv2_tasks.errors import UserError, printable
 
 _EXPECTED = (
@@ -40,7 +44,7 @@ _EXPECTED = (
 
 
 class KineticsDataModule(BaseDataModule):
-    """Labelled videos: Kinetics' CSV files, lists of paths and labels, or class folders.
+    """Labeled videos: Kinetics' CSV files, lists of paths and labels, or class folders.
 
     Yields `VideoBatch`, and `VideoPredictBatch` from `source`. A video is opened by the worker that reads it and closed
     at once; only the frames of the clip are decoded. What is random is the same for all frames of a clip.
@@ -70,17 +74,12 @@ class KineticsDataModule(BaseDataModule):
         source: What to predict: a video, a folder or a glob pattern.
         check_source: Prediction: decode every frame of a video before its first sample, so that damage outside of its
             clips is found too, as `data check` would.
-        mean: Normalisation, per RGB channel: subtracted from values in [0, 1].
-        std: Normalisation, per RGB channel: divides the difference.
+        mean: Normalization, per RGB channel: subtracted from values in [0, 1].
+        std: Normalization, per RGB channel: divides the difference.
         crop_pct: Training and validation: frames are first resized until a view covers this share of their short side,
             in (0, 1]: 0.875 is 256 pixels for views of 224. None: training crops out of the frames as they are, and
             validation takes as much as a view can show. Testing and prediction always do.
-        crop_scale: Training: range of the random crop's area as a share of the frame's.
-        flip: Training: probability of a horizontal flip.
-        rand_augment_ops: Training: RandAugment operations drawn per clip, each applied with probability 0.5; 0: off.
-        rand_augment_magnitude: Training: their strength, 0 to 10.
-        color_jitter: Training: largest relative change of brightness, contrast and saturation; without RandAugment.
-        random_erasing: Training: probability of erasing a rectangle.
+        augmentation: Training: what is done to clips, the published recipe or one of your own.
         decoder: Which library decodes videos: `auto` and `pyav` PyAV, `decord` decord, which refuses files in which its
             seek is not proved to give the frames asked for.
         faulty_samples: What happens on a video that cannot be read: `error` stops, `skip` leaves it out of its batch.
@@ -120,12 +119,7 @@ class KineticsDataModule(BaseDataModule):
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
         crop_pct: float | None = None,
-        crop_scale: tuple[float, float] = (0.08, 1.0),
-        flip: float = 0.5,
-        rand_augment_ops: int = 0,
-        rand_augment_magnitude: int = 9,
-        color_jitter: float = 0.0,
-        random_erasing: float = 0.0,
+        augmentation: VideoAugmentation = KineticsAugmentation(),
         decoder: DecoderChoice = "auto",
         faulty_samples: FaultChoice | None = None,
         faulty_budget: int | None = None,
@@ -153,19 +147,7 @@ class KineticsDataModule(BaseDataModule):
         self._folders = {"train": train_videos, "val": val_videos, "test": test_videos}
         self._unchecked: dict[str, tuple[int, int]] = {}
         self._class_source = class_names
-        self._train_transform = train_transform(
-            self.image_size,
-            mean,
-            std,
-            crop_scale,
-            flip,
-            rand_augment_ops,
-            rand_augment_magnitude,
-            color_jitter,
-            random_erasing,
-            BILINEAR,
-            antialias=False,
-        )
+        self.augmentation = augmentation
 
     @property
     def class_names(self) -> list[str]:
@@ -209,7 +191,8 @@ class KineticsDataModule(BaseDataModule):
         if stage == "fit" and self.train_dataset is None:
             videos, faulty = self._present("train")
             self._check_several(label for _, label in videos)
-            self.train_dataset = TrainingClips(videos, self.sampling, self._augmented, self.decoder, faulty)
+            transform = self._train_transform()
+            self.train_dataset = TrainingClips(videos, self.sampling, transform, self.decoder, faulty)
         if self.val_dataset is None and stage != "test":
             self.val_dataset = self._views_of("val", *self._present("val"))
         if self.test_dataset is None and stage == "test":
@@ -295,11 +278,13 @@ class KineticsDataModule(BaseDataModule):
         words += [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
         return printable(shlex.join(words))
 
-    def _augmented(self, clip: Tensor) -> Tensor:
-        """A clip uint8 (T, 3, H, W), resized, randomly cropped and augmented alike for all frames."""
-        if self.crop_pct is not None:
-            clip = resize_to_cover(clip, self.image_size, self.crop_pct)
-        return self._train_transform(tv_tensors.Video(clip))
+    def _train_transform(self) -> Callable[[Tensor], Tensor]:
+        """Clip uint8 (T, 3, H, W) -> float32 of the views' size, resized first where `crop_pct` says so."""
+        augment = self.augmentation.build(self.image_size, self.mean, self.std)
+        if self.crop_pct is None:
+            return augment
+        resize = partial(resize_to_cover, size=self.image_size, crop_pct=self.crop_pct)
+        return v2.Compose([resize, augment])
 
     def _views_of(
         self, kind: str, videos: list[tuple[str, int]], faulty: dict[str, str], checks_all: bool = False

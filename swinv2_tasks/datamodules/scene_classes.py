@@ -1,4 +1,4 @@
-"""The classes of scene parsing: ADE20K's names and colours, and the class lists of other datasets.
+"""The classes of scene parsing: ADE20K's names and colors, and the class lists of other datasets.
 
 ADE20K: https://arxiv.org/abs/1608.05442; the 150 classes of its scene parsing benchmark, in their order.
 """
@@ -23,7 +23,7 @@ plaything; swimming pool; stool; barrel; basket; waterfall; tent; bag; minibike;
 tank; trade name; microwave; pot; animal; bicycle; lake; dishwasher; screen; blanket; sculpture; hood; sconce; vase;
 traffic light; tray; ashcan; fan; pier; crt screen; plate; monitor; bulletin board; shower; radiator; glass; clock;
 flag"""
-_COLOURS = """\
+_COLORS = """\
 787878 b47878 06e6e6 503232 04c803 787850 8c8c8c cc05ff e6e6e6 04fa07 e005ff ebff07 96053d 787846 08ff33 ff0652 8fff8c
 ccff04 ff3307 cc4603 0066c8 3de6fa ff0633 0b66ff ff0747 ff09e0 0907e6 dcdcdc ff095c 7009ff 08ffd6 07ffe0 ffb806 0aff47
 ff290a 07ffff e0ff08 6608ff ff3d06 ffc207 ff7a08 00ff14 ff0829 ff0599 0633ff eb0cff a09614 00a3ff 8c8c8c fa0a0f 14ff00
@@ -37,8 +37,8 @@ ff00a3 ffcc00 ff008f 00ffeb 85ff00 ff00eb f500ff ff007a fff500 0abed4 d6ff00 00c
 ADE20K_NAMES: tuple[str, ...] = tuple(_NAMES.replace("\n", " ").split("; "))
 """The first of each class's synonyms; label i + 1 is ADE20K_NAMES[i]."""
 
-ADE20K_COLOURS: tuple[tuple[int, int, int], ...] = tuple(
-    (red, green, blue) for red, green, blue in map(bytes.fromhex, _COLOURS.split())
+ADE20K_COLORS: tuple[tuple[int, int, int], ...] = tuple(
+    (red, green, blue) for red, green, blue in map(bytes.fromhex, _COLORS.split())
 )
 """RGB in which ADE20K's classes are usually drawn."""
 
@@ -46,10 +46,10 @@ MOST_CLASSES = 254
 """As many as 8-bit label maps can tell apart, beside 0 for no class and 255 for ignored pixels in training."""
 
 
-def colours(number: int) -> list[tuple[int, int, int]]:
-    """RGB of a number of classes: ADE20K's first, then hues that stay apart from their neighbours."""
-    more = [colorsys.hsv_to_rgb(k * 0.618 % 1, 0.6, 0.9 - 0.3 * (k % 2)) for k in range(number - len(ADE20K_COLOURS))]
-    return [*ADE20K_COLOURS[:number], *((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in more)]
+def colors(number: int) -> list[tuple[int, int, int]]:
+    """RGB of a number of classes: ADE20K's first, then hues that stay apart from their neighbors."""
+    more = [colorsys.hsv_to_rgb(k * 0.618 % 1, 0.6, 0.9 - 0.3 * (k % 2)) for k in range(number - len(ADE20K_COLORS))]
+    return [*ADE20K_COLORS[:number], *((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in more)]
 
 
 def scene_class_names(source: str | Path | Sequence[str] | None, prefix: str = "data.") -> list[str]:

@@ -27,7 +27,7 @@ def check_shares(coding: LabelCoding, maps: Sequence[MapCounts]) -> str | None:
     present = [name for name, number in zip(coding.names, pixels, strict=True) if number]
     if len(present) > 1:
         return None
-    found = f"all labelled pixels are {present[0]}" if present else "no pixel has a class"
+    found = f"all labeled pixels are {present[0]}" if present else "no pixel has a class"
     outcome = (
         "a model that always says so has a loss of 0 and an mIoU of 1.0" if present else "there is nothing to learn"
     )

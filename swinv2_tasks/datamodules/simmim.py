@@ -1,22 +1,24 @@
 """Images without labels, and random masks over their patches, for SimMIM: https://arxiv.org/abs/2111.09886."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
+from torch import Tensor
 
 from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
 from swinv2_tasks.datamodules.datasets.simmim import MaskedImages
 from swinv2_tasks.datamodules.readers.images import list_images
 from swinv2_tasks.datamodules.transforms.classification import (
-    BILINEAR,
     IMAGENET_MEAN,
     IMAGENET_STD,
     check,
     eval_transform,
     height_width,
-    train_transform,
 )
+from swinv2_tasks.datamodules.transforms.simmim import CropFlipAugmentation, SimMIMAugmentation
 from swinv2_tasks.errors import UserError
 
 _EXPECTED = (
@@ -42,12 +44,11 @@ class SimMIMDataModule(BaseDataModule):
         source: What to predict: an image, a folder or a glob pattern.
         mask_patch_size: Side of the patches that are masked as one, in pixels.
         mask_ratio: Share of the patches that is masked, rounded up.
-        mean: Normalisation, per RGB channel: subtracted from values in [0, 1].
-        std: Normalisation, per RGB channel: divides the difference.
-        crop_ratio: Evaluation: side of the centre crop as a share of the resized short side; 1.0 stretches the whole
+        mean: Normalization, per RGB channel: subtracted from values in [0, 1].
+        std: Normalization, per RGB channel: divides the difference.
+        crop_pct: Evaluation: side of the center crop as a share of the resized short side; 1.0 stretches the whole
             image to image_size instead.
-        crop_scale: Training: range of the random crop's area as a share of the image's.
-        flip: Training: probability of a horizontal flip.
+        augmentation: Training: what is done to images, the published recipe or one of your own.
         faulty_samples: What happens on an image that cannot be read: `error` stops, `skip` leaves it out of its batch.
             None: `skip` in prediction, which lists them, else `error`.
         faulty_budget: How many different images `skip` may leave out in a run before it stops. None: 10, in
@@ -71,9 +72,8 @@ class SimMIMDataModule(BaseDataModule):
         mask_ratio: float = 0.6,
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
-        crop_ratio: float = 0.875,
-        crop_scale: tuple[float, float] = (0.67, 1.0),
-        flip: float = 0.5,
+        crop_pct: float = 0.875,
+        augmentation: SimMIMAugmentation = CropFlipAugmentation(),
         faulty_samples: FaultChoice | None = None,
         faulty_budget: int | None = None,
     ) -> None:
@@ -92,8 +92,9 @@ class SimMIMDataModule(BaseDataModule):
         self.val_share, self.source = val_share, source
         self.mask_patch_size, self.mask_ratio = mask_patch_size, mask_ratio
         self._patches = (sides[0] // mask_patch_size, sides[1] // mask_patch_size)
-        self._eval_transform = eval_transform(image_size, mean, std, crop_ratio)
-        self._train_transform = train_transform(image_size, mean, std, crop_scale, flip, 0, 0, 0.0, 0.0, BILINEAR)
+        self._image_size = sides
+        self._eval_transform = eval_transform(image_size, mean, std, crop_pct)
+        self.augmentation = augmentation
 
     @property
     def class_names(self) -> list[str]:
@@ -104,9 +105,8 @@ class SimMIMDataModule(BaseDataModule):
         return []
 
     def example_batch(self, batch_size: int, num_classes: int) -> dict[str, Any]:
-        size = tuple(side * self.mask_patch_size for side in self._patches)
         mask = torch.empty(batch_size, *self._patches, dtype=torch.bool)
-        return {"image": torch.empty(batch_size, 3, *size), "mask": mask}
+        return {"image": torch.empty(batch_size, 3, *self._image_size), "mask": mask}
 
     def setup(self, stage: str) -> None:
         """Find the images that `stage` (fit, validate, test or predict) needs.
@@ -117,17 +117,19 @@ class SimMIMDataModule(BaseDataModule):
         if stage == "predict":
             if self.source is None:
                 raise UserError("Nothing to predict: set data.source to an image, a folder or a glob pattern.")
-            self.predict_dataset = self._masked(list_images(self.source), train=False)
+            self.predict_dataset = self._masked(list_images(self.source), self._eval_transform)
             return
         if stage == "fit" and self.train_dataset is None:
             train, _ = self._split()
-            self.train_dataset = self._masked(train, train=True)
+            transform = self.augmentation.build(self._image_size, self.mean, self.std)
+            self.train_dataset = self._masked(train, transform, train=True)
         if self.val_dataset is None:
             val = self._split()[1] if self.val_dir is None else list_images(self._folder(self.val_dir))
-            self.val_dataset = self.test_dataset = self._masked(val, train=False)
+            self.val_dataset = self.test_dataset = self._masked(val, self._eval_transform)
 
-    def _masked(self, paths: list[Path], train: bool) -> "MaskedImages":
-        transform = self._train_transform if train else self._eval_transform
+    def _masked(
+        self, paths: list[Path], transform: Callable[[Image.Image], Tensor], train: bool = False
+    ) -> MaskedImages:
         return MaskedImages(paths, transform, self._patches, self.mask_ratio, train)
 
     def _split(self) -> tuple[list[Path], list[Path]]:

@@ -142,11 +142,12 @@ def test_the_imagenet_config_is_the_published_recipe() -> None:
         "warmup_epochs": 20.0, "warmup_lr": 5e-7, "min_lr": 5e-6, "base_batch_size": 512, "layer_decay": 1.0,
         "backbone_lr_mult": 1.0,
     }  # fmt: skip
-    expected = {
-        "image_size": 256, "rand_augment_ops": 2, "rand_augment_magnitude": 9, "color_jitter": 0.4,
-        "random_erasing": 0.25, "mixup": 0.8, "cutmix": 1.0, "mixup_switch": 0.5, "crop_ratio": 224 / 256,
+    assert (data["image_size"], data["crop_pct"]) == (256, 224 / 256)
+    assert data["augmentation"]["class_path"] == "swinv2_tasks.datamodules.ImageNetAugmentation"
+    assert data["augmentation"]["init_args"] == {
+        "crop_scale": [0.08, 1.0], "horizontal_flip": 0.5, "rand_augment_ops": 2, "rand_augment_magnitude": 9,
+        "color_jitter": 0.4, "random_erasing": 0.25, "mixup": 0.8, "cutmix": 1.0, "mixup_switch_prob": 0.5,
     }  # fmt: skip
-    assert {name: data[name] for name in expected} == expected
 
 
 RECIPES = {
@@ -267,7 +268,8 @@ def test_the_simmim_config_is_the_published_recipe() -> None:
     assert (model["optimizer"]["init_args"]["lr"], schedule["warmup_lr"], schedule["warmup_epochs"]) == (1e-4, 5e-7, 10)
     assert (schedule["milestones"], schedule["gamma"], schedule["base_batch_size"]) == ([700], 0.1, 512)
     assert (data["image_size"], data["mask_patch_size"], data["mask_ratio"]) == (192, 32, 0.6)
-    assert (data["crop_scale"], data["flip"]) == ([0.67, 1.0], 0.5)
+    assert data["augmentation"]["class_path"] == "swinv2_tasks.datamodules.CropFlipAugmentation"
+    assert data["augmentation"]["init_args"] == {"crop_scale": [0.67, 1.0], "horizontal_flip": 0.5}
 
 
 CLIP_RECIPES = {
@@ -296,7 +298,9 @@ def test_a_video_config_is_the_published_recipe(name: str) -> None:
     assert (schedule["warmup_epochs"], schedule["backbone_lr_mult"], schedule["base_batch_size"]) == (2.5, 0.1, 64)
     assert (schedule["warmup_lr"], schedule["min_lr"]) == (1e-4, 0)
     assert (data["image_size"], data["frames"], data["stride"], data["sampling"]) == (side, frames, stride, sampling)
-    assert (data["test_views"], data["crop_scale"], data["flip"]) == (views, [0.08, 1.0], 0.5)
+    augmentation = data["augmentation"]["init_args"]
+    assert data["test_views"] == views
+    assert (augmentation["crop_scale"], augmentation["horizontal_flip"]) == ([0.08, 1.0], 0.5)
     assert (model["weights"] is not None) == from_weights
 
 
@@ -327,5 +331,5 @@ def test_a_paper_config_is_the_published_recipe(name: str) -> None:
     scale = schedule["base_batch_size"] / 512
     rates = (optimizer["lr"] / scale, schedule["warmup_lr"] / scale, schedule["min_lr"] / scale)
     assert rates == pytest.approx((lr, warmup_lr, min_lr))
-    assert data["crop_ratio"] == (1.0 if size >= 384 else pytest.approx(224 / 256))
+    assert data["crop_pct"] == (1.0 if size >= 384 else pytest.approx(224 / 256))
     assert (model["weights"] is None) == (windows is None)  # fine-tuning starts from weights, which say their windows

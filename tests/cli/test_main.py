@@ -248,7 +248,7 @@ def start(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> S
         (["--data.image_size=0"], ["data.image_size"]),
         (["--data.batch_size=0"], ["data.batch_size=0"]),
         (["--data.batch_size=19"], ["data.batch_size is 19", "18 training samples"]),
-        (["--data.flip=3"], ["data.flip is 3"]),
+        (["--data.augmentation.horizontal_flip=3"], ["data.augmentation.horizontal_flip is 3"]),
         (["--data.class_names=missing.txt"], ["missing.txt", "data.class_names"]),
         (["--data.real_labels=missing.json"], ["missing.json", "data.real_labels"]),
         (["--model.optimizer.lr=0"], ["lr", "above 0"]),

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from swinv2_tasks.datamodules import ADE20KDataModule
-from swinv2_tasks.datamodules.scene_classes import ADE20K_COLOURS, ADE20K_NAMES, colours, scene_class_names
+from swinv2_tasks.datamodules.scene_classes import ADE20K_COLORS, ADE20K_NAMES, colors, scene_class_names
 from swinv2_tasks.errors import UserError
 from tests.helpers.scenes import COLOURS, DATA, NAMES, write_scenes
 
@@ -205,8 +205,8 @@ def test_class_lists_that_cannot_be_are_told(text: str, words: str, tmp_path: Pa
 
 
 def test_every_class_has_a_colour() -> None:
-    assert colours(150) == list(ADE20K_COLOURS)
-    many = colours(254)
+    assert colors(150) == list(ADE20K_COLORS)
+    many = colors(254)
     assert len(many) == 254 and all(0 <= value <= 255 for colour in many for value in colour)
     assert len(set(many)) == 253  # ADE20K itself draws two classes alike
 

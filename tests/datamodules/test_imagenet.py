@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from swinv2_tasks.datamodules.imagenet import ImageNetDataModule
+from swinv2_tasks.datamodules import ImageNetAugmentation, ImageNetDataModule
 from swinv2_tasks.errors import UserError
 
 QUIET = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "num_workers": 0, "batch_size": 4, "image_size": 8}
+UNMIXED = ImageNetAugmentation(mixup=0.0, cutmix=0.0)
 
 
 def write(path: Path, gray: int = 0) -> None:
@@ -77,7 +78,7 @@ def test_training_batches_are_mixed_and_whole(root: Path) -> None:
 
 
 def test_training_without_mixing_keeps_indices(root: Path) -> None:
-    data = datamodule(root, mixup=0.0, cutmix=0.0, batch_size=6)
+    data = datamodule(root, augmentation=UNMIXED, batch_size=6)
     data.setup("fit")
     (batch,) = data.train_dataloader()
     assert sorted(batch["label"].tolist()) == [0, 0, 1, 1, 2, 2]
@@ -85,7 +86,7 @@ def test_training_without_mixing_keeps_indices(root: Path) -> None:
 
 def test_order_follows_from_the_seed_alone(root: Path) -> None:
     def order(seed: int, drawn_before: int = 0) -> list[int]:
-        data = datamodule(root, mixup=0.0, cutmix=0.0, batch_size=1)
+        data = datamodule(root, augmentation=UNMIXED, batch_size=1)
         data.setup("fit")
         torch.manual_seed(seed)
         torch.rand(drawn_before)
@@ -110,7 +111,7 @@ def test_a_batch_larger_than_the_dataset_is_refused(root: Path) -> None:
         data.train_dataloader()
 
 
-@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"num_workers": -1}, {"std": (1.0, 0.0, 1.0)}, {"flip": -1.0}])
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"num_workers": -1}, {"std": (1.0, 0.0, 1.0)}, {"crop_pct": 0.0}])
 def test_arguments_out_of_range(root: Path, wrong: dict) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
         datamodule(root, **wrong)
@@ -129,12 +130,12 @@ def test_the_published_augmentation_is_the_same_for_any_number_of_workers(root: 
     """And again when the epoch is begun anew: it follows from the sample's seed."""
     for number in range(9):
         write(root / "train/dog" / f"{number}.png", 20 * number)
-    published = {"rand_augment_ops": 2, "random_erasing": 0.5, "mixup": 0.8, "cutmix": 1.0, "image_size": 32}
+    augmentation = ImageNetAugmentation(random_erasing=0.5)
     epochs = []
     for workers in (0, 2, 0):
         torch.manual_seed(3)
         random.seed(workers)
-        data = datamodule(root, **published, num_workers=workers)
+        data = datamodule(root, image_size=32, augmentation=augmentation, num_workers=workers)
         data.setup("fit")
         epochs.append(torch.cat([batch["image"] for batch in data.train_dataloader()]))
     assert torch.equal(epochs[0], epochs[1]) and torch.equal(epochs[0], epochs[2])
@@ -142,7 +143,7 @@ def test_the_published_augmentation_is_the_same_for_any_number_of_workers(root: 
 
 
 def test_datasets_can_be_sent_to_spawned_workers(root: Path) -> None:
-    data = datamodule(root, rand_augment_ops=2, random_erasing=0.25)
+    data = datamodule(root, augmentation=ImageNetAugmentation())
     data.setup("fit")
     copy = pickle.loads(pickle.dumps((data.train_dataset, data.val_dataset, data.train_collate)))
     torch.testing.assert_close(copy[1][2]["image"], data.val_dataset[2]["image"])  # type: ignore[index]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from swinv2_tasks.datamodules import KineticsDataModule
+from swinv2_tasks.datamodules import KineticsAugmentation, KineticsDataModule
 from swinv2_tasks.datamodules.readers.video_lists import list_labels, listed_videos, read_label_map
 from swinv2_tasks.errors import UserError
 from tests.helpers.films import GREY_STEP, cut_off, write_film
@@ -70,7 +70,7 @@ def test_one_class_is_refused(tmp_path: Path) -> None:
 
 
 def test_validation_takes_the_middle_and_testing_all_views(folders: Path) -> None:
-    module = data(folders, test_views=(2, 3), crop_scale=(1.0, 1.0))
+    module = data(folders, test_views=(2, 3))
     module.setup("validate")
     batches = list(module.val_dataloader())
     assert [batch["video_id"].tolist() for batch in batches] == [[0, 1], [2, 3]]
@@ -103,7 +103,7 @@ def test_augmentation_is_the_same_for_all_frames_of_a_clip(tmp_path: Path) -> No
     for k in range(2):
         write_film(tmp_path / "train" / f"still {k}" / f"{k}.mp4", frames=1)
         write_film(tmp_path / "val" / f"still {k}" / f"{k}.mp4", frames=1)
-    module = data(tmp_path, rand_augment_ops=2, crop_scale=(0.3, 1.0))
+    module = data(tmp_path, augmentation=KineticsAugmentation(rand_augment_ops=2, crop_scale=(0.3, 1.0)))
     module.setup("fit")
     seen = []
     for epoch in range(6):

@@ -10,6 +10,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from swinv2_tasks.datamodules.base import BaseDataModule
 from swinv2_tasks.datamodules.loader import BatchLoader, BatchOrder, FaultPolicy, FileOrder, grouped
 from swinv2_tasks.errors import UserError
 from tests.helpers.processes import wait_for
-from tests.helpers.tiny import new_data, write_images
+from tests.helpers.tiny import AUGMENTATION, new_data, write_images
 
 SIZES = [
     (samples, batch_size, world_size)
@@ -243,7 +244,8 @@ def cut(path: Path) -> None:
 def data_of(root: Path, **arguments: Any) -> ImageNetDataModule:
     """With augmentation that draws random numbers, but without mixing."""
     torch.manual_seed(5)
-    data = new_data(root, **{"color_jitter": 0.3, "random_erasing": 0.5, **arguments})
+    augmentation = replace(AUGMENTATION, color_jitter=0.3, random_erasing=0.5)
+    data = new_data(root, **{"augmentation": augmentation, **arguments})
     data.setup("fit")
     return data
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from swinv2_tasks.datamodules import SimMIMDataModule
+from swinv2_tasks.datamodules import CropFlipAugmentation, SimMIMDataModule
 from swinv2_tasks.datamodules.datasets.simmim import random_mask
 from swinv2_tasks.errors import UserError
 
@@ -56,7 +56,7 @@ def test_images_are_found_at_any_depth_and_some_are_set_aside(photos: Path) -> N
 
 def test_training_crops_are_the_published_ones(photos: Path) -> None:
     """By the published code's transform, from the same random numbers: bilinear, other than in classification."""
-    data = new_data(photos, flip=0.0)
+    data = new_data(photos, augmentation=CropFlipAugmentation(horizontal_flip=0.0))
     data.setup("fit")
     published = transforms.Compose(
         [

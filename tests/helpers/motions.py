@@ -11,9 +11,10 @@ import numpy as np
 import yaml
 
 from swinv2_tasks.backbone import SwinTransformerV2
+from swinv2_tasks.datamodules import KineticsAugmentation
 from swinv2_tasks.tasks import VideoClassificationTask
 from swinv2_tasks.training.optim import CosineSchedule
-from tests.helpers.tiny import QUIET, merge
+from tests.helpers.tiny import QUIET, as_config, merge
 
 LABELS = ("goes down", "goes up")
 
@@ -23,8 +24,8 @@ BACKBONE: dict[str, Any] = {
 }  # fmt: skip
 
 DATA: dict[str, Any] = {
-    "image_size": 32, "batch_size": 6, "num_workers": 0, "frames": 8, "stride": 1, "crop_scale": [0.8, 1.0],
-    "test_views": [2, 3], "train_list": "train.csv", "val_list": "val.csv",
+    "image_size": 32, "batch_size": 6, "num_workers": 0, "frames": 8, "stride": 1, "test_views": [2, 3],
+    "augmentation": KineticsAugmentation(crop_scale=(0.8, 1.0)), "train_list": "train.csv", "val_list": "val.csv",
 }  # fmt: skip
 
 
@@ -71,7 +72,7 @@ def config(root: Path, **changes: Any) -> dict[str, Any]:
         },
         "data": {
             "class_path": "swinv2_tasks.datamodules.KineticsDataModule",
-            "init_args": {"root": str(root), **DATA},
+            "init_args": {"root": str(root), **as_config(DATA)},
         },
     }
     return merge(settings, changes)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import yaml
 
-from tests.helpers.tiny import config
+from tests.helpers.tiny import config, merge
 
 FAULTS = "tests.helpers.faults"
 EMA = {"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.9}}
@@ -25,8 +25,10 @@ def write_run(folder: Path, data: Path, *callbacks: dict[str, Any], **changes: A
         *callbacks,
     ]
     settings["model"]["init_args"]["backbone"]["init_args"]["drop_path_rate"] = 0.3
-    settings["data"]["init_args"] |= {"mixup": 0.8, "random_erasing": 0.5, "color_jitter": 0.3}
-    settings["data"]["init_args"] |= changes.get("data", {}).get("init_args", {})
+    settings["data"]["init_args"]["augmentation"]["init_args"] |= {
+        "mixup": 0.8, "random_erasing": 0.5, "color_jitter": 0.3
+    }  # fmt: skip
+    settings = merge(settings, changes)
     (folder / "tiny.yaml").write_text(yaml.safe_dump(settings))
     return folder
 

@@ -12,7 +12,8 @@ from lightning.pytorch import Callback, Trainer
 from PIL import Image
 
 from swinv2_tasks.backbone import SwinTransformerV2
-from swinv2_tasks.datamodules import ImageNetDataModule
+from swinv2_tasks.datamodules import ImageNetAugmentation, ImageNetDataModule
+from swinv2_tasks.hyperparameters import Recorded
 from swinv2_tasks.tasks import ClassificationTask
 from swinv2_tasks.training.optim import CosineSchedule
 
@@ -24,17 +25,11 @@ NAMES = {"n01": "red apple", "n02": "green leaf", "n03": "blue sea"}
 BACKBONE: dict[str, Any] = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}
 """Maps of 8×8 and 4×4 tokens at 32 pixels: the window of 4 shifts nothing away from the first."""
 
+AUGMENTATION = ImageNetAugmentation(rand_augment_ops=0, color_jitter=0.0, random_erasing=0.0, mixup=0.0, cutmix=0.0)
+
 DATA: dict[str, Any] = {
-    "image_size": 32,
-    "batch_size": 6,
-    "num_workers": 0,
-    "crop_ratio": 1.0,
-    "rand_augment_ops": 0,
-    "color_jitter": 0.0,
-    "random_erasing": 0.0,
-    "mixup": 0.0,
-    "cutmix": 0.0,
-}
+    "image_size": 32, "batch_size": 6, "num_workers": 0, "crop_pct": 1.0, "augmentation": AUGMENTATION,
+}  # fmt: skip
 
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
@@ -78,10 +73,20 @@ def config(root: Path, **changes: Any) -> dict[str, Any]:
         },
         "data": {
             "class_path": "swinv2_tasks.datamodules.ImageNetDataModule",
-            "init_args": {"root": str(root), "class_names": str(root / "classes.csv"), **DATA},
+            "init_args": {"root": str(root), "class_names": str(root / "classes.csv"), **as_config(DATA)},
         },
     }
     return merge(settings, changes)
+
+
+def as_config(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments as a config states them: settings by their class and its arguments."""
+    stated = dict(arguments)
+    for name, value in arguments.items():
+        if isinstance(value, Recorded):
+            cls = type(value)
+            stated[name] = {"class_path": f"{cls.__module__}.{cls.__name__}", "init_args": value.init_args}
+    return stated
 
 
 def merge(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

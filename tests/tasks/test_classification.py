@@ -113,8 +113,9 @@ def test_best_is_the_epoch_of_the_best_metric_and_last_the_last(trained: Path) -
 
 def test_the_published_augmentation_runs(images: Path, tmp_path: Path) -> None:
     """RandAugment, erasing, mixup and cutmix: labels are then shares of all classes."""
-    published = {"rand_augment_ops": 2, "random_erasing": 0.25, "mixup": 0.8, "cutmix": 1.0, "num_workers": 1}
-    run = fit(tmp_path, images, trainer={"max_epochs": 1}, data={"init_args": published})
+    published = {"init_args": {"rand_augment_ops": 2, "random_erasing": 0.25, "mixup": 0.8, "cutmix": 1.0}}
+    data = {"init_args": {"augmentation": published, "num_workers": 1}}
+    run = fit(tmp_path, images, trainer={"max_epochs": 1}, data=data)
     losses = [row["train/loss"] for row in metrics(run) if "train/loss" in row]
     assert len(losses) == 3
     assert all(0 < loss < 5 for loss in losses)

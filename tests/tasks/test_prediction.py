@@ -316,7 +316,7 @@ def test_strips_are_predicted_or_refused_in_little_memory(task: str, checkpoint:
     source.mkdir()
     for name, size in (("0", (1, 20_000)), ("1", (20_000, 1)), ("2", (40, 36)), ("3", (1, 1))):
         Image.new("RGB", size, "red").save(source / f"{name}.png")
-    crop = ["--data.crop_ratio=0.875"] if task in ("images", "photos") else []
+    crop = ["--data.crop_pct=0.875"] if task in ("images", "photos") else []
     done = run(command(model, source, out, *crop, "--trainer.callbacks+=tests.helpers.faults.LittleMemory"), tmp_path)
     assert "Traceback" not in done.errors and done.status in (0, 1), done.errors
     rows = table(out)

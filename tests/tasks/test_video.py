@@ -134,7 +134,7 @@ def test_predictions_of_two_processes_are_one_file(watcher: Path, motions: Path,
 @pytest.mark.slow
 def test_a_training_killed_in_an_epoch_ends_as_an_undisturbed_one(motions: Path, tmp_path: Path) -> None:
     settings = {"callbacks": [{"class_path": "tests.helpers.faults.SendSignal"}], "max_epochs": 3}
-    data = {"init_args": {"num_workers": 1, "flip": 0.5, "sampling": "segments"}}
+    data = {"init_args": {"num_workers": 1, "sampling": "segments"}}
     write_config(tmp_path / "motions.yaml", motions, trainer=settings, data=data)
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     arguments = ["fit", f"--config={tmp_path / 'motions.yaml'}", "--save.every_n_steps=1"]

@@ -1,4 +1,4 @@
-"""Samples of images: labelled ones from files and shards, and those to predict."""
+"""Samples of images: labeled ones from files and shards, and those to predict."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,14 +8,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
-from torchvision.transforms import v2
 
+from swinv2_tasks.batches import ClassificationBatch
 from swinv2_tasks.datamodules.readers.image_lists import Sample
 from swinv2_tasks.datamodules.readers.images import read_image
 from swinv2_tasks.datamodules.shards import Shards
 
 
-class LabelledImages(Dataset):
+class LabeledImages(Dataset):
     """Samples {image, label} for `ClassificationBatch`.
 
     Args:
@@ -37,7 +37,7 @@ class LabelledImages(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         path, label = self.samples[index]
-        return labelled(self.transform(read_image(path)), label, self.num_classes)
+        return labeled_sample(self.transform(read_image(path)), label, self.num_classes)
 
 
 class StreamedImages(Dataset):
@@ -74,10 +74,10 @@ class StreamedImages(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         content, class_id, name = self.shards[index]
         label = self.index_of[class_id] if self.labels is None else self.labels[index]
-        return labelled(self.transform(read_image(name, content)), label, self.num_classes)
+        return labeled_sample(self.transform(read_image(name, content)), label, self.num_classes)
 
 
-def labelled(image: Tensor, label: int | list[int], num_classes: int) -> dict[str, Any]:
+def labeled_sample(image: Tensor, label: int | list[int], num_classes: int) -> dict[str, Any]:
     """A sample {image, label}; a list of class indices becomes a row of zeros with ones at these."""
     if isinstance(label, int):
         return {"image": image, "label": label}
@@ -86,7 +86,7 @@ def labelled(image: Tensor, label: int | list[int], num_classes: int) -> dict[st
     return {"image": image, "label": row}
 
 
-class UnlabelledImages(Dataset):
+class UnlabeledImages(Dataset):
     """Samples {image, path} for `PredictBatch`.
 
     Args:
@@ -109,11 +109,11 @@ class UnlabelledImages(Dataset):
 
 
 class MixCollate:
-    """Collate samples into a ClassificationBatch, then mix its images and labels; None mixes nothing."""
+    """Collates samples into a ClassificationBatch, then mixes its images and labels; None mixes nothing."""
 
-    def __init__(self, mix: v2.Transform | None) -> None:
+    def __init__(self, mix: Callable[[ClassificationBatch], ClassificationBatch] | None) -> None:
         self.mix = mix
 
-    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = default_collate(samples)
+    def __call__(self, samples: list[dict[str, Any]]) -> ClassificationBatch:
+        batch: ClassificationBatch = default_collate(samples)
         return batch if self.mix is None else self.mix(batch)

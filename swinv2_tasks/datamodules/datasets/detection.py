@@ -9,10 +9,10 @@ from torch.utils.data import Dataset
 
 from swinv2_tasks.batches import IGNORED
 from swinv2_tasks.datamodules.datasets.segmentation import RescaledFile, Scenes
-from swinv2_tasks.datamodules.readers.annotations import CocoImage, PackedImages, rasterised
+from swinv2_tasks.datamodules.readers.annotations import CocoImage, PackedImages, rasterize
 from swinv2_tasks.datamodules.readers.images import read_image
 from swinv2_tasks.datamodules.readers.label_maps import read_values
-from swinv2_tasks.datamodules.transforms.classification import fitting_size, normalised, resized
+from swinv2_tasks.datamodules.transforms.classification import fitting_size, normalize, resize
 from swinv2_tasks.errors import UserError
 
 
@@ -105,7 +105,7 @@ class TrainingObjects(CocoImages):
             target["area"] = pixels.where(pixels > 0, target["area"])
         if scene["stuff"] is not None:
             target["stuff"] = torch.from_numpy(scene["stuff"])
-        return {"images": normalised(scene["image"], self.mean, self.std), "targets": target}
+        return {"images": normalize(scene["image"], self.mean, self.std), "targets": target}
 
     def _scene(self, index: int) -> tuple[CocoImage, Any]:
         entry, pixels = self.read(index)
@@ -159,7 +159,7 @@ class EvaluatedObjects(CocoImages):
     def __getitem__(self, index: int) -> dict[str, Any]:
         entry, pixels = self.read(index)
         size = (entry.height, entry.width)
-        image = normalised(resized(pixels, fitting_size(size, self.limits)), self.mean, self.std)
+        image = normalize(resize(pixels, fitting_size(size, self.limits)), self.mean, self.std)
         path = str(self.folder / entry.file_name)
         rescaled = RescaledFile(self.folder / entry.file_name, self.limits, self.mean, self.std)
         sample = {"images": image, "paths": path, "sizes": size, "image_ids": entry.id, "rescaled": rescaled}
@@ -185,7 +185,7 @@ class EvaluatedObjects(CocoImages):
             for mask, one in zip(masks, objects, strict=True):
                 if one.segmentation is not None:
                     where = f"annotation {one.id} of image {entry.id} ({self.folder / entry.file_name})"
-                    mask[:] = rasterised(one.segmentation, entry.height, entry.width, where)
+                    mask[:] = rasterize(one.segmentation, entry.height, entry.width, where)
             target["masks"] = torch.from_numpy(masks)
         return target
 

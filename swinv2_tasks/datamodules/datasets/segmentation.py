@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from swinv2_tasks.batches import IGNORED
 from swinv2_tasks.datamodules.readers.images import read_image
 from swinv2_tasks.datamodules.readers.label_values import LabelCoding
-from swinv2_tasks.datamodules.transforms.classification import fitting_size, normalised, resized, scaled_size
+from swinv2_tasks.datamodules.transforms.classification import fitting_size, normalize, resize, scaled_size
 from swinv2_tasks.errors import UserError
 
 
@@ -28,7 +28,7 @@ class Resize:
         self.limits = limits
 
     def __call__(self, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return resized(image, fitting_size(image.shape[:2], self.limits)), mask
+        return resize(image, fitting_size(image.shape[:2], self.limits)), mask
 
 
 class RescaledFile:
@@ -58,10 +58,10 @@ class RescaledFile:
         if self._pixels is None:
             self._pixels = np.asarray(read_image(self.path))
         size = scaled_size(self._pixels.shape[:2], self.limits, scale)
-        return normalised(resized(self._pixels, size), self.mean, self.std)[None]
+        return normalize(resize(self._pixels, size), self.mean, self.std)[None]
 
 
-class LabelledScenes(Dataset):
+class LabeledScenes(Dataset):
     """Samples {image, mask, path} for `SegmentationBatch`, in evaluation also {rescaled}.
 
     Args:
@@ -107,7 +107,7 @@ class LabelledScenes(Dataset):
                 f"{image.shape[1]}×{image.shape[0]}; expected one label per pixel."
             )
         image, mask = self.transform(image, mask)
-        pixels = normalised(image, self.mean, self.std)
+        pixels = normalize(image, self.mean, self.std)
         targets = torch.from_numpy(mask.astype(np.int64))
         if self.size is not None:
             below, right = (side - have for side, have in zip(self.size, mask.shape, strict=True))
@@ -149,9 +149,9 @@ class Scenes(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         image = np.asarray(read_image(self.paths[index]))
         size = image.shape[:2]
-        image = resized(image, fitting_size(size, self.limits))
+        image = resize(image, fitting_size(size, self.limits))
         return {
-            "image": normalised(image, self.mean, self.std),
+            "image": normalize(image, self.mean, self.std),
             "path": str(self.paths[index]),
             "size": size,
             "rescaled": RescaledFile(self.paths[index], self.limits, self.mean, self.std),

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from swinv2_tasks.datamodules.datasets.classification import UnlabelledImages
+from swinv2_tasks.datamodules.datasets.classification import UnlabeledImages
 
 
-class MaskedImages(UnlabelledImages):
+class MaskedImages(UnlabeledImages):
     """Samples {image, path, mask} for `SimMIMBatch`.
 
     Args:

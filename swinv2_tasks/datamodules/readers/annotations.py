@@ -260,7 +260,7 @@ def crowd_hint(counts: Counter[str]) -> str:
     return " If they are single objects (some annotation tools write iscrowd: 1 everywhere), set iscrowd to 0."
 
 
-def rasterised(segmentation: Polygons | RunLengths, height: int, width: int, where: str) -> np.ndarray:
+def rasterize(segmentation: Polygons | RunLengths, height: int, width: int, where: str) -> np.ndarray:
     """The pixels of an object, uint8 (height, width) of 0 and 1. Polygons may reach beyond the image.
 
     Args:

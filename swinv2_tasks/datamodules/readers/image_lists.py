@@ -1,4 +1,4 @@
-"""The labelled images of a dataset: from class folders, validation lists and ReaL labels."""
+"""The labeled images of a dataset: from class folders, validation lists and ReaL labels."""
 
 import json
 import re

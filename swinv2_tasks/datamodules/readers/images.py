@@ -32,7 +32,7 @@ def read_image(path: str | Path, content: bytes | None = None) -> Image.Image:
     """Read one image file as the RGB picture that a viewer shows.
 
     Grayscale (also of 16 bits), palette and CMYK images become RGB, transparent pixels lie on white, and an EXIF
-    orientation is applied. Of an animation, the first frame. Embedded colour profiles are not applied.
+    orientation is applied. Of an animation, the first frame. Embedded color profiles are not applied.
 
     Args:
         path: The file; where its content is given, only what messages call it.

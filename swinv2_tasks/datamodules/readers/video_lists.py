@@ -1,4 +1,4 @@
-"""The labelled videos of a dataset: Kinetics' CSV files, lists of paths and labels, class folders.
+"""The labeled videos of a dataset: Kinetics' CSV files, lists of paths and labels, class folders.
 
 Kinetics: https://arxiv.org/abs/1705.06950.
 """

@@ -8,6 +8,7 @@ neighbor in the shuffled batch (there: first with last).
 import math
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -18,6 +19,8 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
+from swinv2_tasks.batches import ClassificationBatch
+from swinv2_tasks.datamodules.transforms.augmentation import Augmentation
 from swinv2_tasks.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -30,60 +33,165 @@ BICUBIC = InterpolationMode.BICUBIC
 BILINEAR = InterpolationMode.BILINEAR
 
 
-def train_transform(
-    image_size: int | tuple[int, int],
-    mean: tuple[float, float, float] = IMAGENET_MEAN,
-    std: tuple[float, float, float] = IMAGENET_STD,
-    crop_scale: tuple[float, float] = (0.08, 1.0),
-    flip: float = 0.5,
-    rand_augment_ops: int = 2,
-    rand_augment_magnitude: int = 9,
-    color_jitter: float = 0.4,
-    random_erasing: float = 0.25,
-    interpolation: InterpolationMode = BICUBIC,
-    antialias: bool = True,
-) -> v2.Compose:
-    """Random crop and augmentation: PIL image -> (3, H, W) float32, normalised.
+class ClassificationAugmentation(Augmentation):
+    """The augmentation of image classification: a subclass says by ``build`` what is done to an image.
 
-    Videos of torchvision (T, 3, H, W) -> the same shape, alike for all frames; with BILINEAR, since tensors know no
-    other way to be turned.
+    One that also mixes the images of a batch, and their labels, overrides ``build_mixing``.
+    """
+
+    def build(
+        self, image_size: tuple[int, int], mean: tuple[float, float, float], std: tuple[float, float, float]
+    ) -> Callable[[Image.Image], Tensor]:
+        """The transform of each training image.
+
+        Args:
+            image_size: Height and width of the result in pixels.
+            mean: Subtracted from RGB in [0, 1].
+            std: Divides the difference.
+
+        Returns:
+            RGB image of any size -> (3, height, width) float32, normalized.
+        """
+        raise NotImplementedError
+
+    def build_mixing(self, num_classes: int) -> Callable[[ClassificationBatch], ClassificationBatch] | None:
+        """What is done to each training batch as a whole; None, unless a subclass says otherwise: nothing.
+
+        Args:
+            num_classes: Number of classes.
+
+        Returns:
+            Batch with labels (B,) int64 -> batch with labels (B, num_classes) float32, whose rows sum to 1.
+        """
+        return None
+
+
+@dataclass(frozen=True)
+class ImageNetAugmentation(ClassificationAugmentation):
+    """The published recipe: random crop, horizontal flip, RandAugment, random erasing, mixup and cutmix.
 
     Args:
-        image_size: Side of the result in pixels, or (height, width).
-        mean: Subtracted from RGB in [0, 1].
-        std: Divides the difference.
-        crop_scale: Range of the crop's area as a share of the image's, within (0, 1].
-        flip: Probability of a horizontal flip.
+        crop_scale: Range of the random crop's area as a share of the image's, within (0, 1].
+        horizontal_flip: Probability of a horizontal flip.
         rand_augment_ops: RandAugment operations drawn for each image, each then applied with probability 0.5; 0 turns
             RandAugment off.
         rand_augment_magnitude: Their strength, 0 to 10: the mean of a normal distribution of standard deviation 0.5.
         color_jitter: Largest relative change of brightness, contrast and saturation. Only used without RandAugment,
             which has these operations already; the published training code skips it likewise.
         random_erasing: Probability of erasing a rectangle to noise, drawn anew for each pixel.
-        interpolation: How pixels are resized and moved.
-        antialias: Whether the crop is smoothed where it is made smaller.
+        mixup: Alpha of mixup's Beta(alpha, alpha); 0 turns it off.
+        cutmix: Alpha of cutmix's Beta(alpha, alpha); 0 turns it off.
+        mixup_switch_prob: Probability that a batch gets cutmix rather than mixup, when both are on.
 
     Raises:
         UserError: A value is out of its range.
     """
-    check("crop_scale", crop_scale[0], 1e-4, crop_scale[1])
-    check("crop_scale", crop_scale[1], crop_scale[0], 1)
-    check("flip", flip, 0, 1)
-    check("rand_augment_ops", rand_augment_ops, 0)
-    check("rand_augment_magnitude", rand_augment_magnitude, 0, 10)
-    check("color_jitter", color_jitter, 0)
-    check("random_erasing", random_erasing, 0, 1)
+
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    horizontal_flip: float = 0.5
+    rand_augment_ops: int = 2
+    rand_augment_magnitude: int = 9
+    color_jitter: float = 0.4
+    random_erasing: float = 0.25
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    mixup_switch_prob: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_crop_and_flip(self.crop_scale, self.horizontal_flip)
+        check_pixel_changes(self.rand_augment_ops, self.rand_augment_magnitude, self.color_jitter, self.random_erasing)
+        check("augmentation.mixup", self.mixup, 0)
+        check("augmentation.cutmix", self.cutmix, 0)
+        check("augmentation.mixup_switch_prob", self.mixup_switch_prob, 0, 1)
+
+    def build(
+        self, image_size: tuple[int, int], mean: tuple[float, float, float], std: tuple[float, float, float]
+    ) -> v2.Compose:
+        return train_transform(
+            image_size,
+            mean,
+            std,
+            self.crop_scale,
+            self.horizontal_flip,
+            self.rand_augment_ops,
+            self.rand_augment_magnitude,
+            self.color_jitter,
+            self.random_erasing,
+        )
+
+    def build_mixing(self, num_classes: int) -> v2.Transform | None:
+        mixup = v2.MixUp(alpha=self.mixup, num_classes=num_classes) if self.mixup else None
+        cutmix = v2.CutMix(alpha=self.cutmix, num_classes=num_classes) if self.cutmix else None
+        if mixup and cutmix:
+            return v2.RandomChoice([mixup, cutmix], p=[1 - self.mixup_switch_prob, self.mixup_switch_prob])
+        return mixup or cutmix
+
+
+def check_crop_and_flip(crop_scale: tuple[float, float], horizontal_flip: float) -> None:
+    """Refuses settings of a random crop and a horizontal flip that are out of their ranges.
+
+    Raises:
+        UserError: One is.
+    """
+    check("augmentation.crop_scale", crop_scale[0], 1e-4, crop_scale[1])
+    check("augmentation.crop_scale", crop_scale[1], crop_scale[0], 1)
+    check("augmentation.horizontal_flip", horizontal_flip, 0, 1)
+
+
+def check_pixel_changes(
+    rand_augment_ops: int, rand_augment_magnitude: int, color_jitter: float, random_erasing: float
+) -> None:
+    """Refuses settings of RandAugment, color jitter and random erasing that are out of their ranges.
+
+    Raises:
+        UserError: One is.
+    """
+    check("augmentation.rand_augment_ops", rand_augment_ops, 0)
+    check("augmentation.rand_augment_magnitude", rand_augment_magnitude, 0, 10)
+    check("augmentation.color_jitter", color_jitter, 0)
+    check("augmentation.random_erasing", random_erasing, 0, 1)
+
+
+def train_transform(
+    image_size: tuple[int, int],
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    crop_scale: tuple[float, float],
+    horizontal_flip: float,
+    rand_augment_ops: int = 0,
+    rand_augment_magnitude: int = 0,
+    color_jitter: float = 0.0,
+    random_erasing: float = 0.0,
+    interpolation: InterpolationMode = BICUBIC,
+    antialias: bool = True,
+) -> v2.Compose:
+    """Random crop and augmentation, as the augmentations of several tasks have it: PIL image -> (3, H, W) float32.
+
+    Videos of torchvision (T, 3, H, W) -> the same shape, alike for all frames; with BILINEAR, since tensors know no
+    other way to be rotated. The result is normalized.
+
+    Args:
+        image_size: Height and width of the result in pixels.
+        mean: Subtracted from RGB in [0, 1].
+        std: Divides the difference.
+        crop_scale: As in `ImageNetAugmentation`, and so the following.
+        horizontal_flip: Probability of a horizontal flip.
+        rand_augment_ops: RandAugment operations drawn for each image.
+        rand_augment_magnitude: Their strength.
+        color_jitter: Largest relative change of colors, without RandAugment.
+        random_erasing: Probability of erasing a rectangle.
+        interpolation: How pixels are resized and moved.
+        antialias: Whether the crop is smoothed where it is made smaller.
+    """
     steps: list[Callable[[Any], Any]] = [
-        v2.RandomResizedCrop(
-            height_width(image_size), scale=crop_scale, interpolation=interpolation, antialias=antialias
-        ),
-        v2.RandomHorizontalFlip(flip),
+        v2.RandomResizedCrop(image_size, scale=crop_scale, interpolation=interpolation, antialias=antialias),
+        v2.RandomHorizontalFlip(horizontal_flip),
     ]
     if rand_augment_ops:
         steps.append(RandAugment(rand_augment_ops, rand_augment_magnitude, mean, interpolation))
     elif color_jitter:
         steps.append(v2.ColorJitter(color_jitter, color_jitter, color_jitter))
-    steps += to_normalised_tensor(mean, std)
+    steps += normalization_steps(mean, std)
     if random_erasing:
         steps.append(RandomErasing(random_erasing))
     return v2.Compose([*steps, v2.ToPureTensor()])
@@ -172,59 +280,29 @@ def eval_transform(
     image_size: int | tuple[int, int],
     mean: tuple[float, float, float] = IMAGENET_MEAN,
     std: tuple[float, float, float] = IMAGENET_STD,
-    crop_ratio: float = 0.875,
+    crop_pct: float = 0.875,
 ) -> v2.Compose:
-    """Resize and centre crop: PIL image -> (3, H, W) float32, normalised.
+    """Resize and center crop: PIL image -> (3, H, W) float32, normalized.
 
     Args:
         image_size: Side of the result in pixels, or (height, width).
         mean: Subtracted from RGB in [0, 1].
         std: Divides the difference.
-        crop_ratio: Side of the crop as a share of the resized image's short side, in (0, 1]: 0.875 resizes to 256
+        crop_pct: Side of the crop as a share of the resized image's short side, in (0, 1]: 0.875 resizes to 256
             for a crop of 224. At 1.0 the whole image is stretched to the size instead, without a crop.
 
     Raises:
         UserError: A value is out of its range.
     """
-    check("crop_ratio", crop_ratio, 0.01, 1)
+    check("crop_pct", crop_pct, 0.01, 1)
     size = height_width(image_size)
-    if crop_ratio == 1.0:
+    if crop_pct == 1.0:
         steps: list[v2.Transform] = [v2.Resize(size, interpolation=BICUBIC, antialias=True)]
     else:
         # 1e-6: a quotient that should be whole may come out just below (the published code truncates as well).
-        cover = [int(side / crop_ratio + 1e-6) for side in size]
+        cover = [int(side / crop_pct + 1e-6) for side in size]
         steps = [CutStrip(cover), ResizeToCover(cover), v2.CenterCrop(size)]
-    return v2.Compose([*steps, *to_normalised_tensor(mean, std), v2.ToPureTensor()])
-
-
-def mix_transform(
-    num_classes: int, mixup: float = 0.8, cutmix: float = 1.0, switch: float = 0.5
-) -> v2.Transform | None:
-    """Mixup and cutmix of a ClassificationBatch with (B,) labels; the result has (B, num_classes) labels.
-
-    Args:
-        num_classes: Number of classes.
-        mixup: alpha of mixup's Beta(alpha, alpha); 0 turns it off.
-        cutmix: alpha of cutmix's Beta(alpha, alpha); 0 turns it off.
-        switch: Probability that a batch gets cutmix rather than mixup, when both are on.
-
-    Returns:
-        The transform, or None when both are off.
-
-    Raises:
-        UserError: A value is out of its range.
-    """
-    check("mixup", mixup, 0)
-    check("cutmix", cutmix, 0)
-    check("mixup_switch", switch, 0, 1)
-    if mixup and cutmix:
-        both = [v2.MixUp(alpha=mixup, num_classes=num_classes), v2.CutMix(alpha=cutmix, num_classes=num_classes)]
-        return v2.RandomChoice(both, p=[1 - switch, switch])
-    if mixup:
-        return v2.MixUp(alpha=mixup, num_classes=num_classes)
-    if cutmix:
-        return v2.CutMix(alpha=cutmix, num_classes=num_classes)
-    return None
+    return v2.Compose([*steps, *normalization_steps(mean, std), v2.ToPureTensor()])
 
 
 def height_width(image_size: int | tuple[int, int], name: str = "image_size") -> tuple[int, int]:
@@ -287,7 +365,7 @@ class CutStrip(v2.Transform):
         return inpt if params["sides"] is None else v2.functional.center_crop(inpt, params["sides"])
 
 
-def to_normalised_tensor(mean: tuple[float, float, float], std: tuple[float, float, float]) -> list[v2.Transform]:
+def normalization_steps(mean: tuple[float, float, float], std: tuple[float, float, float]) -> list[v2.Transform]:
     """What turns an image (PIL, uint8 array or tensor) into float32 in [0, 1], minus the mean, divided by the std."""
     return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
 
@@ -318,14 +396,14 @@ def scaled_size(size: tuple[int, int], limits: tuple[int, int] | None, scale: fl
     return fitting_size(size, (max(1, int(long * scale)), max(1, int(short * scale))))
 
 
-def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Interpolate an image (H, W, 3) bilinearly to (height, width)."""
     return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
-def normalised(image: np.ndarray, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Tensor:
+def normalize(image: np.ndarray, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Tensor:
     """An image uint8 (H, W, 3) as (3, H, W) float32: scaled to [0, 1], minus the mean, divided by the deviation."""
-    return v2.Compose(to_normalised_tensor(mean, std))(image).as_subclass(Tensor)
+    return v2.Compose(normalization_steps(mean, std))(image).as_subclass(Tensor)
 
 
 def check(name: str, value: float, low: float, high: float = float("inf")) -> None:

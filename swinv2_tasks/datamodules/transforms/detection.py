@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from swinv2_tasks.batches import IGNORED
-from swinv2_tasks.datamodules.readers.annotations import CocoObject, rasterised
+from swinv2_tasks.datamodules.readers.annotations import CocoObject, rasterize
 from swinv2_tasks.datamodules.transforms.classification import fitting_size
 from swinv2_tasks.datamodules.transforms.segmentation import A, RandomRescale, Rescale, reseed
 
@@ -149,7 +149,7 @@ class DetectionTransform:
             numbers.append(1 + len(polygons))
             if self.masks and isinstance(one.segmentation, dict):
                 height, width = image.shape[:2]
-                run_lengths.append(rasterised(one.segmentation, height, width, f"annotation {one.id} of {where}"))
+                run_lengths.append(rasterize(one.segmentation, height, width, f"annotation {one.id} of {where}"))
         inputs: dict[str, Any] = {"image": image, "keypoints": np.concatenate([np.empty((0, 2)), *outlines])}
         if run_lengths:
             inputs["masks"] = np.stack(run_lengths)
@@ -167,7 +167,7 @@ class DetectionTransform:
             mask = None
             if self.masks and one.segmentation is not None:
                 flat = [part.ravel().tolist() for part in outline]
-                mask = next(coded) if isinstance(one.segmentation, dict) else rasterised(flat, height, width, where)
+                mask = next(coded) if isinstance(one.segmentation, dict) else rasterize(flat, height, width, where)
                 if (box := bounds(mask)) is None:
                     continue
             else:

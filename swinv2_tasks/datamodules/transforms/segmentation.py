@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from swinv2_tasks.batches import IGNORED
-from swinv2_tasks.datamodules.transforms.classification import fitting_size, resized
+from swinv2_tasks.datamodules.transforms.classification import fitting_size, resize
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or the import asks the network for a newer version
 
@@ -27,7 +27,7 @@ class Rescale(A.DualTransform):
         super().__init__(p=p)
 
     def apply(self, img: np.ndarray, size: tuple[int, int], **params: Any) -> np.ndarray:
-        return resized(img, size)
+        return resize(img, size)
 
     def apply_to_mask(self, mask: np.ndarray, size: tuple[int, int], **params: Any) -> np.ndarray:
         return cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
@@ -59,7 +59,7 @@ class ManySidedCrop(A.DualTransform):
 
     Args:
         size: height and width in pixels; what an image lacks is not filled up.
-        cat_max_ratio: share of a crop's labelled pixels that one class may have; 1 takes the first crop.
+        cat_max_ratio: share of a crop's labeled pixels that one class may have; 1 takes the first crop.
     """
 
     def __init__(self, size: tuple[int, int], cat_max_ratio: float) -> None:
@@ -90,15 +90,15 @@ class TrainTransform:
     """Random resize, crop, flip and photometric distortion of an image and its mask, drawn from torch's generator.
 
     The distortion is, each half of the time: brightness moved by up to 32 of 255; contrast times 0.5 to 1.5, before or
-    after the colours; saturation times 0.5 to 1.5; hue turned by up to 36 degrees.
+    after the colors; saturation times 0.5 to 1.5; hue turned by up to 36 degrees.
 
     Args:
         limits: Long and short side in pixels that a multiple is drawn of; None: those of the image.
         scale_range: Least and greatest multiple.
         crop_size: Height and width in pixels; what an image lacks is not filled up.
-        cat_max_ratio: Share of a crop's labelled pixels that one class may have.
+        cat_max_ratio: Share of a crop's labeled pixels that one class may have.
         flip: Probability of a horizontal flip.
-        photometric: Whether colours are distorted.
+        photometric: Whether colors are distorted.
     """
 
     def __init__(
@@ -137,8 +137,8 @@ def _photometric_distortion() -> list[Any]:
     def contrast() -> A.RandomBrightnessContrast:
         return A.RandomBrightnessContrast(brightness_limit=0, contrast_limit=0.5, p=0.5)
 
-    colours = [jitter(saturation=(0.5, 1.5)), jitter(hue=(-0.1, 0.1))]
+    colors = [jitter(saturation=(0.5, 1.5)), jitter(hue=(-0.1, 0.1))]
     return [
         A.RandomBrightnessContrast(brightness_limit=32 / 255, contrast_limit=0, p=0.5),
-        A.OneOf([A.Sequential([contrast(), *colours]), A.Sequential([*colours, contrast()])], p=1.0),
+        A.OneOf([A.Sequential([contrast(), *colors]), A.Sequential([*colors, contrast()])], p=1.0),
     ]

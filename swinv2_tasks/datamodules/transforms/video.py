@@ -7,16 +7,25 @@ https://github.com/open-mmlab/mmaction2 (1.x).
 Shapes: N frames of a video, T frames of a clip, H, W pixels, S side of a view in pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from swinv2_tasks.datamodules.transforms.classification import BILINEAR, check, to_normalised_tensor
+from swinv2_tasks.datamodules.transforms.augmentation import Augmentation
+from swinv2_tasks.datamodules.transforms.classification import (
+    BILINEAR,
+    check,
+    check_crop_and_flip,
+    check_pixel_changes,
+    normalization_steps,
+    train_transform,
+)
 from swinv2_tasks.errors import UserError
 
 LONGEST = 64
@@ -85,6 +94,72 @@ class FrameSampling:
     def _from(self, start: int, total: int) -> np.ndarray:
         numbers = start + self.stride * np.arange(self.frames)
         return numbers % total if self.short == "loop" else np.minimum(numbers, total - 1)
+
+
+class VideoAugmentation(Augmentation):
+    """The augmentation of video classification: a subclass says by ``build`` what is done to a clip."""
+
+    def build(
+        self, image_size: tuple[int, int], mean: tuple[float, float, float], std: tuple[float, float, float]
+    ) -> Callable[[Tensor], Tensor]:
+        """The transform of each training clip, alike for all of its frames.
+
+        Args:
+            image_size: Height and width of the result in pixels.
+            mean: Subtracted from RGB in [0, 1].
+            std: Divides the difference.
+
+        Returns:
+            Frames uint8 (T, 3, H, W) of any size -> (T, 3, height, width) float32, normalized.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class KineticsAugmentation(VideoAugmentation):
+    """The published recipe, a random crop and a horizontal flip; and what image classification does beyond them.
+
+    Args:
+        crop_scale: Range of the random crop's area as a share of the frame's, within (0, 1].
+        horizontal_flip: Probability of a horizontal flip.
+        rand_augment_ops: RandAugment operations drawn for each clip, each then applied with probability 0.5; 0 turns
+            RandAugment off.
+        rand_augment_magnitude: Their strength, 0 to 10: the mean of a normal distribution of standard deviation 0.5.
+        color_jitter: Largest relative change of brightness, contrast and saturation; only used without RandAugment.
+        random_erasing: Probability of erasing a rectangle to noise.
+
+    Raises:
+        UserError: A value is out of its range.
+    """
+
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    horizontal_flip: float = 0.5
+    rand_augment_ops: int = 0
+    rand_augment_magnitude: int = 9
+    color_jitter: float = 0.0
+    random_erasing: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_crop_and_flip(self.crop_scale, self.horizontal_flip)
+        check_pixel_changes(self.rand_augment_ops, self.rand_augment_magnitude, self.color_jitter, self.random_erasing)
+
+    def build(
+        self, image_size: tuple[int, int], mean: tuple[float, float, float], std: tuple[float, float, float]
+    ) -> v2.Compose:
+        transform = train_transform(
+            image_size,
+            mean,
+            std,
+            self.crop_scale,
+            self.horizontal_flip,
+            self.rand_augment_ops,
+            self.rand_augment_magnitude,
+            self.color_jitter,
+            self.random_erasing,
+            BILINEAR,
+            antialias=False,
+        )
+        return v2.Compose([tv_tensors.Video, transform])
 
 
 def as_clip(frames: np.ndarray) -> Tensor:
@@ -156,10 +231,10 @@ class EvalViews:
         self.size = size
         self.crops = crops
         self.crop_pct = crop_pct
-        self.normalise = v2.Compose([*to_normalised_tensor(mean, std), v2.ToPureTensor()])
+        self.normalize = v2.Compose([*normalization_steps(mean, std), v2.ToPureTensor()])
 
     def __call__(self, frames: np.ndarray, chosen: Sequence[int]) -> Tensor:
-        """Views of a clip: uint8 (T, H, W, 3) → float32 (views, 3, T, S, S), normalised.
+        """Views of a clip: uint8 (T, H, W, 3) → float32 (views, 3, T, S, S), normalized.
 
         Args:
             frames: The clip.
@@ -168,5 +243,5 @@ class EvalViews:
         clip = resize_to_cover(as_clip(frames), self.size, self.crop_pct)
         places = view_places(clip.shape[-2:], self.size, self.crops)
         views = [clip[:, :, top : top + self.size[0], left : left + self.size[1]] for top, left in places]
-        # The normalisation takes the last three axes for an image, whatever stands before them.
-        return self.normalise(torch.stack([views[k] for k in chosen])).transpose(1, 2)
+        # The normalization takes the last three axes for an image, whatever stands before them.
+        return self.normalize(torch.stack([views[k] for k in chosen])).transpose(1, 2)

@@ -18,7 +18,7 @@ from swinv2_tasks.datamodules.readers.annotations import (
     clean,
     compressed,
     describe_unmatched,
-    rasterised,
+    rasterize,
     read_annotations,
     read_categories,
 )
@@ -64,7 +64,7 @@ def test_reading_keeps_ids_order_and_all_kinds_of_masks(tmp_path: Path) -> None:
     assert brush.segmentation == [[10, 5.5, 30, 5.5, 30, 15.5]]  # two corners enclose nothing
     assert person.segmentation is None and person.area == 16 and not person.crowd
     assert second.objects[0].crowd
-    assert rasterised(second.objects[0].segmentation, 50, 20, "")[0].all()  # type: ignore[arg-type]
+    assert rasterize(second.objects[0].segmentation, 50, 20, "")[0].all()  # type: ignore[arg-type]
     assert read.images[-1] == second and read.images[0:1] == [first]
 
 
@@ -85,7 +85,7 @@ def test_real_files_are_read_as_pycocotools_reads_them(real_data: Path, split: s
             for one, other in zip(image.objects, annotations, strict=True):
                 assert read.class_ids[one.label] == other["category_id"] and one.box == tuple(other["bbox"])
                 if one.segmentation is not None:
-                    mask = rasterised(one.segmentation, image.height, image.width, "")
+                    mask = rasterize(one.segmentation, image.height, image.width, "")
                     assert (mask == theirs.annToMask(other)).all()
     capsys.readouterr()
 
@@ -186,7 +186,7 @@ def test_codes_of_all_kinds_give_the_mask(seed: int) -> None:
     ends = np.flatnonzero(np.diff(flat, prepend=0, append=2))  # 0 before, and an end whatever the last one is
     counts = np.diff(ends, prepend=0).tolist()
     for form in (code["counts"], code["counts"].decode(), counts):
-        got = rasterised({"size": [height, width], "counts": form}, height, width, "")
+        got = rasterize({"size": [height, width], "counts": form}, height, width, "")
         assert (got == mask).all()
 
 
@@ -199,7 +199,7 @@ def test_run_lengths_without_end_are_refused_at_once() -> None:
 def test_sizes_of_run_lengths_may_be_written_with_a_point(tmp_path: Path) -> None:
     read = read_annotations(write(tmp_path, edited("annotations.2.segmentation.size", [50.0, 20.0])))
     (crowd,) = read.images[1].objects
-    assert rasterised(crowd.segmentation, 50, 20, "").shape == (50, 20)  # type: ignore[arg-type]
+    assert rasterize(crowd.segmentation, 50, 20, "").shape == (50, 20)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_run_lengths_that_do_not_add_up_are_never_decoded(counts: Any) -> None:
 
 def test_polygons_may_reach_beyond_the_image() -> None:
     square = [[-10.0, -10.0, 15.0, -10.0, 15.0, 12.0, -10.0, 12.0], [25.0, 5.0, 99.0, 5.0, 99.0, 99.0, 25.0, 99.0]]
-    mask = rasterised(square, 20, 30, "")
+    mask = rasterize(square, 20, 30, "")
     expected = np.zeros((20, 30), bool)
     expected[:12, :15] = expected[5:, 25:] = True
     assert (mask.astype(bool) == expected).all()

@@ -214,7 +214,7 @@ def test_one_class_is_refused_with_the_remedy(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("maps", "words"),
-    [([[1, 1, 0]], "all labelled pixels are clay.*data.background=class"), ([[0, 0, 0]], "no pixel has a class")],
+    [([[1, 1, 0]], "all labeled pixels are clay.*data.background=class"), ([[0, 0, 0]], "no pixel has a class")],
 )
 def test_pixels_of_one_class_alone_are_refused(maps: Any, words: str, tmp_path: Path) -> None:
     root = write_maps(tmp_path, [maps])

@@ -24,7 +24,7 @@ from litdata import StreamingDataset
 from litdata.streaming.writer import BinaryWriter
 
 from swinv2_tasks.cli.main import main
-from swinv2_tasks.datamodules import ImageNetDataModule
+from swinv2_tasks.datamodules import ImageNetAugmentation, ImageNetDataModule
 from swinv2_tasks.datamodules.shards import Shards, Streaming, open_shards
 from swinv2_tasks.datamodules.shards.reader import CONFIG
 from swinv2_tasks.errors import UserError
@@ -33,6 +33,7 @@ from tests.helpers.resuming import RESUME, differences, last, write_run
 from tests.helpers.tiny import COLOURS, write_images
 
 SETTINGS: dict[str, Any] = {"image_size": 32, "batch_size": 8}
+UNMIXED = ImageNetAugmentation(mixup=0.0, cutmix=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +106,7 @@ def test_batches_are_those_of_the_folder(
 @pytest.mark.parametrize("names", [["n03", "n01", "n02", "n99"], "classes.csv"])
 def test_other_class_lists(names: Any, folder: Path, written: Path, tmp_path: Path) -> None:
     names = str(folder / names) if isinstance(names, str) else names
-    pair = [datamodule(root, tmp_path, class_names=names, mixup=0.0, cutmix=0.0) for root in (folder, written)]
+    pair = [datamodule(root, tmp_path, class_names=names, augmentation=UNMIXED) for root in (folder, written)]
     assert pair[0].class_names == pair[1].class_names
     assert differences(*map(batches, pair)) == []
 

@@ -1,5 +1,6 @@
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,26 +10,31 @@ from PIL import Image, ImageOps
 from scipy.stats import ks_2samp
 from timm.data import Mixup, create_transform
 from timm.data.transforms import RandomResizedCropAndInterpolation
-from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
+from swinv2_tasks.datamodules import CropFlipAugmentation, ImageNetAugmentation, KineticsAugmentation
 from swinv2_tasks.datamodules.transforms.classification import (
     BICUBIC,
-    BILINEAR,
     IMAGENET_MEAN,
     IMAGENET_STD,
     RandAugment,
     RandomErasing,
     eval_transform,
-    mix_transform,
     posterize,
-    train_transform,
 )
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.seeding import seed_generators
 
 NO_MEAN, NO_STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-PLAIN: dict[str, Any] = {"mean": NO_MEAN, "std": NO_STD, "crop_scale": (1.0, 1.0), "flip": 0.0, "random_erasing": 0.0}
+PLAIN = ImageNetAugmentation(
+    crop_scale=(1.0, 1.0), horizontal_flip=0.0, rand_augment_ops=0, color_jitter=0.0, random_erasing=0.0
+)
+PUBLISHED = ImageNetAugmentation()
+
+
+def train_transform(size: int, augmentation: ImageNetAugmentation = PUBLISHED) -> v2.Compose:
+    """The training transform, without normalization."""
+    return augmentation.build((size, size), NO_MEAN, NO_STD)
 
 
 def photograph(height: int = 90, width: int = 120) -> Image.Image:
@@ -53,40 +59,40 @@ def test_eval_is_resize_then_centre_crop(height: int) -> None:
 def test_eval_without_a_crop_stretches_the_whole_image() -> None:
     image = photograph(90, 300)
     expected = torch.from_numpy(np.array(image.resize((48, 32), Image.Resampling.BICUBIC))).permute(2, 0, 1) / 255
-    torch.testing.assert_close(eval_transform((32, 48), NO_MEAN, NO_STD, crop_ratio=1.0)(image), expected)
+    torch.testing.assert_close(eval_transform((32, 48), NO_MEAN, NO_STD, crop_pct=1.0)(image), expected)
 
 
 def test_eval_of_another_shape_covers_it_and_keeps_proportions() -> None:
     image = photograph(100, 400)
     expected = v2.functional.center_crop(image.resize((320, 80), Image.Resampling.BICUBIC), [40, 140])
-    tensor = eval_transform((40, 140), NO_MEAN, NO_STD, crop_ratio=0.5)(image)
+    tensor = eval_transform((40, 140), NO_MEAN, NO_STD, crop_pct=0.5)(image)
     torch.testing.assert_close(tensor, v2.functional.to_image(expected).as_subclass(torch.Tensor) / 255)
 
 
-@pytest.mark.parametrize("make", [train_transform, eval_transform])
-@pytest.mark.parametrize(("size", "shape"), [(32, (3, 32, 32)), ((32, 48), (3, 32, 48))])
-def test_results_are_plain_float_tensors(make: Callable, size: int | tuple[int, int], shape: tuple) -> None:
-    tensor = make(size)(photograph())
+@pytest.mark.parametrize("make", [PUBLISHED.build, eval_transform])
+@pytest.mark.parametrize("size", [(32, 32), (32, 48)])
+def test_results_are_plain_float_tensors(make: Callable, size: tuple[int, int]) -> None:
+    tensor = make(size, IMAGENET_MEAN, IMAGENET_STD)(photograph())
     assert type(tensor) is torch.Tensor
     assert tensor.dtype == torch.float32
-    assert tensor.shape == shape
+    assert tensor.shape == (3, *size)
 
 
 def test_normalisation() -> None:
     gray = Image.new("RGB", (40, 40), (51, 51, 51))
     expected = (torch.tensor([0.2, 0.2, 0.2]) - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)
     torch.testing.assert_close(eval_transform(8)(gray)[:, 0, 0], expected)
-    quiet = train_transform(8, rand_augment_ops=0, color_jitter=0, random_erasing=0)
+    quiet = PLAIN.build((8, 8), IMAGENET_MEAN, IMAGENET_STD)
     torch.testing.assert_close(quiet(gray)[:, 7, 3], expected)
 
 
 def test_training_augments_unless_told_not_to() -> None:
     image = photograph(96, 96)
-    quiet = train_transform(32, **PLAIN, rand_augment_ops=0, color_jitter=0)
+    quiet = train_transform(32, PLAIN)
     for seed in range(8):  # a square image and a full crop leave only the aspect ratio to chance
         torch.manual_seed(seed)
-        assert (quiet(image) - eval_transform(32, NO_MEAN, NO_STD, crop_ratio=1.0)(image)).abs().mean() < 0.1
-    flipped = train_transform(32, **(PLAIN | {"flip": 1.0}), rand_augment_ops=0, color_jitter=0)
+        assert (quiet(image) - eval_transform(32, NO_MEAN, NO_STD, crop_pct=1.0)(image)).abs().mean() < 0.1
+    flipped = train_transform(32, replace(PLAIN, horizontal_flip=1.0))
     torch.manual_seed(0)
     expected = quiet(image).flip(-1)
     torch.manual_seed(0)
@@ -95,13 +101,13 @@ def test_training_augments_unless_told_not_to() -> None:
 
 def test_each_drawn_rand_augment_operation_is_applied_half_of_the_time() -> None:
     image = photograph(64, 64)
-    one = train_transform(32, **PLAIN, rand_augment_ops=1, rand_augment_magnitude=10, color_jitter=0)
+    one = train_transform(32, replace(PLAIN, rand_augment_ops=1, rand_augment_magnitude=10))
     changed = 0
     for seed in range(200):
         torch.manual_seed(seed)
         augmented = one(image)
         torch.manual_seed(seed)
-        changed += not torch.equal(augmented, train_transform(32, **PLAIN, rand_augment_ops=0, color_jitter=0)(image))
+        changed += not torch.equal(augmented, train_transform(32, PLAIN)(image))
     assert 60 < changed < 120  # half of 200, less where the identity or nothing to change was drawn
 
 
@@ -179,7 +185,7 @@ def test_the_whole_transform_is_distributed_as_the_published_one() -> None:
     """Statistics of 1,500 results each."""
     image = photograph(90, 120)
     results = []
-    for transform in (published(), train_transform(32)):
+    for transform in (published(), PUBLISHED.build((32, 32), IMAGENET_MEAN, IMAGENET_STD)):
         seed_generators(0)
         drawn: list[torch.Tensor] = []
         while len(drawn) < 1500:
@@ -202,7 +208,7 @@ def test_the_whole_transform_is_distributed_as_the_published_one() -> None:
 @pytest.mark.parametrize("alpha", [{"mixup": 0.8, "cutmix": 0.0}, {"mixup": 0.0, "cutmix": 1.0}])
 def test_shares_of_mixed_images_are_distributed_as_the_published_ones(alpha: dict[str, float]) -> None:
     theirs = Mixup(alpha["mixup"], alpha["cutmix"], switch_prob=0.5, label_smoothing=0.0, num_classes=2)
-    ours = mix_transform(2, **alpha)
+    ours = ImageNetAugmentation(**alpha).build_mixing(2)
     assert ours is not None
     seed_generators(0)
     image, label = torch.zeros(2, 1, 224, 224), torch.tensor([0, 1])
@@ -213,8 +219,9 @@ def test_shares_of_mixed_images_are_distributed_as_the_published_ones(alpha: dic
 
 def test_all_frames_of_a_clip_are_treated_alike() -> None:
     frame = torch.from_numpy(np.array(photograph(40, 40))).permute(2, 0, 1)
-    clip = tv_tensors.Video(torch.stack([frame] * 3))
-    transform = train_transform(32, random_erasing=1.0, interpolation=BILINEAR)
+    clip = torch.stack([frame] * 3)
+    augmentation = KineticsAugmentation(rand_augment_ops=2, random_erasing=1.0)
+    transform = augmentation.build((32, 32), IMAGENET_MEAN, IMAGENET_STD)
     results = []
     for seed in range(20):
         seed_generators(seed)
@@ -228,12 +235,12 @@ def test_all_frames_of_a_clip_are_treated_alike() -> None:
 def test_colour_jitter_only_without_rand_augment() -> None:
     assert "RandAugment" in names(train_transform(32))
     assert "ColorJitter" not in names(train_transform(32))
-    assert "RandAugment" not in names(train_transform(32, rand_augment_ops=0))
-    assert "ColorJitter" in names(train_transform(32, rand_augment_ops=0))
+    assert "RandAugment" not in names(train_transform(32, replace(PUBLISHED, rand_augment_ops=0)))
+    assert "ColorJitter" in names(train_transform(32, replace(PUBLISHED, rand_augment_ops=0)))
 
 
 def test_erased_rectangles_hold_noise() -> None:
-    erase = train_transform(64, **(PLAIN | {"random_erasing": 1.0}), rand_augment_ops=0, color_jitter=0)
+    erase = train_transform(64, replace(PLAIN, random_erasing=1.0))
     torch.manual_seed(0)
     tensor = erase(Image.new("RGB", (64, 64), (255, 255, 255)))
     erased = tensor[tensor != 1]
@@ -249,7 +256,7 @@ def batch() -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
 def test_mixed_labels_tell_the_shares_of_the_pixels(mixup: float, cutmix: float) -> None:
-    mix = mix_transform(6, mixup, cutmix)
+    mix = ImageNetAugmentation(mixup=mixup, cutmix=cutmix).build_mixing(6)
     assert mix is not None
     torch.manual_seed(0)
     for _ in range(20):
@@ -262,7 +269,7 @@ def test_mixed_labels_tell_the_shares_of_the_pixels(mixup: float, cutmix: float)
 def test_switch_chooses_between_mixup_and_cutmix() -> None:
     def blended(switch: float) -> float:
         """Share of the batches with pixels that are neither the one image nor the other."""
-        mix = mix_transform(6, 0.8, 1.0, switch)
+        mix = ImageNetAugmentation(mixup_switch_prob=switch).build_mixing(6)
         assert mix is not None
         torch.manual_seed(0)
         return sum(bool((mix(batch())["image"] % 1).any()) for _ in range(100)) / 100
@@ -273,29 +280,36 @@ def test_switch_chooses_between_mixup_and_cutmix() -> None:
 
 
 def test_no_mixing_when_both_are_off() -> None:
-    assert mix_transform(6, 0.0, 0.0) is None
+    assert ImageNetAugmentation(mixup=0.0, cutmix=0.0).build_mixing(6) is None
 
 
 @pytest.mark.parametrize(
     ("make", "wrong"),
     [
-        (train_transform, {"image_size": 0}),
-        (train_transform, {"image_size": (32, -1)}),
-        (train_transform, {"crop_scale": (0.5, 0.2)}),
-        (train_transform, {"crop_scale": (0.0, 1.0)}),
-        (train_transform, {"flip": 1.5}),
-        (train_transform, {"rand_augment_ops": -1}),
-        (train_transform, {"rand_augment_magnitude": 31}),
-        (train_transform, {"color_jitter": -0.1}),
-        (train_transform, {"random_erasing": 2.0}),
-        (eval_transform, {"crop_ratio": 0.0}),
-        (eval_transform, {"crop_ratio": 1.1}),
-        (mix_transform, {"mixup": -1.0}),
-        (mix_transform, {"cutmix": -1.0}),
-        (mix_transform, {"switch": 2.0}),
+        (ImageNetAugmentation, {"crop_scale": (0.5, 0.2)}),
+        (ImageNetAugmentation, {"crop_scale": (0.0, 1.0)}),
+        (ImageNetAugmentation, {"horizontal_flip": 1.5}),
+        (ImageNetAugmentation, {"rand_augment_ops": -1}),
+        (ImageNetAugmentation, {"rand_augment_magnitude": 31}),
+        (ImageNetAugmentation, {"color_jitter": -0.1}),
+        (ImageNetAugmentation, {"random_erasing": 2.0}),
+        (ImageNetAugmentation, {"mixup": -1.0}),
+        (ImageNetAugmentation, {"cutmix": -1.0}),
+        (ImageNetAugmentation, {"mixup_switch_prob": 2.0}),
+        (KineticsAugmentation, {"crop_scale": (0.5, 0.2)}),
+        (KineticsAugmentation, {"random_erasing": 2.0}),
+        (CropFlipAugmentation, {"crop_scale": (0.0, 1.0)}),
+        (CropFlipAugmentation, {"horizontal_flip": -0.1}),
     ],
 )
-def test_values_out_of_range_are_named(make: Callable, wrong: dict) -> None:
-    size = {"num_classes": 2} if make is mix_transform else {"image_size": 32}
+def test_settings_out_of_range_are_named(make: Callable, wrong: dict) -> None:
+    with pytest.raises(UserError, match=rf"data\.augmentation\.{next(iter(wrong))} is"):
+        make(**wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"image_size": 0}, {"image_size": (32, -1)}, {"crop_pct": 0.0}, {"crop_pct": 1.1}], ids=str
+)
+def test_evaluation_settings_out_of_range_are_named(wrong: dict) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
-        make(**(size | wrong))
+        eval_transform(**({"image_size": 32} | wrong))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from swinv2_tasks.datamodules.readers.annotations import CocoObject, rasterised
+from swinv2_tasks.datamodules.readers.annotations import CocoObject, rasterize
 from swinv2_tasks.datamodules.transforms.detection import (
     DetectionTransform,
     RandomCrop,
@@ -197,8 +197,8 @@ def test_drawing_polygons_after_a_crop_is_cropping_the_drawing(seed: int) -> Non
     """But for pixels that the outline goes through: pycocotools rounds numbers below 0 up instead of down."""
     rng = np.random.default_rng(seed)
     polygon = (100 * rng.random(2 * rng.integers(3, 9))).tolist()
-    whole = rasterised([polygon], 100, 100, "")
+    whole = rasterize([polygon], 100, 100, "")
     cross = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
     edge = (cv2.dilate(whole, cross) != cv2.erode(whole, cross))[15:55, 30:65]
-    moved = rasterised([[x - (30, 15)[k % 2] for k, x in enumerate(polygon)]], 40, 35, "")
+    moved = rasterize([[x - (30, 15)[k % 2] for k, x in enumerate(polygon)]], 40, 35, "")
     assert (moved == whole[15:55, 30:65])[~edge].all()

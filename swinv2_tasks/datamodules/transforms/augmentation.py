@@ -1,0 +1,12 @@
+"""What all augmentations are: settings of a datamodule, which checkpoints record."""
+
+from swinv2_tasks.hyperparameters import Recorded
+
+
+class Augmentation(Recorded):
+    """What training does to samples before the model sees them, as settings that build it; each task has a contract.
+
+    Arguments of a subclass are plain values (numbers, text, lists of them), which configs state and checkpoints record.
+    What it builds runs in DataLoader workers. It draws from the global generators of torch, NumPy or Python, which are
+    seeded for each sample, so that a training can be resumed exactly.
+    """
