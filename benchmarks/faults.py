@@ -213,8 +213,8 @@ class Kill:
     in_write: bool
     resumed_step: int = -1
     resumed_from: str = ""
-    damaged: int = 0
-    """Checkpoints that the next start found damaged."""
+    corrupt: int = 0
+    """Checkpoints that the next start found corrupt."""
 
 
 def kill(process: subprocess.Popen[bytes], folder: Path, number: int, delay: float, target: float | None) -> Kill:
@@ -252,7 +252,7 @@ def resume(killed: Kill, folder: Path) -> subprocess.Popen[bytes]:
         process.kill()
         raise Failed(f"did not resume, see {output}")
     killed.resumed_step, killed.resumed_from = int(match[1]), Path(match[2]).name
-    killed.damaged = text.count(" is damaged: ")
+    killed.corrupt = text.count(" is corrupt: ")
     return process
 
 
@@ -407,7 +407,7 @@ def main() -> int:
     in_write = sum(one.in_write for one in kills)
     lost = max((one.entries[-1].step - one.resumed_step for one in kills), default=0)
     print(f"\nresumed from an intact checkpoint: {len(kills)}/{options.kills} kills, {in_write} of them during a write")
-    print(f"checkpoints found damaged: {sum(one.damaged for one in kills)}; steps lost by a kill: at most {lost}")
+    print(f"checkpoints found corrupt: {sum(kill.corrupt for kill in kills)}; steps lost by a kill: at most {lost}")
     again = len(trained) - len(expected)
     print(f"losses: {len(trained)} batches, {again} of them trained again; {wrong} not equal")
     equal = compare_ends(undisturbed, killed) and not wrong

@@ -28,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.measuring import compare, resident
 from swinv2_tasks import backbone as backbones
-from swinv2_tasks.backbone.swin_v2 import blocks_without_memory
+from swinv2_tasks.backbone.swin_v2 import blocks_on_meta_device
 from swinv2_tasks.heads.classification import ClassificationHead
 from swinv2_tasks.training.sharding import shard, total_norm
 
@@ -49,7 +49,7 @@ class Classifier(nn.Module):
 
 
 def sharded(size: str) -> Classifier:
-    with blocks_without_memory():
+    with blocks_on_meta_device():
         model = Classifier(size)
     mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
     shard(model.backbone, model.head, mesh, torch.device("cpu"), seed=0)

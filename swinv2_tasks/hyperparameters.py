@@ -81,7 +81,7 @@ def task_record(contents: Mapping[str, Any], source: str) -> dict[str, Any]:
     if not isinstance(record["task"], Mapping) or not {"class", "init_args"} <= record["task"].keys():
         wanting.append("task")
     if wanting:
-        raise UserError(f"{source} is damaged: its record of the run lacks {', '.join(wanting)}.")
+        raise UserError(f"{source} is corrupt: its record of the run lacks {', '.join(wanting)}.")
     return dict(record)
 
 

@@ -21,7 +21,7 @@ from swinv2_tasks.cli.main import main
 from swinv2_tasks.tasks import ClassificationTask
 from swinv2_tasks.training.optim import CosineSchedule, build_optimizer
 from tests.helpers import motions, objects, photos, scenes
-from tests.helpers.checkpoints import randomise
+from tests.helpers.checkpoints import randomize
 from tests.helpers.processes import run, send_at
 from tests.helpers.resuming import EMA, RESUME, assert_same_training, write_run
 from tests.helpers.tiny import new_data, new_task, new_trainer, write_config, write_images
@@ -134,7 +134,7 @@ def test_detection_trains_evaluates_and_predicts(detector: str, tmp_path: Path) 
 def test_detections_are_those_of_the_cpu() -> None:
     torch.manual_seed(0)
     task = objects.new_detector().eval()
-    randomise(task)
+    randomize(task)
     images = [torch.randn(3, 64, 96), torch.randn(3, 80, 50)]
     expected = task(images)
     with torch.backends.cudnn.flags(allow_tf32=False):
@@ -180,7 +180,7 @@ def test_simmim_trains_evaluates_and_predicts(tmp_path: Path) -> None:
 @torch.no_grad()
 def test_a_task_used_on_the_cpu_moves_whole(position_bias: type[nn.Module]) -> None:
     """Masks, coordinates and limits that were made on the CPU do not stay there."""
-    task = randomise(task_with_padding(position_bias)).eval()
+    task = randomize(task_with_padding(position_bias)).eval()
     expected = task(batch("cpu")["image"])
     task.cuda()
     assert all(tensor.is_cuda for tensor in (*task.parameters(), *task.buffers()))
@@ -217,7 +217,7 @@ def loss_and_gradients(task: ClassificationTask) -> list[Tensor]:
 @pytest.mark.usefixtures("fresh_compiler")
 @BIASES
 def test_compiled_training_equals_eager(position_bias: type[nn.Module]) -> None:
-    eager: Any = randomise(task_with_padding(position_bias)).cuda()
+    eager: Any = randomize(task_with_padding(position_bias)).cuda()
     compiled = copy.deepcopy(eager)
     compiled.backbone.compile(fullgraph=True)
     expected, found = loss_and_gradients(eager), loss_and_gradients(compiled)
@@ -229,7 +229,7 @@ def test_compiled_training_equals_eager(position_bias: type[nn.Module]) -> None:
 @pytest.mark.usefixtures("fresh_compiler")
 @torch.no_grad()
 def test_compiled_bfloat16_stays_as_close_to_float32_as_eager() -> None:
-    task: Any = randomise(task_with_padding()).cuda().eval()
+    task: Any = randomize(task_with_padding()).cuda().eval()
     x = batch()["image"]
     exact = task(x)
     with torch.autocast("cuda", torch.bfloat16):

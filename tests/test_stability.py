@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from benchmarks.stability import COSINE, KINDS, PRE_NORM, RES_POST_NORM, Run, build, change_blocks, train
 from swinv2_tasks.backbone import SwinTransformerV2
-from tests.helpers.checkpoints import randomise
+from tests.helpers.checkpoints import randomize
 
 WINDOW, HEADS, DIM = (3, 3), 2, 8
 
 
 def random_block(kind: str, seed: int = 0) -> nn.Module:
     backbone = change_blocks(SwinTransformerV2(DIM, (1,), (HEADS,), 3, mlp_ratio=2.0), kind)
-    return randomise(backbone, seed).double().layers[0].blocks[0]
+    return randomize(backbone, seed).double().layers[0].blocks[0]
 
 
 def tokens_of_a_window() -> Tensor:

@@ -1,7 +1,7 @@
 """Swin Transformer V2 over images or clips.
 
 https://arxiv.org/abs/2111.09883. Parameter names are those of the official classification code, without its buffers.
-Departures, each for any input size: padding before the shift, a −inf mask, normalisation and head left to the heads.
+Departures, each for any input size: padding before the shift, a −inf mask, normalization and head left to the heads.
 
 Shapes: B batch, C channels, S… sides of a map in tokens (H, W or T, H, W). Between stages maps are channels last.
 """
@@ -42,7 +42,7 @@ class Mlp(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """Window attention and an MLP, each normalised before it joins the main branch (res-post-norm)."""
+    """Window attention and an MLP, each normalized before it joins the main branch (res-post-norm)."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class SwinBlock(nn.Module):
         for module in list(self.modules())[1:]:
             if callable(reset := getattr(module, "reset_parameters", None)):
                 reset()
-        initialise(self)
+        initialize(self)
 
     def attend(self, x: Tensor, window: Size, pretrained_window: Size) -> Tensor:
         grid = WindowGrid.fit(tuple(x.shape[1:-1]), window, shifted=self.shifted)
@@ -94,24 +94,24 @@ class SwinBlock(nn.Module):
         return reverse(self.attn(windows, bias), grid)
 
 
-_without_memory = ContextVar("blocks_without_memory", default=False)
+_on_meta_device = ContextVar("blocks_on_meta_device", default=False)
 
 
 @contextmanager
-def blocks_without_memory() -> Iterator[None]:
-    """Backbones built inside have blocks on the meta device: shapes without numbers, which take no memory.
+def blocks_on_meta_device() -> Iterator[None]:
+    """Backbones built inside have their blocks on the meta device: shapes without numbers, which take no memory.
 
-    Whoever builds one so fills each block in by ``to_empty`` and ``reset_parameters``, or by ``load_weights``.
+    Each block is then given weights by ``to_empty`` and ``reset_parameters``, or by ``load_weights``.
     """
-    token = _without_memory.set(True)
+    token = _on_meta_device.set(True)
     try:
         yield
     finally:
-        _without_memory.reset(token)
+        _on_meta_device.reset(token)
 
 
 class PatchMerging(nn.Module):
-    """Joins 2×2 neighbours in space into one token of twice the width; time, when there is any, is kept."""
+    """Joins 2×2 neighbors in space into one token of twice the width; time, when there is any, is kept."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ class SwinStage(nn.Module):
         self.window_size = window
         self.pretrained_window_size = pretrained_window
         self.use_checkpoint = use_checkpoint
-        with torch.device("meta") if _without_memory.get() else nullcontext():
+        with torch.device("meta") if _on_meta_device.get() else nullcontext():
             self.blocks = nn.ModuleList(
                 SwinBlock(
                     dim,
@@ -181,7 +181,7 @@ class SwinStage(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Non-overlapping patches → tokens, normalised."""
+    """Non-overlapping patches → tokens, normalized."""
 
     def __init__(self, patch_size: Size, in_channels: int, embed_dim: int) -> None:
         super().__init__()
@@ -192,14 +192,14 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, pixels…) → (B, S…, C); a last, partial patch is filled up with zeros."""
-        missing = [-side % patch for side, patch in zip(x.shape[2:], self.patch_size, strict=True)]
-        if any(missing):
-            x = F.pad(x, [side for m in reversed(missing) for side in (0, m)])
+        padding = [-side % patch for side, patch in zip(x.shape[2:], self.patch_size, strict=True)]
+        if any(padding):
+            x = F.pad(x, [side for p in reversed(padding) for side in (0, p)])
         return self.norm(self.proj(x).movedim(1, -1))
 
 
-def initialise(module: nn.Module) -> None:
-    """Draws the published initial weights of linear layers, and lets each block start as the identity."""
+def initialize(module: nn.Module) -> None:
+    """Draws the published initial weights of linear layers, and makes each block the identity at the start."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.trunc_normal_(part.weight, std=0.02)
@@ -228,8 +228,8 @@ class SwinTransformerV2(nn.Module):
         drop_path_rate: probability of dropping the last block's branches; the first has 0, between them it is linear.
         position_bias: ``LogCPB`` (Swin V2), ``LinearCPB`` or ``BiasTable`` (Swin V1).
         extra_norm_every: one more LayerNorm on the main branch after so many blocks of a stage, 0: none (H and G: 6).
-        checkpoint_stages: stages, counted from 0, whose blocks are computed again in the backward pass instead of kept;
-            True for all.
+        checkpoint_stages: stages, counted from 0, with activation checkpointing: their blocks are recomputed in the
+            backward pass; True for all.
         attention_chunk_size: windows attended to at once, for all stages or per stage, to cap memory; 0: all.
         frozen_stages: leading stages that are not trained, the patch embedding with the first; 0: none.
 
@@ -308,7 +308,7 @@ class SwinTransformerV2(nn.Module):
             )
             for i, dim in enumerate(self.channels)
         )
-        initialise(self)
+        initialize(self)
         for module in self._frozen():
             module.requires_grad_(False)
 
@@ -364,7 +364,7 @@ class SwinTransformerV2(nn.Module):
         windows = expand_window(window_size, len(self.depths), self.axes)
         for stage, window in zip(self._stages, windows, strict=True):
             for block in cast(list[SwinBlock], stage.blocks):
-                cast(BiasTable, block.attn.cpb_mlp).set_window(window)  # the first to refuse leaves all as they were
+                cast(BiasTable, block.attn.cpb_mlp).set_window(window)  # the first to refuse leaves all unchanged
         for stage, window in zip(self._stages, windows, strict=True):
             stage.window_size = window
 
@@ -401,7 +401,7 @@ class SwinTransformerV2(nn.Module):
         """Feature maps of all stages.
 
         Args:
-            x: images (B, channels, H, W) or clips (B, channels, T, H, W), normalised; any size of at least one patch.
+            x: images (B, channels, H, W) or clips (B, channels, T, H, W), normalized; any size of at least one patch.
             mask: bool (B, S…), True for each token of the patch embedding that ``mask_token`` takes the place of
                 (SimMIM, https://arxiv.org/abs/2111.09886); None: all stay.
             mask_token: (1, 1, C), what is put there.
@@ -439,30 +439,30 @@ def to_autocast_type(x: Tensor) -> Tensor:
     return x
 
 
-def expand_window(window_size: WindowSize, stages: int, axes: int, stated: str = "") -> tuple[Size, ...]:
+def expand_window(window_size: WindowSize, stages: int, axes: int, argument: str = "") -> tuple[Size, ...]:
     """Window sides per stage and axis from any of the forms of ``WindowSize``.
 
     Args:
         window_size: one of the forms.
         stages: number of stages.
         axes: number of axes.
-        stated: the argument and its value as a message is to call them, when they are not ``window_size``'s.
+        argument: the argument and its value as a message is to call them, when they are not ``window_size``'s.
 
     Raises:
         UserError: for a side below 1, a wrong number of entries, or a list that could mean stages as well as axes.
     """
-    stated = stated or f"window_size {window_size}"
+    argument = argument or f"window_size {window_size}"
     entries: list[Any] = [window_size] * stages if isinstance(window_size, int) else list(window_size)
     if len(entries) == axes and all(isinstance(entry, int) for entry in entries):
         if axes == stages and len(set(entries)) > 1:
-            raise UserError(f"{stated} could mean stages or axes here; give one list per stage")
+            raise UserError(f"{argument} could mean stages or axes here; give one list per stage")
         entries = [entries] * stages
     if len(entries) != stages:
-        raise UserError(f"{stated} must be one number, one entry per stage ({stages}) or per axis ({axes})")
+        raise UserError(f"{argument} must be one number, one entry per stage ({stages}) or per axis ({axes})")
     windows = tuple((entry,) * axes if isinstance(entry, int) else tuple(entry) for entry in entries)
     for window in windows:
         if len(window) != axes or not all(isinstance(side, int) and side >= 1 for side in window):
-            raise UserError(f"{stated}: every side must be a whole number of at least 1 token")
+            raise UserError(f"{argument}: every side must be a whole number of at least 1 token")
     return windows
 
 
@@ -472,11 +472,11 @@ def expand_pretrained_window(
     """As ``expand_window``, with None or 0 where a stage has no pre-training window."""
     if pretrained is None or pretrained == 0:
         return (None,) * stages
-    stated = f"pretrained_window_size {pretrained}"
+    argument = f"pretrained_window_size {pretrained}"
     if isinstance(pretrained, int):
-        return expand_window(pretrained, stages, axes, stated)
-    known: list[Any] = [entry or 1 for entry in pretrained]  # 1 stands in where there was none
-    windows = expand_window(known, stages, axes, stated)
+        return expand_window(pretrained, stages, axes, argument)
+    entries: list[Any] = [entry or 1 for entry in pretrained]  # 1 stands in where there was none
+    windows = expand_window(entries, stages, axes, argument)
     if len(pretrained) != stages:
         return windows
     return tuple(window if entry else None for window, entry in zip(windows, pretrained, strict=True))

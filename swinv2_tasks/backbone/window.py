@@ -68,18 +68,20 @@ def effective_window(size: Size, window: Size) -> Size:
     return tuple(min(s, m) for s, m in zip(size, window, strict=True))
 
 
-_constants: ContextVar[dict[Any, Tensor] | None] = ContextVar("_constants", default=None)
+_isolated: ContextVar[dict[Any, Tensor] | None] = ContextVar("_isolated", default=None)
 
 
 @contextmanager
-def constants_of_their_own() -> Iterator[None]:
-    """Within it, what ``cached_tensor`` remembers is apart from what it does elsewhere, and may be tensors of any kind,
-    fake ones too: to count memory where nothing is computed."""
-    token = _constants.set({})
+def isolated_cache() -> Iterator[None]:
+    """Within it, ``cached_tensor`` has an empty cache of its own, which takes any tensors, fake ones too.
+
+    So memory can be counted where nothing is computed.
+    """
+    token = _isolated.set({})
     try:
         yield
     finally:
-        _constants.reset(token)
+        _isolated.reset(token)
 
 
 def cached_tensor(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -87,28 +89,30 @@ def cached_tensor(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     While torch traces (compile, export, fake tensors) nothing is remembered: the constant becomes part of the graph.
     """
-    remembered: OrderedDict[Any, Tensor] = OrderedDict()
+    cache: OrderedDict[Any, Tensor] = OrderedDict()
 
     @wraps(function)
     def cached(*arguments: Any) -> Tensor:
         if torch.compiler.is_compiling():
             return function(*arguments)
-        apart = _constants.get()
-        if apart is not None:
-            if (function, arguments) not in apart:
+
+        isolated = _isolated.get()
+        if isolated is not None:
+            if (function, arguments) not in isolated:
                 with torch.no_grad():
-                    apart[function, arguments] = function(*arguments)
-            return apart[function, arguments]
-        if arguments in remembered:
-            remembered.move_to_end(arguments)
-            return remembered[arguments]
+                    isolated[function, arguments] = function(*arguments)
+            return isolated[function, arguments]
+
+        if arguments in cache:
+            cache.move_to_end(arguments)
+            return cache[arguments]
         # A tensor born in inference mode could not serve a training step later.
         with torch.inference_mode(False), torch.no_grad():
             result = function(*arguments)
         if type(result) is Tensor:
-            remembered[arguments] = result
-            if len(remembered) > 64:
-                remembered.popitem(last=False)
+            cache[arguments] = result
+            if len(cache) > 64:
+                cache.popitem(last=False)
         return result
 
     return cached
@@ -117,8 +121,8 @@ def cached_tensor(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def partition(x: Tensor, grid: WindowGrid) -> Tensor:
     """Pads, shifts and cuts a map (B, S…, C) into windows (B, W, N, C)."""
     if grid.padded != grid.size:
-        missing = [p - s for p, s in zip(grid.padded, grid.size, strict=True)]
-        x = F.pad(x, (0, 0, *(side for m in reversed(missing) for side in (0, m))))
+        padding = [p - s for p, s in zip(grid.padded, grid.size, strict=True)]
+        x = F.pad(x, (0, 0, *(side for p in reversed(padding) for side in (0, p))))
     shape = (x.shape[0], math.prod(grid.counts), math.prod(grid.window), x.shape[-1])
     if torch.compiler.is_compiling():
         return _shift_and_cut(x, grid).reshape(shape)
@@ -157,9 +161,9 @@ def _shift_and_cut(x: Tensor, grid: WindowGrid) -> Tensor:
 @cached_tensor
 def token_order(grid: WindowGrid, device: torch.device) -> Tensor:
     """Where each token of the windows stands in the padded map, and the reverse: (2, W·N) int64."""
-    places = torch.arange(math.prod(grid.padded), device=device)
-    order = _shift_and_cut(places.view(1, *grid.padded, 1), grid).flatten()
-    return torch.stack((order, torch.empty_like(order).index_copy_(0, order, places)))
+    indices = torch.arange(math.prod(grid.padded), device=device)
+    order = _shift_and_cut(indices.view(1, *grid.padded, 1), grid).flatten()
+    return torch.stack((order, torch.empty_like(order).index_copy_(0, order, indices)))
 
 
 class _Reorder(torch.autograd.Function):
@@ -190,11 +194,11 @@ def attention_mask(grid: WindowGrid, device: torch.device) -> Tensor:
     region = torch.zeros(grid.padded, dtype=torch.int64, device=device)
     real = torch.ones(grid.padded, dtype=torch.bool, device=device)
     for axis, (side, padded, shift) in enumerate(zip(grid.size, grid.padded, grid.shift, strict=True)):
-        place = torch.arange(padded, device=device)  # after the shift
-        wrapped = place >= padded - shift
+        position = torch.arange(padded, device=device)  # after the shift
+        is_wrapped = position >= padded - shift
         shape = [-1 if i == axis else 1 for i in range(axes)]
-        region = region * 2 + wrapped.view(shape)
-        real = real & ((place + shift) % padded < side).view(shape)
+        region = region * 2 + is_wrapped.view(shape)
+        real = real & ((position + shift) % padded < side).view(shape)
     region = region.masked_fill(~real, -1)
     unshifted = WindowGrid(grid.padded, grid.window, (0,) * axes)
     tokens = partition(region[None, ..., None], unshifted)[0, :, :, 0]  # (W, N)

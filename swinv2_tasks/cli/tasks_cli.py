@@ -28,7 +28,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.multiprocessing import ProcessRaisedException
 
-from swinv2_tasks.backbone.swin_v2 import blocks_without_memory
+from swinv2_tasks.backbone.swin_v2 import blocks_on_meta_device
 from swinv2_tasks.callbacks import (
     EvaluatedSamples,
     LastValidation,
@@ -62,7 +62,7 @@ from swinv2_tasks.training.run_folder import (
 )
 from swinv2_tasks.training.run_record import RunRecord
 from swinv2_tasks.training.strategies import ShardedStrategy
-from swinv2_tasks.weights.files import damage, read_contents
+from swinv2_tasks.weights.files import find_corruption, read_contents
 
 
 class WholeConfig(SaveConfigCallback):
@@ -178,8 +178,8 @@ class TasksCLI(LightningCLI):
         checkpoint = self.config[self.config.subcommand]["ckpt_path"]
         if checkpoint is not None:
             task_record(read_contents(Path(checkpoint)), checkpoint)  # complains
-            if Path(checkpoint).suffix == ".ckpt" and (reason := damage(Path(checkpoint))) is not None:
-                raise UserError(f"{checkpoint} is damaged: {reason}")
+            if Path(checkpoint).suffix == ".ckpt" and (reason := find_corruption(Path(checkpoint))) is not None:
+                raise UserError(f"{checkpoint} is corrupt: {reason}")
 
     def before_instantiate_classes(self) -> None:
         config = self._config
@@ -211,7 +211,7 @@ class TasksCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         strategy = self._config["trainer"]["strategy"]
         sharded = f"{ShardedStrategy.__module__}.{ShardedStrategy.__name__}"
-        with blocks_without_memory() if getattr(strategy, "class_path", None) == sharded else nullcontext():
+        with blocks_on_meta_device() if getattr(strategy, "class_path", None) == sharded else nullcontext():
             super().instantiate_classes()
 
     def _find_checkpoint(self) -> None:
@@ -322,7 +322,7 @@ def check_strategy(trainer: Any, task: Any) -> None:
     """Refuses a strategy that cannot do what the config asks.
 
     Raises:
-        UserError: for one that this package's checkpoints know nothing of, that cannot average weights, or whose shares
+        UserError: for one that this package's checkpoints do not support, that cannot average weights, or whose shards
             of weights the optimizer cannot step.
     """
     strategy = trainer.strategy
@@ -330,8 +330,8 @@ def check_strategy(trainer: Any, task: Any) -> None:
     if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | ShardedStrategy):
         raise UserError(
             f"trainer.strategy: {name} writes checkpoints that could not be evaluated or resumed here. Add one of "
-            "overlays/ddp.yaml, overlays/zero1.yaml (optimizer states in shares) and overlays/fsdp.yaml (everything in "
-            "shares) instead"
+            "overlays/ddp.yaml, overlays/zero1.yaml (sharded optimizer states) and overlays/fsdp.yaml (everything "
+            "sharded) instead"
         )
     averages = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)
     if averages and isinstance(strategy, ShardedStrategy):
@@ -343,8 +343,8 @@ def check_strategy(trainer: Any, task: Any) -> None:
         optimizer = optimizer_class(task.optimizer)
         if optimizer.__module__.startswith("bitsandbytes."):
             raise UserError(
-                f"trainer.strategy: bitsandbytes' {optimizer.__name__} (model.optimizer) knows nothing of weights in "
-                f"shares, as {name} keeps them. Take torch.optim.AdamW, or add overlays/zero1.yaml instead"
+                f"trainer.strategy: bitsandbytes' {optimizer.__name__} (model.optimizer) does not support sharded "
+                f"weights, as {name} keeps them. Take torch.optim.AdamW, or add overlays/zero1.yaml instead"
             )
 
 

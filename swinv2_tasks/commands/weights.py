@@ -20,21 +20,21 @@ from swinv2_tasks.weights.formats import (
     some,
     to_official,
 )
-from swinv2_tasks.weights.loading import check_official, stated_windows, unfit_keys
+from swinv2_tasks.weights.loading import check_official, find_incompatible_keys, resolve_windows
 from swinv2_tasks.weights.saving import write_checkpoint
-from swinv2_tasks.weights.windows import Windows, backbone_without_memory, find_windows, show_window
+from swinv2_tasks.weights.windows import Windows, backbone_on_meta_device, find_windows, show_window
 
 
 def inspect(file: str) -> None:
     """Prints what a checkpoint is: format, variant, windows, head and names that do not fit. Nothing in it is run.
 
     Args:
-        file: a .pth, .ckpt or .safetensors file, a folder with weights and config.json, or a checkpoint in parts.
+        file: a .pth, .ckpt or .safetensors file, a folder with weights and config.json, or a sharded checkpoint.
     """
     checkpoint = read_checkpoint(file)
     format, state = _official(checkpoint.state, file)
     variant = describe_variant(state)
-    found = find_windows(checkpoint, state, variant)
+    origin = find_windows(checkpoint, state, variant)
     learned = {name: tensor for name, tensor in state.items() if not is_buffer(name)}
     own = from_official(learned, "lightning")
     in_backbone = sum(tensor.numel() for name, tensor in own.items() if name.startswith("backbone."))
@@ -46,17 +46,17 @@ def inspect(file: str) -> None:
         ("parameters", f"{in_backbone:,} in the backbone, {in_all:,} in all"),
         ("precision", ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in learned.values()}))),
         ("head", f"{len(state['head.weight'])} classes" if "head.weight" in state else "none for classification"),
-        ("windows", f"pre-training → last trained with, from {found[1]}" if found else _NO_WINDOWS),
-        *(_window_rows(found[0]) if found else []),
+        ("windows", f"pre-training → last trained with, from {origin[1]}" if origin else _NO_WINDOWS),
+        *(_window_rows(origin[0]) if origin else []),
     ]
     has_tables = any(name.endswith("relative_position_bias_table") for name in state)
-    window = found[0].effective if found else 8
-    expected = backbone_without_memory(variant, window, BiasTable if has_tables else LogCPB)
+    window = origin[0].effective if origin else 8
+    expected = backbone_on_meta_device(variant, window, BiasTable if has_tables else LogCPB)
     names = {f"backbone.{name}": tensor for name, tensor in expected.state_dict().items()}
-    rows.append(("do not fit", "; ".join(unfit_keys(own, names)) or "none"))
-    others = [name for name in own if not name.startswith(("backbone.", "head."))]
-    if others:
-        rows.append(("other names", f"{len(others)}: {some(others)}"))
+    rows.append(("do not fit", "; ".join(find_incompatible_keys(own, names)) or "none"))
+    other_names = [name for name in own if not name.startswith(("backbone.", "head."))]
+    if other_names:
+        rows.append(("other names", f"{len(other_names)}: {some(other_names)}"))
     _print(rows)
 
 
@@ -71,10 +71,10 @@ def convert(
     image_size: int | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Writes a checkpoint in another format, bit for bit. Optimizer states and the like stay behind.
+    """Writes a checkpoint in another format, its tensors bitwise identical. Optimizer states and the like are left out.
 
     Args:
-        source: a .pth, .ckpt or .safetensors file, a folder with weights and config.json, or a checkpoint in parts.
+        source: a .pth, .ckpt or .safetensors file, a folder with weights and config.json, or a sharded checkpoint.
         target: the file to write, as safetensors if its name ends so; for huggingface a folder.
         format: official, simmim, timm, huggingface, torchvision or lightning.
         window_size: window that the checkpoint was trained at, where the file does not say.
@@ -84,20 +84,20 @@ def convert(
     if Path(target).exists() and not overwrite:
         raise UserError(f"{target} exists; name another target, or set --overwrite true")
     checkpoint = read_checkpoint(source)
-    found_format, state = _official(checkpoint.state, source)
+    source_format, state = _official(checkpoint.state, source)
     variant = describe_variant(state)
-    stated = stated_windows(checkpoint, state, variant, window_size, image_size)
-    windows = stated[0] if stated else None
+    origin = resolve_windows(checkpoint, state, variant, window_size, image_size)
+    windows = origin[0] if origin else None
     record = dict(checkpoint.record) | ({"windows": windows.record()} if windows else {})
-    left_out = write_checkpoint(state, target, format, record, windows, image_size)
+    unsupported = write_checkpoint(state, target, format, record, windows, image_size)
     rows = [
-        ("converted", f"{source} ({found_format}) → {target} ({format})"),
+        ("converted", f"{source} ({source_format}) → {target} ({format})"),
         ("variant", str(variant)),
-        ("windows", f"pre-training → last trained with, {stated[1]}" if stated else _NO_WINDOWS),
+        ("windows", f"pre-training → last trained with, {origin[1]}" if origin else _NO_WINDOWS),
         *(_window_rows(windows) if windows else []),
     ]
-    if left_out:
-        rows.append(("left out", f"{len(left_out)} that {format} has no place for: {some(left_out)}"))
+    if unsupported:
+        rows.append(("left out", f"{len(unsupported)} that {format} does not support: {some(unsupported)}"))
     _print(rows)
 
 

@@ -15,7 +15,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     """torch's, with two additions for training.
 
     * On several processes the mean and the variance are those of all their samples. torch's own SyncBatchNorm does so
-      on GPUs only, faster; ``synchronise`` puts it in place there.
+      on GPUs only, faster; ``synchronize`` puts it in place there.
     * A channel with a single value, of a lone image pooled to one pixel, has no variance: the running ones are used. So
       they are where there is no value at all: a detector may have no region to train on.
     """
@@ -57,7 +57,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         return torch.addcmul(self.bias[:, None, None], centred, scale[:, None, None]).to(x.dtype)
 
 
-def synchronise(module: nn.Module, device: torch.device) -> None:
+def synchronize(module: nn.Module, device: torch.device) -> None:
     """Makes the batch norms inside a module ready for several processes on a device, under the same names."""
     if device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(module)  # replaces them in place

@@ -34,7 +34,7 @@ class SimMIMHead(nn.Module):
         )
 
     def token(self) -> Tensor:
-        """The mask token, a copy that outlasts the call: of a head in shares, weights are whole in calls alone."""
+        """The mask token, a copy that outlasts the call: the weights of a sharded head are gathered in calls alone."""
         return self.mask_token.clone()
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:

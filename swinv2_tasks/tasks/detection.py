@@ -17,7 +17,7 @@ from swinv2_tasks.batches import DetectionBatch, DetectionEvalBatch, DetectionPr
 from swinv2_tasks.callbacks import DetectionPredictions, DetectionScores
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.evaluation.coco import CocoMetric, as_annotations, as_results
-from swinv2_tasks.heads.batch_norm import synchronise
+from swinv2_tasks.heads.batch_norm import synchronize
 from swinv2_tasks.heads.mask_rcnn import DetectionHead, DetectorConfig
 from swinv2_tasks.inference.detection import DetectionInference, Detections, all_pasted, detect, padded
 from swinv2_tasks.inference.segmentation import Rescaled
@@ -40,7 +40,7 @@ class DetectionTask(BaseTask):
         schedule: learning rate over time and layers.
     """
 
-    names_tell = True
+    compare_class_names = True
     head_methods = ("losses",)
 
     def __init__(
@@ -133,7 +133,7 @@ class DetectionTask(BaseTask):
                     "data.stuff_classes, or set the detector's to 0"
                 )
             if self.trainer.world_size > 1:
-                synchronise(self.head, self.trainer.strategy.root_device)
+                synchronize(self.head, self.trainer.strategy.root_device)
 
     def compute_losses(self, batch: DetectionBatch) -> dict[str, Tensor]:
         images = padded(batch["images"], self.multiple)

@@ -17,7 +17,7 @@ from swinv2_tasks.batches import SegmentationBatch, SegmentationPredictBatch
 from swinv2_tasks.callbacks import ClassTable, SegmentationPredictions
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.evaluation.segmentation import Confusion
-from swinv2_tasks.heads.batch_norm import synchronise
+from swinv2_tasks.heads.batch_norm import synchronize
 from swinv2_tasks.heads.decoder import Decoder
 from swinv2_tasks.heads.upernet import SegmentationHead, UPerNet, enlarge
 from swinv2_tasks.inference.segmentation import Inference, Rescaled, segment, segment_probabilities
@@ -48,7 +48,7 @@ class SegmentationTask(BaseTask):
         schedule: learning rate over time and layers.
     """
 
-    names_tell = True
+    compare_class_names = True
     head_methods = ("with_auxiliary",)
 
     def __init__(
@@ -123,7 +123,7 @@ class SegmentationTask(BaseTask):
         if self.class_ids is not None and len(self.class_ids) != self.num_classes:
             raise UserError(f"the data has {len(self.class_ids)} classes, model.num_classes is {self.num_classes}")
         if stage == "fit" and self.trainer.world_size > 1:
-            synchronise(self.head, self.trainer.strategy.root_device)
+            synchronize(self.head, self.trainer.strategy.root_device)
 
     def compute_losses(self, batch: SegmentationBatch) -> dict[str, Tensor]:
         logits, auxiliary_logits = self.head.with_auxiliary(self.backbone(batch["image"]))

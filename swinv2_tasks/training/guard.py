@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from swinv2_tasks.batches import task_data
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.seeding import derive_seed, seed_generators
-from swinv2_tasks.training.sharding import total_norm, whole
+from swinv2_tasks.training.sharding import gather, total_norm
 
 log = logging.getLogger("swinv2_tasks")
 
@@ -177,7 +177,7 @@ class GuardedTask(LightningModule):
         """Writes down which samples and tensors it was, then stops the step or the training."""
         trainer, step = self.trainer, self.trainer.global_step
         gradients = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
-        bad = [name for name, gradient in gradients.items() if not whole(gradient).isfinite().all()]
+        bad = [name for name, gradient in gradients.items() if not gather(gradient).isfinite().all()]
         samples = self._samples()
         folder = Path(trainer.log_dir or trainer.default_root_dir)
         place = f"step {step} (epoch {trainer.current_epoch}, batch {trainer.fit_loop.epoch_loop.batch_idx})"

@@ -22,8 +22,8 @@ from swinv2_tasks.training.lightning_internals import TrainingLoader, describe_t
 from swinv2_tasks.training.optim import optimizer_class
 from swinv2_tasks.weights.files import clean_name, read_checkpoint
 from swinv2_tasks.weights.formats import some
-from swinv2_tasks.weights.integrity import check_finite, check_kinds, flatten
-from swinv2_tasks.weights.loading import resize_tables, unfit_keys
+from swinv2_tasks.weights.integrity import check_finite, check_types, collect_tensors
+from swinv2_tasks.weights.loading import find_incompatible_keys, resize_tables
 from swinv2_tasks.weights.saving import checkpoint_record
 
 
@@ -33,7 +33,7 @@ class RestorableTask(Recorded, LightningModule):
     backbone: SwinTransformerV2
     optimizer: Callable[..., Optimizer]
     skipped_steps: int
-    names_tell = False
+    compare_class_names = False
     """Whether classes of the same ids and other names are other classes: where ids merely count, in every dataset."""
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class RestorableTask(Recorded, LightningModule):
         """Takes over the classes of the data or of a checkpoint, or stops when they are not the ones known already."""
         if self.class_ids is not None and self.class_ids != ids:
             other = "the model" if whose == "the data" else "the data"
-            if self.names_tell and self.class_names == names:
+            if self.compare_class_names and self.class_names == names:
                 raise UserError(
                     f"label maps hold other values for the same classes: those of {whose} {abbreviate(ids)}, those of "
                     f"{other} {abbreviate(self.class_ids)}. Leave data.background, data.label_values and data.palette "
@@ -61,7 +61,7 @@ class RestorableTask(Recorded, LightningModule):
                 f"({abbreviate(self.class_ids)}). State the trained ones with data.class_names, or train a new head "
                 "with model.weights."
             )
-        if self.names_tell and self.class_names is not None and self.class_names != names:
+        if self.compare_class_names and self.class_names is not None and self.class_names != names:
             other = "the model" if whose == "the data" else "the data"
             k = next(k for k, name in enumerate(self.class_names) if name != names[k])
             raise UserError(
@@ -181,7 +181,7 @@ class RestorableTask(Recorded, LightningModule):
             trained = [tuple(window) for window in record["windows"]["effective"]]
             resize_tables(checkpoint["state_dict"], self.backbone, trained)
         own = self.state_dict(keep_vars=True)
-        problems = unfit_keys(checkpoint["state_dict"], own)
+        problems = find_incompatible_keys(checkpoint["state_dict"], own)
         others = [name for name in checkpoint["state_dict"] if name not in own and not name.startswith("backbone.")]
         if others:
             problems.append(f"{len(others)} unknown to the model: {some(others)}")
@@ -210,11 +210,11 @@ class RestorableTask(Recorded, LightningModule):
         for key in sorted(used):
             state = checkpoint[key]
             renamed = {plain.get(clean_name(name), clean_name(name)): value for name, value in state.items()}
-            check_kinds(renamed, own, source)
+            check_types(renamed, own, source)
             check_finite(renamed, source)
             checkpoint[key] = renamed
         if resumed:
-            check_finite(flatten(checkpoint.get("optimizer_states", []), "optimizer"), source)
+            check_finite(collect_tensors(checkpoint.get("optimizer_states", []), "optimizer"), source)
 
     def _check_training(self, before: dict[str, Any] | None, progress: dict[str, Any], epoch: int) -> None:
         """Makes sure that steps are made as before, of as many samples, and counts batches in today's processes."""

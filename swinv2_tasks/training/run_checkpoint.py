@@ -27,7 +27,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from swinv2_tasks.errors import Interrupted, UserError
 from swinv2_tasks.files import remove, remove_unfinished
 from swinv2_tasks.hyperparameters import task_record
-from swinv2_tasks.weights.files import damage, read_contents, write_pickle
+from swinv2_tasks.weights.files import find_corruption, read_contents, write_pickle
 from swinv2_tasks.weights.sharded import assemble
 
 _NOTHING, _SAVE, _REQUEUE, _STOP = range(4)
@@ -54,7 +54,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class RunCheckpoint(Checkpoint):
-    """Keeps ``last.ckpt`` and, in case that gets damaged, the one before it as ``previous.ckpt``.
+    """Keeps ``last.ckpt`` and, in case that gets corrupt, the one before it as ``previous.ckpt``.
 
     Saves after each validation, at the end of each epoch without one, and as often as the arguments say. On SIGTERM and
     SIGINT (Ctrl-C) the step is finished and saved, then the training ends with ``Interrupted``; a second Ctrl-C ends it
@@ -299,7 +299,7 @@ def newest_intact(run: Path) -> tuple[Path, int, list[str]]:
         run: the run's folder.
 
     Returns:
-        The checkpoint of the latest step that is whole, that step, and a message for each newer one that is damaged.
+        The checkpoint of the latest step that is whole, that step, and a message for each newer one that is corrupt.
 
     Raises:
         UserError: when there is none.
@@ -311,7 +311,7 @@ def newest_intact(run: Path) -> tuple[Path, int, list[str]]:
             contents = read_contents(path)
             step = int(contents["global_step"])
         except (UserError, KeyError, TypeError, ValueError):
-            messages.append(f"{path} is damaged: {damage(path) or 'it holds no training'}")
+            messages.append(f"{path} is corrupt: {find_corruption(path) or 'it holds no training'}")
             continue
         training = task_record(contents, str(path)).get("training")
         if "optimizer_states" in contents and training and not training["mid_accumulation"]:
@@ -321,9 +321,9 @@ def newest_intact(run: Path) -> tuple[Path, int, list[str]]:
         else:
             weights_alone += 1
     for step, _, _, path in sorted(found, reverse=True):
-        if (reason := damage(path)) is None:
+        if (reason := find_corruption(path)) is None:
             return path, step, messages
-        messages.append(f"{path} is damaged: {reason}")
+        messages.append(f"{path} is corrupt: {reason}")
     if messages:
         raise UserError(f"{run} has no intact checkpoint to go on from: {'; '.join(messages)}")
     also = ", only weights without the state of the training" if weights_alone else ""

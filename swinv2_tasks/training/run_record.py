@@ -108,12 +108,12 @@ class RunRecord(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             self._export(trainer)
-            self._summarise(trainer, "finished")
+            self._summarize(trainer, "finished")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if trainer.is_global_zero and trainer.state.fn == TrainerFn.FITTING and trainer.global_step:
             stopped = isinstance(exception, Interrupted | KeyboardInterrupt)
-            self._summarise(trainer, "interrupted" if stopped else f"failed: {type(exception).__name__}: {exception}")
+            self._summarize(trainer, "interrupted" if stopped else f"failed: {type(exception).__name__}: {exception}")
         self._stop_listening()  # Lightning tears callbacks down only after success
 
     def _export(self, trainer: Trainer) -> None:
@@ -126,7 +126,7 @@ class RunRecord(Callback):
             tensors = {name: tensor.contiguous() for name, tensor in contents["state_dict"].items()}
             write_safetensors(self.folder / "weights.safetensors", tensors, contents["swinv2_tasks"])
 
-    def _summarise(self, trainer: Trainer, status: str) -> None:
+    def _summarize(self, trainer: Trainer, status: str) -> None:
         for logger in trainer.loggers:
             logger.save()
         data = task_data(trainer)
@@ -148,7 +148,7 @@ class RunRecord(Callback):
             "wall_seconds": round(state["wall_seconds"], 3),
             "peak_memory_mib": {
                 "main_process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-                "largest_loading_process": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
+                "largest_dataloader_worker": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
                 "gpu": torch.cuda.max_memory_allocated() // 2**20 if torch.cuda.is_initialized() else None,
             },
             "events": dict(Counter(event["event"] for share in events for event in share)),

@@ -1,8 +1,8 @@
-"""Strategies of Lightning's trainer that deal a training out to processes: optimizer states alone, or everything.
+"""Strategies of Lightning's trainer that shard a training over processes: optimizer states alone, or everything.
 
-https://arxiv.org/abs/1910.02054: ZeRO stages 1 and 3. Checkpoints are those of any other strategy, so that each can go
-on where another left off: the whole weights and optimizer states in one file, or with ``save_distributed_checkpoint``
-a folder to which each process writes its own.
+https://arxiv.org/abs/1910.02054: ZeRO stages 1 and 3. Checkpoints are those of any other strategy, so that each can
+resume what another began: the whole weights and optimizer states in one file, or with ``save_distributed_checkpoint`` a
+folder to which each process writes its own shard.
 """
 
 from __future__ import annotations
@@ -25,25 +25,28 @@ from torch.optim import Optimizer
 
 from swinv2_tasks.errors import CollectiveError, UserError
 from swinv2_tasks.training.run_checkpoint import AtomicCheckpointIO, move_checkpoint
-from swinv2_tasks.training.sharding import whole
+from swinv2_tasks.training.sharding import gather
 from swinv2_tasks.weights.files import write_pickle
-from swinv2_tasks.weights.sharded import REST, ShardedTensor, put_back, shard_names, take_out
+from swinv2_tasks.weights.sharded import REST, ShardedTensor, flatten, shard_names, unflatten
 
 
-class OptimizerInShares(ZeroRedundancyOptimizer):
-    """Lets each process's own optimizer read its part of a checkpoint: some write states in a way of their own."""
+class ShardedOptimizer(ZeroRedundancyOptimizer):
+    """Lets each process's own optimizer read its shard of a checkpoint: some write states in a way of their own."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         state = state_dict["state"]
         super().load_state_dict({**state_dict, "state": {}})
-        numbers = {p: k for k, p in enumerate(p for group in self.param_groups for p in group["params"])}
-        own = [numbers[p] for group in self.optim.param_groups for p in group["params"]]
-        states = {k: state[number] for k, number in enumerate(own) if number in state}
-        self.optim.load_state_dict({**self.optim.state_dict(), "state": states})
+
+        # States are numbered over all parameters in the file, over its own ones in a process's optimizer.
+        all_parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        index_of = {parameter: index for index, parameter in enumerate(all_parameters)}
+        own_indices = [index_of[parameter] for group in self.optim.param_groups for parameter in group["params"]]
+        own_state = {k: state[index] for k, index in enumerate(own_indices) if index in state}
+        self.optim.load_state_dict({**self.optim.state_dict(), "state": own_state})
 
 
 class ZeroStrategy(DDPStrategy):
-    """DDP whose optimizer states are dealt out: each process updates some of the parameters and hands them round.
+    """DDP whose optimizer states are sharded: each process updates some of the parameters and broadcasts them.
 
     Any optimizer that treats parameters one by one gives the same numbers so; its checkpoints are those of plain DDP.
     """
@@ -51,7 +54,7 @@ class ZeroStrategy(DDPStrategy):
     def setup_optimizers(self, trainer: Any) -> None:
         task: Any = self.lightning_module
         plain = task.optimizer
-        task.optimizer = functools.partial(OptimizerInShares, optimizer_class=plain)
+        task.optimizer = functools.partial(ShardedOptimizer, optimizer_class=plain)
         try:
             super().setup_optimizers(trainer)
         finally:
@@ -59,12 +62,12 @@ class ZeroStrategy(DDPStrategy):
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """Weights, gradients and optimizer states in shares over all processes; a task's ``configure_model`` shards.
+    """Weights, gradients and optimizer states sharded over all processes; a task's ``configure_model`` shards.
 
     Args:
-        save_distributed_checkpoint: whether a checkpoint is a folder to which each process writes its share, instead of
+        save_distributed_checkpoint: whether a checkpoint is a folder to which each process writes its shard, instead of
             one file, which the first process gathers.
-        process_group_backend: how processes talk: nccl, gloo; None: as suits the device.
+        process_group_backend: how processes communicate: nccl, gloo; None: as suits the device.
     """
 
     def __init__(self, save_distributed_checkpoint: bool = False, process_group_backend: str | None = None) -> None:
@@ -97,15 +100,15 @@ class ShardedStrategy(ModelParallelStrategy):
         )
 
     def _to_save(self, state: Any) -> Any:
-        """Tensors in shares as they are, or else whole in the first process and nowhere in the others."""
+        """Sharded tensors unchanged, or else gathered in the first process and None in the others."""
         if self._save_distributed_checkpoint:
             return state
-        rest, shares = take_out(state, lambda leaf: isinstance(leaf, DTensor))
+        rest, shards = flatten(state, lambda leaf: isinstance(leaf, DTensor))
         gathered = {}
-        for place, share in shares.items():
-            tensor = whole(share)
-            gathered[place] = tensor.cpu() if self.is_global_zero else None
-        return put_back(rest, gathered)
+        for key_path, shard in shards.items():
+            tensor = gather(shard)  # by all processes
+            gathered[key_path] = tensor.cpu() if self.is_global_zero else None
+        return unflatten(rest, gathered)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         if self._save_distributed_checkpoint:
@@ -114,42 +117,45 @@ class ShardedStrategy(ModelParallelStrategy):
             self.checkpoint_io.save_checkpoint(checkpoint, filepath)
 
     def _save_shards(self, checkpoint: dict[str, Any], path: Path) -> None:
-        """Writes each process's share into a folder that gets its name once it is whole.
+        """Writes each process's shard into a folder that gets its name once it is complete.
 
         Raises:
-            CollectiveError: in all processes, when any could not write its share; what was there before stays.
+            CollectiveError: in all processes, when any could not write its shard; what was there before stays.
         """
-        path, process, saved = self.broadcast((path, os.getpid(), uuid.uuid4().hex))
+        path, process, save_id = self.broadcast((path, os.getpid(), uuid.uuid4().hex))
         unfinished = path.with_name(f".{path.name}.{process}")
         names = shard_names(self.world_size)
-        rest, shares = take_out(checkpoint, lambda leaf: isinstance(leaf, DTensor))
-        parts = {place: (_first_row(share), _own(share.to_local())) for place, share in shares.items()}
-        parts = {place: part for place, part in parts.items() if len(part[1])}
-        shard = {
-            "saved": saved,
-            "first_rows": {place: first for place, (first, _) in parts.items()},
-            "tensors": {place: tensor for place, (_, tensor) in parts.items()},
+
+        rest, shards = flatten(checkpoint, lambda leaf: isinstance(leaf, DTensor))
+        shapes = {key_path: tuple(shard.shape) for key_path, shard in shards.items()}
+        rows = {key_path: _without_padding(shard.to_local()) for key_path, shard in shards.items()}
+        rows = {key_path: tensor for key_path, tensor in rows.items() if len(tensor)}
+        own_shard = {
+            "saved": save_id,
+            "first_rows": {key_path: _first_row(shards[key_path]) for key_path in rows},
+            "tensors": rows,
         }
-        shapes = {place: tuple(share.shape) for place, share in shares.items()}
+
         problem = None
         try:
-            write_pickle(unfinished / names[self.global_rank], shard)
+            write_pickle(unfinished / names[self.global_rank], own_shard)
             if self.is_global_zero:
-                rest["shards"] = {"number": len(names), "shapes": shapes, "saved": saved}
+                rest["shards"] = {"number": len(names), "shapes": shapes, "saved": save_id}
                 write_pickle(unfinished / REST, rest)
         except UserError as error:
             problem = str(error)
-        problems = self._of_all(problem)
+
+        problems = self._gather_objects(problem)
         if self.is_global_zero:
             if not any(problems):
                 move_checkpoint(unfinished, path)
             shutil.rmtree(unfinished, ignore_errors=True)
         for rank, problem in enumerate(problems):
             if problem is not None:
-                message = f"process {rank} cannot write its part of {path}, of which nothing is kept. {problem}"
+                message = f"process {rank} cannot write its shard of {path}, of which nothing is kept. {problem}"
                 raise CollectiveError(message)
 
-    def _of_all(self, value: Any) -> list[Any]:
+    def _gather_objects(self, value: Any) -> list[Any]:
         values: list[Any] = [None] * self.world_size
         torch.distributed.all_gather_object(values, value)
         return values
@@ -163,46 +169,50 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         assert self.lightning_module is not None
-        own, given = self.lightning_module.state_dict(), checkpoint["state_dict"]
-        shares = {name: _share(value, own[name]) if name in own else value for name, value in given.items()}
-        self.lightning_module.load_state_dict(shares, strict=strict)
+        own = self.lightning_module.state_dict()
+        shards = {
+            name: _shard_like(value, own[name]) if name in own else value
+            for name, value in checkpoint["state_dict"].items()
+        }
+        self.lightning_module.load_state_dict(shards, strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            given = [number for group in state["param_groups"] for number in group["params"]]
-            shares = state["state"]
-            if len(own) == len(given):  # or else load_state_dict complains
-                like = dict(zip(given, own, strict=True))
-                shares = {
-                    number: {name: _share(value, like[number]) for name, value in entries.items()}
-                    for number, entries in shares.items()
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            indices = [index for group in state["param_groups"] for index in group["params"]]
+            shards = state["state"]
+            if len(parameters) == len(indices):  # or else load_state_dict raises
+                parameter_at = dict(zip(indices, parameters, strict=True))
+                shards = {
+                    index: {name: _shard_like(value, parameter_at[index]) for name, value in entries.items()}
+                    for index, entries in shards.items()
                 }
-            optimizer.load_state_dict({**state, "state": shares})
+            optimizer.load_state_dict({**state, "state": shards})
 
 
-def _first_row(share: DTensor) -> int:
-    """Where a process's rows of a tensor begin: rows are dealt as by ``torch.chunk``."""
-    rows = -(-share.shape[0] // share.device_mesh.size())
-    return min(rows * share.device_mesh.get_local_rank(), share.shape[0])
+def _first_row(shard: DTensor) -> int:
+    """Where a process's rows of a tensor begin: rows are distributed as by ``torch.chunk``."""
+    rows = -(-shard.shape[0] // shard.device_mesh.size())
+    return min(rows * shard.device_mesh.get_local_rank(), shard.shape[0])
 
 
-def _own(tensor: Tensor) -> Tensor:
+def _without_padding(tensor: Tensor) -> Tensor:
     """A tensor without the padding around it, which would be written with it."""
     tensor = tensor.detach()
     return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
 
 
-def _share(value: Any, like: Tensor) -> Any:
-    """This process's share of a tensor from a checkpoint, where ``like`` is one of the same shape; else all of it."""
+def _shard_like(value: Any, like: Tensor) -> Any:
+    """This process's shard of a tensor from a checkpoint, where ``like`` is one of the same shape; else all of it."""
     if not isinstance(value, ShardedTensor | Tensor):
         return value
     if not isinstance(like, DTensor) or value.shape != like.shape:
         return value.whole() if isinstance(value, ShardedTensor) else value
+
     local = like.to_local()
-    first, rows = _first_row(like), len(local)
-    part = value.rows(first, first + rows) if isinstance(value, ShardedTensor) else value[first : first + rows]
-    part = part.to(local.device, copy=True)  # not the file itself, where it is read as it lies
+    first, last = _first_row(like), _first_row(like) + len(local)
+    rows = value.rows(first, last) if isinstance(value, ShardedTensor) else value[first:last]
+    rows = rows.to(local.device, copy=True)  # not the file itself, where it is memory-mapped
     return DTensor.from_local(
-        part, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+        rows, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
     )

@@ -28,8 +28,8 @@ from torch import Tensor
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.weights.formats import without_prefix
-from swinv2_tasks.weights.integrity import altered_part, check_storages, names_in, record_sizes
-from swinv2_tasks.weights.sharded import REST, ShardedTensor, assemble, is_sharded, put_back, shard_names
+from swinv2_tasks.weights.integrity import check_storages, find_checksum_mismatch, names_in, record_sizes
+from swinv2_tasks.weights.sharded import REST, KeyPath, ShardedTensor, assemble, is_sharded, shard_names, unflatten
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def read_checkpoint(source: str | PathLike[str] | Mapping[str, Any]) -> Checkpoi
 
     Args:
         source: a ``.pth``, ``.ckpt`` or ``.safetensors`` file, a folder as Hugging Face and timm write it (weights and
-            config.json), a run's checkpoint in parts (without its optimizer's state), or a state dict or a dict around
+            config.json), a run's sharded checkpoint (without its optimizer's state), or a state dict or a dict around
             one.
 
     Raises:
@@ -90,38 +90,42 @@ def read_checkpoint(source: str | PathLike[str] | Mapping[str, Any]) -> Checkpoi
 
 
 def read_shards(folder: Path) -> dict[str, Any]:
-    """Contents of a checkpoint in parts, with a ``ShardedTensor`` for each tensor that is in parts.
+    """Contents of a sharded checkpoint, with a ``ShardedTensor`` for each sharded tensor.
 
     Raises:
-        UserError: a part is missing or damaged, or is of another checkpoint.
+        UserError: a shard is missing or corrupt, or belongs to another checkpoint.
     """
     rest = _read_file(folder / REST)
     try:
-        names, shapes, saved = shard_names(rest["shards"]["number"]), rest["shards"]["shapes"], rest["shards"]["saved"]
+        names = shard_names(rest["shards"]["number"])
+        shapes = rest["shards"]["shapes"]
+        save_id = rest["shards"]["saved"]
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{folder / REST} is no part of a checkpoint that this package wrote: {error} is wrong"
         ) from error
-    if missing := [name for name in names if not (folder / name).is_file()]:
+    if absent := [name for name in names if not (folder / name).is_file()]:
         raise UserError(
-            f"{folder} lacks {', '.join(missing)}: the checkpoint has {len(names)} parts, copy the folder with all of "
+            f"{folder} lacks {', '.join(absent)}: the checkpoint has {len(names)} shards, copy the folder with all of "
             "them"
         )
-    parts: dict[Any, list[tuple[int, Tensor]]] = {place: [] for place in shapes}
+
+    parts: dict[KeyPath, list[tuple[int, Tensor]]] = {key_path: [] for key_path in shapes}
     for name in names:
         shard = _read_file(folder / name)
-        if shard.get("saved") != saved:
+        if shard.get("saved") != save_id:
             raise UserError(
                 f"{folder / name} belongs to another checkpoint than {REST} beside it: copy the folder again"
             )
-        for place, tensor in shard["tensors"].items():
-            parts[place].append((shard["first_rows"][place], tensor))
-    leaves = {place: ShardedTensor(torch.Size(shapes[place]), parts[place]) for place in shapes}
-    return put_back({key: value for key, value in rest.items() if key != "shards"}, leaves)
+        for key_path, tensor in shard["tensors"].items():
+            parts[key_path].append((shard["first_rows"][key_path], tensor))
+
+    leaves = {key_path: ShardedTensor(torch.Size(shape), parts[key_path]) for key_path, shape in shapes.items()}
+    return unflatten({key: value for key, value in rest.items() if key != "shards"}, leaves)
 
 
 def read_contents(path: Path) -> Mapping[str, Any]:
-    """The outermost dict of a file or of a checkpoint in parts; tensors in parts are not read yet."""
+    """The outermost dict of a file or of a sharded checkpoint; sharded tensors are not read yet."""
     return read_shards(path) if is_sharded(path) else read_checkpoint(path).contents
 
 
@@ -163,23 +167,26 @@ def _read_file(path: Path) -> Mapping[str, Any]:
         raise UserError(f"{path}: no such file")
     with path.open("rb") as file:
         start = file.read(512)
-    kind = _kind(start)
-    if kind not in (_ZIP, _PICKLE, _SAFETENSORS):
-        raise UserError(f"{path}: not a checkpoint but {kind}. Download it again, or name another file.")
+    file_type = _file_type(start)
+    if file_type not in (_ZIP, _PICKLE, _SAFETENSORS):
+        raise UserError(f"{path}: not a checkpoint but {file_type}. Download it again, or name another file.")
+
+    is_zip = file_type == _ZIP
     try:
-        if kind == _ZIP and zipfile.is_zipfile(path) and (reason := altered_part(path)) is not None:
-            raise UserError(f"{path} is damaged: {reason}. Download or copy it again; nothing was loaded.")
-        contents = _read_safetensors(path) if kind == _SAFETENSORS else _read_pickle(path, is_zip=kind == _ZIP)
+        if is_zip and zipfile.is_zipfile(path) and (reason := find_checksum_mismatch(path)) is not None:
+            raise UserError(f"{path} is corrupt: {reason}. Download or copy it again; nothing was loaded.")
+        contents = _read_safetensors(path) if file_type == _SAFETENSORS else _read_pickle(path, is_zip=is_zip)
     except UserError:
         raise
-    except Exception as error:  # damaged files make the readers raise anything
+    except Exception as error:  # corrupt files make the readers raise anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        called = [] if kind == _SAFETENSORS else _unknown_names(path, is_zip=kind == _ZIP)
+        called = [] if file_type == _SAFETENSORS else _unknown_names(path, is_zip=is_zip)
         calls = f"; it asks for {', '.join(called[:3])}, which is not run" if called else ""
         raise UserError(
-            f"{path}: cannot be read. It begins like {kind} but is damaged, incomplete, or holds objects that are not "
-            f"data ({reason}{calls}). Download it again, or ask its author for the tensors alone."
+            f"{path}: cannot be read. It begins like {file_type} but is corrupt, incomplete, or holds objects that are "
+            f"not data ({reason}{calls}). Download it again, or ask its author for the tensors alone."
         ) from error
+
     if not isinstance(contents, Mapping):
         raise UserError(f"{path}: holds a {type(contents).__name__}, not a dict of tensors; save model.state_dict()")
     return contents
@@ -193,20 +200,20 @@ _STARTS = (  # (first bytes in lower case, what such a file is)
     (b"<!doctype html", "an HTML page, perhaps of a failed or refused download"),
     (b"<html", "an HTML page, perhaps of a failed or refused download"),
     (b"\x1f\x8b", "a gzip archive, to be unpacked first"),
-    (b"\xff\xd8\xff", "a JPEG picture"),
-    (b"\x89png", "a PNG picture"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"\x89png", "a PNG image"),
 )
 
 
-def _kind(start: bytes) -> str:
+def _file_type(start: bytes) -> str:
     """What a file is, from its first bytes."""
     if not start.strip(b"\0"):
         return "empty" if not start else "zeros"
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 100_000_000:  # the limit of the format
         return _SAFETENSORS
-    for beginning, kind in _STARTS:
+    for beginning, file_type in _STARTS:
         if start.lstrip().lower().startswith(beginning):
-            return kind
+            return file_type
     if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in start):
         return "text"
     return "something unknown"
@@ -250,7 +257,7 @@ def _unknown_names(path: Path, *, is_zip: bool) -> list[str]:
     """What a pickle asks for beside tensors and plain containers."""
     try:
         named = [name for stream in _pickles(path, is_zip=is_zip) for name in names_in(stream)]
-    except Exception:  # of a file that is damaged too badly
+    except Exception:  # of a file that is too corrupt to be read so far
         return []
     return [name for name in named if not name.startswith(("torch.", "collections.", "_codecs.", "numpy."))]
 
@@ -284,7 +291,7 @@ _DICTS = {
 
 
 def _placeholder(name: str) -> type:
-    """A fresh class for each name, so that one allowed name never vouches for another."""
+    """A new class for each name, so that one allowed name never vouches for another."""
     return type(name, (_InertDict if name in _DICTS else _Inert,), {})
 
 
@@ -325,8 +332,8 @@ def _state_of(contents: Mapping[str, Any], source: str) -> dict[str, Tensor]:
     inner = next((contents[key] for key in _WRAPPERS if _holds_tensors(contents.get(key))), contents)
     tensors = {str(name): value for name, value in inner.items() if isinstance(value, Tensor)}
     if not tensors:
-        known = ", ".join(map(str, list(contents)[:5])) or "nothing"
-        raise UserError(f"{source}: holds no tensors; its entries are {known}")
+        entries = ", ".join(map(str, list(contents)[:5])) or "nothing"
+        raise UserError(f"{source}: holds no tensors; its entries are {entries}")
     return {clean_name(name): value for name, value in tensors.items()}
 
 
@@ -367,22 +374,22 @@ def write_folder(path: Path, tensors: dict[str, Tensor], config: Mapping[str, An
     replace_file(path / "config.json", lambda file: file.write_text(text, encoding="utf-8"))
 
 
-def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint of a run, checksums included; None when it is as written."""
+def find_corruption(path: Path) -> str | None:
+    """What is wrong with a checkpoint of a run, by its checksums; None when it is intact."""
     if path.is_dir():
-        return _damage_of_shards(path)
+        return _find_shard_corruption(path)
     try:
-        return altered_part(path)
+        return find_checksum_mismatch(path)
     except OSError as error:
         return str(error)
 
 
-def _damage_of_shards(folder: Path) -> str | None:
+def _find_shard_corruption(folder: Path) -> str | None:
     try:
         number = _read_file(folder / REST)["shards"]["number"]
     except (UserError, KeyError, TypeError) as error:
-        return f"{REST} is missing or damaged ({error})"
+        return f"{REST} is missing or corrupt ({error})"
     for name in (REST, *shard_names(number)):
-        if (reason := damage(folder / name)) is not None:
-            return f"its part {name}: {reason}"
+        if (reason := find_corruption(folder / name)) is not None:
+            return f"its shard {name}: {reason}"
     return None

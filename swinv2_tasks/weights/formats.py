@@ -5,7 +5,7 @@ through the *official* names, those of the authors' classification code, to whic
 join under the names that SimMIM gives them: ``mask_token`` and ``decoder.0``. UPerNet's heads join under the names of
 this package's ``SegmentationTask``.
 
-Tensors are passed on as they are, or cut and joined along their first axis; no value and no dtype ever changes.
+Tensors are passed on unchanged, or cut and joined along their first axis; no value and no dtype ever changes.
 Shapes: C embed_dim, D = C·2ⁱ channels of a stage, h its heads, M its window, nW windows per map.
 """
 
@@ -157,13 +157,14 @@ def without_prefix(state: Mapping[str, Tensor], source: str) -> tuple[State, str
         UserError: there are several models in the state dict.
     """
     anchors = [name for name in state if name.endswith(_ANCHORS) and _is_whole(name)]
-    found = sorted({_prefix_before(state, name) for name in anchors})
+    prefixes = sorted({_prefix_before(state, name) for name in anchors})
     if len(anchors) > 1:
         raise UserError(
-            f"{source} holds several models, whose names begin with {', '.join(repr(prefix) for prefix in found)}: "
-            "nothing says which of them is meant. Save the state dict of one of them."
+            f"{source} holds several models, whose names begin with {', '.join(map(repr, prefixes))}: nothing says "
+            "which of them is meant. Save the state dict of one of them."
         )
-    prefix = found[0] if found else ""
+
+    prefix = prefixes[0] if prefixes else ""
     renamed: State = {}
     for name, tensor in state.items():
         inner = name.removeprefix(prefix)
@@ -203,7 +204,7 @@ def _prefix_before(state: Iterable[str], anchor_name: str) -> str:
 
 
 def detect_format(state: Mapping[str, Tensor]) -> Format:
-    """The format of a Swin V2 state dict, told by its names.
+    """The format of a Swin V2 state dict, by its names.
 
     Raises:
         UserError: for any other architecture, saying which it seems to be.
@@ -240,7 +241,7 @@ def _other_architecture(state: Mapping[str, Tensor]) -> str:
 
 
 def to_official(state: Mapping[str, Tensor], format: Format) -> State:
-    """A state dict of ``format`` under official names; names that the format does not define stay as they are."""
+    """A state dict of ``format`` under official names; names that the format does not define stay unchanged."""
     state = {name.replace(".rpe_mlp.", ".cpb_mlp."): tensor for name, tensor in state.items()}  # SimMIM's releases
     if format == "huggingface":
         state = _with_own_upernet_names(_unprefixed_huggingface(state))
@@ -249,20 +250,22 @@ def to_official(state: Mapping[str, Tensor], format: Format) -> State:
     if format == "huggingface":
         return _join_query_key_value(renamed)
     if format == "torchvision":
-        return _part_qkv_bias(renamed)
+        return _split_qkv_bias(renamed)
     return renamed
 
 
 def from_official(state: Mapping[str, Tensor], format: Format) -> State:
-    """An official state dict as ``format`` names it, without what ``homeless`` lists.
+    """An official state dict as ``format`` names it, without what ``find_unsupported_keys`` lists.
 
     Raises:
-        UserError: when the format has no place for a learned tensor of the backbone: another model would come out.
+        UserError: when the format does not support a learned tensor of the backbone: another model would come out.
     """
-    lost = [name for name in homeless(state, format) if name.startswith(("layers.", "patch_embed.", "absolute_pos"))]
+    backbone_parts = ("layers.", "patch_embed.", "absolute_pos")
+    lost = [name for name in find_unsupported_keys(state, format) if name.startswith(backbone_parts)]
     if lost:
-        raise UserError(f"the {format} format has no place for {some(lost)}")
-    state = _repacked(state, format)
+        raise UserError(f"the {format} format does not support {some(lost)}")
+
+    state = _repack(state, format)
     names = _names(format, state)
     if format == "lightning":
         names |= {name: name for name in state if name not in names and not is_buffer(name)}
@@ -272,17 +275,17 @@ def from_official(state: Mapping[str, Tensor], format: Format) -> State:
     return renamed
 
 
-def homeless(state: Mapping[str, Tensor], format: Format) -> list[str]:
-    """Official names that ``format`` has no place for, buffers aside: a SimMIM decoder in timm, say."""
+def find_unsupported_keys(state: Mapping[str, Tensor], format: Format) -> list[str]:
+    """Official names that ``format`` has no name for, buffers aside: of a SimMIM decoder in timm, say."""
     if format == "lightning":  # takes any further tensor under its own name
         return []
-    state = _repacked(state, format)
+    state = _repack(state, format)
     names = _names(format, state)
     return [name for name in state if name not in names and not is_buffer(name)]
 
 
-def _repacked(state: Mapping[str, Tensor], format: Format) -> Mapping[str, Tensor]:
-    """Query, key and value cut and joined as ``format`` keeps them, still under official places."""
+def _repack(state: Mapping[str, Tensor], format: Format) -> Mapping[str, Tensor]:
+    """Cuts and joins query, key and value as ``format`` keeps them, still under official names."""
     if format == "huggingface":
         return _split_query_key_value(state)
     return _join_qkv_bias(state) if format == "torchvision" else state
@@ -303,7 +306,7 @@ def _names(format: Format, state: Iterable[str]) -> dict[str, str]:
     """Every official name → its name in ``format``, for as many stages and blocks as ``state`` counts up to."""
     layout = LAYOUTS[format]
     numbers = [re.findall(r"(?:layers|features)\.(\d+)\.(?:blocks\.)?(\d+)?", name) for name in state]
-    pairs = [(int(i), int(j or 0)) for found in numbers for i, j in found]
+    pairs = [(int(i), int(j or 0)) for in_name in numbers for i, j in in_name]
     modules = dict(layout.outside)
     for stage in range(1 + max((i for i, _ in pairs), default=0)):
         for part in ("reduction", "norm"):
@@ -341,7 +344,7 @@ _MAP_NORM = re.compile(r"^(?:.+\.)?hidden_states_norms\.stage(\d+)\.")
 def _with_own_upernet_names(state: Mapping[str, Tensor]) -> State:
     """UPerNet's heads and the norms of its maps, if any, under the names of ``SegmentationTask``; the rest unchanged.
 
-    Parts that our heads do not have keep a name below head.: so they are found not to fit.
+    Parts that our heads do not have keep a name below head.: so they are reported as unexpected.
     """
     return {_own_upernet_name(name): tensor for name, tensor in state.items()}
 
@@ -351,7 +354,7 @@ def _own_upernet_name(name: str) -> str:
         for theirs, ours in _UPERNET_NAMES:
             name = re.sub(theirs, ours, name)
         return name
-    return _MAP_NORM.sub(lambda found: f"head.norms.{int(found[1]) - 1}.", name)  # stages count from 1
+    return _MAP_NORM.sub(lambda match: f"head.norms.{int(match[1]) - 1}.", name)  # stages count from 1
 
 
 def _split_query_key_value(state: Mapping[str, Tensor]) -> State:
@@ -374,8 +377,7 @@ def _join_query_key_value(state: Mapping[str, Tensor]) -> State:
     for name, tensor in state.items():
         if name.endswith(".attn.q.weight"):
             parts = [state.get(f"{name.removesuffix('q.weight')}{part}.weight") for part in "qkv"]
-            known = [part for part in parts if part is not None]
-            out[name.replace(".q.", ".qkv.")] = torch.cat(known)
+            out[name.replace(".q.", ".qkv.")] = torch.cat([part for part in parts if part is not None])
         elif name.endswith((".attn.q.bias", ".attn.v.bias")):
             out[f"{name.removesuffix('.bias')}_bias"] = tensor
         elif not name.endswith((".attn.k.weight", ".attn.v.weight")):
@@ -397,7 +399,7 @@ def _join_qkv_bias(state: Mapping[str, Tensor]) -> State:
     return out
 
 
-def _part_qkv_bias(state: Mapping[str, Tensor]) -> State:
+def _split_qkv_bias(state: Mapping[str, Tensor]) -> State:
     """Undoes ``_join_qkv_bias``. The middle of the bias, the keys', is dropped: torchvision multiplies it by 0 too."""
     out: State = {}
     for name, tensor in state.items():
@@ -457,19 +459,20 @@ def describe_variant(state: Mapping[str, Tensor]) -> Variant:
     """Reads the variant off an official state dict.
 
     Raises:
-        UserError: when the tensors that tell it are missing.
+        UserError: when a tensor that it is read off is missing.
     """
-    blocks = [re.match(r"layers\.(\d+)\.blocks\.(\d+)\.attn\.logit_scale$", name) for name in state]
-    found = sorted((int(m[1]), int(m[2])) for m in blocks if m)
-    stages = 1 + max((i for i, _ in found), default=-1)
-    depths = tuple(sum(i == stage for i, _ in found) for stage in range(stages))
+    matches = [re.match(r"layers\.(\d+)\.blocks\.(\d+)\.attn\.logit_scale$", name) for name in state]
+    blocks = sorted((int(match[1]), int(match[2])) for match in matches if match)
+    stages = 1 + max((stage for stage, _ in blocks), default=-1)
+    depths = tuple(sum(i == stage for i, _ in blocks) for stage in range(stages))
     try:
         patches = state["patch_embed.proj.weight"]  # (C, channels, patch sides…)
         heads = tuple(len(state[f"layers.{i}.blocks.0.attn.logit_scale"]) for i in range(stages))
         hidden = len(state["layers.0.blocks.0.mlp.fc1.weight"])
     except KeyError as error:
         raise UserError(f"the checkpoint is incomplete: {error.args[0]} is missing") from None
-    extra = [int(m[1]) for m in (re.match(r"layers\.\d+\.blocks\.(\d+)\.norm3\.weight$", name) for name in state) if m]
+    matches = [re.match(r"layers\.\d+\.blocks\.(\d+)\.norm3\.weight$", name) for name in state]
+    extra = [int(match[1]) for match in matches if match]
     return Variant(
         embed_dim=len(patches),
         depths=depths,

@@ -46,7 +46,7 @@ def inflate(state: State, frames: int, windows: tuple[Size, ...], old: Windows |
         windows: of the model over clips, per stage (T, H, W). Bias tables are made for them.
         old: the image model's; where they are not known, those of bias tables count as square.
     """
-    found: State = {}
+    inflated: State = {}
     changed = []
     for name, tensor in state.items():
         if is_buffer(name):
@@ -62,5 +62,5 @@ def inflate(state: State, frames: int, windows: tuple[Size, ...], old: Windows |
             tensor = resize_bias_table(tensor, before, tuple(space)).repeat(2 * time - 1, 1)
         if tensor is not state[name]:
             changed.append(name)
-        found[name] = tensor
-    return found, changed
+        inflated[name] = tensor
+    return inflated, changed

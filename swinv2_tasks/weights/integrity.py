@@ -1,4 +1,4 @@
-"""Whether a checkpoint is whole: checksums, storages as long as their tensors, weights that are finite numbers.
+"""Whether a checkpoint is intact: checksums, storages as long as their tensors, weights that are finite numbers.
 
 torch's reader trusts a file: it asks no checksum, and takes the length of a storage from the pickle beside it. Where
 the record in the file is shorter, the tensor is filled with whatever follows.
@@ -13,7 +13,7 @@ import time
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -32,17 +32,17 @@ SETTLED_NS = 2 * 10**9
 """How old a file's last change must be for its date to tell a later change from it."""
 
 
-def altered_part(path: Path) -> str | None:
-    """What is wrong with a zip file by its checksums; None when it is as written. Asked once of a file that stays."""
+def find_checksum_mismatch(path: Path) -> str | None:
+    """What is wrong with a zip file by its checksums; None when it is intact. Asked once of a file that stays."""
     stat = path.stat()
     key = (path.absolute(), stat.st_size, stat.st_mtime_ns, stat.st_ino)
     # Changed just now, it may change again within the same tick of the clock that dates files.
     is_settled = time.time_ns() - stat.st_mtime_ns > SETTLED_NS
-    return _altered_part(*key) if is_settled else _altered_part.__wrapped__(*key)
+    return _find_checksum_mismatch(*key) if is_settled else _find_checksum_mismatch.__wrapped__(*key)
 
 
 @lru_cache(maxsize=256)
-def _altered_part(path: Path, *_: int) -> str | None:
+def _find_checksum_mismatch(path: Path, *_: int) -> str | None:
     entry = None
     try:
         with zipfile.ZipFile(path) as archive:
@@ -54,7 +54,7 @@ def _altered_part(path: Path, *_: int) -> str | None:
         torch._C.PyTorchFileReader(str(path))  # which also looks at parts of the directory that Python passes over
     except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         reason = str(error) or type(error).__name__
-        return reason if entry is None else f"its part {entry.filename} was altered, by its checksum ({reason})"
+        return reason if entry is None else f"its part {entry.filename} does not match its checksum ({reason})"
     return None
 
 
@@ -125,13 +125,13 @@ class _Dict(_Anything):
 class _Rebuild(_Anything):
     """Stands for torch's functions that make tensors of storages, and parameters of tensors."""
 
-    made: list[_Rebuilt]
+    rebuilt: list[_Rebuilt]
 
     def __new__(cls, *arguments: Any, **_: Any) -> Any:
         if arguments and isinstance(arguments[0], _Storage):
             storage, offset, size, stride = arguments[:4]
-            cls.made.append(_Rebuilt(storage, int(offset), tuple(size), tuple(stride)))
-            return cls.made[-1]
+            cls.rebuilt.append(_Rebuilt(storage, int(offset), tuple(size), tuple(stride)))
+            return cls.rebuilt[-1]
         if len(arguments) > 2 and isinstance(arguments[0], type) and issubclass(arguments[0], _Rebuild):
             return arguments[0](*arguments[2])  # _rebuild_from_type_v2(function, type, arguments, state)
         return arguments[0] if arguments else super().__new__(cls)
@@ -160,13 +160,13 @@ class _Declarations(pickle.Unpickler):
         if module == "torch" and name.endswith("Storage"):
             return type(name, (_Anything,), {"item_size": _ITEM_SIZES.get(name, 1)})
         if module.startswith("torch.") and name.startswith("_rebuild"):
-            return type(name, (_Rebuild,), {"made": self.tensors})
-        kinds = _Dict if name in ("OrderedDict", "defaultdict") and module == "collections" else _Anything
-        return type(name, (kinds,), {})
+            return type(name, (_Rebuild,), {"rebuilt": self.tensors})
+        is_dict = module == "collections" and name in ("OrderedDict", "defaultdict")
+        return type(name, (_Dict if is_dict else _Anything,), {})
 
     def persistent_load(self, pid: Any) -> Any:
-        _, kind, key, _, length, *_ = pid
-        return _Storage(str(key), int(getattr(kind, "item_size", 1)), int(length))
+        _, storage_class, key, _, length, *_ = pid
+        return _Storage(str(key), int(getattr(storage_class, "item_size", 1)), int(length))
 
 
 def check_storages(path: Path, stream: IO[bytes], record_sizes: Mapping[str, int] | None) -> None:
@@ -182,11 +182,13 @@ def check_storages(path: Path, stream: IO[bytes], record_sizes: Mapping[str, int
     """
     reader = _Declarations(stream)
     keys = {id(tensor): key for key, tensor in _declared(reader.load())}
-    found = ((tensor, tensor.problem(record_sizes)) for tensor in reader.tensors)
-    problems = [f"{keys.get(id(tensor), 'one')} {problem}" for tensor, problem in found if problem]
+    problems = []
+    for tensor in reader.tensors:
+        if problem := tensor.problem(record_sizes):
+            problems.append(f"{keys.get(id(tensor), 'one')} {problem}")
     if problems:
         raise UserError(
-            f"{path} is damaged: {len(problems)} of its tensors do not fit their storage: {some(problems, 2)}. "
+            f"{path} is corrupt: {len(problems)} of its tensors do not fit their storage: {some(problems, 2)}. "
             "Download or copy it again; nothing was loaded."
         )
 
@@ -199,8 +201,8 @@ def _declared(contents: Any, key: str = "") -> Iterator[tuple[str, _Rebuilt]]:
         for name, value in contents.items():
             yield from _declared(value, f"{key}.{name}" if key else str(name))
     elif isinstance(contents, list | tuple):
-        for number, value in enumerate(contents):
-            yield from _declared(value, f"{key}.{number}")
+        for index, value in enumerate(contents):
+            yield from _declared(value, f"{key}.{index}")
 
 
 def record_sizes(archive: zipfile.ZipFile, pickle_name: str) -> dict[str, int]:
@@ -213,7 +215,7 @@ def record_sizes(archive: zipfile.ZipFile, pickle_name: str) -> dict[str, int]:
 def names_in(stream: IO[bytes]) -> list[str]:
     """Every module.name that a pickle asks for, as far as it can be read."""
     reader = _Declarations(stream)
-    with contextlib.suppress(Exception):  # a damaged pickle raises anything; what was read until then was asked for
+    with contextlib.suppress(Exception):  # a corrupt pickle raises anything; what was read until then was asked for
         reader.load()
     return reader.named
 
@@ -232,7 +234,7 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def check_finite(tensors: Mapping[str, Any], source: str) -> None:
-    """Refuses tensors, whole or in parts, with NaN or infinite numbers; other values do not count.
+    """Refuses tensors, sharded ones too, with NaN or infinite numbers; other values do not count.
 
     Raises:
         UserError: naming them.
@@ -245,14 +247,14 @@ def check_finite(tensors: Mapping[str, Any], source: str) -> None:
     if bad:
         raise UserError(
             f"{source}: {len(bad)} of {len(tensors)} tensors hold NaN or infinite numbers: {some(bad)}. The training "
-            "that wrote them diverged, or the file was damaged: take an earlier checkpoint or another copy. Nothing "
+            "that wrote them diverged, or the file is corrupt: take an earlier checkpoint or another copy. Nothing "
             "was loaded."
         )
 
 
-def check_kinds(tensors: Mapping[str, Any], expected: Mapping[str, Tensor], source: str) -> None:
-    """Refuses tensors of another kind than those they are for: whole numbers, truth values or complex numbers in the
-    place of real ones, or the reverse, and such without values. Any precision of real numbers is of one kind.
+def check_types(tensors: Mapping[str, Any], expected: Mapping[str, Tensor], source: str) -> None:
+    """Refuses tensors of another type than those they are for: integers, booleans or complex numbers in place of real
+    ones, or the reverse, and tensors without values. Real numbers may be of any precision.
 
     Raises:
         UserError: naming them.
@@ -261,42 +263,45 @@ def check_kinds(tensors: Mapping[str, Any], expected: Mapping[str, Tensor], sour
     for name, value in tensors.items():
         if name not in expected:
             continue
-        found = [part for _, part in value.parts] if isinstance(value, ShardedTensor) else [value]
-        for part in found[:1]:
-            problem = _other_kind(part, expected[name])
+        parts = [part for _, part in value.parts] if isinstance(value, ShardedTensor) else [value]
+        for part in parts[:1]:
+            problem = _type_problem(part, expected[name])
             if problem is not None:
                 problems.append(f"{name} ({problem})")
     if problems:
         raise UserError(
-            f"{source}: {len(problems)} tensors are not of the model's kind: {some(problems)}. Save model.state_dict() "
+            f"{source}: {len(problems)} tensors are not of the model's type: {some(problems)}. Save model.state_dict() "
             "of a model in float32, float16 or bfloat16. Nothing was loaded."
         )
 
 
-def _other_kind(found: Any, expected: Tensor) -> str | None:
-    wanted = "real numbers" if expected.is_floating_point() else "whole numbers"
-    if not isinstance(found, Tensor):
-        return f"a {type(found).__name__} in place of {wanted}"
-    if found.layout != torch.strided or found.is_quantized:
-        return f"{found.layout if found.layout != torch.strided else found.dtype} in place of plain {wanted}"
-    if found.is_meta and not expected.is_meta:
+def _type_problem(value: Any, expected: Tensor) -> str | None:
+    expected_numbers = "real numbers" if expected.is_floating_point() else "integers"
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__} in place of {expected_numbers}"
+    if value.layout != torch.strided or value.is_quantized:
+        return f"{value.layout if value.layout != torch.strided else value.dtype} in place of plain {expected_numbers}"
+    if value.is_meta and not expected.is_meta:
         return "no values"
-    whole = not (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool)
-    if found.is_floating_point() if expected.is_floating_point() else whole or found.dtype == expected.dtype:
-        return None
-    return f"{str(found.dtype).removeprefix('torch.')} in place of {wanted}"
+
+    if expected.is_floating_point():
+        fits = value.is_floating_point()
+    else:
+        is_integer = not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
+        fits = is_integer or value.dtype == expected.dtype
+    return None if fits else f"{str(value.dtype).removeprefix('torch.')} in place of {expected_numbers}"
 
 
-def flatten(contents: Any, key: str = "") -> dict[str, Any]:
+def collect_tensors(contents: Any, key: str = "") -> dict[str, Any]:
     """The tensors in nested dicts and lists by their keys: of an optimizer's states, say."""
     if isinstance(contents, Tensor | ShardedTensor):
         return {key: contents}
-    entries: Iterator[tuple[Any, Any]] | Sequence[tuple[Any, Any]] = ()
+    entries: Iterable[tuple[Any, Any]] = ()
     if isinstance(contents, Mapping):
-        entries = list(contents.items())
+        entries = contents.items()
     elif isinstance(contents, list | tuple):
-        entries = list(enumerate(contents))
-    found: dict[str, Any] = {}
+        entries = enumerate(contents)
+    tensors: dict[str, Any] = {}
     for name, value in entries:
-        found |= flatten(value, f"{key}.{name}" if key else str(name))
-    return found
+        tensors |= collect_tensors(value, f"{key}.{name}" if key else str(name))
+    return tensors

@@ -35,7 +35,7 @@ from swinv2_tasks.weights.formats import (
     to_official,
 )
 from swinv2_tasks.weights.inflation import inflate, inflated_variant, inflated_windows
-from swinv2_tasks.weights.integrity import check_finite, check_kinds
+from swinv2_tasks.weights.integrity import check_finite, check_types
 from swinv2_tasks.weights.modules import backbone_of, name_prefix, named_tensors, own_state
 from swinv2_tasks.weights.windows import (
     ImageSize,
@@ -62,11 +62,11 @@ class LoadReport:
         cast: types of tensors that are of another type in the file than in the module: ["float16"], say.
         renamed: how many of them have another name in the file.
         resized: names of bias tables that were resized.
-        inflated: names of image tensors that were given an axis in time, as official files say.
-        fresh: names of the module's tensors that the checkpoint does not fit and that keep their values.
-        unused: names of the checkpoint's tensors (as official files say) that went nowhere.
+        inflated: official names of image tensors that were given an axis in time.
+        randomly_initialized: names of the module's tensors that the checkpoint does not fit and that keep their values.
+        unused: official names of the checkpoint's tensors that were not loaded.
         windows: per stage the window of pre-training (None: not known) and the window now.
-        windows_from: where the windows of pre-training were found.
+        windows_source: what the windows of pre-training were read from.
         head: what became of the classification head.
         prefix: what stood before the checkpoint's names: "module.model.", say.
         other_states: entries of the file that hold weights as well and were not read: ["model_ema"], say.
@@ -79,12 +79,12 @@ class LoadReport:
     renamed: int
     head: str
     windows: list[tuple[Size | None, Size]]
-    windows_from: str
+    windows_source: str
     prefix: str = ""
     cast: list[str] = field(default_factory=list)
     resized: list[str] = field(default_factory=list)
     inflated: list[str] = field(default_factory=list)
-    fresh: list[str] = field(default_factory=list)
+    randomly_initialized: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
     other_states: list[str] = field(default_factory=list)
 
@@ -97,14 +97,15 @@ class LoadReport:
             ("checkpoint", str(self.variant)),
             ("loaded", f"{self.loaded} tensors{renamed}{cast}"),
             ("head", self.head),
-            ("windows", f"pre-training → now, {self.windows_from}"),
+            ("windows", f"pre-training → now, {self.windows_source}"),
         ]
         for stage, (pretrained, now) in enumerate(self.windows, start=1):
             rows.append((f"  stage {stage}", f"{show_window(pretrained) if pretrained else '?'} → {show_window(now)}"))
+
         lists = (
             ("resized", self.resized),
             ("inflated", self.inflated),
-            ("left fresh", self.fresh),
+            ("random init", self.randomly_initialized),
             ("not used", self.unused),
             ("not read", [f"{entry}, which holds weights as well" for entry in self.other_states]),
         )
@@ -122,13 +123,13 @@ def load_weights(
 ) -> LoadReport:
     """Loads a checkpoint into a backbone, or into a task with ``.backbone`` and ``.head``, and sets its windows.
 
-    Nothing changes unless the whole backbone fits. A head that is missing or has other classes stays fresh; of
-    segmentation heads only the classifiers depend on the classes, and the rest must fit.
+    Nothing changes unless the whole backbone fits. A head that is missing or has other classes stays randomly
+    initialized; of segmentation heads only the classifiers depend on the classes, and the rest must fit.
 
     Args:
         module: a ``SwinTransformerV2``, or a module that has one as ``backbone``.
         source: file, folder, state dict or dict around one; official, SimMIM, timm, Hugging Face, torchvision or this
-            package's own, told apart by their names.
+            package's own, distinguished by their names.
         window_size: window that the checkpoint was trained at, needed only where the file does not say; of a model
             fine-tuned at a larger window, that of its pre-training, which its position bias is measured in.
         image_size: pixels that it was trained at; goes with ``window_size``.
@@ -141,61 +142,52 @@ def load_weights(
     """
     checkpoint = read_checkpoint(source)
     backbone = backbone_of(module)
-    try:
-        format = detect_format(checkpoint.state)
-        official = to_official(checkpoint.state, format)
-        check_official(official, checkpoint.source)
-        variant = describe_variant(official)
-        is_image_for_clips = _check_same_variant(variant, backbone)
-    except UserError as error:
-        known = str(error).startswith(checkpoint.source)
-        raise UserError(str(error) if known else f"{checkpoint.source}: {error}") from error
-    stated = stated_windows(checkpoint, official, variant, window_size, image_size)
-
+    official, format, variant, is_image_for_clips = _read_official(checkpoint, backbone)
+    origin = resolve_windows(checkpoint, official, variant, window_size, image_size)
     _check_same_position_bias(checkpoint, official, format, backbone)
     inflated: list[str] = []
     if is_image_for_clips:
-        official, stated, inflated = _inflate(official, stated, backbone)
+        official, origin, inflated = _inflate(official, origin, backbone)
+
+    # From here on, tensors go by the names of a task.
     weights = from_official(official, "lightning")
-    prefix = name_prefix(module)
     targets = named_tensors(module)
-    resized = resize_tables(weights, backbone, stated[0].effective if stated else None)
+    resized = resize_tables(weights, backbone, origin[0].effective if origin else None)
     _check_backbone_fits(weights, targets, checkpoint.source)
     _check_segmentation_head_fits(weights, targets, checkpoint, module)
     head = _fit_head(weights, targets, format, head_rows)
 
-    fitting = [name for name in targets if name in weights and weights[name].shape == targets[name].shape]
-    check_kinds({name: weights[name] for name in fitting}, targets, checkpoint.source)
-    cast = {
-        name: weights[name].to(targets[name].dtype) for name in fitting if weights[name].dtype != targets[name].dtype
+    values = {
+        name: weights[name]
+        for name, target in targets.items()
+        if name in weights and weights[name].shape == target.shape
     }
-    check_finite(cast, f"{checkpoint.source}, in the model's type")  # a number may be too large for it
-    types = sorted({str(weights[name].dtype).removeprefix("torch.") for name in cast})
-    if stated is not None:
-        backbone.set_pretrained_window(stated[0].pretrained)
-    with torch.no_grad():
-        for name in fitting:
-            target, value = targets[name], cast.get(name, weights[name])
-            if target.is_meta:  # on the meta device: the tensor itself goes there
-                torch.utils.swap_tensors(target, nn.Parameter(value, target.requires_grad))
-            else:
-                target.copy_(value)
-    unused = [name for name in weights if name not in fitting]
+    check_types(values, targets, checkpoint.source)
+    cast = {name: value for name, value in values.items() if value.dtype != targets[name].dtype}
+    converted = {name: value.to(targets[name].dtype) for name, value in cast.items()}
+    check_finite(converted, f"{checkpoint.source}, in the model's type")  # a number may be too large for it
+
+    # All checks have passed: only now does the module change.
+    if origin is not None:
+        backbone.set_pretrained_window(origin[0].pretrained)
+    _copy_into(targets, values | converted)
+
+    unused = [name for name in weights if name not in values]
     return LoadReport(
         source=checkpoint.source,
         format=format,
         variant=variant,
-        loaded=len(fitting),
-        cast=types,
+        loaded=len(values),
+        cast=sorted({str(value.dtype).removeprefix("torch.") for value in cast.values()}),
         prefix=checkpoint.prefix,
         other_states=checkpoint.other_states,
-        renamed=len(set(fitting) - {prefix + name for name in checkpoint.state}),
+        renamed=len(values.keys() - {name_prefix(module) + name for name in checkpoint.state}),
         head=head,
         windows=list(zip(backbone.pretrained_window_size, backbone.window_size, strict=True)),
-        windows_from=stated[1] if stated else _NOT_STATED,
+        windows_source=origin[1] if origin else _NOT_STATED,
         resized=resized,
         inflated=inflated,
-        fresh=[name for name in targets if name not in fitting],
+        randomly_initialized=[name for name in targets if name not in values],
         unused=list(to_official(dict.fromkeys(unused, torch.empty(0)), "lightning")),
     )
 
@@ -206,6 +198,35 @@ _NOT_STATED = (
 )
 
 
+def _read_official(checkpoint: Checkpoint, backbone: SwinTransformerV2) -> tuple[State, Format, Variant, bool]:
+    """A checkpoint under official names, with its format and variant, and whether it is of images for clips.
+
+    Raises:
+        UserError: naming the checkpoint: it is of another architecture or variant, or holds no finite real numbers.
+    """
+    try:
+        format = detect_format(checkpoint.state)
+        official = to_official(checkpoint.state, format)
+        check_official(official, checkpoint.source)
+        variant = describe_variant(official)
+        is_image_for_clips = _check_same_variant(variant, backbone)
+    except UserError as error:
+        has_source = str(error).startswith(checkpoint.source)
+        raise UserError(str(error) if has_source else f"{checkpoint.source}: {error}") from error
+    return official, format, variant, is_image_for_clips
+
+
+@torch.no_grad()
+def _copy_into(targets: State, values: State) -> None:
+    """Copies values into the tensors of their names."""
+    for name, value in values.items():
+        target = targets[name]
+        if target.is_meta:  # on the meta device: the tensor itself goes there
+            torch.utils.swap_tensors(target, nn.Parameter(value, target.requires_grad))
+        else:
+            target.copy_(value)
+
+
 def check_official(state: State, source: str) -> None:
     """Refuses an official state dict with learned tensors that are no finite real numbers.
 
@@ -214,7 +235,7 @@ def check_official(state: State, source: str) -> None:
     """
     real = torch.empty(0)
     learned = [name for name in state if not is_buffer(name) and not name.endswith("num_batches_tracked")]
-    check_kinds(state, dict.fromkeys(learned, real), source)
+    check_types(state, dict.fromkeys(learned, real), source)
     check_finite(state, source)
 
 
@@ -235,58 +256,67 @@ def _check_same_variant(variant: Variant, backbone: SwinTransformerV2) -> bool:
 
 
 def _inflate(
-    official: State, stated: tuple[Windows, str] | None, backbone: SwinTransformerV2
+    official: State, origin: tuple[Windows, str] | None, backbone: SwinTransformerV2
 ) -> tuple[State, tuple[Windows, str] | None, list[str]]:
     """Image weights and their windows as the backbone over clips takes them, and the names of what changed."""
     windows = backbone.window_size
     try:
-        inflated, changed = inflate(official, backbone.patch_size[0], windows, stated[0] if stated else None)
+        inflated, changed = inflate(official, backbone.patch_size[0], windows, origin[0] if origin else None)
     except ValueError as error:
         raise UserError(f"the checkpoint's bias tables cannot be resized: {error}") from error
-    if stated is not None:
-        found, source = stated
-        stated = inflated_windows(found, [window[0] for window in windows]), f"{source}; in time the model's"
-    return inflated, stated, changed
+    if origin is not None:
+        image_windows, source = origin
+        origin = inflated_windows(image_windows, [window[0] for window in windows]), f"{source}; in time the model's"
+    return inflated, origin, changed
 
 
-def stated_windows(
+def resolve_windows(
     checkpoint: Checkpoint,
     state: State,
     variant: Variant,
     window_size: WindowSize | None,
     image_size: ImageSize | None,
 ) -> tuple[Windows, str] | None:
-    """The checkpoint's windows and where they were found: in it, else in the arguments, else None."""
-    found = find_windows(checkpoint, state, variant)
+    """The checkpoint's windows and what they come from: the checkpoint, else the arguments; None where neither says.
+
+    Raises:
+        UserError: the arguments contradict the checkpoint, or one of the two is missing.
+    """
+    in_checkpoint = find_windows(checkpoint, state, variant)
     if window_size is None and image_size is None:
-        return found
+        return in_checkpoint
     if window_size is None or image_size is None:
         raise UserError("window_size and image_size say together what the checkpoint was trained at; give both")
-    told = windows_at(variant, window_size, image_size)
-    if found is None:
-        return told, "from the arguments"
-    if found[0].effective != told.effective:
+
+    in_arguments = windows_at(variant, window_size, image_size)
+    if in_checkpoint is None:
+        return in_arguments, "from the arguments"
+    windows, source = in_checkpoint
+    if windows.effective != in_arguments.effective:
         raise UserError(
-            f"{checkpoint.source} was trained at windows {show_windows(found[0].effective)} ({found[1]}), but "
-            f"window_size and image_size say {show_windows(told.effective)}. They are for files that do "
+            f"{checkpoint.source} was trained at windows {show_windows(windows.effective)} ({source}), but "
+            f"window_size and image_size say {show_windows(in_arguments.effective)}. They are for files that do "
             "not say; leave them out."
         )
-    return found
+    return in_checkpoint
 
 
 def _check_same_position_bias(
     checkpoint: Checkpoint, state: State, format: Format, backbone: SwinTransformerV2
 ) -> None:
-    """Refuses weights of one kind of position bias for another, as far as the checkpoint tells its kind."""
-    kind = checkpoint.record.get("position_bias")
+    """Refuses weights of one class of position bias for another, as far as the checkpoint says which it is."""
+    bias = checkpoint.record.get("position_bias")
     if any(name.endswith("relative_position_bias_table") for name in state):
-        kind = BiasTable.__name__
-    elif kind is None and (format not in ("official", "lightning") or any(map(is_buffer, state))):
-        kind = LogCPB.__name__  # other libraries know no other
+        bias = BiasTable.__name__
+    elif bias is None and (format not in ("official", "lightning") or any(map(is_buffer, state))):
+        bias = LogCPB.__name__  # other libraries have no other
+
     accepted = [cls.__name__ for cls in backbone.position_bias.__mro__]
-    if kind not in accepted if kind else BiasTable.__name__ in accepted:
+    # Without a name, all that is known is that there are no tables.
+    fits = bias in accepted if bias else BiasTable.__name__ not in accepted
+    if not fits:
         raise UserError(
-            f"{checkpoint.source} has a {kind or 'continuous'} position bias, the model {accepted[0]}; "
+            f"{checkpoint.source} has a {bias or 'continuous'} position bias, the model {accepted[0]}; "
             "build the model with the position_bias of the checkpoint"
         )
 
@@ -328,30 +358,32 @@ def resize_tables(weights: State, backbone: SwinTransformerV2, trained: Sequence
 
 
 def _check_backbone_fits(weights: State, targets: State, source: str) -> None:
-    problems = unfit_keys(weights, {name: value for name, value in targets.items() if name.startswith("backbone.")})
+    problems = find_incompatible_keys(
+        weights, {name: value for name, value in targets.items() if name.startswith("backbone.")}
+    )
     if problems:
         raise UserError(f"{source} does not fit the model; nothing was loaded. {'; '.join(problems)}")
 
 
-def unfit_keys(
+def find_incompatible_keys(
     weights: Mapping[str, Tensor], own: Mapping[str, Tensor], parts: str | tuple[str, ...] = "backbone."
 ) -> list[str]:
-    """What keeps a checkpoint's tensors from fitting: missing, of another shape, unknown; [] if nothing.
+    """What keeps a checkpoint's tensors from fitting: missing, of another shape, unexpected; [] if nothing.
 
     Args:
         weights: the checkpoint's tensors under the names of a task.
         own: those of the model that must be there.
-        parts: beginnings of names; of the checkpoint's further tensors, those that begin so are unknown.
+        parts: beginnings of names; of the checkpoint's further tensors, those that begin so are unexpected.
     """
-    missing = [name for name in own if name not in weights]
-    unknown = [name for name in weights if name.startswith(parts) and name not in own]
+    missing_keys = [name for name in own if name not in weights]
+    unexpected_keys = [name for name in weights if name.startswith(parts) and name not in own]
     shapes = [
         f"{name} ({tuple(weights[name].shape)} instead of {tuple(value.shape)})"
         for name, value in own.items()
         if name in weights and weights[name].shape != value.shape
     ]
-    kinds = (("missing", missing), ("of another shape", shapes), ("unknown to the model", unknown))
-    return [f"{len(names)} {kind}: {some(names)}" for kind, names in kinds if names]
+    problems = (("missing", missing_keys), ("of another shape", shapes), ("unexpected", unexpected_keys))
+    return [f"{len(names)} {problem}: {some(names)}" for problem, names in problems if names]
 
 
 _UPERNET_CHANNELS = "head.decoder.fuse.0.weight"
@@ -360,7 +392,7 @@ _SEGMENTATION_CLASSES = "head.decoder.classifier.1.weight"
 
 
 def _check_segmentation_head_fits(weights: State, targets: State, checkpoint: Checkpoint, module: nn.Module) -> None:
-    """Refuses UPerNet heads that are not built as the module's: of one that is loaded in parts nothing good comes.
+    """Refuses UPerNet heads that are not built as the module's: one of which only parts are loaded is of no use.
 
     Only its classifiers may be of other classes, and the auxiliary head, which serves training alone, may be missing
     on either side.
@@ -380,27 +412,27 @@ def _check_segmentation_head_fits(weights: State, targets: State, checkpoint: Ch
 
     for name, setting in ((_UPERNET_CHANNELS, "decoder.channels"), (_FCN_CHANNELS, "auxiliary_channels")):
         if name in weights and name in targets and len(weights[name]) != len(targets[name]):
-            found, expected = len(weights[name]), len(targets[name])
+            theirs, ours = len(weights[name]), len(targets[name])
             raise UserError(
-                f"{source} holds a head with {setting} {found}, the model is built with {expected}. Build it with "
-                f"--model.{setting} {found}."
+                f"{source} holds a head with {setting} {theirs}, the model is built with {ours}. Build it with "
+                f"--model.{setting} {theirs}."
             )
 
-    stated = checkpoint.config.get("pool_scales")
-    scales: Any = next((part.pool_scales for part in module.modules() if hasattr(part, "pool_scales")), None)
-    if stated is not None and scales is not None and tuple(stated) != scales:
+    their_scales = checkpoint.config.get("pool_scales")
+    our_scales: Any = next((part.pool_scales for part in module.modules() if hasattr(part, "pool_scales")), None)
+    if their_scales is not None and our_scales is not None and tuple(their_scales) != our_scales:
         raise UserError(
-            f"{source} holds a UPerNet with pool_scales {[*stated]}, the model is built with {[*scales]}. Build it "
-            f"with --model.decoder.pool_scales '{[*stated]}'."
+            f"{source} holds a UPerNet with pool_scales {[*their_scales]}, the model is built with {[*our_scales]}. "
+            f"Build it with --model.decoder.pool_scales '{[*their_scales]}'."
         )
 
     parts = ("head.norms.", "head.decoder.", "head.auxiliary.")
     in_both = tuple(part for part in parts if _has(weights, part) and _has(targets, part))
-    theirs, ours = (
+    head_weights, head_targets = (
         {name: value for name, value in state.items() if name.startswith(in_both) and not _may_differ(name)}
         for state in (weights, targets)
     )
-    if problems := "; ".join(unfit_keys(theirs, ours, in_both)):
+    if problems := "; ".join(find_incompatible_keys(head_weights, head_targets, in_both)):
         advice = ". auxiliary_weight=0 (--model.auxiliary_weight 0) leaves the auxiliary head out"
         raise UserError(
             f"{source}: its segmentation head does not fit the model's; nothing was loaded. {problems}"
@@ -423,36 +455,47 @@ _HEAD = ("head.fc.weight", "head.fc.bias")
 def _fit_head(
     weights: State, targets: State, format: Format, head_rows: str | PathLike[str] | Sequence[int] | None
 ) -> str:
-    """Picks the rows of another head's classes where the way is known; returns what became of the head, in words."""
+    """Picks the rows of another head's classes where they are known; returns what became of the head, in words."""
     if _HEAD[0] not in targets:
         if head_rows is not None:
             raise UserError("head_rows was given, but the model has no classification head")
-        names = [name for name in targets if name.startswith("head.")]
-        known = sum(name in weights and weights[name].shape == targets[name].shape for name in names)
-        text = f"{known} of {len(names)} tensors loaded" if names else "the model has none"
-        if _SEGMENTATION_CLASSES in weights and _SEGMENTATION_CLASSES in targets:
-            found, classes = len(weights[_SEGMENTATION_CLASSES]), len(targets[_SEGMENTATION_CLASSES])
-            text += f"; classifiers fresh, {classes} classes: the checkpoint has {found}" if found != classes else ""
-        return text
+        return _describe_other_head(weights, targets)
+
     classes = len(targets[_HEAD[0]])
     if _HEAD[0] not in weights:
         if head_rows is not None:
             raise UserError("head_rows was given, but the checkpoint has no classification head")
-        return f"fresh, {classes} classes: the checkpoint has none"
-    found = len(weights[_HEAD[0]])
-    if head_rows is None and (format, found, classes) == ("official", 21_841, 1_000):
+        return f"randomly initialized, {classes} classes: the checkpoint has none"
+
+    available = len(weights[_HEAD[0]])
+    if head_rows is None and (format, available, classes) == ("official", 21_841, 1_000):
         text = resources.files("swinv2_tasks.weights").joinpath("imagenet_22k_to_1k.txt").read_text()
         head_rows = [int(row) for row in text.split()]
     if head_rows is not None:
-        rows = _checked_rows(head_rows, classes, found)
+        rows = _read_rows(head_rows, classes, available)
         weights.update({name: weights[name][rows] for name in _HEAD if name in weights})
-        return f"{classes} rows of the checkpoint's {found}"
-    if found != classes:
-        return f"fresh, {classes} classes: the checkpoint has {found}"
+        return f"{classes} rows of the checkpoint's {available}"
+    if available != classes:
+        return f"randomly initialized, {classes} classes: the checkpoint has {available}"
     return f"loaded, {classes} classes"
 
 
-def _checked_rows(source: str | PathLike[str] | Sequence[Any], classes: int, available: int) -> Tensor:
+def _describe_other_head(weights: State, targets: State) -> str:
+    """What becomes of a head that is not one of classification, in words."""
+    names = [name for name in targets if name.startswith("head.")]
+    if not names:
+        return "the model has none"
+    fitting = sum(name in weights and weights[name].shape == targets[name].shape for name in names)
+    text = f"{fitting} of {len(names)} tensors loaded"
+
+    if _SEGMENTATION_CLASSES in weights and _SEGMENTATION_CLASSES in targets:
+        available, classes = len(weights[_SEGMENTATION_CLASSES]), len(targets[_SEGMENTATION_CLASSES])
+        if available != classes:
+            text += f"; classifiers randomly initialized, {classes} classes: the checkpoint has {available}"
+    return text
+
+
+def _read_rows(source: str | PathLike[str] | Sequence[Any], classes: int, available: int) -> Tensor:
     try:
         entries = Path(source).read_text().split() if isinstance(source, str | PathLike) else source
         rows = torch.tensor([int(entry) for entry in entries], dtype=torch.int64)

@@ -13,7 +13,7 @@ from swinv2_tasks.backbone.position_bias import BiasTable, LogCPB
 from swinv2_tasks.backbone.swin_v2 import SwinTransformerV2
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.weights.files import write_folder, write_pickle, write_safetensors
-from swinv2_tasks.weights.formats import Format, State, describe_variant, from_official, homeless
+from swinv2_tasks.weights.formats import Format, State, describe_variant, find_unsupported_keys, from_official
 from swinv2_tasks.weights.modules import backbone_of, own_state
 from swinv2_tasks.weights.windows import (
     ImageSize,
@@ -38,7 +38,7 @@ def save_weights(
             those without a window of pre-training, are written with the window in effect; without it, as set.
 
     Returns:
-        Official names of tensors that the format has no place for: a SimMIM decoder in timm, say.
+        Official names of tensors that the format does not support: of a SimMIM decoder in timm, say.
 
     Raises:
         UserError: when the format cannot hold the model: extra norms, bias tables, uneven windows.
@@ -64,7 +64,7 @@ def write_checkpoint(
     windows: Windows | None,
     image_size: ImageSize | None = None,
 ) -> list[str]:
-    """Writes an official state dict in ``format``, atomically; returns the names it has no place for.
+    """Writes an official state dict in ``format``, atomically; returns the names that it does not support.
 
     Buffers that ``state`` lacks are computed from ``windows`` where the format has them.
 
@@ -95,7 +95,7 @@ def write_checkpoint(
         write_pickle(path, {"state_dict": tensors, "swinv2_tasks": dict(record)})
     else:
         write_pickle(path, {"model": tensors} if format in ("official", "simmim") else tensors)
-    return homeless(state, format)
+    return find_unsupported_keys(state, format)
 
 
 _FORMATS_WITH_BUFFERS = ("official", "simmim", "torchvision")

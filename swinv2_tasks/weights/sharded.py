@@ -1,13 +1,13 @@
-"""Checkpoints in parts: a folder with one file per process, which any number of processes reads again.
+"""Sharded checkpoints: a folder with one file per process, which any number of processes can read again.
 
     last.ckpt/
-      rest.pt            what a checkpoint in one file holds, with None where a tensor lies in parts
+      rest.pt            what a checkpoint in one file holds, with None in place of each sharded tensor
       shard_0_of_2.pt    the first process's rows of each of those tensors
       shard_1_of_2.pt
 
 A tensor is cut along its first axis. Each file is written by ``torch.save`` and holds plain values and tensors: its
-checksums tell whether it is whole, and reading it runs nothing. The index of torch.distributed.checkpoint, by contrast,
-is a pickle that runs as it is read.
+checksums show whether it is intact, and reading it runs nothing. The index of torch.distributed.checkpoint, by
+contrast, is a pickle that runs as it is read.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ import torch
 from torch import Tensor
 
 REST = "rest.pt"
-Place = tuple[str | int, ...]
-"""Where a tensor belongs in a checkpoint: the keys and numbers that lead to it."""
+KeyPath = tuple[str | int, ...]
+"""Where a tensor belongs in a checkpoint: the keys and indices that lead to it."""
 
 
 @dataclass(frozen=True)
 class ShardedTensor:
-    """A tensor in parts, of which nothing is read from the disk before its rows are asked for.
+    """A tensor in shards, of which nothing is read from the disk before its rows are asked for.
 
     Attributes:
         shape: of the whole tensor.
-        parts: the first row of each part, and the part.
+        parts: the first row of each shard, and the shard.
     """
 
     shape: torch.Size
@@ -41,7 +41,7 @@ class ShardedTensor:
         """Rows from ``start`` up to ``stop``.
 
         Raises:
-            ValueError: some of them are in no part.
+            ValueError: some of them are in no shard.
         """
         pieces = [
             part[max(start - first, 0) : stop - first]
@@ -59,40 +59,52 @@ class ShardedTensor:
 
 
 def is_sharded(path: Path) -> bool:
-    """Whether a path is a checkpoint in parts."""
+    """Whether a path is a sharded checkpoint."""
     return (path / REST).is_file()
 
 
 def shard_names(number: int) -> list[str]:
-    """The files of the parts that so many processes write."""
+    """The files that so many processes write."""
     return [f"shard_{rank}_of_{number}.pt" for rank in range(number)]
 
 
-def take_out(contents: Any, wanted: Callable[[Any], bool], place: Place = ()) -> tuple[Any, dict[Place, Any]]:
-    """Puts None in place of the ``wanted`` leaves of nested dicts and lists; what is left, and the leaves by place."""
-    if wanted(contents):
-        return None, {place: contents}
+def flatten(contents: Any, is_leaf: Callable[[Any], bool], key_path: KeyPath = ()) -> tuple[Any, dict[KeyPath, Any]]:
+    """Takes leaves out of nested dicts and lists.
+
+    Args:
+        contents: nested dicts, lists and tuples.
+        is_leaf: which of the values are taken out.
+        key_path: what the leaves' key paths begin with.
+
+    Returns:
+        The contents with None in place of the leaves, and the leaves by key path; ``unflatten`` is the way back.
+    """
+    if is_leaf(contents):
+        return None, {key_path: contents}
     if not isinstance(contents, dict | list | tuple):
         return contents, {}
+
     entries = contents.items() if isinstance(contents, dict) else enumerate(contents)
-    taken = {key: take_out(value, wanted, (*place, key)) for key, value in entries}
-    leaves = {where: leaf for _, found in taken.values() for where, leaf in found.items()}
-    rest = {key: left for key, (left, _) in taken.items()}
+    rest: dict[Any, Any] = {}
+    leaves: dict[KeyPath, Any] = {}
+    for key, value in entries:
+        rest[key], inner_leaves = flatten(value, is_leaf, (*key_path, key))
+        leaves |= inner_leaves
     return (rest if isinstance(contents, dict) else type(contents)(rest.values())), leaves
 
 
-def put_back(rest: Any, leaves: Mapping[Place, Any], place: Place = ()) -> Any:
-    """Undoes ``take_out``."""
-    if place in leaves:
-        return leaves[place]
+def unflatten(rest: Any, leaves: Mapping[KeyPath, Any], key_path: KeyPath = ()) -> Any:
+    """Undoes ``flatten``."""
+    if key_path in leaves:
+        return leaves[key_path]
     if isinstance(rest, dict):
-        return {key: put_back(value, leaves, (*place, key)) for key, value in rest.items()}
+        return {key: unflatten(value, leaves, (*key_path, key)) for key, value in rest.items()}
     if isinstance(rest, list | tuple):
-        return type(rest)(put_back(value, leaves, (*place, number)) for number, value in enumerate(rest))
+        return type(rest)(unflatten(value, leaves, (*key_path, index)) for index, value in enumerate(rest))
     return rest
 
 
 def assemble(contents: Any) -> Any:
-    """Contents with their sharded tensors whole: in memory as far as they lie in several parts."""
-    rest, leaves = take_out(contents, lambda leaf: isinstance(leaf, ShardedTensor))
-    return put_back(rest, {place: leaf.whole() for place, leaf in leaves.items()})
+    """Contents with their sharded tensors whole: in memory, as far as they lie in several shards."""
+    rest, leaves = flatten(contents, lambda leaf: isinstance(leaf, ShardedTensor))
+    return unflatten(rest, {key_path: leaf.whole() for key_path, leaf in leaves.items()})

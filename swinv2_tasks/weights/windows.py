@@ -1,4 +1,4 @@
-"""The windows a checkpoint was trained with: found in it, and written into it.
+"""The windows that a checkpoint was trained with: read from it, and written into it.
 
 https://arxiv.org/abs/2111.09883, section 3.3: the position bias is a function of offsets divided by (W − 1), where W is
 the window of pre-training, per stage and axis. A model that is fine-tuned at a larger window keeps its W, so W can
@@ -48,8 +48,8 @@ class Windows:
 def windows_of(backbone: SwinTransformerV2, image_size: ImageSize | None = None) -> Windows:
     """The windows of a live backbone, at an input size; without one, its windows as set."""
     effective = backbone.window_size if image_size is None else backbone.effective_windows(image_size)
-    known = zip(backbone.pretrained_window_size, effective, strict=True)
-    return Windows(effective, tuple(pretrained or window for pretrained, window in known))
+    pairs = zip(backbone.pretrained_window_size, effective, strict=True)
+    return Windows(effective, tuple(pretrained or window for pretrained, window in pairs))
 
 
 def windows_at(
@@ -57,17 +57,17 @@ def windows_at(
 ) -> Windows:
     """A variant's windows, with ``window_size`` set, at ``image_size``; ``pretrained`` 0 means those in effect."""
     try:
-        backbone = backbone_without_memory(variant, window_size)
+        backbone = backbone_on_meta_device(variant, window_size)
         backbone.set_pretrained_window(tuple(pretrained) or None)
         return windows_of(backbone, image_size)
     except (ValueError, TypeError) as error:
         raise UserError(f"window_size {window_size} and image_size {image_size} do not go together: {error}") from error
 
 
-def backbone_without_memory(
+def backbone_on_meta_device(
     variant: Variant, window_size: WindowSize, position_bias: type[nn.Module] = LogCPB
 ) -> SwinTransformerV2:
-    """The variant's backbone with names and shapes only (meta tensors)."""
+    """The variant's backbone on the meta device: names and shapes, no numbers."""
     with torch.device("meta"):
         return SwinTransformerV2(
             variant.embed_dim,
@@ -112,7 +112,7 @@ def _from_record(checkpoint: Checkpoint, variant: Variant) -> tuple[Windows, str
         return None
     sizes = [tuple(tuple(map(int, window)) for window in record[key]) for key in ("effective", "pretrained")]
     for windows in sizes:
-        backbone_without_memory(variant, windows)  # refuses wrong counts
+        backbone_on_meta_device(variant, windows)  # refuses wrong counts
     return Windows(*sizes), "the checkpoint's own record"
 
 
@@ -142,10 +142,11 @@ def _pretraining_side(side: int, largest: float) -> int:
 
 def _from_bias_tables(state: Mapping[str, Tensor], variant: Variant) -> tuple[Windows, str] | None:
     tables = [state.get(f"layers.{i}.blocks.0.attn.relative_position_bias_table") for i in range(len(variant.depths))]
-    known = [table for table in tables if table is not None]
-    if len(known) < len(tables) or len(variant.patch_size) > 2:  # of a clip's table nobody can tell which side is time
+    if any(table is None for table in tables):
         return None
-    windows = tuple(square_table_window(len(table)) for table in known)
+    if len(variant.patch_size) > 2:  # of a clip's table nobody can say which side is time
+        return None
+    windows = tuple(square_table_window(len(table)) for table in tables if table is not None)
     return Windows(windows, windows), "its bias tables"
 
 
@@ -175,15 +176,15 @@ _TIMM_NAME = re.compile(r"swinv2_[a-z]+_window(?P<first>\d+)(?:to(?P<last>\d+))?
 
 def _from_timm_config(config: Mapping[str, Any], variant: Variant) -> tuple[Windows, str] | None:
     """From a timm name: window8_256, or window12to16_192to256 for a model fine-tuned at a larger window."""
-    found = _TIMM_NAME.match(str(config.get("architecture", "")))
-    if not found:
+    match = _TIMM_NAME.match(str(config.get("architecture", "")))
+    if not match:
         return None
-    first = windows_at(variant, int(found["first"]), int(found["from"]))
-    changed = config.get("model_args") or {}
-    window = changed.get("window_size", int(found["last"] or found["first"]))
-    image = changed.get("img_size", int(found["to"] or found["from"]))
-    pretrained = changed.get("pretrained_window_sizes", first.effective if found["last"] else ())
-    return windows_at(variant, window, image, pretrained), f"its config.json ({found[0]})"
+    first = windows_at(variant, int(match["first"]), int(match["from"]))
+    model_args = config.get("model_args") or {}
+    window = model_args.get("window_size", int(match["last"] or match["first"]))
+    image = model_args.get("img_size", int(match["to"] or match["from"]))
+    pretrained = model_args.get("pretrained_window_sizes", first.effective if match["last"] else ())
+    return windows_at(variant, window, image, pretrained), f"its config.json ({match[0]})"
 
 
 def _from_yacs_config(contents: Mapping[str, Any], variant: Variant) -> tuple[Windows, str] | None:
@@ -208,11 +209,11 @@ def position_buffers(windows: Windows, variant: Variant, image_size: ImageSize |
         index = relative_position_index(window, cpu).view(math.prod(window), -1)
         mask = _official_mask(window, _map_sides(image_size, variant.patch_size, stage)) if image_size else None
         for block in range(variant.depths[stage]):
-            place = f"layers.{stage}.blocks.{block}"
-            buffers[f"{place}.attn.relative_coords_table"] = coordinates.clone()
-            buffers[f"{place}.attn.relative_position_index"] = index.clone()
+            prefix = f"layers.{stage}.blocks.{block}"
+            buffers[f"{prefix}.attn.relative_coords_table"] = coordinates.clone()
+            buffers[f"{prefix}.attn.relative_position_index"] = index.clone()
             if mask is not None and block % 2 == 1:
-                buffers[f"{place}.attn_mask"] = mask.clone()
+                buffers[f"{prefix}.attn_mask"] = mask.clone()
     return buffers
 
 
@@ -293,10 +294,10 @@ def _square_image(windows: Windows, variant: Variant) -> int:
 
 
 def show_window(window: Size) -> str:
-    """A window as people write it: 8×8."""
+    """A window in text: 8×8."""
     return "×".join(map(str, window))
 
 
 def show_windows(windows: Iterable[Size]) -> str:
-    """The windows of several stages as people write them."""
+    """The windows of several stages in text."""
     return ", ".join(map(show_window, windows))

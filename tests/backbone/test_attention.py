@@ -12,7 +12,7 @@ from torch import Tensor
 from swinv2_tasks.backbone import LogCPB
 from swinv2_tasks.backbone.attention import WindowAttention, _chunks, cosine_attention
 from swinv2_tasks.backbone.window import WindowGrid, attention_mask
-from tests.helpers.checkpoints import randomise
+from tests.helpers.checkpoints import randomize
 
 Attention = Callable[..., Tensor]
 
@@ -233,7 +233,7 @@ def test_forbidden_tokens_get_no_gradient(attention: Attention) -> None:
 
 
 def random_attention(dtype: torch.dtype = torch.float64) -> WindowAttention:
-    return randomise(WindowAttention(8, 2, (3, 3), LogCPB)).to(dtype)
+    return randomize(WindowAttention(8, 2, (3, 3), LogCPB)).to(dtype)
 
 
 def test_output_does_not_depend_on_the_length_of_queries_and_keys() -> None:

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from swinv2_tasks.backbone import BiasTable, LinearCPB, LogCPB, SwinTransformerV2
-from tests.helpers.checkpoints import randomise
+from tests.helpers.checkpoints import randomize
 
 KINDS = pytest.mark.parametrize("position_bias", [LogCPB, LinearCPB, BiasTable])
 
 
 def small_model(position_bias: type[nn.Module] = LogCPB, seed: int = 0) -> SwinTransformerV2:
     model = SwinTransformerV2(8, (2, 1), (2, 2), 4, mlp_ratio=2.0, position_bias=position_bias)
-    return randomise(model, seed).eval()
+    return randomize(model, seed).eval()
 
 
 def image(side: int = 25) -> Tensor:

@@ -16,7 +16,7 @@ from swinv2_tasks.backbone import LogCPB, SwinTransformerV2
 from swinv2_tasks.backbone.swin_v2 import SwinBlock
 from tests.helpers import brute_force
 from tests.helpers.brute_force import Settings, Sides, weights_of
-from tests.helpers.checkpoints import randomise
+from tests.helpers.checkpoints import randomize
 
 IMAGES = [
     ((8, 8), (4, 4)),  # whole windows
@@ -57,7 +57,7 @@ def random_block(window: Sides, heads: int, shifted: bool) -> SwinBlock:
         extra_norm=False,
         attention_chunk_size=0,
     )
-    return randomise(block, seed=sum(window)).double()
+    return randomize(block, seed=sum(window)).double()
 
 
 @pytest.mark.parametrize("shifted", [False, True], ids=["regular", "shifted"])
@@ -103,7 +103,7 @@ def check_backbone(settings: Settings, pixels: Sides, **arguments: Any) -> None:
         mlp_ratio=2.0,
         **arguments,
     )
-    randomise(model.double().eval())
+    randomize(model.double().eval())
     x = torch.randn(1, 2, *pixels, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         maps = model(x)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim, export
 
 from swinv2_tasks.backbone import BiasTable, LinearCPB, SwinTransformerV2
-from tests.helpers.checkpoints import randomise
+from tests.helpers.checkpoints import randomize
 
 WHOLE, PADDED = (32, 32), (27, 34)  # maps of 8×8 and 4×4; 7×9 and 4×5
 
@@ -27,7 +27,7 @@ def fresh_compiler() -> Iterator[None]:
 def small_model(**kwargs: Any) -> SwinTransformerV2:
     """A regular and a shifted block, then a regular one, with random weights in float64 and in eval mode."""
     settings: dict[str, Any] = {"window_size": 3, "mlp_ratio": 2.0}
-    return randomise(SwinTransformerV2(8, (2, 1), (2, 4), **(settings | kwargs))).double().eval()
+    return randomize(SwinTransformerV2(8, (2, 1), (2, 4), **(settings | kwargs))).double().eval()
 
 
 def images(number: int, size: tuple[int, ...], dtype: torch.dtype = torch.float64) -> Tensor:

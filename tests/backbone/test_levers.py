@@ -13,7 +13,7 @@ from torch import Tensor
 
 from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.backbone.window import WindowGrid
-from tests.helpers.checkpoints import randomise
+from tests.helpers.checkpoints import randomize
 
 CHECKPOINTS: dict[str, dict[str, Any]] = {
     "checkpoint all": {"checkpoint_stages": True},
@@ -72,7 +72,7 @@ def random_step(
     kind: str, levers: dict[str, Any], dtype: torch.dtype = torch.float64, *, autocast: bool = False, seed: int = 0
 ) -> Step:
     model = new_model(kind, levers)
-    randomise(model).to(dtype)
+    randomize(model).to(dtype)
     return step(model, kind, autocast=autocast, seed=seed)
 
 
@@ -129,7 +129,7 @@ def test_checkpoints_in_bfloat16_change_no_bit(
 def mild_step(kind: str, levers: dict[str, Any], dtype: torch.dtype, *, autocast: bool = False) -> Step:
     """Of a model with flat attention, which does not multiply roundings."""
     model = new_model(kind, levers)
-    randomise(model)
+    randomize(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith(("logit_scale", "cpb_mlp.2.weight")):
@@ -168,7 +168,7 @@ def test_position_bias_and_attention_stay_finite_in_bfloat16(
 ) -> None:
     """At the highest temperature, with biases that reach both ends of their range."""
     model = new_model(kind, levers)
-    randomise(model).to(dtype)
+    randomize(model).to(dtype)
     for name, parameter in model.named_parameters():
         if name.endswith("logit_scale"):
             torch.nn.init.constant_(parameter, 7.0)

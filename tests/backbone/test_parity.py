@@ -20,7 +20,7 @@ from transformers import Swinv2Config, Swinv2ForImageClassification
 
 from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.weights import load_weights
-from tests.helpers.checkpoints import Classifier, coordinate_table, randomise
+from tests.helpers.checkpoints import Classifier, coordinate_table, randomize
 
 CLASSES = 7
 Windows = tuple[int, ...]
@@ -150,7 +150,7 @@ def check(name: str, case: Case, dtype: torch.dtype, tolerance: float, comparabl
     peer = PEERS[name]
     window, pixels = case.trained_at
     none = (0, 0, 0, 0)
-    trained = randomise(peer.build(case.size, window, (pixels, pixels), none))
+    trained = randomize(peer.build(case.size, window, (pixels, pixels), none))
     if case.image is None:
         image, pretrained, used = (pixels, pixels), none, trained
     else:
@@ -164,7 +164,7 @@ def check(name: str, case: Case, dtype: torch.dtype, tolerance: float, comparabl
     says_windows = name == "torchvision"
     at = {} if says_windows else {"window_size": case.trained_at[0], "image_size": case.trained_at[1]}
     report = load_weights(ours, trained.state_dict(), **at)
-    assert not report.fresh and not report.unused
+    assert not report.randomly_initialized and not report.unused
     if comparable == 5:
         assert backbone.pretrained_window_size == tuple((w, w) for w in case.trained_windows)
 

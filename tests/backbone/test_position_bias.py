@@ -21,7 +21,7 @@ from swinv2_tasks.backbone.position_bias import (
 )
 from tests.helpers import brute_force
 from tests.helpers.brute_force import Sides, weights_of
-from tests.helpers.checkpoints import randomise
+from tests.helpers.checkpoints import randomize
 
 CPU = torch.device("cpu")
 WINDOWS: list[Sides] = [(1, 1), (1, 4), (3, 3), (4, 2), (5, 3), (2, 3, 2), (1, 1, 1), (3, 1, 2)]
@@ -58,7 +58,7 @@ def test_each_offset_is_listed_once(window: Sides) -> None:
 @pytest.mark.parametrize("larger", [0, 3])
 def test_log_bias_equals_the_formula_of_the_paper(window: Sides, larger: int) -> None:
     pretrained = tuple(m + larger for m in window)
-    bias = randomise(LogCPB(3, window).double())
+    bias = randomize(LogCPB(3, window).double())
     weights = {f"cpb_mlp.{name}": value for name, value in weights_of(bias).items()}
     for offset, value in by_offset(bias(window, pretrained).detach(), window).items():
         expected = brute_force.log_position_bias(weights, offset, pretrained)
@@ -68,7 +68,7 @@ def test_log_bias_equals_the_formula_of_the_paper(window: Sides, larger: int) ->
 @each_window
 def test_linear_bias_is_the_same_network_over_shares_of_the_window(window: Sides) -> None:
     pretrained = tuple(m + 1 for m in window)
-    bias = randomise(LinearCPB(3, window).double())
+    bias = randomize(LinearCPB(3, window).double())
     weights = {f"cpb_mlp.{name}": value for name, value in weights_of(bias).items()}
     for offset, value in by_offset(bias(window, pretrained).detach(), window).items():
         shares = [distance / (m - 1) for distance, m in zip(offset, pretrained, strict=True)]
@@ -79,7 +79,7 @@ def test_linear_bias_is_the_same_network_over_shares_of_the_window(window: Sides
 @pytest.mark.parametrize("pretrained", [(1, 1), (1, 4)], ids=str)
 @pytest.mark.parametrize("window", [(1, 1), (4, 1), (3, 4)], ids=str)
 def test_windows_of_a_single_token_divide_by_nothing(kind: type[LogCPB], pretrained: Sides, window: Sides) -> None:
-    bias = randomise(kind(2, window))
+    bias = randomize(kind(2, window))
     values = bias(window, pretrained)
     values.sum().backward()
     assert values.isfinite().all()
@@ -93,7 +93,7 @@ def test_windows_of_a_single_token_divide_by_nothing(kind: type[LogCPB], pretrai
 def test_a_transferred_window_keeps_the_bias_of_the_offsets_it_shares(
     kind: type[LogCPB], trained: Sides, window: Sides
 ) -> None:
-    bias = randomise(kind(2, trained).double())
+    bias = randomize(kind(2, trained).double())
     before, after = (by_offset(bias(sides, trained).detach(), sides) for sides in (trained, window))
     shared = before.keys() & after.keys()
     assert len(shared) == math.prod(2 * min(pair) - 1 for pair in zip(trained, window, strict=True))
@@ -102,7 +102,7 @@ def test_a_transferred_window_keeps_the_bias_of_the_offsets_it_shares(
 
 
 def test_without_its_trained_window_a_bias_is_stretched_instead() -> None:
-    bias = randomise(LogCPB(2, (4, 4)).double())
+    bias = randomize(LogCPB(2, (4, 4)).double())
     trained, stretched = bias((4, 4), (4, 4)), bias((7, 7), (7, 7))
     torch.testing.assert_close(trained[:, 0, -1], stretched[:, 0, -1])  # corner to corner in both
     assert not torch.allclose(trained[:, 0, 1], stretched[:, 0, 1])
@@ -138,7 +138,7 @@ def test_coordinates_are_odd_and_grow_along_each_axis(coordinates: type) -> None
 
 @pytest.mark.parametrize("kind", [LogCPB, LinearCPB])
 def test_continuous_bias_lies_between_0_and_16_and_teaches_every_parameter(kind: type[LogCPB]) -> None:
-    bias = randomise(kind(2, (5, 5)))
+    bias = randomize(kind(2, (5, 5)))
     values = bias((5, 5), (5, 5))
     assert values.min() >= 0
     assert values.max() <= 16
@@ -149,7 +149,7 @@ def test_continuous_bias_lies_between_0_and_16_and_teaches_every_parameter(kind:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", [LogCPB, LinearCPB])
 def test_continuous_bias_of_half_parameters_is_computed_in_float32(kind: type[LogCPB], dtype: torch.dtype) -> None:
-    bias = randomise(kind(2, (4, 4))).to(dtype)
+    bias = randomize(kind(2, (4, 4))).to(dtype)
     wide = kind(2, (4, 4))
     wide.load_state_dict(bias.state_dict())
     values = bias((4, 4), (4, 4))
@@ -159,7 +159,7 @@ def test_continuous_bias_of_half_parameters_is_computed_in_float32(kind: type[Lo
 
 @pytest.mark.parametrize("kind", [LogCPB, LinearCPB])
 def test_autocast_does_not_narrow_a_continuous_bias(kind: type[LogCPB]) -> None:
-    bias = randomise(kind(2, (4, 4)))
+    bias = randomize(kind(2, (4, 4)))
     with torch.autocast("cpu", torch.bfloat16):
         narrow = bias((4, 4), (4, 4))
     assert torch.equal(narrow, bias((4, 4), (4, 4)))
@@ -232,7 +232,7 @@ def test_a_table_over_three_axes_is_resized_in_space_as_pictures_and_in_time_alo
 
 
 def test_coordinates_made_in_inference_mode_serve_training() -> None:
-    bias = randomise(LogCPB(2, (7, 3)))
+    bias = randomize(LogCPB(2, (7, 3)))
     with torch.inference_mode():
         expected = bias((7, 3), (9, 9)).clone()
     values = bias((7, 3), (9, 9))

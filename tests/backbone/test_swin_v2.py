@@ -26,7 +26,7 @@ from swinv2_tasks.backbone import (
     swinv2_tiny,
 )
 from swinv2_tasks.backbone.swin_v2 import PatchMerging, SwinBlock
-from tests.helpers.checkpoints import randomise
+from tests.helpers.checkpoints import randomize
 
 KINDS = pytest.mark.parametrize("position_bias", [LogCPB, LinearCPB, BiasTable])
 
@@ -35,7 +35,7 @@ def small_model(window_size: Any = 4, *, seed: int = 0, **kwargs: Any) -> SwinTr
     """Two stages, random weights, float64, eval mode."""
     settings: dict[str, Any] = {"embed_dim": 8, "depths": (2, 2), "num_heads": (2, 4), "mlp_ratio": 2.0}
     model = SwinTransformerV2(window_size=window_size, **(settings | kwargs))
-    return randomise(model, seed).double().eval()
+    return randomize(model, seed).double().eval()
 
 
 def small_clip_model(window_size: Any = (8, 3, 3), **kwargs: Any) -> SwinTransformerV2:

@@ -16,14 +16,14 @@ from swinv2_tasks.heads.batch_norm import BatchNorm2d
 from swinv2_tasks.heads.cascade import CascadeMaskRCNN, giou_loss
 from swinv2_tasks.heads.mask_rcnn import Regions
 from swinv2_tasks.inference.detection import padded
-from tests.helpers.checkpoints import randomise
+from tests.helpers.checkpoints import randomize
 from tests.helpers.detectors import CHANNELS, CLASSES, IMAGES, SETTINGS, STRIDES, new_maps, new_target, spied
 
 
 def new_head(**settings: Any) -> CascadeMaskRCNN:
     torch.manual_seed(0)
     head = CascadeMaskRCNNConfig(**{**SETTINGS, **settings}).build(CHANNELS, STRIDES, CLASSES)
-    randomise(head)
+    randomize(head)
     return head
 
 

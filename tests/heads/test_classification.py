@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from swinv2_tasks.heads.classification import ClassificationHead
-from tests.helpers.checkpoints import randomise
+from tests.helpers.checkpoints import randomize
 
 
 @pytest.mark.parametrize("sides", [(3, 5), (2, 3, 4)], ids=["image", "clip"])
 def test_logits_are_a_linear_layer_over_the_mean_of_normalised_positions(sides: tuple[int, ...]) -> None:
-    head: Any = randomise(ClassificationHead(8, 4)).double().eval()
+    head: Any = randomize(ClassificationHead(8, 4)).double().eval()
     x = torch.randn(2, 8, *sides, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     pooled = torch.zeros(2, 8, dtype=torch.float64)
     positions = x.flatten(2)

@@ -14,14 +14,14 @@ from swinv2_tasks.errors import UserError
 from swinv2_tasks.heads import HTCConfig
 from swinv2_tasks.heads.htc import HTC, FlowingMaskBranch, stuff_loss
 from swinv2_tasks.inference.detection import padded
-from tests.helpers.checkpoints import randomise
+from tests.helpers.checkpoints import randomize
 from tests.helpers.detectors import CHANNELS, CLASSES, IMAGES, SETTINGS, STRIDES, new_maps, new_target, spied
 
 
 def new_head(**settings: Any) -> HTC:
     torch.manual_seed(0)
     head = HTCConfig(**{**SETTINGS, **settings}).build(CHANNELS, STRIDES, CLASSES)
-    randomise(head)
+    randomize(head)
     return head
 
 

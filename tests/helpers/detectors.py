@@ -10,7 +10,7 @@ from torch import Tensor
 from swinv2_tasks.heads import MaskRCNNConfig
 from swinv2_tasks.heads.cascade import CascadeMaskRCNN
 from swinv2_tasks.heads.mask_rcnn import MaskRCNN, Regions
-from tests.helpers.checkpoints import randomise
+from tests.helpers.checkpoints import randomize
 
 CHANNELS, STRIDES, CLASSES = (8, 16, 24, 32), (4, 8, 16, 32), 5
 SETTINGS: dict[str, Any] = {"channels": 16, "representation_size": 32, "post_nms_top_n": 60, "batch_size_per_image": 40}
@@ -19,7 +19,7 @@ SETTINGS: dict[str, Any] = {"channels": 16, "representation_size": 32, "post_nms
 def new_head(**settings: Any) -> MaskRCNN:
     torch.manual_seed(0)
     head = MaskRCNNConfig(**{**SETTINGS, **settings}).build(CHANNELS, STRIDES, CLASSES)
-    randomise(head)
+    randomize(head)
     return head
 
 

@@ -13,7 +13,7 @@ from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.heads import CascadeMaskRCNNConfig, DetectorConfig, HTCConfig, MaskRCNNConfig, UPerNet
 from swinv2_tasks.tasks import ClassificationTask, DetectionTask, SegmentationTask, SimMIMTask, VideoClassificationTask
 from swinv2_tasks.tasks.base import BaseTask
-from tests.helpers.checkpoints import randomise
+from tests.helpers.checkpoints import randomize
 
 CLASSES = 3
 
@@ -49,7 +49,7 @@ def new_task(name: str) -> BaseTask:
     """A task with random weights, without a trainer: what it logs is dropped."""
     torch.manual_seed(0)
     task: Any = BUILDERS[name]()
-    randomise(task)
+    randomize(task)
     task.log = task.log_dict = lambda *_, **__: None
     return task
 

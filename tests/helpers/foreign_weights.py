@@ -16,7 +16,7 @@ from tests.helpers.checkpoints import (
     HEADS,
     Classifier,
     official_state,
-    randomise,
+    randomize,
     simmim_state,
     tiny_backbone,
 )
@@ -45,9 +45,9 @@ def foreign_state(format: str) -> dict[str, Tensor]:
     if format == "simmim":
         return simmim_state()
     if format == "lightning":
-        return randomise(new_task()).state_dict()
+        return randomize(new_task()).state_dict()
     models = {"timm": timm_model, "torchvision": torchvision_model, "huggingface": huggingface_model}
-    state = randomise(models[format]()).state_dict()
+    state = randomize(models[format]()).state_dict()
     for name, tensor in state.items():
         if name.endswith("qkv.bias"):  # torchvision ignores the keys' third and starts it at 0
             tensor[len(tensor) // 3 : 2 * len(tensor) // 3] = 0

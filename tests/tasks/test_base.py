@@ -24,7 +24,7 @@ from swinv2_tasks.training.optim import CosineSchedule, Schedule, StepSchedule
 from swinv2_tasks.training.run_checkpoint import RunCheckpoint
 from swinv2_tasks.weights import save_weights
 from tests.helpers import own_optimization
-from tests.helpers.checkpoints import randomise
+from tests.helpers.checkpoints import randomize
 from tests.helpers.tiny import BACKBONE, new_data, new_task, new_trainer
 
 
@@ -37,7 +37,7 @@ def fitted(images: Path, folder: Path, window: Any = 4, image_size: int = 32, **
     task = new_task(window=window, **arguments)
     trainer = new_trainer(folder, limit_train_batches=1, limit_val_batches=1)
     trainer.fit(task, new_data(images, image_size=image_size))
-    randomise(task)  # norms start at 0, which hides the blocks
+    randomize(task)  # norms start at 0, which hides the blocks
     trainer.save_checkpoint(folder / "task.ckpt")
     return task.eval()
 
@@ -121,7 +121,7 @@ def test_every_setting_of_the_backbone_comes_back(images: Path, tmp_path: Path) 
         position_bias=LinearCPB,
         extra_norm_every=2,
     )
-    task: Any = randomise(ClassificationTask(backbone, 3))
+    task: Any = randomize(ClassificationTask(backbone, 3))
     trainer = new_trainer(tmp_path)
     trainer.validate(task, new_data(images), verbose=False)
     trainer.save_checkpoint(tmp_path / "task.ckpt")
@@ -158,7 +158,7 @@ def test_bias_tables_are_resized_for_another_window(images: Path, tmp_path: Path
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))])
 def test_tasks_and_datamodules_can_be_copied_and_pickled(duplicate: Callable[[Any], Any], images: Path) -> None:
-    task, data = randomise(new_task(dropout=0.1)).eval(), new_data(images, batch_size=5)
+    task, data = randomize(new_task(dropout=0.1)).eval(), new_data(images, batch_size=5)
     data.setup("fit")
     with torch.no_grad():
         expected = task(pixels())

@@ -19,7 +19,7 @@ from torch import nn
 from swinv2_tasks.cli.main import main
 from swinv2_tasks.tasks import ClassificationTask
 from swinv2_tasks.weights import save_weights
-from tests.helpers.checkpoints import randomise
+from tests.helpers.checkpoints import randomize
 from tests.helpers.tiny import COLOURS, NAMES, QUIET, new_data, new_task, write_config, write_images
 
 QUIETLY = [f"--trainer.{name}={value}" for name, value in QUIET.items()]
@@ -54,7 +54,7 @@ def evaluate(folder: Path, *arguments: str, command: str = "validate", name: str
 def random_checkpoint(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained run's checkpoint with random weights: trained for a moment, position biases are all but flat."""
     contents = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
-    contents["state_dict"] = randomise(new_task()).state_dict()
+    contents["state_dict"] = randomize(new_task()).state_dict()
     path = tmp_path_factory.mktemp("random") / "random.ckpt"
     torch.save(contents, path)
     return path
@@ -327,7 +327,7 @@ def test_fine_tuning_for_other_classes_keeps_the_backbone(
         trainer={"max_epochs": 1},
         model={"init_args": {"optimizer": {"init_args": {"lr": 1e-12}}, "schedule": {"warmup_lr": 0.0, "min_lr": 0.0}}},
     )
-    assert "fresh, 2 classes: the checkpoint has 3" in capsys.readouterr().out
+    assert "randomly initialized, 2 classes: the checkpoint has 3" in capsys.readouterr().out
     before, after = (
         torch.load(path, weights_only=True)["state_dict"]
         for path in (random_checkpoint, run / "checkpoints" / "last.ckpt")

@@ -25,7 +25,7 @@ from swinv2_tasks.inference.detection import DetectionInference
 from swinv2_tasks.tasks import DetectionTask
 from swinv2_tasks.training.optim import StepSchedule
 from swinv2_tasks.weights import load_weights, save_weights
-from tests.helpers.checkpoints import randomise
+from tests.helpers.checkpoints import randomize
 from tests.helpers.objects import (
     BACKBONE,
     CATEGORIES,
@@ -243,7 +243,7 @@ def test_bfloat16_trains(objects: Path, tmp_path: Path) -> None:
 def test_plain_inference_gives_torchvisions_dicts(objects: Path) -> None:
     torch.manual_seed(0)
     task = new_detector(inference=DetectionInference(score_threshold=0.01))
-    randomise(task)
+    randomize(task)
     task.train()
     images = [torch.randn(3, 40, 64), torch.randn(3, 72, 50)]
     answers = task(images)
@@ -321,7 +321,7 @@ def test_weights_of_other_windows_start_a_detector(tmp_path: Path) -> None:
     """The position bias of a backbone of window 4 moves to a detector's window 6."""
     torch.manual_seed(0)
     source = SwinTransformerV2(**BACKBONE)
-    randomise(source)
+    randomize(source)
     save_weights(source, tmp_path / "weights.safetensors", format="official")
     backbone = SwinTransformerV2(**{**BACKBONE, "window_size": 6})
     task = DetectionTask(backbone, MaskRCNNConfig(**DETECTOR), 3, weights=str(tmp_path / "weights.safetensors"))

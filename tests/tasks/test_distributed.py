@@ -111,7 +111,7 @@ def test_validations_within_a_training_are_exact(task: str, tmp_path: Path) -> N
 # ---- faults
 
 
-def damage(data: Path, *names: str) -> None:
+def corrupt(data: Path, *names: str) -> None:
     for name in names:
         path = data / name
         path.write_bytes(path.read_bytes()[:300])
@@ -129,7 +129,7 @@ JOURNAL: dict[str, Any] = {"class_path": "tests.helpers.faults.Journal", "init_a
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_skipped_samples_are_logged_and_counted(workers: int, tmp_path: Path) -> None:
     data = write_images(tmp_path / "images")
-    damage(data, "train/n01/n01_2.jpg", "train/n03/n03_0.jpg", "val/n02/n02_1.jpg")
+    corrupt(data, "train/n01/n01_2.jpg", "train/n03/n03_0.jpg", "val/n02/n02_1.jpg")
     write_config(tmp_path / "tiny.yaml", data, trainer={"callbacks": [JOURNAL]})
     settings = [f"--data.num_workers={workers}", "--data.faulty_samples=skip", "--data.faulty_budget=3"]
     done = run(["fit", "--config=tiny.yaml", *settings], tmp_path)
@@ -143,15 +143,15 @@ def test_skipped_samples_are_logged_and_counted(workers: int, tmp_path: Path) ->
     assert sorted(trained) == [0, 0]  # each once, though met in both epochs
     assert done.errors.count("skipped: ") == len(events)
     whole = write_images(tmp_path / "whole")
-    (tmp_path / "undamaged").mkdir()
-    write_config(tmp_path / "undamaged" / "tiny.yaml", whole, trainer={"callbacks": [JOURNAL]})
-    assert run(["fit", "--config=tiny.yaml"], tmp_path / "undamaged").status == 0
-    assert seen(tmp_path) == seen(tmp_path / "undamaged")  # the same samples in the same batches
+    (tmp_path / "intact").mkdir()
+    write_config(tmp_path / "intact" / "tiny.yaml", whole, trainer={"callbacks": [JOURNAL]})
+    assert run(["fit", "--config=tiny.yaml"], tmp_path / "intact").status == 0
+    assert seen(tmp_path) == seen(tmp_path / "intact")  # the same samples in the same batches
 
 
 def test_more_bad_samples_than_allowed_stop_the_run(tmp_path: Path) -> None:
     data = write_images(tmp_path / "images")
-    damage(data, *(f"train/n01/n01_{k}.jpg" for k in range(4)))
+    corrupt(data, *(f"train/n01/n01_{k}.jpg" for k in range(4)))
     write_config(tmp_path / "tiny.yaml", data)
     done = run(["fit", "--config=tiny.yaml", "--data.faulty_samples=skip", "--data.faulty_budget=2"], tmp_path)
     assert done.status == 1
@@ -162,7 +162,7 @@ def test_more_bad_samples_than_allowed_stop_the_run(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_budget_is_one_for_all_processes(tmp_path: Path) -> None:
     data = write_images(tmp_path / "images", train=8)
-    damage(data, *(f"train/n01/n01_{k}.jpg" for k in range(4)))
+    corrupt(data, *(f"train/n01/n01_{k}.jpg" for k in range(4)))
     write_config(tmp_path / "tiny.yaml", data)
     settings = ["--data.faulty_samples=skip", "--data.batch_size=3"]
     done = run(["fit", "--config=tiny.yaml", *settings, "--data.faulty_budget=3"], tmp_path, processes=2)
@@ -188,7 +188,7 @@ def test_a_dead_loading_process_names_what_it_read(tmp_path: Path) -> None:
 def test_a_mistake_met_by_one_process_is_told_once(tmp_path: Path) -> None:
     """The first process then only learns that the other one is gone."""
     data = write_images(tmp_path / "images", train=8)
-    damage(data, *(f"train/{name}/{name}_{k}.jpg" for name in ("n01", "n02") for k in range(8)))
+    corrupt(data, *(f"train/{name}/{name}_{k}.jpg" for name in ("n01", "n02") for k in range(8)))
     write_config(tmp_path / "tiny.yaml", data)
     for _ in range(2):  # whichever process meets it first
         done = run(["fit", "--config=tiny.yaml", "--data.batch_size=1"], tmp_path, processes=2)
@@ -275,7 +275,7 @@ def test_evaluations_and_predictions_in_spawned_processes(poor: Path, tmp_path: 
 def test_a_mistake_met_in_a_spawned_process_is_one_message(strategy: str, tmp_path: Path) -> None:
     """Before the first step the run leaves nothing behind, after it all that it has made."""
     data = write_images(tmp_path / "images", train=8)
-    damage(data, "val/n01/n01_2.jpg")
+    corrupt(data, "val/n01/n01_2.jpg")
     write_config(tmp_path / "tiny.yaml", data)
     arguments = ["fit", "--config=tiny.yaml", "--data.batch_size=3"]
     for settings, left in ((), []), (("--trainer.num_sanity_val_steps=0", "--save.every_n_steps=1"), ["0"]):

@@ -29,7 +29,7 @@ from swinv2_tasks.heads import Decoder, UPerNet
 from swinv2_tasks.inference.segmentation import Inference
 from swinv2_tasks.tasks import ClassificationTask, SegmentationTask
 from swinv2_tasks.weights import load_weights, save_weights
-from tests.helpers.checkpoints import randomise
+from tests.helpers.checkpoints import randomize
 from tests.helpers.processes import run, send_at
 from tests.helpers.resuming import differences
 from tests.helpers.scenes import DATA, NAMES, new_segmenter, write_config, write_scenes
@@ -194,7 +194,7 @@ def test_windows_are_transferred_from_8_to_16_to_40(format: Any, tmp_path: Path)
     """A classifier of window 8 at 256 starts a segmenter of window 16, which starts one of window 40 at 640."""
     architecture: dict[str, Any] = {"embed_dim": 12, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 2, 2)}
     classifier = ClassificationTask(SwinTransformerV2(**architecture, window_size=8), 5)
-    randomise(classifier)
+    randomize(classifier)
     source = tmp_path / ("model" if format == "huggingface" else "model.pth")
     save_weights(classifier, source, format=format, image_size=256)
 
@@ -206,8 +206,8 @@ def test_windows_are_transferred_from_8_to_16_to_40(format: Any, tmp_path: Path)
     middle = segmenter(16)
     report = load_weights(middle, source)
     assert report.windows == [((8, 8), (16, 16))] * 4
-    assert all(name.startswith("head.") for name in report.fresh)
-    randomise(middle.head)
+    assert all(name.startswith("head.") for name in report.randomly_initialized)
+    randomize(middle.head)
     checkpoint = {"state_dict": middle.state_dict()}
     middle.input_size = (512, 512)
     middle.on_save_checkpoint(checkpoint)
@@ -215,7 +215,7 @@ def test_windows_are_transferred_from_8_to_16_to_40(format: Any, tmp_path: Path)
     large = segmenter(40)
     report = load_weights(large, tmp_path / "middle.ckpt")
     assert report.windows == [((8, 8), (40, 40))] * 4
-    assert not report.fresh and "head" in str(report)
+    assert not report.randomly_initialized and "head" in str(report)
 
     # The same function of the same offsets as of the classifier's own backbone at that window.
     own = classifier.backbone.eval()
@@ -241,7 +241,7 @@ def test_a_config_moves_weights_to_its_window(
 def test_fine_tuning_for_other_classes_keeps_all_but_the_classifiers(segmenter: Path) -> None:
     task = new_segmenter(classes=7)
     report = load_weights(task, last(segmenter))
-    assert set(report.fresh) == {
+    assert set(report.randomly_initialized) == {
         f"head.{part}.classifier.1.{kind}" for part in ("decoder", "auxiliary") for kind in ("weight", "bias")
     }
 
@@ -261,7 +261,7 @@ def test_from_python_a_checkpoint_gives_logits(segmenter: Path) -> None:
 def test_a_window_that_covers_the_image_is_the_whole(size: tuple[int, int]) -> None:
     torch.manual_seed(0)
     whole = new_segmenter(inference=Inference("whole", flip=True)).eval()
-    randomise(whole)
+    randomize(whole)
     slide = new_segmenter(inference=Inference("slide", crop_size=64, stride=32, blend="gaussian", flip=True)).eval()
     slide.load_state_dict(whole.state_dict())
     image = torch.randn(1, 3, *size)
@@ -278,7 +278,7 @@ def test_predictions_do_not_depend_on_windows_per_pass() -> None:
         new_segmenter(inference=Inference("slide", 32, 20, sliding_window_batch_size=number)).eval()
         for number in (1, 3, 100)
     ]
-    randomise(tasks[0])
+    randomize(tasks[0])
     image = torch.randn(1, 3, 77, 90)
     for task in tasks[1:]:
         task.load_state_dict(tasks[0].state_dict())

@@ -22,7 +22,7 @@ from swinv2_tasks.heads import MaskRCNNConfig, UPerNet
 from swinv2_tasks.tasks import ClassificationTask, DetectionTask, SegmentationTask, SimMIMTask, VideoClassificationTask
 from swinv2_tasks.training.losses import masked_l1
 from swinv2_tasks.weights import load_weights, save_weights
-from tests.helpers.checkpoints import CHANNELS, DEPTHS, HEADS, randomise, simmim_state
+from tests.helpers.checkpoints import CHANNELS, DEPTHS, HEADS, randomize, simmim_state
 from tests.helpers.objects import DETECTOR
 from tests.helpers.photos import DATA, new_simmim, write_config, write_photos
 from tests.helpers.processes import run, send_at
@@ -66,7 +66,7 @@ def test_loss_and_reconstruction_are_those_of_transformers(image: int, window: i
         encoder_stride=32,
         drop_path_rate=0.0,
     )
-    theirs = randomise(Swinv2ForMaskedImageModeling(settings)).eval()
+    theirs = randomize(Swinv2ForMaskedImageModeling(settings)).eval()
     task = SimMIMTask(SwinTransformerV2(24, (2, 2, 2, 2), (1, 2, 3, 6), window), norm_target_patch_size=0).eval()
     load_weights(task, theirs.state_dict(), window_size=window, image_size=image)
     x = torch.randn(3, 3, image, image, generator=torch.Generator().manual_seed(0))
@@ -86,7 +86,7 @@ def test_loss_and_reconstruction_are_those_of_transformers(image: int, window: i
 
 
 def test_what_is_masked_is_not_seen_and_what_is_not_is_not_in_the_loss() -> None:
-    task = randomise(new_simmim(norm_target_patch_size=0)).eval()
+    task = randomize(new_simmim(norm_target_patch_size=0)).eval()
     x = torch.randn(2, 3, 32, 32)
     mask = torch.zeros(2, 4, 4, dtype=torch.bool)
     mask[0, 1, 2] = mask[1, 3, 0] = True
@@ -115,7 +115,7 @@ def test_the_mask_token_is_trained_without_weight_decay(photos: Path, tmp_path: 
 
 
 def test_reconstruction_changes_masked_patches_alone() -> None:
-    task = randomise(new_simmim(norm_target_patch_size=9)).train()
+    task = randomize(new_simmim(norm_target_patch_size=9)).train()
     x = torch.randn(2, 3, 32, 32)
     mask = torch.rand(2, 4, 4) < 0.5
     filled, losses = task.reconstruct(x, mask)
@@ -225,7 +225,7 @@ def test_every_other_task_starts_from_it(kind: str, origin: str, trained: Path, 
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
     assert task.backbone.window_size[0][-2:] == (8, 8)
     assert {"mask_token", "decoder.0.weight", "decoder.0.bias"} <= set(report.unused)
-    assert [name for name in report.fresh if name.startswith("backbone.")] == []
+    assert [name for name in report.randomly_initialized if name.startswith("backbone.")] == []
     assert f"{windows[0][0]}×{windows[0][0]} → 8×8" in str(report) or kind == "video"
 
 
@@ -233,7 +233,7 @@ def test_official_files_are_read_and_written_whole(tmp_path: Path) -> None:
     torch.save({"model": simmim_state()}, tmp_path / "simmim.pth")
     task = SimMIMTask(SwinTransformerV2(CHANNELS, DEPTHS, HEADS, 4))
     report = load_weights(task, tmp_path / "simmim.pth")
-    assert (report.fresh, report.unused) == ([], [])
+    assert (report.randomly_initialized, report.unused) == ([], [])
     save_weights(task, tmp_path / "again.pth", format="simmim")
     again = torch.load(tmp_path / "again.pth", weights_only=True)["model"]
     for name, value in simmim_state().items():

@@ -23,7 +23,7 @@ from swinv2_tasks.errors import UserError
 from swinv2_tasks.heads import UPerNet
 from swinv2_tasks.tasks import SegmentationTask
 from swinv2_tasks.weights import load_weights
-from tests.helpers.checkpoints import randomise
+from tests.helpers.checkpoints import randomize
 
 CLASSES, CHANNELS, AUXILIARY = 7, 12, 10
 BACKBONE: dict[str, Any] = {"embed_dim": 8, "depths": [2, 1, 2, 1], "num_heads": [1, 2, 2, 4]}
@@ -35,7 +35,7 @@ def theirs(window: int = 2, image: int = 128, pretrained: list[int] | None = Non
     own = {"window_size": window, "image_size": image, "pretrained_window_sizes": pretrained or [0, 0, 0, 0]}
     backbone = Swinv2Config(**BACKBONE, **own, out_features=stages)
     heads = {"hidden_size": CHANNELS, "auxiliary_channels": AUXILIARY, "num_labels": CLASSES}
-    model = randomise(UperNetForSemanticSegmentation(UperNetConfig(backbone_config=backbone, **{**heads, **changes})))
+    model = randomize(UperNetForSemanticSegmentation(UperNetConfig(backbone_config=backbone, **{**heads, **changes})))
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.running_mean, std=0.3)
@@ -87,7 +87,7 @@ def test_logits_are_those_of_transformers(source: Callable[[Any, Path], Any], tm
     heads = sum(name.startswith("head.") for name in task.state_dict())
     assert report.head == f"{heads} of {heads} tensors loaded"
     assert report.loaded == len(task.state_dict())
-    assert report.fresh == report.unused == []
+    assert report.randomly_initialized == report.unused == []
 
 
 def test_the_auxiliary_head_is_that_of_transformers() -> None:
@@ -106,7 +106,7 @@ def test_windows_come_from_the_backbone_within_the_config(tmp_path: Path) -> Non
     """Also where the last maps are smaller than the window, and where pre-training had other windows."""
     model, task = theirs(window=4, image=64, pretrained=[6, 6, 6, 3]), ours(window=4)
     report = load_weights(task, folder(model, tmp_path))
-    assert report.windows_from == "config.json"
+    assert report.windows_source == "config.json"
     assert task.backbone.pretrained_window_size == ((6, 6), (6, 6), (6, 6), (3, 3))
     assert_same_logits(task, model, 64, 64)
 
@@ -145,20 +145,20 @@ def test_norms_of_maps_are_loaded_where_a_file_has_them() -> None:
         for name, value in norm.state_dict().items()
     }
     report = load_weights(task, {**model.state_dict(), **random})
-    assert report.fresh == report.unused == []
+    assert report.randomly_initialized == report.unused == []
     for place, norm in norms.items():
         assert torch.equal(norm.weight, random[f"backbone.{place}.weight"])
         assert torch.equal(norm.bias, random[f"backbone.{place}.bias"])
 
 
-def test_classifiers_of_other_classes_stay_fresh() -> None:
+def test_classifiers_of_other_classes_stay_randomly_initialized() -> None:
     model, task = theirs(), ours(classes=4)
     before = {name: value.clone() for name, value in task.state_dict().items()}
     report = load_weights(task, model.state_dict())
     classifiers = [
         f"head.{part}.classifier.1.{leaf}" for part in ("decoder", "auxiliary") for leaf in ("weight", "bias")
     ]
-    assert report.fresh == classifiers
+    assert report.randomly_initialized == classifiers
     assert "4 classes: the checkpoint has 7" in report.head
     assert all(torch.equal(task.state_dict()[name], before[name]) for name in classifiers)
     assert torch.equal(task.head.decoder.fuse[0].weight, model.decode_head.fpn_bottleneck.conv.weight)
@@ -167,7 +167,9 @@ def test_classifiers_of_other_classes_stay_fresh() -> None:
 def test_the_auxiliary_head_may_be_missing_on_either_side() -> None:
     model, task = theirs(use_auxiliary_head=False), ours()
     report = load_weights(task, model.state_dict())
-    assert report.fresh and all(name.startswith("head.auxiliary.") for name in report.fresh)
+    assert report.randomly_initialized and all(
+        name.startswith("head.auxiliary.") for name in report.randomly_initialized
+    )
     assert_same_logits(task, model, 128, 128)
 
     model, task = theirs(), ours(auxiliary_weight=0)
@@ -187,13 +189,13 @@ def test_the_auxiliary_head_may_be_missing_on_either_side() -> None:
         (
             {"auxiliary_num_convs": 2},
             {},
-            r"unknown to the model: head\.auxiliary\.convs\.1\..*--model\.auxiliary_weight 0",
+            r"unexpected: head\.auxiliary\.convs\.1\..*--model\.auxiliary_weight 0",
         ),
         ({"auxiliary_num_convs": 0, "auxiliary_channels": 32}, {}, r"missing: head\.auxiliary\.conv\.0\.weight"),
         (
             {"auxiliary_concat_input": True},
             {},
-            r"unknown to the model: head\.auxiliary\.conv_cat\..*--model\.auxiliary_weight 0",
+            r"unexpected: head\.auxiliary\.conv_cat\..*--model\.auxiliary_weight 0",
         ),
     ],
 )
@@ -229,5 +231,5 @@ def test_a_task_without_norms_refuses_weights_of_one_with_them(tmp_path: Path) -
 def test_a_backbone_alone_takes_what_is_its_own() -> None:
     model, task = theirs(), ours(map_norms=True)
     report = load_weights(task.backbone, model.state_dict())
-    assert report.fresh == []
+    assert report.randomly_initialized == []
     load_weights(task, {f"backbone.{name}": value for name, value in model.backbone.state_dict().items()})

@@ -25,7 +25,7 @@ from swinv2_tasks.tasks import ClassificationTask
 from swinv2_tasks.training.guard import SpikeDetector
 from swinv2_tasks.training.optim import CosineSchedule
 from tests.helpers import own_optimization
-from tests.helpers.checkpoints import randomise
+from tests.helpers.checkpoints import randomize
 from tests.helpers.resuming import differences
 from tests.helpers.tiny import BACKBONE, new_data, new_trainer
 
@@ -67,7 +67,7 @@ def new_task(drop_path: float = 0.0, optimizer: Any = AdamW, **settings: Any) ->
     schedule = CosineSchedule(warmup_epochs=0, base_batch_size=0, min_lr=0, **settings)
     task = ClassificationTask(backbone, 3, optimizer=optimizer, schedule=schedule)
     with torch.no_grad():
-        randomise(task)
+        randomize(task)
     return task
 
 
@@ -297,7 +297,7 @@ def test_clipping_is_that_of_torch(settings: dict[str, Any], clip: Any, images: 
 def manual(name: str, **settings: Any) -> ClassificationTask:
     task: ClassificationTask = getattr(own_optimization, name)(SwinTransformerV2(**BACKBONE), 3, **settings)
     with torch.no_grad():
-        randomise(task)
+        randomize(task)
     return task
 
 

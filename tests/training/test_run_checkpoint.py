@@ -1,4 +1,4 @@
-"""Checkpoints that a run can rely on: damaged ones, full disks, runs side by side, clusters that send jobs back."""
+"""Checkpoints that a run can rely on: corrupt ones, full disks, runs side by side, clusters that send jobs back."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from safetensors import safe_open
 from swinv2_tasks.cli.main import main
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.training.run_checkpoint import RunCheckpoint, newest_intact
-from swinv2_tasks.weights.files import damage
+from swinv2_tasks.weights.files import find_corruption
 from tests.helpers.processes import run, send_at, start, wait_for
 from tests.helpers.tiny import new_task, write_config
 
@@ -35,7 +35,7 @@ def stopped(trained: Path, images: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-# ---- damaged checkpoints
+# ---- corrupt checkpoints
 
 
 def truncate(path: Path) -> None:
@@ -54,11 +54,11 @@ def empty(path: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", [truncate, alter, empty])
-def test_a_damaged_checkpoint_is_told_from_an_intact_one(harm: Any, trained: Path, tmp_path: Path) -> None:
+def test_a_corrupt_checkpoint_is_told_from_an_intact_one(harm: Any, trained: Path, tmp_path: Path) -> None:
     path = Path(shutil.copy(trained / "checkpoints" / "last.ckpt", tmp_path))
-    assert damage(path) is None
+    assert find_corruption(path) is None
     harm(path)
-    assert damage(path)
+    assert find_corruption(path)
 
 
 def test_every_altered_tensor_byte_is_found(trained: Path, tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_every_altered_tensor_byte_is_found(trained: Path, tmp_path: Path) -> No
     missed = 0
     for place in range(200, len(original), len(original) // 40):
         path.write_bytes(original[:place] + bytes([original[place] ^ 0xFF]) + original[place + 1 :])
-        if damage(path) is None:
+        if find_corruption(path) is None:
             missed += 1
             found = torch.load(path, weights_only=True)["state_dict"]
             assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -78,7 +78,7 @@ def test_every_altered_tensor_byte_is_found(trained: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("harm", [truncate, alter, empty])
-def test_the_one_before_a_damaged_checkpoint_is_taken(
+def test_the_one_before_a_corrupt_checkpoint_is_taken(
     harm: Any, stopped: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(stopped)
@@ -87,7 +87,7 @@ def test_the_one_before_a_damaged_checkpoint_is_taken(
         harm(checkpoints / f"{name}.ckpt")
     assert main([*RESUME, "--trainer.max_epochs=9"]) == 0
     output = capsys.readouterr().out
-    assert f"{checkpoints / 'last.ckpt'} is damaged: " in output
+    assert f"{checkpoints / 'last.ckpt'} is corrupt: " in output
     assert f"resuming runs/tiny/0 at step 21 from {checkpoints / 'previous.ckpt'}" in output
     assert torch.load(checkpoints / "last.ckpt", weights_only=True)["global_step"] == 27
 
@@ -101,7 +101,7 @@ def test_an_altered_checkpoint_is_not_used(
     arguments = [f"--ckpt_path={path}", f"--runs={stopped / 'runs'}", f"--data.source={images}"]
     config = [f"--config={stopped / 'runs/tiny/0/config.yaml'}"] if command == "fit" else []
     assert main([command, *config, *arguments]) == 1
-    assert f"{path} is damaged: its part " in capsys.readouterr().err
+    assert f"{path} is corrupt: its part " in capsys.readouterr().err
 
 
 def test_without_an_intact_checkpoint_nothing_is_resumed(

@@ -1,4 +1,4 @@
-"""Trainings dealt out to processes: the same numbers as on one, and checkpoints that any of them goes on from."""
+"""Sharded trainings: the same numbers as on one process, and checkpoints that any number of processes resumes."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from safetensors.torch import load_file
 from torch.utils._pytree import tree_leaves
 
 from swinv2_tasks.backbone import SwinTransformerV2
-from swinv2_tasks.backbone.swin_v2 import blocks_without_memory
+from swinv2_tasks.backbone.swin_v2 import blocks_on_meta_device
 from swinv2_tasks.cli.main import main
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.tasks import ClassificationTask
 from swinv2_tasks.training.run_checkpoint import newest_intact
 from swinv2_tasks.weights import load_weights
-from swinv2_tasks.weights.files import damage, read_checkpoint
+from swinv2_tasks.weights.files import find_corruption, read_checkpoint
 from tests.helpers import objects, photos, scenes
 from tests.helpers.processes import Result, run, run_together
 from tests.helpers.tiny import BACKBONE, QUIET, write_config, write_images
 
 FSDP = ["--config=overlays/fsdp.yaml"]
 EIGHT_BIT = ["--model.optimizer=bitsandbytes.optim.AdamW8bit"]
-PARTS = [*FSDP, "--trainer.strategy.save_distributed_checkpoint=true"]
+SHARDED = [*FSDP, "--trainer.strategy.save_distributed_checkpoint=true"]
 ALONE = ["--data.batch_size=12", "--trainer.strategy=auto", "--trainer.devices=1", "--trainer.accelerator=cpu"]
 TOLERANCE = 1e-5
 """Of losses and of weights after four steps: what is rounded differently in sums over two processes and over one."""
@@ -47,7 +47,7 @@ def losses(folder: Path) -> list[float]:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with images, a config, weights to start from, and runs of two epochs of two steps: ``plain`` by one
-    process, ``parts`` by two that share everything and write checkpoints in parts."""
+    process, ``sharded`` by two with full sharding and sharded checkpoints."""
     folder = tmp_path_factory.mktemp("world")
     data = write_images(folder / "images", train=8)
     backbone = {"init_args": {"drop_path_rate": 0.0, "checkpoint_stages": [0]}}
@@ -57,38 +57,38 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run([*begin, "--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--name=start"], folder).status == 0
     )
     begin.append("--model.weights=runs/start/0/weights.safetensors")
-    for processes, name, settings in ((1, "plain", ALONE), (2, "parts", PARTS)):
-        done = together([*begin, *settings, f"--name={name}"], folder, processes)
-        assert done.status == 0, done.errors
-        assert "Warning" not in done.errors
+    for processes, name, settings in ((1, "plain", ALONE), (2, "sharded", SHARDED)):
+        process = together([*begin, *settings, f"--name={name}"], folder, processes)
+        assert process.status == 0, process.errors
+        assert "Warning" not in process.errors
     return folder
 
 
 @pytest.fixture
-def parts(world: Path, tmp_path: Path) -> Path:
-    """A copy of the run with checkpoints in parts, to be harmed, beside the config and the images of the others."""
-    shutil.copytree(world / "runs" / "parts", tmp_path / "runs" / "parts")
+def sharded_run(world: Path, tmp_path: Path) -> Path:
+    """A copy of the run with sharded checkpoints, to be corrupted, beside the config and the images of the others."""
+    shutil.copytree(world / "runs" / "sharded", tmp_path / "runs" / "sharded")
     (tmp_path / "images").symlink_to(world / "images")
     shutil.copy(world / "tiny.yaml", tmp_path)
-    return tmp_path / "runs" / "parts" / "0"
+    return tmp_path / "runs" / "sharded" / "0"
 
 
-def test_two_processes_that_share_everything_learn_as_one_does(world: Path) -> None:
-    one, two = (losses(world / "runs" / name) for name in ("plain", "parts"))
+def test_two_fully_sharded_processes_learn_as_one_does(world: Path) -> None:
+    one, two = (losses(world / "runs" / name) for name in ("plain", "sharded"))
     assert len(one) == 2 and one[1] < one[0]
     assert two == pytest.approx(one, abs=TOLERANCE)
 
 
 def resumed(world: Path, processes: int, source: str, name: str, *settings: str) -> list[float]:
-    """Losses of a run that went on from a checkpoint after one of two epochs."""
+    """Losses of a run that was resumed from a checkpoint after one of two epochs."""
     checkpoint = f"--ckpt_path=runs/{source}/0/checkpoints/previous.ckpt"
-    done = together(["fit", "--config=tiny.yaml", *settings, checkpoint, f"--name={name}"], world, processes)
-    assert done.status == 0, done.errors
+    process = together(["fit", "--config=tiny.yaml", *settings, checkpoint, f"--name={name}"], world, processes)
+    assert process.status == 0, process.errors
     return losses(world / "runs" / name)
 
 
-def test_one_process_goes_on_where_two_with_parts_left_off(world: Path) -> None:
-    found = resumed(world, 1, "parts", "parts_then_one", *ALONE)
+def test_one_process_resumes_a_sharded_run_of_two(world: Path) -> None:
+    found = resumed(world, 1, "sharded", "sharded_then_one", *ALONE)
     assert found == pytest.approx(losses(world / "runs" / "plain")[1:], abs=TOLERANCE)
 
 
@@ -96,12 +96,12 @@ def test_one_process_goes_on_where_two_with_parts_left_off(world: Path) -> None:
 @pytest.mark.parametrize(
     ("processes", "source", "settings"),
     [
-        pytest.param(2, "parts", FSDP, id="parts, then whole"),
-        pytest.param(2, "parts", ["--config=overlays/ddp.yaml"], id="parts, then DDP"),
-        pytest.param(2, "parts", ["--config=overlays/zero1.yaml"], id="parts, then ZeRO-1"),
-        pytest.param(2, "plain", FSDP, id="one process, then two that share"),
-        pytest.param(3, "plain", [*PARTS, "--data.batch_size=4"], id="one process, then three that share"),
-        pytest.param(1, "parts", [*PARTS, *ALONE[:1], *ALONE[2:]], id="parts of two, then parts of one"),
+        pytest.param(2, "sharded", FSDP, id="sharded, then one file"),
+        pytest.param(2, "sharded", ["--config=overlays/ddp.yaml"], id="sharded, then DDP"),
+        pytest.param(2, "sharded", ["--config=overlays/zero1.yaml"], id="sharded, then ZeRO-1"),
+        pytest.param(2, "plain", FSDP, id="one process, then two sharded"),
+        pytest.param(3, "plain", [*SHARDED, "--data.batch_size=4"], id="one process, then three sharded"),
+        pytest.param(1, "sharded", [*SHARDED, *ALONE[:1], *ALONE[2:]], id="shards of two, then a shard of one"),
     ],
 )
 def test_each_strategy_goes_on_where_another_left_off(
@@ -111,8 +111,8 @@ def test_each_strategy_goes_on_where_another_left_off(
     assert found == pytest.approx(losses(world / "runs" / "plain")[1:], abs=TOLERANCE)
 
 
-def test_parts_become_one_file(world: Path, tmp_path: Path) -> None:
-    run_folder = world / "runs" / "parts" / "0"
+def test_a_sharded_checkpoint_becomes_one_file(world: Path, tmp_path: Path) -> None:
+    run_folder = world / "runs" / "sharded" / "0"
     target = tmp_path / "whole.safetensors"
     assert (
         main(["weights", "convert", str(run_folder / "checkpoints/last.ckpt"), str(target), "--format=lightning"]) == 0
@@ -126,25 +126,25 @@ def test_parts_become_one_file(world: Path, tmp_path: Path) -> None:
     assert read_checkpoint(target).record["classes"]["ids"] == ["n01", "n02", "n03"]
 
 
-def test_parts_are_evaluated_as_they_are(world: Path, tmp_path: Path) -> None:
-    checkpoint = world / "runs" / "parts" / "0" / "checkpoints" / "last.ckpt"
+def test_a_sharded_checkpoint_is_evaluated(world: Path, tmp_path: Path) -> None:
+    checkpoint = world / "runs" / "sharded" / "0" / "checkpoints" / "last.ckpt"
     command = [f"--ckpt_path={checkpoint}", f"--data.root={world / 'images'}", "--trainer.accelerator=cpu"]
     command.append(f"--data.class_names={world / 'images' / 'classes.csv'}")
     assert run(["validate", *command, "--name=checked"], tmp_path).status == 0
-    assert losses(tmp_path / "runs" / "checked") == pytest.approx(losses(world / "runs" / "parts")[1:], abs=1e-6)
+    assert losses(tmp_path / "runs" / "checked") == pytest.approx(losses(world / "runs" / "sharded")[1:], abs=1e-6)
     task = ClassificationTask.load_from_checkpoint(checkpoint)
     assert task.class_names is not None and len(task.class_names) == 3
 
 
 @pytest.mark.slow
-def test_an_evaluation_by_processes_that_share_is_that_of_one(world: Path, tmp_path: Path) -> None:
+def test_an_evaluation_by_sharded_processes_is_that_of_one(world: Path, tmp_path: Path) -> None:
     """The overlay alone: the checkpoint brings the rest. Batches are 5, 5 and 2 of 12 images."""
     checkpoint = world / "runs" / "plain" / "0" / "checkpoints" / "last.ckpt"
     command = ["validate", f"--ckpt_path={checkpoint}", f"--data.root={world / 'images'}", "--data.batch_size=5"]
     command.append(f"--data.class_names={world / 'images' / 'classes.csv'}")
     for processes, settings in ((1, ["--trainer.accelerator=cpu"]), (2, FSDP)):
-        done = together([*command, *settings, f"--name={processes}"], tmp_path, processes)
-        assert done.status == 0, done.errors
+        process = together([*command, *settings, f"--name={processes}"], tmp_path, processes)
+        assert process.status == 0, process.errors
     assert losses(tmp_path / "runs" / "1") == pytest.approx(losses(tmp_path / "runs" / "2"), abs=1e-6)
 
 
@@ -152,8 +152,8 @@ def test_an_evaluation_by_processes_that_share_is_that_of_one(world: Path, tmp_p
 def test_initial_weights_are_the_same_on_any_number_of_processes(world: Path) -> None:
     begin = ["fit", "--config=tiny.yaml", *FSDP, "--trainer.max_epochs=1"]
     for processes, settings in ((1, [*ALONE[:1], *ALONE[2:]]), (2, [])):
-        done = together([*begin, *settings, f"--name=drawn_{processes}"], world, processes)
-        assert done.status == 0, done.errors
+        process = together([*begin, *settings, f"--name=drawn_{processes}"], world, processes)
+        assert process.status == 0, process.errors
     one, two = (losses(world / "runs" / f"drawn_{processes}") for processes in (1, 2))
     assert one == pytest.approx(two, abs=TOLERANCE)
 
@@ -161,11 +161,11 @@ def test_initial_weights_are_the_same_on_any_number_of_processes(world: Path) ->
 # ---- ZeRO stage 1
 
 
-def test_optimizer_states_in_shares_change_nothing(world: Path) -> None:
+def test_sharded_optimizer_states_change_nothing(world: Path) -> None:
     begin = ["fit", "--config=tiny.yaml", "--model.weights=runs/start/0/weights.safetensors"]
     for name in ("ddp", "zero1"):
-        done = together([*begin, f"--config=overlays/{name}.yaml", f"--name={name}"], world, 2)
-        assert done.status == 0, done.errors
+        process = together([*begin, f"--config=overlays/{name}.yaml", f"--name={name}"], world, 2)
+        assert process.status == 0, process.errors
     ddp, zero1 = (read_checkpoint(world / f"runs/{name}/0/checkpoints/last.ckpt").contents for name in ("ddp", "zero1"))
     assert all(torch.equal(tensor, zero1["state_dict"][name]) for name, tensor in ddp["state_dict"].items())
     (before,), (after,) = ddp["optimizer_states"], zero1["optimizer_states"]
@@ -176,12 +176,12 @@ def test_optimizer_states_in_shares_change_nothing(world: Path) -> None:
     assert found == pytest.approx(losses(world / "runs" / "plain")[1:], abs=TOLERANCE)
 
 
-def test_optimizer_states_in_8_bits_and_in_shares(world: Path) -> None:
+def test_sharded_8_bit_optimizer_states(world: Path) -> None:
     """Their optimizer writes states in a way of its own, which torch's ZeroRedundancyOptimizer does not read."""
     settings = ["--config=overlays/zero1.yaml", *EIGHT_BIT, "--model.optimizer.init_args.min_8bit_size=16"]
     begin = ["fit", "--config=tiny.yaml", "--model.weights=runs/start/0/weights.safetensors", *settings]
-    done = together([*begin, "--name=eight_bit"], world, 2)
-    assert done.status == 0, done.errors
+    process = together([*begin, "--name=eight_bit"], world, 2)
+    assert process.status == 0, process.errors
     straight = losses(world / "runs" / "eight_bit")
     assert straight[1] < straight[0]
     (states,) = read_checkpoint(world / "runs/eight_bit/0/checkpoints/last.ckpt").contents["optimizer_states"]
@@ -194,7 +194,7 @@ def test_optimizer_states_in_8_bits_and_in_shares(world: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_segmentation_in_shares_is_that_of_plain_processes(precision: str, tmp_path: Path) -> None:
+def test_sharded_segmentation_is_that_of_plain_processes(precision: str, tmp_path: Path) -> None:
     """Batch norm over all processes, an auxiliary head, a frozen stage, accumulated batches."""
     plain = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.05, "weight_decay": 0.0}}  # Adam enlarges roundings
     model = {"init_args": {"optimizer": plain, "dropout": 0.0, "backbone": {"init_args": {"frozen_stages": 1}}}}
@@ -204,8 +204,8 @@ def test_segmentation_in_shares_is_that_of_plain_processes(precision: str, tmp_p
     begin += ["--model.weights=runs/start/0/weights.safetensors", "--trainer.accumulate_grad_batches=2"]
     for name in ("ddp", "fsdp"):
         command = [*begin, f"--config=overlays/{name}.yaml", "--data.batch_size=2", f"--name={name}"]
-        done = together(command, tmp_path, 2)
-        assert done.status == 0, done.errors
+        process = together(command, tmp_path, 2)
+        assert process.status == 0, process.errors
     start, ddp, fsdp = (load_file(tmp_path / f"runs/{name}/0/weights.safetensors") for name in ("start", "ddp", "fsdp"))
     assert ddp.keys() == fsdp.keys()
     for name, tensor in ddp.items():
@@ -214,7 +214,7 @@ def test_segmentation_in_shares_is_that_of_plain_processes(precision: str, tmp_p
 
 
 @pytest.mark.slow
-def test_detectors_are_trained_in_shares(tmp_path: Path) -> None:
+def test_detectors_are_trained_sharded(tmp_path: Path) -> None:
     """Proposals differ between processes, and so do the losses of the branches; all take one path through the head."""
     objects.write_config(tmp_path / "objects.yaml", objects.write_objects(tmp_path / "objects"))
     begin = ["fit", "--config=objects.yaml", "--data.batch_size=2"]
@@ -222,15 +222,15 @@ def test_detectors_are_trained_in_shares(tmp_path: Path) -> None:
     assert run([*begin, *short], tmp_path).status == 0
     begin.append("--model.weights=runs/start/0/weights.safetensors")
     for name in ("ddp", "fsdp"):
-        done = together([*begin, f"--config=overlays/{name}.yaml", f"--name={name}"], tmp_path, 2)
-        assert done.status == 0, done.errors
+        process = together([*begin, f"--config=overlays/{name}.yaml", f"--name={name}"], tmp_path, 2)
+        assert process.status == 0, process.errors
     ddp, fsdp = (load_file(tmp_path / f"runs/{name}/0/weights.safetensors") for name in ("ddp", "fsdp"))
     for name, tensor in ddp.items():
         torch.testing.assert_close(fsdp[name], tensor, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.slow
-def test_simmim_in_shares_is_that_of_plain_processes(tmp_path: Path) -> None:
+def test_sharded_simmim_is_that_of_plain_processes(tmp_path: Path) -> None:
     """The head's mask token goes through the backbone."""
     plain = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.05, "weight_decay": 0.0}}  # Adam enlarges roundings
     data = photos.write_photos(tmp_path / "photos")
@@ -239,10 +239,10 @@ def test_simmim_in_shares_is_that_of_plain_processes(tmp_path: Path) -> None:
     assert run([*begin, "--trainer.limit_train_batches=1", "--name=start"], tmp_path).status == 0
     begin.append("--model.weights=runs/start/0/weights.safetensors")
     for name in ("ddp", "fsdp"):
-        done = together(
+        process = together(
             [*begin, f"--config=overlays/{name}.yaml", "--data.batch_size=2", f"--name={name}"], tmp_path, 2
         )
-        assert done.status == 0, done.errors
+        assert process.status == 0, process.errors
     start, ddp, fsdp = (load_file(tmp_path / f"runs/{name}/0/weights.safetensors") for name in ("start", "ddp", "fsdp"))
     for name, tensor in ddp.items():
         torch.testing.assert_close(fsdp[name], tensor, atol=1e-5, rtol=1e-4)
@@ -258,8 +258,8 @@ def test_a_fused_optimizer_gives_the_same(algorithm: str, world: Path) -> None:
     begin.append(f"--trainer.gradient_clip_algorithm={algorithm}")
     for fused in ("false", "true"):
         settings = [f"--model.optimizer.init_args.fused={fused}", f"--name={algorithm}_{fused}"]
-        done = run([*begin, *settings], world)
-        assert done.status == 0, done.errors
+        process = run([*begin, *settings], world)
+        assert process.status == 0, process.errors
     one, two = (losses(world / "runs" / f"{algorithm}_{fused}") for fused in ("false", "true"))
     assert one == pytest.approx(two, abs=1e-3)  # bfloat16 enlarges what is rounded differently
     assert one != losses(world / "runs" / "plain")
@@ -270,8 +270,8 @@ def test_a_bad_step_is_skipped_by_all(world: Path, tmp_path: Path) -> None:
     data = write_images(tmp_path / "images")
     write_config(tmp_path / "tiny.yaml", data, data={"class_path": "tests.helpers.faults.NotANumber"})
     command = ["fit", "--config=tiny.yaml", *FSDP, "--data.batch_size=3", "--guard.max_skipped_steps=2"]
-    done = together(command, tmp_path, 2)
-    assert done.status == 0, done.errors
+    process = together(command, tmp_path, 2)
+    assert process.status == 0, process.errors
     summary = json.loads((tmp_path / "runs/tiny/0/summary.json").read_text())
     assert summary["events"]["non-finite step"] == 2 * 2
     weights = load_file(tmp_path / "runs/tiny/0/weights.safetensors")
@@ -281,35 +281,35 @@ def test_a_bad_step_is_skipped_by_all(world: Path, tmp_path: Path) -> None:
 # ---- what cannot be
 
 
-def test_a_missing_or_damaged_part_is_named(parts: Path) -> None:
-    last, previous = (parts / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous"))
+def test_a_missing_or_corrupt_shard_is_named(sharded_run: Path) -> None:
+    last, previous = (sharded_run / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous"))
     shard = last / "shard_1_of_2.pt"
-    assert damage(last) is None
+    assert find_corruption(last) is None
     shard.write_bytes(shard.read_bytes()[:-100])
-    assert "shard_1_of_2.pt" in str(damage(last))
-    path, step, messages = newest_intact(parts)
-    assert path != last and step > 0 and any("last.ckpt is damaged" in message for message in messages)
+    assert "shard_1_of_2.pt" in str(find_corruption(last))
+    path, step, messages = newest_intact(sharded_run)
+    assert path != last and step > 0 and any("last.ckpt is corrupt" in message for message in messages)
     shard.unlink()
-    with pytest.raises(UserError, match=r"last\.ckpt lacks shard_1_of_2\.pt: the checkpoint has 2 parts"):
+    with pytest.raises(UserError, match=r"last\.ckpt lacks shard_1_of_2\.pt: the checkpoint has 2 shards"):
         read_checkpoint(last)
     (previous / "rest.pt").unlink()
-    assert "rest.pt" in str(damage(previous))
+    assert "rest.pt" in str(find_corruption(previous))
 
 
-def test_parts_of_different_checkpoints_are_not_mixed(parts: Path) -> None:
-    last, previous = (parts / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous"))
+def test_shards_of_different_checkpoints_are_not_mixed(sharded_run: Path) -> None:
+    last, previous = (sharded_run / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous"))
     shutil.copy(previous / "shard_0_of_2.pt", last)
     with pytest.raises(UserError, match=r"shard_0_of_2\.pt belongs to another checkpoint"):
         read_checkpoint(last)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(images: Path, tmp_path: Path) -> None:
-    """One process cannot write its part: both end, one of them says why, and nothing half-written stays."""
+    """One process cannot write its shard: both end, one of them says why, and nothing half-written stays."""
     write_config(tmp_path / "tiny.yaml", images, trainer={"callbacks": ["tests.helpers.faults.NoRoom"]})
-    first, second = run_together(["fit", "--config=tiny.yaml", *PARTS], tmp_path)
+    first, second = run_together(["fit", "--config=tiny.yaml", *SHARDED], tmp_path)
     assert first.status == 1
     message = first.errors.splitlines()[-1]
-    assert message.startswith("swinv2-tasks: process 1 cannot write its part of ") and "MiB are free" in message
+    assert message.startswith("swinv2-tasks: process 1 cannot write its shard of ") and "MiB are free" in message
     assert "cannot write" not in second.errors and "Traceback" not in first.errors + second.errors
     checkpoints = tmp_path / "runs" / "tiny" / "0" / "checkpoints"
     assert sorted(path.name for path in checkpoints.iterdir()) == ["best.ckpt", "last.ckpt"]
@@ -318,20 +318,20 @@ def test_a_full_disk_leaves_the_checkpoint_before(images: Path, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_a_missing_part_stops_a_resumed_run_before_it_begins(parts: Path) -> None:
-    (parts / "checkpoints/last.ckpt/shard_0_of_2.pt").unlink()
-    command = ["fit", "--config=tiny.yaml", *FSDP, "--ckpt_path=runs/parts/0/checkpoints/last.ckpt"]
-    done = together(command, parts.parents[2], 2)
-    assert done.status == 1
-    assert "lacks shard_0_of_2.pt" in done.errors and "Traceback" not in done.errors
-    assert [folder.name for folder in (parts.parents[1]).iterdir()] == ["parts"]
+def test_a_missing_shard_stops_a_resumed_run_before_it_begins(sharded_run: Path) -> None:
+    (sharded_run / "checkpoints/last.ckpt/shard_0_of_2.pt").unlink()
+    command = ["fit", "--config=tiny.yaml", *FSDP, "--ckpt_path=runs/sharded/0/checkpoints/last.ckpt"]
+    process = together(command, sharded_run.parents[2], 2)
+    assert process.status == 1
+    assert "lacks shard_0_of_2.pt" in process.errors and "Traceback" not in process.errors
+    assert [folder.name for folder in (sharded_run.parents[1]).iterdir()] == ["sharded"]
 
 
 def test_a_checkpoint_of_another_variant_is_refused(
-    parts: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    sharded_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(parts.parents[2])
-    command = ["fit", "--config=tiny.yaml", "--ckpt_path=runs/parts/0/checkpoints/last.ckpt", *ALONE]
+    monkeypatch.chdir(sharded_run.parents[2])
+    command = ["fit", "--config=tiny.yaml", "--ckpt_path=runs/sharded/0/checkpoints/last.ckpt", *ALONE]
     assert main([*command, "--model.backbone.init_args.embed_dim=16"]) == 1
     assert "does not fit the model" in capsys.readouterr().err.splitlines()[-1]
 
@@ -341,7 +341,7 @@ def test_a_checkpoint_of_another_variant_is_refused(
     [
         ([*FSDP, "--config=overlays/ema.yaml"], "ShardedStrategy cannot average weights"),
         ([*FSDP, "--trainer.precision=16-mixed"], "precision"),
-        ([*FSDP, *EIGHT_BIT], "AdamW8bit (model.optimizer) knows nothing of weights in shares"),
+        ([*FSDP, *EIGHT_BIT], "AdamW8bit (model.optimizer) does not support sharded weights"),
         (["--trainer.strategy=fsdp"], "trainer"),
         (
             ['--trainer.strategy={"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}'],
@@ -362,13 +362,13 @@ def test_what_a_strategy_cannot_do_is_told(
 @pytest.mark.slow
 def test_more_processes_than_samples(images: Path, tmp_path: Path) -> None:
     write_config(tmp_path / "tiny.yaml", images)
-    done = together(["fit", "--config=tiny.yaml", *FSDP, "--data.batch_size=10"], tmp_path, 2)
-    assert done.status == 1
-    assert "only 18 training samples" in done.errors and "Traceback" not in done.errors
+    process = together(["fit", "--config=tiny.yaml", *FSDP, "--data.batch_size=10"], tmp_path, 2)
+    assert process.status == 1
+    assert "only 18 training samples" in process.errors and "Traceback" not in process.errors
 
 
-def test_loading_weights_fills_blocks_without_memory(world: Path) -> None:
-    with blocks_without_memory():
+def test_loading_weights_fills_blocks_on_the_meta_device(world: Path) -> None:
+    with blocks_on_meta_device():
         backbone = SwinTransformerV2(**BACKBONE)
     assert all(parameter.is_meta for parameter in backbone.layers.get_submodule("0.blocks").parameters())
     assert not backbone.patch_embed.proj.weight.is_meta

@@ -13,7 +13,7 @@ from swinv2_tasks.backbone import BiasTable, LinearCPB, LogCPB, SwinTransformerV
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.weights import load_weights, save_weights
 from swinv2_tasks.weights.formats import FORMATS
-from tests.helpers.checkpoints import Classifier, randomise, tiny_backbone
+from tests.helpers.checkpoints import Classifier, randomize, tiny_backbone
 from tests.helpers.foreign_weights import AT_128, foreign_state
 
 CASES = {
@@ -59,7 +59,7 @@ def assert_same_in_every_frame(
 @pytest.mark.parametrize("case", CASES)
 def test_a_repeated_image_gives_the_images_features(case: str, bias: Any, tmp_path: Path) -> None:
     time, patch, frames = CASES[case]
-    image = randomise(tiny_backbone(4, position_bias=bias)).eval()
+    image = randomize(tiny_backbone(4, position_bias=bias)).eval()
     image.set_pretrained_window(4)
     clips = over_clips(time, patch, position_bias=bias)
     load_weights(clips, saved(image, tmp_path / "image.pth"))
@@ -69,7 +69,7 @@ def test_a_repeated_image_gives_the_images_features(case: str, bias: Any, tmp_pa
 
 @pytest.mark.parametrize("bias", [LogCPB, BiasTable])
 def test_also_at_another_window_in_space(bias: Any, tmp_path: Path) -> None:
-    image = randomise(tiny_backbone(4, position_bias=bias)).eval()
+    image = randomize(tiny_backbone(4, position_bias=bias)).eval()
     image.set_pretrained_window(4)
     clips = over_clips(2, space=6, position_bias=bias)
     load_weights(clips, saved(image, tmp_path / "image.pth"))
@@ -89,7 +89,7 @@ def test_from_every_format(format: Any) -> None:
 
 
 def test_a_file_that_does_not_state_its_windows() -> None:
-    image, clips = randomise(tiny_backbone(4)).eval(), over_clips(2)
+    image, clips = randomize(tiny_backbone(4)).eval(), over_clips(2)
     load_weights(clips, image.state_dict())
     assert clips.pretrained_window_size == (None,) * 4
     assert_same_in_every_frame(image, clips, 4)
@@ -104,12 +104,12 @@ def test_the_report_says_what_was_inflated(tmp_path: Path) -> None:
     assert report.windows[0] == ((3, 4, 4), (3, 4, 4))
     assert f"inflated    {1 + blocks}: patch_embed.proj.weight" in str(report)
     assert "stage 1   3×4×4 → 3×4×4" in str(report)
-    assert report.head == "fresh, 7 classes: the checkpoint has 5"
+    assert report.head == "randomly initialized, 7 classes: the checkpoint has 5"
 
 
 def test_time_can_be_learned_after_inflation(tmp_path: Path) -> None:
     clips = over_clips(2)
-    load_weights(clips, saved(randomise(tiny_backbone(4)), tmp_path / "image.pth"))
+    load_weights(clips, saved(randomize(tiny_backbone(4)), tmp_path / "image.pth"))
     x = torch.randn(1, 3, 4, 32, 32, generator=torch.Generator().manual_seed(2))
     clips(x)[-1].square().sum().backward()
     gradient = clips.layers[0].blocks[0].attn.cpb_mlp[0].weight.grad
@@ -120,7 +120,7 @@ def test_time_can_be_learned_after_inflation(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bias", [LogCPB, LinearCPB, BiasTable])
 @pytest.mark.parametrize("window", [(4, 4, 4), (2, 6, 6), (5, 7, 3)])
 def test_clips_move_to_another_window_and_length(window: tuple[int, int, int], bias: Any, tmp_path: Path) -> None:
-    trained = randomise(over_clips(2, position_bias=bias))
+    trained = randomize(over_clips(2, position_bias=bias))
     trained.set_pretrained_window((2, 4, 4))
     moved = tiny_backbone(window, patch_size=(2, 4, 4), position_bias=bias).eval()
     report = load_weights(moved, saved(trained, tmp_path / "clips.pth"))
@@ -133,7 +133,7 @@ def test_clips_move_to_another_window_and_length(window: tuple[int, int, int], b
 
 
 def test_clips_do_not_become_images_and_other_variants_are_refused(tmp_path: Path) -> None:
-    clips = saved(randomise(over_clips(2)), tmp_path / "clips.pth")
+    clips = saved(randomize(over_clips(2)), tmp_path / "clips.pth")
     image = tiny_backbone(4)
     before = {name: value.clone() for name, value in image.state_dict().items()}
     with pytest.raises(UserError, match=r"for clips, the model for images.*patch_size \[2, 4, 4\]"):

@@ -1,4 +1,4 @@
-"""Checkpoints that are not whole, or hold what is no weight, are refused by every way of loading; nothing changes."""
+"""Corrupt checkpoints, and such that hold what is no weight, are refused by every way of loading; nothing changes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from swinv2_tasks.commands.weights import convert, inspect
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.weights import load_weights
 from swinv2_tasks.weights.integrity import is_finite
-from tests.helpers.checkpoints import official_state, randomise, tiny_backbone
+from tests.helpers.checkpoints import official_state, randomize, tiny_backbone
 
 KEY = "layers.2.blocks.0.mlp.fc1.weight"
 
@@ -41,7 +41,7 @@ WRITERS = {"zip": write_zip, "legacy": write_legacy, "safetensors": write_safete
 
 def refusals(source: Any) -> list[str]:
     """What load_weights, inspect and convert say of a source, of which the module keeps nothing."""
-    backbone = randomise(tiny_backbone())
+    backbone = randomize(tiny_backbone())
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     windows = backbone.pretrained_window_size
     messages = []
@@ -180,7 +180,7 @@ def test_a_tensor_that_reaches_beyond_its_storage_is_refused(
 
 
 def test_tensors_that_share_a_storage_load(tmp_path: Path) -> None:
-    """Views within their storage are no damage: transposed ones, rows of a larger tensor."""
+    """Views within their storage are intact: transposed ones, rows of a larger tensor."""
     state = official_state()
     larger = torch.cat([state[KEY], state[KEY]])
     rows, columns = state[KEY].shape

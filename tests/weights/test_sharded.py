@@ -1,4 +1,4 @@
-"""Taking checkpoints apart and putting them together again."""
+"""Flattening checkpoints and putting sharded tensors together."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from swinv2_tasks.weights.sharded import ShardedTensor, assemble, put_back, take_out
+from swinv2_tasks.weights.sharded import ShardedTensor, assemble, flatten, unflatten
 
 
-def test_rows_come_from_the_parts_that_hold_them() -> None:
+def test_rows_come_from_the_shards_that_hold_them() -> None:
     tensor = torch.arange(35).view(7, 5)
     sharded = ShardedTensor(tensor.shape, [(0, tensor[:3]), (3, tensor[3:5]), (5, tensor[5:])])
     for start in range(8):
@@ -20,7 +20,7 @@ def test_rows_come_from_the_parts_that_hold_them() -> None:
     assert torch.equal(sharded.whole(), tensor)
 
 
-def test_rows_that_are_in_no_part_are_missed() -> None:
+def test_rows_that_are_in_no_shard_are_missed() -> None:
     sharded = ShardedTensor(torch.Size((6, 2)), [(0, torch.zeros(2, 2)), (4, torch.zeros(2, 2))])
     assert sharded.rows(4, 6).shape == (2, 2)
     for start, stop in ((0, 6), (1, 3), (2, 4)):
@@ -28,19 +28,19 @@ def test_rows_that_are_in_no_part_are_missed() -> None:
             sharded.rows(start, stop)
 
 
-def test_what_was_taken_out_is_put_back() -> None:
+def test_unflatten_undoes_flatten() -> None:
     big = torch.ones(3)
     contents = {"a": OrderedDict(x=big, y=1), "b": [{"state": {7: {"m": 2 * big, "step": 4.0}}, "betas": (0.9, 0.999)}]}
-    rest, leaves = take_out(contents, lambda leaf: isinstance(leaf, Tensor))
+    rest, leaves = flatten(contents, lambda leaf: isinstance(leaf, Tensor))
     assert rest == {"a": {"x": None, "y": 1}, "b": [{"state": {7: {"m": None, "step": 4.0}}, "betas": (0.9, 0.999)}]}
     assert leaves.keys() == {("a", "x"), ("b", 0, "state", 7, "m")}
-    again = put_back(rest, leaves)
+    again = unflatten(rest, leaves)
     assert again["b"][0]["state"][7]["m"] is leaves["b", 0, "state", 7, "m"]
-    assert take_out(again, lambda leaf: isinstance(leaf, Tensor))[0] == rest
+    assert flatten(again, lambda leaf: isinstance(leaf, Tensor))[0] == rest
 
 
 def test_assembled_contents_are_whole() -> None:
     tensor = torch.arange(4.0)
     sharded = ShardedTensor(tensor.shape, [(0, tensor[:3]), (3, tensor[3:])])
-    found = assemble({"state_dict": {"w": sharded}, "step": 3})
-    assert found["step"] == 3 and torch.equal(found["state_dict"]["w"], tensor)
+    contents = assemble({"state_dict": {"w": sharded}, "step": 3})
+    assert contents["step"] == 3 and torch.equal(contents["state_dict"]["w"], tensor)

@@ -35,7 +35,7 @@ from tests.helpers.checkpoints import (
     HEADS,
     Classifier,
     official_state,
-    randomise,
+    randomize,
     simmim_state,
     tiny_backbone,
 )
@@ -115,7 +115,7 @@ def test_official_state_of_the_tiny_model_names_every_parameter_of_the_backbone(
 
 @pytest.mark.parametrize("format", ["timm", "torchvision", "huggingface"])
 def test_other_libraries_load_what_is_saved(format: Any, tmp_path: Path) -> None:
-    task = randomise(new_task())
+    task = randomize(new_task())
     path = tmp_path / "saved"
     save_weights(task, path, format=format, image_size=128)
     if format == "huggingface":
@@ -132,7 +132,7 @@ def test_other_libraries_load_what_is_saved(format: Any, tmp_path: Path) -> None
 
 
 def test_huggingface_masked_model_keeps_mask_token_and_decoder() -> None:
-    state = randomise(huggingface_model(Swinv2ForMaskedImageModeling)).state_dict()
+    state = randomize(huggingface_model(Swinv2ForMaskedImageModeling)).state_dict()
     simmim = from_official(to_official(state, "huggingface"), "simmim")
     assert torch.equal(simmim["encoder.mask_token"], state["swinv2.embeddings.mask_token"])
     assert torch.equal(simmim["decoder.0.weight"], state["decoder.0.weight"])
@@ -141,7 +141,7 @@ def test_huggingface_masked_model_keeps_mask_token_and_decoder() -> None:
 
 
 def test_huggingface_backbone_without_its_prefix() -> None:
-    state = randomise(huggingface_model()).state_dict()
+    state = randomize(huggingface_model()).state_dict()
     bare = {name.removeprefix("swinv2."): v for name, v in state.items()}
     assert_same(to_official(bare, "huggingface"), to_official(state, "huggingface"))
 
@@ -152,7 +152,7 @@ def test_simmim_files_may_say_cpb_or_rpe() -> None:
     for given in (state, renamed):
         backbone = tiny_backbone()
         report = load_weights(backbone, given)
-        assert not report.fresh
+        assert not report.randomly_initialized
         name = "layers.2.blocks.0.attn.cpb_mlp.0.weight"
         assert torch.equal(backbone.state_dict()[name], state[f"encoder.{name.replace('cpb_mlp', 'rpe_mlp')}"])
 
@@ -226,7 +226,7 @@ def test_one_of_several_models_is_not_guessed() -> None:
 @pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "model.backbone."])
 def test_timm_features_are_read(prefix: str) -> None:
     """Maps of a backbone with its weights are timm's."""
-    theirs = randomise(
+    theirs = randomize(
         timm.create_model(
             "swinv2_tiny_window8_256",
             features_only=True,
@@ -241,7 +241,7 @@ def test_timm_features_are_read(prefix: str) -> None:
     state = {f"{prefix}{name}": tensor for name, tensor in theirs.state_dict().items()}
     report = load_weights(backbone, state, **AT_128)
     assert report.format == "timm"
-    assert not report.fresh
+    assert not report.randomly_initialized
     x = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         for own, other in zip(backbone(x), theirs(x), strict=True):
@@ -252,7 +252,7 @@ def test_weights_go_into_a_compiled_backbone() -> None:
     task = new_task()
     task.backbone = torch.compile(task.backbone, backend="eager")
     report = load_weights(task, official_state())
-    assert not report.fresh
+    assert not report.randomly_initialized
     assert torch.equal(task.head.fc.weight, official_state()["head.weight"])
 
 
@@ -286,7 +286,7 @@ def test_window_of_one_token_tells_one() -> None:
     assert backbone.pretrained_window_size == windows(4, 4, 4, 1)
 
 
-def test_damaged_table_is_named() -> None:
+def test_corrupt_table_is_named() -> None:
     state = official_state()
     state["layers.1.blocks.0.attn.relative_coords_table"].fill_(float("nan"))
     with pytest.raises(UserError, match="relative_coords_table"):
@@ -307,7 +307,7 @@ def test_transferred_model_evaluates_the_trained_function() -> None:
 def test_windows_from_the_huggingface_config(tmp_path: Path) -> None:
     huggingface_model(window_size=16, image_size=256, pretrained_window_sizes=[12, 12, 12, 6]).save_pretrained(tmp_path)
     backbone = tiny_backbone()
-    assert "config.json" in load_weights(backbone, tmp_path).windows_from
+    assert "config.json" in load_weights(backbone, tmp_path).windows_source
     assert backbone.pretrained_window_size == windows(12, 12, 12, 6)
     huggingface_model(window_size=16, image_size=256).save_pretrained(tmp_path)
     load_weights(backbone, tmp_path / "model.safetensors")
@@ -315,11 +315,11 @@ def test_windows_from_the_huggingface_config(tmp_path: Path) -> None:
 
 
 def test_huggingface_shards(tmp_path: Path) -> None:
-    model = randomise(huggingface_model())
+    model = randomize(huggingface_model())
     model.save_pretrained(tmp_path, max_shard_size="100KB")
     assert not (tmp_path / "model.safetensors").exists()
     task = new_task()
-    assert not load_weights(task, tmp_path).fresh
+    assert not load_weights(task, tmp_path).randomly_initialized
     assert torch.equal(task.head.fc.weight, model.state_dict()["classifier.weight"])
 
 
@@ -345,10 +345,10 @@ def test_windows_from_arguments_and_without() -> None:
     backbone = tiny_backbone(pretrained_window_size=(7, 7, 7, 7))
     report = load_weights(backbone, foreign_state("timm"))
     assert backbone.pretrained_window_size == windows(7, 7, 7, 7)
-    assert "window_size=" in report.windows_from
+    assert "window_size=" in report.windows_source
     report = load_weights(backbone, foreign_state("timm"), window_size=16, image_size=256)
     assert backbone.pretrained_window_size == windows(16, 16, 16, 8)
-    assert "arguments" in report.windows_from
+    assert "arguments" in report.windows_source
 
 
 def test_arguments_that_contradict_the_file_are_refused() -> None:
@@ -421,7 +421,7 @@ def table_task(window: Any) -> Classifier:
 
 @pytest.mark.parametrize("format", ["official", "lightning"])
 def test_bias_tables_are_resized_and_listed(format: Any, tmp_path: Path) -> None:
-    trained, larger = randomise(table_task(4)), table_task(7)
+    trained, larger = randomize(table_task(4)), table_task(7)
     save_weights(trained, tmp_path / "out", format=format)
     name = "layers.2.blocks.0.attn.cpb_mlp.relative_position_bias_table"
     report = load_weights(larger, tmp_path / "out")
@@ -440,7 +440,7 @@ def test_official_files_keep_the_table_where_v1_does(tmp_path: Path) -> None:
 
 
 def test_uneven_tables_are_read_by_the_record_of_their_windows(tmp_path: Path) -> None:
-    trained = randomise(table_task(((2, 6),) * 4))  # 3·11 rows
+    trained = randomize(table_task(((2, 6),) * 4))  # 3·11 rows
     save_weights(trained, tmp_path / "out", format="lightning")
     larger = table_task(4)
     load_weights(larger, tmp_path / "out")
@@ -470,7 +470,7 @@ def test_formats_without_a_place_for_what_the_model_computes_refuse_it(format: A
 
 @pytest.mark.parametrize("format", ["official", "simmim", "lightning"])
 def test_extra_norms_travel(format: Any, tmp_path: Path) -> None:
-    task, other = randomise(new_task(extra_norm_every=2)), new_task(extra_norm_every=2)
+    task, other = randomize(new_task(extra_norm_every=2)), new_task(extra_norm_every=2)
     save_weights(task, tmp_path / "out", format=format)
     load_weights(other, tmp_path / "out")
     assert_same(other.backbone.state_dict(), task.backbone.state_dict())
@@ -481,21 +481,21 @@ def test_extra_norms_travel(format: Any, tmp_path: Path) -> None:
 # Heads
 
 
-def test_head_of_other_classes_stays_fresh_and_its_norm_is_loaded() -> None:
+def test_head_of_other_classes_stays_randomly_initialized_and_its_norm_is_loaded() -> None:
     task = new_task(classes=9)
     before = task.head.fc.weight.clone()
     report = load_weights(task, official_state())
     assert torch.equal(task.head.fc.weight, before)
     assert torch.equal(task.head.norm.weight, official_state()["norm.weight"])
-    assert report.fresh == ["head.fc.weight", "head.fc.bias"]
-    assert "fresh" in report.head and "9" in report.head and "5" in report.head
+    assert report.randomly_initialized == ["head.fc.weight", "head.fc.bias"]
+    assert "randomly initialized" in report.head and "9" in report.head and "5" in report.head
     assert report.unused == ["head.weight", "head.bias"]
 
 
-def test_absent_head_stays_fresh() -> None:
+def test_absent_head_stays_randomly_initialized() -> None:
     task = new_task()
     report = load_weights(task, simmim_state())
-    assert report.fresh == ["head.fc.weight", "head.fc.bias"]
+    assert report.randomly_initialized == ["head.fc.weight", "head.fc.bias"]
     assert set(report.unused) == {"mask_token", "decoder.0.weight", "decoder.0.bias"}
 
 
@@ -517,7 +517,7 @@ def test_official_22k_head_goes_into_1000_classes_by_the_published_rows() -> Non
     for label, row in LISTED_ROWS.items():
         assert task.head.fc.bias[label] == row
         assert (task.head.fc.weight[label] == row).all()
-    assert not report.fresh
+    assert not report.randomly_initialized
     assert "21841" in report.head
 
 
@@ -525,7 +525,7 @@ def test_22k_heads_of_other_libraries_need_their_rows(tmp_path: Path) -> None:
     """They order the classes differently."""
     task = new_task(classes=1000)
     report = load_weights(task, large_head("timm"), **AT_128)
-    assert report.fresh == ["head.fc.weight", "head.fc.bias"]
+    assert report.randomly_initialized == ["head.fc.weight", "head.fc.bias"]
     rows = list(range(20_000, 21_000))
     (tmp_path / "rows.txt").write_text("\n".join(map(str, rows)))
     for given in (rows, tmp_path / "rows.txt"):
@@ -586,7 +586,7 @@ def test_clip_weights_travel_in_this_packages_own_format(tmp_path: Path) -> None
     def clips(window: Any) -> SwinTransformerV2:
         return SwinTransformerV2(CHANNELS, DEPTHS, HEADS, window, patch_size=(2, 4, 4))
 
-    saved, loaded = randomise(clips((8, 7, 7))), clips((4, 4, 4))
+    saved, loaded = randomize(clips((8, 7, 7))), clips((4, 4, 4))
     save_weights(saved, tmp_path / "out", format="lightning", image_size=(8, 128, 128))
     load_weights(loaded, tmp_path / "out")
     assert_same(loaded.state_dict(), saved.state_dict())
@@ -641,10 +641,10 @@ def half_safetensors(path: Path) -> None:
         (lambda p: p.write_bytes(b""), "empty"),
         (lambda p: p.write_bytes(bytes(4096)), "zeros"),
         (lambda p: p.write_text("not found"), "text"),
-        (lambda p: p.write_bytes(random.Random(0).randbytes(2048)), "not a checkpoint|damaged"),
-        (truncated_zip, "damaged, incomplete"),
-        (truncated_legacy, "damaged, incomplete"),
-        (half_safetensors, "damaged, incomplete"),
+        (lambda p: p.write_bytes(random.Random(0).randbytes(2048)), "not a checkpoint|corrupt"),
+        (truncated_zip, "corrupt, incomplete"),
+        (truncated_legacy, "corrupt, incomplete"),
+        (half_safetensors, "corrupt, incomplete"),
         (lambda p: torch.save([1, 2], p), "holds a list"),
         (lambda p: torch.save({"epoch": 3}, p), "no tensors"),
     ],
@@ -799,12 +799,12 @@ def test_yacs_config_and_argparse_namespace_are_read_without_their_modules(legac
     backbone = tiny_backbone()
     report = load_weights(backbone, path)
     assert backbone.pretrained_window_size == windows(12, 12, 12, 6)
-    assert "config" in report.windows_from
+    assert "config" in report.windows_source
 
 
 def test_checkpoint_record_of_a_task_is_read_back(tmp_path: Path) -> None:
     """As a task stores it in the checkpoints that Lightning writes."""
-    task = randomise(new_task(16))
+    task = randomize(new_task(16))
     record = checkpoint_record(task.backbone, 256)
     torch.save({"state_dict": task.state_dict(), "swinv2_tasks": record, "optimizer_states": [{}]}, tmp_path / "a.ckpt")
     loaded = new_task(8)

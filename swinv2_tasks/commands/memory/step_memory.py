@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_leaves
 
 from swinv2_tasks.backbone import attention
 from swinv2_tasks.backbone.swin_v2 import SwinBlock, SwinStage
-from swinv2_tasks.backbone.window import constants_of_their_own
+from swinv2_tasks.backbone.window import isolated_cache
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.heads.mask_rcnn import DetectionHead, Regions
 from swinv2_tasks.heads.region_pooling import aligned_pooling, with_image_index
@@ -339,7 +339,7 @@ def _run(
     repeats = _shorten(task)
     log = _Log()
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with warnings.catch_warnings(), fake, _default_type(dtype), constants_of_their_own(), _attention_of(device):
+    with warnings.catch_warnings(), fake, _default_type(dtype), isolated_cache(), _attention_of(device):
         warnings.simplefilter("ignore")  # a task without a trainer that logs
         _without_data(task, dtype)
         for tensor in (*task.parameters(), *task.buffers()):

@@ -115,7 +115,7 @@ def test_frozen_stages_have_no_gradients() -> None:
 def real_step(size: int, side: int, **settings: Any) -> tuple[int, int]:
     """Bytes kept at the end of the forward pass of a step with data, and the most in its passes, without weights."""
     task = ClassificationTask(small(**settings), CLASSES).train()
-    with module.constants_of_their_own():  # as in a process that has not seen such maps before
+    with module.isolated_cache():  # as in a process that has not seen such maps before
         log = module._Log()
         for tensor in task.parameters():
             log.known(tensor)
