@@ -1,8 +1,8 @@
 """Hybrid Task Cascade: boxes and masks in turns, and a semantic branch. https://arxiv.org/abs/1901.07518
 
-Over Cascade Mask R-CNN: a stage's mask branch looks at the boxes which that stage has refined (interleaving, section
-3.1), and at what the mask branch of the stage before has made of them (information flow); a branch that segments the
-background, where maps of it are given, adds its features to those of regions (section 3.2).
+Over Cascade Mask R-CNN: a stage's mask branch takes the boxes which that stage has refined (interleaved execution,
+section 3.1), and the features of the mask branch of the stage before (mask information flow); a branch that segments
+the background, where maps of it are given, adds its features to those of RoIs (section 3.2).
 
 Shapes: as in mask_rcnn.py; S classes of the background.
 """
@@ -19,11 +19,11 @@ from torchvision.models.detection.image_list import ImageList
 
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.heads.cascade import CascadeMaskRCNN
-from swinv2_tasks.heads.mask_rcnn import DetectorConfig, Features, MaskBranch, Regions
-from swinv2_tasks.heads.region_pooling import aligned_pooling, with_image_index
+from swinv2_tasks.heads.mask_rcnn import DetectorConfig, Features, MaskBranch, SampledProposals
+from swinv2_tasks.heads.roi_align import pool_rois, to_roi_format
 
 STUFF_WEIGHT = 0.2
-"""What the semantic branch's loss counts."""
+"""Weight of the semantic branch's loss."""
 
 IGNORED = 255
 
@@ -66,7 +66,7 @@ class HTC(CascadeMaskRCNN):
 
     def mask_branches(self, config: DetectorConfig, num_classes: int) -> list[MaskBranch]:
         first = MaskBranch(config.channels, num_classes)
-        return [first, *(FlowingMaskBranch(config.channels, num_classes) for _ in self.boxes[1:])]
+        return [first, *(InformationFlowMaskBranch(config.channels, num_classes) for _ in self.boxes[1:])]
 
     def features(self, maps: Sequence[Tensor]) -> Features:
         features = super().features(maps)
@@ -74,10 +74,10 @@ class HTC(CascadeMaskRCNN):
             features.context, features.stuff_logits = self.semantic(list(features.levels.values()))
         return features
 
-    def region_losses(
+    def roi_losses(
         self, features: Features, proposals: list[Tensor], images: ImageList, targets: Sequence[Any]
     ) -> dict[str, Tensor]:
-        losses = super().region_losses(features, proposals, images, targets)
+        losses = super().roi_losses(features, proposals, images, targets)
         if features.stuff_logits is not None:
             losses["stuff"] = STUFF_WEIGHT * stuff_loss(features.stuff_logits, targets, self.semantic_scale)
         return losses
@@ -89,35 +89,36 @@ class HTC(CascadeMaskRCNN):
         return self._with_context(super().mask_features(features, boxes), features, boxes)
 
     def _with_context(self, x: Tensor, features: Features, boxes: list[Tensor]) -> Tensor:
-        """Features (ΣR, C, side, side) of boxes, and those of the semantic branch at the same places."""
+        """Features (ΣR, C, side, side) of boxes, with those of the semantic branch added."""
         if features.context is None:
             return x
-        regions = with_image_index(boxes)
-        return x + aligned_pooling(features.context, regions, x.shape[-1], self.semantic_scale).to(x.dtype)
+        context = pool_rois(features.context, to_roi_format(boxes), x.shape[-1], self.semantic_scale)
+        return x + context.to(x.dtype)
 
-    def mask_regions(self, stage: int, regions: Regions, refined: list[Tensor], targets: Sequence[Any]) -> Regions:
-        """The regions that a stage's mask branch is trained on: samples of the boxes that its box branch gave."""
+    def sample_for_masks(
+        self, stage: int, samples: SampledProposals, refined: list[Tensor], targets: Sequence[Any]
+    ) -> SampledProposals:
+        """The proposals that a stage's mask branch is trained on: samples of the boxes that its box branch refined."""
         return self.samplers[stage](refined, targets)
 
     def mask_logits(self, stage: int, x: Tensor) -> Tensor:
         return self.all_mask_logits(x, stage + 1)[-1]
 
     def all_mask_logits(self, x: Tensor, stages: int | None = None) -> list[Tensor]:
-        """Features (R, C, 14, 14) → logits (R, K, 28, 28) of every stage, each of which starts from what the one before
-        it made of x; with a number of stages, of the last one of these alone."""
+        """Features (R, C, 14, 14) → logits (R, K, 28, 28) of every stage, each with the information flow from the one
+        before it; with a number of stages, of the last one of these alone."""
         branches: list[Any] = [*self.masks][:stages]
-        first, *others = branches
-        flow = first.convs(x)
-        flows = [flow]
-        for branch in others:
-            flow = branch.flow(x, flow)
-            flows.append(flow)
-        wanted = slice(None) if stages is None else slice(-1, None)
-        return [branch.predictor(one).float() for branch, one in zip(branches[wanted], flows[wanted], strict=True)]
+        features = [branches[0].convs(x)]
+        for branch in branches[1:]:
+            features.append(branch.flow(x, features[-1]))
+
+        selection = slice(None) if stages is None else slice(-1, None)
+        pairs = zip(branches[selection], features[selection], strict=True)
+        return [branch.predictor(stage_features).float() for branch, stage_features in pairs]
 
 
-class FlowingMaskBranch(MaskBranch):
-    """A mask branch that also takes what the one of the stage before has made of the region.
+class InformationFlowMaskBranch(MaskBranch):
+    """A mask branch that also takes the features of the one of the stage before.
 
     Args:
         channels: channels C of the features and in between.
@@ -129,7 +130,7 @@ class FlowingMaskBranch(MaskBranch):
         self.before = nn.Sequential(nn.Conv2d(channels, channels, 1), nn.ReLU())
 
     def flow(self, x: Tensor, before: Tensor) -> Tensor:
-        """Features (R, C, 14, 14) and what the stage before made of them → the same shape, for the next stage."""
+        """Features (R, C, 14, 14) of RoIs and of the stage before → the same shape, for the next stage."""
         return self.convs(x + self.before(before))
 
 
@@ -180,7 +181,7 @@ def stuff_loss(logits: Tensor, targets: Sequence[Any], scale: float) -> Tensor:
                 "HTC's semantic branch needs maps of the background: set data.train_stuff to their folder, or "
                 "--model.detector.init_args.stuff_classes=0 to do without"
             )
-        small = target["stuff"][step // 2 :: step, step // 2 :: step]  # the label at the middle of each cell
+        small = target["stuff"][step // 2 :: step, step // 2 :: step]  # the label at the center of each cell
         row[: small.shape[0], : small.shape[1]] = small
     loss = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
     return loss / (labels != IGNORED).sum().clamp(min=1)

@@ -1,14 +1,14 @@
-"""Mask R-CNN on feature maps, and what the detectors that go on from it share. https://arxiv.org/abs/1703.06870
+"""Mask R-CNN on feature maps, and what the detectors that extend it share. https://arxiv.org/abs/1703.06870
 
 Built of torchvision's parts: feature pyramid, region proposals, RoIAlign, sampling, box coding. Departures from
-torchvision, as in the published recipes: RoIAlign and masks to learn from are sampled half a pixel further to the left
-and top, anchors are not rounded, regions are matched as these recipes do, and boxes learn by L1. Others: levels lie at
+torchvision, as in the published recipes: RoIAlign and the mask targets are sampled half a pixel further to the left and
+top, anchors are not rounded, proposals are matched as these recipes do, and boxes learn by L1. Others: levels lie at
 the backbone's own strides instead of quotients of sizes; boxes, anchors and what is compared with them stay in float32
 under autocast; an object without a mask does not train the mask branch.
 
-Shapes: B images, R regions of an image, K classes, C channels of a level, M side of a mask (28). Boxes are left, top,
-right, bottom in pixels of the image given to the network. Labels of targets are class indices from 0; inside, class 0
-is the background.
+Shapes: B images, R proposals (RoIs) of an image, K classes, C channels of a level, M side of a mask (28). Boxes are
+left, top, right, bottom in pixels of the image given to the network. Labels of targets are class indices from 0; in
+here, class 0 is the background.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torchvision.ops import box_iou
 
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.heads.fpn import FeaturePyramid
-from swinv2_tasks.heads.region_pooling import RegionPooling, aligned_pooling
+from swinv2_tasks.heads.roi_align import MultiLevelRoIAlign, pool_rois
 from swinv2_tasks.heads.rpn import Anchors, RegionProposals, match_boxes
 from swinv2_tasks.hyperparameters import Recorded
 
@@ -81,30 +81,30 @@ class MaskRCNNConfig(DetectorConfig):
 
 @dataclass
 class Features:
-    """What a network makes of images before it looks at regions."""
+    """What a network makes of images before it looks at proposals."""
 
     levels: OrderedDict[str, Tensor]
     """(B, C, h, w) each."""
     context: Tensor | None = None
-    """What HTC's semantic branch adds to the features of regions, (B, C, h, w) at its stride."""
+    """What HTC's semantic branch adds to the features of RoIs, (B, C, h, w) at its stride."""
     stuff_logits: Tensor | None = None
     """Classes of the background by HTC's semantic branch, (B, classes, h, w)."""
 
 
-class Regions(NamedTuple):
-    """Regions that a branch is trained on; of each image the boxes (R, 4) …"""
+class SampledProposals(NamedTuple):
+    """Proposals that a branch is trained on; of each image the boxes (R, 4) …"""
 
     boxes: list[Tensor]
     labels: list[Tensor]
     """… (R,) int64: 0 background, k + 1 class k, …"""
-    matched: list[Tensor]
+    matched_indices: list[Tensor]
     """… (R,) int64, the index of the object that each is compared with, …"""
-    annotated: list[Tensor]
-    """… (R,) bool, whether it is an annotated box itself rather than a proposal."""
+    is_ground_truth: list[Tensor]
+    """… (R,) bool, whether it is a ground-truth box itself rather than a proposal."""
 
 
 class DetectionHead(nn.Module):
-    """Pyramid and region proposals; subclasses say what becomes of the regions.
+    """Pyramid and region proposals; subclasses say what becomes of the proposals.
 
     Args:
         config: the settings.
@@ -139,11 +139,11 @@ class DetectionHead(nn.Module):
             beta=self.rpn_beta,
             padding=max(32, strides[-1]),
         )
-        self.box_pool, self.mask_pool = RegionPooling(strides, 7), RegionPooling(strides, 14)
+        self.box_pool, self.mask_pool = MultiLevelRoIAlign(strides, 7), MultiLevelRoIAlign(strides, 14)
         self.num_classes, self.has_masks = num_classes, config.masks
 
     def features(self, maps: Sequence[Tensor]) -> Features:
-        """Maps (B, C, h, w) of the backbone → what regions are described by."""
+        """Maps (B, C, h, w) of the backbone → what RoIs are pooled from."""
         return Features(self.pyramid(maps))
 
     def losses(self, maps: Sequence[Tensor], images: ImageList, targets: Sequence[Any]) -> dict[str, Tensor]:
@@ -155,18 +155,18 @@ class DetectionHead(nn.Module):
             targets: a ``DetectionTarget`` for each image.
         """
         features = self.features(maps)
-        proposals, found = self.rpn(images, features.levels, targets)
-        losses = {"rpn_class": found["loss_objectness"], "rpn_box": found["loss_rpn_box_reg"]}
-        return losses | self.region_losses(features, proposals, images, targets)
+        proposals, rpn_losses = self.rpn(images, features.levels, targets)
+        losses = {"rpn_class": rpn_losses["loss_objectness"], "rpn_box": rpn_losses["loss_rpn_box_reg"]}
+        return losses | self.roi_losses(features, proposals, images, targets)
 
     def propose(self, features: Features, images: ImageList) -> list[Tensor]:
-        """Regions (R, 4) of each image that may hold an object, highest-scoring first; in eval mode."""
+        """Proposals (R, 4) of each image, highest-scoring first; in eval mode."""
         return self.rpn(images, features.levels)[0]
 
-    def region_losses(
+    def roi_losses(
         self, features: Features, proposals: list[Tensor], images: ImageList, targets: Sequence[Any]
     ) -> dict[str, Tensor]:
-        """The parts of the loss that come of regions, which are sampled from proposals (R, 4) of each image."""
+        """The parts of the loss that come of RoIs, which are sampled from proposals (R, 4) of each image."""
         raise NotImplementedError
 
     def classify(self, features: Features, images: ImageList) -> list[tuple[Tensor, Tensor]]:
@@ -181,7 +181,7 @@ class DetectionHead(nn.Module):
 
 
 class MaskRCNN(DetectionHead):
-    """Mask R-CNN: one look at each region. The arguments are those of ``DetectionHead``."""
+    """Mask R-CNN: one stage. The arguments are those of ``DetectionHead``."""
 
     anchors_inside = False
     rpn_beta = 0.0
@@ -194,28 +194,30 @@ class MaskRCNN(DetectionHead):
         hidden = config.representation_size
         self.box = BoxBranch(TwoMLPHead(config.channels * 7**2, hidden), hidden, num_classes, num_classes + 1)
         self.mask = MaskBranch(config.channels, num_classes) if config.masks else None
-        self.sample = RegionSampler(0.5, config.batch_size_per_image, low_quality=True)
+        self.sample = ProposalSampler(0.5, config.batch_size_per_image, low_quality=True)
         self.coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
 
-    def region_losses(
+    def roi_losses(
         self, features: Features, proposals: list[Tensor], images: ImageList, targets: Sequence[Any]
     ) -> dict[str, Tensor]:
-        regions = self.sample(proposals, targets)
-        logits, deltas = self.box(self.box_pool(features.levels, regions.boxes))
-        objects = [matched_boxes(target, matched) for target, matched in zip(targets, regions.matched, strict=True)]
-        aims = torch.cat([*self.coder.encode(objects, regions.boxes)])
-        labels = torch.cat(regions.labels)
-        losses = {"class": class_loss(logits, labels), "box": box_loss(deltas, labels, aims)}
+        samples = self.sample(proposals, targets)
+        logits, deltas = self.box(self.box_pool(features.levels, samples.boxes))
+        labels = torch.cat(samples.labels)
+        regression_targets = torch.cat([*self.coder.encode(ground_truth_boxes(samples, targets), samples.boxes)])
+        losses = {"class": class_loss(logits, labels), "box": box_loss(deltas, labels, regression_targets)}
+
         if self.mask is not None:
-            masked = with_masks(regions, targets)
-            logits = self.mask(self.mask_pool(features.levels, masked.boxes))
-            losses["mask"] = mask_loss(logits, masked, targets)
+            mask_samples = with_masks(samples, targets)
+            mask_logits = self.mask(self.mask_pool(features.levels, mask_samples.boxes))
+            losses["mask"] = mask_loss(mask_logits, mask_samples, targets)
         return losses
 
     def classify(self, features: Features, images: ImageList) -> list[tuple[Tensor, Tensor]]:
         proposals = self.propose(features, images)
         numbers = [boxes.shape[0] for boxes in proposals]
         logits, deltas = self.box(self.box_pool(features.levels, proposals))
+
+        # The first box and the first probability are the background's.
         boxes = decode(self.coder, deltas, proposals)[:, 1:].split(numbers)
         scores = logits.softmax(1)[:, 1:].split(numbers)
         return list(zip(boxes, scores, strict=True))
@@ -229,13 +231,13 @@ class MaskRCNN(DetectionHead):
 
 
 class BoxBranch(nn.Module):
-    """What a region shows, and where its box should be.
+    """The class of a RoI, and where its box should be.
 
     Args:
         layers: features (R, C, 7, 7) → (R, width).
         width: what the layers give.
         num_classes: number of classes K.
-        boxes: boxes per region: K + 1, or 1 for all classes.
+        boxes: boxes per RoI: K + 1, or 1 for all classes.
     """
 
     def __init__(self, layers: nn.Module, width: int, num_classes: int, boxes: int) -> None:
@@ -254,7 +256,7 @@ class BoxBranch(nn.Module):
 
 
 class MaskBranch(nn.Module):
-    """The pixels of a region's object, for each class it may be of.
+    """The pixels of a RoI's object, for each class it may be of.
 
     Args:
         channels: channels C of the features and in between.
@@ -271,13 +273,13 @@ class MaskBranch(nn.Module):
         return self.predictor(self.convs(x)).float()
 
 
-class RegionSampler:
-    """Chooses the regions that a branch is trained on: annotated boxes among them, at most a quarter of objects.
+class ProposalSampler:
+    """Samples the proposals that a branch is trained on: ground-truth boxes among them, at most a quarter positive.
 
     Args:
-        threshold: intersection over union with an object from which on a region counts as one.
-        number: regions per image.
-        low_quality: whether an object's best proposal shows that object even where it overlaps another one more.
+        threshold: intersection over union with an object from which on a proposal is positive.
+        number: proposals per image.
+        low_quality: whether an object's best proposal is matched to it even where it overlaps another one more.
     """
 
     def __init__(self, threshold: float, number: int, low_quality: bool = False) -> None:
@@ -285,58 +287,64 @@ class RegionSampler:
         self.balance = BalancedPositiveNegativeSampler(number, 0.25)
 
     @torch.no_grad()
-    def __call__(self, proposals: Sequence[Tensor], targets: Sequence[Any]) -> Regions:
+    def __call__(self, proposals: Sequence[Tensor], targets: Sequence[Any]) -> SampledProposals:
         """Samples of each image's proposals (R, 4)."""
-        sampled = Regions([], [], [], [])
-        least = self.threshold if self.low_quality else None
+        samples = SampledProposals([], [], [], [])
+        low_quality_threshold = self.threshold if self.low_quality else None
         for boxes, target in zip(proposals, targets, strict=True):
-            objects = target["boxes"].to(boxes)
-            found = match_boxes(box_iou(objects, boxes), self.threshold, self.threshold, least)
-            found = torch.cat([found, torch.arange(len(objects), device=found.device)])  # annotated boxes are their own
-            candidates = torch.cat([boxes, objects])
+            truth = target["boxes"].to(boxes)
+            matches = match_boxes(box_iou(truth, boxes), self.threshold, self.threshold, low_quality_threshold)
 
-            matched = found.clamp(min=0)
-            labels = torch.zeros_like(found)
-            if len(objects):
-                labels = torch.where(found >= 0, target["labels"][matched] + 1, 0)
+            # Ground-truth boxes are candidates, too, each matched to itself.
+            candidates = torch.cat([boxes, truth])
+            matches = torch.cat([matches, torch.arange(len(truth), device=matches.device)])
+            matched_indices = matches.clamp(min=0)
+            labels = torch.zeros_like(matches)
+            if len(truth):
+                labels = torch.where(matches >= 0, target["labels"][matched_indices] + 1, 0)
 
             positive, negative = self.balance([labels])
-            chosen = torch.where(positive[0] | negative[0])[0]
-            sampled.boxes.append(candidates[chosen])
-            sampled.labels.append(labels[chosen])
-            sampled.matched.append(matched[chosen])
-            sampled.annotated.append(chosen >= len(boxes))
-        return sampled
+            indices = torch.where(positive[0] | negative[0])[0]
+            samples.boxes.append(candidates[indices])
+            samples.labels.append(labels[indices])
+            samples.matched_indices.append(matched_indices[indices])
+            samples.is_ground_truth.append(indices >= len(boxes))
+        return samples
 
 
 def decode(coder: BoxCoder, deltas: Tensor, boxes: Sequence[Tensor]) -> Tensor:
     """Boxes (ΣR, k, 4) that offsets (ΣR, 4k) make of each image's boxes (R, 4), of which there may be none."""
-    moved = coder.decode_single(deltas, torch.cat([*boxes]))
-    return moved.reshape(deltas.shape[0], deltas.shape[1] // 4, 4)
+    decoded = coder.decode_single(deltas, torch.cat([*boxes]))
+    return decoded.reshape(deltas.shape[0], deltas.shape[1] // 4, 4)
 
 
-def matched_boxes(target: Any, matched: Tensor) -> Tensor:
-    """The annotated box (R, 4) that each region is compared with; zeros where there is none in the image."""
-    boxes = target["boxes"].float()
-    return boxes[matched] if len(boxes) else boxes.new_zeros(len(matched), 4)
+def ground_truth_boxes(samples: SampledProposals, targets: Sequence[Any]) -> list[Tensor]:
+    """The boxes (R, 4) of each image that its samples are compared with; zeros in an image without objects."""
+    matched_boxes = []
+    for target, matched_indices in zip(targets, samples.matched_indices, strict=True):
+        boxes = target["boxes"].float()
+        matched_boxes.append(boxes[matched_indices] if len(boxes) else boxes.new_zeros(len(matched_indices), 4))
+    return matched_boxes
 
 
-def with_masks(regions: Regions, targets: Sequence[Any]) -> Regions:
-    """Those regions that show an object whose mask is known."""
-    kept = []
-    for labels, matched, target in zip(regions.labels, regions.matched, targets, strict=True):
+def with_masks(samples: SampledProposals, targets: Sequence[Any]) -> SampledProposals:
+    """Those positive samples whose object has a mask."""
+    selections = []
+    for labels, matched_indices, target in zip(samples.labels, samples.matched_indices, targets, strict=True):
         if "masks" not in target:
             raise UserError(
                 "the data has no masks: train boxes alone with --model.detector.init_args.masks=false, or annotate "
                 "segmentations"
             )
-        known = target["masks"].flatten(1).any(1).bool()
-        kept.append((labels > 0) & known[matched] if len(known) else labels > 0)
-    return Regions(*([x[keep] for x, keep in zip(part, kept, strict=True)] for part in regions))
+        has_mask = target["masks"].flatten(1).any(1).bool()
+        selections.append((labels > 0) & has_mask[matched_indices] if len(has_mask) else labels > 0)
+    return SampledProposals(
+        *([x[selection] for x, selection in zip(part, selections, strict=True)] for part in samples)
+    )
 
 
 def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy (scalar) of the classes (R, K + 1) of regions, the mean over all; 0 where there are none.
+    """Cross-entropy (scalar) of the classes (R, K + 1) of samples, the mean over all; 0 where there are none.
 
     Args:
         logits: (R, K + 1).
@@ -345,48 +353,51 @@ def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels, reduction="sum") / max(1, len(labels))
 
 
-def box_loss(deltas: Tensor, labels: Tensor, aims: Tensor) -> Tensor:
-    """L1 (scalar) of the offsets of regions that show objects, over the number of all regions.
+def box_loss(deltas: Tensor, labels: Tensor, regression_targets: Tensor) -> Tensor:
+    """L1 (scalar) of the offsets of positive samples, over the number of all samples.
 
     Args:
         deltas: for each class (R, 4 · (K + 1)).
         labels: (R,), 0 for the background.
-        aims: offsets that lead to the objects (R, 4).
+        regression_targets: offsets that lead to the objects (R, 4).
     """
-    rows = labels.nonzero()[:, 0]
-    own = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4)[rows, labels[rows]]
-    return F.l1_loss(own, aims[rows], reduction="sum") / max(1, len(labels))
+    positive = labels.nonzero()[:, 0]
+    class_deltas = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4)
+    own_deltas = class_deltas[positive, labels[positive]]
+    return F.l1_loss(own_deltas, regression_targets[positive], reduction="sum") / max(1, len(labels))
 
 
-def mask_loss(logits: Tensor, regions: Regions, targets: Sequence[Any]) -> Tensor:
-    """Binary cross-entropy (scalar) of the masks (R, K, M, M) of regions that show objects; 0 where there are none."""
-    labels = [target["labels"][matched] for target, matched in zip(targets, regions.matched, strict=True)]
-    aims = [
-        mask_targets(target["masks"], boxes, matched, logits.shape[-1])
-        for target, boxes, matched in zip(targets, regions.boxes, regions.matched, strict=True)
-    ]
+def mask_loss(logits: Tensor, samples: SampledProposals, targets: Sequence[Any]) -> Tensor:
+    """Binary cross-entropy (scalar) of the masks (R, K, M, M) of positive samples; 0 where there are none."""
+    labels, masks = [], []
+    for target, boxes, matched_indices in zip(targets, samples.boxes, samples.matched_indices, strict=True):
+        labels.append(target["labels"][matched_indices])
+        masks.append(mask_targets(target["masks"], boxes, matched_indices, logits.shape[-1]))
+
     rows = torch.arange(len(logits), device=logits.device)
-    own = logits[rows, torch.cat(labels)]
-    return F.binary_cross_entropy_with_logits(own, torch.cat(aims), reduction="sum") / max(1, own.numel())
+    own_logits = logits[rows, torch.cat(labels)]
+    total = F.binary_cross_entropy_with_logits(own_logits, torch.cat(masks), reduction="sum")
+    return total / max(1, own_logits.numel())
 
 
-def mask_targets(masks: Tensor, boxes: Tensor, matched: Tensor, side: int) -> Tensor:
-    """What a mask branch should say of regions: the share of each of a box's M × M cells that its object covers.
+def mask_targets(masks: Tensor, boxes: Tensor, matched_indices: Tensor, side: int) -> Tensor:
+    """What a mask branch should say of RoIs: the share of each of a box's M × M cells that its object covers.
 
     Args:
         masks: of an image's objects, (G, H, W) of 0 and 1.
-        boxes: regions of the image (R, 4).
-        matched: the object of each region (R,).
+        boxes: RoIs of the image (R, 4).
+        matched_indices: the object of each RoI (R,).
         side: M.
 
     Returns:
         float32 (R, M, M) in [0, 1].
     """
-    regions = torch.cat([matched[:, None].to(boxes), boxes], dim=1)
-    return aligned_pooling(masks[:, None].to(boxes), regions, side, 1.0)[:, 0]
+    rois = torch.cat([matched_indices[:, None].to(boxes), boxes], dim=1)
+    return pool_rois(masks[:, None].to(boxes), rois, side, 1.0)[:, 0]
 
 
 def masks_of_classes(probabilities: Tensor, labels: Sequence[Tensor]) -> list[Tensor]:
     """Of masks (Σn, K, M, M) those of each image's classes (n,) → (n, M, M) each."""
     rows = torch.arange(probabilities.shape[0], device=probabilities.device)
-    return list(probabilities[rows, torch.cat([*labels])].split([one.shape[0] for one in labels]))
+    numbers = [image_labels.shape[0] for image_labels in labels]
+    return list(probabilities[rows, torch.cat([*labels])].split(numbers))

@@ -1,10 +1,10 @@
 """Region proposals: which anchors may hold an object, and where. https://arxiv.org/abs/1506.01497, section 3.1
 
 torchvision's network and its choice of proposals, trained as in the published recipes of Swin's detectors: anchors are
-not rounded to whole pixels; an object that no anchor meets well takes the one that meets it best, if at all well; an
-anchor counts for an image only where it lies in the image.
+not rounded to whole pixels; an object that no anchor overlaps well is matched to the one that overlaps it best, from an
+IoU of 0.3 on; an anchor counts for an image only where it lies in the image.
 
-Shapes: B images, A anchors of an image, G objects, R regions. Boxes are left, top, right, bottom in pixels.
+Shapes: B images, A anchors of an image, G objects, R proposals. Boxes are left, top, right, bottom in pixels.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from torchvision.ops import box_iou, clip_boxes_to_image
 from swinv2_tasks.heads.nms import batched_nms
 
 FOREGROUND, BACKGROUND = 0.7, 0.3
-"""Intersection over union from which on an anchor shows an object, and below which it shows none."""
+"""Intersection over union from which on an anchor is positive, and below which it is negative."""
 
-LEAST_MATCH = 0.3
-"""Intersection over union from which on an object's best anchor shows it all the same."""
+LOW_QUALITY = 0.3
+"""Intersection over union from which on an object's best anchor is positive all the same."""
 
-UNDECIDED = -2
+BETWEEN_THRESHOLDS = -2
+"""What is neither positive nor negative is matched to this instead of an index, as in torchvision's Matcher."""
 
 
 class RegionProposals(RegionProposalNetwork):
@@ -38,7 +39,7 @@ class RegionProposals(RegionProposalNetwork):
     Args:
         channels: channels of the levels.
         anchors: of all levels.
-        kept: proposals of an image in training, and otherwise.
+        post_nms_top_n: proposals that are kept of an image in training, and otherwise.
         inside: whether anchors that reach beyond the image are left out of training.
         beta: the box loss is quadratic up to this offset and linear beyond it; 0 is L1.
         padding: what the sides of an image by itself would be padded to a multiple of, in pixels; anchors of a batch
@@ -49,7 +50,7 @@ class RegionProposals(RegionProposalNetwork):
         self,
         channels: int,
         anchors: Anchors,
-        kept: tuple[int, int],
+        post_nms_top_n: tuple[int, int],
         inside: bool = False,
         beta: float = 0.0,
         padding: int = 32,
@@ -62,7 +63,7 @@ class RegionProposals(RegionProposalNetwork):
             batch_size_per_image=256,
             positive_fraction=0.5,
             pre_nms_top_n={"training": 2000, "testing": 1000},
-            post_nms_top_n={"training": kept[0], "testing": kept[1]},
+            post_nms_top_n={"training": post_nms_top_n[0], "testing": post_nms_top_n[1]},
             nms_thresh=0.7,
         )
         self.inside, self.beta, self.padding = inside, beta, padding
@@ -78,21 +79,22 @@ class RegionProposals(RegionProposalNetwork):
             targets: in training, of each image, with ``boxes`` (G, 4).
         """
         maps = list(features.values())
-        logits, deltas = self.head(maps)
-        numbers = [x[0].numel() for x in logits]
+        level_logits, level_deltas = self.head(maps)
+        numbers = [x[0].numel() for x in level_logits]
         anchors = self.anchor_generator(images, maps)
 
-        logits, deltas = concat_box_prediction_layers(logits, deltas)
-        proposals = self.box_coder.decode(deltas.detach(), anchors).view(len(anchors), -1, 4)
-        boxes, _ = self.filter_proposals(proposals, logits, images.image_sizes, numbers)
+        logits, deltas = concat_box_prediction_layers(level_logits, level_deltas)
+        # Proposals are inputs of what follows, through which nothing learns.
+        boxes = self.box_coder.decode(deltas.detach(), anchors).view(len(anchors), -1, 4)
+        proposals, _ = self.filter_proposals(boxes, logits, images.image_sizes, numbers)
         if not self.training:
-            return boxes, {}
+            return proposals, {}
 
         assert targets is not None
-        labels, objects = self.assign_targets_to_anchors(anchors, list(targets), images.image_sizes)
-        aims = list(self.box_coder.encode(objects, anchors))
-        class_loss, box_loss = self.compute_loss(logits, deltas, labels, aims)
-        return boxes, {"loss_objectness": class_loss, "loss_rpn_box_reg": box_loss}
+        labels, matched_boxes = self.assign_targets_to_anchors(anchors, list(targets), images.image_sizes)
+        regression_targets = list(self.box_coder.encode(matched_boxes, anchors))
+        class_loss, box_loss = self.compute_loss(logits, deltas, labels, regression_targets)
+        return proposals, {"loss_objectness": class_loss, "loss_rpn_box_reg": box_loss}
 
     def filter_proposals(
         self,
@@ -121,13 +123,13 @@ class RegionProposals(RegionProposalNetwork):
             scores = objectness[image, top[image]].sigmoid()
             level = levels[top[image]]
 
-            large = ((boxes[:, 2:] - boxes[:, :2]) >= self.min_size).all(1)
-            usable = (large & (scores >= self.score_thresh)).nonzero()[:, 0]  # NaN is not
+            is_large = ((boxes[:, 2:] - boxes[:, :2]) >= self.min_size).all(1)
+            usable = (is_large & (scores >= self.score_thresh)).nonzero()[:, 0]  # NaN is not
             boxes, scores, level = boxes[usable], scores[usable], level[usable]
 
-            kept = batched_nms(boxes, scores, level, self.nms_thresh)[: self.post_nms_top_n()]
-            kept_boxes.append(boxes[kept])
-            kept_scores.append(scores[kept])
+            indices = batched_nms(boxes, scores, level, self.nms_thresh)[: self.post_nms_top_n()]
+            kept_boxes.append(boxes[indices])
+            kept_scores.append(scores[indices])
         return kept_boxes, kept_scores
 
     @torch.no_grad()
@@ -146,45 +148,47 @@ class RegionProposals(RegionProposalNetwork):
 
         Returns:
             Of each image labels (A,) float32, 1 for an object, 0 for none, −1 for what is not trained on; and the
-            objects' boxes (A, 4) that positive ones are compared with.
+            ground-truth boxes (A, 4) that positive ones are compared with.
         """
-        labels, objects = [], []
+        labels, matched_boxes = [], []
         for k, (boxes, target) in enumerate(zip(anchors, targets, strict=True)):
-            usable = torch.ones_like(boxes[:, 0], dtype=torch.bool) if sizes is None else self.usable(boxes, sizes[k])
+            every_anchor = torch.ones_like(boxes[:, 0], dtype=torch.bool)
+            usable = every_anchor if sizes is None else self.usable(boxes, sizes[k])
             truth = target["boxes"].to(boxes)
-            matched = match_boxes(box_iou(truth, boxes[usable]), FOREGROUND, BACKGROUND, LEAST_MATCH)
+            matches = match_boxes(box_iou(truth, boxes[usable]), FOREGROUND, BACKGROUND, LOW_QUALITY)
 
-            label = torch.full_like(boxes[:, 0], -1)
-            label[usable] = (matched >= 0).to(label) - (matched == UNDECIDED).to(label)
-            labels.append(label)
+            image_labels = torch.full_like(boxes[:, 0], -1)
+            is_positive, is_ignored = matches >= 0, matches == BETWEEN_THRESHOLDS
+            image_labels[usable] = is_positive.to(image_labels) - is_ignored.to(image_labels)
+            labels.append(image_labels)
 
-            compared = torch.zeros_like(boxes)
+            image_boxes = torch.zeros_like(boxes)
             if len(truth):
-                compared[usable] = truth[matched.clamp(min=0)]
-            objects.append(compared)
-        return labels, objects
+                image_boxes[usable] = truth[matches.clamp(min=0)]
+            matched_boxes.append(image_boxes)
+        return labels, matched_boxes
 
     def usable(self, anchors: Tensor, size: tuple[int, int]) -> Tensor:
         """Which anchors (A, 4) of a batch an image of a size (H, W) is trained on, bool (A,).
 
-        Those whose middle lies in the image, padded by itself; with ``inside`` those that lie in the image as a whole,
+        Those whose center lies in the image, padded by itself; with ``inside`` those that lie in the image as a whole,
         unless it is too small for any.
         """
         height, width = size
         padded = anchors.new_tensor([math.ceil(side / self.padding) * self.padding for side in (width, height)])
-        middles = (anchors[:, :2] + anchors[:, 2:]) / 2
-        near = (middles < padded - 0.5).all(1)  # middles are whole numbers, but for rounding
+        centers = (anchors[:, :2] + anchors[:, 2:]) / 2
+        is_near = (centers < padded - 0.5).all(1)  # centers are whole numbers, but for rounding
         if not self.inside:
-            return near
+            return is_near
 
         limits = anchors.new_tensor([width, height])
-        within = (anchors[:, :2] >= 0).all(1) & (anchors[:, 2:] < limits).all(1)
-        return torch.where(within.any(), within, near)
+        is_inside = (anchors[:, :2] >= 0).all(1) & (anchors[:, 2:] < limits).all(1)
+        return torch.where(is_inside.any(), is_inside, is_near)
 
     def compute_loss(
         self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Losses of the sampled anchors: whether they show an object, and the offsets of those that do.
+        """Losses of the sampled anchors: whether they are positive, and the offsets of those that are.
 
         Args:
             objectness: logits of all images' anchors (ΣA, 1).
@@ -193,13 +197,14 @@ class RegionProposals(RegionProposalNetwork):
             regression_targets: of each image, the offsets that positive anchors should have (A, 4).
         """
         positive, negative = (torch.cat(part).bool() for part in self.fg_bg_sampler(labels))
-        sampled = positive | negative
-        number = sampled.sum().clamp(min=1)
+        is_sampled = positive | negative
+        number = is_sampled.sum().clamp(min=1)
 
-        truth = torch.cat(labels)[sampled]
-        class_loss = F.binary_cross_entropy_with_logits(objectness.flatten()[sampled], truth, reduction="sum")
-        aims = torch.cat(regression_targets)[positive]
-        box_loss = F.smooth_l1_loss(pred_bbox_deltas[positive], aims, beta=self.beta, reduction="sum")
+        logits, truth = objectness.flatten()[is_sampled], torch.cat(labels)[is_sampled]
+        class_loss = F.binary_cross_entropy_with_logits(logits, truth, reduction="sum")
+
+        deltas, targets = pred_bbox_deltas[positive], torch.cat(regression_targets)[positive]
+        box_loss = F.smooth_l1_loss(deltas, targets, beta=self.beta, reduction="sum")
         return class_loss / number, box_loss / number
 
 
@@ -224,11 +229,12 @@ class Anchors(AnchorGenerator):
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
     ) -> Tensor:
-        """Boxes (proportions, 4) around 0 of a side's square and of rectangles as large, height over width as given."""
-        halves = [
-            (side / math.sqrt(ratio) / 2, side * math.sqrt(ratio) / 2) for ratio in aspect_ratios for side in scales
-        ]
-        boxes = [(-x, -y, x, y) for x, y in halves]
+        """Boxes (proportions, 4) around 0, each of a square's area and an aspect ratio, height over width."""
+        boxes = []
+        for ratio in aspect_ratios:
+            for side in scales:
+                half_width, half_height = side / math.sqrt(ratio) / 2, side * math.sqrt(ratio) / 2
+                boxes.append((-half_width, -half_height, half_width, half_height))
         return torch.tensor(boxes, dtype=dtype, device=device)
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
@@ -245,36 +251,37 @@ class Float32RPNHead(RPNHead):
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         logits, deltas = super().forward(x)
-        return [one.float() for one in logits], [one.float() for one in deltas]
+        return [level.float() for level in logits], [level.float() for level in deltas]
 
 
-def match_boxes(iou: Tensor, foreground: float, background: float, least: float | None) -> Tensor:
-    """Which object each box shows: an index, −1 for none, −2 where that is not to be said.
+def match_boxes(iou: Tensor, foreground: float, background: float, low_quality: float | None) -> Tensor:
+    """Which object each box is matched to: an index, −1 for none, −2 between the two thresholds.
 
-    A box shows the object that it overlaps most, from ``foreground`` on. Beyond that, where ``least`` is given, all
-    boxes that overlap an object as much as any does show that object, whatever else they overlap; of several such
-    objects the last one.
+    A box is matched to the object that it overlaps most, from ``foreground`` on. Beyond that, where ``low_quality`` is
+    given, all boxes that overlap an object as much as any does are matched to that object, whatever else they overlap;
+    of several such objects to the last one.
 
     Args:
         iou: intersection over union of objects and boxes (G, R).
-        foreground: from which on a box shows an object.
-        background: below which it shows none.
-        least: what an object's best boxes must have; None: only ``foreground`` counts.
+        foreground: from which on a box is positive.
+        background: below which it is negative.
+        low_quality: what an object's best boxes must have; None: only ``foreground`` counts.
 
     Returns:
         int64 (R,).
     """
-    matched = torch.full(iou.shape[1:], -1, dtype=torch.int64, device=iou.device)
+    matches = torch.full(iou.shape[1:], -1, dtype=torch.int64, device=iou.device)
     if iou.numel() == 0:
-        return matched
+        return matches
 
-    best, nearest = iou.max(0)
-    matched[best >= background] = UNDECIDED
-    matched = torch.where(best >= foreground, nearest, matched)
-    if least is None:
-        return matched
+    best_iou, best_object = iou.max(0)
+    matches[best_iou >= background] = BETWEEN_THRESHOLDS
+    matches = torch.where(best_iou >= foreground, best_object, matches)
+    if low_quality is None:
+        return matches
 
-    most = iou.max(1).values
-    objects, boxes = ((iou == most[:, None]) & (most >= least)[:, None]).nonzero(as_tuple=True)
-    last = torch.full_like(matched, -1).scatter_reduce(0, boxes, objects, "amax")
-    return torch.where(last >= 0, last, matched)
+    highest = iou.max(1).values
+    is_best_box = (iou == highest[:, None]) & (highest >= low_quality)[:, None]
+    objects, boxes = is_best_box.nonzero(as_tuple=True)
+    last_object = torch.full_like(matches, -1).scatter_reduce(0, boxes, objects, "amax")
+    return torch.where(last_object >= 0, last_object, matches)

@@ -62,7 +62,7 @@ def one_of_two(rank: int, folder: str, shares: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("shares", [(3, 5), (0, 8)])
 def test_two_processes_normalise_as_one(shares: tuple[int, int], tmp_path: Path) -> None:
-    """Also where one of them has no sample, as a detector without a region."""
+    """Also where one of them has no sample, as a detector without a proposal."""
     torch.multiprocessing.spawn(one_of_two, args=(str(tmp_path), shares), nprocs=2)
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     norm = randomized(nn.BatchNorm2d(4))

@@ -14,7 +14,7 @@ from torchvision.ops import box_iou
 from swinv2_tasks.heads import CascadeMaskRCNNConfig
 from swinv2_tasks.heads.batch_norm import BatchNorm2d
 from swinv2_tasks.heads.cascade import CascadeMaskRCNN, giou_loss
-from swinv2_tasks.heads.mask_rcnn import Regions
+from swinv2_tasks.heads.mask_rcnn import SampledProposals
 from swinv2_tasks.inference.detection import padded
 from tests.helpers.checkpoints import randomize
 from tests.helpers.detectors import CHANNELS, CLASSES, IMAGES, SETTINGS, STRIDES, new_maps, new_target, spied
@@ -30,8 +30,10 @@ def new_head(**settings: Any) -> CascadeMaskRCNN:
 def test_the_box_branch_is_that_of_the_papers() -> None:
     head = new_head()
     for branch in head.boxes:
-        kinds = [type(layer) for layer in branch.layers.modules()]
-        assert kinds.count(torch.nn.Conv2d) == 4 and kinds.count(BatchNorm2d) == 4 and kinds.count(torch.nn.Linear) == 1
+        layers = [type(layer) for layer in branch.layers.modules()]
+        assert (
+            layers.count(torch.nn.Conv2d) == 4 and layers.count(BatchNorm2d) == 4 and layers.count(torch.nn.Linear) == 1
+        )
         assert branch.deltas.out_features == 4 and branch.classes.out_features == CLASSES + 1
 
 
@@ -48,21 +50,21 @@ def test_each_stage_samples_at_its_threshold_from_the_boxes_that_the_one_before_
             assert ((best >= threshold) == (labels > 0)).all()
     weights = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
     for stage in (0, 1):
-        regions = samples[stage][1]
+        stage_samples = samples[stage][1]
         start = 0
         for k, (height, width) in enumerate(images.image_sizes):
-            boxes = regions.boxes[k]
+            boxes = stage_samples.boxes[k]
             part = deltas[stage][start : start + len(boxes)]
             start += len(boxes)
-            centre, size = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+            center, size = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
             shift = part[:, :2] / torch.tensor(weights[stage][:2])
             growth = (part[:, 2:] / torch.tensor(weights[stage][2:])).clamp(max=4.135166556742356)
-            centre, size = centre + shift * size, size * growth.exp()
-            expected = torch.cat([centre - size / 2, centre + size / 2], 1)
+            center, size = center + shift * size, size * growth.exp()
+            expected = torch.cat([center - size / 2, center + size / 2], 1)
             expected = expected.clamp(min=0).minimum(torch.tensor([width, height, width, height]))
-            is_annotated = (boxes[:, None] == targets[k]["boxes"]).all(2).any(1)
-            torch.testing.assert_close(samples[stage + 1][0][k], expected[~is_annotated], atol=1e-3, rtol=1e-4)
-            assert is_annotated.any()
+            is_ground_truth = (boxes[:, None] == targets[k]["boxes"]).all(2).any(1)
+            torch.testing.assert_close(samples[stage + 1][0][k], expected[~is_ground_truth], atol=1e-3, rtol=1e-4)
+            assert is_ground_truth.any()
 
 
 def test_refined_boxes_pass_no_gradient_to_the_stage_before() -> None:
@@ -74,7 +76,7 @@ def test_refined_boxes_pass_no_gradient_to_the_stage_before() -> None:
 
 
 def test_losses_are_weighted_by_stage_and_measure_decoded_boxes() -> None:
-    """A plain computation of GIoU over all sampled regions, times ten, times the stage's weight."""
+    """A plain computation of GIoU over all sampled proposals, times ten, times the stage's weight."""
     head, images = new_head(masks=False), padded(IMAGES, 32)
     targets = [new_target(1), new_target(2, number=6)]
     samples, _ = spied(head)
@@ -83,14 +85,16 @@ def test_losses_are_weighted_by_stage_and_measure_decoded_boxes() -> None:
         branch.register_forward_hook(lambda _, inputs, out: outputs.append(out))
     losses = head.losses(new_maps(), images, targets)
     for stage, weight in enumerate((1.0, 0.5, 0.25)):
-        regions, (logits, deltas) = samples[stage][1], outputs[stage]
-        decoded = BoxCoder((*[10.0 * (stage + 1)] * 2, *[5.0 * (stage + 1)] * 2)).decode(deltas, regions.boxes)[:, 0]
-        labels = torch.cat(regions.labels)
-        aims = torch.cat([t["boxes"][m] for t, m in zip(targets, regions.matched, strict=True)])
+        stage_samples, (logits, deltas) = samples[stage][1], outputs[stage]
+        decoded = BoxCoder((*[10.0 * (stage + 1)] * 2, *[5.0 * (stage + 1)] * 2)).decode(deltas, stage_samples.boxes)[
+            :, 0
+        ]
+        labels = torch.cat(stage_samples.labels)
+        truth = torch.cat([t["boxes"][m] for t, m in zip(targets, stage_samples.matched_indices, strict=True)])
         total = 0.0
-        for box, aim, label in zip(decoded.tolist(), aims.tolist(), labels.tolist(), strict=True):
+        for box, true_box, label in zip(decoded.tolist(), truth.tolist(), labels.tolist(), strict=True):
             if label:
-                total += 1 - plain_giou(box, aim)
+                total += 1 - plain_giou(box, true_box)
         expected = torch.tensor(weight * 10 * total / len(labels))
         torch.testing.assert_close(losses[f"box{stage + 1}"].detach(), expected, atol=1e-4, rtol=1e-3)
         torch.testing.assert_close(losses[f"class{stage + 1}"], weight * F.cross_entropy(logits, labels))
@@ -107,8 +111,9 @@ def plain_giou(one: list[float], other: list[float]) -> float:
 
 
 def test_giou_of_no_object_is_no_loss() -> None:
-    regions = Regions([torch.rand(3, 4)], [torch.zeros(3, dtype=torch.int64)], [torch.zeros(3, dtype=torch.int64)], [])
-    loss = giou_loss(torch.rand(3, 4, requires_grad=True), regions, [{"boxes": torch.zeros(0, 4)}])
+    background = torch.zeros(3, dtype=torch.int64)
+    samples = SampledProposals([torch.rand(3, 4)], [background], [background], [])
+    loss = giou_loss(torch.rand(3, 4, requires_grad=True), samples, [{"boxes": torch.zeros(0, 4)}])
     assert loss == 0
     loss.backward()
 
@@ -122,11 +127,11 @@ def test_logits_and_masks_are_means_over_the_stages() -> None:
     with torch.no_grad():
         features = head.features(new_maps())
         proposals = head.propose(features, images)
-        found = head.classify(features, images)
-        scores = torch.cat([one for _, one in found])
+        results = head.classify(features, images)
+        scores = torch.cat([image_scores for _, image_scores in results])
         torch.testing.assert_close(scores, (sum(out[0] for out in seen) / 3).softmax(1)[:, 1:])
-        assert [boxes.shape for boxes, _ in found] == [(len(one), 1, 4) for one in proposals]
-        # Each stage looked elsewhere: at what the one before it gave.
+        assert [boxes.shape for boxes, _ in results] == [(len(boxes), 1, 4) for boxes in proposals]
+        # Each stage took other boxes: those that the one before it gave.
         assert not torch.allclose(inputs[0], inputs[1]) and not torch.allclose(inputs[1], inputs[2])
         boxes, labels = [one[:3] for one in proposals], [torch.tensor([0, 2, 4])] * 2
         masks = head.mask_probabilities(features, boxes, labels, images)

@@ -12,7 +12,7 @@ from torchvision.ops import box_iou, roi_align
 
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.heads import HTCConfig
-from swinv2_tasks.heads.htc import HTC, FlowingMaskBranch, stuff_loss
+from swinv2_tasks.heads.htc import HTC, InformationFlowMaskBranch, stuff_loss
 from swinv2_tasks.inference.detection import padded
 from tests.helpers.checkpoints import randomize
 from tests.helpers.detectors import CHANNELS, CLASSES, IMAGES, SETTINGS, STRIDES, new_maps, new_target, spied
@@ -35,18 +35,18 @@ def test_mask_branches_are_trained_on_the_boxes_that_their_stage_refined() -> No
     head.losses(new_maps(), images, targets)
     assert len(samples) == 6 and len(pooled) == 3
     for stage, threshold in enumerate((0.5, 0.6, 0.7)):
-        proposals, regions = samples[2 * stage + 1]
+        proposals, stage_samples = samples[2 * stage + 1]
         for k, target in enumerate(targets):
-            positive = regions.labels[k] > 0
-            best = box_iou(regions.boxes[k], target["boxes"]).max(1).values
+            positive = stage_samples.labels[k] > 0
+            best = box_iou(stage_samples.boxes[k], target["boxes"]).max(1).values
             assert ((best >= threshold) == positive).all()
-            torch.testing.assert_close(pooled[stage][k], regions.boxes[k][positive])
+            torch.testing.assert_close(pooled[stage][k], stage_samples.boxes[k][positive])
         if stage < 2:
             following = samples[2 * stage + 2][0]
             assert all(torch.equal(one, two) for one, two in zip(proposals, following, strict=True))
 
 
-def test_what_a_stage_made_of_a_region_flows_into_the_next() -> None:
+def test_mask_information_flows_from_stage_to_stage() -> None:
     """By the paper's formula: the branch of stage 3 sees F + G(stage 2's features), and so back to stage 1."""
     head = new_head().eval()
     x = torch.randn(4, 16, 14, 14)
@@ -68,7 +68,7 @@ def test_the_last_mask_loss_trains_the_convolutions_of_all_stages() -> None:
     losses["mask3"].backward()
     for branch in head.masks:
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in branch.convs.parameters())
-    assert isinstance(head.masks[2], FlowingMaskBranch)
+    assert isinstance(head.masks[2], InformationFlowMaskBranch)
     assert all(p.grad is None for p in head.masks[0].predictor.parameters())
 
 
@@ -84,7 +84,7 @@ def with_stuff(seed: int, size: tuple[int, int]) -> dict[str, Tensor]:
     return {**new_target(seed), "stuff": labels}
 
 
-def test_the_semantic_branch_adds_its_features_to_regions_and_its_loss() -> None:
+def test_the_semantic_branch_adds_its_features_to_rois_and_its_loss() -> None:
     head, images = new_head(stuff_classes=7), padded(IMAGES, 32)
     features = head.features(new_maps())
     assert features.context is not None and features.stuff_logits is not None

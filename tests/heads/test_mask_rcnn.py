@@ -18,7 +18,7 @@ from swinv2_tasks.heads import CascadeMaskRCNNConfig, HTCConfig, MaskRCNNConfig
 from swinv2_tasks.heads.mask_rcnn import (
     DetectionHead,
     MaskRCNN,
-    RegionSampler,
+    ProposalSampler,
     box_loss,
     class_loss,
     mask_targets,
@@ -106,8 +106,8 @@ def test_losses_and_gradients_are_torchvisions(monkeypatch: pytest.MonkeyPatch) 
         return F.l1_loss(one, other, reduction=reduction)
 
     def targets_of(masks: Tensor, boxes: Tensor, matched: Tensor, side: int) -> Tensor:
-        regions = torch.cat([matched[:, None].to(boxes), boxes], 1)
-        return roi_align(masks[:, None].to(boxes), regions, side, 1.0, -1, aligned=True)[:, 0]
+        rois = torch.cat([matched[:, None].to(boxes), boxes], 1)
+        return roi_align(masks[:, None].to(boxes), rois, side, 1.0, -1, aligned=True)[:, 0]
 
     monkeypatch.setattr(F, "smooth_l1_loss", l1_loss)
     monkeypatch.setattr(roi_heads, "project_masks_on_boxes", targets_of)
@@ -115,13 +115,13 @@ def test_losses_and_gradients_are_torchvisions(monkeypatch: pytest.MonkeyPatch) 
     levels = head.pyramid(new_maps())
     torch.manual_seed(3)
     proposals, rpn_losses = theirs.rpn(images, levels, shifted)
-    _, region_losses = theirs.roi_heads(levels, proposals, images.image_sizes, shifted)
+    _, roi_losses = theirs.roi_heads(levels, proposals, images.image_sizes, shifted)
     expected = {
         "rpn_class": rpn_losses["loss_objectness"],
         "rpn_box": rpn_losses["loss_rpn_box_reg"],
-        "class": region_losses["loss_classifier"],
-        "box": region_losses["loss_box_reg"],
-        "mask": region_losses["loss_mask"],
+        "class": roi_losses["loss_classifier"],
+        "box": roi_losses["loss_box_reg"],
+        "mask": roi_losses["loss_mask"],
     }
     assert losses.keys() == expected.keys()
     for name, loss in losses.items():
@@ -152,22 +152,22 @@ def test_detections_are_torchvisions() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_sampled_regions_are_what_they_claim(seed: int) -> None:
+def test_sampled_proposals_are_what_they_claim(seed: int) -> None:
     torch.manual_seed(seed)
     target = new_target(seed, number=5)
     corners = torch.rand(200, 2, 2).sort(1).values * torch.tensor([160.0, 90.0])
     near = target["boxes"].repeat(8, 1) + 3 * torch.randn(40, 4)
     proposals = torch.cat([corners.flatten(1) + torch.tensor([0.0, 0.0, 5.0, 5.0]), near])
-    regions = RegionSampler(0.6, 48)([proposals], [target])
-    boxes, labels, matched, annotated = (part[0] for part in regions)
+    samples = ProposalSampler(0.6, 48)([proposals], [target])
+    boxes, labels, matched_indices, is_ground_truth = (part[0] for part in samples)
     iou = box_iou(boxes, target["boxes"])
     assert len(boxes) == 48 and 0 < (labels > 0).sum() <= 12
     assert ((iou.max(1).values >= 0.6) == (labels > 0)).all()
     positive = labels > 0
-    assert (matched[positive] == iou.argmax(1)[positive]).all()
-    assert (labels[positive] == target["labels"][matched[positive]] + 1).all()
+    assert (matched_indices[positive] == iou.argmax(1)[positive]).all()
+    assert (labels[positive] == target["labels"][matched_indices[positive]] + 1).all()
     exact = (boxes[:, None] == target["boxes"]).all(2).any(1)
-    assert (annotated == exact).all()
+    assert (is_ground_truth == exact).all()
 
 
 def test_low_quality_matches_are_the_recipes() -> None:
@@ -178,23 +178,23 @@ def test_low_quality_matches_are_the_recipes() -> None:
     assert (overlaps[1] > overlaps[0]).all() and overlaps[0].argmax() == 0 and (overlaps >= 0.5).all()
     target = {"boxes": objects, "labels": torch.tensor([3, 4])}
     for low_quality, expected in ((True, [0, 1, 0, 1]), (False, [1, 1, 0, 1])):
-        regions = RegionSampler(0.5, 40, low_quality)([proposals], [target])
-        assert regions.matched[0].tolist() == expected
-        assert regions.labels[0].tolist() == [4 + k for k in expected]
-        assert regions.annotated[0].tolist() == [False, False, True, True]
+        samples = ProposalSampler(0.5, 40, low_quality)([proposals], [target])
+        assert samples.matched_indices[0].tolist() == expected
+        assert samples.labels[0].tolist() == [4 + k for k in expected]
+        assert samples.is_ground_truth[0].tolist() == [False, False, True, True]
 
 
-def test_losses_of_regions_are_means_over_all_of_them() -> None:
+def test_losses_of_samples_are_means_over_all_of_them() -> None:
     torch.manual_seed(0)
-    logits, deltas, aims = torch.randn(6, 4), torch.randn(6, 16), torch.randn(6, 4)
+    logits, deltas, regression_targets = torch.randn(6, 4), torch.randn(6, 16), torch.randn(6, 4)
     labels = torch.tensor([0, 3, 1, 0, 0, 3])
     off = sum(
-        abs(float(deltas[row, 4 * int(label) + k] - aims[row, k]))
+        abs(float(deltas[row, 4 * int(label) + k] - regression_targets[row, k]))
         for row, label in enumerate(labels)
         for k in range(4)
         if label
     )
-    assert box_loss(deltas, labels, aims).item() == pytest.approx(off / 6, rel=1e-5)
+    assert box_loss(deltas, labels, regression_targets).item() == pytest.approx(off / 6, rel=1e-5)
     wrong = -sum(float(row.log_softmax(0)[label]) for row, label in zip(logits, labels, strict=True))
     assert class_loss(logits, labels).item() == pytest.approx(wrong / 6, rel=1e-5)
 
@@ -235,7 +235,7 @@ def test_a_detector_that_proposes_nothing_trains_all_the_same(settings: Any, obj
     assert total.isfinite() and total > 0
     assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
     assert all(buffer.isfinite().all() for buffer in head.buffers())
-    if objects == "none":  # then no region is left at all
+    if objects == "none":  # then no proposal is left at all
         assert all(loss == 0 for name, loss in losses.items() if not name.startswith("rpn"))
 
 
@@ -268,10 +268,10 @@ def test_an_image_without_objects_trains_the_background() -> None:
 def test_an_object_with_only_a_box_does_not_train_the_mask_branch() -> None:
     target = new_target(1, number=3)
     target["masks"][1] = 0
-    regions = RegionSampler(0.5, 40)([torch.rand(10, 4)], [target])
-    masked = with_masks(regions, [target])
-    assert set(regions.matched[0][regions.labels[0] > 0].tolist()) == {0, 1, 2}
-    assert set(masked.matched[0].tolist()) == {0, 2}
+    samples = ProposalSampler(0.5, 40)([torch.rand(10, 4)], [target])
+    masked = with_masks(samples, [target])
+    assert set(samples.matched_indices[0][samples.labels[0] > 0].tolist()) == {0, 1, 2}
+    assert set(masked.matched_indices[0].tolist()) == {0, 2}
     assert all(len(part[0]) == len(masked.boxes[0]) for part in masked)
 
 
@@ -292,8 +292,8 @@ def test_boxes_stay_exact_under_bfloat16() -> None:
     head, images = new_head().eval(), padded(IMAGES, 32)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         features = head.features(new_maps())
-        regions = head.classify(features, images)
-    for boxes, scores in regions:
+        results = head.classify(features, images)
+    for boxes, scores in results:
         assert boxes.dtype == scores.dtype == torch.float32
         assert (boxes != boxes.bfloat16()).float().mean() > 0.5
 

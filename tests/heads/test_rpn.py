@@ -12,7 +12,7 @@ from torchvision.ops import box_iou
 
 from swinv2_tasks.heads import CascadeMaskRCNNConfig, HTCConfig, MaskRCNNConfig
 from swinv2_tasks.heads.mask_rcnn import DetectionHead
-from swinv2_tasks.heads.rpn import UNDECIDED, Anchors, RegionProposals, match_boxes
+from swinv2_tasks.heads.rpn import BETWEEN_THRESHOLDS, Anchors, RegionProposals, match_boxes
 from swinv2_tasks.inference.detection import padded
 from tests.helpers.detectors import CHANNELS, CLASSES, SETTINGS, STRIDES, new_head, new_maps
 
@@ -56,7 +56,7 @@ def plainly_matched(iou: list[list[float]], foreground: float, background: float
         if most >= foreground:
             matched.append(column.index(most))
         else:
-            matched.append(UNDECIDED if most >= background else -1)
+            matched.append(BETWEEN_THRESHOLDS if most >= background else -1)
     for index, row in enumerate(iou):
         if least is not None and max(row) >= least:
             for box in boxes:

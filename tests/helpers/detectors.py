@@ -9,7 +9,7 @@ from torch import Tensor
 
 from swinv2_tasks.heads import MaskRCNNConfig
 from swinv2_tasks.heads.cascade import CascadeMaskRCNN
-from swinv2_tasks.heads.mask_rcnn import MaskRCNN, Regions
+from swinv2_tasks.heads.mask_rcnn import MaskRCNN, SampledProposals
 from tests.helpers.checkpoints import randomize
 
 CHANNELS, STRIDES, CLASSES = (8, 16, 24, 32), (4, 8, 16, 32), 5
@@ -42,13 +42,13 @@ def new_target(seed: int, number: int = 4, height: int = 100, width: int = 180) 
 IMAGES = [torch.zeros(3, 100, 180), torch.zeros(3, 128, 192)]
 
 
-def spied(head: CascadeMaskRCNN) -> tuple[list[tuple[list[Tensor], Regions]], list[Tensor]]:
+def spied(head: CascadeMaskRCNN) -> tuple[list[tuple[list[Tensor], SampledProposals]], list[Tensor]]:
     """What comes into each stage's sampler and out of it, and the offsets of each stage, as a training step goes."""
-    samples: list[tuple[list[Tensor], Regions]] = []
+    samples: list[tuple[list[Tensor], SampledProposals]] = []
     deltas: list[Tensor] = []
 
     def wrapped(sampler: Any) -> Any:
-        def sample(proposals: Any, targets: Any) -> Regions:
+        def sample(proposals: Any, targets: Any) -> SampledProposals:
             samples.append((list(proposals), sampler(proposals, targets)))
             return samples[-1][1]
 

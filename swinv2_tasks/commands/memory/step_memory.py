@@ -33,8 +33,8 @@ from swinv2_tasks.backbone import attention
 from swinv2_tasks.backbone.swin_v2 import SwinBlock, SwinStage
 from swinv2_tasks.backbone.window import isolated_cache
 from swinv2_tasks.errors import UserError
-from swinv2_tasks.heads.mask_rcnn import DetectionHead, Regions
-from swinv2_tasks.heads.region_pooling import aligned_pooling, with_image_index
+from swinv2_tasks.heads.mask_rcnn import DetectionHead, SampledProposals
+from swinv2_tasks.heads.roi_align import pool_rois, to_roi_format
 from swinv2_tasks.tasks.base import BaseTask
 
 PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
@@ -525,13 +525,13 @@ class _FixedSampler:
     def __init__(self, number: int) -> None:
         self.number = number
 
-    def __call__(self, proposals: list[Tensor], targets: list[Any]) -> Regions:
+    def __call__(self, proposals: list[Tensor], targets: list[Any]) -> SampledProposals:
         def each(*shape: int, dtype: torch.dtype) -> list[Tensor]:
             return [torch.empty(self.number, *shape, dtype=dtype) for _ in targets]
 
         whole = torch.int64
         flags = each(dtype=torch.bool)
-        return Regions(each(4, dtype=torch.float32), each(dtype=whole), each(dtype=whole), flags)
+        return SampledProposals(each(4, dtype=torch.float32), each(dtype=whole), each(dtype=whole), flags)
 
 
 class _EvenPooling(nn.Module):
@@ -542,10 +542,10 @@ class _EvenPooling(nn.Module):
         self.strides, self.side = strides, side
 
     def forward(self, levels: Any, boxes: list[Tensor]) -> Tensor:
-        shares = with_image_index(boxes).tensor_split(len(self.strides))
+        shares = to_roi_format(boxes).tensor_split(len(self.strides))
         maps = [levels[str(index)] for index in range(len(self.strides))]
         pooled = [
-            aligned_pooling(x, share, self.side, 1 / stride)
+            pool_rois(x, share, self.side, 1 / stride)
             for x, share, stride in zip(maps, shares, self.strides, strict=True)
         ]
         return torch.cat(pooled)

@@ -1,4 +1,4 @@
-"""Features of regions: RoIAlign against plain bilinear sampling, and that it is not off by half a pixel."""
+"""RoIAlign against plain bilinear sampling, and that it is not off by half a pixel."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from swinv2_tasks.heads.region_pooling import RegionPooling, aligned_pooling, with_image_index
+from swinv2_tasks.heads.roi_align import MultiLevelRoIAlign, pool_rois, to_roi_format
 
 
 def value_at(x: Tensor, column: float, row: float) -> float:
@@ -42,8 +42,8 @@ def plainly_pooled(x: Tensor, box: list[float], side: int, stride: int) -> Tenso
     return pooled
 
 
-def test_regions_are_pooled_as_by_plain_sampling_from_the_level_of_their_size() -> None:
-    """A region of 112 pixels belongs to stride 8, one of 224 to stride 16, as in the paper; all larger ones to the
+def test_rois_are_pooled_as_by_plain_sampling_from_the_level_of_their_size() -> None:
+    """A RoI of 112 pixels belongs to stride 8, one of 224 to stride 16, as in the paper; all larger ones to the
     last."""
     torch.manual_seed(0)
     strides = (4, 8, 16)
@@ -53,7 +53,7 @@ def test_regions_are_pooled_as_by_plain_sampling_from_the_level_of_their_size() 
         torch.tensor([[30.5, 61.2, 33.9, 70.0], [10.0, 10.0, 121.9, 121.9], [8.0, 8.0, 233.0, 233.0]]),
     ]
     expected_levels = [0, 1, 2, 0, 0, 2]
-    pooled = RegionPooling(strides, 5)(levels, boxes)
+    pooled = MultiLevelRoIAlign(strides, 5)(levels, boxes)
     assert pooled.shape == (6, 1, 5, 5)
     for k, (one, level) in enumerate(zip(pooled, expected_levels, strict=True)):
         box = torch.cat(boxes)[k].tolist()
@@ -63,12 +63,12 @@ def test_regions_are_pooled_as_by_plain_sampling_from_the_level_of_their_size() 
 
 @pytest.mark.parametrize("stride", [4, 8])
 @pytest.mark.parametrize("side", [7, 14])
-def test_a_region_of_a_ramp_reads_its_own_places(side: int, stride: int) -> None:
-    """A map whose cells hold the places of their middles, in pixels: each cell of a region must find its own."""
+def test_a_roi_of_a_ramp_reads_its_own_positions(side: int, stride: int) -> None:
+    """A map whose cells hold the positions of their centers, in pixels: each cell of a RoI must find its own."""
     places = stride * (torch.arange(40) + 0.5)
     levels = {"0": torch.stack([places.expand(40, 40), places[:, None].expand(40, 40)])[None]}
     left, top, right, bottom = 17.3, 21.9, 98.2, 75.4
-    pooled = RegionPooling((stride,), side)(levels, [torch.tensor([[left, top, right, bottom]])])[0]
+    pooled = MultiLevelRoIAlign((stride,), side)(levels, [torch.tensor([[left, top, right, bottom]])])[0]
     parts = (torch.arange(side) + 0.5) / side
     torch.testing.assert_close(pooled[0], (left + (right - left) * parts).expand(side, side))
     torch.testing.assert_close(pooled[1], (top + (bottom - top) * parts)[:, None].expand(side, side))
@@ -76,7 +76,7 @@ def test_a_region_of_a_ramp_reads_its_own_places(side: int, stride: int) -> None
 
 def test_nothing_to_pool_gives_nothing_and_still_a_gradient() -> None:
     x = torch.randn(2, 3, 8, 8, requires_grad=True)
-    pooled = RegionPooling((4,), 7)({"0": x}, [torch.zeros(0, 4), torch.zeros(0, 4)])
+    pooled = MultiLevelRoIAlign((4,), 7)({"0": x}, [torch.zeros(0, 4), torch.zeros(0, 4)])
     assert pooled.shape == (0, 3, 7, 7)
     pooled.sum().backward()
     assert x.grad is not None and not x.grad.any()
@@ -85,7 +85,7 @@ def test_nothing_to_pool_gives_nothing_and_still_a_gradient() -> None:
 def test_boxes_stay_exact_beside_features_of_half_precision() -> None:
     x = torch.randn(1, 2, 64, 64)
     boxes = [torch.tensor([[100.37, 3.11, 201.93, 77.77]])]
-    exact = aligned_pooling(x.bfloat16().float(), with_image_index(boxes), 7, 1 / 4)
-    pooled = RegionPooling((4,), 7)({"0": x.bfloat16()}, boxes)
+    exact = pool_rois(x.bfloat16().float(), to_roi_format(boxes), 7, 1 / 4)
+    pooled = MultiLevelRoIAlign((4,), 7)({"0": x.bfloat16()}, boxes)
     assert pooled.dtype == torch.bfloat16
     torch.testing.assert_close(pooled, exact.bfloat16())
