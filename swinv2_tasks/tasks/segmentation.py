@@ -114,7 +114,7 @@ class SegmentationTask(BaseTask):
     def probabilities(
         self, image: Tensor, size: Sequence[int] | None = None, rescaled: Rescaled | None = None
     ) -> Tensor:
-        """The probability of each class at each pixel, ``(num_classes, *size)``, on the CPU; as ``segment`` otherwise."""
+        """The probability of each class at each pixel, (num_classes, H, W), on the CPU; otherwise as ``segment``."""
         size = size or image.shape[2:]
         return segment_probabilities(self.small_logits, image, size, self.inference, self.stride, rescaled)
 
