@@ -52,6 +52,8 @@ docs/weights
 docs/sweep
 docs/streaming
 docs/embedding
+docs/add-a-task
+docs/add-a-dataset
 data/README
 ```
 ```{toctree}

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image, ImageOps
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from swinv2_tasks.callbacks.video import film_strip
 from swinv2_tasks.cli.tasks_cli import run
 from swinv2_tasks.commands.sample_data import sample_data
+from swinv2_tasks.datamodules.readers.images import read_image
+from swinv2_tasks.files import replace_file
 
 SHORT = (
     "--trainer.max_epochs=2",
@@ -27,6 +33,8 @@ SHORT = (
 def demo(data: str = "data/sample", runs: str = "runs", short: bool = False) -> None:
     """Writes the sample data, trains a very small Swin V2 on each task, evaluates it and draws its predictions.
 
+    Some predictions of all tasks are drawn side by side in ``predictions.png``, in the folder of the runs.
+
     Args:
         data: folder of the sample data; made when it is missing.
         runs: folder for the runs and their pictures.
@@ -36,13 +44,14 @@ def demo(data: str = "data/sample", runs: str = "runs", short: bool = False) -> 
     steps = SHORT if short else ()
     title = "six steps of each training, nothing learned" if short else "trained from scratch, scored on other samples"
     table = Table(title=f"swinv2-tasks demo: {title}")
-    for column in ("task", "metric", "value", "seconds", "pictures"):
+    folders: dict[str, Path] = {}
+    for column in ("task", "metric", "value", "seconds", "predictions"):
         table.add_column(column, justify="right" if column in ("value", "seconds") else "left", overflow="fold")
 
     folder = Path(data) / "imagenet"
     classes = f"--data.class_names={folder / 'class_names.csv'}"
     place, source = [f"--data.root={folder}", classes], folder / "val" / "*" / "*[05].jpg"
-    cells = _run("demo_imagenet.yaml", runs, place, source, "val/top1", "contact_sheet.png", steps)
+    cells, folders["classification"] = _run("demo_imagenet.yaml", runs, place, source, "val/top1", steps)
     table.add_row("classification", *cells)
 
     start = time.perf_counter()
@@ -50,33 +59,36 @@ def demo(data: str = "data/sample", runs: str = "runs", short: bool = False) -> 
     pretraining = run("fit", ["--config=demo_simmim.yaml", f"--runs={runs}", images, *steps])
     tuning = [f"--model.weights={pretraining.folder / 'weights.safetensors'}", "--name=demo_simmim_imagenet"]
     tuning += ["--trainer.max_epochs=16", *steps]
-    metric, value, *_ = _run("demo_imagenet.yaml", runs, place, source, "val/top1", "contact_sheet.png", tuning)
+    (metric, value, *_), _ = _run("demo_imagenet.yaml", runs, place, source, "val/top1", tuning)
     seconds = f"{time.perf_counter() - start:.0f}"
     table.add_row("SimMIM, then classification", metric, value, seconds, escape(str(pretraining.folder / "pictures")))
 
     folder = Path(data) / "coco"
     place, source = [f"--data.root={folder}"], folder / "val2017"
-    cells = _run("demo_coco.yaml", runs, place, source, "val/box_ap50", "pictures", steps)
+    cells, folders["detection"] = _run("demo_coco.yaml", runs, place, source, "val/box_ap50", steps)
     table.add_row("detection", *cells)
 
     folder = Path(data) / "ade20k"
     place = [f"--data.root={folder}", f"--data.class_names={folder / 'objectInfo.txt'}"]
     source = folder / "images" / "validation"
-    cells = _run("demo_ade20k.yaml", runs, place, source, "val/miou", "overlays", steps)
+    cells, folders["segmentation"] = _run("demo_ade20k.yaml", runs, place, source, "val/miou", steps)
     table.add_row("segmentation", *cells)
 
     folder = Path(data) / "kinetics"
     place = [f"--data.root={folder}", f"--data.class_names={folder / 'label_map.txt'}"]
-    cells = _run("demo_kinetics.yaml", runs, place, folder / "val", "val/top1", "contact_sheet.png", steps)
+    cells, folders["video"] = _run("demo_kinetics.yaml", runs, place, folder / "val", "val/top1", steps)
     table.add_row("video", *cells)
 
     Console().print(table)
+    figure = Path(runs) / "predictions.png"
+    draw_predictions(folders, figure)
+    print(f"predictions of all tasks: {figure}")
 
 
 def _run(
-    config: str, runs: str, place: list[str], source: Path, metric: str, pictures: str, training: Sequence[str]
-) -> tuple[str, ...]:
-    """Trains, evaluates and predicts; returns the cells metric, value, seconds and pictures."""
+    config: str, runs: str, place: list[str], source: Path, metric: str, training: Sequence[str]
+) -> tuple[tuple[str, ...], Path]:
+    """Trains, evaluates and predicts; returns the cells metric, value, seconds and predictions, and their folder."""
     start = time.perf_counter()
     fit = run("fit", [f"--config={config}", f"--runs={runs}", *place, *training])
     callback: Any = fit.trainer.checkpoint_callback
@@ -84,5 +96,43 @@ def _run(
     best = run("validate", [checkpoint, f"--runs={runs}", *place])
     predict = run("predict", [checkpoint, f"--runs={runs}", f"--data.source={source}"])
     value = float(best.trainer.callback_metrics[metric])
-    cells = (metric.removeprefix("val/"), f"{value:.3f}", f"{time.perf_counter() - start:.0f}")
-    return *cells, escape(str(predict.folder / "predictions" / pictures))
+    folder = predict.folder / "predictions"
+    cells = (metric.removeprefix("val/"), f"{value:.3f}", f"{time.perf_counter() - start:.0f}", escape(str(folder)))
+    return cells, folder
+
+
+def draw_predictions(folders: Mapping[str, Path], figure: Path, number: int = 3) -> None:
+    """Draws some predictions of each task below each other, the tasks side by side.
+
+    Args:
+        folders: what ``predict`` wrote for each task, by its name.
+        figure: PNG file to write, of few colors so that it stays small.
+        number: predictions of each task.
+    """
+    from matplotlib.figure import Figure  # slow to import, needed once
+
+    drawing = Figure(figsize=(2.4 * len(folders), 2.45 * number), layout="constrained")
+    grid = drawing.subplots(number, len(folders), squeeze=False)
+    for column, (task, folder) in zip(grid.T, folders.items(), strict=True):
+        with (folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        for k, axes in enumerate(column):
+            row = rows[k * len(rows) // number]
+            axes.imshow(ImageOps.pad(_picture(row, folder), (400, 400), color="white"))
+            axes.set_xlabel(f"{row['name1']} {float(row['score1']):.0%}" if "name1" in row else "")
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+        column[0].set_title(task)
+    content = io.BytesIO()
+    drawing.savefig(content, dpi=100)
+    picture = Image.open(content).convert("RGB").quantize()
+    replace_file(figure, lambda file: picture.save(file, format="PNG", optimize=True))
+
+
+def _picture(row: Mapping[str, str], folder: Path) -> Image.Image:
+    """What was drawn of a prediction; of one that is a class, the image or frames of the video."""
+    drawn = row.get("picture") or row.get("overlay")
+    if drawn:
+        return read_image(folder / drawn)
+    path = row["path"]
+    return film_strip(path) if path.endswith(".mp4") else read_image(path)

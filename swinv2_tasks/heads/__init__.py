@@ -1,9 +1,30 @@
-"""From feature maps to predictions. What is named here can be chosen in a config."""
+"""From feature maps to predictions: decoders and detectors, which a config chooses, and their networks."""
 
-from swinv2_tasks.heads.cascade import CascadeMaskRCNNConfig
+from swinv2_tasks.heads.cascade import CascadeMaskRCNN, CascadeMaskRCNNConfig
+from swinv2_tasks.heads.classification import ClassificationHead
 from swinv2_tasks.heads.decoder import Decoder
-from swinv2_tasks.heads.htc import HTCConfig
-from swinv2_tasks.heads.mask_rcnn import DetectorConfig, MaskRCNNConfig
-from swinv2_tasks.heads.upernet import UPerNet
+from swinv2_tasks.heads.fpn import FeaturePyramid, MapNorms
+from swinv2_tasks.heads.htc import HTC, HTCConfig
+from swinv2_tasks.heads.mask_rcnn import DetectionHead, DetectorConfig, MaskRCNN, MaskRCNNConfig
+from swinv2_tasks.heads.simmim import SimMIMHead
+from swinv2_tasks.heads.upernet import FCNHead, SegmentationHead, UPerNet, UPerNetHead
 
-__all__ = ["CascadeMaskRCNNConfig", "Decoder", "DetectorConfig", "HTCConfig", "MaskRCNNConfig", "UPerNet"]
+__all__ = [
+    "HTC",
+    "CascadeMaskRCNN",
+    "CascadeMaskRCNNConfig",
+    "ClassificationHead",
+    "Decoder",
+    "DetectionHead",
+    "DetectorConfig",
+    "FCNHead",
+    "FeaturePyramid",
+    "HTCConfig",
+    "MapNorms",
+    "MaskRCNN",
+    "MaskRCNNConfig",
+    "SegmentationHead",
+    "SimMIMHead",
+    "UPerNet",
+    "UPerNetHead",
+]
