@@ -45,6 +45,7 @@ docs/simmim
 ```{toctree}
 :hidden:
 :caption: Guides
+docs/command-line
 docs/training
 docs/scaling
 docs/memory
@@ -52,8 +53,7 @@ docs/weights
 docs/sweep
 docs/streaming
 docs/embedding
-docs/add-a-task
-docs/add-a-dataset
+docs/extending
 data/README
 ```
 ```{toctree}

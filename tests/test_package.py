@@ -58,6 +58,14 @@ def test_sizes_take_every_other_setting_of_the_backbone(size: str) -> None:
             assert parameter.default == expected[name].default
 
 
+@pytest.mark.parametrize("name", ["ClassificationTask", "ImageNetDataModule"])
+def test_signatures_are_those_of_constructors(name: str) -> None:
+    """For help texts, editors and the reference; what is recorded of the arguments goes through ``__new__``."""
+    cls = getattr(swinv2_tasks, name)
+    constructor = inspect.signature(cls.__init__).parameters
+    assert [*inspect.signature(cls).parameters.items()] == [*constructor.items()][1:]
+
+
 def test_sizes_hand_their_settings_on() -> None:
     settings = {"window_size": 4, "patch_size": 2, "in_channels": 5, "mlp_ratio": 2.0, "drop_path_rate": 0.3}
     settings |= {"position_bias": backbone.BiasTable, "extra_norm_every": 1, "checkpoint_stages": [0]}

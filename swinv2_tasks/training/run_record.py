@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import resource
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +26,10 @@ from swinv2_tasks.training.run_folder import record_start
 from swinv2_tasks.weights.files import read_checkpoint, write_safetensors
 
 EVENTS = "events.jsonl"
+
+RSS_PER_MIB = 2**20 if sys.platform == "darwin" else 2**10
+"""macOS states resident memory in bytes, Linux in KiB."""
+
 log = logging.getLogger("swinv2_tasks")
 
 
@@ -147,8 +152,8 @@ class RunRecord(Callback):
             "samples_per_second": round(samples / seconds, 3) if samples and seconds else None,
             "wall_seconds": round(state["wall_seconds"], 3),
             "peak_memory_mib": {
-                "main_process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-                "largest_dataloader_worker": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
+                "main_process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // RSS_PER_MIB,
+                "largest_dataloader_worker": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // RSS_PER_MIB,
                 "gpu": torch.cuda.max_memory_allocated() // 2**20 if torch.cuda.is_initialized() else None,
             },
             "events": dict(Counter(event["event"] for share in events for event in share)),
