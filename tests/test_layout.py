@@ -19,7 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("seeding", "child_processes"),
     ("batches",),
     ("hyperparameters",),
-    ("backbone.window", "backbone.plain_modules"),
+    ("backbone.window", "backbone.plain_modules", "backbone.cpu_attention"),
     ("backbone.position_bias",),
     ("backbone.attention",),
     ("backbone.swin_v2",),

@@ -1,4 +1,4 @@
-"""Cosine attention: its CPU function against automatic differentiation, half types, and what a mask must hold back."""
+"""Cosine attention: its CPU path against automatic differentiation, half types, and what a mask must hold back."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from swinv2_tasks.backbone import LogCPB
-from swinv2_tasks.backbone.attention import WindowAttention, _chunks, cosine_attention
+from swinv2_tasks.backbone.attention import WindowAttention, cosine_attention
+from swinv2_tasks.backbone.cpu_attention import CHUNK_LOGITS, chunks
 from swinv2_tasks.backbone.window import WindowGrid, attention_mask
 from tests.helpers.checkpoints import randomize
 
@@ -112,25 +113,36 @@ def test_gradients_of_the_biases_pass_gradcheck() -> None:
     assert torch.autograd.gradcheck(cosine_attention, (qkv, scale, bias, *(one.requires_grad_() for one in biases)))
 
 
-# images, windows, tokens, heads, and the parts (images, windows) that the CPU function is to compute one after the
-# other: heads·tokens² logits make up a window, CHUNK_LOGITS of them fit into a part.
-IN_PARTS = [
-    pytest.param(1, 11, 256, 2, [(1, 8), (1, 3)], id="windows left over"),
-    pytest.param(2, 5, 256, 2, [(1, 5), (1, 5)], id="an image at a time"),
-    pytest.param(2, 11, 256, 2, [(1, 8), (1, 3), (1, 8), (1, 3)], id="images of more windows than fit"),
-    pytest.param(11, 16, 64, 2, [(8, 16), (3, 16)], id="several images at a time, images left over"),
-    pytest.param(2, 2, 1040, 1, [(1, 1)] * 4, id="a window that exceeds a part"),
+HEADS = 2
+TOKENS = math.isqrt(CHUNK_LOGITS // (HEADS * 16))
+FITTING = CHUNK_LOGITS // (HEADS * TOKENS**2)
+"""Windows of so many heads and tokens that the CPU computes at once: 16, or hardly more."""
+
+LARGE = math.isqrt(CHUNK_LOGITS // HEADS) + 1
+"""Tokens of a window that has more logits than the CPU is to compute at once."""
+
+FEW = FITTING // 4
+"""Windows of an image of which four fit, and five do not."""
+
+# Images, windows, tokens, and the chunks (images, windows) that the CPU is to compute one after the other.
+CHUNKED = [
+    pytest.param(1, FITTING, TOKENS, [(1, FITTING)], id="all at once"),
+    pytest.param(1, FITTING + 3, TOKENS, [(1, FITTING), (1, 3)], id="windows left over"),
+    pytest.param(2, FITTING + 3, TOKENS, [(1, FITTING), (1, 3)] * 2, id="images of more windows than fit"),
+    pytest.param(2, FITTING - 1, TOKENS, [(1, FITTING - 1)] * 2, id="an image at a time"),
+    pytest.param(11, FEW, TOKENS, [(4, FEW), (4, FEW), (3, FEW)], id="several images at a time, images left over"),
+    pytest.param(2, 2, LARGE, [(1, 1)] * 4, id="a window that exceeds a chunk"),
 ]
 
 
 @pytest.mark.parametrize("shared_bias", [True, False], ids=["one bias", "bias per window"])
-@pytest.mark.parametrize(("images", "windows", "tokens", "heads", "parts"), IN_PARTS)
-def test_attention_in_several_parts_equals_attention_at_once(
-    images: int, windows: int, tokens: int, heads: int, parts: list[tuple[int, int]], shared_bias: bool
+@pytest.mark.parametrize(("images", "windows", "tokens", "expected"), CHUNKED)
+def test_attention_in_several_chunks_equals_attention_at_once(
+    images: int, windows: int, tokens: int, expected: list[tuple[int, int]], shared_bias: bool
 ) -> None:
-    inputs = random_inputs(images, windows, tokens, heads, 4, biases=1 if shared_bias else windows, forbidden=0.2)
+    inputs = random_inputs(images, windows, tokens, HEADS, 4, biases=1 if shared_bias else windows, forbidden=0.2)
     qkv, _, bias = inputs
-    assert [tuple(qkv[part].shape[:2]) for part, _ in _chunks(qkv, bias)] == parts, "choose sizes for CHUNK_LOGITS"
+    assert [tuple(qkv[part].shape[:2]) for part, _ in chunks(qkv, bias)] == expected
     own, traced = outputs_and_gradients(cosine_attention, inputs), outputs_and_gradients(traced_attention, inputs)
     torch.testing.assert_close(own, traced, rtol=1e-9, atol=1e-9)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import math
 import warnings
 import weakref
@@ -29,7 +30,7 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from swinv2_tasks.backbone import attention
+from swinv2_tasks.backbone.attention import WindowAttention, fused_cosine_attention
 from swinv2_tasks.backbone.swin_v2 import SwinBlock, SwinStage
 from swinv2_tasks.backbone.window import isolated_cache
 from swinv2_tasks.errors import UserError
@@ -339,12 +340,14 @@ def _run(
     repeats = _shorten(task)
     log = _Log()
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with warnings.catch_warnings(), fake, _default_type(dtype), isolated_cache(), _attention_of(device):
+    with warnings.catch_warnings(), fake, _default_type(dtype), isolated_cache():
         warnings.simplefilter("ignore")  # a task without a trainer that logs
         _without_data(task, dtype)
         for tensor in (*task.parameters(), *task.buffers()):
             log.known(tensor)
         outputs = _follow(task, log)
+        if device == "cuda":
+            _attend_as_on_cuda(task)
         if device == "cuda" and autocast is not None:
             _wide_norms(task)
         if isinstance(task.head, DetectionHead):
@@ -456,20 +459,11 @@ def _count_gradients(task: BaseTask, log: _Log, repeats: dict[int, int]) -> None
 # ---- what differs on a GPU
 
 
-@contextlib.contextmanager
-def _attention_of(device: Device) -> Iterator[None]:
-    """Lets windows attend as on a device: fake tensors of a GPU cannot be made where there is none."""
-    own = attention.cosine_attention
-    if device != "cpu":
-        attention.cosine_attention = _attention_on_cuda  # type: ignore[assignment]  # windows always give both biases
-    try:
-        yield
-    finally:
-        attention.cosine_attention = own
-
-
-def _attention_on_cuda(qkv: Tensor, scale: Tensor, bias: Tensor, q_bias: Tensor, v_bias: Tensor) -> Tensor:
-    return attention.fused_cosine_attention(qkv, scale, bias, q_bias, v_bias, _efficient_attention)
+def _attend_as_on_cuda(task: nn.Module) -> None:
+    """Lets windows attend as on a GPU: fake tensors of one cannot be made where there is none."""
+    for module in task.modules():
+        if isinstance(module, WindowAttention):
+            module.attend = functools.partial(fused_cosine_attention, attend=_efficient_attention)
 
 
 def _efficient_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor, scale: float) -> Tensor:
