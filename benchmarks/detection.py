@@ -35,7 +35,7 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn
 
 from benchmarks.measuring import autocast, compare, peak_bytes, resident
 from swinv2_tasks.backbone import swinv2_tiny
-from swinv2_tasks.datamodules import CocoDataModule
+from swinv2_tasks.datamodules import CocoDataModule, MultiScaleAugmentation
 from swinv2_tasks.evaluation.coco import Backend, CocoMetric
 from swinv2_tasks.heads import MaskRCNNConfig
 from swinv2_tasks.inference.detection import padded
@@ -47,7 +47,10 @@ TARGET_SECONDS = 10
 
 
 def new_data(settings: argparse.Namespace) -> CocoDataModule:
-    data = CocoDataModule(settings.root, batch_size=settings.batch_size, num_workers=settings.workers, crop=0.5)
+    augmentation = MultiScaleAugmentation(crop=0.5)
+    data = CocoDataModule(
+        settings.root, batch_size=settings.batch_size, num_workers=settings.workers, augmentation=augmentation
+    )
     data.setup("fit")
     return data
 

@@ -222,8 +222,10 @@ class TaskData:
         """Names of the samples in one of the running epoch's training batches of this process, from 0."""
         return []
 
-    example_note: str | None = None
-    """What is to be said of ``example_batch``: what was assumed."""
+    @property
+    def example_note(self) -> str | None:
+        """What is to be said of ``example_batch``: what was assumed."""
+        return None
 
     def example_batch(self, batch_size: int, num_classes: int) -> dict[str, Any]:
         """A training batch of the largest size, of arbitrary values: what the memory of a step is estimated with.

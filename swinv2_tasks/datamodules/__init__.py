@@ -8,20 +8,31 @@ from swinv2_tasks.datamodules.kinetics import KineticsDataModule
 from swinv2_tasks.datamodules.simmim import SimMIMDataModule
 from swinv2_tasks.datamodules.transforms.augmentation import Augmentation
 from swinv2_tasks.datamodules.transforms.classification import ClassificationAugmentation, ImageNetAugmentation
+from swinv2_tasks.datamodules.transforms.detection import (
+    DetectionAugmentation,
+    MultiScaleAugmentation,
+    ScaleJitterAugmentation,
+)
+from swinv2_tasks.datamodules.transforms.segmentation import ADE20KAugmentation, SegmentationAugmentation
 from swinv2_tasks.datamodules.transforms.simmim import CropFlipAugmentation, SimMIMAugmentation
 from swinv2_tasks.datamodules.transforms.video import KineticsAugmentation, VideoAugmentation
 
 __all__ = [
+    "ADE20KAugmentation",
     "ADE20KDataModule",
     "Augmentation",
     "BaseDataModule",
     "ClassificationAugmentation",
     "CocoDataModule",
     "CropFlipAugmentation",
+    "DetectionAugmentation",
     "ImageNetAugmentation",
     "ImageNetDataModule",
     "KineticsAugmentation",
     "KineticsDataModule",
+    "MultiScaleAugmentation",
+    "ScaleJitterAugmentation",
+    "SegmentationAugmentation",
     "SimMIMAugmentation",
     "SimMIMDataModule",
     "VideoAugmentation",

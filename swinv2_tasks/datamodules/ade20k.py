@@ -35,6 +35,7 @@ from swinv2_tasks.datamodules.readers.label_values import (
 from swinv2_tasks.datamodules.scene_classes import scene_class_names
 from swinv2_tasks.datamodules.scene_shares import check_shares, share_table
 from swinv2_tasks.datamodules.transforms.classification import IMAGENET_MEAN, IMAGENET_STD, check, height_width
+from swinv2_tasks.datamodules.transforms.segmentation import ADE20KAugmentation, SegmentationAugmentation
 from swinv2_tasks.errors import UserError
 
 _EXPECTED = (
@@ -80,11 +81,7 @@ class ADE20KDataModule(BaseDataModule):
         source: What to predict: an image, a folder or a glob pattern.
         mean: Normalization, per RGB channel: subtracted from values in [0, 1].
         std: Normalization, per RGB channel: divides the difference.
-        scale_range: Training: range of the random factor of `resize`.
-        cat_max_ratio: Training: share of a crop's labeled pixels that one class may have; ten crops are tried. 1 takes
-            the first.
-        flip: Training: probability of a horizontal flip.
-        photometric_distortion: Training: random brightness, contrast, saturation and hue.
+        augmentation: Training: what is done to images and masks, the published recipe or one of your own.
         faulty_samples: What happens on a pair that cannot be read: `error` stops, `skip` leaves it out of its batch.
             None: `skip` in prediction, which lists them, else `error`.
         faulty_budget: How many different pairs `skip` may leave out in a run before it stops. None: 10, in
@@ -116,19 +113,13 @@ class ADE20KDataModule(BaseDataModule):
         source: str | None = None,
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
-        scale_range: tuple[float, float] = (0.5, 2.0),
-        cat_max_ratio: float = 0.75,
-        flip: float = 0.5,
-        photometric_distortion: bool = True,
+        augmentation: SegmentationAugmentation = ADE20KAugmentation(),
         faulty_samples: FaultChoice | None = None,
         faulty_budget: int | None = None,
     ) -> None:
         super().__init__(batch_size, num_workers, mean, std, faulty_samples, faulty_budget)
         if resize is not None:
             check("resize", resize[1], 1, resize[0])
-        check("scale_range", scale_range[0], 1e-3, scale_range[1])
-        check("cat_max_ratio", cat_max_ratio, 0, 1)
-        check("flip", flip, 0, 1)
         self.root = root
         self.resize = None if resize is None else (resize[0], resize[1])
         self.train_dir = train_dir
@@ -138,14 +129,7 @@ class ADE20KDataModule(BaseDataModule):
         self._label_settings = LabelSettings(background, ignore_label, label_values, palette)
         self._coding: LabelCoding | None = None
         self._crop_size = height_width(crop_size, "crop_size")
-        self._augmentation = (
-            self.resize,
-            (scale_range[0], scale_range[1]),
-            self._crop_size,
-            cat_max_ratio,
-            flip,
-            photometric_distortion,
-        )
+        self.augmentation = augmentation
 
     @cached_property
     def class_names(self) -> list[str]:
@@ -200,11 +184,9 @@ class ADE20KDataModule(BaseDataModule):
             self.predict_dataset = Scenes(list_images(self.source), self.resize, self.mean, self.std)
             return
         if stage == "fit" and self.train_dataset is None:
-            from swinv2_tasks.datamodules.transforms.segmentation import TrainTransform
-
             pairs = self._pairs("train")
             self._check_label_maps(pairs, self._pairs("val"))
-            transform = TrainTransform(*self._augmentation)
+            transform = self.augmentation.build(self._crop_size, self.resize)
             self.train_dataset = LabeledScenes(pairs, self.coding, transform, self.mean, self.std, self._crop_size)
         if self.val_dataset is None:
             pairs = self._pairs("val")

@@ -33,8 +33,8 @@ from swinv2_tasks.datamodules.readers.annotations import (
 )
 from swinv2_tasks.datamodules.readers.images import list_images
 from swinv2_tasks.datamodules.transforms.classification import IMAGENET_MEAN, IMAGENET_STD, check
+from swinv2_tasks.datamodules.transforms.detection import DetectionAugmentation, MultiScaleAugmentation
 from swinv2_tasks.errors import UserError
-from swinv2_tasks.inference.segmentation import pair
 
 log = logging.getLogger("swinv2_tasks")
 
@@ -76,19 +76,11 @@ class CocoDataModule(BaseDataModule):
         std: Normalization, per RGB channel: divides the difference.
         resize: Evaluation and prediction: limits of the long and the short side in pixels; images are resized to fit,
             keeping their proportions.
-        short_sides: Training: least and greatest short side in pixels …
-        short_step: … and the step between those that one is drawn from, for each image.
-        max_side: Training: the most that the long side may have.
-        crop: Training: probability of resizing to a short side of 400, 500 or 600 and cropping to sides of 384 to 600
-            before that.
-        jitter: Training: least and greatest multiple of `jitter_size` for large-scale jitter, which then takes the
-            place of short_sides, max_side and crop.
-        jitter_size: Training: side of the square that large-scale jitter crops to.
-        flip: Training: probability of a horizontal flip.
-        copy_paste: Training: probability of pasting objects of another training image over an image.
+        augmentation: Training: what is done to images and their objects: `MultiScaleAugmentation`,
+            `ScaleJitterAugmentation` or one of your own.
         masks: Whether masks are read; with false, boxes are trained on and evaluated alone.
         keep_empty: Training: keep images without objects.
-        group_shapes: Training: batches of wide images or of high ones, which need less padding.
+        aspect_ratio_grouping: Training: batches of wide images or of tall ones, which need less padding.
         faulty_samples: What happens on an image that cannot be read: `error` stops, `skip` leaves it out of its batch.
             None: `skip` in prediction, which lists them, else `error`.
         faulty_budget: How many different images `skip` may leave out in a run before it stops. None: 10, in
@@ -102,7 +94,6 @@ class CocoDataModule(BaseDataModule):
     eval_batch_size = 1
     size_setting = "resize"
     published_classes = 80
-    example_note = f"images of the greatest size that a batch may have, {EXAMPLE_OBJECTS} objects each"
 
     def __init__(
         self,
@@ -122,30 +113,15 @@ class CocoDataModule(BaseDataModule):
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
         resize: tuple[int, int] = (1333, 800),
-        short_sides: tuple[int, int] = (480, 800),
-        short_step: int = 32,
-        max_side: int = 1333,
-        crop: float = 0.0,
-        jitter: tuple[float, float] | None = None,
-        jitter_size: int = 1024,
-        flip: float = 0.5,
-        copy_paste: float = 0.0,
+        augmentation: DetectionAugmentation = MultiScaleAugmentation(),
         masks: bool = True,
         keep_empty: bool = False,
-        group_shapes: bool = True,
+        aspect_ratio_grouping: bool = True,
         faulty_samples: FaultChoice | None = None,
         faulty_budget: int | None = None,
     ) -> None:
         super().__init__(batch_size, num_workers, mean, std, faulty_samples, faulty_budget)
         check("resize", resize[1], 1, resize[0])
-        check("short_sides", short_sides[0], 1, short_sides[1])
-        check("short_step", short_step, 1)
-        check("max_side", max_side, short_sides[0])
-        check("jitter_size", jitter_size, 1)
-        if jitter is not None:
-            check("jitter", jitter[0], 1e-3, jitter[1])
-        for name, share in (("crop", crop), ("flip", flip), ("copy_paste", copy_paste)):
-            check(name, share, 0, 1)
         if (test_images is None) != (test_annotations is None):
             raise UserError("data.test_images and data.test_annotations belong together: set both, or neither.")
         self.root = root
@@ -156,16 +132,10 @@ class CocoDataModule(BaseDataModule):
         self._files = {"train": train_annotations, "val": val_annotations, "test": test_annotations}
         self._folders = {"train": train_images, "val": val_images, "test": test_images}
         self._stated_names = class_names
-        self._sides = list(range(short_sides[0], short_sides[1] + 1, short_step))
-        self._max_side = max_side
-        self._crop = crop
-        self._jitter = None if jitter is None else (jitter[0], jitter[1])
-        self._jitter_size = jitter_size
-        self._flip = flip
-        self._copy_paste = copy_paste
+        self.augmentation = augmentation
         self.masks = masks
         self._keep_empty = keep_empty
-        self._group_shapes = group_shapes
+        self.aspect_ratio_grouping = aspect_ratio_grouping
         self._read: dict[str, CocoAnnotations] = {}
 
     @cached_property
@@ -198,12 +168,16 @@ class CocoDataModule(BaseDataModule):
 
     def largest_size(self) -> tuple[int, int]:
         """Height and width in pixels of the largest images that training batches are padded to."""
-        settings = self.init_args
-        if settings["jitter"] is not None:
-            return pair(settings["jitter_size"])
-        least, greatest = settings["short_sides"]
-        short = min(max(range(least, greatest + 1, settings["short_step"])), settings["max_side"])
-        return (short if settings["group_shapes"] else settings["max_side"]), settings["max_side"]
+        short, long = self.augmentation.largest_size() or sorted(self.resize)
+        # Wide and tall images in one batch are padded to a square.
+        return (short if self.aspect_ratio_grouping else long), long
+
+    @property
+    def example_note(self) -> str:
+        size = "the greatest size that a batch may have"
+        if self.augmentation.largest_size() is None:
+            size = f"evaluation's size, since {type(self.augmentation).__name__} does not say its largest_size"
+        return f"images of {size}, {EXAMPLE_OBJECTS} objects each"
 
     def example_batch(self, batch_size: int, num_classes: int) -> dict[str, Any]:
         size, objects = self.largest_size(), EXAMPLE_OBJECTS
@@ -276,8 +250,6 @@ class CocoDataModule(BaseDataModule):
         return read, folder
 
     def _training_objects(self) -> "TrainingObjects":
-        from swinv2_tasks.datamodules.transforms.detection import DetectionTransform, large_scale_jitter, multi_scale
-
         read, folder = self._annotations("train")
         if not read.annotated:
             raise UserError(f"{read.path} has no annotations: nothing can be learned from it.")
@@ -292,27 +264,25 @@ class CocoDataModule(BaseDataModule):
                 f"image.{crowd_hint(counts)}"
             )
         self._report_left_out(read, counts, kept.count(False))
-        if self._jitter is not None:
-            steps = large_scale_jitter(self._jitter_size, self._jitter)
-        else:
-            steps = multi_scale(self._sides, self._max_side, self._crop)
-        if self._copy_paste and not masks:
-            raise UserError("data.copy_paste needs masks: without them nothing says which pixels belong to an object.")
+        if self.augmentation.copy_paste and not masks:
+            raise UserError(
+                "data.augmentation.copy_paste needs masks: without them nothing says which pixels belong to an object."
+            )
         stuff = None
         if self.train_stuff is not None:
             stuff = Path(str(self.root)).expanduser() / Path(self.train_stuff).expanduser()
             if not stuff.is_dir():
                 raise UserError(f"The folder {stuff} of data.train_stuff does not exist.")
-        if self._group_shapes:
+        if self.aspect_ratio_grouping:
             self.train_groups = read.portrait[kept].astype(int).tolist()
         images = PackedImages(image for image, keep in zip(cleaned, kept, strict=True) if keep)
         return TrainingObjects(
             images,
             folder,
-            DetectionTransform(steps, self._flip, masks),
+            self.augmentation.build(masks),
             self.mean,
             self.std,
-            self._copy_paste,
+            self.augmentation.copy_paste,
             stuff,
             self.stuff_classes,
         )

@@ -210,12 +210,21 @@ def test_a_detection_config_is_the_published_recipe(name: str) -> None:
     assert (len(inference["scales"]), inference["flip"], inference["nms"]) == (scales, scales > 1, nms)
     assert (inference["nms_threshold"], inference["max_detections"]) == (0.5, 100)
     assert inference["score_threshold"] == (0.05 if nms == "hard" else 0.001)
+    augmentation = data["augmentation"]["init_args"]
     if detector == "HTCConfig":
         assert model["detector"]["init_args"]["stuff_classes"] == data["stuff_classes"] == 183
-        assert data["train_stuff"] and data["jitter_size"] == 1536
+        assert data["train_stuff"]
+        assert data["augmentation"]["class_path"] == "swinv2_tasks.datamodules.ScaleJitterAugmentation"
+        assert augmentation == {
+            "target_size": 1536, "scale_range": [0.1, 2.0], "horizontal_flip": 0.5, "copy_paste": 0.5
+        }  # fmt: skip
     else:
-        assert (data["short_sides"], data["short_step"], data["max_side"]) == ([480, 800], 32, 1333)
-        assert (data["crop"], data["flip"], data["resize"]) == (0.5, 0.5, [1333, 800])
+        assert data["resize"] == [1333, 800]
+        assert data["augmentation"]["class_path"] == "swinv2_tasks.datamodules.MultiScaleAugmentation"
+        assert augmentation == {
+            "min_size": [480, 800], "min_size_step": 32, "max_size": 1333, "crop": 0.5, "horizontal_flip": 0.5,
+            "copy_paste": 0.0,
+        }  # fmt: skip
     assert (model["weights"] is None) == (size == "giant" or name == "coco")
 
 
@@ -247,7 +256,10 @@ def test_a_segmentation_config_is_the_published_recipe(name: str) -> None:
     assert schedule["warmup_lr"] == pytest.approx(1e-6 * lr)
     assert schedule["layer_decay"] == layer_decay
     assert (data["crop_size"], data["resize"]) == (crop, [4 * crop, crop])
-    assert (data["scale_range"], data["cat_max_ratio"], data["flip"]) == ([0.5, 2.0], 0.75, 0.5)
+    assert data["augmentation"]["class_path"] == "swinv2_tasks.datamodules.ADE20KAugmentation"
+    assert data["augmentation"]["init_args"] == {
+        "scale_range": [0.5, 2.0], "cat_max_ratio": 0.75, "horizontal_flip": 0.5, "photometric_distortion": True
+    }  # fmt: skip
     assert (model["decoder"]["init_args"]["channels"], model["dropout"], model["auxiliary_weight"]) == (512, 0.1, 0.4)
     assert (len(model["inference"]["scales"]), model["inference"]["flip"]) == (scales, scales > 1)
     assert (model["weights"] is not None) == starts_from_weights

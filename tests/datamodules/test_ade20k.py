@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from swinv2_tasks.datamodules import ADE20KDataModule
+from swinv2_tasks.datamodules import ADE20KAugmentation, ADE20KDataModule, SegmentationAugmentation
 from swinv2_tasks.datamodules.scene_classes import ADE20K_COLORS, ADE20K_NAMES, colors, scene_class_names
 from swinv2_tasks.errors import UserError
 from tests.helpers.scenes import COLOURS, DATA, NAMES, write_scenes
@@ -44,9 +45,9 @@ def test_training_batches_are_crops_of_images_and_classes(scenes: Path) -> None:
 
 
 def test_a_pixels_colour_is_that_of_its_class(scenes: Path) -> None:
-    """Normalised by the mean and deviation stated; resized, cropped and mirrored alike."""
+    """Normalized by the mean and deviation stated; resized, cropped and flipped alike."""
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
-    data = new_data(scenes, photometric_distortion=False, mean=mean, std=std)
+    data = new_data(scenes, augmentation=ADE20KAugmentation(photometric_distortion=False), mean=mean, std=std)
     torch.manual_seed(0)
     means = np.zeros((3, 3))
     for batch in data.train_dataloader():
@@ -58,7 +59,8 @@ def test_a_pixels_colour_is_that_of_its_class(scenes: Path) -> None:
 
 
 def test_small_images_are_filled_up_and_the_filling_ignored(scenes: Path) -> None:
-    data = new_data(scenes, crop_size=(64, 80), resize=None, scale_range=(1.0, 1.0), flip=0.0, cat_max_ratio=1.0)
+    whole = ADE20KAugmentation(scale_range=(1.0, 1.0), horizontal_flip=0.0, cat_max_ratio=1.0)
+    data = new_data(scenes, crop_size=(64, 80), resize=None, augmentation=whole)
     batch = next(iter(data.train_dataloader()))
     for image, mask, path in zip(batch["image"], batch["mask"], batch["path"], strict=True):
         with Image.open(path) as original:
@@ -281,10 +283,6 @@ def test_names_without_overlap_are_told_with_an_example(tmp_path: Path) -> None:
     [
         ({"resize": (512, 2048)}, "resize"),
         ({"resize": (512, 0)}, "resize"),
-        ({"scale_range": (2.0, 0.5)}, "scale_range"),
-        ({"scale_range": (0.0, 1.0)}, "scale_range"),
-        ({"cat_max_ratio": 1.5}, "cat_max_ratio"),
-        ({"flip": -0.5}, "flip"),
         ({"crop_size": 0}, "crop_size"),
         ({"crop_size": (32, -1)}, "crop_size"),
         ({"batch_size": 0}, "batch_size"),
@@ -293,3 +291,27 @@ def test_names_without_overlap_are_told_with_an_example(tmp_path: Path) -> None:
 def test_arguments_out_of_range_are_told(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         ADE20KDataModule(**arguments)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"scale_range": (2.0, 0.5)}, {"scale_range": (0.0, 1.0)}, {"cat_max_ratio": 1.5}, {"horizontal_flip": -0.5}],
+    ids=str,
+)
+def test_settings_of_the_augmentation_out_of_range_are_told(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=rf"data\.augmentation\.{next(iter(wrong))} is"):
+        ADE20KAugmentation(**wrong)
+
+
+@dataclass(frozen=True)
+class Enlarged(SegmentationAugmentation):
+    """Every pixel twice in each direction."""
+
+    def build(self, crop_size: tuple[int, int], resize: tuple[int, int] | None) -> Any:
+        return lambda image, mask: (image.repeat(2, 0).repeat(2, 1), mask.repeat(2, 0).repeat(2, 1))
+
+
+def test_an_augmentation_that_gives_more_than_a_crop_is_refused(scenes: Path) -> None:
+    data = new_data(scenes, augmentation=Enlarged())
+    with pytest.raises(UserError, match=r"data.augmentation gives an image of .* at most data.crop_size, 32×32"):
+        next(iter(data.train_dataloader()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,12 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
-from swinv2_tasks.datamodules import CocoDataModule
+from swinv2_tasks.datamodules import (
+    CocoDataModule,
+    DetectionAugmentation,
+    MultiScaleAugmentation,
+    ScaleJitterAugmentation,
+)
 from swinv2_tasks.datamodules.transforms.classification import IMAGENET_MEAN, IMAGENET_STD
 from swinv2_tasks.errors import UserError
 from tests.helpers.objects import CATEGORIES, DATA, change, write_objects
@@ -114,7 +120,7 @@ def test_batches_are_of_one_shape_as_far_as_possible(objects: Path) -> None:
         mixed = []
         for seed in range(12):
             torch.manual_seed(seed)
-            data = new_data(objects, batch_size=3, group_shapes=group)
+            data = new_data(objects, batch_size=3, aspect_ratio_grouping=group)
             shapes = [[i.shape[1] > i.shape[2] for i in batch["images"]] for batch in data.train_dataloader()]
             mixed.append(sum(len(set(one)) > 1 for one in shapes))
         assert expected.start <= sum(mixed) / len(mixed) < expected.stop
@@ -181,13 +187,22 @@ def test_nothing_but_crowds_is_refused_with_the_remedy(keep_empty: bool, own: Pa
         new_data(own, keep_empty=keep_empty)
 
 
-@pytest.mark.parametrize("settings", [{"jitter": (0.3, 2.0), "jitter_size": 64, "copy_paste": 1.0}, {"crop": 1.0}])
-def test_other_pipelines_yield_whole_targets(objects: Path, settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "augmentation",
+    [
+        ScaleJitterAugmentation(scale_range=(0.3, 2.0), target_size=64, copy_paste=1.0),
+        MultiScaleAugmentation(min_size=(56, 64), min_size_step=8, max_size=96, crop=1.0),
+    ],
+    ids=["jitter", "crop"],
+)
+def test_other_augmentations_yield_whole_targets(objects: Path, augmentation: DetectionAugmentation) -> None:
     torch.manual_seed(0)
-    data = new_data(objects, **settings)
+    data = new_data(objects, augmentation=augmentation)
+    largest = augmentation.largest_size()
+    assert largest is not None
     for sample in data.train_dataset:  # type: ignore[union-attr]
         image, target = sample["images"], sample["targets"]
-        assert "jitter" not in settings or max(image.shape[1:]) <= 64
+        assert max(image.shape[1:]) <= max(largest) and min(image.shape[1:]) <= min(largest)
         for box, mask in zip(target["boxes"], target["masks"], strict=True):
             rows, columns = mask.nonzero(as_tuple=True)
             bounds = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
@@ -232,7 +247,8 @@ def test_predicting_reads_images_anywhere(objects: Path) -> None:
 
 @pytest.mark.parametrize("name", ["coco-mini", "bccd"])
 def test_real_data_train_and_evaluate(real_data: Path, name: str) -> None:
-    data = new_data(real_data / name, num_workers=2, batch_size=4, short_sides=(160, 224), max_side=320, crop=0.5)
+    augmentation = MultiScaleAugmentation(min_size=(160, 224), max_size=320, crop=0.5)
+    data = new_data(real_data / name, num_workers=2, batch_size=4, augmentation=augmentation)
     assert data.has_masks == (name == "coco-mini")
     batch = next(iter(data.train_dataloader()))
     assert all(len(target["boxes"]) for target in batch["targets"])
@@ -339,25 +355,30 @@ def test_nothing_to_train_on_is_told(own: Path) -> None:
         new_data(own, "validate")
 
 
+def test_settings_out_of_range_are_refused() -> None:
+    with pytest.raises(UserError, match=r"data\.resize is 200"):
+        CocoDataModule(resize=(100, 200))
+
+
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("make", "settings", "message"),
     [
-        ({"resize": (100, 200)}, "data.resize is 200"),
-        ({"short_sides": (200, 100)}, "data.short_sides is 200"),
-        ({"short_step": 0}, "data.short_step"),
-        ({"max_side": 10}, "data.max_side is 10"),
-        ({"crop": 2.0}, "data.crop is 2"),
-        ({"flip": -1.0}, "data.flip"),
-        ({"copy_paste": 1.5}, "data.copy_paste"),
-        ({"jitter": (2.0, 1.0)}, "data.jitter is 2"),
-        ({"jitter_size": 0}, "data.jitter_size"),
+        (MultiScaleAugmentation, {"min_size": (200, 100)}, "min_size is 200"),
+        (MultiScaleAugmentation, {"min_size_step": 0}, "min_size_step is 0"),
+        (MultiScaleAugmentation, {"max_size": 10}, "max_size is 10"),
+        (MultiScaleAugmentation, {"crop": 2.0}, "crop is 2"),
+        (MultiScaleAugmentation, {"horizontal_flip": -1.0}, "horizontal_flip is -1"),
+        (MultiScaleAugmentation, {"copy_paste": 1.5}, "copy_paste is 1.5"),
+        (ScaleJitterAugmentation, {"scale_range": (2.0, 1.0)}, "scale_range is 2"),
+        (ScaleJitterAugmentation, {"target_size": 0}, "target_size is 0"),
+        (ScaleJitterAugmentation, {"copy_paste": -0.5}, "copy_paste is -0.5"),
     ],
 )
-def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        CocoDataModule(**settings)
+def test_settings_of_the_augmentation_out_of_range_are_refused(make: Any, settings: Any, message: str) -> None:
+    with pytest.raises(UserError, match=rf"data\.augmentation\.{message}"):
+        make(**settings)
 
 
 def test_copy_paste_needs_masks(objects: Path) -> None:
     with pytest.raises(UserError, match="copy_paste needs masks"):
-        new_data(objects, masks=False, copy_paste=0.5)
+        new_data(objects, masks=False, augmentation=replace(DATA["augmentation"], copy_paste=0.5))

@@ -11,11 +11,12 @@ import yaml
 from PIL import Image
 
 from swinv2_tasks.backbone import SwinTransformerV2
+from swinv2_tasks.datamodules import MultiScaleAugmentation
 from swinv2_tasks.heads import DetectorConfig, MaskRCNNConfig
 from swinv2_tasks.sample_data.writer import annotation
 from swinv2_tasks.tasks import DetectionTask
 from swinv2_tasks.training.optim import StepSchedule
-from tests.helpers.tiny import QUIET, merge
+from tests.helpers.tiny import QUIET, as_config, merge
 
 CATEGORIES = {3: "red square", 5: "green disc", 90: "blue bar"}
 """Ids with gaps, and names."""
@@ -27,7 +28,8 @@ BACKBONE: dict[str, Any] = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2
 DETECTOR: dict[str, Any] = {"channels": 16, "representation_size": 32, "post_nms_top_n": 50, "batch_size_per_image": 32}
 
 DATA: dict[str, Any] = {
-    "batch_size": 4, "num_workers": 0, "resize": [96, 64], "short_sides": [56, 64], "short_step": 8, "max_side": 96,
+    "batch_size": 4, "num_workers": 0, "resize": [96, 64],
+    "augmentation": MultiScaleAugmentation(min_size=(56, 64), min_size_step=8, max_size=96),
 }  # fmt: skip
 
 
@@ -109,7 +111,10 @@ def write_config(path: Path, root: Path, **changes: Any) -> Path:
                 "schedule": {"warmup_steps": 2, "milestones": [50], "base_batch_size": 0},
             },
         },
-        "data": {"class_path": "swinv2_tasks.datamodules.CocoDataModule", "init_args": {"root": str(root), **DATA}},
+        "data": {
+            "class_path": "swinv2_tasks.datamodules.CocoDataModule",
+            "init_args": {"root": str(root), **as_config(DATA)},
+        },
     }
     path.write_text(yaml.safe_dump(merge(settings, changes)))
     return path

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.cli.main import main
-from swinv2_tasks.datamodules import CocoDataModule
+from swinv2_tasks.datamodules import CocoDataModule, MultiScaleAugmentation
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.evaluation.coco import as_results
 from swinv2_tasks.heads import CascadeMaskRCNNConfig, HTCConfig, MaskRCNNConfig
@@ -448,8 +448,14 @@ def test_a_handful_of_real_images_can_be_learned_by_heart(detector: Any, real_da
     (root / "annotations").mkdir(parents=True)
     for split in ("train", "val"):
         (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))
-    sizes: dict[str, Any] = {"resize": (256, 192), "short_sides": (192, 192), "max_side": 256, "flip": 0.0}
-    data = CocoDataModule(str(root), val_images="train2017", batch_size=5, num_workers=0, **sizes)
+    data = CocoDataModule(
+        str(root),
+        val_images="train2017",
+        batch_size=5,
+        num_workers=0,
+        resize=(256, 192),
+        augmentation=MultiScaleAugmentation(min_size=(192, 192), max_size=256, horizontal_flip=0.0),
+    )
     (root / "train2017").symlink_to(real_data / "coco-mini" / "train2017")
     torch.manual_seed(0)
     backbone = SwinTransformerV2(embed_dim=32, depths=(2, 2, 2, 2), num_heads=(2, 4, 8, 16), window_size=8)
@@ -479,7 +485,7 @@ def test_a_handful_of_real_images_can_be_learned_by_heart(detector: Any, real_da
         (["--model.detector.init_args.channels=0"], ["detector.channels", "above 0"]),
         (["--model.detector=Nothing"], ["detector"]),
         (["--model.schedule.milestones=[-1]"], ["schedule.milestones", "negative"]),
-        (["--data.short_sides=[9,5]"], ["short_sides"]),
+        (["--data.augmentation.min_size=[9,5]"], ["data.augmentation.min_size"]),
         (["--data.root=nowhere"], ["nowhere", "instances_train2017.json"]),
         (
             ["--model.detector=HTCConfig", "--model.detector.init_args.stuff_classes=2"],

@@ -415,7 +415,8 @@ def test_training_on_two_processes_is_that_on_one(tmp_path: Path) -> None:
     data = write_scenes(tmp_path / "scenes", labelled=True)
     plain = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.05, "weight_decay": 0.0}}  # Adam enlarges roundings
     model = {"init_args": {"dropout": 0.0, "optimizer": plain}}
-    whole = {"init_args": {"scale_range": [1.0, 1.0], "cat_max_ratio": 1.0}}  # nothing to fill up
+    augmentation = {"init_args": {"scale_range": [1.0, 1.0], "cat_max_ratio": 1.0}}  # nothing to pad
+    whole = {"init_args": {"augmentation": augmentation}}
     write_config(tmp_path / "scenes.yaml", data, model=model, data=whole, trainer={"max_epochs": 3})
     for processes in (1, 2):
         settings = [f"--data.batch_size={4 // processes}", f"--name={processes}"]

@@ -13,6 +13,8 @@ from swinv2_tasks.datamodules.readers.annotations import CocoImage, PackedImages
 from swinv2_tasks.datamodules.readers.images import read_image
 from swinv2_tasks.datamodules.readers.label_maps import read_values
 from swinv2_tasks.datamodules.transforms.classification import fitting_size, normalize, resize
+from swinv2_tasks.datamodules.transforms.detection import SceneTransform
+from swinv2_tasks.datamodules.transforms.scenes import Scene, paste_objects
 from swinv2_tasks.errors import UserError
 
 
@@ -58,7 +60,7 @@ class TrainingObjects(CocoImages):
     Args:
         images: Images and their objects.
         folder: Where the image files are.
-        transform: A DetectionTransform.
+        transform: What an augmentation has built.
         mean: Subtracted from RGB in [0, 1].
         std: Divides the difference.
         copy_paste: Probability of pasting objects of another image.
@@ -70,7 +72,7 @@ class TrainingObjects(CocoImages):
         self,
         images: PackedImages,
         folder: Path,
-        transform: Any,
+        transform: SceneTransform,
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
         copy_paste: float = 0.0,
@@ -88,9 +90,8 @@ class TrainingObjects(CocoImages):
     def __getitem__(self, index: int) -> dict[str, Any]:
         entry, scene = self._scene(index)
         if self.copy_paste and torch.rand(()) < self.copy_paste:
-            from swinv2_tasks.datamodules.transforms.detection import copy_paste
-
-            scene = copy_paste(scene, self._scene(int(torch.randint(len(self), ())))[1])
+            _, other = self._scene(int(torch.randint(len(self), ())))
+            scene = paste_objects(scene, other)
         boxes = torch.from_numpy(scene["boxes"])
         target: dict[str, Any] = {
             "boxes": boxes,
@@ -107,7 +108,7 @@ class TrainingObjects(CocoImages):
             target["stuff"] = torch.from_numpy(scene["stuff"])
         return {"images": normalize(scene["image"], self.mean, self.std), "targets": target}
 
-    def _scene(self, index: int) -> tuple[CocoImage, Any]:
+    def _scene(self, index: int) -> tuple[CocoImage, Scene]:
         entry, pixels = self.read(index)
         stuff = None
         if self.stuff is not None:

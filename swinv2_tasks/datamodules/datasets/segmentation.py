@@ -111,6 +111,11 @@ class LabeledScenes(Dataset):
         targets = torch.from_numpy(mask.astype(np.int64))
         if self.size is not None:
             below, right = (side - have for side, have in zip(self.size, mask.shape, strict=True))
+            if min(below, right) < 0:
+                raise UserError(
+                    f"data.augmentation gives an image of {mask.shape[1]}×{mask.shape[0]} pixels; expected at most "
+                    f"data.crop_size, {self.size[1]}×{self.size[0]}."
+                )
             pixels, targets = F.pad(pixels, (0, right, 0, below)), F.pad(targets, (0, right, 0, below), value=IGNORED)
         sample = {"image": pixels, "mask": targets, "path": str(image_path)}
         if isinstance(self.transform, Resize):

@@ -1,144 +1,74 @@
-"""Training transforms of semantic segmentation: image and labels alike, by albumentations.
+"""Augmentation of semantic segmentation. What it is made of is in `segmentation_steps.py`."""
 
-Recipe: https://arxiv.org/abs/2111.09883, appendix A3, and the published segmentation code. A module of its own, since
-albumentations takes seconds to import and only training needs it.
-"""
+from collections.abc import Callable
+from dataclasses import dataclass
 
-import os
-import random
-from typing import Any
-
-import cv2
 import numpy as np
-import torch
 
-from swinv2_tasks.batches import IGNORED
-from swinv2_tasks.datamodules.transforms.classification import fitting_size, resize
-
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or the import asks the network for a newer version
-
-import albumentations as A
+from swinv2_tasks.datamodules.transforms.augmentation import Augmentation
+from swinv2_tasks.datamodules.transforms.classification import check
 
 
-class Rescale(A.DualTransform):
-    """Resizes to the height and width that a subclass draws as ``size``."""
+class SegmentationAugmentation(Augmentation):
+    """The augmentation of semantic segmentation: a subclass says by ``build`` what is done to image and mask."""
 
-    def __init__(self, p: float = 1.0) -> None:
-        super().__init__(p=p)
+    def build(
+        self, crop_size: tuple[int, int], resize: tuple[int, int] | None
+    ) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+        """The transform of each training image and its mask.
 
-    def apply(self, img: np.ndarray, size: tuple[int, int], **params: Any) -> np.ndarray:
-        return resize(img, size)
+        Args:
+            crop_size: Height and width in pixels that the results may have at most; what they lack is padded.
+            resize: Limits of the long and the short side that evaluation resizes images to; None: it does not.
 
-    def apply_to_mask(self, mask: np.ndarray, size: tuple[int, int], **params: Any) -> np.ndarray:
-        return cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-
-    def apply_to_keypoints(self, keypoints: np.ndarray, size: tuple[int, int], **params: Any) -> np.ndarray:
-        moved = keypoints.copy()
-        moved[:, :2] *= [size[1] / params["shape"][1], size[0] / params["shape"][0]]
-        return moved
+        Returns:
+            Image uint8 (H, W, 3), RGB, and mask uint8 (H, W) of class indices, 255 where ignored -> the same of another
+            size.
+        """
+        raise NotImplementedError
 
 
-class RandomRescale(Rescale):
-    """Resizes to the largest size that fits into a random multiple of (long side, short side), keeping proportions.
+@dataclass(frozen=True)
+class ADE20KAugmentation(SegmentationAugmentation):
+    """The published recipe: random resize, crop, horizontal flip and photometric distortion.
 
     Args:
-        limits: long and short side in pixels; None: those of the image.
-        scale_range: least and greatest multiple.
+        scale_range: Range of the random factor of the evaluation's size.
+        cat_max_ratio: Share of a crop's labeled pixels that one class may have; ten crops are tried. 1 takes the first.
+        horizontal_flip: Probability of a horizontal flip.
+        photometric_distortion: Random brightness, contrast, saturation and hue.
+
+    Raises:
+        UserError: A value is out of its range.
     """
 
-    def __init__(self, limits: tuple[int, int] | None, scale_range: tuple[float, float]) -> None:
-        super().__init__()
-        self.limits, self.scale_range = limits, scale_range
+    scale_range: tuple[float, float] = (0.5, 2.0)
+    cat_max_ratio: float = 0.75
+    horizontal_flip: float = 0.5
+    photometric_distortion: bool = True
 
-    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        return {"size": fitting_size(params["shape"][:2], self.limits, self.py_random.uniform(*self.scale_range))}
+    def __post_init__(self) -> None:
+        check("augmentation.scale_range", self.scale_range[0], 1e-3, self.scale_range[1])
+        check("augmentation.cat_max_ratio", self.cat_max_ratio, 0, 1)
+        check("augmentation.horizontal_flip", self.horizontal_flip, 0, 1)
 
+    def build(
+        self, crop_size: tuple[int, int], resize: tuple[int, int] | None
+    ) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+        # albumentations takes a second to import, and only training needs it.
+        from swinv2_tasks.datamodules.transforms.segmentation_steps import (
+            A,
+            ClassLimitedCrop,
+            RandomRescale,
+            SegmentationTransform,
+            photometric_distortion,
+        )
 
-class ManySidedCrop(A.DualTransform):
-    """A random crop in which no class covers too much: up to ten are tried, the last one is taken as it is.
-
-    Args:
-        size: height and width in pixels; what an image lacks is not filled up.
-        cat_max_ratio: share of a crop's labeled pixels that one class may have; 1 takes the first crop.
-    """
-
-    def __init__(self, size: tuple[int, int], cat_max_ratio: float) -> None:
-        super().__init__(p=1.0)
-        self.size, self.cat_max_ratio = size, cat_max_ratio
-
-    @property
-    def targets_as_params(self) -> list[str]:
-        return ["mask"]
-
-    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        mask = data["mask"]
-        height, width = (min(side, limit) for side, limit in zip(mask.shape, self.size, strict=True))
-        for _ in range(10):
-            top = self.py_random.randint(0, mask.shape[0] - height)
-            left = self.py_random.randint(0, mask.shape[1] - width)
-            place = (slice(top, top + height), slice(left, left + width))
-            counts = np.bincount(mask[place].ravel(), minlength=256)[:IGNORED]
-            if self.cat_max_ratio == 1 or 0 < counts.max() < self.cat_max_ratio * counts.sum():
-                break
-        return {"place": place}
-
-    def apply(self, img: np.ndarray, place: tuple[slice, slice], **params: Any) -> np.ndarray:
-        return img[place]
-
-
-class TrainTransform:
-    """Random resize, crop, flip and photometric distortion of an image and its mask, drawn from torch's generator.
-
-    The distortion is, each half of the time: brightness moved by up to 32 of 255; contrast times 0.5 to 1.5, before or
-    after the colors; saturation times 0.5 to 1.5; hue turned by up to 36 degrees.
-
-    Args:
-        limits: Long and short side in pixels that a multiple is drawn of; None: those of the image.
-        scale_range: Least and greatest multiple.
-        crop_size: Height and width in pixels; what an image lacks is not filled up.
-        cat_max_ratio: Share of a crop's labeled pixels that one class may have.
-        flip: Probability of a horizontal flip.
-        photometric: Whether colors are distorted.
-    """
-
-    def __init__(
-        self,
-        limits: tuple[int, int] | None,
-        scale_range: tuple[float, float],
-        crop_size: tuple[int, int],
-        cat_max_ratio: float,
-        flip: float,
-        photometric: bool,
-    ) -> None:
-        steps: list[Any] = [RandomRescale(limits, scale_range), ManySidedCrop(crop_size, cat_max_ratio)]
-        steps.append(A.HorizontalFlip(p=flip))
-        self.transforms = A.Compose([*steps, *_photometric_distortion()] if photometric else steps)
-
-    def __call__(self, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Image uint8 (H, W, 3) and mask uint8 (H, W), 255 where ignored -> the same, at most of the crop's size."""
-        reseed(self.transforms)
-        both = self.transforms(image=image, mask=mask)
-        return both["image"], both["mask"]
-
-
-def reseed(transforms: A.Compose) -> None:
-    """Lets a pipeline's next random numbers follow from torch's generator."""
-    seed = int(torch.randint(2**62, ()))
-    # One generator for all: by set_random_seed each transform gets its own of the same seed, and an image would be
-    # mirrored just when it is made brighter.
-    transforms.set_random_state(np.random.default_rng(seed), random.Random(seed))
-
-
-def _photometric_distortion() -> list[Any]:
-    def jitter(**changes: Any) -> A.ColorJitter:
-        none = {"brightness": (1, 1), "contrast": (1, 1), "saturation": (1, 1), "hue": (0, 0)}
-        return A.ColorJitter(**{**none, **changes}, p=0.5)
-
-    def contrast() -> A.RandomBrightnessContrast:
-        return A.RandomBrightnessContrast(brightness_limit=0, contrast_limit=0.5, p=0.5)
-
-    colors = [jitter(saturation=(0.5, 1.5)), jitter(hue=(-0.1, 0.1))]
-    return [
-        A.RandomBrightnessContrast(brightness_limit=32 / 255, contrast_limit=0, p=0.5),
-        A.OneOf([A.Sequential([contrast(), *colors]), A.Sequential([*colors, contrast()])], p=1.0),
-    ]
+        steps = [
+            RandomRescale(resize, self.scale_range),
+            ClassLimitedCrop(crop_size, self.cat_max_ratio),
+            A.HorizontalFlip(p=self.horizontal_flip),
+        ]
+        if self.photometric_distortion:
+            steps += photometric_distortion()
+        return SegmentationTransform(steps)

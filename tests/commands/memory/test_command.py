@@ -81,8 +81,8 @@ def test_classes_are_the_data_s_or_stated_or_assumed_and_said(tmp_path: Path) ->
 def test_detection_takes_the_largest_images_of_a_batch() -> None:
     plain = described(["--config=coco.yaml"])
     assert plain.data.largest_size() == (800, 1333)
-    assert described(["--config=coco.yaml", "--data.group_shapes=false"]).data.largest_size() == (1333, 1333)
-    jittered = described(["--config=coco.yaml", "--data.jitter=[0.1, 2.0]", "--data.jitter_size=1024"])
+    assert described(["--config=coco.yaml", "--data.aspect_ratio_grouping=false"]).data.largest_size() == (1333, 1333)
+    jittered = described(["--config=coco.yaml", "--data.augmentation=ScaleJitterAugmentation"])
     assert jittered.data.largest_size() == (1024, 1024)
     assert any("objects" in note for note in plain.notes)
 
@@ -199,7 +199,7 @@ def test_what_does_not_fit_is_said_with_a_way(capsys: pytest.CaptureFixture[str]
         ([*SMALL, "--processes=0"], "processes must be at least 1"),
         ([*SMALL, "--data.batch_size=0"], "data.batch_size=0"),
         (["--config=simmim.yaml", "--data.image_size=100"], "mask_patch_size"),
-        (["--config=coco.yaml", "--data.max_side=100"], "max_side"),
+        (["--config=coco.yaml", "--data.augmentation.max_size=100"], "max_size"),
         ([*SMALL, "--model.backbone.init_args.num_heads=[5,4,8]"], "num_heads"),
     ],
 )

@@ -10,6 +10,7 @@ from dataclasses import FrozenInstanceError, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -17,21 +18,28 @@ from torch import Tensor
 
 from swinv2_tasks.cli.main import main
 from swinv2_tasks.datamodules import (
+    ADE20KAugmentation,
+    ADE20KDataModule,
     Augmentation,
     ClassificationAugmentation,
+    CocoDataModule,
     CropFlipAugmentation,
+    DetectionAugmentation,
     ImageNetAugmentation,
     ImageNetDataModule,
     KineticsAugmentation,
     KineticsDataModule,
+    MultiScaleAugmentation,
+    SegmentationAugmentation,
     SimMIMAugmentation,
     SimMIMDataModule,
     VideoAugmentation,
 )
 from swinv2_tasks.datamodules.base import BaseDataModule
+from swinv2_tasks.datamodules.transforms.scenes import Scene
 from swinv2_tasks.hyperparameters import recorded_arguments
 from tests.helpers import motions as clips
-from tests.helpers import photos, tiny
+from tests.helpers import objects, photos, scenes, tiny
 from tests.helpers.tiny import write_config
 
 # ---- augmentations from outside of the package: one class with one method
@@ -68,6 +76,34 @@ class FlatClips(VideoAugmentation):
 
 
 @dataclass(frozen=True)
+class FlatScenes(SegmentationAugmentation):
+    """Crops of one value, once it is normalized, and of the first class."""
+
+    value: float = 0.25
+
+    def build(self, crop_size: tuple[int, int], resize: Any) -> Callable[[np.ndarray, np.ndarray], Any]:
+        pixels = np.full((*crop_size, 3), round(255 * self.value), np.uint8)
+        return lambda image, mask: (pixels, np.zeros(crop_size, np.uint8))
+
+
+@dataclass(frozen=True)
+class FlatObjects(DetectionAugmentation):
+    """The same with one object for detection."""
+
+    value: float = 0.25
+
+    def build(self, masks: bool) -> Callable[..., Scene]:
+        pixels = np.full((48, 64, 3), round(255 * self.value), np.uint8)
+
+        def transform(image: np.ndarray, objects: Any, stuff: Any, where: str) -> Scene:
+            whole = np.ones((1, 48, 64), np.uint8)
+            box = np.array([[0, 0, 64, 48]], np.float32)
+            return {"image": pixels, "boxes": box, "labels": np.array([1]), "masks": whole, "stuff": stuff}
+
+        return transform
+
+
+@dataclass(frozen=True)
 class Case:
     """A datamodule, its own augmentation, and one from outside."""
 
@@ -79,6 +115,9 @@ class Case:
     values: Callable[[Any], Tensor]
     """The pixels of a batch."""
 
+
+PLAIN: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+"""No normalization."""
 
 CASES = {
     "images": Case(
@@ -94,6 +133,22 @@ CASES = {
         lambda root: clips.write_motions(root, train=3, val=1),
         clips.DATA,
         lambda x: x["clip"],
+    ),
+    "scenes": Case(
+        ADE20KDataModule,
+        ADE20KAugmentation(),
+        FlatScenes,
+        scenes.write_scenes,
+        {**scenes.DATA, "class_names": scenes.NAMES, "background": "ignore", **PLAIN},
+        lambda x: x["image"],
+    ),
+    "objects": Case(
+        CocoDataModule,
+        MultiScaleAugmentation(),
+        FlatObjects,
+        objects.write_objects,
+        {**objects.DATA, **PLAIN},
+        lambda x: x["images"][0],
     ),
 }
 
@@ -112,7 +167,7 @@ def first_batch(data: BaseDataModule) -> Any:
 def test_one_class_with_one_method_is_an_augmentation(case: Case, tmp_path: Path) -> None:
     arguments = {**case.arguments, "augmentation": case.outside(value=0.75)}  # type: ignore[call-arg]
     data = case.datamodule(root=str(case.write(tmp_path)), **arguments)
-    assert (case.values(first_batch(data)) == 0.75).all()
+    torch.testing.assert_close(case.values(first_batch(data)).unique(), torch.tensor([0.75]), rtol=0, atol=2e-3)
     data.setup("validate")
     assert case.values(next(iter(data.val_dataloader()))).std() > 0  # evaluation augments nothing
 
@@ -135,7 +190,7 @@ def parsed(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any
     return yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]
 
 
-@pytest.mark.parametrize("config", ["imagenet", "simmim", "kinetics"])
+@pytest.mark.parametrize("config", ["imagenet", "simmim", "kinetics", "ade20k", "coco"])
 def test_one_value_is_overridden_by_its_name_alone(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Also where the config leaves the augmentation to its default, as kinetics.yaml does."""
     before = parsed(capsys, f"--config={config}.yaml")["augmentation"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -10,24 +10,33 @@ import numpy as np
 import pytest
 import torch
 
+from swinv2_tasks.datamodules import DetectionAugmentation, MultiScaleAugmentation, ScaleJitterAugmentation
 from swinv2_tasks.datamodules.readers.annotations import CocoObject, rasterize
-from swinv2_tasks.datamodules.transforms.detection import (
+from swinv2_tasks.datamodules.transforms.detection_steps import (
     DetectionTransform,
+    HorizontalFlip,
     RandomCrop,
-    RandomShortSide,
-    Scene,
-    bounds,
-    copy_paste,
-    large_scale_jitter,
-    multi_scale,
+    RandomShortestSize,
 )
+from swinv2_tasks.datamodules.transforms.scenes import Scene, mask_bounds, paste_objects
 from swinv2_tasks.sample_data.writer import annotation
 
-PIPELINES: dict[str, Callable[[], list[Any]]] = {
-    "multi_scale": lambda: multi_scale(range(80, 161, 16), 220, 0.0),
-    "resize_crop": lambda: multi_scale(range(80, 161, 16), 220, 1.0),
-    "jitter": lambda: large_scale_jitter(128, (0.3, 2.0)),
-    "nothing": list,
+
+@dataclass(frozen=True)
+class FlipAugmentation(DetectionAugmentation):
+    """Nothing but a horizontal flip."""
+
+    horizontal_flip: float = 0.0
+
+    def build(self, masks: bool) -> DetectionTransform:
+        return DetectionTransform([HorizontalFlip(p=self.horizontal_flip)], masks)
+
+
+AUGMENTATIONS: dict[str, Any] = {
+    "multi_scale": MultiScaleAugmentation(min_size=(80, 160), min_size_step=16, max_size=220),
+    "resize_crop": MultiScaleAugmentation(min_size=(80, 160), min_size_step=16, max_size=220, crop=1.0),
+    "jitter": ScaleJitterAugmentation(target_size=128, scale_range=(0.3, 2.0)),
+    "nothing": FlipAugmentation(),
 }
 
 
@@ -56,13 +65,13 @@ def overlap(one: np.ndarray, other: np.ndarray) -> float:
     return float((one & other).sum() / max(1, (one | other).sum()))
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", AUGMENTATIONS)
 @pytest.mark.parametrize("flip", [0.0, 1.0])
 @pytest.mark.parametrize("seed", range(8))
 def test_boxes_are_bounds_of_masks_and_masks_lie_on_their_objects(name: str, flip: float, seed: int) -> None:
     torch.manual_seed(seed)
     image, objects, _ = scene(seed)
-    found = DetectionTransform(PIPELINES[name](), flip, masks=True)(image, objects, image[..., 0])
+    found = replace(AUGMENTATIONS[name], horizontal_flip=flip).build(masks=True)(image, objects, image[..., 0])
     height, width = found["image"].shape[:2]
     masks = found["masks"]
     assert masks is not None and masks.dtype == np.uint8 and masks.shape == (len(found["labels"]), height, width)
@@ -76,7 +85,7 @@ def test_boxes_are_bounds_of_masks_and_masks_lie_on_their_objects(name: str, fli
             left, top, right, bottom = np.round(box).astype(int)
             mask[top:bottom, left:right] = 1
         else:
-            assert box.tolist() == bounds(mask).tolist()  # type: ignore[union-attr]
+            assert box.tolist() == mask_bounds(mask).tolist()  # type: ignore[union-attr]
         if there.sum() > 200:
             assert overlap(mask.astype(bool), there) > 0.85
     for label in range(3):  # nothing that is to be seen is lost
@@ -87,14 +96,14 @@ def test_boxes_are_bounds_of_masks_and_masks_lie_on_their_objects(name: str, fli
         assert overlap(found["stuff"] > 127, found["image"][..., 0] > 127) > 0.85
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_boxes_without_masks_are_those_with_masks_to_a_pixel(name: str) -> None:
     for seed in range(6):
         image, objects, _ = scene(seed)
         both = []
         for masks in (True, False):
             torch.manual_seed(seed)
-            both.append(DetectionTransform(PIPELINES[name](), 0.5, masks)(image, objects))
+            both.append(replace(AUGMENTATIONS[name], horizontal_flip=0.5).build(masks)(image, objects))
         with_masks, without = both
         assert without["masks"] is None and (with_masks["image"] == without["image"]).all()
         for box, label in zip(with_masks["boxes"], with_masks["labels"], strict=True):
@@ -105,21 +114,21 @@ def test_boxes_without_masks_are_those_with_masks_to_a_pixel(name: str) -> None:
 
 def test_an_untouched_polygon_is_drawn_as_annotated() -> None:
     image, objects, masks = scene(3)
-    found = DetectionTransform([], 0.0, masks=True)(image, objects)
+    found = FlipAugmentation().build(masks=True)(image, objects)
     for k in (0, 1):
         assert (found["masks"][k] == masks[k]).all()  # type: ignore[index]
-    mirrored = DetectionTransform([], 1.0, masks=True)(image, objects)
-    assert (mirrored["image"] == image[:, ::-1]).all()
+    flipped = FlipAugmentation(1.0).build(masks=True)(image, objects)
+    assert (flipped["image"] == image[:, ::-1]).all()
     for k in (0, 1):
-        assert (mirrored["masks"][k] == masks[k][:, ::-1]).mean() > 0.999  # type: ignore[index]
-    assert mirrored["boxes"][1].tolist() == [150 - found["boxes"][1][2], *found["boxes"][1][1:2].tolist(),
+        assert (flipped["masks"][k] == masks[k][:, ::-1]).mean() > 0.999  # type: ignore[index]
+    assert flipped["boxes"][1].tolist() == [150 - found["boxes"][1][2], *found["boxes"][1][1:2].tolist(),
                                              150 - found["boxes"][1][0], found["boxes"][1][3]]  # fmt: skip
 
 
 def test_short_sides_are_drawn_from_the_list_and_long_ones_limited() -> None:
     torch.manual_seed(0)
     image, objects, _ = scene(0, 100, 200)
-    transform = DetectionTransform([RandomShortSide([50, 80, 120], 200)], 0.0, masks=True)
+    transform = DetectionTransform([RandomShortestSize([50, 80, 120], 200)], masks=True)
     shapes = {transform(image, objects)["image"].shape[:2] for _ in range(30)}
     assert shapes == {(50, 100), (80, 160), (100, 200)}
 
@@ -127,7 +136,7 @@ def test_short_sides_are_drawn_from_the_list_and_long_ones_limited() -> None:
 def test_crops_are_drawn_from_their_range() -> None:
     torch.manual_seed(0)
     image, objects, _ = scene(0, 100, 200)
-    transform = DetectionTransform([RandomCrop(60, 120)], 0.0, masks=True)
+    transform = DetectionTransform([RandomCrop(60, 120)], masks=True)
     heights, widths = zip(*(transform(image, objects)["image"].shape[:2] for _ in range(60)), strict=True)
     assert min(heights) >= 60 and max(heights) <= 100 and len(set(heights)) > 10
     assert min(widths) >= 60 and max(widths) <= 120 and len(set(widths)) > 10
@@ -135,7 +144,7 @@ def test_crops_are_drawn_from_their_range() -> None:
 
 def test_augmentation_follows_torchs_seed() -> None:
     image, objects, _ = scene(0)
-    transform = DetectionTransform(PIPELINES["resize_crop"](), 0.5, masks=True)
+    transform = AUGMENTATIONS["resize_crop"].build(masks=True)
     runs = []
     for seed in (5, 5, 6):
         torch.manual_seed(seed)
@@ -146,7 +155,7 @@ def test_augmentation_follows_torchs_seed() -> None:
 
 def test_nothing_annotated_is_nothing() -> None:
     image, _, _ = scene(0)
-    found = DetectionTransform(PIPELINES["jitter"](), 0.5, masks=True)(image, [])
+    found = AUGMENTATIONS["jitter"].build(masks=True)(image, [])
     assert found["boxes"].shape == (0, 4) and found["labels"].shape == (0,)
     assert found["masks"] is not None and found["masks"].shape == (0, *found["image"].shape[:2])
 
@@ -157,7 +166,7 @@ def test_nothing_annotated_is_nothing() -> None:
 def transformed(seed: int, **size: int) -> Scene:
     torch.manual_seed(seed)
     image, objects, _ = scene(seed, **size)
-    return DetectionTransform([], 0.0, masks=True)(image, objects[:2], np.zeros(image.shape[:2], np.uint8))
+    return FlipAugmentation().build(masks=True)(image, objects[:2], np.zeros(image.shape[:2], np.uint8))
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -165,12 +174,12 @@ def test_pasted_objects_hide_what_lies_below(seed: int) -> None:
     one, other = transformed(seed), transformed(seed + 100, height=90, width=170)
     before = {key: None if value is None else value.copy() for key, value in one.items()}  # type: ignore[attr-defined]
     torch.manual_seed(seed)
-    pasted = copy_paste(one, other)
+    pasted = paste_objects(one, other)
     assert pasted["masks"] is not None and pasted["stuff"] is not None
     assert pasted["image"].shape == one["image"].shape
     assert all(np.array_equal(one[key], before[key]) for key in ("image", "masks", "boxes"))  # type: ignore[literal-required]
     for box, mask in zip(pasted["boxes"], pasted["masks"], strict=True):
-        assert box.tolist() == bounds(mask).tolist()  # type: ignore[union-attr]
+        assert box.tolist() == mask_bounds(mask).tolist()  # type: ignore[union-attr]
     changed = (pasted["image"] != one["image"]).any(2)
     new = [k for k in range(len(pasted["masks"])) if not any((pasted["masks"][k] <= m).all() for m in one["masks"])]  # type: ignore[union-attr]
     over = np.any([pasted["masks"][k] for k in new], axis=0) if new else np.zeros(changed.shape, bool)
@@ -188,7 +197,7 @@ def test_objects_that_are_only_boxes_stay_when_others_are_pasted() -> None:
     one["masks"][1] = 0
     for seed in range(5):
         torch.manual_seed(seed)
-        pasted = copy_paste(one, other)
+        pasted = paste_objects(one, other)
         assert any((box == one["boxes"][1]).all() for box in pasted["boxes"])
 
 

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from swinv2_tasks.datamodules import ADE20KAugmentation
 from swinv2_tasks.datamodules.transforms.classification import fitting_size
-from swinv2_tasks.datamodules.transforms.segmentation import ManySidedCrop, RandomRescale, TrainTransform
+from swinv2_tasks.datamodules.transforms.segmentation_steps import ClassLimitedCrop, RandomRescale
 
-PLAIN: dict[str, Any] = {
-    "limits": None,
-    "scale_range": (1.0, 1.0),
-    "crop_size": (1000, 1000),
-    "cat_max_ratio": 1.0,
-    "flip": 0.0,
-    "photometric": False,
-}
+PLAIN = ADE20KAugmentation(scale_range=(1.0, 1.0), cat_max_ratio=1.0, horizontal_flip=0.0, photometric_distortion=False)
+LARGE = (1000, 1000)
+"""A size that crops nothing."""
 
 
 def scene(height: int = 60, width: int = 80, classes: int = 4) -> tuple[np.ndarray, np.ndarray]:
@@ -31,8 +27,8 @@ def scene(height: int = 60, width: int = 80, classes: int = 4) -> tuple[np.ndarr
 def test_image_and_mask_stay_aligned_to_the_pixel() -> None:
     """Every pixel's grey tells its class, but beside an edge, where greys are interpolated."""
     image, mask = scene()
-    settings = {**PLAIN, "scale_range": (0.5, 2.0), "crop_size": (48, 40), "flip": 0.5, "cat_max_ratio": 0.75}
-    transform = TrainTransform(**settings)
+    augmentation = ADE20KAugmentation(photometric_distortion=False)
+    transform = augmentation.build((48, 40), resize=None)
     flips = set()
     for seed in range(40):
         torch.manual_seed(seed)
@@ -52,7 +48,7 @@ def test_image_and_mask_stay_aligned_to_the_pixel() -> None:
 @pytest.mark.parametrize("limits", [None, (100, 40)])
 def test_rescaling_keeps_proportions_within_its_range(limits: tuple[int, int] | None) -> None:
     image, mask = scene()
-    transform = TrainTransform(**{**PLAIN, "limits": limits, "scale_range": (0.5, 2.0)})
+    transform = replace(PLAIN, scale_range=(0.5, 2.0)).build(LARGE, limits)
     heights = []
     for seed in range(200):
         torch.manual_seed(seed)
@@ -71,7 +67,7 @@ def test_crops_avoid_what_is_nearly_one_class() -> None:
     image = mask[..., None].repeat(3, 2)
     dominated = {}
     for ratio in (0.75, 1.0):
-        transform = TrainTransform(**{**PLAIN, "crop_size": (40, 40), "cat_max_ratio": ratio})
+        transform = replace(PLAIN, cat_max_ratio=ratio).build((40, 40), None)
         shares = []
         for seed in range(200):
             torch.manual_seed(seed)
@@ -86,7 +82,7 @@ def test_crops_avoid_what_is_nearly_one_class() -> None:
 @pytest.mark.parametrize("label", [255, 3])
 def test_a_scene_of_one_label_or_none_is_cropped_all_the_same(label: int) -> None:
     mask = np.full((50, 50), label, dtype=np.uint8)
-    transform = TrainTransform(**{**PLAIN, "crop_size": (20, 30), "cat_max_ratio": 0.75})
+    transform = replace(PLAIN, cat_max_ratio=0.75).build((20, 30), None)
     image, labels = transform(np.zeros((50, 50, 3), dtype=np.uint8), mask)
     assert image.shape == (20, 30, 3) and labels.shape == (20, 30)
 
@@ -95,19 +91,19 @@ def test_ignored_pixels_do_not_count_in_a_crops_shares() -> None:
     """99 % ignored; what is labelled is of two classes in equal parts, so any crop with both will do."""
     mask = np.full((20, 20), 255, dtype=np.uint8)
     mask[9, 9:11] = (1, 2)
-    crop = ManySidedCrop((18, 18), 0.75)
+    crop = ClassLimitedCrop((18, 18), 0.75)
     for seed in range(20):
         crop.set_random_seed(seed)
-        place = crop.get_params_dependent_on_data({}, {"mask": mask})["place"]
-        assert {1, 2} <= set(np.unique(mask[place]))
+        region = crop.get_params_dependent_on_data({}, {"mask": mask})["region"]
+        assert {1, 2} <= set(np.unique(mask[region]))
 
 
 def test_transforms_draw_independently_of_each_other() -> None:
-    """Whether an image is mirrored says nothing about whether it is made brighter, or of what size it is."""
+    """Whether an image is flipped says nothing about whether it is made brighter, or of what size it is."""
     image = np.full((40, 40, 3), 100, dtype=np.uint8)
     mask = np.zeros((40, 40), dtype=np.uint8)
     mask[:, :20] = 1
-    transform = TrainTransform(**{**PLAIN, "scale_range": (0.5, 2.0), "flip": 0.5, "photometric": True})
+    transform = ADE20KAugmentation(cat_max_ratio=1.0).build(LARGE, None)
     rows = []
     for seed in range(400):
         torch.manual_seed(seed)
@@ -122,7 +118,7 @@ def test_transforms_draw_independently_of_each_other() -> None:
 def test_distortion_changes_colours_only() -> None:
     image, mask = scene()
     image = (image + np.array([0, 20, 40], dtype=np.uint8)).astype(np.uint8)
-    transform = TrainTransform(**{**PLAIN, "photometric": True})
+    transform = replace(PLAIN, photometric_distortion=True).build(LARGE, None)
     changed = 0
     for seed in range(20):
         torch.manual_seed(seed)
@@ -135,7 +131,7 @@ def test_distortion_changes_colours_only() -> None:
 
 def test_a_seed_of_torch_decides_all() -> None:
     image, mask = scene()
-    transform = TrainTransform((96, 72), (0.5, 2.0), (32, 32), 0.75, 0.5, True)
+    transform = ADE20KAugmentation().build((32, 32), (96, 72))
     torch.manual_seed(3)
     one = [transform(image, mask) for _ in range(3)]
     torch.manual_seed(3)
