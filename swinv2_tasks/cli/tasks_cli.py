@@ -171,7 +171,10 @@ class TasksCLI(LightningCLI):
             default=0,
             help="steps with a non-finite loss or gradient that are left out before the training stops",
         )
+        # What model and data must agree on is stated once.
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+        parser.link_arguments(("model", "data"), "data.init_args.masks", masks_to_read)
+        parser.link_arguments(("model", "data"), "data.init_args.stuff_classes", stuff_classes_to_read)
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would build whatever classes the checkpoint's hyper_parameters name.
@@ -316,6 +319,24 @@ class ReadingCLI(TasksCLI):
     def instantiate_classes(self) -> None: ...
 
     def _run_subcommand(self, subcommand: str) -> None: ...
+
+
+def masks_to_read(model: dict[str, Any], data: dict[str, Any]) -> bool | None:
+    """What ``data.masks`` is for these settings: false where the detector has no mask branch."""
+    stated = _init_args(data).get("masks")
+    return stated and _init_args(_init_args(model).get("detector")).get("masks", stated)
+
+
+def stuff_classes_to_read(model: dict[str, Any], data: dict[str, Any]) -> int | None:
+    """What ``data.stuff_classes`` is for these settings: those of the detector, 0 without a semantic branch."""
+    stated = _init_args(data).get("stuff_classes")
+    detector = _init_args(model).get("detector")
+    return stated if detector is None else _init_args(detector).get("stuff_classes", 0)
+
+
+def _init_args(part: dict[str, Any] | None) -> dict[str, Any]:
+    """The arguments of the class that a config states; none where it states no class."""
+    return (part or {}).get("init_args") or {}
 
 
 def check_strategy(trainer: Any, task: Any) -> None:

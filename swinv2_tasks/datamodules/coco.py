@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from swinv2_tasks.batches import IGNORED
 from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
 from swinv2_tasks.datamodules.classes import abbreviate
 from swinv2_tasks.datamodules.datasets.detection import (
@@ -69,7 +70,8 @@ class CocoDataModule(BaseDataModule):
         test_annotations: Their annotation file, which may lack annotations: testing then only writes the detections.
         train_stuff: Folder of label maps (NAME.png) of the training images' background, in root, for HTC's semantic
             branch: from 0 the classes, 255 where there is none.
-        stuff_classes: How many classes these maps have.
+        stuff_classes: How many classes these maps have, at most 254; with 0 they are not read. The command line takes it
+            from the detector.
         class_names: Names of the classes, for predicting without annotation files.
         source: What to predict: an image, a folder or a glob pattern.
         mean: Normalization, per RGB channel: subtracted from values in [0, 1].
@@ -78,7 +80,8 @@ class CocoDataModule(BaseDataModule):
             keeping their proportions.
         augmentation: Training: what is done to images and their objects: `MultiScaleAugmentation`,
             `ScaleJitterAugmentation` or one of your own.
-        masks: Whether masks are read; with false, boxes are trained on and evaluated alone.
+        masks: Whether masks are read; with false, boxes are trained on and evaluated alone. The command line sets it to
+            false where the detector has no mask branch.
         keep_empty: Training: keep images without objects.
         aspect_ratio_grouping: Training: batches of wide images or of tall ones, which need less padding.
         faulty_samples: What happens on an image that cannot be read: `error` stops, `skip` leaves it out of its batch.
@@ -122,6 +125,7 @@ class CocoDataModule(BaseDataModule):
     ) -> None:
         super().__init__(batch_size, num_workers, mean, std, faulty_samples, faulty_budget)
         check("resize", resize[1], 1, resize[0])
+        check("stuff_classes", stuff_classes, 0, IGNORED - 1)
         if (test_images is None) != (test_annotations is None):
             raise UserError("data.test_images and data.test_annotations belong together: set both, or neither.")
         self.root = root
@@ -158,7 +162,7 @@ class CocoDataModule(BaseDataModule):
 
     @property
     def stuff_labels(self) -> int:
-        """Number of the background's classes in training targets; 0 without `train_stuff`."""
+        """Number of the background's classes in training targets; 0 where their maps are not read."""
         return 0 if self.train_stuff is None else self.stuff_classes
 
     @property
@@ -184,7 +188,7 @@ class CocoDataModule(BaseDataModule):
         target: dict[str, Any] = {"boxes": torch.empty(objects, 4), "labels": torch.empty(objects, dtype=torch.int64)}
         if self.masks:
             target["masks"] = torch.empty(objects, *size, dtype=torch.uint8)
-        if self.train_stuff is not None:
+        if self.stuff_labels:
             target["stuff"] = torch.empty(size, dtype=torch.uint8)
         return {
             "images": [torch.empty(3, *size) for _ in range(batch_size)],
@@ -269,7 +273,7 @@ class CocoDataModule(BaseDataModule):
                 "data.augmentation.copy_paste needs masks: without them nothing says which pixels belong to an object."
             )
         stuff = None
-        if self.train_stuff is not None:
+        if self.train_stuff is not None and self.stuff_classes:
             stuff = Path(str(self.root)).expanduser() / Path(self.train_stuff).expanduser()
             if not stuff.is_dir():
                 raise UserError(f"The folder {stuff} of data.train_stuff does not exist.")

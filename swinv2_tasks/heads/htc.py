@@ -179,7 +179,7 @@ def stuff_loss(logits: Tensor, targets: Sequence[Any], scale: float) -> Tensor:
         if "stuff" not in target:
             raise UserError(
                 "HTC's semantic branch needs maps of the background: set data.train_stuff to their folder, or "
-                "--model.detector.init_args.stuff_classes=0 to do without"
+                "--model.detector.stuff_classes=0 to do without"
             )
         small = target["stuff"][step // 2 :: step, step // 2 :: step]  # the label at the center of each cell
         row[: small.shape[0], : small.shape[1]] = small

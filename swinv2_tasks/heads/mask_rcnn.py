@@ -124,6 +124,9 @@ class DetectionHead(nn.Module):
     training_proposals: int
     """How many times as many proposals are kept in training."""
 
+    stuff_classes: int = 0
+    """Classes of the background that training targets have maps of; 0 without a semantic branch."""
+
     def __init__(
         self, config: DetectorConfig, in_channels: Sequence[int], strides: Sequence[int], num_classes: int
     ) -> None:
@@ -333,8 +336,7 @@ def with_masks(samples: SampledProposals, targets: Sequence[Any]) -> SampledProp
     for labels, matched_indices, target in zip(samples.labels, samples.matched_indices, targets, strict=True):
         if "masks" not in target:
             raise UserError(
-                "the data has no masks: train boxes alone with --model.detector.init_args.masks=false, or annotate "
-                "segmentations"
+                "the data has no masks: train boxes alone with --model.detector.masks=false, or annotate segmentations"
             )
         has_mask = target["masks"].flatten(1).any(1).bool()
         selections.append((labels > 0) & has_mask[matched_indices] if len(has_mask) else labels > 0)

@@ -123,14 +123,18 @@ class DetectionTask(BaseTask):
             if self.head.has_masks and data.has_masks is False:
                 raise UserError(
                     "the data has no masks, or data.masks=false leaves them out: train boxes alone with "
-                    "--model.detector.init_args.masks=false"
+                    "--model.detector.masks=false, in Python MaskRCNNConfig(masks=False)"
                 )
-            wanted, given = getattr(self.head, "stuff_classes", 0), data.stuff_labels
-            if wanted and given is not None and given != wanted:
+            if data.has_masks and not self.head.has_masks:
                 raise UserError(
-                    f"the detector's semantic branch has stuff_classes={wanted}; the data has maps of {given} such "
-                    "classes: name a folder of maps with data.train_stuff and their number of classes with "
-                    "data.stuff_classes, or set the detector's to 0"
+                    "the data has masks, which this detector does not learn: leave them out with "
+                    "CocoDataModule(masks=False), as the command line does by itself"
+                )
+            if data.stuff_labels is not None and data.stuff_labels != self.head.stuff_classes:
+                raise UserError(
+                    f"the detector's semantic branch has stuff_classes={self.head.stuff_classes}, the data has maps of "
+                    f"{data.stuff_labels} such classes: name a folder of maps with data.train_stuff, and set the "
+                    "detector's stuff_classes to their number, or to 0 to do without; in Python, the datamodule's, too"
                 )
             if self.trainer.world_size > 1:
                 synchronize(self.head, self.trainer.strategy.root_device)

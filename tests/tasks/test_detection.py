@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from pycocotools import mask as coco_masks
 from torch.utils.data import DataLoader
@@ -192,11 +193,16 @@ DETECTORS: dict[str, dict[str, Any]] = {
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in ("mask_rcnn", "htc") else name for name in DETECTORS]
 )
 def test_each_detector_trains_evaluates_and_predicts(name: str, objects: Path, tmp_path: Path) -> None:
-    data = {"train_stuff": "stuff", "stuff_classes": 2} if name == "htc_stuff" else {}
+    data = {"train_stuff": "stuff"}
     model = {"detector": DETECTORS[name], "inference": {"nms": "soft_gaussian", "score_threshold": 0.01}}
     folder = fit(tmp_path, objects, model={"init_args": model}, data={"init_args": data})
     losses = [row["train/loss"] for row in metrics(folder) if "train/loss" in row]
     assert len(losses) == 4 and losses[-1] < losses[0]
+    # The detector's settings are the data's.
+    used = torch.load(last(folder), weights_only=True)["swinv2_tasks"]["data"]["init_args"]
+    assert (used["masks"], used["stuff_classes"]) == (name != "boxes", 2 * (name == "htc_stuff"))
+    stated = yaml.safe_load((folder / "config.yaml").read_text())["data"]["init_args"]
+    assert not stated.keys() & {"masks", "stuff_classes"}
     _, found = validate(last(folder), tmp_path)
     assert ("val/mask_ap" in found) == (name != "boxes")
     results = predict(last(folder), objects / "val2017", tmp_path)
@@ -211,8 +217,8 @@ def test_a_dataset_of_boxes_alone(tmp_path: Path, capsys: pytest.CaptureFixture[
     data = write_objects(tmp_path / "plain", masks=False)
     config = write_config(tmp_path / "objects.yaml", data)
     assert main(["fit", f"--config={config}", f"--runs={tmp_path / 'runs'}"]) == 1
-    assert "--model.detector.init_args.masks=false" in capsys.readouterr().err
-    folder = fit(tmp_path, data, "--model.detector.init_args.masks=false")
+    assert "--model.detector.masks=false" in capsys.readouterr().err
+    folder = fit(tmp_path, data, "--model.detector.masks=false")
     assert "val/box_ap" in {name for row in metrics(folder) for name in row}
     assert not any("mask" in name for row in metrics(folder) for name in row)
 
@@ -268,6 +274,26 @@ def test_a_task_trains_without_the_command_line(objects: Path, tmp_path: Path) -
     new_trainer(tmp_path).fit(task, CocoDataModule(str(objects), **DATA))
     assert any(not torch.equal(value, before[name]) for name, value in task.state_dict().items())
     assert task.class_ids == list(CATEGORIES) and task.input_size is not None and task.input_size[0] % 32 == 0
+
+
+@pytest.mark.parametrize(
+    ("detector", "data", "message"),
+    [
+        ({"masks": False}, {}, r"the data has masks, .* CocoDataModule\(masks=False\)"),
+        ({}, {"masks": False}, r"data.masks=false leaves them out: .* MaskRCNNConfig\(masks=False\)"),
+        ({}, {"train_stuff": "stuff", "stuff_classes": 2}, "has stuff_classes=0, the data has maps of 2"),
+        ({"stuff_classes": 3}, {"train_stuff": "stuff", "stuff_classes": 2}, "has stuff_classes=3, the data has .* 2"),
+        ({"stuff_classes": 2}, {}, "has stuff_classes=2, the data has maps of 0"),
+    ],
+    ids=str,
+)
+def test_a_detector_that_does_not_match_the_data_is_refused(
+    detector: dict[str, Any], data: dict[str, Any], message: str, objects: Path, tmp_path: Path
+) -> None:
+    """Without the command line, which takes the data's settings from the detector."""
+    task = new_detector(HTCConfig(**DETECTOR, **detector))
+    with pytest.raises(UserError, match=message):
+        new_trainer(tmp_path).fit(task, CocoDataModule(str(objects), **DATA, **data))
 
 
 def loader_of(batches: list[Any]) -> DataLoader:
@@ -421,7 +447,7 @@ def test_predictions_of_two_processes_are_one_file(finder: Path, objects: Path, 
 @pytest.mark.parametrize("name", ["mask_rcnn", "cascade", "htc_stuff"])
 def test_weights_in_bfloat16_are_trained(name: str, objects: Path, tmp_path: Path) -> None:
     """RoIAlign takes features and boxes of one type only."""
-    stuff = {"data": {"init_args": {"train_stuff": "stuff", "stuff_classes": 2}}} if name == "htc_stuff" else {}
+    stuff = {"data": {"init_args": {"train_stuff": "stuff"}}} if name == "htc_stuff" else {}
     model = {"init_args": {"detector": DETECTORS[name]}}
     short = ["--trainer.precision=bf16-true", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
     folder = fit(tmp_path, objects, *short, model=model, **stuff)
