@@ -5,6 +5,7 @@ RGB, scaled to [0, 1] and then normalized with the datamodule's `mean` and `std`
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NotRequired, TypedDict
 
 from torch import Tensor
@@ -19,6 +20,7 @@ __all__ = [
     "DetectionPredictBatch",
     "DetectionTarget",
     "PredictBatch",
+    "SampleCounts",
     "SegmentationBatch",
     "SegmentationPredictBatch",
     "SimMIMBatch",
@@ -178,6 +180,23 @@ class VideoBatch(VideoPredictBatch):
     """(B,) int64 class indices in [0, classes)."""
 
 
+@dataclass(frozen=True)
+class SampleCounts:
+    """How many samples were read for an evaluation, in one process or in all of them."""
+
+    number: int = 0
+    """Of samples, those that could not be read included."""
+
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Those that could not be read, by name, and why."""
+
+    samples_per_file: int = 1
+    """As how many samples each file is read: views of a video, say."""
+
+    def __add__(self, other: "SampleCounts") -> "SampleCounts":
+        return replace(self, number=self.number + other.number, left_out={**self.left_out, **other.left_out})
+
+
 class TaskData:
     """What a datamodule may offer beyond its batches: classes, names of samples, counts. As it stands here, nothing.
 
@@ -185,14 +204,20 @@ class TaskData:
     the length of the schedule then comes from the trainer's own counts, classes are called by their indices, and a
     resumed training relies on the loader for where it stands within an epoch.
 
+    This is a base class, no `typing.Protocol`: a datamodule offers any part of it, the rest is said here; and
+    `isinstance` would read all properties of a protocol, some of which look into the dataset.
+
     Attributes:
         batch_size: samples per batch and process.
         published_classes: number of classes of the dataset that the recipes were published for, which is assumed where
             there is no dataset to ask.
+        size_setting: name of the argument that says at which size images are evaluated: a side, or several of which the
+            shortest counts; at another size their proportions stay.
     """
 
     batch_size: int | None = None
     published_classes: int = 1000
+    size_setting: str | None = None
 
     @property
     def class_ids(self) -> Sequence[Any] | None:
@@ -246,6 +271,13 @@ class TaskData:
         """Samples that were left out so far, and why."""
         return {}
 
+    def evaluated_samples(self, split: str) -> SampleCounts | None:
+        """What this process has read for the latest evaluation of a split: ``val``, ``test`` or ``predict``.
+
+        None where no sample can be left out, as the first one that cannot be read stops the run.
+        """
+        return None
+
     @property
     def has_masks(self) -> bool | None:
         """Whether training targets of detection have masks."""
@@ -267,7 +299,7 @@ class TaskData:
 
 
 def task_data(trainer: Any) -> TaskData:
-    """What the datamodule of a trainer offers; nothing where there is none, or one that offers nothing."""
+    """What the datamodule of a trainer, or of a command line, offers; nothing where there is none that does."""
     data = getattr(trainer, "datamodule", None)
     return data if isinstance(data, TaskData) else TaskData()
 

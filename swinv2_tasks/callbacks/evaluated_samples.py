@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
+import math
+import operator
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from swinv2_tasks.datamodules.base import BaseDataModule
+from swinv2_tasks.batches import SampleCounts, task_data
 from swinv2_tasks.datamodules.classes import abbreviate
-from swinv2_tasks.datamodules.loader import ReadSamples
 from swinv2_tasks.files import replace_file
 
 log = logging.getLogger("swinv2_tasks")
@@ -30,7 +32,7 @@ class EvaluatedSamples(Callback):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -39,36 +41,36 @@ class EvaluatedSamples(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._report(trainer, "test")
 
-    def _report(self, trainer: Any, kind: str) -> None:
-        data = trainer.datamodule
-        if not isinstance(data, BaseDataModule) or data.faults.policy == "error":
+    def _report(self, trainer: Any, split: str) -> None:
+        counts = task_data(trainer).evaluated_samples(split)
+        if counts is None:
             return
-        read = of_all_processes(data.read_samples(kind))
+        counts = sum_over_processes(counts)
         if not trainer.is_global_zero:
             return
-        # Several samples may be parts of one video.
-        parts = getattr(getattr(data, f"{kind}_dataset"), "parts", 1)
-        number = -(-read.number // parts)
-        scored = number - len(read.left_out)
-        content = {"scored": scored, "of": number, "left_out": read.left_out}
+
+        number = math.ceil(counts.number / counts.samples_per_file)
+        scored = number - len(counts.left_out)
+        content = {"scored": scored, "of": number, "left_out": dict(counts.left_out)}
         text = json.dumps(content, indent=2) + "\n"
-        replace_file(self.folder / f"{kind}_samples.json", lambda file: file.write_text(text))
-        if read.left_out and (trainer.state.fn != "fit" or set(read.left_out) != self._told):
-            self._told = set(read.left_out)
+        replace_file(self.folder / f"{split}_samples.json", lambda file: file.write_text(text))
+
+        if counts.left_out and (trainer.state.fn != "fit" or set(counts.left_out) != self._reported):
+            self._reported = set(counts.left_out)
             log.warning(
                 "%s: the scores are of %d of %d samples; left out%s, since they could not be read: %s",
-                kind,
+                split,
                 scored,
                 number,
-                "" if parts == 1 else " in whole or in part",
-                abbreviate(list(read.left_out), 20),
+                "" if counts.samples_per_file == 1 else " in whole or in part",
+                abbreviate(list(counts.left_out), 20),
             )
 
 
-def of_all_processes(read: ReadSamples) -> ReadSamples:
+def sum_over_processes(counts: SampleCounts) -> SampleCounts:
     """What all processes have read together; to be called by all of them."""
     if not torch.distributed.is_initialized():
-        return read
-    shares: list[ReadSamples] = [ReadSamples()] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(shares, read)
-    return sum(shares, ReadSamples())
+        return counts
+    shares: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(shares, counts)
+    return functools.reduce(operator.add, shares)

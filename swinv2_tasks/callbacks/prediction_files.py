@@ -28,6 +28,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from PIL import Image
 from torch import Tensor
 
+from swinv2_tasks.batches import task_data
 from swinv2_tasks.callbacks.output_names import OutputNames
 from swinv2_tasks.callbacks.prediction_journal import Journal, Record, append_line, cannot_write, is_about_the_name
 from swinv2_tasks.datamodules.loader import BatchLoader, Fault, FileOrder
@@ -171,13 +172,14 @@ class Predictions(Callback):
 
     def _all_settings(self, loader: BatchLoader) -> dict[str, Any]:
         task, data = self._task, self._trainer.datamodule
-        arguments = {name: value for name, value in getattr(data, "init_args", {}).items() if name not in _LOADING}
+        record = task_data(self._trainer).record or {"class": type(data).__name__, "init_args": {}}
+        arguments = {name: value for name, value in record["init_args"].items() if name not in _LOADING}
         return {
             "weights": checksum_of_weights(task),
             "model": {"class": type(task).__name__, **getattr(task, "init_args", {}), "weights": None},
             "backbone": getattr(getattr(task, "backbone", None), "config", None),
             "classes": [getattr(task, "class_ids", None), getattr(task, "class_names", None)],
-            "data": {"class": type(data).__name__, **arguments},
+            "data": {"class": record["class"], **arguments},
             "trainer": {"precision": str(self._trainer.precision)},
             "batches": [loader.batch_size, self._order.parts],
             "results": {"class": type(self).__name__, **self.settings()},

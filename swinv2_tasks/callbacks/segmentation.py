@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from swinv2_tasks.batches import task_data
 from swinv2_tasks.callbacks.prediction_files import Predictions, Result
 from swinv2_tasks.callbacks.prediction_journal import Record
 from swinv2_tasks.datamodules.classes import abbreviate
@@ -49,8 +50,7 @@ class SegmentationPredictions(Predictions):
 
     def _class_ids(self, trainer: Any, task: Any) -> list[int] | list[str]:
         """What label maps hold for each class: as they did in training, or as the data's settings say."""
-        data = getattr(trainer, "datamodule", None)
-        stated = getattr(data, "class_ids", None) if task.class_ids is None else None
+        stated: Any = task_data(trainer).class_ids if task.class_ids is None else None
         return stated if stated is not None and len(stated) == task.num_classes else class_ids(task)
 
     def settings(self) -> dict[str, Any]:

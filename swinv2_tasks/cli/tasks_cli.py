@@ -29,6 +29,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.multiprocessing import ProcessRaisedException
 
 from swinv2_tasks.backbone.swin_v2 import blocks_on_meta_device
+from swinv2_tasks.batches import task_data
 from swinv2_tasks.callbacks import (
     EvaluatedSamples,
     LastValidation,
@@ -115,10 +116,9 @@ class TasksCLI(LightningCLI):
                 raise cause from error
             raise
 
-    def _worker_death(self, error: Exception) -> UserError | None:
-        """torch tells of a dead loading process wherever the main process happens to be."""
-        data: Any = getattr(self, "datamodule", None)
-        return data.worker_death(error) if isinstance(error, RuntimeError) and hasattr(data, "worker_death") else None
+    def _worker_death(self, error: Exception) -> Exception | None:
+        """torch reports a dead DataLoader worker wherever the main process happens to be."""
+        return task_data(self).worker_death(error) if isinstance(error, RuntimeError) else None
 
     def _other_process(self, error: Exception) -> UserError | None:
         """What to say when this process only failed since one that it has started is gone."""

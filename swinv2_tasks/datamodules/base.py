@@ -1,6 +1,7 @@
 """What the datamodules of all tasks share: loaders, normalization and the statement of classes."""
 
 from collections.abc import Callable, Sized
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -8,8 +9,8 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import Dataset, default_collate
 
-from swinv2_tasks.batches import TaskData
-from swinv2_tasks.datamodules.loader import BatchLoader, BatchOrder, FaultPolicy, FileOrder, ReadSamples
+from swinv2_tasks.batches import SampleCounts, TaskData
+from swinv2_tasks.datamodules.loader import BatchLoader, BatchOrder, FaultPolicy, FileOrder
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.hyperparameters import Recorded
 
@@ -47,8 +48,6 @@ class BaseDataModule(Recorded, LightningDataModule, TaskData):
     test_dataset: Dataset | None = None
     predict_dataset: Dataset | None = None
     size_setting = "image_size"
-    """The argument that says at which size images are evaluated: a side, or several of which the shortest counts; at
-    another size their proportions stay."""
     eval_batch_size: int | None = None
     """Samples per batch and process in evaluation and prediction; None: as many as in training."""
     train_groups: list[int] | None = None
@@ -163,7 +162,7 @@ class BaseDataModule(Recorded, LightningDataModule, TaskData):
         dataset: Any = _made(self.predict_dataset)
         rank, world_size = self._rank_and_world_size()
         batch_size = self.eval_batch_size or self.batch_size
-        parts = getattr(dataset, "parts", 1)
+        parts = _samples_per_file(dataset)
         order = FileOrder(len(dataset) // parts, parts, batch_size, rank, world_size, self.seed)
         self._loaders["predict"] = BatchLoader(dataset, order, self.collate, self.num_workers, self.predict_faults)
         return self._loaders["predict"]
@@ -181,13 +180,11 @@ class BaseDataModule(Recorded, LightningDataModule, TaskData):
         """Names of the samples in one of the running epoch's training batches of this process, from 0."""
         return self._loaders["train"].sample_ids(batch)
 
-    def read_samples(self, kind: str) -> ReadSamples:
-        """How many samples this process has read for the latest evaluation, and which could not be read.
-
-        Args:
-            kind: `val`, `test` or `predict`.
-        """
-        return self._loaders[kind].read if kind in self._loaders else ReadSamples()
+    def evaluated_samples(self, split: str) -> SampleCounts | None:
+        if self.faults.policy == "error":
+            return None
+        counts = self._loaders[split].counts if split in self._loaders else SampleCounts()
+        return replace(counts, samples_per_file=_samples_per_file(getattr(self, f"{split}_dataset")))
 
     def _loader(self, kind: str, dataset: Dataset | None, collate: Callable[[list[Any]], Any]) -> BatchLoader:
         trainer: Any = self.trainer
@@ -206,6 +203,11 @@ class BaseDataModule(Recorded, LightningDataModule, TaskData):
     def _rank_and_world_size(self) -> tuple[int, int]:
         trainer: Any = self.trainer
         return (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+
+
+def _samples_per_file(dataset: Any) -> int:
+    """As how many samples a dataset reads each file; one, where it says nothing else by `parts`."""
+    return getattr(dataset, "parts", 1)
 
 
 def _made(dataset: Dataset | None) -> Dataset:

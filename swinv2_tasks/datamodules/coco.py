@@ -70,8 +70,8 @@ class CocoDataModule(BaseDataModule):
         test_annotations: Their annotation file, which may lack annotations: testing then only writes the detections.
         train_stuff: Folder of label maps (NAME.png) of the training images' background, in root, for HTC's semantic
             branch: from 0 the classes, 255 where there is none.
-        stuff_classes: How many classes these maps have, at most 254; with 0 they are not read. The command line takes it
-            from the detector.
+        stuff_classes: How many classes these maps have, at most 254; with 0 they are not read. The command line takes
+            it from the detector.
         class_names: Names of the classes, for predicting without annotation files.
         source: What to predict: an image, a folder or a glob pattern.
         mean: Normalization, per RGB channel: subtracted from values in [0, 1].

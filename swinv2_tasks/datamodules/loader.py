@@ -12,7 +12,6 @@ import signal
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence, Sized
-from dataclasses import dataclass, field
 from multiprocessing.util import Finalize
 from typing import Any, NamedTuple, cast
 
@@ -22,6 +21,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
+from swinv2_tasks.batches import SampleCounts
 from swinv2_tasks.errors import UserError, printable
 from swinv2_tasks.seeding import derive_seed, seed_generators
 
@@ -215,19 +215,6 @@ class Fault(NamedTuple):
     """Where it happened; empty for a mistake in the data, whose message says all."""
 
 
-@dataclass
-class ReadSamples:
-    """How far an iteration over samples has got, in one process or in all of them."""
-
-    number: int = 0
-    """Of samples, those that could not be read included."""
-    left_out: dict[str, str] = field(default_factory=dict)
-    """Those that could not be read, by name, and why."""
-
-    def __add__(self, other: "ReadSamples") -> "ReadSamples":
-        return ReadSamples(self.number + other.number, self.left_out | other.left_out)
-
-
 class FaultPolicy:
     """What happens on samples that cannot be read: `error` stops, `skip` leaves them out up to a budget.
 
@@ -320,8 +307,8 @@ class BatchLoader:
         self.collate = collate
         self.num_workers = num_workers
         self.faults = faults
-        self.read = ReadSamples()
-        """In the latest iteration."""
+        self.counts = SampleCounts()
+        """Of the latest iteration."""
         self._place = (0, 0)
         self._resumed: tuple[int, int] | None = None
         self._plans = _Plans(order)
@@ -352,11 +339,11 @@ class BatchLoader:
         self._resumed = None
         self._plans.first = first
         self._place = (epoch, first)
-        self.read = ReadSamples()
+        self.counts = SampleCounts()
         try:
             for batch, number, faults in self._loader:
                 self.faults.meet(faults)
-                self.read += ReadSamples(number, {fault.sample: fault.reason for fault in faults})
+                self.counts += SampleCounts(number, {fault.sample: fault.reason for fault in faults})
                 self._place = (epoch, self._place[1] + 1)
                 if batch is not None:
                     yield batch

@@ -21,6 +21,7 @@ from rich.progress import Progress, TaskID, TimeElapsedColumn
 from rich.table import Table
 
 from swinv2_tasks.backbone.swin_v2 import expand_window
+from swinv2_tasks.batches import TaskData
 from swinv2_tasks.cli.tasks_cli import ReadingCLI, run_as
 from swinv2_tasks.commands.progress import in_words
 from swinv2_tasks.commands.sweep.validation_process import Failed, Measured, validate_apart
@@ -259,7 +260,8 @@ class Swept:
             raise UserError(
                 f"a size of {setting.size} pixels is less than a patch of the model, which has {max(patch)}"
             )
-        name = getattr(resolve_name(data["class_path"]), "size_setting", None)
+        datamodule = resolve_name(data["class_path"])
+        name = datamodule.size_setting if issubclass(datamodule, TaskData) else None
         if name is None or name not in data["init_args"]:
             raise UserError(
                 f"{data['class_path']} does not say by `size_setting` which of its arguments is the size of the images"

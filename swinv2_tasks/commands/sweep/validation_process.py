@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from swinv2_tasks.batches import task_data
 from swinv2_tasks.child_processes import follow_parent, without_working_folder
 from swinv2_tasks.cli.tasks_cli import TasksCLI, run_as
 from swinv2_tasks.errors import UserError, find_user_error, strip_traceback
@@ -138,7 +139,8 @@ def validate(arguments: Sequence[str], progress: Progress) -> Measured:
     """
     stopwatch = Stopwatch(progress)
     cli = run_as(partial(_TimedCLI, stopwatch=stopwatch), "validate", arguments)
-    left_out = cli.datamodule.read_samples("val").left_out
+    counts = task_data(cli.trainer).evaluated_samples("val")
+    left_out = {} if counts is None else counts.left_out
     if not stopwatch.samples and left_out:
         reason = next(iter(left_out.values()))
         raise UserError(f"none of {len(left_out)} samples could be read. The first one: {reason}")
