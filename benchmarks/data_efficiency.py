@@ -7,7 +7,7 @@ training images, without their labels. Then classifiers are trained on a share o
 these weights and from scratch, with the same settings, images and number of steps. Which images a share holds depends
 on the seed. Written are runs.csv, a row per classifier with its top-1 after the last epoch, a table
 (data_efficiency.md) and a figure (data_efficiency.png). What has a row is not run again. The paper's own claim, of 40
-times less labelled data for a model of 3 billion parameters, is of another order: this shows whether the parts work
+times less labeled data for a model of 3 billion parameters, is of another order: this shows whether the parts work
 together and in which direction it goes.
 """
 
@@ -53,7 +53,7 @@ def study(data: Path, output: Path, seeds: int, shares: list[float], pretrain_ep
         weights = pretrain(data, output, seed, pretrain_epochs) if any(start == "SimMIM" for start, _ in wanted) else ""
         for start, share in wanted:
             began = time.perf_counter()
-            root, images = labelled_share(data, output / f"labels_{share:g}_{seed}", share, seed)
+            root, images = labeled_share(data, output / f"labels_{share:g}_{seed}", share, seed)
             top1 = train(root, output, seed, images, steps, weights if start == "SimMIM" else None)
             add_row(table, [start, share, seed, images, f"{top1:.4f}", f"{time.perf_counter() - began:.0f}"])
             print(f"{start}, {share:.0%} of the labels, seed {seed}: top-1 {top1:.3f}", flush=True)
@@ -79,7 +79,7 @@ def pretrain(data: Path, output: Path, seed: int, epochs: int) -> str:
     return str(done.folder / "weights.safetensors")
 
 
-def labelled_share(data: Path, root: Path, share: float, seed: int) -> tuple[Path, int]:
+def labeled_share(data: Path, root: Path, share: float, seed: int) -> tuple[Path, int]:
     """A folder of links to a share of each class's training images, at least one, and to all validation images."""
     draw = np.random.default_rng(seed)
     images = 0
@@ -156,10 +156,10 @@ def draw(rows: list[dict[str, str]], picture: Path) -> None:
     shares = sorted({share for share, _ in found})
     figure = Figure(figsize=(5, 3.6), layout="constrained")
     axes = figure.subplots()
-    for k, (start, colour) in enumerate(zip(STARTS, ("tab:grey", "tab:blue"), strict=True)):
+    for k, (start, color) in enumerate(zip(STARTS, ("tab:gray", "tab:blue"), strict=True)):
         places = [n + (k - 0.5) * 0.36 for n in range(len(shares))]
         means = [statistics.mean(found[share, start]) for share in shares]
-        axes.bar(places, means, 0.34, color=colour, alpha=0.6, label=start)
+        axes.bar(places, means, 0.34, color=color, alpha=0.6, label=start)
         for place, share in zip(places, shares, strict=True):
             axes.plot([place] * len(found[share, start]), found[share, start], "k.", markersize=5)
     axes.set_xticks(range(len(shares)), [f"{share:.0%} of the labels" for share in shares])

@@ -96,15 +96,15 @@ def read_journal(folder: Path) -> list[Entry]:
 
 
 def write_images(root: Path, classes: int, train: int, val: int, size: int) -> None:
-    """Noisy squares, a colour for each class, in ImageNet's layout; ``train`` and ``val`` are images per class."""
+    """Noisy squares, a color for each class, in ImageNet's layout; ``train`` and ``val`` are images per class."""
     rng = np.random.default_rng(0)
-    colours = rng.integers(40, 216, (classes, 3))
+    colors = rng.integers(40, 216, (classes, 3))
     for split, number in (("train", train), ("val", val)):
         for label in range(classes):
             folder = root / split / f"n{label:02}"
             folder.mkdir(parents=True)
             for index in range(number):
-                pixels = colours[label] + rng.normal(0, 40, (size, size, 3))
+                pixels = colors[label] + rng.normal(0, 40, (size, size, 3))
                 Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{index}.jpg", quality=90)
 
 

@@ -3,8 +3,8 @@
     python -m benchmarks.simmim [--rounds 5] [--size 192] [--window 12] [--variant tiny|base] [--batch-size 8]
 
 * training: forward, loss, backward and a step of AdamW, on the same images and masks. Both predict plain pixels, since
-  transformers knows no normalised targets.
-* parts: what share of such a step goes to drawing the batch's masks and to normalising its targets. Target: 3 %.
+  transformers knows no normalized targets.
+* parts: what share of such a step goes to drawing the batch's masks and to normalizing its targets. Target: 3 %.
 
 Timed calls alternate, so that a machine whose speed drifts is fair to both; printed are medians, and the median of the
 rounds' ratios (theirs to ours). Target: at least 1.1×.
@@ -90,7 +90,7 @@ def draw_masks(settings: argparse.Namespace) -> Tensor:
 
 
 def parts(settings: argparse.Namespace) -> dict[str, float]:
-    """Median seconds of drawing a batch's masks, and of normalising its targets."""
+    """Median seconds of drawing a batch's masks, and of normalizing its targets."""
     task = SimMIMTask(FACTORIES[settings.variant](window_size=settings.window), norm_target_patch_size=WINDOW)
     images, _ = batch(settings)
     return {

@@ -56,7 +56,7 @@ from swinv2_tasks.training.guard import SpikeDetector
 from swinv2_tasks.training.optim import NO_WEIGHT_DECAY, parameter_groups
 
 PRE_NORM, RES_POST_NORM, COSINE = KINDS = ("pre-norm", "res-post-norm", "res-post-norm + cosine")
-COLOURS = dict(zip(KINDS, ("tab:red", "tab:orange", "tab:blue"), strict=True))
+COLORS = dict(zip(KINDS, ("tab:red", "tab:orange", "tab:blue"), strict=True))
 STYLES = ("-", "--", ":", "-.")
 LAST_STEPS = 20
 """Steps at the end whose mean loss is the final loss."""
@@ -84,7 +84,7 @@ class DotProductAttention(WindowAttention):
 
 
 class PreNormBlock(nn.Module):
-    """A block whose branches are normalised on their way in, and join the main branch as they come out."""
+    """A block whose branches are normalized on their way in, and join the main branch as they come out."""
 
     def __init__(self, block: SwinBlock) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ def plan(settings: argparse.Namespace) -> list[Run]:
 
 
 Images = dict[str, tuple[Tensor, Tensor]]
-"""For train and val the images (n, 3, H, W), normalised, and their labels (n,)."""
+"""For train and val the images (n, 3, H, W), normalized, and their labels (n,)."""
 
 
 def read_images(root: str, size: int) -> Images:
@@ -350,16 +350,16 @@ def draw(results: Results, picture: Path) -> None:
     figure = Figure(figsize=(3.2 * len(sizes), 6), layout="constrained")
     above, below = figure.subplots(2, len(sizes), squeeze=False, sharey="row")
     for size, upper, lower in zip(sizes, above, below, strict=True):
-        for kind, colour in COLOURS.items():
+        for kind, color in COLORS.items():
             runs = [chosen(results, size, kind, lr) for lr in rates]
             for seeds, style in zip(runs, itertools.cycle(STYLES), strict=False):
                 means = [statistics.mean(values) for values in zip(*(r["trained"] for r in seeds), strict=True)]
-                upper.plot(range(1, len(means) + 1), means, style, color=colour)
+                upper.plot(range(1, len(means) + 1), means, style, color=color)
             losses = [[r["final_loss"] for r in seeds] for seeds in runs]
             means = [statistics.mean(values) for values in losses]
             down = [mean - min(values) for mean, values in zip(means, losses, strict=True)]
             up = [max(values) - mean for mean, values in zip(means, losses, strict=True)]
-            lower.errorbar(rates, means, (down, up), color=colour, marker="o", capsize=3, label=kind)
+            lower.errorbar(rates, means, (down, up), color=color, marker="o", capsize=3, label=kind)
         upper.set(title=size_name(size), xlabel="block", yscale="log")
         upper.xaxis.get_major_locator().set_params(integer=True)
         lower.set(xlabel="learning rate", xscale="log")

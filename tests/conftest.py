@@ -18,7 +18,7 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset of coloured squares, laid out like ImageNet; not to be changed."""
+    """A dataset of colored squares, laid out like ImageNet; not to be changed."""
     from tests.helpers.tiny import write_images
 
     return write_images(tmp_path_factory.mktemp("images"))
@@ -26,7 +26,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that learned the coloured squares by the command line; not to be changed."""
+    """The folder of a run that learned the colored squares by the command line; not to be changed."""
     from swinv2_tasks.cli.main import main
     from tests.helpers.tiny import write_config
 

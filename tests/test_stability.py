@@ -46,8 +46,8 @@ def mlp(weights: dict[str, Tensor], x: Tensor) -> Tensor:
 
 
 def norm(weights: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
-    centred = x - x.mean(1, keepdim=True)
-    unit = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt()
+    centered = x - x.mean(1, keepdim=True)
+    unit = centered / (centered.square().mean(1, keepdim=True) + 1e-5).sqrt()
     return unit * weights[f"{name}.weight"] + weights[f"{name}.bias"]
 
 

@@ -187,7 +187,7 @@ class _Reorder(torch.autograd.Function):
 def attention_mask(grid: WindowGrid, device: torch.device) -> Tensor:
     """Which token may attend to which, (W, N, N) bool, True where allowed.
 
-    Tokens meet when they were neighbours before the shift and are both real. Padded tokens only meet each other,
+    Tokens meet when they were neighbors before the shift and are both real. Padded tokens only meet each other,
     so that no row of a softmax is empty.
     """
     axes = len(grid.size)

@@ -205,7 +205,7 @@ def draw_detections(image: Image.Image, results: Sequence[Mapping[str, Any]], na
         results: detections as of ``as_results``.
         names: of the categories, by id.
     """
-    palette = {category: bright_colour(place) for place, category in enumerate(names)}
+    palette = {category: bright_color(place) for place, category in enumerate(names)}
     pixels = np.asarray(image).astype(np.float32)
     ordered = sorted(results, key=lambda result: result["score"])
     for result in ordered:
@@ -218,21 +218,21 @@ def draw_detections(image: Image.Image, results: Sequence[Mapping[str, Any]], na
     size = max(10, min(32, min(picture.size) // 28))
     font = ImageFont.load_default(size)
     for result in ordered:
-        colour = palette[result["category_id"]]
+        color = palette[result["category_id"]]
         x, y, width, height = (up * side for side in result["bbox"])
-        draw.rectangle((x, y, x + width, y + height), outline=colour, width=max(1, size // 8))
+        draw.rectangle((x, y, x + width, y + height), outline=color, width=max(1, size // 8))
         text = f"{names[result['category_id']]} {result['score']:.0%}"
         right, bottom = draw.textbbox((0, 0), text, font=font)[2:]
         # Above the box, or within it at the top of the image; and not beyond the image's right edge.
         x, y = max(0, min(x, picture.width - right)), y - bottom - 1 if y > bottom else y + 1
-        draw.rectangle((x, y, x + right, y + bottom), fill=colour)
-        dark = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] < 128
+        draw.rectangle((x, y, x + right, y + bottom), fill=color)
+        dark = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] < 128
         draw.text((x, y), text, fill="white" if dark else "black", font=font)
     return picture
 
 
-def bright_colour(place: int) -> tuple[int, int, int]:
-    """RGB of a class by its place: neighbours in the list are far apart on the colour circle."""
+def bright_color(place: int) -> tuple[int, int, int]:
+    """RGB of a class by its place: neighbors in the list are far apart on the color circle."""
     hue = place * 0.618034 % 1
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.85 if place // 8 % 2 == 0 else 0.5, 1.0)
     return round(255 * red), round(255 * green), round(255 * blue)

@@ -153,7 +153,7 @@ def write_scores(
 
 
 def class_table(scores: SegmentationScores, names: Sequence[str], ids: Sequence[int] | Sequence[str]) -> Table:
-    """The scores of the classes that are labelled or predicted anywhere, and their means."""
+    """The scores of the classes that are labeled or predicted anywhere, and their means."""
     table = Table(title=f"mIoU {scores.miou:.4f}", show_footer=True)
     share = scores.pixels / max(1, int(scores.pixels.sum()))
     table.add_column("id", "", justify="right")
@@ -171,7 +171,7 @@ def class_table(scores: SegmentationScores, names: Sequence[str], ids: Sequence[
 def draw_overlay(
     image: Image.Image, labels: np.ndarray, names: Sequence[str], palette: Sequence[tuple[int, int, int]]
 ) -> Image.Image:
-    """An image under its classes' colours, with dark lines between classes, and a legend at the right.
+    """An image under its classes' colors, with dark lines between classes, and a legend at the right.
 
     Args:
         image: RGB of H × W pixels.

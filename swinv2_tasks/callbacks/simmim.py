@@ -1,4 +1,4 @@
-"""Pictures of masked image modelling: images, what the model sees of them, and how it fills them in."""
+"""Pictures of masked image modeling: images, what the model sees of them, and how it fills them in."""
 
 from __future__ import annotations
 
@@ -88,12 +88,12 @@ def row_of_three(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
 ) -> np.ndarray:
-    """An image, the image with grey patches where it is masked, and the reconstruction, side by side.
+    """An image, the image with gray patches where it is masked, and the reconstruction, side by side.
 
     Args:
-        image: (3, H, W), normalised.
+        image: (3, H, W), normalized.
         mask: bool (h, w).
-        reconstruction: (3, H, W), normalised.
+        reconstruction: (3, H, W), normalized.
         mean: what was subtracted from RGB in [0, 1] …
         std: … and what divided the difference.
 
@@ -101,7 +101,7 @@ def row_of_three(
         uint8 (H + 4, 3·(W + 4), 3), with a white margin.
     """
     hidden = enlarge_mask(mask[None], image.shape[1:])[0]
-    seen = torch.where(hidden, 0.0, image.float())  # the mean colour
+    seen = torch.where(hidden, 0.0, image.float())  # the mean color
     three = torch.stack([image.float(), seen, reconstruction.float()]).cpu()
     shape = (1, 3, 1, 1)
     rgb = (three * torch.tensor(std).view(shape) + torch.tensor(mean).view(shape)).clamp(0, 1)

@@ -14,12 +14,12 @@ class SegmentationScores:
     """What a confusion matrix says of a segmenter.
 
     Attributes:
-        iou: intersection over union of each class, (K,) in [0, 1]; NaN where it is neither labelled nor predicted.
-        accuracy: share of each class's pixels that are predicted so, (K,) in [0, 1]; NaN where it is not labelled.
-        pixels: labelled pixels of each class, (K,) int64.
-        miou: mean IoU over the classes that are labelled or predicted anywhere; NaN when there is none.
-        mean_accuracy: mean accuracy over the classes that are labelled anywhere.
-        pixel_accuracy: share of labelled pixels that are predicted right.
+        iou: intersection over union of each class, (K,) in [0, 1]; NaN where it is neither labeled nor predicted.
+        accuracy: share of each class's pixels that are predicted so, (K,) in [0, 1]; NaN where it is not labeled.
+        pixels: labeled pixels of each class, (K,) int64.
+        miou: mean IoU over the classes that are labeled or predicted anywhere; NaN when there is none.
+        mean_accuracy: mean accuracy over the classes that are labeled anywhere.
+        pixel_accuracy: share of labeled pixels that are predicted right.
     """
 
     iou: Tensor
@@ -47,7 +47,7 @@ class SegmentationScores:
 
 
 class Confusion(Metric):
-    """Counts of labelled and predicted classes over all pixels, and the scores of segmentation that follow from them.
+    """Counts of labeled and predicted classes over all pixels, and the scores of segmentation that follow from them.
 
     The rules of ADE20K's scene parsing benchmark: https://arxiv.org/abs/1608.05442, section 5; pixels without a label
     are left out, whatever is predicted there. Counts are integers, so scores do not depend on the number of processes.
@@ -84,7 +84,7 @@ class Confusion(Metric):
         self.counts += torch.bincount(cells, minlength=k * (k + 1) + 1)[:-1].view(k, k + 1)
 
     def compute(self) -> dict[str, Tensor]:
-        """{miou, mean_accuracy, pixel_accuracy}, each in [0, 1]; NaN when nothing was labelled."""
+        """{miou, mean_accuracy, pixel_accuracy}, each in [0, 1]; NaN when nothing was labeled."""
         self.scores = SegmentationScores.of(self.counts)
         names = ("miou", "mean_accuracy", "pixel_accuracy")
         return {name: torch.tensor(getattr(self.scores, name), device=self.counts.device) for name in names}

@@ -1,4 +1,4 @@
-"""Batch normalisation over all processes of a training, on any device.
+"""Batch normalization over all processes of a training, on any device.
 
 https://arxiv.org/abs/1502.03167; over processes as in https://arxiv.org/abs/1711.07240, section 3.2.
 """
@@ -44,8 +44,8 @@ class BatchNorm2d(nn.BatchNorm2d):
         torch.distributed.all_reduce(total)
         divisor = total.clamp(min=1)
         mean = all_reduce(values.sum((0, 2, 3))) / divisor
-        centred = values - mean[:, None, None]
-        variance = all_reduce(centred.square().sum((0, 2, 3))) / divisor
+        centered = values - mean[:, None, None]
+        variance = all_reduce(centered.square().sum((0, 2, 3))) / divisor
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
         assert self.num_batches_tracked is not None
         with torch.no_grad():
@@ -54,7 +54,7 @@ class BatchNorm2d(nn.BatchNorm2d):
             self.running_var.lerp_(variance * (total / (total - 1).clamp(min=1)), momentum)
             self.num_batches_tracked.add_(1)
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return torch.addcmul(self.bias[:, None, None], centred, scale[:, None, None]).to(x.dtype)
+        return torch.addcmul(self.bias[:, None, None], centered, scale[:, None, None]).to(x.dtype)
 
 
 def synchronize(module: nn.Module, device: torch.device) -> None:

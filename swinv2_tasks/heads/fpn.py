@@ -26,7 +26,7 @@ class MapNorms(nn.ModuleList):
         super().__init__(nn.LayerNorm(channels) for channels in in_channels)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Maps (B, C, h, w) → normalised maps of the same shapes."""
+        """Maps (B, C, h, w) → normalized maps of the same shapes."""
         return [norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for norm, x in zip(self, maps, strict=True)]
 
 

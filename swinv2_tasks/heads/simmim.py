@@ -1,6 +1,6 @@
 """What SimMIM adds to a backbone: the token of masked patches, and the decoder from the last map to pixels.
 
-https://arxiv.org/abs/2111.09886, section 3; names and initialisation as in the published code.
+https://arxiv.org/abs/2111.09886, section 3; names and initialization as in the published code.
 """
 
 from __future__ import annotations

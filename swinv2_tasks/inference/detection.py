@@ -131,7 +131,7 @@ def detect(
     multiple: int = 32,
     rescaled: Sequence[Rescaled] | None = None,
 ) -> list[Detections]:
-    """Finds the objects in images (3, H, W), normalised, in pixels of these images; without gradients, in eval mode.
+    """Finds the objects in images (3, H, W), normalized, in pixels of these images; without gradients, in eval mode.
 
     Args:
         backbone: batches (B, 3, H, W) to maps.

@@ -108,7 +108,7 @@ def segment(
 
     Args:
         network: images to logits.
-        image: (1, 3, h, w), normalised, on the network's device.
+        image: (1, 3, h, w), normalized, on the network's device.
         size: height H and width W of the answer, which may be another size than the image's.
         inference: how.
         stride: the network's stride in pixels.

@@ -119,7 +119,7 @@ class BaseTask(RestorableTask, GuardedTask):
             owner.log(name, value, **settings)
 
     def forward(self, x: Tensor) -> Any:
-        """Plain inference: what the head makes of the maps of normalised images or clips."""
+        """Plain inference: what the head makes of the maps of normalized images or clips."""
         return self.head(self.backbone(x))
 
     def setup(self, stage: str) -> None:

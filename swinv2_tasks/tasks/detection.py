@@ -65,7 +65,7 @@ class DetectionTask(BaseTask):
         self.val_scores, self.test_scores = (CocoMetric(detector.masks, backend) for _ in range(2))
 
     def forward(self, x: Tensor | Sequence[Tensor]) -> list[dict[str, Tensor]]:
-        """Normalised images (B, 3, H, W), or (3, H, W) each → what is in them, highest-scoring first, by ``inference``.
+        """Normalized images (B, 3, H, W), or (3, H, W) each → what is in them, highest-scoring first, by ``inference``.
 
         Returns:
             For each image {boxes (n, 4) left, top, right, bottom in pixels; labels (n,) int64 class indices from 0;
@@ -86,7 +86,7 @@ class DetectionTask(BaseTask):
         sizes: Sequence[tuple[int, int]] | None = None,
         rescaled: Sequence[Rescaled] | None = None,
     ) -> list[Detections]:
-        """What is in each normalised image (3, H, W), without gradients, with masks that fill their boxes.
+        """What is in each normalized image (3, H, W), without gradients, with masks that fill their boxes.
 
         Args:
             images: of any sizes.

@@ -91,7 +91,7 @@ class SegmentationTask(BaseTask):
         self.val_confusion, self.test_confusion = Confusion(num_classes), Confusion(num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised images (B, 3, H, W) → logits (B, num_classes, H, W), whatever ``inference`` says."""
+        """Normalized images (B, 3, H, W) → logits (B, num_classes, H, W), whatever ``inference`` says."""
         return enlarge(self.small_logits(x), x.shape[2:])
 
     def small_logits(self, x: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class SegmentationTask(BaseTask):
         """The highest-scoring class of each pixel, by ``inference``, without gradients.
 
         Args:
-            image: (1, 3, H, W), normalised.
+            image: (1, 3, H, W), normalized.
             size: height and width of the answer; None: those of the image.
             rescaled: gives the image at other scales, as batches do; None: it is itself resized to them.
 

@@ -63,10 +63,10 @@ class SimMIMTask(BaseTask):
         self.val_loss, self.test_loss = MeanLoss(), MeanLoss()
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Predicted pixels, in the normalisation of the targets.
+        """Predicted pixels, in the normalization of the targets.
 
         Args:
-            x: normalised images (B, 3, H, W).
+            x: normalized images (B, 3, H, W).
             mask: bool (B, h, w), True for patches of H/h × W/w pixels that the model does not see; None: it sees all.
 
         Returns:
@@ -123,10 +123,10 @@ class SimMIMTask(BaseTask):
     def reconstruct(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Fills in masked patches, without gradients.
 
-        Predictions of normalised targets get the mean and the deviation that the true pixels have around them.
+        Predictions of normalized targets get the mean and the deviation that the true pixels have around them.
 
         Args:
-            images: normalised (B, 3, H, W).
+            images: normalized (B, 3, H, W).
             mask: bool (B, h, w), True for masked patches.
 
         Returns:

@@ -1,7 +1,7 @@
 """Losses that torch lacks.
 
-Hard example mining: https://arxiv.org/abs/1604.03540, here of pixels. Masked image modelling:
-https://arxiv.org/abs/2111.09886, its targets normalised within a sliding window as for Swin V2.
+Hard example mining: https://arxiv.org/abs/1604.03540, here of pixels. Masked image modeling:
+https://arxiv.org/abs/2111.09886, its targets normalized within a sliding window as for Swin V2.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _read_config(file: Path) -> dict[str, Any]:
-    """config.json beside a file of the name that belongs to one; other files may have strangers for neighbours."""
+    """config.json beside a file of the name that belongs to one; other files may have strangers for neighbors."""
     config = file.parent / "config.json"
     return _read_json(config) if file.name.startswith(("model", "pytorch_model")) and config.is_file() else {}
 

@@ -188,7 +188,7 @@ def test_maps_are_what_the_last_block_of_each_stage_returns() -> None:
     assert_maps_equal(model(x), seen)
 
 
-def test_patch_merging_takes_neighbours_in_the_official_order() -> None:
+def test_patch_merging_takes_neighbors_in_the_official_order() -> None:
     merge = PatchMerging(1).double()
     merge.norm = nn.Identity()
     nn.init.zeros_(merge.reduction.weight)
@@ -573,7 +573,7 @@ def test_extra_norms_follow_every_so_many_blocks_of_each_stage(every: int, expec
     assert places == expected
 
 
-def test_an_extra_norm_normalises_the_main_branch() -> None:
+def test_an_extra_norm_normalizes_the_main_branch() -> None:
     model = small_model(extra_norm_every=2)
     first, second = model.layers[0].blocks
     assert first.norm3 is None

@@ -16,7 +16,7 @@ from pycocotools import mask as coco_masks
 from rich.console import Console
 
 from swinv2_tasks.callbacks.detection import (
-    bright_colour,
+    bright_color,
     draw_detections,
     image_ids,
     score_tables,
@@ -44,7 +44,7 @@ def test_a_picture_shows_boxes_masks_and_names() -> None:
     found = [result(3, [100, 200, 100, 100], 0.876, mask), result(90, [300, 100, 200, 250], 0.5)]
     pixels = np.asarray(draw_detections(image, found, NAMES)).astype(int)
     assert pixels.shape == (450, 600, 3)
-    cup, dog = (np.array(bright_colour(place)) for place in (0, 1))
+    cup, dog = (np.array(bright_color(place)) for place in (0, 1))
     assert np.abs(pixels[240:280, 130:170] - (cup + 100) // 2).max() <= 1  # half mask, half image
     assert (pixels[250, 100] == cup).all() and (pixels[200, 300] == dog).all()  # boxes' edges
     assert (pixels[220, 400] == 100).all()  # within a box without a mask nothing changes
@@ -58,7 +58,7 @@ def test_small_images_are_enlarged_and_labels_stay_within() -> None:
     picture = draw_detections(image, found, NAMES)
     assert picture.size == (630, 420)
     pixels = np.asarray(picture).astype(int)
-    cup = np.array(bright_colour(0))
+    cup = np.array(bright_color(0))
     assert (pixels[:60, 400:595] == cup).all(2).any()  # the name of the box in the corner begins left of it
 
 
@@ -67,10 +67,10 @@ def test_nothing_found_is_the_image() -> None:
     assert (np.asarray(draw_detections(image, [], NAMES)) == np.asarray(image)).all()
 
 
-def test_colours_of_classes_differ() -> None:
-    colours = [bright_colour(place) for place in range(80)]
-    assert len(set(colours)) == 80
-    assert all(sum(abs(a - b) for a, b in zip(*pair, strict=True)) > 120 for pair in itertools.pairwise(colours))
+def test_colors_of_classes_differ() -> None:
+    colors = [bright_color(place) for place in range(80)]
+    assert len(set(colors)) == 80
+    assert all(sum(abs(a - b) for a, b in zip(*pair, strict=True)) > 120 for pair in itertools.pairwise(colors))
 
 
 @pytest.mark.parametrize(

@@ -100,20 +100,20 @@ def test_scores_are_those_of_the_benchmarks_rules(tmp_path: Path) -> None:
     }
     write(tmp_path / "truth", truth)
     write(tmp_path / "predicted", predicted)
-    inter, union, right, labelled = np.zeros(150), np.zeros(150), 0, 0
+    inter, union, right, labeled = np.zeros(150), np.zeros(150), 0, 0
     for name, labels in truth.items():
         masked = predicted[name] * (labels > 0)
         inter += np.histogram(masked * (masked == labels), 150, (1, 150))[0]
         areas = [np.histogram(one, 150, (1, 150))[0] for one in (masked, labels)]
         union += areas[0] + areas[1]
         right += ((masked == labels) & (labels > 0)).sum()
-        labelled += (labels > 0).sum()
+        labeled += (labels > 0).sum()
     found = scores(tmp_path)
     assert found["miou"] == pytest.approx((inter / (union - inter)).mean())
-    assert found["pixel_accuracy"] == pytest.approx(right / labelled)
+    assert found["pixel_accuracy"] == pytest.approx(right / labeled)
 
 
-def test_nothing_labelled_is_no_score(tmp_path: Path) -> None:
+def test_nothing_labeled_is_no_score(tmp_path: Path) -> None:
     write(tmp_path / "truth", {"a": [[0, 0]]})
     write(tmp_path / "predicted", {"a": [[1, 2]]})
     found = scores(tmp_path)

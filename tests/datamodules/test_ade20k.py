@@ -15,7 +15,7 @@ from PIL import Image
 from swinv2_tasks.datamodules import ADE20KAugmentation, ADE20KDataModule, SegmentationAugmentation
 from swinv2_tasks.datamodules.scene_classes import ADE20K_COLORS, ADE20K_NAMES, colors, scene_class_names
 from swinv2_tasks.errors import UserError
-from tests.helpers.scenes import COLOURS, DATA, NAMES, write_scenes
+from tests.helpers.scenes import COLORS, DATA, NAMES, write_scenes
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_a_pixels_colour_is_that_of_its_class(scenes: Path) -> None:
         for k in range(3):
             chosen = pixels.movedim(1, -1)[batch["mask"] == k]
             means[k] = chosen.mean(0).numpy() * 255
-    assert abs(means - COLOURS[1:]).max() < 25  # edges blend
+    assert abs(means - COLORS[1:]).max() < 25  # edges blend
 
 
 def test_small_images_are_filled_up_and_the_filling_ignored(scenes: Path) -> None:

@@ -46,7 +46,7 @@ def test_images_without_labels_do_not_count() -> None:
     assert metric.compute().item() == 0.5
 
 
-def test_nothing_labelled_gives_no_number() -> None:
+def test_nothing_labeled_gives_no_number() -> None:
     metric = AnyLabelAccuracy()
     metric.update(torch.rand(3, 2), torch.zeros(3, 2))
     assert metric.compute().isnan()

@@ -20,7 +20,7 @@ def scores_of(classes: int, predictions: object, labels: object) -> Segmentation
 
 
 def test_scores_worked_out_by_hand() -> None:
-    """Of 8 pixels 7 are labelled. Class 0: 2 of 3 right, once predicted elsewhere: IoU 2 / 4. Class 1: 2 of 3, once
+    """Of 8 pixels 7 are labeled. Class 0: 2 of 3 right, once predicted elsewhere: IoU 2 / 4. Class 1: 2 of 3, once
     elsewhere: 2 / 4. Class 2: its only pixel is missed. Class 3 is nowhere."""
     labels = [[0, 0, 0, 1], [1, 1, 2, 255]]
     predictions = [[0, 0, 1, 1], [1, 0, 4, 0]]  # 4 is no class
@@ -32,7 +32,7 @@ def test_scores_worked_out_by_hand() -> None:
     assert scores.pixel_accuracy == pytest.approx(4 / 7)
 
 
-def test_a_class_that_is_predicted_but_never_labelled_counts_as_missed() -> None:
+def test_a_class_that_is_predicted_but_never_labeled_counts_as_missed() -> None:
     scores = scores_of(3, [0, 0, 2, 2], [0, 0, 0, 0])
     assert scores.iou.tolist() == pytest.approx([0.5, math.nan, 0.0], nan_ok=True)
     assert scores.accuracy.tolist() == pytest.approx([0.5, math.nan, math.nan], nan_ok=True)

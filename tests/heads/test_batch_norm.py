@@ -61,7 +61,7 @@ def one_of_two(rank: int, folder: str, shares: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("shares", [(3, 5), (0, 8)])
-def test_two_processes_normalise_as_one(shares: tuple[int, int], tmp_path: Path) -> None:
+def test_two_processes_normalize_as_one(shares: tuple[int, int], tmp_path: Path) -> None:
     """Also where one of them has no sample, as a detector without a proposal."""
     torch.multiprocessing.spawn(one_of_two, args=(str(tmp_path), shares), nprocs=2)
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
@@ -92,7 +92,7 @@ def test_without_a_sample_in_any_process_the_running_statistics_stay(tmp_path: P
         assert not found["grad bias"].any()
 
 
-def test_one_process_normalises_as_torch_does() -> None:
+def test_one_process_normalizes_as_torch_does() -> None:
     inputs = samples()[0]
     ours, torchs = randomized(BatchNorm2d(4)), randomized(nn.BatchNorm2d(4))
     for training in (True, False):

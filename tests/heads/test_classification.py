@@ -12,15 +12,15 @@ from tests.helpers.checkpoints import randomize
 
 
 @pytest.mark.parametrize("sides", [(3, 5), (2, 3, 4)], ids=["image", "clip"])
-def test_logits_are_a_linear_layer_over_the_mean_of_normalised_positions(sides: tuple[int, ...]) -> None:
+def test_logits_are_a_linear_layer_over_the_mean_of_normalized_positions(sides: tuple[int, ...]) -> None:
     head: Any = randomize(ClassificationHead(8, 4)).double().eval()
     x = torch.randn(2, 8, *sides, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     pooled = torch.zeros(2, 8, dtype=torch.float64)
     positions = x.flatten(2)
     for position in positions.unbind(2):  # each over its channels, biased variance, eps as in LayerNorm
-        centred = position - position.mean(1, keepdim=True)
-        normalised = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt()
-        pooled += (normalised * head.norm.weight + head.norm.bias) / positions.shape[2]
+        centered = position - position.mean(1, keepdim=True)
+        normalized = centered / (centered.square().mean(1, keepdim=True) + 1e-5).sqrt()
+        pooled += (normalized * head.norm.weight + head.norm.bias) / positions.shape[2]
     expected = pooled @ head.fc.weight.T + head.fc.bias
     torch.testing.assert_close(head([x]), expected)
 

@@ -147,8 +147,8 @@ def test_each_map_has_a_norm_over_its_channels() -> None:
         nn.init.normal_(norm.bias)
     maps = [torch.randn(2, 3, 4, 6), torch.randn(2, 5, 2, 3)]
     for x, found, norm in zip(maps, norms(maps), norms, strict=True):
-        centred = x - x.mean(1, keepdim=True)
-        expected = centred / (x.var(1, unbiased=False, keepdim=True) + norm.eps).sqrt()
+        centered = x - x.mean(1, keepdim=True)
+        expected = centered / (x.var(1, unbiased=False, keepdim=True) + norm.eps).sqrt()
         expected = expected * norm.weight[:, None, None] + norm.bias[:, None, None]
         torch.testing.assert_close(found, expected)
 

@@ -74,7 +74,7 @@ def patch_embedding(weights: Weights, image: Array, patch: Sides) -> Array:
 
 
 def patch_merging(weights: Weights, x: Array) -> Array:
-    """2×2 neighbours side by side in the official order; neighbours beyond the map count as zero."""
+    """2×2 neighbors side by side in the official order; neighbors beyond the map count as zero."""
     *time, height, width, dim = x.shape
     merged = np.zeros((*time, math.ceil(height / 2), math.ceil(width / 2), 4 * dim))
     for place in np.ndindex(*merged.shape[:-1]):
@@ -86,7 +86,7 @@ def patch_merging(weights: Weights, x: Array) -> Array:
 
 
 def block(weights: Weights, x: Array, heads: int, window: Sides, pretrained: Sides | None, *, shifted: bool) -> Array:
-    """One block on a map (S…, C): normalised branches, and a norm on the main branch where the weights hold one."""
+    """One block on a map (S…, C): normalized branches, and a norm on the main branch where the weights hold one."""
     attended = window_attention(inside(weights, "attn."), x, heads, window, pretrained, shifted=shifted)
     x = x + layer_norm(attended, weights, "norm1")
     hidden = gelu(x @ weights["mlp.fc1.weight"].T + weights["mlp.fc1.bias"])
@@ -144,9 +144,9 @@ def cosine(a: Array, b: Array) -> float:
 
 
 def layer_norm(x: Array, weights: Weights, name: str) -> Array:
-    centred = x - x.mean(-1, keepdims=True)
-    deviation = np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
-    return centred / deviation * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+    centered = x - x.mean(-1, keepdims=True)
+    deviation = np.sqrt((centered**2).mean(-1, keepdims=True) + 1e-5)
+    return centered / deviation * weights[f"{name}.weight"] + weights[f"{name}.bias"]
 
 
 def gelu(x: Array) -> Array:

@@ -27,7 +27,7 @@ class Classifier(nn.Module):
 
 @torch.no_grad()
 def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Random values in every parameter: zero-initialised norms would hide the blocks that they close.
+    """Random values in every parameter: zero-initialized norms would hide the blocks that they close.
 
     Logit scales go to both sides of the limit log 100; position networks are steep, so that each offset differs.
     """

@@ -14,14 +14,14 @@ GREY_STEP = 5
 
 
 def picture(number: int, height: int = 48, width: int = 64) -> np.ndarray:
-    """Frame number n: grey of 5·n + 20, with a white corner at the top left."""
+    """Frame number n: gray of 5·n + 20, with a white corner at the top left."""
     frame = np.full((height, width, 3), 20 + GREY_STEP * number, np.uint8)
     frame[: height // 3, : width // 3] = 255
     return frame
 
 
 def number_of(frame: np.ndarray) -> int:
-    """Which frame a decoded one is, by its grey at the bottom right of the middle."""
+    """Which frame a decoded one is, by its gray at the bottom right of the middle."""
     height, width = frame.shape[:2]
     return round((float(frame[height * 5 // 12 : height * 7 // 12, width * 5 // 12 : width * 7 // 12].mean()) - 20) / 5)
 

@@ -10,7 +10,7 @@ from swinv2_tasks.tasks import ClassificationTask
 
 
 class NormedTask(ClassificationTask):
-    """ClassificationTask whose head normalises over the batch."""
+    """ClassificationTask whose head normalizes over the batch."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)

@@ -1,4 +1,4 @@
-"""A dataset of coloured shapes in COCO's layout and detectors small enough for a test to train."""
+"""A dataset of colored shapes in COCO's layout and detectors small enough for a test to train."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.helpers.tiny import QUIET, as_config, merge
 CATEGORIES = {3: "red square", 5: "green disc", 90: "blue bar"}
 """Ids with gaps, and names."""
 
-COLOURS = {3: (220, 40, 40), 5: (40, 220, 40), 90: (40, 40, 220)}
+COLORS = {3: (220, 40, 40), 5: (40, 220, 40), 90: (40, 40, 220)}
 
 BACKBONE: dict[str, Any] = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}
 
@@ -64,7 +64,7 @@ def write_objects(root: Path, train: int = 12, val: int = 5, *, masks: bool = Tr
                 if mask.sum() < 100:
                     continue
                 taken |= mask
-                pixels[mask] = np.array(COLOURS[category]) + rng.normal(0, 10, (int(mask.sum()), 3))
+                pixels[mask] = np.array(COLORS[category]) + rng.normal(0, 10, (int(mask.sum()), 3))
                 stuff[mask] = 255
                 crowd = k == 0 and category == 3
                 one = {"id": len(annotations) + 1, "image_id": entry["id"], "category_id": category}

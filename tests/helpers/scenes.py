@@ -1,4 +1,4 @@
-"""A dataset of coloured blocks in ADE20K's layout and a segmenter small enough for a test to train."""
+"""A dataset of colored blocks in ADE20K's layout and a segmenter small enough for a test to train."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from swinv2_tasks.tasks import SegmentationTask
 from swinv2_tasks.training.optim import LinearSchedule
 from tests.helpers.tiny import QUIET, merge
 
-COLOURS = np.array([(0, 0, 0), (200, 40, 40), (40, 200, 40), (40, 40, 200)])
-"""Of labels 0 to 3; 0 is unlabelled."""
+COLORS = np.array([(0, 0, 0), (200, 40, 40), (40, 200, 40), (40, 40, 200)])
+"""Of labels 0 to 3; 0 is unlabeled."""
 
 NAMES = ["red clay", "green moss", "blue slate"]
 
@@ -26,32 +26,32 @@ DATA: dict[str, Any] = {"crop_size": 32, "resize": [64, 32], "batch_size": 4, "n
 
 
 def write_scene(
-    path: Path, mask: Path, rng: np.random.Generator, height: int, width: int, labelled: bool = False
+    path: Path, mask: Path, rng: np.random.Generator, height: int, width: int, labeled: bool = False
 ) -> None:
-    """Four noisy blocks of random colours that meet in a random corner, and a stripe without a label."""
+    """Four noisy blocks of random colors that meet in a random corner, and a stripe without a label."""
     labels = np.zeros((height, width), dtype=np.uint8)
     row, column = rng.integers(8, height - 8), rng.integers(8, width - 8)
     for rows in (slice(0, row), slice(row, None)):
         for columns in (slice(0, column), slice(column, None)):
             labels[rows, columns] = rng.integers(1, 4)
-    if not labelled:
+    if not labeled:
         labels[:, column - 1 : column + 1] = 0
-    pixels = COLOURS[labels] + rng.normal(0, 15, (height, width, 3))
+    pixels = COLORS[labels] + rng.normal(0, 15, (height, width, 3))
     path.parent.mkdir(parents=True, exist_ok=True)
     mask.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=95)
     Image.fromarray(labels).save(mask)
 
 
-def write_scenes(root: Path, training: int = 12, validation: int = 5, labelled: bool = False) -> Path:
-    """Scenes of different sizes, and the class list names.txt; ``labelled``: without the stripes."""
+def write_scenes(root: Path, training: int = 12, validation: int = 5, labeled: bool = False) -> Path:
+    """Scenes of different sizes, and the class list names.txt; ``labeled``: without the stripes."""
     rng = np.random.default_rng(0)
     for split, number in (("training", training), ("validation", validation)):
         for k in range(number):
             height, width = ((36, 48), (40, 36), (45, 33))[k % 3]
             name = f"scene_{k}"
             image, mask = root / "images" / split / f"{name}.jpg", root / "annotations" / split / f"{name}.png"
-            write_scene(image, mask, rng, height, width, labelled)
+            write_scene(image, mask, rng, height, width, labeled)
     (root / "names.txt").write_text("".join(f"{name}\n" for name in NAMES))
     return root
 

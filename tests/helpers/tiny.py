@@ -1,4 +1,4 @@
-"""A dataset of coloured squares and a classifier of two blocks, small enough for a test to train."""
+"""A dataset of colored squares and a classifier of two blocks, small enough for a test to train."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from swinv2_tasks.hyperparameters import Recorded
 from swinv2_tasks.tasks import ClassificationTask
 from swinv2_tasks.training.optim import CosineSchedule
 
-COLOURS = {"n01": (200, 40, 40), "n02": (40, 200, 40), "n03": (40, 40, 200)}
-"""Class ids and the colour of their images."""
+COLORS = {"n01": (200, 40, 40), "n02": (40, 200, 40), "n03": (40, 40, 200)}
+"""Class ids and the color of their images."""
 
 NAMES = {"n01": "red apple", "n02": "green leaf", "n03": "blue sea"}
 
@@ -39,8 +39,8 @@ QUIET: dict[str, Any] = {
 }
 
 
-def write_images(root: Path, classes: tuple[str, ...] = tuple(COLOURS), train: int = 6, val: int = 4) -> Path:
-    """Noisy squares of each class's colour in the layout of ImageNet, with a class list beside them."""
+def write_images(root: Path, classes: tuple[str, ...] = tuple(COLORS), train: int = 6, val: int = 4) -> Path:
+    """Noisy squares of each class's color in the layout of ImageNet, with a class list beside them."""
     rng = np.random.default_rng(0)
     root.mkdir(exist_ok=True)
     for split, number in (("train", train), ("val", val)):
@@ -48,8 +48,8 @@ def write_images(root: Path, classes: tuple[str, ...] = tuple(COLOURS), train: i
             folder = root / split / name
             folder.mkdir(parents=True)
             for k in range(number):
-                colour = np.array(list(COLOURS.values())[index])
-                pixels = (colour + rng.normal(0, 20, (36, 40, 3))).clip(0, 255).astype(np.uint8)
+                color = np.array(list(COLORS.values())[index])
+                pixels = (color + rng.normal(0, 20, (36, 40, 3))).clip(0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / f"{name}_{k}.jpg", quality=95)
     (root / "classes.csv").write_text("".join(f"{name},{NAMES.get(name, name)}\n" for name in classes))
     return root

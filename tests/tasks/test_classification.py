@@ -20,7 +20,7 @@ from swinv2_tasks.cli.main import main
 from swinv2_tasks.tasks import ClassificationTask
 from swinv2_tasks.weights import save_weights
 from tests.helpers.checkpoints import randomize
-from tests.helpers.tiny import COLOURS, NAMES, QUIET, new_data, new_task, write_config, write_images
+from tests.helpers.tiny import COLORS, NAMES, QUIET, new_data, new_task, write_config, write_images
 
 QUIETLY = [f"--trainer.{name}={value}" for name, value in QUIET.items()]
 
@@ -373,7 +373,7 @@ def test_predict_needs_only_a_checkpoint_and_images(tmp_path: Path, monkeypatch:
         assert row["id1"] == Path(row["path"]).parent.name
         assert [row[f"name{k}"] for k in (1, 2, 3)] == [NAMES[row[f"id{k}"]] for k in (1, 2, 3)]
         assert sum(float(row[f"score{k}"]) for k in (1, 2, 3)) == pytest.approx(1, abs=1e-5)
-        assert {row[f"id{k}"] for k in (1, 2, 3)} == set(COLOURS)
+        assert {row[f"id{k}"] for k in (1, 2, 3)} == set(COLORS)
     with Image.open(predictions / "contact_sheet.png") as picture:
         assert picture.size == (6 * 220, 2 * 310)
 
@@ -391,7 +391,7 @@ def test_predictions_are_those_of_the_task(random_checkpoint: Path, images: Path
     with torch.no_grad():
         shares = ClassificationTask.load_from_checkpoint(random_checkpoint)(batch["image"]).softmax(1)
     for row, share in zip(rows, shares, strict=True):
-        expected = sorted(zip(share.tolist(), COLOURS, strict=True), reverse=True)
+        expected = sorted(zip(share.tolist(), COLORS, strict=True), reverse=True)
         assert [row[f"id{k}"] for k in (1, 2, 3)] == [class_id for _, class_id in expected]
         assert [float(row[f"score{k}"]) for k in (1, 2, 3)] == pytest.approx([s for s, _ in expected], abs=2e-6)
 
@@ -466,5 +466,5 @@ def test_one_class_folder_ends_a_run_with_the_folders_below(
     assert main([command, f"--config={config}", f"--runs={tmp_path / 'runs'}"]) == 1
     told = capsys.readouterr().err
     assert "one class folder, archive" in told and "data.train_dir=train/archive" in told
-    assert all(name in told for name in COLOURS)
+    assert all(name in told for name in COLORS)
     assert not [*(tmp_path / "runs").glob("*/*")]

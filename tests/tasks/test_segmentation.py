@@ -410,9 +410,9 @@ def test_scores_on_several_processes_are_those_on_one(
 def test_training_on_two_processes_is_that_on_one(tmp_path: Path) -> None:
     """Batch norm takes its statistics of all processes, of which each sees its half of the same batches.
 
-    All pixels are labelled: each process takes the mean over its own.
+    All pixels are labeled: each process takes the mean over its own.
     """
-    data = write_scenes(tmp_path / "scenes", labelled=True)
+    data = write_scenes(tmp_path / "scenes", labeled=True)
     plain = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.05, "weight_decay": 0.0}}  # Adam enlarges roundings
     model = {"init_args": {"dropout": 0.0, "optimizer": plain}}
     augmentation = {"init_args": {"scale_range": [1.0, 1.0], "cat_max_ratio": 1.0}}  # nothing to pad

@@ -149,7 +149,7 @@ def fit_with_limit(arguments: list[str], limit: int) -> int:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own with room for one checkpoint of the coloured squares' classifier and half of another."""
+    """A file system of its own with room for one checkpoint of the colored squares' classifier and half of another."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=500k", "tmpfs", folder], capture_output=True).returncode:

@@ -30,7 +30,7 @@ from swinv2_tasks.datamodules.shards.reader import CONFIG
 from swinv2_tasks.errors import UserError
 from tests.helpers.processes import run, send_at
 from tests.helpers.resuming import RESUME, differences, last, write_run
-from tests.helpers.tiny import COLOURS, write_images
+from tests.helpers.tiny import COLORS, write_images
 
 SETTINGS: dict[str, Any] = {"image_size": 32, "batch_size": 8}
 UNMIXED = ImageNetAugmentation(mixup=0.0, cutmix=0.0)
@@ -96,7 +96,7 @@ def test_batches_are_those_of_the_folder(
     streamed = datamodule(root, tmp_path / "cache", num_workers=workers)
     expected = datamodule(folder, tmp_path)
     assert differences(batches(streamed), batches(expected)) == []
-    assert (streamed.class_ids, streamed.train_samples) == (list(COLOURS), 60)
+    assert (streamed.class_ids, streamed.train_samples) == (list(COLORS), 60)
     assert [name.rpartition("/")[2] for name in streamed.train_sample_ids(2)] == [
         Path(path).name for path in expected.train_sample_ids(2)
     ]
