@@ -317,7 +317,7 @@ def test_a_video_config_is_the_published_recipe(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in COMPLETE if "_giant_" in name])
-def test_the_giants_are_trained_with_the_levers_of_the_paper(name: str) -> None:
+def test_the_giants_are_trained_with_the_memory_saving_options_of_the_paper(name: str) -> None:
     """Reference, section 3, large models: activation checkpointing, attention in turns in the first two stages."""
     backbone = parsed(name)["model"]["init_args"]["backbone"]["init_args"]
     assert backbone["checkpoint_stages"] is True

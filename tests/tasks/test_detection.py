@@ -459,7 +459,7 @@ def test_weights_in_bfloat16_are_trained(name: str, objects: Path, tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("detector", [CascadeMaskRCNNConfig, HTCConfig])
-def test_a_handful_of_real_images_can_be_learned_by_heart(detector: Any, real_data: Path, tmp_path: Path) -> None:
+def test_a_handful_of_real_images_can_be_overfitted(detector: Any, real_data: Path, tmp_path: Path) -> None:
     """Five of coco-mini with few objects each; box AP50 of 0.9 and mask AP50 of 0.8 on the very images trained on."""
     root = tmp_path / "handful"
     content = json.loads((real_data / "coco-mini" / "annotations" / "instances_train2017.json").read_text())

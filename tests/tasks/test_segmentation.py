@@ -569,7 +569,7 @@ def test_a_background_that_is_a_class_is_learned(tmp_path: Path, capsys: pytest.
     [
         (["object"], [], "one class, object"),
         (["background", "object"], [], "read in two ways"),
-        (["background", "object"], ["--data.background=ignore"], "all labelled pixels are background"),
+        (["background", "object"], ["--data.background=ignore"], "all labeled pixels are background"),
     ],
 )
 def test_binary_masks_without_their_settings_train_nothing(

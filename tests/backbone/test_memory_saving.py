@@ -1,6 +1,6 @@
-"""Each lever that saves memory, alone and with the others, gives the outputs and gradients of the plain run.
+"""Each memory-saving option, alone and with the others, gives the outputs and gradients of the plain run.
 
-In training mode with paths dropped at a rate of 0.5: what is computed again on the way back must drop the same ones.
+In training mode with paths dropped at a rate of 0.5: what is recomputed in the backward pass must drop the same ones.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ INPUTS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
 }
 """Maps that are padded, shifted and masked."""
 
-each_input = pytest.mark.parametrize("kind", INPUTS)
+each_input = pytest.mark.parametrize("inputs", INPUTS)
 
 
-def each(levers: dict[str, dict[str, Any]]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("levers", levers.values(), ids=levers.keys())
+def each(options: dict[str, dict[str, Any]]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("options", options.values(), ids=options.keys())
 
 
 class Step(NamedTuple):
@@ -50,15 +50,15 @@ class Step(NamedTuple):
     next_number: Tensor
 
 
-def new_model(kind: str, levers: dict[str, Any]) -> SwinTransformerV2:
-    settings = {"mlp_ratio": 2.0, "drop_path_rate": 0.5, **INPUTS[kind][1]}
-    return SwinTransformerV2(8, (2, 2), (2, 4), **settings, **levers).train()
+def new_model(inputs: str, options: dict[str, Any]) -> SwinTransformerV2:
+    settings = {"mlp_ratio": 2.0, "drop_path_rate": 0.5, **INPUTS[inputs][1]}
+    return SwinTransformerV2(8, (2, 2), (2, 4), **settings, **options).train()
 
 
-def step(model: SwinTransformerV2, kind: str, *, autocast: bool = False, seed: int = 0) -> Step:
+def step(model: SwinTransformerV2, inputs: str, *, autocast: bool = False, seed: int = 0) -> Step:
     """Maps, and gradients of a random sum over them, of all parameters and of the pixels; in the parameters' type."""
     dtype, generator = next(model.parameters()).dtype, torch.Generator().manual_seed(1)
-    x = torch.randn(INPUTS[kind][0], dtype=torch.float64, generator=generator).to(dtype).requires_grad_()
+    x = torch.randn(INPUTS[inputs][0], dtype=torch.float64, generator=generator).to(dtype).requires_grad_()
     torch.manual_seed(seed)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         maps = model(x)
@@ -69,11 +69,16 @@ def step(model: SwinTransformerV2, kind: str, *, autocast: bool = False, seed: i
 
 
 def random_step(
-    kind: str, levers: dict[str, Any], dtype: torch.dtype = torch.float64, *, autocast: bool = False, seed: int = 0
+    inputs: str,
+    options: dict[str, Any],
+    dtype: torch.dtype = torch.float64,
+    *,
+    autocast: bool = False,
+    seed: int = 0,
 ) -> Step:
-    model = new_model(kind, levers)
+    model = new_model(inputs, options)
     randomize(model).to(dtype)
-    return step(model, kind, autocast=autocast, seed=seed)
+    return step(model, inputs, autocast=autocast, seed=seed)
 
 
 def assert_identical(own: Step, other: Step) -> None:
@@ -86,16 +91,16 @@ def assert_identical(own: Step, other: Step) -> None:
 
 
 @each_input
-def test_another_seed_drops_other_paths(kind: str) -> None:
+def test_another_seed_drops_other_paths(inputs: str) -> None:
     """Were none dropped, the tests below would not show that the same ones are."""
-    own, other = random_step(kind, {}), random_step(kind, {}, seed=1)
+    own, other = random_step(inputs, {}), random_step(inputs, {}, seed=1)
     assert not torch.allclose(own.maps[0], other.maps[0]) and not torch.allclose(own.maps[1], other.maps[1])
 
 
 @each_input
 @each(CHECKPOINTS | CHUNKS | COMBINED)
-def test_levers_change_neither_maps_nor_gradients_in_float64(levers: dict[str, Any], kind: str) -> None:
-    own, plain = random_step(kind, levers), random_step(kind, {})
+def test_options_change_neither_maps_nor_gradients_in_float64(options: dict[str, Any], inputs: str) -> None:
+    own, plain = random_step(inputs, options), random_step(inputs, {})
     torch.testing.assert_close(own.maps, plain.maps, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(own.gradients, plain.gradients, rtol=1e-10, atol=1e-10)
     assert torch.equal(own.next_number, plain.next_number)
@@ -103,8 +108,8 @@ def test_levers_change_neither_maps_nor_gradients_in_float64(levers: dict[str, A
 
 @each_input
 @each(CHECKPOINTS | CHUNKS | COMBINED)
-def test_levers_change_neither_maps_nor_gradients_in_float32(levers: dict[str, Any], kind: str) -> None:
-    own, plain = random_step(kind, levers, torch.float32), random_step(kind, {}, torch.float32)
+def test_options_change_neither_maps_nor_gradients_in_float32(options: dict[str, Any], inputs: str) -> None:
+    own, plain = random_step(inputs, options, torch.float32), random_step(inputs, {}, torch.float32)
     torch.testing.assert_close(own.maps, plain.maps, rtol=1e-5, atol=1e-5)
     for name, gradient in plain.gradients.items():
         assert (own.gradients[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
@@ -119,29 +124,33 @@ NARROW = pytest.mark.parametrize(
 @each_input
 @each(CHECKPOINTS | COMBINED)
 def test_checkpoints_in_bfloat16_change_no_bit(
-    levers: dict[str, Any], kind: str, dtype: torch.dtype, autocast: bool
+    options: dict[str, Any], inputs: str, dtype: torch.dtype, autocast: bool
 ) -> None:
-    without = {name: value for name, value in levers.items() if name != "checkpoint_stages"}
-    own, other = (random_step(kind, which, dtype, autocast=autocast) for which in (levers, without))
+    without = {name: value for name, value in options.items() if name != "checkpoint_stages"}
+    own, other = (random_step(inputs, which, dtype, autocast=autocast) for which in (options, without))
     assert_identical(own, other)
 
 
-def mild_step(kind: str, levers: dict[str, Any], dtype: torch.dtype, *, autocast: bool = False) -> Step:
+def mild_step(inputs: str, options: dict[str, Any], dtype: torch.dtype, *, autocast: bool = False) -> Step:
     """Of a model with flat attention, which does not multiply roundings."""
-    model = new_model(kind, levers)
+    model = new_model(inputs, options)
     randomize(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith(("logit_scale", "cpb_mlp.2.weight")):
                 parameter.mul_(0.1)
-    return step(model.to(dtype), kind, autocast=autocast)
+    return step(model.to(dtype), inputs, autocast=autocast)
 
 
 def error(own: Step, exact: Step) -> tuple[float, float]:
     """Relative error of the maps and of the gradients, the mean over all of them."""
 
     def mean(pairs: Any) -> float:
-        return torch.stack([(one.double() - two).norm() / two.norm() for one, two in pairs]).mean().item()
+        return (
+            torch.stack([(value.double() - exact_value).norm() / exact_value.norm() for value, exact_value in pairs])
+            .mean()
+            .item()
+        )
 
     gradients = [(gradient, exact.gradients[name]) for name, gradient in own.gradients.items()]
     return mean(zip(own.maps, exact.maps, strict=True)), mean(gradients)
@@ -151,11 +160,11 @@ def error(own: Step, exact: Step) -> tuple[float, float]:
 @each_input
 @each(CHUNKS)
 def test_chunks_in_bfloat16_are_as_exact_as_the_plain_run(
-    levers: dict[str, Any], kind: str, dtype: torch.dtype, autocast: bool
+    options: dict[str, Any], inputs: str, dtype: torch.dtype, autocast: bool
 ) -> None:
     """Their gradients are sums over the chunks, each of them rounded: no more than other roundings."""
-    exact = mild_step(kind, {}, torch.float64)
-    chunked, plain = (error(mild_step(kind, which, dtype, autocast=autocast), exact) for which in (levers, {}))
+    exact = mild_step(inputs, {}, torch.float64)
+    chunked, plain = (error(mild_step(inputs, which, dtype, autocast=autocast), exact) for which in (options, {}))
     for own, other in zip(chunked, plain, strict=True):
         assert 1e-4 < other < 0.05 and own < 2 * other
 
@@ -164,10 +173,10 @@ def test_chunks_in_bfloat16_are_as_exact_as_the_plain_run(
 @each_input
 @each({"plain": {}, "checkpoint all, chunks": COMBINED["checkpoint all, chunks"]})
 def test_position_bias_and_attention_stay_finite_in_bfloat16(
-    levers: dict[str, Any], kind: str, dtype: torch.dtype, autocast: bool
+    options: dict[str, Any], inputs: str, dtype: torch.dtype, autocast: bool
 ) -> None:
     """At the highest temperature, with biases that reach both ends of their range."""
-    model = new_model(kind, levers)
+    model = new_model(inputs, options)
     randomize(model).to(dtype)
     for name, parameter in model.named_parameters():
         if name.endswith("logit_scale"):
@@ -181,5 +190,5 @@ def test_position_bias_and_attention_stay_finite_in_bfloat16(
             bias = stage.blocks[1].attn.bias(WindowGrid.fit(window, window, shifted=True), window)
             assert bias.dtype == torch.float32
             assert bias.min() < 0.1 and bias.max() > 15.9 and bias.isfinite().all()
-    found = step(model, kind, autocast=autocast)
-    assert all(tensor.isfinite().all() for tensor in (*found.maps, *found.gradients.values()))
+    result = step(model, inputs, autocast=autocast)
+    assert all(tensor.isfinite().all() for tensor in (*result.maps, *result.gradients.values()))

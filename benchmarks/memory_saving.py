@@ -1,17 +1,17 @@
-"""What the levers that save memory cost and save: a training step of SwinV2-T with each of them beside the plain one.
+"""What memory-saving options cost and save: a training step of SwinV2-T with each of them beside the plain one.
 
-    python -m benchmarks.levers [--rounds 5] [--size 256] [--window 8] [--batch-size 8] [--json FILE]
+    python -m benchmarks.memory_saving [--rounds 5] [--size 256] [--window 8] [--batch-size 8] [--json FILE]
 
 A step is forward, cross-entropy over 1,000 classes, backward and AdamW, with drop path 0.2. Steps alternate in one run,
 so that a machine whose speed drifts is fair to all; printed are medians, and the median, lowest and highest of the
 rounds' ratios to the plain step; of processor time as well, which drifts less where others work beside. Target:
-checkpointing at most 1.35× the plain step.
+activation checkpointing at most 1.35× the plain step.
 
 Peak memory is taken in a process of its own each: on CUDA the allocator's peak, on a CPU the highest resident set while
 stepping less what was resident before the model was built. Part of it is the same for all: weights, gradients and
 AdamW's two moments, 432 MiB.
 
---attention-chunk-size is the number of windows that the lever "chunks" attends to at once, in the first two stages.
+--attention-chunk-size is the number of windows that the option "chunks" attends to at once, in the first two stages.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ CLASSES, DROP_PATH, TARGET = 1000, 0.2, 1.35
 PLAIN = "plain"
 
 
-def levers(settings: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Arguments of the backbone for each lever, and whether it computes under autocast to bfloat16."""
+def memory_options(settings: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Arguments of the backbone for each memory-saving option, and whether it computes under autocast to bfloat16."""
     chunks = (settings.attention_chunk_size,) * 2 + (0, 0)
     return {
         PLAIN: {},
@@ -53,7 +53,7 @@ def levers(settings: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 
 def training_step(name: str, settings: argparse.Namespace) -> Callable[[], None]:
-    arguments = levers(settings)[name]
+    arguments = memory_options(settings)[name]
     narrow = arguments.pop("autocast", False)
     torch.manual_seed(0)
     device = torch.device(settings.device)
@@ -77,7 +77,7 @@ def training_step(name: str, settings: argparse.Namespace) -> Callable[[], None]
 
 def time_all(settings: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Wall and processor seconds per step of each, one step each in turn, after one that does not count."""
-    steps = {name: training_step(name, settings) for name in levers(settings)}
+    steps = {name: training_step(name, settings) for name in memory_options(settings)}
     wall: dict[str, list[float]] = {name: [] for name in steps}
     processor: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(settings.rounds + 1):
@@ -121,18 +121,18 @@ def main() -> None:
     print(
         f"SwinV2-T/{settings.size}/w{settings.window}, batch {settings.batch_size}, torch {torch.__version__}, {where}"
     )
-    peaks = memory(peak, levers(settings), settings)
+    peaks = memory(peak, memory_options(settings), settings)
     wall, processor = time_all(settings)
-    print(f"\n| lever | step | ratio, median of {settings.rounds} rounds | of processor time | peak memory | ratio |")
+    print(f"\n| option | step | ratio, median of {settings.rounds} rounds | of processor time | peak memory | ratio |")
     print("|---" * 6 + "|")
     results = {}
     for name, times in wall.items():
-        found, most = {"wall": ratios(wall, name), "processor": ratios(processor, name)}, peaks[name]
-        results[name] = {"wall": times, "processor": processor[name], "peak_bytes": most}
-        cells = [f"{statistics.median(r):.2f} ({min(r):.2f} to {max(r):.2f})" for r in found.values()]
+        to_plain = (ratios(wall, name), ratios(processor, name))
+        results[name] = {"wall": times, "processor": processor[name], "peak_bytes": peaks[name]}
+        cells = [f"{statistics.median(r):.2f} ({min(r):.2f} to {max(r):.2f})" for r in to_plain]
         print(
-            f"| {name} | {statistics.median(times):.2f} s | {' | '.join(cells)} | {most / 2**20:,.0f} MiB "
-            f"| {most / peaks[PLAIN]:.2f} |"
+            f"| {name} | {statistics.median(times):.2f} s | {' | '.join(cells)} | {peaks[name] / 2**20:,.0f} MiB "
+            f"| {peaks[name] / peaks[PLAIN]:.2f} |"
         )
     print(f"\ntarget: checkpointing all blocks at most {TARGET} times the plain step")
     if settings.json:

@@ -1,11 +1,11 @@
-"""How many clips a video classifier knows again when they are read anew as in training: other frames, crops, mirrored.
+"""Top-1 of a video classifier on re-augmented clips of its training videos: other frames, other crops, other flips.
 
-    python -m benchmarks.rereads --ckpt_path CKPT --root FOLDER [--times 20] [--views 1]
+    python -m benchmarks.resampling --ckpt_path CKPT --root FOLDER [--times 20] [--views 1]
 
-The training videos of FOLDER are read ``times`` times with the augmentation of the checkpoint's own settings and with a
+The training videos of FOLDER are sampled ``times`` times with the augmentation of the checkpoint's own settings and a
 seed that its training did not have; with several views, each time so many clips of each, whose probabilities are
-averaged. Printed is the top-1 over all reads, and which classes were missed how often. For videos that were learned by
-heart: it tells whether what was learned is more than the very pixels seen.
+averaged. Printed is the top-1 over all samples, and which classes were missed how often. For overfitted videos: it
+shows whether what was learned is more than the very pixels seen.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def main() -> None:
         right += videos - len(wrong)
         missed.update(data.class_names[k] for k in wrong.tolist())
         print(f"  {time + 1} of {settings.times}: {right} of {(time + 1) * videos}", flush=True)
-    reads = settings.times * videos
-    print(f"top-1 {right / reads:.4f}: {right} of {reads} reads; missed: {dict(missed) or 'none'}")
+    samples = settings.times * videos
+    print(f"top-1 {right / samples:.4f}: {right} of {samples} samples; missed: {dict(missed) or 'none'}")
 
 
 if __name__ == "__main__":
