@@ -38,7 +38,7 @@ from swinv2_tasks.backbone import swinv2_tiny
 from swinv2_tasks.datamodules import CocoDataModule, MultiScaleAugmentation
 from swinv2_tasks.evaluation.coco import Backend, CocoMetric
 from swinv2_tasks.heads import MaskRCNNConfig
-from swinv2_tasks.inference.detection import padded
+from swinv2_tasks.inference.detection import pad_images
 from swinv2_tasks.tasks import DetectionTask
 
 PARTS = ("loader", "training", "inference", "evaluation")
@@ -97,7 +97,7 @@ def training_steps(settings: argparse.Namespace) -> dict[str, Callable[[], None]
     ours, theirs = (build(data.num_classes).to(settings.device).train() for build in (build_ours, build_theirs))
 
     def our_loss(batch: Any) -> Any:
-        images = padded(batch["images"], 32)
+        images = pad_images(batch["images"], 32)
         return ours.head.losses(ours.backbone(images.tensors), images, batch["targets"])
 
     def their_loss(batch: Any) -> Any:

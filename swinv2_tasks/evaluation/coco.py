@@ -21,7 +21,7 @@ from pycocotools import mask as coco_masks
 from torchmetrics import Metric
 
 from swinv2_tasks.errors import UserError
-from swinv2_tasks.inference.detection import Detections, encoded_masks
+from swinv2_tasks.inference.detection import Detections, encode_masks
 
 IoUType = Literal["bbox", "segm"]
 Backend = Literal["pycocotools", "faster_coco_eval"]
@@ -220,7 +220,7 @@ def as_results(
     if isinstance(found, Detections):
         boxes, labels, scores = found.boxes, found.labels, found.scores
         if found.masks is not None:
-            codes = encoded_masks(found, size, mask_threshold)
+            codes = encode_masks(found, size, mask_threshold)
     else:
         boxes, labels, scores = found["boxes"], found["labels"], found["scores"]
         if "masks" in found:

@@ -15,7 +15,6 @@ from torchmetrics.classification import MulticlassAccuracy
 from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.batches import ClassificationBatch, PredictBatch
 from swinv2_tasks.callbacks import ClassificationPredictions
-from swinv2_tasks.errors import UserError
 from swinv2_tasks.evaluation.classification import AnyLabelAccuracy, CrossEntropy
 from swinv2_tasks.heads.classification import ClassificationHead
 from swinv2_tasks.tasks.base import BaseTask
@@ -62,11 +61,6 @@ class ClassificationTask(BaseTask):
         real = {f"real_{name}": AnyLabelAccuracy(k) for name, k in ks.items()}
         self.val_real_metrics = MetricCollection(dict(real), prefix="val/", compute_groups=False)
         self.test_real_metrics = self.val_real_metrics.clone(prefix="test/")
-
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        if self.class_ids is not None and len(self.class_ids) != self.num_classes:
-            raise UserError(f"the data has {len(self.class_ids)} classes, model.num_classes is {self.num_classes}")
 
     def compute_losses(self, batch: ClassificationBatch) -> dict[str, Tensor]:
         return {"loss": self.loss(self(batch["image"]), batch["label"])}

@@ -19,7 +19,7 @@ from swinv2_tasks.errors import UserError
 from swinv2_tasks.evaluation.coco import CocoMetric, as_annotations, as_results
 from swinv2_tasks.heads.batch_norm import synchronize
 from swinv2_tasks.heads.mask_rcnn import DetectionHead, DetectorConfig
-from swinv2_tasks.inference.detection import DetectionInference, Detections, all_pasted, detect, padded
+from swinv2_tasks.inference.detection import DetectionInference, Detections, detect, pad_images, paste_masks
 from swinv2_tasks.inference.segmentation import Rescaled
 from swinv2_tasks.tasks.base import BaseTask
 from swinv2_tasks.training.optim import StepSchedule
@@ -27,19 +27,20 @@ from swinv2_tasks.weights.finite import describe_nonfinite, find_nonfinite
 
 
 class DetectionTask(BaseTask):
-    """Finds objects; ``task(images)`` gives torchvision's list of dicts: boxes, labels, scores, masks.
+    """Detects objects; ``task(images)`` gives torchvision's list of dicts: boxes, labels, scores, masks.
 
     Args:
         backbone: turns images into feature maps.
-        detector: what finds objects in them: ``MaskRCNNConfig``, ``CascadeMaskRCNNConfig`` or ``HTCConfig``.
+        detector: settings of the head: ``MaskRCNNConfig``, ``CascadeMaskRCNNConfig`` or ``HTCConfig``.
         num_classes: number of classes; the command line takes it from the data.
-        inference: how objects are found in evaluation and prediction.
+        inference: how objects are detected in evaluation and prediction.
         backend: what computes COCO's numbers; faster_coco_eval needs the extra ``fast``.
         weights: checkpoint to start from (official, SimMIM, timm, Hugging Face, torchvision or this package's own).
         optimizer: builds the optimizer; its learning rate is the schedule's peak.
         schedule: learning rate over time and layers.
     """
 
+    num_classes: int
     compare_class_names = True
     head_methods = ("losses",)
 
@@ -71,14 +72,14 @@ class DetectionTask(BaseTask):
             For each image {boxes (n, 4) left, top, right, bottom in pixels; labels (n,) int64 class indices from 0;
             scores (n,) in [0, 1]; masks (n, 1, H, W) float32 in [0, 1], with a mask branch}.
         """
-        answers = []
-        for image, found in zip(x, self.detect(list(x)), strict=True):
-            answer = {"boxes": found.boxes, "labels": found.labels, "scores": found.scores}
-            if found.masks is not None:
+        results = []
+        for image, detections in zip(x, self.detect(list(x)), strict=True):
+            result = {"boxes": detections.boxes, "labels": detections.labels, "scores": detections.scores}
+            if detections.masks is not None:
                 size = (int(image.shape[1]), int(image.shape[2]))
-                answer["masks"] = all_pasted(found.masks, found.boxes, size)[:, None]
-            answers.append(answer)
-        return answers
+                result["masks"] = paste_masks(detections.masks, detections.boxes, size)[:, None]
+            results.append(result)
+        return results
 
     def detect(
         self,
@@ -97,50 +98,54 @@ class DetectionTask(BaseTask):
         Raises:
             UserError: the weights are not finite, or what comes of them is not.
         """
-        checked = self._trainer is not None or torch.compiler.is_exporting()  # a trainer's hooks have looked already
-        if not checked and (names := find_nonfinite({"backbone": self.backbone, "head": self.head})):
+        is_checked = self._trainer is not None or torch.compiler.is_exporting()  # by a trainer's hooks
+        if not is_checked and (names := find_nonfinite({"backbone": self.backbone, "head": self.head})):
             raise UserError(describe_nonfinite(names))
+
         was_training = self.training
         self.eval()
         try:
-            found = detect(self.backbone, self.head, images, self.inference, self.multiple, rescaled)
+            results = detect(self.backbone, self.head, images, self.inference, self.multiple, rescaled)
         finally:
             self.train(was_training)
         if sizes is None:
-            return found
-        seen = [(int(image.shape[1]), int(image.shape[2])) for image in images]
-        return [one.at(size, of) for one, size, of in zip(found, sizes, seen, strict=True)]
+            return results
+
+        image_sizes = [(int(image.shape[1]), int(image.shape[2])) for image in images]
+        return [
+            detections.at(size, image_size)
+            for detections, size, image_size in zip(results, sizes, image_sizes, strict=True)
+        ]
 
     def input_size_of(self, batch: Any) -> tuple[int, ...]:
-        return tuple(padded(batch["images"], self.multiple).tensors.shape[2:])
+        return tuple(pad_images(batch["images"], self.multiple).tensors.shape[2:])
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        if self.class_ids is not None and len(self.class_ids) != self.num_classes:
-            raise UserError(f"the data has {len(self.class_ids)} classes, model.num_classes is {self.num_classes}")
+        if stage != "fit":
+            return
         data = task_data(self.trainer)
-        if stage == "fit":
-            if self.head.has_masks and data.has_masks is False:
-                raise UserError(
-                    "the data has no masks, or data.masks=false leaves them out: train boxes alone with "
-                    "--model.detector.masks=false, in Python MaskRCNNConfig(masks=False)"
-                )
-            if data.has_masks and not self.head.has_masks:
-                raise UserError(
-                    "the data has masks, which this detector does not learn: leave them out with "
-                    "CocoDataModule(masks=False), as the command line does by itself"
-                )
-            if data.stuff_labels is not None and data.stuff_labels != self.head.stuff_classes:
-                raise UserError(
-                    f"the detector's semantic branch has stuff_classes={self.head.stuff_classes}, the data has maps of "
-                    f"{data.stuff_labels} such classes: name a folder of maps with data.train_stuff, and set the "
-                    "detector's stuff_classes to their number, or to 0 to do without; in Python, the datamodule's, too"
-                )
-            if self.trainer.world_size > 1:
-                synchronize(self.head, self.trainer.strategy.root_device)
+        if self.head.has_masks and data.has_masks is False:
+            raise UserError(
+                "the data has no masks, or data.masks=false leaves them out: train boxes alone with "
+                "--model.detector.masks=false, in Python MaskRCNNConfig(masks=False)"
+            )
+        if data.has_masks and not self.head.has_masks:
+            raise UserError(
+                "the data has masks, which this detector does not learn: leave them out with "
+                "CocoDataModule(masks=False), as the command line does by itself"
+            )
+        if data.stuff_labels is not None and data.stuff_labels != self.head.stuff_classes:
+            raise UserError(
+                f"the detector's semantic branch has stuff_classes={self.head.stuff_classes}, the data has maps of "
+                f"{data.stuff_labels} such classes: name a folder of maps with data.train_stuff, and set the "
+                "detector's stuff_classes to their number, or to 0 to do without; in Python, the datamodule's, too"
+            )
+        if self.trainer.world_size > 1:
+            synchronize(self.head, self.trainer.strategy.root_device)
 
     def compute_losses(self, batch: DetectionBatch) -> dict[str, Tensor]:
-        images = padded(batch["images"], self.multiple)
+        images = pad_images(batch["images"], self.multiple)
         losses = self.head.losses(self.backbone(images.tensors), images, batch["targets"])
         parts = {f"{name}_loss": loss for name, loss in losses.items()}
         return {**parts, "loss": torch.stack([*losses.values()]).sum()}
@@ -152,17 +157,16 @@ class DetectionTask(BaseTask):
         self._evaluate(batch, self.of_loader(self.test_scores, dataloader_idx))
 
     def _evaluate(self, batch: DetectionEvalBatch, metric: CocoMetric) -> None:
-        ids = self.ids
         targets: Sequence[Any] = batch.get("targets", [None] * len(batch["images"]))
-        sizes = sizes_of(batch)
-        found = self.detect(batch["images"], sizes, batch.get("rescaled"))
-        image_ids = self._image_ids(batch, metric)
-        for one, target, size, image_id in zip(found, targets, sizes, image_ids, strict=True):
-            results = as_results(one, image_id, size, ids, self.inference.mask_threshold)
-            metric.update(image_id, results, None if target is None else as_annotations(target, size, ids))
+        sizes, image_ids = sizes_of(batch), self._image_ids(batch, metric)
+        detections = self.detect(batch["images"], sizes, batch.get("rescaled"))
+        for in_image, target, size, image_id in zip(detections, targets, sizes, image_ids, strict=True):
+            results = as_results(in_image, image_id, size, self.ids, self.inference.mask_threshold)
+            truth = None if target is None else as_annotations(target, size, self.ids)
+            metric.update(image_id, results, truth)
 
     def _image_ids(self, batch: DetectionEvalBatch, metric: CocoMetric) -> list[int]:
-        """The ids of a batch's images: stated, or those of their targets, or else their places, counted from 1."""
+        """The ids of a batch's images: stated, or those of their targets, or else counted from 1."""
         if "image_ids" in batch:
             return batch["image_ids"]
         if "targets" in batch:
@@ -172,7 +176,7 @@ class DetectionTask(BaseTask):
 
     @property
     def ids(self) -> list[int]:
-        """The category of each class index; counted from 1 where the task has met no classes."""
+        """The category of each class index; counted from 1 where the task knows no classes."""
         return self.class_ids or list(range(1, self.num_classes + 1))
 
     def on_validation_epoch_end(self) -> None:
@@ -182,10 +186,11 @@ class DetectionTask(BaseTask):
         self._log_scores(self.test_scores, "test/")
 
     def _log_scores(self, metric: CocoMetric, name: str) -> None:
-        for one in self.of_loaders(metric):
-            one.max_detections = self.inference.max_detections
-            one.classes = (self.ids, self.class_names or [str(number) for number in self.ids])
-        self.log_epoch_metrics(metric, name, shown=("_ap", "_ap50"))
+        names = self.class_names or [str(number) for number in self.ids]
+        for loader_metric in self.of_loaders(metric):
+            loader_metric.max_detections = self.inference.max_detections
+            loader_metric.classes = (self.ids, names)
+        self.log_epoch_metrics(metric, name, in_progress_bar=("_ap", "_ap50"))
 
     def result_writers(self, run_folder: Path, output: str | None) -> list[Callback]:
         return [DetectionPredictions(output), DetectionScores(run_folder)]

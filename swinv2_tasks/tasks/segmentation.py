@@ -34,11 +34,11 @@ class SegmentationTask(BaseTask):
         num_classes: number of classes, at least 2; the command line takes it from the data.
         decoder: what builds the decoder, UPerNet or one of your own.
         dropout: probability of dropping a channel before the classifiers, in training.
-        auxiliary_weight: what the loss of the auxiliary head on the last map but one counts; 0 leaves the head out.
+        auxiliary_weight: weight of the loss of the auxiliary head on the last map but one; 0 leaves the head out.
         auxiliary_channels: its channels.
         map_norms: whether each of the backbone's maps passes a LayerNorm of its own before the head; false for weights
             of transformers' UPerNet, which has none.
-        class_weights: what a pixel of each class counts in the loss; None: all count alike.
+        class_weights: weight of a pixel of each class in the loss; None: all are 1.
         ohem_threshold: only pixels whose own class gets a probability below this train; None: all do.
         ohem_min_pixels: of each image, at least this many of the hardest pixels do.
         inference: how images are segmented in evaluation and prediction.
@@ -48,6 +48,7 @@ class SegmentationTask(BaseTask):
         schedule: learning rate over time and layers.
     """
 
+    num_classes: int
     compare_class_names = True
     head_methods = ("with_auxiliary",)
 
@@ -78,8 +79,8 @@ class SegmentationTask(BaseTask):
         if auxiliary_weight < 0:
             raise UserError(f"model.auxiliary_weight must not be negative, as {auxiliary_weight} is")
         loss = PixelCrossEntropy(class_weights, ohem_threshold, ohem_min_pixels)
-        side = auxiliary_channels if auxiliary_weight else 0
-        head = SegmentationHead(backbone.channels, num_classes, decoder, dropout, side, map_norms)
+        auxiliary = auxiliary_channels if auxiliary_weight else 0
+        head = SegmentationHead(backbone.channels, num_classes, decoder, dropout, auxiliary, map_norms)
         super().__init__(backbone, head, weights, optimizer, schedule)
         self.head: SegmentationHead
         stride = self.backbone.strides[0]
@@ -103,7 +104,7 @@ class SegmentationTask(BaseTask):
 
         Args:
             image: (1, 3, H, W), normalized.
-            size: height and width of the answer; None: those of the image.
+            size: height and width of the result; None: those of the image.
             rescaled: gives the image at other scales, as batches do; None: it is itself resized to them.
 
         Returns:
@@ -120,8 +121,6 @@ class SegmentationTask(BaseTask):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        if self.class_ids is not None and len(self.class_ids) != self.num_classes:
-            raise UserError(f"the data has {len(self.class_ids)} classes, model.num_classes is {self.num_classes}")
         if stage == "fit" and self.trainer.world_size > 1:
             synchronize(self.head, self.trainer.strategy.root_device)
 

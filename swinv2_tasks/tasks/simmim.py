@@ -1,4 +1,4 @@
-"""SimMIM, learning without labels to fill in masked patches: https://arxiv.org/abs/2111.09886, for Swin V2
+"""SimMIM, learning without labels to reconstruct masked patches: https://arxiv.org/abs/2111.09886, for Swin V2
 https://arxiv.org/abs/2111.09883, appendix A2."""
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from swinv2_tasks.training.optim import NO_WEIGHT_DECAY, StepSchedule
 
 
 class SimMIMTask(BaseTask):
-    """Fills in masked patches; ``task(images, mask)`` gives pixels (B, 3, H, W).
+    """Reconstructs masked patches; ``task(images, mask)`` gives pixels (B, 3, H, W).
 
     Args:
         backbone: turns images into feature maps.
@@ -121,7 +121,7 @@ class SimMIMTask(BaseTask):
         self.log_epoch_metrics(self.test_loss, "test/loss")
 
     def reconstruct(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Fills in masked patches, without gradients.
+        """Reconstructs masked patches, without gradients.
 
         Predictions of normalized targets get the mean and the deviation that the true pixels have around them.
 
@@ -143,7 +143,9 @@ class SimMIMTask(BaseTask):
             losses = losses_of_each(pixels, targets, mask)
             pixels = pixels * deviation + mean
         self.train(was_training)
-        return torch.where(enlarge_mask(mask, images.shape[2:])[:, None], pixels.to(images.dtype), images), losses
+
+        is_masked = enlarge_mask(mask, images.shape[2:])[:, None]
+        return torch.where(is_masked, pixels.to(images.dtype), images), losses
 
     def result_writers(self, run_folder: Path, output: str | None) -> list[Callback]:
         return [SimMIMPredictions(output), SimMIMPictures(run_folder)]
@@ -156,5 +158,5 @@ class SimMIMTask(BaseTask):
 
 def losses_of_each(pixels: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     """``masked_l1`` of each image, (B,)."""
-    parts = (part.split(1) for part in (pixels, targets, mask))
-    return torch.stack([masked_l1(*one) for one in zip(*parts, strict=True)])
+    images = zip(pixels.split(1), targets.split(1), mask.split(1), strict=True)
+    return torch.stack([masked_l1(*image) for image in images])

@@ -55,11 +55,6 @@ class VideoClassificationTask(BaseTask):
         self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         self.val_scores, self.test_scores = VideoScores(num_classes), VideoScores(num_classes)
 
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        if self.class_ids is not None and len(self.class_ids) != self.num_classes:
-            raise UserError(f"the data has {len(self.class_ids)} classes, model.num_classes is {self.num_classes}")
-
     def input_size_of(self, batch: Any) -> tuple[int, ...]:
         return tuple(batch["clip"].shape[3:])
 

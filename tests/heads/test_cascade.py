@@ -15,7 +15,7 @@ from swinv2_tasks.heads import CascadeMaskRCNNConfig
 from swinv2_tasks.heads.batch_norm import BatchNorm2d
 from swinv2_tasks.heads.cascade import CascadeMaskRCNN, giou_loss
 from swinv2_tasks.heads.mask_rcnn import SampledProposals
-from swinv2_tasks.inference.detection import padded
+from swinv2_tasks.inference.detection import pad_images
 from tests.helpers.checkpoints import randomize
 from tests.helpers.detectors import CHANNELS, CLASSES, IMAGES, SETTINGS, STRIDES, new_maps, new_target, spied
 
@@ -38,7 +38,7 @@ def test_the_box_branch_is_that_of_the_papers() -> None:
 
 
 def test_each_stage_samples_at_its_threshold_from_the_boxes_that_the_one_before_refined() -> None:
-    head, images = new_head(masks=False), padded(IMAGES, 32)
+    head, images = new_head(masks=False), pad_images(IMAGES, 32)
     targets = [new_target(1), new_target(2, number=6)]
     samples, deltas = spied(head)
     head.losses(new_maps(), images, targets)
@@ -68,7 +68,7 @@ def test_each_stage_samples_at_its_threshold_from_the_boxes_that_the_one_before_
 
 
 def test_refined_boxes_pass_no_gradient_to_the_stage_before() -> None:
-    head, images = new_head(masks=False), padded(IMAGES, 32)
+    head, images = new_head(masks=False), pad_images(IMAGES, 32)
     losses = head.losses(new_maps(), images, [new_target(1), new_target(2)])
     losses["box2"].backward()
     assert all(p.grad is None for p in head.boxes[0].parameters())
@@ -77,7 +77,7 @@ def test_refined_boxes_pass_no_gradient_to_the_stage_before() -> None:
 
 def test_losses_are_weighted_by_stage_and_measure_decoded_boxes() -> None:
     """A plain computation of GIoU over all sampled proposals, times ten, times the stage's weight."""
-    head, images = new_head(masks=False), padded(IMAGES, 32)
+    head, images = new_head(masks=False), pad_images(IMAGES, 32)
     targets = [new_target(1), new_target(2, number=6)]
     samples, _ = spied(head)
     outputs: list[tuple[Tensor, Tensor]] = []
@@ -119,7 +119,7 @@ def test_giou_of_no_object_is_no_loss() -> None:
 
 
 def test_logits_and_masks_are_means_over_the_stages() -> None:
-    head, images = new_head().eval(), padded(IMAGES, 32)
+    head, images = new_head().eval(), pad_images(IMAGES, 32)
     seen: list[tuple[Tensor, Tensor]] = []
     inputs: list[Tensor] = []
     for branch in head.boxes:
@@ -144,7 +144,7 @@ def test_logits_and_masks_are_means_over_the_stages() -> None:
 
 @pytest.mark.parametrize("empty", [1, 2])
 def test_images_without_objects_train(empty: int) -> None:
-    head, images = new_head(), padded(IMAGES, 32)
+    head, images = new_head(), pad_images(IMAGES, 32)
     nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "masks": torch.zeros(0, 9, 9)}
     losses = head.losses(new_maps(), images, [nothing] * empty + [new_target(1)] * (2 - empty))
     assert set(losses) == {"rpn_class", "rpn_box"} | {f"{n}{k}" for n in ("class", "box", "mask") for k in (1, 2, 3)}

@@ -13,7 +13,7 @@ from torchvision.ops import box_iou, roi_align
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.heads import HTCConfig
 from swinv2_tasks.heads.htc import HTC, InformationFlowMaskBranch, stuff_loss
-from swinv2_tasks.inference.detection import padded
+from swinv2_tasks.inference.detection import pad_images
 from tests.helpers.checkpoints import randomize
 from tests.helpers.detectors import CHANNELS, CLASSES, IMAGES, SETTINGS, STRIDES, new_maps, new_target, spied
 
@@ -27,7 +27,7 @@ def new_head(**settings: Any) -> HTC:
 
 def test_mask_branches_are_trained_on_the_boxes_that_their_stage_refined() -> None:
     """Samplers are asked box, mask, box, mask, …; each stage's masks and the next stage's boxes start from the same."""
-    head, images = new_head(), padded(IMAGES, 32)
+    head, images = new_head(), pad_images(IMAGES, 32)
     targets = [new_target(1), new_target(2, number=6)]
     samples, _ = spied(head)
     pooled: list[list[Tensor]] = []
@@ -63,7 +63,7 @@ def test_mask_information_flows_from_stage_to_stage() -> None:
 
 
 def test_the_last_mask_loss_trains_the_convolutions_of_all_stages() -> None:
-    head, images = new_head(), padded(IMAGES, 32)
+    head, images = new_head(), pad_images(IMAGES, 32)
     losses = head.losses(new_maps(), images, [new_target(1), new_target(2)])
     losses["mask3"].backward()
     for branch in head.masks:
@@ -85,7 +85,7 @@ def with_stuff(seed: int, size: tuple[int, int]) -> dict[str, Tensor]:
 
 
 def test_the_semantic_branch_adds_its_features_to_rois_and_its_loss() -> None:
-    head, images = new_head(stuff_classes=7), padded(IMAGES, 32)
+    head, images = new_head(stuff_classes=7), pad_images(IMAGES, 32)
     features = head.features(new_maps())
     assert features.context is not None and features.stuff_logits is not None
     assert features.context.shape == (2, 16, 16, 24) and features.stuff_logits.shape == (2, 7, 16, 24)
@@ -123,7 +123,7 @@ def test_the_semantic_loss_is_a_mean_over_known_cells() -> None:
 
 
 def test_missing_stuff_maps_are_told() -> None:
-    head, images = new_head(stuff_classes=7), padded(IMAGES, 32)
+    head, images = new_head(stuff_classes=7), pad_images(IMAGES, 32)
     with pytest.raises(UserError, match=r"data.train_stuff"):
         head.losses(new_maps(), images, [new_target(1), new_target(2)])
     with pytest.raises(UserError, match="stuff_classes must be between 0 and 254"):
@@ -131,7 +131,7 @@ def test_missing_stuff_maps_are_told() -> None:
 
 
 def test_boxes_alone_can_be_trained() -> None:
-    head, images = new_head(masks=False), padded(IMAGES, 32)
+    head, images = new_head(masks=False), pad_images(IMAGES, 32)
     targets = [{k: v for k, v in new_target(seed).items() if k != "masks"} for seed in (1, 2)]
     losses = head.losses(new_maps(), images, targets)
     assert not any(name.startswith("mask") for name in losses)

@@ -24,7 +24,7 @@ from swinv2_tasks.heads.mask_rcnn import (
     mask_targets,
     with_masks,
 )
-from swinv2_tasks.inference.detection import DetectionInference, detect, padded
+from swinv2_tasks.inference.detection import DetectionInference, detect, pad_images
 from tests.helpers.detectors import CHANNELS, CLASSES, IMAGES, SETTINGS, STRIDES, new_head, new_maps, new_target
 
 
@@ -96,7 +96,7 @@ def test_losses_and_gradients_are_torchvisions(monkeypatch: pytest.MonkeyPatch) 
     Boxes by L1 and aligned targets of masks are put into torchvision's losses. Matches of low quality differ where two
     objects claim an anchor, or where none has an overlap of 0.3: not here.
     """
-    head, images = new_head(), padded(IMAGES, 64)
+    head, images = new_head(), pad_images(IMAGES, 64)
     theirs = torchvision_with(head)
     targets = [new_target(1), new_target(2, number=7)]
     torch.manual_seed(3)
@@ -135,7 +135,7 @@ def test_losses_and_gradients_are_torchvisions(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_detections_are_torchvisions() -> None:
-    head, images = new_head().eval(), padded(IMAGES, 64)
+    head, images = new_head().eval(), pad_images(IMAGES, 64)
     theirs = torchvision_with(head).eval()
     maps = new_maps()
     found = detect(lambda _: maps, head, IMAGES, DetectionInference(), multiple=64)
@@ -227,7 +227,7 @@ def test_a_detector_that_proposes_nothing_trains_all_the_same(settings: Any, obj
     torch.manual_seed(0)
     head = settings(**SETTINGS).build(CHANNELS, STRIDES, CLASSES)
     without_proposals(head)
-    images = padded(IMAGES, 32)
+    images = pad_images(IMAGES, 32)
     target = nothing_annotated()
     losses = head.losses(new_maps(), images, [target, target if objects == "none" else new_target(1)])
     total = torch.stack([*losses.values()]).sum()
@@ -255,7 +255,7 @@ def test_a_detector_that_proposes_nothing_finds_nothing(settings: Any, how: dict
 
 
 def test_an_image_without_objects_trains_the_background() -> None:
-    head, images = new_head(), padded(IMAGES, 32)
+    head, images = new_head(), pad_images(IMAGES, 32)
     empty = nothing_annotated()
     for targets in ([empty, new_target(1)], [empty, empty]):
         losses = head.losses(new_maps(), images, targets)
@@ -278,7 +278,7 @@ def test_an_object_with_only_a_box_does_not_train_the_mask_branch() -> None:
 def test_data_without_masks_are_refused_by_a_mask_branch_only() -> None:
     target = new_target(1)
     del target["masks"]
-    images = padded(IMAGES, 32)
+    images = pad_images(IMAGES, 32)
     with pytest.raises(UserError, match="masks=false"):
         new_head().losses(new_maps(), images, [target, target])
     losses = new_head(masks=False).losses(new_maps(), images, [target, target])
@@ -289,7 +289,7 @@ def test_data_without_masks_are_refused_by_a_mask_branch_only() -> None:
 
 def test_boxes_stay_exact_under_bfloat16() -> None:
     """Proposals of a network in bfloat16 are no multiples of what 8 bits can tell apart."""
-    head, images = new_head().eval(), padded(IMAGES, 32)
+    head, images = new_head().eval(), pad_images(IMAGES, 32)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         features = head.features(new_maps())
         results = head.classify(features, images)

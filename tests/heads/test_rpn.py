@@ -13,14 +13,14 @@ from torchvision.ops import box_iou
 from swinv2_tasks.heads import CascadeMaskRCNNConfig, HTCConfig, MaskRCNNConfig
 from swinv2_tasks.heads.mask_rcnn import DetectionHead
 from swinv2_tasks.heads.rpn import BETWEEN_THRESHOLDS, Anchors, RegionProposals, match_boxes
-from swinv2_tasks.inference.detection import padded
+from swinv2_tasks.inference.detection import pad_images
 from tests.helpers.detectors import CHANNELS, CLASSES, SETTINGS, STRIDES, new_head, new_maps
 
 # ---- anchors
 
 
 def anchors_of(head: DetectionHead, levels: Any) -> Tensor:
-    return head.rpn.anchor_generator(padded([torch.zeros(3, 90, 150)], 32), list(levels.values()))[0]
+    return head.rpn.anchor_generator(pad_images([torch.zeros(3, 90, 150)], 32), list(levels.values()))[0]
 
 
 def test_anchors_lie_at_the_strides_and_are_not_rounded() -> None:
@@ -88,7 +88,7 @@ def test_anchors_of_an_image_are_those_of_its_own_padding_or_inside() -> None:
     strides = (4, 8, 16, 32, 64)
     anchors = Anchors([2 * stride for stride in strides], strides)
     levels = [torch.zeros(1, 4, math.ceil(96 / stride), math.ceil(160 / stride)) for stride in strides]
-    (boxes,) = anchors(padded([torch.zeros(3, 96, 160)], 32), levels)
+    (boxes,) = anchors(pad_images([torch.zeros(3, 96, 160)], 32), levels)
     near = RegionProposals(4, anchors, (10, 10)).usable(boxes, (40, 70))
     within = RegionProposals(4, anchors, (10, 10), inside=True).usable(boxes, (40, 70))
     for box, is_near, is_within in zip(boxes.tolist(), near.tolist(), within.tolist(), strict=True):
@@ -100,7 +100,7 @@ def test_anchors_of_an_image_are_those_of_its_own_padding_or_inside() -> None:
 
 def test_an_image_too_small_for_any_anchor_is_trained_on_those_near_it() -> None:
     anchors = Anchors([64.0], [8])
-    (boxes,) = anchors(padded([torch.zeros(3, 32, 32)], 32), [torch.zeros(1, 4, 4, 4)])
+    (boxes,) = anchors(pad_images([torch.zeros(3, 32, 32)], 32), [torch.zeros(1, 4, 4, 4)])
     assert RegionProposals(4, anchors, (10, 10), inside=True).usable(boxes, (30, 30)).all()
 
 
@@ -117,7 +117,9 @@ def test_detectors_train_their_proposals_as_their_recipes_do(settings: Any) -> N
 def test_labels_are_given_to_usable_anchors_alone(inside: bool) -> None:
     torch.manual_seed(0)
     anchors = Anchors([16.0, 32.0], [4, 8])
-    (boxes,) = anchors(padded([torch.zeros(3, 96, 160)], 32), [torch.zeros(1, 4, 24, 40), torch.zeros(1, 4, 12, 20)])
+    (boxes,) = anchors(
+        pad_images([torch.zeros(3, 96, 160)], 32), [torch.zeros(1, 4, 24, 40), torch.zeros(1, 4, 12, 20)]
+    )
     rpn = RegionProposals(4, anchors, (10, 10), inside=inside)
     objects = torch.tensor([[3.2, 4.1, 21.7, 19.9], [30.0, 8.0, 60.0, 38.0], [0.0, 0.0, 70.0, 40.0]])
     (labels,), (compared,) = rpn.assign_targets_to_anchors([boxes], [{"boxes": objects}], [(40, 70)])

@@ -26,13 +26,13 @@ from swinv2_tasks.inference import detection as detection_inference
 from swinv2_tasks.inference.detection import (
     DetectionInference,
     Detections,
-    all_pasted,
     detect,
-    encoded_masks,
-    padded,
-    pasted,
+    encode_masks,
+    pad_images,
+    paste_mask,
+    paste_masks,
     soft_nms,
-    suppressed,
+    suppress,
 )
 
 
@@ -102,7 +102,7 @@ class SoftNMSOfSome(nn.Module):
         self.how = how
 
     def forward(self, boxes: Tensor, scores: Tensor, labels: Tensor, chosen: Tensor) -> Any:
-        return suppressed(boxes[chosen], scores[chosen], labels[chosen], self.how)
+        return suppress(boxes[chosen], scores[chosen], labels[chosen], self.how)
 
 
 @pytest.mark.parametrize("nms", ["soft_linear", "soft_gaussian"])
@@ -112,7 +112,7 @@ def test_exported_soft_nms_is_the_same(nms: Any) -> None:
     program = torch.export.export(SoftNMSOfSome(how), (boxes, scores, labels, scores > 0.5)).module()
     for threshold in (0.0, 0.9, 2.0):  # more boxes than detections, fewer, none
         chosen = scores > threshold
-        expected = suppressed(boxes[chosen], scores[chosen], labels[chosen], how)
+        expected = suppress(boxes[chosen], scores[chosen], labels[chosen], how)
         for part, other in zip(program(boxes, scores, labels, chosen), expected, strict=True):
             torch.testing.assert_close(part, other)
 
@@ -120,16 +120,16 @@ def test_exported_soft_nms_is_the_same(nms: Any) -> None:
 def test_hard_nms_is_torchvisions() -> None:
     boxes, scores, labels = random_boxes(0)
     kept = batched_nms(boxes, scores, labels, 0.5)[:20]
-    found = suppressed(boxes, scores, labels, DetectionInference(max_detections=20))
+    found = suppress(boxes, scores, labels, DetectionInference(max_detections=20))
     assert all(torch.equal(one, other[kept]) for one, other in zip(found, (boxes, scores, labels), strict=True))
 
 
 @pytest.mark.parametrize("nms", ["hard", "soft_linear", "soft_gaussian"])
 def test_nothing_stays_nothing(nms: Any) -> None:
     how = DetectionInference(nms=nms)
-    boxes, scores, labels = suppressed(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), how)
+    boxes, scores, labels = suppress(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), how)
     assert boxes.shape == (0, 4) and len(scores) == len(labels) == 0
-    flat = suppressed(torch.tensor([[1.0, 1.0, 1.0, 5.0]]), torch.ones(1), torch.zeros(1, dtype=torch.int64), how)
+    flat = suppress(torch.tensor([[1.0, 1.0, 1.0, 5.0]]), torch.ones(1), torch.zeros(1, dtype=torch.int64), how)
     assert not len(flat[0])
 
 
@@ -205,7 +205,7 @@ def test_images_of_several_sizes_go_through_together() -> None:
 
 def test_padding_fills_up_at_the_right_and_below() -> None:
     images = [torch.rand(3, 30, 70), torch.rand(3, 45, 20)]
-    batch = padded(images, 32)
+    batch = pad_images(images, 32)
     assert batch.tensors.shape == (2, 3, 64, 96) and batch.image_sizes == [(30, 70), (45, 20)]
     for row, image in zip(batch.tensors, images, strict=True):
         height, width = image.shape[1:]
@@ -263,14 +263,14 @@ def test_masks_are_drawn_between_pixels(size: tuple[int, int], full: bool, monke
     boxes = boxes_of_all_kinds(size)
     masks = torch.ones(len(boxes), 28, 28) if full else torch.rand(len(boxes), 28, 28)
     expected = torch.stack([sampled_over_the_image(*both, size) for both in zip(masks, boxes, strict=True)])
-    drawn = torch.stack([pasted(*both, size) for both in zip(masks, boxes, strict=True)])
+    drawn = torch.stack([paste_mask(*both, size) for both in zip(masks, boxes, strict=True)])
     assert drawn.dtype == torch.float32
     torch.testing.assert_close(drawn, expected.float(), atol=1e-5, rtol=0)
 
     clear = (expected - 0.5).abs() > 1e-5
     for chunk in (1, 100, 2**20):
         monkeypatch.setattr(detection_inference, "CHUNK_PIXELS", chunk)
-        codes = encoded_masks(detections_of(masks, boxes), size, 0.5)
+        codes = encode_masks(detections_of(masks, boxes), size, 0.5)
         pixels = decoded(codes)
         assert (pixels == (expected >= 0.5))[clear].all()
         again = coco_masks.encode(np.asfortranarray(pixels.permute(1, 2, 0).numpy().astype(np.uint8)))
@@ -282,7 +282,7 @@ class PastingOfSome(nn.Module):
     """Draws the masks that are chosen: their number is not known before it runs."""
 
     def forward(self, masks: Tensor, boxes: Tensor, chosen: Tensor) -> Tensor:
-        return all_pasted(masks[chosen], boxes[chosen], (48, 40))
+        return paste_masks(masks[chosen], boxes[chosen], (48, 40))
 
 
 def test_exported_masks_are_drawn_between_pixels_too() -> None:
@@ -299,15 +299,15 @@ def test_exported_masks_are_drawn_between_pixels_too() -> None:
 
 def test_boxes_without_an_area_draw_nothing() -> None:
     boxes = torch.tensor([[5.0, 5.0, 5.0, 20.0], [5.0, 5.0, 20.0, 5.0], [9.0, 9.0, 4.0, 4.0]])
-    codes = encoded_masks(detections_of(torch.ones(3, 28, 28), boxes), (30, 30), 0.5)
+    codes = encode_masks(detections_of(torch.ones(3, 28, 28), boxes), (30, 30), 0.5)
     assert not decoded(codes).any()
-    assert not any(pasted(torch.ones(28, 28), box, (30, 30)).any() for box in boxes)
+    assert not any(paste_mask(torch.ones(28, 28), box, (30, 30)).any() for box in boxes)
 
 
 def test_a_mask_reaches_its_threshold_at_the_edge_of_its_box() -> None:
     """At the box's edge a full mask is a half; whole pixels of a box of whole pixels belong to it, no others."""
     pixels = decoded(
-        encoded_masks(detections_of(torch.ones(1, 28, 28), torch.tensor([[4.0, 6.0, 17.0, 25.0]])), (40, 30), 0.5)
+        encode_masks(detections_of(torch.ones(1, 28, 28), torch.tensor([[4.0, 6.0, 17.0, 25.0]])), (40, 30), 0.5)
     )
     expected = torch.zeros(1, 40, 30, dtype=torch.bool)
     expected[:, 6:25, 4:17] = True
@@ -319,11 +319,11 @@ def test_drawing_masks_takes_memory_of_neither_image_nor_number() -> None:
     size = (4000, 4000)
     boxes = torch.tensor([[0.5, 0.5, 3999.5, 3999.5]]).repeat(300, 1)
     masks = torch.rand(1, 28, 28).expand(300, 28, 28)
-    encoded_masks(detections_of(masks[:1], boxes[:1]), (40, 40), 0.5)
+    encode_masks(detections_of(masks[:1], boxes[:1]), (40, 40), 0.5)
     peaks = []
     for number in (1, 5):
         tracemalloc.start()
-        codes = encoded_masks(detections_of(masks[:number], boxes[:number]), size, 0.5)
+        codes = encode_masks(detections_of(masks[:number], boxes[:number]), size, 0.5)
         peaks.append(tracemalloc.get_traced_memory()[1] - sum(len(code["counts"]) for code in codes))
         tracemalloc.stop()
     assert max(peaks) < 12 * detection_inference.CHUNK_PIXELS

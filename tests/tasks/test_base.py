@@ -363,7 +363,7 @@ def test_a_longer_training_leaves_schedulers_of_ones_own_alone(
         return
     longer.fit(own(name), new_data(images), **arguments)
     assert longer.current_epoch == 2
-    assert ("goes on as it was planned" in capsys.readouterr().out) == bool(longer.lr_scheduler_configs)
+    assert ("continues as it was planned" in capsys.readouterr().out) == bool(longer.lr_scheduler_configs)
 
 
 def test_a_training_without_a_stated_end_needs_none_for_ones_own_scheduler(images: Path, tmp_path: Path) -> None:

@@ -1,0 +1,98 @@
+"""The classes of a task: taken over from the data or a checkpoint, and checked against those known already."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from swinv2_tasks.batches import task_data
+from swinv2_tasks.datamodules.classes import abbreviate
+from swinv2_tasks.errors import UserError
+from swinv2_tasks.weights import LoadReport
+
+
+class ClassAwareTask(LightningModule):
+    """Knows the ids and names of its classes, and stops where the data or a checkpoint have others."""
+
+    num_classes: int | None = None
+    """Number of classes; None for a task without classes."""
+
+    compare_class_names = False
+    """Whether classes of the same ids and other names are other classes: where ids merely count, in every dataset."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.class_ids: list[Any] | None = None
+        self.class_names: list[str] | None = None
+        self._head_source: str | None = None
+        """The file that the head's weights were loaded from."""
+
+    def note_head_source(self, report: LoadReport) -> None:
+        """Remembers where the head's weights came from, if they were loaded as a whole."""
+        if report.head.startswith("loaded"):
+            self._head_source = report.source
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        data = task_data(self.trainer)
+        if stage != "predict" and data.class_ids is not None:  # to predict, the data need not know its classes
+            ids = list(data.class_ids)
+            self.set_classes(ids, list(data.class_names or map(str, ids)), "the data")
+            self._report_order_of_numbers()
+        if self.class_ids is not None and self.num_classes not in (None, len(self.class_ids)):
+            raise UserError(f"the data has {len(self.class_ids)} classes, model.num_classes is {self.num_classes}")
+
+    def set_classes(self, ids: list[Any], names: list[str], whose: str) -> None:
+        """Takes over the classes of the data or of a checkpoint.
+
+        Args:
+            ids: of the classes, in the order of the class indices.
+            names: of the classes, in the same order.
+            whose: what a message is to call their origin: "the data" or "the checkpoint".
+
+        Raises:
+            UserError: they are not the ones known already.
+        """
+        other = "the model" if whose == "the data" else "the data"
+        if self.class_ids is not None and self.class_ids != ids:
+            if self.compare_class_names and self.class_names == names:
+                raise UserError(
+                    f"label maps hold other values for the same classes: those of {whose} {abbreviate(ids)}, those of "
+                    f"{other} {abbreviate(self.class_ids)}. Leave data.background, data.label_values and data.palette "
+                    "as they were in training, or start from the weights with model.weights."
+                )
+            raise UserError(
+                f"{whose} has {len(ids)} classes ({abbreviate(ids)}), {other} {len(self.class_ids)} "
+                f"({abbreviate(self.class_ids)}). State the trained ones with data.class_names, or train a new head "
+                "with model.weights."
+            )
+
+        if self.compare_class_names and self.class_names is not None and self.class_names != names:
+            k = next(k for k, name in enumerate(self.class_names) if name != names[k])
+            raise UserError(
+                f"{whose} has other classes than {other}: {ids[k]} is {names[k]!r}, not {self.class_names[k]!r}. "
+                f"{whose}: {abbreviate(names)}; {other}: {abbreviate(self.class_names)}. "
+                "Take the dataset of these classes, or train a new head with model.weights."
+            )
+        self.class_ids, self.class_names = ids, names
+
+    def _report_order_of_numbers(self) -> None:
+        """Prints which class each row of a head from a file is taken for, where classes are called by numbers.
+
+        Nothing else would show it: folders 0, 1, … 10 are sorted as text by other programs.
+        """
+        class_ids = self.class_ids or []
+        numbers = [class_id for class_id in class_ids if isinstance(class_id, str) and class_id.isdecimal()]
+        if self._head_source is None or len(numbers) < max(1, len(class_ids)):
+            return
+        message = (
+            f"head: the rows of {self._head_source} are taken in this order of the classes: {abbreviate(numbers)}."
+        )
+        if sorted(numbers) != numbers:
+            message += (
+                f" Heads trained on folders that are sorted as text, as torchvision's ImageFolder does, have another: "
+                f"{abbreviate(sorted(numbers))}; for such a head, state data.class_names in its order."
+            )
+        rank_zero_only(print)(message)
