@@ -99,8 +99,8 @@ class SegmentationPredictBatch(PredictBatch):
 
 
 class DetectionTarget(TypedDict):
-    """The n annotated objects of an image. In evaluation all are in pixels of the image file, as annotated, and crowds
-    are among them; in training in pixels of the image given to the model, where each box is the bounds of its mask."""
+    """The n ground-truth objects of an image. In evaluation all are in pixels of the image file, as annotated, with
+    crowds among them; in training in pixels of the image given to the model, where each box is the bounds of its mask."""
 
     boxes: Tensor
     """(n, 4): left, top, right, bottom; float32 in training, float64 in evaluation."""
@@ -118,7 +118,7 @@ class DetectionTarget(TypedDict):
     """(n,), in pixels; float32 in training, float64 in evaluation."""
 
     iscrowd: Tensor
-    """(n,) int64: 1 for a crowd, which is neither missed nor wrongly found."""
+    """(n,) int64: 1 for a crowd, which counts neither as missed nor as a false positive."""
 
     stuff: NotRequired[Tensor]
     """(H, W) uint8, the background's classes, 255 where nothing is known; in training with stuff maps."""
@@ -198,11 +198,11 @@ class SampleCounts:
 
 
 class TaskData:
-    """What a datamodule may offer beyond its batches: classes, names of samples, counts. As it stands here, nothing.
+    """What a datamodule may offer beyond its batches: classes, names of samples, counts. This class offers nothing.
 
     A LightningDataModule that derives from this class as well overrides what it knows. The tasks do without all of it:
     the length of the schedule then comes from the trainer's own counts, classes are called by their indices, and a
-    resumed training relies on the loader for where it stands within an epoch.
+    resumed training relies on the loader for its progress within an epoch.
 
     This is a base class, no `typing.Protocol`: a datamodule offers any part of it, the rest is said here; and
     `isinstance` would read all properties of a protocol, some of which look into the dataset.
@@ -264,7 +264,7 @@ class TaskData:
         )
 
     def share_faults(self) -> None:
-        """Tells the other processes which samples could not be read; called by all as a training epoch ends."""
+        """Shares with the other processes which samples could not be read; called by all as a training epoch ends."""
 
     @property
     def skipped_samples(self) -> Mapping[str, str]:
@@ -294,7 +294,7 @@ class TaskData:
         return None
 
     def worker_death(self, error: BaseException) -> Exception | None:
-        """What to say when ``error`` tells that a DataLoader worker died; None for other errors."""
+        """What to raise when ``error`` means that a DataLoader worker died; None for other errors."""
         return None
 
 

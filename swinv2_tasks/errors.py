@@ -1,4 +1,4 @@
-"""What ends a run in a way that the user can do something about."""
+"""Errors that the user can do something about."""
 
 import signal
 
@@ -6,11 +6,11 @@ __all__ = ["CollectiveError", "FaultyFiles", "Interrupted", "UserError"]
 
 
 def printable(text: object) -> str:
-    """Text that a terminal shows as it is: what would move its cursor, and bytes that are no UTF-8, as escapes.
+    """Text that a terminal shows unchanged: what would move its cursor, and bytes that are no UTF-8, as escapes.
 
     Names of files may hold line breaks, control sequences and any bytes but zeros and slashes.
     """
-    return "".join(one if one.isprintable() else _escape(one) for one in str(text))
+    return "".join(char if char.isprintable() else _escape(char) for char in str(text))
 
 
 def _escape(character: str) -> str:
@@ -65,7 +65,7 @@ class Interrupted(Exception):
     The command line prints the message and exits with status 128 + the signal's number.
 
     Args:
-        message: what was saved, and how to go on.
+        message: what was saved, and how to resume.
         number: the signal.
     """
 
@@ -76,10 +76,11 @@ class Interrupted(Exception):
 
 def exception_in(text: str) -> UserError | Interrupted | None:
     """The user's mistake or the interruption that a traceback ends with; None when it is another exception's."""
-    for kind in (UserError, CollectiveError, Interrupted):
-        _, found, message = text.rpartition(f"\n{kind.__module__}.{kind.__qualname__}: ")
-        if found and kind is Interrupted:
+    for error_class in (UserError, CollectiveError, Interrupted):
+        _, separator, message = text.rpartition(f"\n{error_class.__module__}.{error_class.__qualname__}: ")
+        if not separator:
+            continue
+        if error_class is Interrupted:
             return Interrupted(message.strip(), signal.SIGINT if "stopped by Ctrl-C" in message else signal.SIGTERM)
-        if found:
-            return UserError(strip_traceback(message).strip())
+        return UserError(strip_traceback(message).strip())
     return None

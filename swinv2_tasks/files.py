@@ -15,7 +15,7 @@ from swinv2_tasks.errors import UserError, printable
 
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """Writes beside ``path`` and moves the result there once it is whole and on the disk.
+    """Writes ``path`` atomically: a temporary file beside it, which is moved there once it is complete and on the disk.
 
     Raises:
         UserError: when it cannot be written. What was there before stays.
@@ -27,7 +27,7 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())  # or a power failure could leave the new name without the content
         os.replace(temporary, path)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch's and safetensors' own words for a full disk
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch's and safetensors' own errors for a full disk
         problem = f"{_reason(error)}{_free_space(path.parent)}"
         raise UserError(
             f"{path}: cannot be written ({problem}). Make room or name another place; what was there before is kept."

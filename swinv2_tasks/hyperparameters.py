@@ -74,14 +74,14 @@ def task_record(contents: Mapping[str, Any], source: str) -> dict[str, Any]:
     record = contents.get("swinv2_tasks")
     if not isinstance(record, Mapping) or "task" not in record:
         raise UserError(
-            f"{source} holds no run of this package: a ckpt_path goes on with, evaluates or predicts with such a run. "
+            f"{source} holds no run of this package: a ckpt_path resumes, evaluates or predicts with such a run. "
             "Weights of other origin are given to a config as --model.weights."
         )
-    wanting = [entry for entry in ("name", "backbone", "classes", "data", "windows") if entry not in record]
+    absent = [entry for entry in ("name", "backbone", "classes", "data", "windows") if entry not in record]
     if not isinstance(record["task"], Mapping) or not {"class", "init_args"} <= record["task"].keys():
-        wanting.append("task")
-    if wanting:
-        raise UserError(f"{source} is corrupt: its record of the run lacks {', '.join(wanting)}.")
+        absent.append("task")
+    if absent:
+        raise UserError(f"{source} is corrupt: its record of the run lacks {', '.join(absent)}.")
     return dict(record)
 
 
@@ -93,7 +93,7 @@ def recorded_arguments(cls: type, arguments: Mapping[str, Any], source: str) -> 
         UserError: when ``Recorded`` cannot have written them: names of classes to build, say, which would be code of
             the file's choice.
     """
-    # Another __init__ of a subclass is what is asked for here.
+    # Another __init__ of a subclass is what is meant here.
     types, checked, name = get_type_hints(cls.__init__), {}, ""  # type: ignore[misc]
     try:
         for name, value in arguments.items():
@@ -139,8 +139,8 @@ def _is_recorded(type_hint: Any) -> bool:
 def _subclasses(cls: type) -> list[type]:
     """A class and all that derive from it within this package."""
     children: list[type] = cls.__subclasses__()
-    found = [cls, *(one for child in children for one in _subclasses(child))]
-    return [one for one in found if one.__module__.startswith("swinv2_tasks.")]
+    classes = [cls, *(descendant for child in children for descendant in _subclasses(child))]
+    return [own for own in classes if own.__module__.startswith("swinv2_tasks.")]
 
 
 def _is_plain(type_hint: Any) -> bool:

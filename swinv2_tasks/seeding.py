@@ -1,7 +1,7 @@
-"""Random numbers as a function of where training stands, not of what was drawn before.
+"""Random numbers as a function of the training's progress, not of what was drawn before.
 
-A run that starts again in the middle of an epoch draws the numbers that it would have drawn, whatever the number of
-loading processes, and no generator's state has to be saved.
+A run that is resumed in the middle of an epoch draws the numbers that it would have drawn, whatever the number of
+DataLoader workers, and no generator's state has to be saved.
 """
 
 from __future__ import annotations

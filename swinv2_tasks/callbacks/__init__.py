@@ -1,10 +1,10 @@
-"""What is written around the steps: predictions, score tables, pictures. Never in the steps."""
+"""What is written around the steps: predictions, score tables, figures. Never in the steps."""
 
 from swinv2_tasks.callbacks.classification import ClassificationPredictions
 from swinv2_tasks.callbacks.detection import DetectionPredictions, DetectionScores
 from swinv2_tasks.callbacks.evaluated_samples import EvaluatedSamples
+from swinv2_tasks.callbacks.figures import LearningCurve
 from swinv2_tasks.callbacks.last_validation import LastValidation
-from swinv2_tasks.callbacks.pictures import LearningCurve
 from swinv2_tasks.callbacks.segmentation import ClassTable, SegmentationPredictions
 from swinv2_tasks.callbacks.simmim import SimMIMPictures, SimMIMPredictions
 from swinv2_tasks.callbacks.throughput import Throughput

@@ -1,4 +1,4 @@
-"""Tables and pictures of classified images."""
+"""Tables and figures of classified images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from swinv2_tasks.callbacks.pictures import draw_contact_sheet
+from swinv2_tasks.callbacks.figures import draw_contact_sheet
 from swinv2_tasks.callbacks.prediction_files import Predictions, Result
 from swinv2_tasks.callbacks.prediction_journal import Record
 from swinv2_tasks.datamodules.readers.images import read_image
@@ -21,14 +21,14 @@ class ClassificationPredictions(Predictions):
 
     Args:
         folder: where to write; made when it is missing. None: ``predictions`` in the run's folder.
-        pictures: how many images the contact sheet shows at most.
+        images: how many images the contact sheet shows at most.
     """
 
     products: tuple[str, ...] = ("contact_sheet.png",)
 
-    def __init__(self, folder: str | None = None, pictures: int = 48) -> None:
+    def __init__(self, folder: str | None = None, images: int = 48) -> None:
         super().__init__(folder)
-        self.pictures = pictures
+        self.images = images
 
     def columns(self, task: Any) -> list[str]:
         return [f"{what}{k}" for k in range(1, min(5, task.num_classes) + 1) for what in ("id", "name", "score")]
@@ -47,22 +47,22 @@ class ClassificationPredictions(Predictions):
         ]
         return Result(cells, [], [classes, scores])
 
-    def picture(self, path: str) -> Image.Image:
+    def thumbnail(self, path: str) -> Image.Image:
         """What the contact sheet shows of a file."""
         return read_image(path)
 
     def finish(self, records: Callable[[], Iterator[Record]], task: Any) -> str:
         _, names = ids_and_names(task)
-        shown = [
-            (record["path"], [f"{names[k]} {score:.0%}" for k, score in zip(*record["details"], strict=True)])
-            for record in itertools.islice(records(), self.pictures)
-        ]
-        sheet = self.place / "contact_sheet.png"
-        replace_file(sheet, lambda file: draw_contact_sheet(shown, file, self.picture))
-        return f"pictures: {printable(sheet)}"
+        captions = []
+        for record in itertools.islice(records(), self.images):
+            lines = [f"{names[k]} {score:.0%}" for k, score in zip(*record["details"], strict=True)]
+            captions.append((record["path"], lines))
+        sheet = self.results_folder / "contact_sheet.png"
+        replace_file(sheet, lambda file: draw_contact_sheet(captions, file, self.thumbnail))
+        return f"contact sheet: {printable(sheet)}"
 
 
 def ids_and_names(task: Any) -> tuple[list[Any], list[str]]:
-    """Ids and names of a task's classes; their numbers where it has not met any."""
+    """Ids and names of a task's classes; their numbers where it knows none."""
     ids = task.class_ids or list(range(task.num_classes))
     return ids, [str(name) for name in task.class_names or ids]

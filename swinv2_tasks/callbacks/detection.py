@@ -1,4 +1,4 @@
-"""Result files, pictures and tables of detection."""
+"""Result files, visualizations and tables of detection."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from swinv2_tasks.callbacks.prediction_files import Predictions, Result, write_json_list
+from swinv2_tasks.callbacks.prediction_files import Predictions, Result
+from swinv2_tasks.callbacks.prediction_folder import write_json_list
 from swinv2_tasks.callbacks.prediction_journal import Record
 from swinv2_tasks.datamodules.readers.images import read_image
 from swinv2_tasks.errors import printable
-from swinv2_tasks.evaluation.coco import KINDS, CocoScores, IoUType, as_results
+from swinv2_tasks.evaluation.coco import TYPE_NAMES, CocoScores, IoUType, as_results
 from swinv2_tasks.files import replace_file
 
 log = logging.getLogger("swinv2_tasks")
 
 
 class DetectionPredictions(Predictions):
-    """Writes detections.json, all detections as COCO takes submissions; a picture of each image; a table of them all.
+    """Writes detections.json, all detections as COCO takes submissions; a visualization of each image; a table of all.
 
-    ``pictures/`` holds files named like the images. predictions.csv says which id each image has in detections.json:
-    the number that its file is named, where all images are named by different numbers, otherwise its place in the
-    order.
+    ``pictures/`` holds the visualizations, named like the images. predictions.csv says which id each image has in
+    detections.json: the number that its file is named, where all images are named by different numbers, otherwise its
+    position in the order.
 
     Args:
         folder: where to write; made when it is missing. None: ``predictions`` in the run's folder.
-        least_score: pictures show detections of at least this score.
+        least_score: visualizations show detections of at least this score.
     """
 
     folders = ("pictures",)
@@ -55,7 +56,7 @@ class DetectionPredictions(Predictions):
     def prepare(self, trainer: Any, task: Any) -> None:
         self._ids = image_ids(self.paths)
 
-    def place_of(self, index: int) -> int:
+    def position_of(self, index: int) -> int:
         return self._ids[self.paths[index]]
 
     def columns(self, task: Any) -> list[str]:
@@ -65,14 +66,14 @@ class DetectionPredictions(Predictions):
         return zip(batch["paths"], zip(outputs, batch["sizes"], strict=True), strict=True)
 
     def result(self, path: str, parts: list[Any], task: Any) -> Result:
-        ((found, size),) = parts
+        ((detections, size),) = parts
         names = class_names(task)
-        results = as_results(found, self._ids[path], size, task.ids, task.inference.mask_threshold)
-        shown = [result for result in results if result["score"] >= self.least_score]
-        picture = self.save(draw_detections(read_image(path), shown, names), "pictures", path)
-        counts = Counter(names[result["category_id"]] for result in shown)
+        results = as_results(detections, self._ids[path], size, task.ids, task.inference.mask_threshold)
+        visible = [result for result in results if result["score"] >= self.least_score]
+        file = self.save(draw_detections(read_image(path), visible, names), "pictures", path)
+        counts = Counter(names[result["category_id"]] for result in visible)
         summary = "; ".join(f"{number} {name}" for name, number in counts.most_common())
-        return Result([str(self._ids[path]), picture, summary], [picture], results)
+        return Result([str(self._ids[path]), file, summary], [file], results)
 
     def finish(self, records: Callable[[], Iterator[Record]], task: Any) -> str:
         number = 0
@@ -83,9 +84,9 @@ class DetectionPredictions(Predictions):
                 number += len(record["details"])
                 yield from record["details"]
 
-        file = self.place / "detections.json"
+        file = self.results_folder / "detections.json"
         replace_file(file, lambda unfinished: write_json_list(unfinished, results()))
-        return f"{number} detections: {printable(file)}, pictures: {printable(self.place / 'pictures')}"
+        return f"{number} detections: {printable(file)}, pictures: {printable(self.results_folder / 'pictures')}"
 
 
 class DetectionScores(Callback):
@@ -100,7 +101,7 @@ class DetectionScores(Callback):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._told: str | None = None
+        self._reported_limit: str | None = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -109,35 +110,35 @@ class DetectionScores(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write(trainer, pl_module, "test")
 
-    def _write(self, trainer: Trainer, task: Any, kind: str) -> None:
-        metric = getattr(task, f"{kind}_scores")
+    def _write(self, trainer: Trainer, task: Any, split: str) -> None:
+        metric = getattr(task, f"{split}_scores")
         if not trainer.is_global_zero:
             return
         names = class_names(task)
         if metric.scores:
-            write_scores(self.folder / f"{kind}_classes.json", metric.scores, names, metric.limit)
+            write_scores(self.folder / f"{split}_classes.json", metric.scores, names, metric.limit)
         if trainer.state.fn != "fit":
-            results = self.folder / f"{kind}_detections.json"
+            results = self.folder / f"{split}_detections.json"
             write_results(results, metric.results)
             for table in score_tables(metric.scores, names) if metric.scores else []:
                 Console().print(table)
             print(f"{len(metric.results)} detections: {results}")
-        if metric.limit not in (None, self._told):  # in a training, once
+        if metric.limit not in (None, self._reported_limit):  # in a training, once
             log.warning(metric.limit)
-            self._told = metric.limit
+            self._reported_limit = metric.limit
 
 
 def class_names(task: Any) -> dict[int, str]:
-    """Names of a task's categories by their ids; their numbers where it has not met any."""
+    """Names of a task's categories by their ids; their numbers where it knows none."""
     return dict(zip(task.ids, map(str, task.class_names or task.ids), strict=True))
 
 
 def image_ids(paths: Sequence[str]) -> dict[str, int]:
-    """An id for each image: the number that its file is named, or its place, from 1, where not all have their own."""
+    """An id for each image: the number that its file is named, or where not all have one of their own, its position."""
     stems = [Path(path).stem for path in paths]
     if all(stem.isascii() and stem.isdecimal() for stem in stems) and len(set(map(int, stems))) == len(stems):
         return dict(zip(paths, map(int, stems), strict=True))
-    return {path: place for place, path in enumerate(paths, start=1)}
+    return {path: position for position, path in enumerate(paths, start=1)}
 
 
 def write_results(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
@@ -158,12 +159,14 @@ def write_scores(
     −1, where there is no object of a size, is COCO's own; null where there is no object of a class. A note, what the
     scores leave out, is written under that name.
     """
-    content: dict[str, Any] = {KINDS[kind]: one.statistics for kind, one in scores.items()}
-    content["classes"] = [
-        {"id": category, "name": name}
-        | {f"{KINDS[kind]}_ap": _number(one.class_ap.get(category, math.nan)) for kind, one in scores.items()}
-        for category, name in names.items()
-    ]
+    content: dict[str, Any] = {TYPE_NAMES[iou_type]: of_type.statistics for iou_type, of_type in scores.items()}
+    rows = []
+    for category, name in names.items():
+        row = {"id": category, "name": name}
+        for iou_type, of_type in scores.items():
+            row[f"{TYPE_NAMES[iou_type]}_ap"] = _number(of_type.class_ap.get(category, math.nan))
+        rows.append(row)
+    content["classes"] = rows
     if note is not None:
         content["note"] = note
     text = json.dumps(content, indent=2) + "\n"
@@ -181,18 +184,18 @@ def score_tables(scores: Mapping[IoUType, CocoScores], names: Mapping[int, str])
     totals.add_column("")
     classes.add_column("id", justify="right")
     classes.add_column("class", overflow="fold")
-    for kind in scores:
-        totals.add_column(KINDS[kind], justify="right")
-        classes.add_column(f"{KINDS[kind]} AP", justify="right")
+    for iou_type in scores:
+        totals.add_column(TYPE_NAMES[iou_type], justify="right")
+        classes.add_column(f"{TYPE_NAMES[iou_type]} AP", justify="right")
+
     for name in next(iter(scores.values())).statistics:
-        values = [one.statistics[name] for one in scores.values()]
+        values = [of_type.statistics[name] for of_type in scores.values()]
         totals.add_row(name.replace("_", " "), *("–" if value < 0 else f"{value:.4f}" for value in values))
     for category, name in names.items():
-        values = [one.class_ap.get(category, math.nan) for one in scores.values()]
+        values = [of_type.class_ap.get(category, math.nan) for of_type in scores.values()]
+        cells = ["–" if math.isnan(value) else f"{value:.4f}" for value in values]
         if not all(map(math.isnan, values)):
-            classes.add_row(
-                str(category), escape(name), *("–" if math.isnan(value) else f"{value:.4f}" for value in values)
-            )
+            classes.add_row(str(category), escape(name), *cells)
     return [totals, classes]
 
 
@@ -205,34 +208,41 @@ def draw_detections(image: Image.Image, results: Sequence[Mapping[str, Any]], na
         results: detections as of ``as_results``.
         names: of the categories, by id.
     """
-    palette = {category: bright_color(place) for place, category in enumerate(names)}
-    pixels = np.asarray(image).astype(np.float32)
+    palette = {category: bright_color(index) for index, category in enumerate(names)}
     ordered = sorted(results, key=lambda result: result["score"])
+    pixels = np.asarray(image).astype(np.float32)
     for result in ordered:
         if "segmentation" in result:
             inside = coco_masks.decode(result["segmentation"]).astype(bool)
             pixels[inside] = 0.5 * pixels[inside] + 0.5 * np.array(palette[result["category_id"]], dtype=np.float32)
-    up = max(1, min(math.ceil(400 / min(image.size)), 4000 // max(image.size)))
-    picture = Image.fromarray(pixels.astype(np.uint8)).resize((up * image.width, up * image.height))
-    draw = ImageDraw.Draw(picture)
-    size = max(10, min(32, min(picture.size) // 28))
-    font = ImageFont.load_default(size)
+
+    factor = max(1, min(math.ceil(400 / min(image.size)), 4000 // max(image.size)))
+    drawing = Image.fromarray(pixels.astype(np.uint8)).resize((factor * image.width, factor * image.height))
     for result in ordered:
-        color = palette[result["category_id"]]
-        x, y, width, height = (up * side for side in result["bbox"])
-        draw.rectangle((x, y, x + width, y + height), outline=color, width=max(1, size // 8))
         text = f"{names[result['category_id']]} {result['score']:.0%}"
-        right, bottom = draw.textbbox((0, 0), text, font=font)[2:]
-        # Above the box, or within it at the top of the image; and not beyond the image's right edge.
-        x, y = max(0, min(x, picture.width - right)), y - bottom - 1 if y > bottom else y + 1
-        draw.rectangle((x, y, x + right, y + bottom), fill=color)
-        dark = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] < 128
-        draw.text((x, y), text, fill="white" if dark else "black", font=font)
-    return picture
+        box = tuple(factor * side for side in result["bbox"])
+        _draw_box(drawing, box, text, palette[result["category_id"]])
+    return drawing
 
 
-def bright_color(place: int) -> tuple[int, int, int]:
-    """RGB of a class by its place: neighbors in the list are far apart on the color circle."""
-    hue = place * 0.618034 % 1
-    red, green, blue = colorsys.hsv_to_rgb(hue, 0.85 if place // 8 % 2 == 0 else 0.5, 1.0)
+def _draw_box(drawing: Image.Image, box: Sequence[float], text: str, color: tuple[int, int, int]) -> None:
+    """Draws a box (left, top, width, height) with a line of text."""
+    draw = ImageDraw.Draw(drawing)
+    size = max(10, min(32, min(drawing.size) // 28))
+    font = ImageFont.load_default(size)
+    x, y, width, height = box
+    draw.rectangle((x, y, x + width, y + height), outline=color, width=max(1, size // 8))
+
+    right, bottom = draw.textbbox((0, 0), text, font=font)[2:]
+    # Above the box, or within it at the top of the image; and not beyond the image's right edge.
+    x, y = max(0, min(x, drawing.width - right)), y - bottom - 1 if y > bottom else y + 1
+    draw.rectangle((x, y, x + right, y + bottom), fill=color)
+    is_dark = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] < 128
+    draw.text((x, y), text, fill="white" if is_dark else "black", font=font)
+
+
+def bright_color(index: int) -> tuple[int, int, int]:
+    """RGB of a class by its index: neighbors in the list are far apart on the color circle."""
+    hue = index * 0.618034 % 1
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.85 if index // 8 % 2 == 0 else 0.5, 1.0)
     return round(255 * red), round(255 * green), round(255 * blue)

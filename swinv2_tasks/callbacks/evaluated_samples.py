@@ -71,6 +71,6 @@ def sum_over_processes(counts: SampleCounts) -> SampleCounts:
     """What all processes have read together; to be called by all of them."""
     if not torch.distributed.is_initialized():
         return counts
-    shares: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(shares, counts)
-    return functools.reduce(operator.add, shares)
+    of_processes: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(of_processes, counts)
+    return functools.reduce(operator.add, of_processes)

@@ -12,8 +12,8 @@ class LastValidation(Callback):
     """Validates after the last step, also where that falls on no multiple of ``check_val_every_n_epoch`` or
     ``val_check_interval``: at the end of the last epoch, at ``max_steps``, at ``max_time``, or where a callback stops.
 
-    To be placed after callbacks that stop a training, and before those that save as a batch ends. A training
-    that is resumed from a checkpoint of this validation goes on with it.
+    To be placed after callbacks that stop a training, and before those that save as a batch ends. A training that is
+    resumed from a checkpoint of this validation resumes it.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class LastValidation(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._forced = False
-        if self._intervals is not None:  # a longer training goes on after what was the last validation
+        if self._intervals is not None:  # a longer training continues after what was the last validation
             trainer.check_val_every_n_epoch, trainer.val_check_batch = self._intervals
             self._intervals = None
 

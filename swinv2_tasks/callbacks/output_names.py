@@ -8,16 +8,16 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
-LONGEST = 255
+MAX_BYTES = 255
 """Bytes of a name that file systems take."""
 
 
 class OutputNames:
-    """A PNG file's name for each file: its place below the folder that all have in common, with another ending.
+    """A PNG file's name for each file: its path below the folder that all have in common, with another ending.
 
     Files whose names differ only in their endings keep them: a.jpg.png, a.png.png. Where that would not tell them from
     others either, on a file system that takes A and a for the same, and where a name would be too long, part of a
-    checksum of the file's place is added: a~0123456789abcdef.png.
+    checksum of the file's path is added: a~0123456789abcdef.png.
 
     Args:
         paths: the files; one that is named twice has one name.
@@ -25,44 +25,46 @@ class OutputNames:
 
     def __init__(self, paths: Sequence[str]) -> None:
         paths = list(dict.fromkeys(paths))  # a file takes its name from others, never from itself
-        self.common = os.path.commonpath([os.path.dirname(_whole(path)) for path in paths]) if paths else ""
+        self.common = os.path.commonpath([os.path.dirname(_absolute(path)) for path in paths]) if paths else ""
         self._levels: dict[str, int] = {}  # of those files alone whose first name is another's as well
 
-        folders = {_folded(str(parent)) for path in paths for parent in PurePath(self._place(path)).parents}
-        open_ends = True
-        while open_ends:
-            owners: dict[str, str] = {}
-            raised: set[str] = set()
-            for path in paths:
-                key = _folded(self[path])
-                if key in folders:
-                    raised.add(path)
-                    continue
-                other = owners.setdefault(key, path)
-                if other is not path:
-                    # Names that stay closest to their file's give way to those that had to be changed already.
-                    one_level, other_level = self._levels.get(path, 0), self._levels.get(other, 0)
-                    raised |= {path} if one_level <= other_level else set()
-                    raised |= {other} if other_level <= one_level else set()
-            for path in raised:
+        folders = {_fold(str(parent)) for path in paths for parent in PurePath(self._relative(path)).parents}
+        while ambiguous := self._find_ambiguous(paths, folders):
+            for path in ambiguous:
                 self._levels[path] = self._levels.get(path, 0) + 1
-            open_ends = bool(raised)
+
+    def _find_ambiguous(self, paths: Sequence[str], folders: set[str]) -> set[str]:
+        """The files whose names have to change: they are those of other files or of folders."""
+        owners: dict[str, str] = {}
+        ambiguous: set[str] = set()
+        for path in paths:
+            key = _fold(self[path])
+            if key in folders:
+                ambiguous.add(path)
+                continue
+            owner = owners.setdefault(key, path)
+            if owner is not path:
+                # Names that stay closest to their file's give way to those that had to be changed already.
+                level, owner_level = self._levels.get(path, 0), self._levels.get(owner, 0)
+                ambiguous |= {path} if level <= owner_level else set()
+                ambiguous |= {owner} if owner_level <= level else set()
+        return ambiguous
 
     def __getitem__(self, path: str) -> str:
         """The name of one of the files, as seen from wherever they are written."""
-        place, level = PurePath(self._place(path)), self._levels.get(path, 0)
-        name = place.stem if level == 0 else place.name
-        if level < 2 and len(os.fsencode(name)) + len(".png") <= LONGEST:
-            return str(place.with_name(f"{name}.png"))
-        mark = hashlib.sha256(os.fsencode(path)).hexdigest()[: 16 if level < 3 else 64]
-        room = LONGEST - len(f"~{mark}.png")
-        return str(place.with_name(f"{_cut(name, room)}~{mark}.png"))
+        relative, level = PurePath(self._relative(path)), self._levels.get(path, 0)
+        name = relative.stem if level == 0 else relative.name
+        if level < 2 and len(os.fsencode(name)) + len(".png") <= MAX_BYTES:
+            return str(relative.with_name(f"{name}.png"))
+        checksum = hashlib.sha256(os.fsencode(path)).hexdigest()[: 16 if level < 3 else 64]
+        room = MAX_BYTES - len(f"~{checksum}.png")
+        return str(relative.with_name(f"{_cut(name, room)}~{checksum}.png"))
 
-    def _place(self, path: str) -> str:
-        return os.path.relpath(_whole(path), self.common)
+    def _relative(self, path: str) -> str:
+        return os.path.relpath(_absolute(path), self.common)
 
 
-def _whole(path: str) -> str:
+def _absolute(path: str) -> str:
     """A path without dots, which could lead out of the folder that results go to."""
     return os.path.normpath(Path(path).absolute())
 
@@ -83,6 +85,6 @@ def _ends_within_a_character(text: bytes) -> bool:
     return False
 
 
-def _folded(name: str) -> str:
+def _fold(name: str) -> str:
     """What two names have in common that some file systems take for the same."""
     return unicodedata.normalize("NFC", name).casefold()

@@ -1,24 +1,17 @@
-"""What all tasks' predictions share: results are written as they come, bad files are listed, a rerun goes on.
+"""What all tasks' predictions share: results are written as they come, bad files are listed, a rerun resumes.
 
 A file that cannot be read, that the model refuses or that cannot be drawn is a bad file: the others are predicted, and
-the table says why it was not. What is done is noted in a journal (``.progress`` in the folder of the predictions), from
-which a rerun with the same model, settings and folder goes on, and from which the table is written in the order of the
-files in the end.
+the table says why it was not. Where results are written, and what a rerun finds there, is in ``prediction_folder``.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import json
-import os
 import sys
-import textwrap
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,28 +22,21 @@ from PIL import Image
 from torch import Tensor
 
 from swinv2_tasks.batches import task_data
-from swinv2_tasks.callbacks.output_names import OutputNames
-from swinv2_tasks.callbacks.prediction_journal import Journal, Record, append_line, cannot_write, is_about_the_name
+from swinv2_tasks.callbacks.prediction_folder import TABLE, PredictionFolder, stat_of
+from swinv2_tasks.callbacks.prediction_journal import Record, is_about_the_name
 from swinv2_tasks.datamodules.loader import BatchLoader, Fault, FileOrder
 from swinv2_tasks.errors import CollectiveError, Interrupted, UserError, printable
-from swinv2_tasks.files import replace_file
-from swinv2_tasks.training.run_folder import lock, unlock
-
-TABLE = "predictions.csv"
-
-PROGRESS = ".progress"
-"""The folder of the journal, in that of the predictions."""
 
 AcceleratorError: Any = getattr(torch, "AcceleratorError", ())
 """What torch raises once a device is lost; older versions have no word for it."""
 
-LISTED = 50
+MAX_LISTED = 50
 """Bad files that are listed in the end; the table has them all."""
 
 _LOADING = ("num_workers", "batch_size", "root", "source", "augmentation", "faulty_samples", "faulty_budget", "stream")
 """Settings of the data that change no prediction. (The batches that predictions are made in count by themselves.)"""
 
-_TOLD: Any = ()
+_ALREADY_TAKEN: Any = ()
 """What a prediction step returns when its results have been taken already, image by image."""
 
 
@@ -72,24 +58,24 @@ class Predictions(Callback):
         folder: where to write; made when it is missing. None: ``predictions`` in the run's folder.
 
     Attributes:
-        place: where results are written.
+        results_folder: where results are written.
         bad: how many files could not be predicted; known in the end, in the first process.
     """
 
     folders: tuple[str, ...] = ()
-    """Folders, below ``place``, of files that are written for each predicted one."""
+    """Folders, below ``results_folder``, of files that are written for each predicted one."""
     products: tuple[str, ...] = ()
     """Files that are made of all predictions in the end."""
 
     def __init__(self, folder: str | None = None) -> None:
         self.folder = folder
-        self.place = Path()
+        self.results_folder = Path()
         self.paths: list[str] = []
         self.bad = 0
-        self.journal: Journal
-        self._began = False
-        self._explained = False
-        self._made: list[Path] = []
+        self._results: PredictionFolder
+        self._is_set_up = False
+        self._has_begun = False
+        self._has_explained = False
 
     # ---- what subclasses say
 
@@ -113,17 +99,28 @@ class Predictions(Callback):
             task: the task.
 
         Returns:
-            Where they are, in words that go on after "12 predictions: predictions.csv, ".
+            Where they are, in words that follow "12 predictions: predictions.csv, ".
         """
         raise NotImplementedError
 
-    def place_of(self, index: int) -> Any:
-        """What results say of a file's place among all: its prediction holds only as long as that is the same."""
+    def position_of(self, index: int) -> Any:
+        """What results say of a file's position among all: its prediction holds only as long as that is the same."""
         return None
 
     def settings(self) -> dict[str, Any]:
         """The subclass's own settings, on which results depend."""
         return {}
+
+    def prepare(self, trainer: Any, task: Any) -> None:
+        """What a subclass looks up before the first batch; ``paths`` are known."""
+
+    def save(self, image: Image.Image, folder: str, path: str) -> str:
+        """Writes a PNG for a file into one of the ``folders``; returns its name as seen from ``results_folder``.
+
+        Raises:
+            UserError: it cannot be written; after an OSError.
+        """
+        return self._results.save_image(image, folder, path)
 
     # ---- before the work
 
@@ -131,9 +128,9 @@ class Predictions(Callback):
         if stage != "predict":
             return
         log_dir = trainer.log_dir  # asks all processes
-        self.place = Path(self.folder or Path(log_dir or ".") / "predictions")
-        self.journal = Journal(self.place / PROGRESS, trainer.global_rank)
-        self._made = prove_writable([self.place, self.journal.folder, *(self.place / name for name in self.folders)])
+        self.results_folder = Path(self.folder or Path(log_dir or ".") / "predictions")
+        self._results = PredictionFolder(self.results_folder, trainer.global_rank, self.folders)
+        self._is_set_up = True
 
     def on_predict_epoch_start(self, trainer: Any, pl_module: LightningModule) -> None:
         task: Any = pl_module
@@ -142,23 +139,24 @@ class Predictions(Callback):
         assert isinstance(order, FileOrder)
         self._trainer, self._task, self._order = trainer, task, order
         self.paths = [str(path) for path in trainer.datamodule.predict_dataset.paths]
-        self.names = OutputNames(self.paths)
         self.prepare(trainer, task)
-        self._index_of = {path: index for index, path in enumerate(self.paths)}
+        self._results.begin(self.paths, self.columns(task))
+
         self._started_ns = time.time_ns()
         self._parts: dict[int, list[Any]] = {}
-        self._left: dict[int, int] = {}
+        self._samples_left: dict[int, int] = {}
         self._errors: dict[int, str] = {}
         self._records: dict[int, Record] = {}
 
         if trainer.is_global_zero:
-            self._open(_plain(self._all_settings(loader)))
+            self._results.resume(self._all_settings(loader), self.products, self.position_of)
         trainer.strategy.barrier("predictions")
-        for record in self.journal.kept():
-            order.done[self._index_of[record["path"]]] = True
-        self._began = True
+        for record in self._results.journal.kept():
+            order.done[self._results.index_of[record["path"]]] = True
+        self._has_begun = True
         if trainer.is_global_zero and order.done.any():
-            print(f"{printable(self.place)}: {int(order.done.sum())} of {len(self.paths)} files are predicted already")
+            number = int(order.done.sum())
+            print(f"{printable(self.results_folder)}: {number} of {len(self.paths)} files are predicted already")
 
         batches = trainer.predict_loop.max_batches
         order.limit = batches[0]  # all, or as many as trainer.limit_predict_batches says
@@ -166,9 +164,6 @@ class Predictions(Callback):
         loader.faults.report = self._on_fault
         self._step = task.predict_step
         task.predict_step = self._guarded_step
-
-    def prepare(self, trainer: Any, task: Any) -> None:
-        """What a subclass looks up before the first batch; ``paths`` and ``names`` are known."""
 
     def _all_settings(self, loader: BatchLoader) -> dict[str, Any]:
         task, data = self._task, self._trainer.datamodule
@@ -185,76 +180,28 @@ class Predictions(Callback):
             "results": {"class": type(self).__name__, **self.settings()},
         }
 
-    def _open(self, settings: dict[str, Any]) -> None:
-        """Leaves of an earlier attempt in the same folder what still holds, and says what does not."""
-        lock(self.journal.folder)
-        before = self.journal.settings()
-        for name in self.products:  # made anew in the end
-            (self.place / name).unlink(missing_ok=True)
-
-        if before is not None and before != settings:
-            what = "of another model" if before.get("weights") != settings["weights"] else ""
-            what = what or f"made with other settings ({', '.join(differing(before, settings)[:3])})"
-            print(f"{printable(self.place)} holds predictions {what}: they are replaced")
-            for record in self.journal.records():
-                for name in record["files"]:
-                    (self.place / name).unlink(missing_ok=True)
-            before = None
-
-        others = 0
-
-        def kept() -> Iterator[Record]:
-            nonlocal others
-            for record in self.journal.records() if before is not None else ():
-                if self._holds(record):
-                    yield record
-                elif not record["error"]:
-                    others += 1
-
-        self.journal.begin(settings, kept())
-        if others:
-            print(
-                f"{printable(self.place)} also holds predictions of {others} files that are not among these, or were "
-                f"changed since: {TABLE} does not list them any more"
-            )
-        if any(True for _ in self.journal.kept()):
-            self._write_table(lambda record: None)
-        else:
-            (self.place / TABLE).unlink(missing_ok=True)
-
-    def _holds(self, record: Record) -> bool:
-        index = self._index_of.get(record["path"])
-        return (
-            index is not None
-            and not record["error"]
-            and record["stat"] is not None
-            and record["stat"] == stat_of(record["path"])
-            and record["place"] == self.place_of(index)
-            and record["files"] == [f"{folder}/{self.names[record['path']]}" for folder in self.folders]
-            and all((self.place / name).is_file() for name in record["files"])
-        )
-
-    # ---- the work
+    # ---- the work: samples become parts of a file's result
 
     def _guarded_step(self, batch: Any, batch_idx: int) -> Any:
         """The task's prediction step; what it refuses is tried image by image, so that one spoils no other."""
         try:
             return self._step(batch, batch_idx)
         except Exception as error:
-            reason = self._reason(error)
+            reason = self._describe(error)
         paths = paths_of(batch)
         if len(paths) == 1:
             self._on_error(paths[0], reason)
-            return _TOLD
+            return _ALREADY_TAKEN
+
         for k in range(len(paths)):
             single = {name: value[k : k + 1] for name, value in batch.items()}
             try:
                 outputs = self._step(single, batch_idx)
             except Exception as error:
-                self._on_error(paths[k], self._reason(error))
+                self._on_error(paths[k], self._describe(error))
                 continue
             self._take(outputs, single)
-        return _TOLD
+        return _ALREADY_TAKEN
 
     def on_predict_batch_end(
         self,
@@ -265,14 +212,14 @@ class Predictions(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if outputs is not _TOLD:
+        if outputs is not _ALREADY_TAKEN:
             self._take(outputs, batch)
         if trainer.received_sigterm:  # which Lightning heeds in training alone
             raise SIGTERMException
 
     def _take(self, outputs: Any, batch: Any) -> None:
         for path, part in self.parts(outputs, batch):
-            index = self._index_of[path]
+            index = self._results.index_of[path]
             self._parts.setdefault(index, []).append(part)
             self._count(index)
 
@@ -284,14 +231,20 @@ class Predictions(Callback):
         self._errors.setdefault(index, fault.reason)
         self._count(index)
 
-    def _reason(self, error: Exception) -> str:
+    def _on_error(self, path: str, reason: str) -> None:
+        """The model refused a sample."""
+        index = self._results.index_of[path]
+        self._errors.setdefault(index, reason)
+        self._count(index)
+
+    def _describe(self, error: Exception) -> str:
         """Why a file was refused, in one line.
 
         Raises:
             Exception: the error itself, where it is none of the file: the device is lost, say.
         """
-        lost = isinstance(error, AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)
-        if lost or isinstance(error, CollectiveError):
+        is_lost_device = isinstance(error, AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)
+        if is_lost_device or isinstance(error, CollectiveError):
             raise error
         if isinstance(error, UserError):
             return str(error)
@@ -303,29 +256,23 @@ class Predictions(Callback):
 
     def _explain(self, text: str) -> None:
         """Shows where the first unexpected error came from: it may be a bug rather than a bad file."""
-        if not self._explained:
+        if not self._has_explained:
             print(text, file=sys.stderr)
-        self._explained = True
+        self._has_explained = True
 
-    def _on_error(self, path: str, reason: str) -> None:
-        """The model refused a sample."""
-        index = self._index_of[path]
-        self._errors.setdefault(index, reason)
-        self._count(index)
+    # ---- the work: parts become records
 
     def _count(self, index: int) -> None:
         """One more sample of a file is done; after its last one the file is, after a group's last file the group."""
-        self._left[index] = self._left.get(index, self._order.parts) - 1
-        if self._left[index]:
+        self._samples_left[index] = self._samples_left.get(index, self._order.parts) - 1
+        if self._samples_left[index]:
             return
-        del self._left[index]
+        del self._samples_left[index]
         self._records[index] = self._record(index, self._parts.pop(index, []))
 
         group = self._order.group(index)
         if all(file in self._records for file in group if not self._order.done[file]):
-            records = [self._records.pop(file) for file in group if file in self._records]
-            self.journal.append(records)
-            self._append_to_table(records)
+            self._results.append([self._records.pop(file) for file in group if file in self._records])
 
     def _record(self, index: int, parts: list[Any]) -> Record:
         path, error = self.paths[index], self._errors.pop(index, "")
@@ -338,95 +285,71 @@ class Predictions(Callback):
                     raise
                 error = str(problem)
             except Exception as problem:
-                error = self._reason(problem)
+                error = self._describe(problem)
+
         stat = stat_of(path)
         if stat is not None and stat[1] >= self._started_ns:
             stat = None  # what was read may be something else
         if result is None:
-            blank = [""] * len(self.columns(self._task))
-            return Record(path=path, stat=stat, files=[], place=None, row=blank, details=None, error=error)
+            blank = [""] * len(self._results.columns)
+            return Record(path=path, stat=stat, files=[], position=None, row=blank, details=None, error=error)
         return Record(
             path=path,
             stat=stat,
             files=result.files,
-            place=self.place_of(index),
+            position=self.position_of(index),
             row=result.row,
             details=result.details,
             error="",
         )
-
-    def save(self, image: Image.Image, folder: str, path: str) -> str:
-        """Writes a PNG for a file atomically; returns its name as seen from ``place``.
-
-        Raises:
-            UserError: it cannot be written; after an OSError.
-        """
-        content = io.BytesIO()
-        image.save(content, "PNG", compress_level=1)
-        name = f"{folder}/{self.names[path]}"
-        unfinished = self.journal.own.with_suffix(".png")
-        try:
-            (self.place / name).parent.mkdir(parents=True, exist_ok=True)
-            unfinished.write_bytes(content.getbuffer())
-            os.replace(unfinished, self.place / name)
-        except OSError as error:
-            with suppress(OSError):
-                unfinished.unlink()
-            raise cannot_write(self.place / name, error) from error
-        return name
-
-    def _append_to_table(self, records: Iterable[Record]) -> None:
-        append_line(self.place / TABLE, "".join(map(_table_line, records)), self._header())
-
-    def _header(self) -> str:
-        return csv_line(["path", *self.columns(self._task), "error"])
 
     # ---- after the work
 
     def on_predict_end(self, trainer: Any, pl_module: LightningModule) -> None:
         self._stop_guarding()
         if self._records:  # of groups that a limit on the batches cuts through
-            self.journal.append([*self._records.values()])
+            self._results.journal.append([*self._records.values()])
         trainer.strategy.barrier("predicted")
         if not trainer.is_global_zero:
             return
-        done, where = self._conclude()
-        unlock(self.journal.folder)
-        print(f"{done} predictions: {printable(self.place / TABLE)}{where}")
-        left = len(self.paths) - done - self.bad
-        if left:
-            print(f"{left} more files were not looked at (trainer.limit_predict_batches)")
+        number, description = self._conclude()
+        self._results.release()
+        print(f"{number} predictions: {printable(self.results_folder / TABLE)}{description}")
+        skipped = len(self.paths) - number - self.bad
+        if skipped:
+            print(f"{skipped} more files were not looked at (trainer.limit_predict_batches)")
 
     def on_exception(self, trainer: Any, pl_module: LightningModule, exception: BaseException) -> None:
-        if trainer.state.fn != "predict":
+        if trainer.state.fn != "predict" or not self._is_set_up:
             return
-        if not self._began:
-            if self._made:
-                unlock(self.journal.folder)
-            self._remove_empty()
+        if not self._has_begun:
+            self._results.release()
+            self._results.remove_empty()
             return
         self._stop_guarding()
         if not trainer.is_global_zero:
             return
-        self._began = False
-        if not any(True for _ in self.journal.records()):
-            self._remove_empty()
+        self._has_begun = False
+        if not any(True for _ in self._results.journal.records()):
+            self._results.remove_empty()
             return
-        try:
-            done, where = self._conclude()
-        except (OSError, UserError):  # the disk is full, say: the table is there, in the order of the work
-            done, where = sum(not record["error"] for record in self.journal.records()), ""
-        unlock(self.journal.folder)
-        go_on = "the same command goes on" if self.folder else f"to go on, add --output={self.place} to the command"
-        print(
-            f"{done} of {len(self.paths)} files are predicted: {printable(self.place / TABLE)}{where}; "
-            f"{printable(go_on)}"
-        )
+        self._report_interruption()
         if isinstance(exception, KeyboardInterrupt):
             raise Interrupted("predict was interrupted; what it predicted is kept", 2) from exception
 
+    def _report_interruption(self) -> None:
+        try:
+            number, description = self._conclude()
+        except (OSError, UserError):  # the disk is full, say: the table is there, in the order of the work
+            number, description = sum(not record["error"] for record in self._results.journal.records()), ""
+        self._results.release()
+        command = f"to resume, add --output={self.results_folder} to the command"
+        advice = "the same command resumes" if self.folder else command
+        table = printable(self.results_folder / TABLE)
+        print(f"{number} of {len(self.paths)} files are predicted: {table}{description}; {printable(advice)}")
+
     def _stop_guarding(self) -> None:
-        if self._began and "predict_step" in self._task.__dict__:
+        if self._has_begun and "predict_step" in self._task.__dict__:
             del self._task.predict_step
 
     def _conclude(self) -> tuple[int, str]:
@@ -435,99 +358,44 @@ class Predictions(Callback):
         Returns:
             How many files are predicted, and where what was made of them is.
         """
-        bad: list[Record] = []
-        number = done = 0
+        tally = _Tally()
+        self._results.write_table(tally.add)
+        self.bad = tally.bad
+        self._results.journal.end(tally.bad)
 
-        def count(record: Record) -> None:
-            nonlocal number, done
-            done += not record["error"]
-            number += bool(record["error"])
-            if record["error"] and number <= LISTED:
-                bad.append(record)
+        description = self.finish(self._results.predicted, self._task) if tally.predicted else ""
+        if tally.bad:
+            self._list_bad_files(tally)
+        return tally.predicted, description and f", {description}"
 
-        self._write_table(count)
-        self.bad = number
-        self.journal.end(number)
-        where = self.finish(self._predicted, self._task) if done else ""
-        if bad:
-            lines = [f"{number} of {len(self.paths)} files could not be predicted:"]
-            lines += [f"  {_named(record)}" for record in bad]
-            if number > LISTED:
-                lines.append(f"  and {number - LISTED} more: see the column error of {printable(self.place / TABLE)}")
-            print("\n".join(lines), file=sys.stderr)
-        return done, where and f", {where}"
-
-    def _write_table(self, seen: Callable[[Record], None]) -> None:
-        """Writes the table in the order of the files; each record is shown to ``seen``."""
-
-        def write(path: Path) -> None:
-            with path.open("wb") as file:
-                file.write(self._header().encode())
-                for _, record in self.journal.in_order(self._index_of):
-                    if record is not None:
-                        file.write(_table_line(record).encode())
-                        seen(record)
-
-        replace_file(self.place / TABLE, write)
-
-    def _predicted(self) -> Iterator[Record]:
-        for _, record in self.journal.in_order(self._index_of):
-            if record is not None and not record["error"]:
-                yield record
-
-    def _remove_empty(self) -> None:
-        """Removes what was made for a prediction that has not begun."""
-        if self._made and self.journal.folder in self._made:
-            self.journal.remove()
-        for folder in sorted(self._made, key=lambda path: len(path.parts), reverse=True):
-            with suppress(OSError):  # something is in it, or it is gone
-                folder.rmdir()
+    def _list_bad_files(self, tally: _Tally) -> None:
+        lines = [f"{tally.bad} of {len(self.paths)} files could not be predicted:"]
+        lines += [f"  {_describe_bad_file(record)}" for record in tally.first_bad]
+        if tally.bad > MAX_LISTED:
+            table = printable(self.results_folder / TABLE)
+            lines.append(f"  and {tally.bad - MAX_LISTED} more: see the column error of {table}")
+        print("\n".join(lines), file=sys.stderr)
 
 
-def bad_files(place: Path) -> int:
-    """How many files the last prediction in a folder could not predict; 0 where none has ended there."""
-    return Journal(place / PROGRESS, 0).bad()
+@dataclass
+class _Tally:
+    """How many files are predicted and how many could not be, with the first of these."""
 
+    predicted: int = 0
+    bad: int = 0
+    first_bad: list[Record] = field(default_factory=list)
 
-def prove_writable(folders: Sequence[Path]) -> list[Path]:
-    """Makes folders and makes sure that files can be written there.
-
-    Returns:
-        Those that were not there before, and the parents that were made for them.
-
-    Raises:
-        UserError: they cannot.
-    """
-    place = folders[0]
-    made: list[Path] = []
-    try:
-        for folder in folders:
-            made += [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
-            folder.mkdir(parents=True, exist_ok=True)
-        for folder in folders:
-            probe = folder / f".{os.getpid()}"
-            try:
-                probe.write_bytes(bytes(4096))
-            finally:
-                probe.unlink(missing_ok=True)
-    except OSError as error:
-        for folder in dict.fromkeys(made):
-            with suppress(OSError):
-                folder.rmdir()
-        in_the_way = [path for one in folders for path in (one, *one.parents) if _is_in_the_way(path)]
-        reason = f"{in_the_way[0]} is a file" if in_the_way else f"{error.filename or place}: {error.strerror}"
-        raise CollectiveError(
-            f"predictions cannot go to {printable(place)}: {printable(reason)}; name another folder with --output"
-        ) from error
-    return list(dict.fromkeys(made))
-
-
-def _is_in_the_way(path: Path) -> bool:
-    return os.path.lexists(path) and not os.path.isdir(path)
+    def add(self, record: Record) -> None:
+        if not record["error"]:
+            self.predicted += 1
+            return
+        self.bad += 1
+        if self.bad <= MAX_LISTED:
+            self.first_bad.append(record)
 
 
 def checksum_of_weights(task: Any) -> str:
-    """A checksum of a task's weights and buffers; what it measures is none of them."""
+    """A checksum of a task's weights and buffers; its metrics are left out."""
     checksum = hashlib.sha256()
     tensors: list[tuple[str, Tensor]] = [*task.named_parameters(), *task.named_buffers()]
     for name, tensor in tensors:
@@ -537,65 +405,12 @@ def checksum_of_weights(task: Any) -> str:
     return checksum.hexdigest()
 
 
-def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """The settings in which two mappings of mappings differ: ``data.image_size``, say."""
-    found = []
-    for name in {**one, **other}:
-        before, after = one.get(name), other.get(name)
-        if isinstance(before, dict) and isinstance(after, dict):
-            found += [f"{name}.{key}" for key in {**before, **after} if before.get(key) != after.get(key)]
-        elif before != after:
-            found.append(name)
-    return found
-
-
 def paths_of(batch: Any) -> list[str]:
     """The files of a batch's samples."""
     return list(batch["paths"] if "paths" in batch else batch["path"])
 
 
-def stat_of(path: str) -> list[int] | None:
-    """What tells a file from a later one of its name: size and time of modification. None: it is not there."""
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return None
-    return [stat.st_size, stat.st_mtime_ns]
-
-
-def write_json_list(path: Path, entries: Iterable[Any], indent: int | None = None) -> None:
-    """Writes a JSON list, as ``json.dump`` would, one entry after the other."""
-    line = ",\n" if indent else ", "
-    with path.open("w") as file:
-        file.write("[\n" if indent else "[")
-        for number, entry in enumerate(entries):
-            text = json.dumps(entry, indent=indent)
-            file.write((line if number else "") + (textwrap.indent(text, " " * indent) if indent else text))
-        file.write("\n]\n" if indent else "]")
-
-
-def csv_line(cells: Sequence[object]) -> str:
-    """A line of a table. Bytes of a name that are no UTF-8 become escapes, such as \\xe9."""
-    line = io.StringIO()
-    csv.writer(line).writerow([escaped(str(cell)) for cell in cells])
-    return line.getvalue()
-
-
-def escaped(text: str) -> str:
-    """Text in UTF-8; other bytes as escapes."""
-    return "".join(printable(one) if "\ud800" <= one <= "\udfff" else one for one in text)
-
-
-def _table_line(record: Record) -> str:
-    return csv_line([record["path"], *record["row"], record["error"]])
-
-
-def _named(record: Record) -> str:
+def _describe_bad_file(record: Record) -> str:
     """A bad file and the reason, in one line."""
     name, reason = printable(record["path"]), printable(record["error"])
     return reason if name in reason else f"{name}: {reason}"
-
-
-def _plain(settings: Any) -> Any:
-    """Settings as they come back from JSON."""
-    return json.loads(json.dumps(settings, default=str))

@@ -1,7 +1,7 @@
-"""What a prediction has done so far, on disk: so that nothing is lost when it ends early, and a rerun goes on.
+"""What a prediction has done so far, on disk: nothing is lost when it ends early, and a rerun resumes.
 
-Each process appends to a file of its own, a line of JSON for the files that it has read together. A line is there as a
-whole or, after a kill, cut off, and then counts as not written.
+Each process appends to a file of its own, a line of JSON for the files that it has read together. A line that a kill
+has cut off counts as not written.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Record(TypedDict):
     """Its size in bytes and its time of modification; None where it was changed in the meantime or is not there."""
     files: list[str]
     """What was written for it, as seen from the folder of the predictions."""
-    place: Any
-    """What the results say of its place among all files, where they do."""
+    position: Any
+    """What the results say of its position among all files, where they do."""
     row: list[str]
     """Its cells in the table, but the first and the last one."""
     details: Any
@@ -66,12 +66,12 @@ class Journal:
         except (OSError, ValueError):
             return None
 
-    def begin(self, settings: dict[str, Any], kept: Iterable[Record]) -> None:
-        """Leaves the records that are ``kept`` as the only ones. By one process, while the others wait."""
+    def begin(self, settings: dict[str, Any], records: Iterable[Record]) -> None:
+        """Keeps these records as the only ones. By one process, while the others wait."""
 
         def write(path: Path) -> None:
             with path.open("w") as file:
-                file.writelines(json.dumps([record]) + "\n" for record in kept)
+                file.writelines(json.dumps([record]) + "\n" for record in records)
 
         replace_file(self.folder / MERGED, write)
         for path in self._files():
@@ -88,52 +88,56 @@ class Journal:
         """The records of earlier attempts."""
         with (self.folder / MERGED).open("rb") as file:
             for line in file:
-                yield from _parsed(line)
+                yield from _parse(line)
 
     def records(self) -> Iterator[Record]:
         """All records of all processes, in no particular order."""
         for path in self._files():
             with path.open("rb") as file:
                 for line in file:
-                    yield from _parsed(line)
+                    yield from _parse(line)
 
     def in_order(self, index_of: dict[str, int]) -> Iterator[tuple[int, Record | None]]:
         """Each file's number and its record, None where there is none, in the order of the numbers.
 
-        Only where the records lie is kept in memory.
+        Of the records, only their offsets are kept in memory.
 
         Args:
             index_of: the number of each file, from 0 on.
         """
-        files = self._files()
-        source = np.full(len(index_of), -1, dtype=np.int16)
-        start = np.zeros(len(index_of), dtype=np.int64)
-        for number, path in enumerate(files):
-            place = 0
-            with path.open("rb") as file:
-                for line in file:
-                    for record in _parsed(line):
-                        if (index := index_of.get(record["path"])) is not None:
-                            source[index], start[index] = number, place
-                    place += len(line)
-
-        opened = [path.open("rb") for path in files]
+        paths = self._files()
+        file_numbers, offsets = self._locate(paths, index_of)
+        files = [path.open("rb") for path in paths]
         try:
             last: tuple[int, int] = (-1, -1)
             line_records: dict[str, Record] = {}
             for path_name, index in index_of.items():
-                here = (int(source[index]), int(start[index]))
-                if here[0] < 0:
+                file_number, offset = int(file_numbers[index]), int(offsets[index])
+                if file_number < 0:
                     yield index, None
                     continue
-                if here != last:
-                    opened[here[0]].seek(here[1])
-                    line_records = {record["path"]: record for record in _parsed(opened[here[0]].readline())}
-                    last = here
+                if (file_number, offset) != last:
+                    files[file_number].seek(offset)
+                    line_records = {record["path"]: record for record in _parse(files[file_number].readline())}
+                    last = (file_number, offset)
                 yield index, line_records[path_name]
         finally:
-            for file in opened:
+            for file in files:
                 file.close()
+
+    def _locate(self, paths: list[Path], index_of: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Of each predicted file the number of the journal's file with its record, −1 for none, and the offset."""
+        file_numbers = np.full(len(index_of), -1, dtype=np.int16)
+        offsets = np.zeros(len(index_of), dtype=np.int64)
+        for number, path in enumerate(paths):
+            offset = 0
+            with path.open("rb") as file:
+                for line in file:
+                    for record in _parse(line):
+                        if (index := index_of.get(record["path"])) is not None:
+                            file_numbers[index], offsets[index] = number, offset
+                    offset += len(line)
+        return file_numbers, offsets
 
     def end(self, bad: int) -> None:
         """Notes how many files could not be predicted: other processes than the first may ask."""
@@ -154,7 +158,7 @@ class Journal:
         return sorted(self.folder.glob("*.jsonl"))
 
 
-def _parsed(line: bytes) -> list[Record]:
+def _parse(line: bytes) -> list[Record]:
     """The records of a line; none of one that was cut off."""
     try:
         return json.loads(line) if line.endswith(b"\n") else []
@@ -196,7 +200,7 @@ def cannot_write(path: Path, error: OSError) -> UserError:
     """What to say when a result cannot be written: the disk is full, say."""
     return UserError(
         f"{printable(path)} cannot be written: {error.strerror or error}. What was predicted before is kept. Make "
-        "room, or mend the folder, and run the same command again: it goes on."
+        "room, or mend the folder, and run the same command again: it resumes."
     )
 
 

@@ -1,4 +1,4 @@
-"""Label maps, pictures and tables of semantic segmentation."""
+"""Label maps, overlays and tables of semantic segmentation."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class SegmentationPredictions(Predictions):
 
     def _class_ids(self, trainer: Any, task: Any) -> list[int] | list[str]:
         """What label maps hold for each class: as they did in training, or as the data's settings say."""
-        stated: Any = task_data(trainer).class_ids if task.class_ids is None else None
-        return stated if stated is not None and len(stated) == task.num_classes else class_ids(task)
+        in_data: Any = task_data(trainer).class_ids if task.class_ids is None else None
+        return in_data if in_data is not None and len(in_data) == task.num_classes else class_ids(task)
 
     def settings(self) -> dict[str, Any]:
         return {"label_values": self.class_ids}
@@ -79,8 +79,8 @@ class SegmentationPredictions(Predictions):
     def finish(self, records: Callable[[], Iterator[Record]], task: Any) -> str:
         pairs = zip(self.class_ids, self.class_names, strict=True)
         meaning = abbreviate([f"{class_id} is {name}" for class_id, name in pairs])
-        labels, overlays = (printable(self.place / name) for name in self.folders)
-        return f"label maps: {labels} ({meaning}), pictures: {overlays}"
+        labels, overlays = (printable(self.results_folder / name) for name in self.folders)
+        return f"label maps: {labels} ({meaning}), overlays: {overlays}"
 
 
 class ClassTable(Callback):
@@ -102,24 +102,24 @@ class ClassTable(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write(trainer, pl_module, "test")
 
-    def _write(self, trainer: Trainer, task: Any, kind: str) -> None:
-        scores: SegmentationScores | None = getattr(task, f"{kind}_confusion").scores
+    def _write(self, trainer: Trainer, task: Any, split: str) -> None:
+        scores: SegmentationScores | None = getattr(task, f"{split}_confusion").scores
         if scores is None or not trainer.is_global_zero:
             return
         names = class_names(task)
         ids = class_ids(task)
-        write_scores(self.folder / f"{kind}_classes.json", scores, names, ids)
+        write_scores(self.folder / f"{split}_classes.json", scores, names, ids)
         if trainer.state.fn != "fit":
             Console().print(class_table(scores, names, ids))
 
 
 def class_names(task: Any) -> list[str]:
-    """Names of a task's classes; their numbers where it has not met any."""
+    """Names of a task's classes; their numbers where it knows none."""
     return [str(name) for name in task.class_names or range(1, task.num_classes + 1)]
 
 
 def class_ids(task: Any) -> list[int] | list[str]:
-    """What label maps hold for each class of a task; 1, 2, … where it has not met any."""
+    """What label maps hold for each class of a task; 1, 2, … where it knows none."""
     return task.class_ids or list(range(1, task.num_classes + 1))
 
 
@@ -180,29 +180,37 @@ def draw_overlay(
         palette: RGB of the classes.
     """
     table = np.array([(0, 0, 0), *palette], dtype=np.uint8)
-    picture = Image.blend(image, Image.fromarray(table[labels]), 0.5)
-    lines = np.zeros(labels.shape, dtype=bool)
-    lines[:, 1:] |= labels[:, 1:] != labels[:, :-1]
-    lines[1:] |= labels[1:] != labels[:-1]
-    picture.paste((0, 0, 0), mask=Image.fromarray(lines))
+    overlay = Image.blend(image, Image.fromarray(table[labels]), 0.5)
+    edges = np.zeros(labels.shape, dtype=bool)
+    edges[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    edges[1:] |= labels[1:] != labels[:-1]
+    overlay.paste((0, 0, 0), mask=Image.fromarray(edges))
 
     # The largest classes first, as many as fit beside the image.
     pixels = np.bincount(labels.ravel(), minlength=len(table))
-    present = [k for k in np.argsort(-pixels, kind="stable") if pixels[k] and k]
-    size = max(10, min(40, image.height // 24))
+    classes = [k for k in np.argsort(-pixels, kind="stable") if pixels[k] and k]
+    texts = [f"{names[k - 1]} {pixels[k] / labels.size:.1%}" for k in classes]
+    colors = [tuple(palette[k - 1]) for k in classes]
+    return _with_legend(overlay, texts, colors)
+
+
+def _with_legend(overlay: Image.Image, texts: list[str], colors: Sequence[tuple[int, ...]]) -> Image.Image:
+    """An image with a legend at its right: lines of text, each behind a square of its color."""
+    size = max(10, min(40, overlay.height // 24))
     line = size * 3 // 2
-    rows = max(1, image.height // line)
-    texts = [f"{names[k - 1]} {pixels[k] / labels.size:.1%}" for k in present]
-    if len(present) > rows:
-        present, texts = present[: rows - 1], [*texts[: rows - 1], f"and {len(texts) - rows + 1} more"]
+    rows = max(1, overlay.height // line)
+    if len(texts) > rows:
+        colors = colors[: rows - 1]
+        texts = [*texts[: rows - 1], f"and {len(texts) - rows + 1} more"]
+
     font = ImageFont.load_default(size)
     width = 2 * line + max((int(font.getlength(text)) for text in texts), default=0)
-    sheet = Image.new("RGB", (image.width + width, image.height), "white")
-    sheet.paste(picture)
+    sheet = Image.new("RGB", (overlay.width + width, overlay.height), "white")
+    sheet.paste(overlay)
     draw = ImageDraw.Draw(sheet)
     for row, text in enumerate(texts):
-        top, left = row * line + size // 4, image.width + size // 2
-        if row < len(present):
-            draw.rectangle((left, top, left + size, top + size), fill=tuple(palette[present[row] - 1]), outline="black")
-        draw.text((left + line, top + size // 2), text, fill="black", font=font, anchor="lm")
+        x, y = overlay.width + size // 2, row * line + size // 4
+        if row < len(colors):
+            draw.rectangle((x, y, x + size, y + size), fill=colors[row], outline="black")
+        draw.text((x + line, y + size // 2), text, fill="black", font=font, anchor="lm")
     return sheet

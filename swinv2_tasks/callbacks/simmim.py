@@ -1,4 +1,4 @@
-"""Pictures of masked image modeling: images, what the model sees of them, and how it fills them in."""
+"""Visualizations of masked image modeling: images, what the model sees of them, and its reconstructions."""
 
 from __future__ import annotations
 
@@ -44,14 +44,17 @@ class SimMIMPictures(Callback):
         data = trainer.datamodule
         images, mask = batch["image"][: self.images], batch["mask"][: self.images]
         reconstruction, _ = task.reconstruct(images, mask)
-        rows = [row_of_three(*one, data.mean, data.std) for one in zip(images, mask, reconstruction, strict=True)]
+        rows = [
+            draw_reconstruction(*sample, data.mean, data.std)
+            for sample in zip(images, mask, reconstruction, strict=True)
+        ]
         self.folder.mkdir(parents=True, exist_ok=True)
         sheet = np.concatenate(rows)
         Image.fromarray(sheet).save(self.folder / f"epoch_{trainer.current_epoch:04d}.png")
 
 
 class SimMIMPredictions(Predictions):
-    """Writes a picture of each image, its hidden patches and how they are filled in, and predictions.csv with losses.
+    """Writes a visualization of each image, its masked patches and the reconstruction, and predictions.csv with losses.
 
     The argument is that of ``Predictions``.
     """
@@ -61,27 +64,27 @@ class SimMIMPredictions(Predictions):
     def prepare(self, trainer: Any, task: Any) -> None:
         self._normalization = (trainer.datamodule.mean, trainer.datamodule.std)
 
-    def place_of(self, index: int) -> int:
+    def position_of(self, index: int) -> int:
         return index  # the patches that are masked follow from it
 
     def columns(self, task: Any) -> list[str]:
         return ["picture", "loss"]
 
     def parts(self, outputs: Any, batch: Any) -> Iterable[tuple[str, Any]]:
-        each = (batch["image"], batch["mask"], outputs["reconstruction"], outputs["losses"].tolist())
-        return zip(outputs["path"], zip(*each, strict=True), strict=True)
+        columns = (batch["image"], batch["mask"], outputs["reconstruction"], outputs["losses"].tolist())
+        return zip(outputs["path"], zip(*columns, strict=True), strict=True)
 
     def result(self, path: str, parts: list[Any], task: Any) -> Result:
-        ((image, mask, filled, loss),) = parts
-        row = Image.fromarray(row_of_three(image, mask, filled, *self._normalization))
-        picture = self.save(row, "pictures", path)
-        return Result([picture, f"{loss:.6f}"], [picture])
+        ((image, mask, reconstruction, loss),) = parts
+        row = Image.fromarray(draw_reconstruction(image, mask, reconstruction, *self._normalization))
+        file = self.save(row, "pictures", path)
+        return Result([file, f"{loss:.6f}"], [file])
 
     def finish(self, records: Callable[[], Iterator[Record]], task: Any) -> str:
-        return f"pictures: {printable(self.place / 'pictures')}"
+        return f"pictures: {printable(self.results_folder / 'pictures')}"
 
 
-def row_of_three(
+def draw_reconstruction(
     image: Tensor,
     mask: Tensor,
     reconstruction: Tensor,
@@ -100,10 +103,10 @@ def row_of_three(
     Returns:
         uint8 (H + 4, 3·(W + 4), 3), with a white margin.
     """
-    hidden = enlarge_mask(mask[None], image.shape[1:])[0]
-    seen = torch.where(hidden, 0.0, image.float())  # the mean color
-    three = torch.stack([image.float(), seen, reconstruction.float()]).cpu()
+    is_masked = enlarge_mask(mask[None], image.shape[1:])[0]
+    masked_image = torch.where(is_masked, 0.0, image.float())  # the mean color
+    images = torch.stack([image.float(), masked_image, reconstruction.float()]).cpu()
     shape = (1, 3, 1, 1)
-    rgb = (three * torch.tensor(std).view(shape) + torch.tensor(mean).view(shape)).clamp(0, 1)
+    rgb = (images * torch.tensor(std).view(shape) + torch.tensor(mean).view(shape)).clamp(0, 1)
     rgb = torch.nn.functional.pad(rgb, (0, 4, 0, 4), value=1.0)
     return (rgb.permute(2, 0, 3, 1).flatten(1, 2) * 255).round().byte().numpy()

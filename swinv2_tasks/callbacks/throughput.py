@@ -24,7 +24,7 @@ class Throughput(Callback):
         self._images = 0  # the loader's start and the validation before are no training speed
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        # At the end of the batch the schedule has already moved on.
+        # At the end of the batch the schedule is one step further already.
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups if "lr" in group]
         if groups:  # a task of one's own may go without an optimizer
             pl_module.log("lr", max(group["lr"] for group in groups), prog_bar=True)

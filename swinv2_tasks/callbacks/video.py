@@ -1,4 +1,4 @@
-"""What a model says of videos, as tables and a picture."""
+"""What a model predicts of videos, as tables and a figure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 
 from swinv2_tasks.callbacks.classification import ClassificationPredictions, ids_and_names
-from swinv2_tasks.callbacks.prediction_files import Result, write_json_list
+from swinv2_tasks.callbacks.prediction_files import Result
+from swinv2_tasks.callbacks.prediction_folder import write_json_list
 from swinv2_tasks.callbacks.prediction_journal import Record
 from swinv2_tasks.datamodules.readers.videos import Video
 from swinv2_tasks.files import replace_file
@@ -30,8 +31,8 @@ class VideoPredictions(ClassificationPredictions):
         best = (total / sum(views for _, views in parts)).topk(min(5, len(total)))
         return super().result(path, [(best.indices.tolist(), best.values.tolist())], task)
 
-    def picture(self, path: str) -> Image.Image:
-        return film_strip(path)
+    def thumbnail(self, path: str) -> Image.Image:
+        return draw_frames(path)
 
     def finish(self, records: Callable[[], Iterator[Record]], task: Any) -> str:
         ids, names = ids_and_names(task)
@@ -45,15 +46,15 @@ class VideoPredictions(ClassificationPredictions):
             }
             for record in records()
         )
-        replace_file(self.place / "predictions.json", lambda file: write_json_list(file, entries, indent=2))
+        replace_file(self.results_folder / "predictions.json", lambda file: write_json_list(file, entries, indent=2))
         return super().finish(records, task)
 
 
-def film_strip(path: str, side: int = 2) -> Image.Image:
+def draw_frames(path: str, side: int = 2) -> Image.Image:
     """Frames spread evenly over a video, side × side of them in reading order, at a pixel's distance."""
     with Video(path) as video:
-        places = (np.arange(side**2) + 0.5) / side**2 * len(video)
-        frames = video.frames(places.astype(int))
+        indices = (np.arange(side**2) + 0.5) / side**2 * len(video)
+        frames = video.frames(indices.astype(int))
     height, width = frames.shape[1:3]
     sheet = Image.new("RGB", (side * (width + 1) - 1, side * (height + 1) - 1), "white")
     for k, frame in enumerate(frames):

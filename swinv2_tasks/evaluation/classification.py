@@ -1,4 +1,4 @@
-"""Scores of classifiers that torchmetrics lacks: ReaL accuracy, and cross-entropy to the last bit in any order."""
+"""Scores of classifiers that torchmetrics lacks: ReaL accuracy, and cross-entropy bitwise identical in any order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class AnyLabelAccuracy(Metric):
     The measure of ReaL labels: https://arxiv.org/abs/2006.07159, section 3.
 
     Args:
-        top_k: how many of the highest scores may answer.
+        top_k: how many of the highest-scoring classes count.
     """
 
     is_differentiable = False

@@ -35,12 +35,13 @@ STATISTICS = (
 MAX_DETECTIONS = 100
 """How many detections of an image and class COCO scores, the highest-scoring."""
 
-KINDS: dict[IoUType, str] = {"bbox": "box", "segm": "mask"}
+TYPE_NAMES: dict[IoUType, str] = {"bbox": "box", "segm": "mask"}
+"""What scores of each type are called in logs and files."""
 
 
 @dataclass(frozen=True)
 class CocoScores:
-    """What COCO's evaluation says of detections of one kind.
+    """What COCO's evaluation says of detections, by boxes or by masks.
 
     Attributes:
         statistics: the twelve numbers by name, in [0, 1]; −1 where there is no object of that size. Eleven with a
@@ -72,33 +73,42 @@ def coco_scores(
         UserError: the backend is not installed; results lack what is to be compared, or are of unknown images.
     """
     coco_class, evaluation_class = _backend(backend)
-    known = {image["id"] for image in truth["images"]}
+    image_ids = {image["id"] for image in truth["images"]}
     for result in results:
-        if result["image_id"] not in known:
+        if result["image_id"] not in image_ids:
             raise UserError(
                 f"there is a detection in image {result['image_id']}, which is not among the annotated ones"
             )
+
     scores: dict[IoUType, CocoScores] = {}
     with _undisturbed():
-        annotated = coco_class()
         # An id of 0, from which some tools count, is taken for "not matched" by COCO's tools.
-        numbered = [{**one, "id": number} for number, one in enumerate(truth["annotations"], start=1)]
-        annotated.dataset = {**truth, "annotations": numbered}
-        annotated.createIndex()
-        for kind in iou_types:
-            found = coco_class()
-            annotations = _as_annotations(results, kind)
-            found.dataset = {"images": truth["images"], "categories": truth["categories"], "annotations": annotations}
-            found.createIndex()
-            evaluation = evaluation_class(annotated, found, kind)
+        annotations = [{**annotation, "id": k} for k, annotation in enumerate(truth["annotations"], start=1)]
+        ground_truth = coco_class()
+        ground_truth.dataset = {**truth, "annotations": annotations}
+        ground_truth.createIndex()
+        for iou_type in iou_types:
+            detections = coco_class()
+            detections.dataset = {
+                "images": truth["images"],
+                "categories": truth["categories"],
+                "annotations": _as_annotations(results, iou_type),
+            }
+            detections.createIndex()
+
+            evaluation = evaluation_class(ground_truth, detections, iou_type)
             evaluation.params.maxDets = [limit for limit in (1, 10) if limit < max_detections] + [max_detections]
             evaluation.evaluate()
             evaluation.accumulate()
-            class_precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]
-            means = [_mean(class_precision[:, :, k], nothing=math.nan) for k in range(class_precision.shape[2])]
-            class_ap = dict(zip(map(int, evaluation.params.catIds), means, strict=True))
-            scores[kind] = CocoScores(_statistics(evaluation), class_ap)
+            scores[iou_type] = CocoScores(_statistics(evaluation), _class_ap(evaluation))
     return scores
+
+
+def _class_ap(evaluation: Any) -> dict[int, float]:
+    """The average precision of each category of an accumulated evaluation, by id."""
+    precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]  # IoU thresholds, recalls, classes
+    means = [_mean(precision[:, :, k], empty=math.nan) for k in range(precision.shape[2])]
+    return dict(zip(map(int, evaluation.params.catIds), means, strict=True))
 
 
 def _backend(name: Backend) -> tuple[Any, Any]:
@@ -119,7 +129,7 @@ def _backend(name: Backend) -> tuple[Any, Any]:
 
 
 def _statistics(evaluation: Any) -> dict[str, float]:
-    """The twelve numbers of an accumulated evaluation; COCO's own summary knows but a limit of 100 detections."""
+    """The twelve numbers of an accumulated evaluation; COCO's own summary is for a limit of 100 detections alone."""
     precision = np.asarray(evaluation.eval["precision"])  # IoU thresholds, recalls, classes, object sizes, limits
     recall = np.asarray(evaluation.eval["recall"])  # IoU thresholds, classes, object sizes, limits
     sizes = list(enumerate(("small", "medium", "large"), start=1))
@@ -127,13 +137,13 @@ def _statistics(evaluation: Any) -> dict[str, float]:
     precisions |= {f"ap_{name}": precision[..., k, -1] for k, name in sizes}
     recalls = {f"ar{limit}": recall[..., 0, k] for k, limit in enumerate(evaluation.params.maxDets)}
     recalls |= {f"ar_{name}": recall[..., k, -1] for k, name in sizes}
-    return {name: _mean(values, nothing=-1.0) for name, values in (precisions | recalls).items()}
+    return {name: _mean(values, empty=-1.0) for name, values in (precisions | recalls).items()}
 
 
-def _mean(values: np.ndarray, nothing: float) -> float:
-    """The mean of what was measured: −1 stands for classes without an object."""
-    measured = values[values > -1]
-    return float(measured.mean()) if len(measured) else nothing
+def _mean(values: np.ndarray, empty: float) -> float:
+    """The mean of the values without −1, which stands for classes without an object; ``empty`` where there is none."""
+    values = values[values > -1]
+    return float(values.mean()) if len(values) else empty
 
 
 def describe_limit(truth: Mapping[str, Any], max_detections: int, per_class: bool, remedy: str) -> str | None:
@@ -146,29 +156,31 @@ def describe_limit(truth: Mapping[str, Any], max_detections: int, per_class: boo
         remedy: the setting that raises the number.
     """
     keys = ("image_id", "category_id") if per_class else ("image_id",)
-    counts = Counter(tuple(one[key] for key in keys) for one in truth["annotations"] if not one["iscrowd"])
-    over = {places[0] for places, number in counts.items() if number > max_detections}
-    if not over:
+    annotations = [annotation for annotation in truth["annotations"] if not annotation["iscrowd"]]
+    counts = Counter(tuple(annotation[key] for key in keys) for annotation in annotations)
+    crowded = {group[0] for group, number in counts.items() if number > max_detections}  # images
+    if not crowded:
         return None
+
     most = max(counts.values())
-    have = "has" if len(over) == 1 else "have"
+    have = "has" if len(crowded) == 1 else "have"
     objects = "objects of a class" if per_class else "objects"
     return (
-        f"{len(over)} of {len(truth['images'])} images {have} more {objects} (up to {most}) than the {max_detections} "
-        f"detections that count: AP and AR cannot reach 1. To count more: {remedy} {most}"
+        f"{len(crowded)} of {len(truth['images'])} images {have} more {objects} (up to {most}) than the "
+        f"{max_detections} detections that count: AP and AR cannot reach 1. To count more: {remedy} {most}"
     )
 
 
-def _as_annotations(results: Sequence[Mapping[str, Any]], kind: IoUType) -> list[dict[str, Any]]:
+def _as_annotations(results: Sequence[Mapping[str, Any]], iou_type: IoUType) -> list[dict[str, Any]]:
     """Results with the ids and areas that the evaluation expects; a mask's area is its pixels, not its box."""
-    key = {"bbox": "bbox", "segm": "segmentation"}[kind]
+    key = {"bbox": "bbox", "segm": "segmentation"}[iou_type]
     annotations = []
     for number, result in enumerate(results, start=1):
         if key not in result:
             raise UserError(
-                f"detection {number - 1} (image {result['image_id']}) has no {key}: {kind} cannot be scored"
+                f"detection {number - 1} (image {result['image_id']}) has no {key}: {iou_type} cannot be scored"
             )
-        if kind == "segm":
+        if iou_type == "segm":
             code = result["segmentation"]
             shape = {
                 "segmentation": code,
@@ -200,7 +212,7 @@ def _undisturbed() -> Iterator[None]:
 
 
 def as_results(
-    found: Detections | Mapping[str, torch.Tensor],
+    detections: Detections | Mapping[str, torch.Tensor],
     image_id: int,
     size: Sequence[int],
     class_ids: Sequence[int],
@@ -209,7 +221,7 @@ def as_results(
     """Detections as COCO takes submissions: {image_id, category_id, bbox, score, segmentation}.
 
     Args:
-        found: what is in an image, in its pixels and on the CPU: ``Detections``, or what ``task(x)`` gives, {boxes
+        detections: what is in an image, in its pixels and on the CPU: ``Detections``, or what ``task(x)`` gives, {boxes
             (n, 4), labels (n,), scores (n,), and perhaps masks (n, 1, H, W)}.
         image_id: the image's id.
         size: height and width of the image.
@@ -217,17 +229,18 @@ def as_results(
         mask_threshold: probability from which on a pixel belongs to an object.
     """
     codes: list[dict[str, Any]] | None = None
-    if isinstance(found, Detections):
-        boxes, labels, scores = found.boxes, found.labels, found.scores
-        if found.masks is not None:
-            codes = encode_masks(found, size, mask_threshold)
+    if isinstance(detections, Detections):
+        boxes, labels, scores = detections.boxes, detections.labels, detections.scores
+        if detections.masks is not None:
+            codes = encode_masks(detections, size, mask_threshold)
     else:
-        boxes, labels, scores = found["boxes"], found["labels"], found["scores"]
-        if "masks" in found:
-            codes = _encoded(found["masks"][:, 0] >= mask_threshold)
+        boxes, labels, scores = detections["boxes"], detections["labels"], detections["scores"]
+        if "masks" in detections:
+            codes = _encode(detections["masks"][:, 0] >= mask_threshold)
+
     results: list[dict[str, Any]] = [
         {"image_id": image_id, "category_id": class_ids[label], "bbox": box, "score": score}
-        for box, label, score in zip(_with_sides(boxes), labels.tolist(), scores.tolist(), strict=True)
+        for box, label, score in zip(_to_xywh(boxes), labels.tolist(), scores.tolist(), strict=True)
     ]
     for result, code in zip(results, codes or [], strict=codes is not None):
         result["segmentation"] = code
@@ -245,22 +258,22 @@ def as_annotations(target: Mapping[str, Any], size: Sequence[int], class_ids: Se
             "area": area,
             "iscrowd": crowd,
         }
-        for box, label, area, crowd in zip(_with_sides(target["boxes"]), *columns, strict=True)
+        for box, label, area, crowd in zip(_to_xywh(target["boxes"]), *columns, strict=True)
     ]
     if "masks" in target:
-        for annotation, code in zip(annotations, _encoded(target["masks"]), strict=True):
+        for annotation, code in zip(annotations, _encode(target["masks"]), strict=True):
             annotation["segmentation"] = code
     image = {"id": target["image_id"], "height": int(size[0]), "width": int(size[1])}
     return {"image": image, "annotations": annotations}
 
 
-def _with_sides(boxes: torch.Tensor) -> list[list[float]]:
+def _to_xywh(boxes: torch.Tensor) -> list[list[float]]:
     """Boxes (n, 4) of left, top, right, bottom as COCO states them: left, top, width, height."""
     corners, opposite = boxes.double().chunk(2, dim=1)
     return torch.cat([corners, opposite - corners], dim=1).tolist()
 
 
-def _encoded(masks: torch.Tensor) -> list[dict[str, Any]]:
+def _encode(masks: torch.Tensor) -> list[dict[str, Any]]:
     """Run lengths, in COCO's compressed form, of masks (n, H, W) of 0 and 1."""
     codes = coco_masks.encode(np.asfortranarray(masks.to("cpu", torch.uint8).permute(1, 2, 0).numpy()))
     return [{"size": [int(side) for side in code["size"]], "counts": code["counts"].decode()} for code in codes]
@@ -285,7 +298,7 @@ class CocoMetric(Metric):
         super().__init__(sync_on_compute=False)  # compute gathers itself
         _backend(backend)
         self.max_detections = max_detections
-        self.kinds: tuple[IoUType, ...] = ("bbox", "segm") if masks else ("bbox",)
+        self.iou_types: tuple[IoUType, ...] = ("bbox", "segm") if masks else ("bbox",)
         self.backend = backend
         self.classes: tuple[list[int], list[str]] = ([], [])
         """Ids and names of the categories, to be set before ``compute``."""
@@ -295,61 +308,69 @@ class CocoMetric(Metric):
         """Of the last ``compute``: what images with more objects than detections that count make of the scores."""
         self.results: list[dict[str, Any]] = []
         """Detections of the last ``compute`` over all processes, in order of their images; on the first process."""
-        self._found: list[tuple[int, list[dict[str, Any]]]] = []
+        self._results: list[tuple[int, list[dict[str, Any]]]] = []
         self._truth: list[dict[str, Any]] = []
 
     @property
     def images(self) -> int:
         """How many images this process has taken."""
-        return len(self._found)
+        return len(self._results)
 
     def update(self, image_id: int, results: list[dict[str, Any]], truth: dict[str, Any] | None) -> None:
-        """Takes what was found in an image, as of ``as_results``, and what ``as_annotations`` says of it, if known."""
-        self._found.append((image_id, results))
+        """Takes the detections in an image, as of ``as_results``, and its ground truth, as of ``as_annotations``."""
+        self._results.append((image_id, results))
         if truth is not None:
             self._truth.append(truth)
 
     def compute(self) -> dict[str, torch.Tensor]:
         """{box_ap, box_ap50, …, mask_ap, …}: STATISTICS of boxes and masks; nothing where nothing is annotated."""
-        parts = [(self._found, self._truth)]
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        first = not distributed or torch.distributed.get_rank() == 0
-        if distributed:
-            gathered: list[Any] | None = [None] * torch.distributed.get_world_size() if first else None
+        parts = [(self._results, self._truth)]
+        is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        is_first = not is_distributed or torch.distributed.get_rank() == 0
+        if is_distributed:
+            gathered: list[Any] | None = [None] * torch.distributed.get_world_size() if is_first else None
             torch.distributed.gather_object(parts[0], gathered)
             parts = gathered or []
-        shared: list[Any] = [None]
-        if first:
-            shared[0] = self._score(parts)
-        if distributed:
-            torch.distributed.broadcast_object_list(shared)
-        if isinstance(shared[0], UserError):
-            raise shared[0]
-        self.scores = shared[0]
+
+        outcome: list[Any] = [None]
+        if is_first:
+            outcome[0] = self._score(parts)
+        if is_distributed:
+            torch.distributed.broadcast_object_list(outcome)
+        if isinstance(outcome[0], UserError):
+            raise outcome[0]
+
+        self.scores = outcome[0]
         return {
-            f"{KINDS[kind]}_{name}": torch.tensor(value, dtype=torch.float64, device=self.device)
-            for kind, scores in self.scores.items()
+            f"{TYPE_NAMES[iou_type]}_{name}": torch.tensor(value, dtype=torch.float64, device=self.device)
+            for iou_type, scores in self.scores.items()
             for name, value in scores.statistics.items()
         }
 
     def _score(self, parts: list[Any]) -> dict[IoUType, CocoScores] | UserError:
-        found = sorted((one for part in parts for one in part[0]), key=lambda one: one[0])
-        self.results = [result for _, results in found for result in results]
-        truth = sorted((one for part in parts for one in part[1]), key=lambda one: one["image"]["id"])
+        """Scores the results and the ground truth of all processes; an error instead, for which the others wait."""
+        results = [image for part in parts for image in part[0]]
+        results.sort(key=lambda image: image[0])
+        self.results = [detection for _, detections in results for detection in detections]
+
+        truth = [image for part in parts for image in part[1]]
+        truth.sort(key=lambda image: image["image"]["id"])
         if not truth:
             return {}
-        annotations = [annotation for one in truth for annotation in one["annotations"]]
-        categories = [{"id": k, "name": name} for k, name in zip(*self.classes, strict=True)]
-        content = {"images": [one["image"] for one in truth], "annotations": annotations, "categories": categories}
+        content = {
+            "images": [image["image"] for image in truth],
+            "annotations": [annotation for image in truth for annotation in image["annotations"]],
+            "categories": [{"id": class_id, "name": name} for class_id, name in zip(*self.classes, strict=True)],
+        }
         self.limit = describe_limit(content, self.max_detections, False, "--model.inference.max_detections")
-        # The task finds no more than its limit in an image, of all classes together. Where that is below COCO's limit,
-        # it is the one that counts.
-        counted = max(self.max_detections, MAX_DETECTIONS)
+        # The task detects no more than its limit in an image, of all classes together. Where that is below COCO's
+        # limit, it is the one that counts.
+        max_detections = max(self.max_detections, MAX_DETECTIONS)
         try:
-            return coco_scores(content, self.results, self.kinds, self.backend, counted)
-        except UserError as error:  # the other processes wait
+            return coco_scores(content, self.results, self.iou_types, self.backend, max_detections)
+        except UserError as error:
             return error
 
     def reset(self) -> None:
         super().reset()
-        self._found, self._truth = [], []
+        self._results, self._truth = [], []

@@ -8,7 +8,7 @@ from torchmetrics import Metric
 
 
 class MeanLoss(Metric):
-    """Mean loss per image, the same to the last bit in whatever order and number of processes it is summed.
+    """Mean loss per image, bitwise identical in whatever order and number of processes it is summed.
 
     Each image's loss is rounded to a millionth (2⁻²⁰) and summed as an integer, since sums of floats depend on order.
     A loss above a million counts as infinite.

@@ -11,7 +11,7 @@ from torchmetrics import Metric
 
 @dataclass(frozen=True)
 class SegmentationScores:
-    """What a confusion matrix says of a segmenter.
+    """The scores that follow from a confusion matrix.
 
     Attributes:
         iou: intersection over union of each class, (K,) in [0, 1]; NaN where it is neither labeled nor predicted.
@@ -77,10 +77,10 @@ class Confusion(Metric):
         """
         k = self.num_classes
         predictions, labels = predictions.long(), labels.long()
-        other = (predictions < 0) | (predictions >= k)
-        ignored = (labels < 0) | (labels >= k)
-        cells = labels * (k + 1) + predictions.masked_fill(other, k)
-        cells = cells.masked_fill(ignored, k * (k + 1)).flatten()
+        is_no_class = (predictions < 0) | (predictions >= k)
+        is_ignored = (labels < 0) | (labels >= k)
+        cells = labels * (k + 1) + predictions.masked_fill(is_no_class, k)
+        cells = cells.masked_fill(is_ignored, k * (k + 1)).flatten()
         self.counts += torch.bincount(cells, minlength=k * (k + 1) + 1)[:-1].view(k, k + 1)
 
     def compute(self) -> dict[str, Tensor]:

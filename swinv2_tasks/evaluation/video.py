@@ -1,4 +1,4 @@
-"""Scores of videos, each seen in several views."""
+"""Scores of videos, each evaluated in several views."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torchmetrics import Metric
 
 
 class VideoScores(Metric):
-    """Accuracy and loss of videos whose probabilities are averaged over their views, wherever these come by.
+    """Accuracy and loss of videos whose probabilities are averaged over their views, in whatever batches these come.
 
-    Probabilities are rounded to 2⁻⁴⁰ and summed as integers per video: the same to the last bit in whatever batches,
-    order and number of processes the views are seen.
+    Probabilities are rounded to 2⁻⁴⁰ and summed as integers per video: bitwise identical in whatever batches, order and
+    number of processes the views come.
 
     Args:
         num_classes: number of classes.
@@ -25,7 +25,7 @@ class VideoScores(Metric):
     """Views that are kept before they are summed: asking how many videos there are by now waits for the device."""
 
     def __init__(self, num_classes: int) -> None:
-        super().__init__(sync_on_compute=False)  # compute sums over processes itself: they have seen different videos
+        super().__init__(sync_on_compute=False)  # compute sums over processes itself: each has different videos
         self.num_classes = num_classes
         self._rows = self._no_rows(0)
         self._pending: list[tuple[Tensor, Tensor]] = []  # video ids (n,) and rows (n, classes + 2) yet to be added
@@ -50,9 +50,9 @@ class VideoScores(Metric):
         ids, rows = map(torch.cat, zip(*self._pending, strict=True))
         self._pending.clear()
         self._rows = self._rows.to(rows.device)
-        missing = int(ids.max()) + 1 - len(self._rows)
-        if missing > 0:
-            self._rows = torch.cat([self._rows, self._no_rows(max(missing, len(self._rows)))])
+        shortage = int(ids.max()) + 1 - len(self._rows)
+        if shortage > 0:
+            self._rows = torch.cat([self._rows, self._no_rows(max(shortage, len(self._rows)))])
         self._rows = self._rows.index_add(0, ids, rows)
 
     def compute(self) -> dict[str, Tensor]:
@@ -68,14 +68,14 @@ class VideoScores(Metric):
         views = rows[:, -1]
         labels = rows[:, -2] // views
         means = rows[:, :-2].double() / (self.SCALE * views[:, None])
-        right = means.gather(1, labels[:, None])
-        # Of classes that are as likely as the right one, those before it count as likelier.
-        before = torch.arange(self.num_classes, device=means.device) < labels[:, None]
-        place = ((means > right) | ((means == right) & before)).sum(1)
-        losses = -right[:, 0].clamp(min=1 / self.SCALE).log()
+        own = means.gather(1, labels[:, None])
+        # Of classes with the probability of the right one, those before it rank higher.
+        is_before = torch.arange(self.num_classes, device=means.device) < labels[:, None]
+        rank = ((means > own) | ((means == own) & is_before)).sum(1)
+        losses = -own[:, 0].clamp(min=1 / self.SCALE).log()
         return {
-            "top1": (place < 1).double().mean(),
-            "top5": (place < 5).double().mean(),
+            "top1": (rank < 1).double().mean(),
+            "top5": (rank < 5).double().mean(),
             "loss": losses.mean(),
         }
 

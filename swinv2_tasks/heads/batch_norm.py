@@ -15,9 +15,9 @@ class BatchNorm2d(nn.BatchNorm2d):
     """torch's, with two additions for training.
 
     * On several processes the mean and the variance are those of all their samples. torch's own SyncBatchNorm does so
-      on GPUs only, faster; ``synchronize`` puts it in place there.
+      on GPUs only, faster; ``synchronize`` replaces it by that there.
     * A channel with a single value, of a lone image pooled to one pixel, has no variance: the running ones are used. So
-      they are where there is no value at all: a detector may have no region to train on.
+      they are where there is no value at all: a detector may have no proposal to train on.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         return super().forward(x)
 
     def _forward_exported(self, x: Tensor) -> Tensor:
-        """As in eval mode. torch's own asks whether there is any value, which a graph of regions does not know."""
+        """As in eval mode. torch's own asks whether there is any value, which a graph of proposals does not know."""
         assert self.running_mean is not None and self.running_var is not None
         scale = self.weight * torch.rsqrt(self.running_var + self.eps)
         shift = self.bias - self.running_mean * scale

@@ -39,9 +39,10 @@ class ConvNormReLU(nn.Sequential):
             return relu(norm(conv(x)))
         if is_plain(conv):
             return relu(norm(conv_over_enlarged(x, conv.get_parameter("weight"))))
-        # Hooks and adapters of the convolution are to see what it is given: the enlarged maps themselves.
-        first, *others = x
-        return relu(norm(conv(torch.cat([first, *(enlarge(one, first.shape[2:]) for one in others)], dim=1))))
+        # Hooks and adapters of the convolution are to see its input: the enlarged maps themselves.
+        largest = x[0].shape[2:]
+        enlarged = [x[0], *(enlarge(smaller, largest) for smaller in x[1:])]
+        return relu(norm(conv(torch.cat(enlarged, dim=1))))
 
 
 class UPerNetHead(nn.Module):
@@ -166,7 +167,7 @@ class SegmentationHead(nn.Module):
 
 
 def enlarge(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear interpolation of (B, C, h, w) to a size (H, W), with pixels as areas, not as points at the corners."""
+    """Bilinear interpolation of (B, C, h, w) to a size (H, W), with pixels as areas (``align_corners=False``)."""
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
@@ -183,9 +184,10 @@ def average_pool(x: Tensor, side: int) -> Tensor:
 def conv_over_enlarged(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
     """A 3×3 convolution, zero-padded by 1, of maps enlarged to the first one's size and concatenated.
 
-    Enlarging and convolving are linear. So a map is first multiplied with the kernel's nine parts at its own size, and
-    then enlarged and shifted at once, by one small matrix for each axis: of an enlarged map's pixels, most are computed
-    from the same few products.
+    Enlarging and convolving are linear, so their order can be exchanged. A map is first multiplied with the kernel's
+    nine parts at its own size; then each axis is enlarged, shifted by the part's offset and summed over the parts, by
+    one small matrix. Of an enlarged map's pixels most are computed from the same few products, which saves the more the
+    smaller the map is.
 
     Args:
         maps: (B, C, h, w) each, the first one (B, C, H, W).
@@ -194,23 +196,37 @@ def conv_over_enlarged(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
     Returns:
         (B, O, H, W).
     """
-    largest, *others = maps
+    size = maps[0].shape[2:]
     weights = weight.split([x.shape[1] for x in maps], dim=1)
-    out = F.conv2d(largest, weights[0], padding=1)
-    for x, part in zip(others, weights[1:], strict=True):
-        batch, _, height, width = x.shape
-        rows = _enlarge_and_shift(height, largest.shape[2], x).transpose(0, 1).flatten(1)  # (H, 3·h)
-        columns = _enlarge_and_shift(width, largest.shape[3], x).permute(1, 2, 0).flatten(1)  # (W, w·3)
-        kernel = part.permute(2, 1, 3, 0).flatten(2)  # (3, C, 3·O)
-        products = x.flatten(2).transpose(1, 2)[:, None] @ kernel  # (B, 3, h·w, 3·O)
-        tall = rows @ products.view(batch, 3 * height, -1)
-        wide = columns @ tall.view(batch, len(rows), 3 * width, -1)
-        out = out + wide.permute(0, 3, 1, 2)
+    out = F.conv2d(maps[0], weights[0], padding=1)
+    for x, map_weight in zip(maps[1:], weights[1:], strict=True):
+        out = out + _convolve_enlarged(x, map_weight, size)
     return out
 
 
+def _convolve_enlarged(x: Tensor, weight: Tensor, size: Sequence[int]) -> Tensor:
+    """A 3×3 convolution (O, C, 3, 3) of one map (B, C, h, w), as if it were enlarged to a size (H, W): (B, O, H, W)."""
+    batch, _, height, width = x.shape
+    large_height, large_width = size
+
+    # At the map's own size: of each position the products with all nine parts, (B, 3, h·w, 3·O). The part's row comes
+    # before the position, the part's column after it, so that each axis below is one matrix product.
+    kernel = weight.permute(2, 1, 3, 0).flatten(2)  # (3, C, 3·O)
+    positions = x.flatten(2).transpose(1, 2)[:, None]  # (B, 1, h·w, C)
+    products = positions @ kernel
+
+    # Down: every output row is a sum over the three parts and the map's rows.
+    down = _enlarge_and_shift(height, large_height, x).transpose(0, 1).flatten(1)  # (H, 3·h)
+    tall = down @ products.view(batch, 3 * height, -1)  # (B, H, w·3·O)
+
+    # Across: every output column is a sum over the map's columns and the three parts.
+    across = _enlarge_and_shift(width, large_width, x).permute(1, 2, 0).flatten(1)  # (W, w·3)
+    wide = across @ tall.view(batch, large_height, 3 * width, -1)  # (B, H, W, O)
+    return wide.permute(0, 3, 1, 2)
+
+
 def _enlarge_and_shift(small: int, large: int, like: Tensor) -> Tensor:
-    """Matrices (3, large, small) of linear interpolation, whose result is moved by −1, 0 and 1 with zeros behind it."""
+    """Matrices (3, large, small) that enlarge an axis linearly and shift the result by −1, 0 and 1, zeros beyond."""
     unit = torch.eye(small, device=like.device)
     matrix = F.interpolate(unit[None], size=large, mode="linear", align_corners=False)[0].T
     padded = F.pad(matrix, (0, 0, 1, 1))

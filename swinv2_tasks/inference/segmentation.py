@@ -1,9 +1,9 @@
-"""Segmenting an image of any size: as a whole or by a sliding window, at several scales, mirrored, in bounded memory.
+"""Segmenting an image of any size: as a whole or by a sliding window, at several scales, flipped, in bounded memory.
 
-Multi-scale and mirrored inference: https://arxiv.org/abs/2111.09883, section 4 (ADE20K).
+Multi-scale and flipped inference: https://arxiv.org/abs/2111.09883, section 4 (ADE20K).
 
-What a network says of an image stays at the network's own stride, a sixteenth of the pixels or less. Only the answer is
-enlarged, some rows at a time. Overlapping windows average logits; scales and horizontal flips average probabilities.
+Logits stay at the network's own stride, a sixteenth of the pixels or less. Only the result is enlarged, some rows at a
+time. Overlapping windows average logits; scales and horizontal flips average probabilities.
 
 Shapes: K classes, h, w height and width of logits in cells, H, W height and width of an image in pixels.
 """
@@ -44,7 +44,7 @@ class Inference:
             middle (``gaussian``, whose deviation is an eighth of the window's side).
         sliding_window_batch_size: windows that go through the network at a time.
         scales: multiples of the evaluation size that the image is resized to; probabilities are averaged.
-        flip: averages with what comes of the mirrored image.
+        flip: averages with the horizontally flipped image.
 
     Raises:
         UserError: an argument is out of its range.
@@ -109,7 +109,7 @@ def segment(
     Args:
         network: images to logits.
         image: (1, 3, h, w), normalized, on the network's device.
-        size: height H and width W of the answer, which may be another size than the image's.
+        size: height H and width W of the result, which may be another size than the image's.
         inference: how.
         stride: the network's stride in pixels.
         rescaled: gives the image at other scales; None: it is itself resized to them, once more than its file was.
@@ -118,10 +118,10 @@ def segment(
         Class indices (H, W) int64, on the image's device.
     """
     views = list(view_logits(network, image, inference, stride, rescaled))
-    answer = torch.empty(tuple(size), dtype=torch.int64, device=image.device)
-    for start, strip in _strips(views, size, image.device):
-        answer[start : start + strip.shape[1]] = strip.argmax(0)
-    return answer
+    labels = torch.empty(tuple(size), dtype=torch.int64, device=image.device)
+    for start, strip in _enlarge_in_strips(views, size, image.device):
+        labels[start : start + strip.shape[1]] = strip.argmax(0)
+    return labels
 
 
 @torch.no_grad()
@@ -135,14 +135,17 @@ def segment_probabilities(
 ) -> Tensor:
     """The probability of each class at each pixel, (K, H, W) float32, on the CPU; otherwise as ``segment``."""
     views = list(view_logits(network, image, inference, stride, rescaled))
-    strips = _strips(views, size, image.device)
-    return torch.cat([(strip.softmax(0) if len(views) == 1 else strip).cpu() for _, strip in strips], 1)
+    strips = []
+    for _, strip in _enlarge_in_strips(views, size, image.device):
+        probabilities = strip.softmax(0) if len(views) == 1 else strip
+        strips.append(probabilities.cpu())
+    return torch.cat(strips, 1)
 
 
 def view_logits(
     network: Network, image: Tensor, inference: Inference, stride: int, rescaled: Rescaled | None = None
 ) -> Iterator[Tensor]:
-    """Logits (K, h, w) of the image at each scale and mirrored, upright again.
+    """Logits (K, h, w) of the image at each scale, and of the flipped image, flipped back.
 
     With a sliding window they lie on the CPU, else where the network is.
     """
@@ -153,10 +156,10 @@ def view_logits(
         elif scale != 1:
             sides = [max(1, round(side * scale)) for side in image.shape[2:]]
             resized = F.interpolate(image, sides, mode="bilinear", align_corners=False, antialias=True)
-        for mirrored in (False, True)[: 1 + inference.flip]:
-            x = resized.flip(3) if mirrored else resized
+        for is_flipped in (False, True)[: 1 + inference.flip]:
+            x = resized.flip(3) if is_flipped else resized
             logits = network(x)[0].float() if inference.mode == "whole" else _slide(network, x, inference, stride)
-            yield logits.flip(2) if mirrored else logits
+            yield logits.flip(2) if is_flipped else logits
 
 
 def _slide(network: Network, image: Tensor, inference: Inference, stride: int) -> Tensor:
@@ -167,61 +170,66 @@ def _slide(network: Network, image: Tensor, inference: Inference, stride: int) -
             f"inference.crop_size is {inference.crop_size}; expected multiples of {stride}, the network's stride"
         )
     cells = [-(-side // stride) for side in image.shape[2:]]
-    tile = [min(side // stride, number) for side, number in zip(crop_size, cells, strict=True)]
+    window = [min(side // stride, number) for side, number in zip(crop_size, cells, strict=True)]
     steps = [step / stride for step in pair(inference.stride)]
-    rows, columns = (_starts(*axis) for axis in zip(cells, tile, steps, strict=True))
-    kernel = _kernel(tile, inference.blend)
-    places = [(top, left) for top in rows for left in columns]
+    rows, columns = (_window_starts(*axis) for axis in zip(cells, window, steps, strict=True))
+    corners = [(top, left) for top in rows for left in columns]
+
+    kernel = _kernel(window, inference.blend)
     total: Tensor | None = None
     weights = torch.zeros(cells)
-    for first in range(0, len(places), inference.sliding_window_batch_size):
-        group = places[first : first + inference.sliding_window_batch_size]
-        tiles = torch.cat([_cut(image, place, tile, stride) for place in group])
-        for (top, left), logits in zip(group, network(tiles).float().cpu(), strict=True):
+    batch_size = inference.sliding_window_batch_size
+    for first in range(0, len(corners), batch_size):
+        batch_corners = corners[first : first + batch_size]
+        crops = torch.cat([_crop(image, corner, window, stride) for corner in batch_corners])
+        for (top, left), logits in zip(batch_corners, network(crops).float().cpu(), strict=True):
             if total is None:
                 total = torch.zeros(len(logits), *cells)
-            total[:, top : top + tile[0], left : left + tile[1]] += logits * kernel
-            weights[top : top + tile[0], left : left + tile[1]] += kernel
+            inside = (slice(top, top + window[0]), slice(left, left + window[1]))
+            total[:, *inside] += logits * kernel
+            weights[inside] += kernel
     assert total is not None
     return total.div_(weights)
 
 
-def _starts(cells: int, tile: int, step: float) -> list[int]:
+def _window_starts(cells: int, window: int, step: float) -> list[int]:
     """The first cell of each window along an axis; the last window ends with the axis."""
-    count = math.ceil((cells - tile) / step)
-    return sorted({*(int(k * step) for k in range(count)), cells - tile})
+    count = math.ceil((cells - window) / step)
+    return sorted({*(int(k * step) for k in range(count)), cells - window})
 
 
-def _cut(image: Tensor, place: tuple[int, int], tile: Sequence[int], stride: int) -> Tensor:
-    """A window of whole cells, filled up with zeros where the image ends within the last one."""
-    top, left, height, width = (stride * number for number in (*place, *tile))
-    window = image[:, :, top : top + height, left : left + width]
-    return F.pad(window, (0, width - window.shape[3], 0, height - window.shape[2]))
+def _crop(image: Tensor, corner: tuple[int, int], window: Sequence[int], stride: int) -> Tensor:
+    """A window of whole cells, padded with zeros where the image ends within the last one."""
+    top, left, height, width = (stride * number for number in (*corner, *window))
+    crop = image[:, :, top : top + height, left : left + width]
+    return F.pad(crop, (0, width - crop.shape[3], 0, height - crop.shape[2]))
 
 
-def _kernel(tile: Sequence[int], blend: str) -> Tensor:
-    """What each cell of a window (h, w) weighs, in (0, 1]."""
+def _kernel(window: Sequence[int], blend: str) -> Tensor:
+    """The weight of each cell of a window (h, w), in (0, 1]."""
     if blend == "uniform":
-        return torch.ones(*tile)
-    axes = [torch.linspace(-1 + 1 / side, 1 - 1 / side, side).mul(4).square().mul(-0.5).exp() for side in tile]
+        return torch.ones(*window)
+    axes = [torch.linspace(-1 + 1 / side, 1 - 1 / side, side).mul(4).square().mul(-0.5).exp() for side in window]
     return axes[0][:, None] * axes[1]
 
 
-def _strips(views: Sequence[Tensor], size: Sequence[int], device: torch.device) -> Iterator[tuple[int, Tensor]]:
+def _enlarge_in_strips(
+    views: Sequence[Tensor], size: Sequence[int], device: torch.device
+) -> Iterator[tuple[int, Tensor]]:
     """First row and rows (K, n, W) of the views, enlarged: logits of a single one, mean probabilities of several."""
     number = max(1, STRIP // (len(views[0]) * size[1]))
     for start in range(0, size[0], number):
         rows = torch.arange(start, min(start + number, size[0]))
         if len(views) == 1:
-            yield start, _enlarged_rows(views[0], rows, size, device)
+            yield start, _enlarge_rows(views[0], rows, size, device)
             continue
-        total = _enlarged_rows(views[0], rows, size, device).softmax(0)
+        total = _enlarge_rows(views[0], rows, size, device).softmax(0)
         for view in views[1:]:
-            total += _enlarged_rows(view, rows, size, device).softmax(0)
+            total += _enlarge_rows(view, rows, size, device).softmax(0)
         yield start, total.div_(len(views))
 
 
-def _enlarged_rows(logits: Tensor, rows: Tensor, size: Sequence[int], device: torch.device) -> Tensor:
+def _enlarge_rows(logits: Tensor, rows: Tensor, size: Sequence[int], device: torch.device) -> Tensor:
     """Some rows (K, n, W) of logits (K, h, w) that are interpolated bilinearly to a size (H, W)."""
     height = logits.shape[1]
     position = ((rows + 0.5) * (height / size[0]) - 0.5).clamp(0, height - 1)

@@ -34,6 +34,8 @@ class VideoClassificationTask(BaseTask):
         schedule: learning rate over time and layers.
     """
 
+    num_classes: int
+
     def __init__(
         self,
         backbone: SwinTransformerV2,

@@ -69,42 +69,48 @@ class PixelCrossEntropy(nn.Module):
             logits: (1, K, h, w).
             labels: (1, H, W).
         """
-        large = F.interpolate(logits, size=labels.shape[1:], mode="bilinear", align_corners=False)
-        losses = F.cross_entropy(large, labels, ignore_index=IGNORED, reduction="none")
-        valid = labels != IGNORED
-        counts = valid if self.ohem_threshold is None else valid & self._hard(losses.detach(), valid)
-        weights = counts.to(losses.dtype)
+        enlarged = F.interpolate(logits, size=labels.shape[1:], mode="bilinear", align_corners=False)
+        losses = F.cross_entropy(enlarged, labels, ignore_index=IGNORED, reduction="none")
+        is_valid = labels != IGNORED
+        is_counted = is_valid
+        if self.ohem_threshold is not None:
+            is_counted = is_valid & self._is_hard(losses.detach(), is_valid)
+
+        weights = is_counted.to(losses.dtype)
         if self.class_weights is not None:
-            weights = weights * self.class_weights[labels.where(valid, 0)]
+            weights = weights * self.class_weights[labels.where(is_valid, 0)]
         return losses * weights, weights.sum()
 
-    def _hard(self, losses: Tensor, valid: Tensor) -> Tensor:
+    def _is_hard(self, losses: Tensor, is_valid: Tensor) -> Tensor:
         """Where one image's losses (1, H, W) are above that of the threshold or among the largest."""
         assert self.ohem_threshold is not None
-        at_least = -math.log(self.ohem_threshold)
+        threshold = -math.log(self.ohem_threshold)
         if not self.ohem_min_pixels:
-            return losses > at_least
-        largest = losses.where(valid, -1).flatten().topk(min(self.ohem_min_pixels, losses.numel())).values
-        return (losses > at_least) | (losses >= largest[-1])
+            return losses > threshold
+        number = min(self.ohem_min_pixels, losses.numel())
+        largest = losses.where(is_valid, -1).flatten().topk(number).values
+        return (losses > threshold) | (losses >= largest[-1])
 
 
 class _PixelCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, loss: PixelCrossEntropy) -> Tensor:
-        total = weight = logits.new_zeros((), dtype=torch.float32)
+        total = total_weight = logits.new_zeros((), dtype=torch.float32)
         gradients = torch.zeros_like(logits, dtype=torch.float32) if ctx.needs_input_grad[0] else None
         for k in range(len(logits)):
             with torch.set_grad_enabled(gradients is not None):
-                small = logits[k : k + 1].detach().float().requires_grad_(gradients is not None)
-                losses, weights = loss.pixel_losses(small, labels[k : k + 1])
-                summed = losses.sum()
+                image_logits = logits[k : k + 1].detach().float().requires_grad_(gradients is not None)
+                losses, weight = loss.pixel_losses(image_logits, labels[k : k + 1])
+                image_total = losses.sum()
             if gradients is not None:
-                gradients[k : k + 1] = torch.autograd.grad(summed, small)[0]
-            total, weight = total + summed.detach(), weight + weights.detach()
-        weight = weight.clamp(min=torch.finfo(torch.float32).tiny)
+                gradients[k : k + 1] = torch.autograd.grad(image_total, image_logits)[0]
+            total = total + image_total.detach()
+            total_weight = total_weight + weight.detach()
+
+        total_weight = total_weight.clamp(min=torch.finfo(torch.float32).tiny)
         if gradients is not None:
-            ctx.save_for_backward(gradients.div_(weight).to(logits.dtype))
-        return total / weight
+            ctx.save_for_backward(gradients.div_(total_weight).to(logits.dtype))
+        return total / total_weight
 
     @staticmethod
     @once_differentiable
@@ -121,11 +127,11 @@ def masked_l1(pixels: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
         targets: (B, C, H, W).
         mask: bool (B, h, w), True for masked patches; h divides H, w divides W.
     """
-    rows, columns = targets.shape[2] // mask.shape[1], targets.shape[3] // mask.shape[2]
+    rows, columns = targets.shape[2] // mask.shape[1], targets.shape[3] // mask.shape[2]  # pixels of a patch
     differences = (pixels.float() - targets.float()).abs().sum(1)
-    of_patches = differences.unflatten(2, (-1, columns)).unflatten(1, (-1, rows)).sum((2, 4))
-    masked = mask.sum() * (rows * columns)
-    return (of_patches * mask).sum() / (masked + 1e-5) / targets.shape[1]
+    patch_sums = differences.unflatten(2, (-1, columns)).unflatten(1, (-1, rows)).sum((2, 4))
+    masked_pixels = mask.sum() * (rows * columns)
+    return (patch_sums * mask).sum() / (masked_pixels + 1e-5) / targets.shape[1]
 
 
 @torch.no_grad()
@@ -138,10 +144,15 @@ def local_statistics(images: Tensor, window: int) -> tuple[Tensor, Tensor]:
         images: (B, C, H, W).
         window: side in pixels, odd and at least 3.
     """
-    wide = images.double()  # sums of squares of nearly equal pixels cancel
-    counts = _window_sums(_window_sums(wide.new_ones(1, 1, *images.shape[2:]), window, 2), window, 3)
-    mean, square = (_window_sums(_window_sums(x, window, 2), window, 3) / counts for x in (wide, wide * wide))
-    variance = ((square - mean * mean) * (counts / (counts - 1))).clamp(min=0)
+    pixels = images.double()  # sums of squares of nearly equal pixels cancel
+
+    def window_sums(x: Tensor) -> Tensor:
+        return _window_sums(_window_sums(x, window, dim=2), window, dim=3)
+
+    counts = window_sums(pixels.new_ones(1, 1, *images.shape[2:]))
+    mean = window_sums(pixels) / counts
+    mean_square = window_sums(pixels * pixels) / counts
+    variance = ((mean_square - mean * mean) * (counts / (counts - 1))).clamp(min=0)
     return mean.to(images.dtype), (variance + 1e-6).sqrt().to(images.dtype)
 
 
@@ -149,6 +160,6 @@ def _window_sums(x: Tensor, window: int, dim: int) -> Tensor:
     """The sum of the values within half a window of each, along one axis."""
     length, half = x.shape[dim], window // 2
     sums = F.pad(x.movedim(dim, -1).cumsum(-1), (1, 0))
-    places = torch.arange(length, device=x.device)
-    first, end = (places - half).clamp(min=0), (places + half + 1).clamp(max=length)
+    positions = torch.arange(length, device=x.device)
+    first, end = (positions - half).clamp(min=0), (positions + half + 1).clamp(max=length)
     return (sums.index_select(-1, end) - sums.index_select(-1, first)).movedim(-1, dim)

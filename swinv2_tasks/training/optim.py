@@ -33,7 +33,7 @@ class Schedule:
         warmup_lr: learning rate at the first step.
         min_lr: learning rate at the last step, of all layers.
         base_batch_size: samples per step (over processes and accumulated batches) for which learning rates are
-            stated, to be scaled with the true number; 0 leaves them as they are.
+            stated, to be scaled with the true number; 0 leaves them unchanged.
         layer_decay: factor of the learning rate from one block to the one before it; 1 treats all alike.
         backbone_lr_mult: factor of the backbone's learning rate.
     """
@@ -46,12 +46,13 @@ class Schedule:
 
     @property
     def epochs(self) -> int:
-        """Epochs of the published training: as many has one on a loader that does not say how long they are."""
+        """Epochs of the published training, and of one on a loader that does not say how long epochs are."""
         return 300
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
-            if min(value, default=0) < 0 if isinstance(value, tuple | list) else value < 0:
+            smallest = min(value, default=0) if isinstance(value, tuple | list) else value
+            if smallest < 0:
                 raise UserError(f"schedule.{name} must not be negative, as {value} is")
         if not 0 < self.layer_decay <= 1:
             raise UserError(f"schedule.layer_decay must be above 0 and at most 1, not {self.layer_decay}")
@@ -129,7 +130,7 @@ class EpochCosineSchedule(CosineSchedule):
         return epoch_cosine_factor(step, epoch_steps, total_steps, warmup_steps, self.warmup_lr / peak, min_factor)
 
     def in_steps(self, steps_of: Callable[[float], float]) -> Schedule:
-        return Schedule.in_steps(self, steps_of)  # complains: it falls from epoch to epoch, however long they are
+        return Schedule.in_steps(self, steps_of)  # raises: it falls from epoch to epoch, however long they are
 
 
 @dataclass(frozen=True)
@@ -175,10 +176,10 @@ class StepSchedule(Schedule):
         return math.ceil(max(self.milestones, default=33) * 36 / 33)
 
     def factor(self, step: int, epoch_steps: int, total_steps: int, peak: float, layer_scale: float = 1.0) -> float:
-        steps = [epoch * epoch_steps for epoch in self.milestones]
+        milestones = [epoch * epoch_steps for epoch in self.milestones]
         warmup_steps = round(self.warmup_epochs * epoch_steps) if self.warmup_epochs else self.warmup_steps
         min_factor = self.min_lr / (peak * layer_scale)
-        return step_factor(step, steps, self.gamma, warmup_steps, self.warmup_lr / peak, min_factor)
+        return step_factor(step, milestones, self.gamma, warmup_steps, self.warmup_lr / peak, min_factor)
 
     def in_steps(self, steps_of: Callable[[float], float]) -> StepSchedule:
         milestones = tuple(round(steps_of(epoch)) for epoch in self.milestones)
@@ -293,7 +294,7 @@ def parameter_groups(
     Raises:
         UserError: when an entry of ``no_weight_decay`` matches no parameter: a renamed part would silently decay.
     """
-    layers = sum(depths) + 2
+    last_layer = sum(depths) + 1
     unmatched = set(no_weight_decay)
     groups: dict[tuple[bool, int, bool], dict[str, Any]] = {}
     for name, parameter in parameters:
@@ -301,12 +302,16 @@ def parameter_groups(
         unmatched -= matches
         if not parameter.requires_grad:
             continue
-        decays = parameter.ndim > 1 and not name.endswith("bias") and not matches
-        layer = layer_id(name, depths) if layer_decay != 1 else layers - 1
-        group = {"params": [], "weight_decay": weight_decay if decays else 0.0}
-        in_head = backbone_lr_mult == 1 or not name.startswith("backbone.")
-        group["lr_scale"] = layer_decay ** (layers - 1 - layer) * (1 if in_head else backbone_lr_mult)
-        groups.setdefault((in_head, layer, decays), group)["params"].append(parameter)
+
+        has_decay = parameter.ndim > 1 and not name.endswith("bias") and not matches
+        layer = layer_id(name, depths) if layer_decay != 1 else last_layer
+        is_full_rate = backbone_lr_mult == 1 or not name.startswith("backbone.")
+        key = (is_full_rate, layer, has_decay)
+        if key not in groups:
+            lr_scale = layer_decay ** (last_layer - layer) * (1 if is_full_rate else backbone_lr_mult)
+            groups[key] = {"params": [], "weight_decay": weight_decay if has_decay else 0.0, "lr_scale": lr_scale}
+        groups[key]["params"].append(parameter)
+
     if unmatched:
         raise UserError(f"no_weight_decay names {sorted(unmatched)} match no parameter; mend the names")
     return [groups[key] for key in sorted(groups)]
@@ -318,8 +323,10 @@ def optimizer_class(optimizer: Callable[..., Optimizer]) -> type[Optimizer]:
 
 
 class PlannedLR(LambdaLR):
-    """Steps a task's schedule, which is planned anew where a training gets longer; schedulers of other classes, which
-    users' tasks bring, are left alone."""
+    """Steps a task's schedule, which is planned again where a training gets longer.
+
+    Schedulers of other classes, which users' tasks bring, are left alone.
+    """
 
 
 def build_optimizer(
@@ -344,20 +351,21 @@ def build_optimizer(
         total_steps: optimizer steps of the whole training.
         no_weight_decay: as for ``parameter_groups``.
     """
-    stated = optimizer([nn.Parameter(torch.zeros(1))]).param_groups[0]
-    peak = float(stated["lr"])
+    defaults = optimizer([nn.Parameter(torch.zeros(1))]).param_groups[0]
+    peak = float(defaults["lr"])
     if peak <= 0:
         raise UserError(f"the optimizer's lr is {peak}; expected a learning rate above 0")
-    weight_decay = stated.get("weight_decay", 0.0)
-    built = optimizer(
-        parameter_groups(
-            parameters, depths, weight_decay, schedule.layer_decay, schedule.backbone_lr_mult, no_weight_decay
-        )
+    weight_decay = defaults.get("weight_decay", 0.0)
+    groups = parameter_groups(
+        parameters, depths, weight_decay, schedule.layer_decay, schedule.backbone_lr_mult, no_weight_decay
     )
-    scale = samples_per_step / schedule.base_batch_size if schedule.base_batch_size else 1.0
+    built = optimizer(groups)
+
+    # Each group's own peak is where its scheduler's factor is 1.
+    batch_scale = samples_per_step / schedule.base_batch_size if schedule.base_batch_size else 1.0
     layer_scales = [group.pop("lr_scale") for group in built.param_groups]
     for group, layer_scale in zip(built.param_groups, layer_scales, strict=True):
-        group["lr"] = peak * scale * layer_scale
+        group["lr"] = peak * batch_scale * layer_scale
 
     def factor_of_layer(layer_scale: float) -> Callable[[int], float]:
         return lambda step: schedule.factor(step, epoch_steps, total_steps, peak, layer_scale)

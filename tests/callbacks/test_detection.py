@@ -23,7 +23,7 @@ from swinv2_tasks.callbacks.detection import (
     write_results,
     write_scores,
 )
-from swinv2_tasks.callbacks.pictures import draw_learning_curve
+from swinv2_tasks.callbacks.figures import draw_learning_curve
 from swinv2_tasks.evaluation.coco import STATISTICS, CocoScores
 
 NAMES = {3: "cup", 90: "dog"}
@@ -37,7 +37,7 @@ def result(category: int, box: list[float], score: float, mask: np.ndarray | Non
     return found
 
 
-def test_a_picture_shows_boxes_masks_and_names() -> None:
+def test_a_visualization_shows_boxes_masks_and_names() -> None:
     image = Image.new("RGB", (600, 450), (100, 100, 100))
     mask = np.zeros((450, 600), bool)
     mask[210:290, 110:190] = True

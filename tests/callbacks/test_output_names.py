@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from swinv2_tasks.callbacks.output_names import LONGEST, OutputNames
+from swinv2_tasks.callbacks.output_names import MAX_BYTES, OutputNames
 
 
 def named(*names: str) -> list[str]:
@@ -58,7 +58,7 @@ def test_long_names_are_shortened_apart_and_stay_text() -> None:
     names += [os.fsdecode(b"\xe9" * 253 + b".j")]
     found = named(*names)
     assert len(set(found)) == len(names)
-    assert all(len(os.fsencode(Path(name).name)) <= LONGEST and name.endswith(".png") for name in found)
+    assert all(len(os.fsencode(Path(name).name)) <= MAX_BYTES and name.endswith(".png") for name in found)
     assert all(name.encode() for name in found[:4])
 
 

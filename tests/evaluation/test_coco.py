@@ -16,8 +16,8 @@ from pycocotools import mask as coco_masks
 from swinv2_tasks.datamodules import CocoDataModule
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.evaluation.coco import (
-    KINDS,
     STATISTICS,
+    TYPE_NAMES,
     Backend,
     CocoMetric,
     IoUType,
@@ -180,7 +180,7 @@ def test_a_class_without_objects_has_no_precision() -> None:
         "categories": [{"id": k, "name": name} for k, name in CATEGORIES.items()],
     }
     (scores,) = coco_scores(content, [one for many in found for one in many]).values()
-    assert math.isnan(scores.class_ap[5]) and scores.class_ap[3] >= 0 and KINDS["bbox"] == "box"
+    assert math.isnan(scores.class_ap[5]) and scores.class_ap[3] >= 0 and TYPE_NAMES["bbox"] == "box"
 
 
 def many_objects(number: int, first_id: int = 1, classes: int = 1) -> tuple[dict[str, Any], list[dict[str, Any]]]:

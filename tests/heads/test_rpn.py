@@ -33,9 +33,9 @@ def test_anchors_lie_at_the_strides_and_are_not_rounded() -> None:
         rows, columns = level.shape[2:]
         part = anchors[start : start + 3 * rows * columns].view(rows, columns, 3, 4)
         start += 3 * rows * columns
-        middles = (part[..., :2] + part[..., 2:]) / 2
-        assert (middles[..., 0] - stride * torch.arange(columns)[None, :, None]).abs().max() < 1e-3
-        assert (middles[..., 1] - stride * torch.arange(rows)[:, None, None]).abs().max() < 1e-3
+        centers = (part[..., :2] + part[..., 2:]) / 2
+        assert (centers[..., 0] - stride * torch.arange(columns)[None, :, None]).abs().max() < 1e-3
+        assert (centers[..., 1] - stride * torch.arange(rows)[:, None, None]).abs().max() < 1e-3
         for shape, ratio in zip(part[0, 0], (0.5, 1.0, 2.0), strict=True):
             width, height = (shape[2:] - shape[:2]).tolist()
             assert height / width == pytest.approx(ratio, rel=1e-6)
@@ -140,16 +140,18 @@ def test_losses_are_means_over_sampled_anchors(beta: float) -> None:
     torch.manual_seed(1)
     rpn = RegionProposals(4, Anchors([16.0], [4]), (10, 10), beta=beta)
     labels = [torch.tensor([1.0, -1, 0, 0, 1]), torch.tensor([0.0, 0, -1, -1, 0])]
-    logits, deltas, aims = torch.randn(10, 1), torch.randn(10, 4), torch.randn(10, 4)
-    found = rpn.compute_loss(logits, deltas, labels, [*aims.split(5)])
+    logits, deltas, regression_targets = torch.randn(10, 1), torch.randn(10, 4), torch.randn(10, 4)
+    found = rpn.compute_loss(logits, deltas, labels, [*regression_targets.split(5)])
     class_sum, box_sum, number = 0.0, 0.0, 0
-    for logit, delta, aim, label in zip(logits, deltas, aims, torch.cat(labels).tolist(), strict=True):
+    for logit, delta, regression_target, label in zip(
+        logits, deltas, regression_targets, torch.cat(labels).tolist(), strict=True
+    ):
         if label >= 0:
             number += 1
             probability = 1 / (1 + math.exp(-float(logit)))
             class_sum -= math.log(probability if label else 1 - probability)
         if label == 1:
-            for offset in (delta - aim).abs().tolist():
+            for offset in (delta - regression_target).abs().tolist():
                 box_sum += offset**2 / (2 * beta) if offset < beta else offset - beta / 2
     assert [one.item() for one in found] == pytest.approx([class_sum / number, box_sum / number], rel=1e-5)
 

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
 from swinv2_tasks.callbacks import ClassificationPredictions
-from swinv2_tasks.callbacks.pictures import LearningCurve, draw_contact_sheet, draw_learning_curve
+from swinv2_tasks.callbacks.figures import LearningCurve, draw_contact_sheet, draw_learning_curve
 from swinv2_tasks.errors import UserError
 from tests.helpers.tiny import new_data, new_task, new_trainer
 

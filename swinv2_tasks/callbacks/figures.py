@@ -6,7 +6,7 @@ import csv
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -27,7 +27,7 @@ class LearningCurve(Callback):
             self._draw(trainer)
 
     def _draw(self, trainer: Trainer) -> None:
-        log_dir = trainer.log_dir  # asks all processes, so before the first goes on alone
+        log_dir = trainer.log_dir  # asks all processes, so before the others return
         if not trainer.is_global_zero or log_dir is None:
             return
         for logger in trainer.loggers:
@@ -37,12 +37,12 @@ class LearningCurve(Callback):
             draw_learning_curve(metrics, metrics.with_name("learning_curve.png"))
 
 
-def draw_learning_curve(metrics: Path, picture: Path) -> None:
+def draw_learning_curve(metrics: Path, target: Path) -> None:
     """Plots each group of columns of a metrics.csv (loss, accuracies, learning rate) over the step.
 
     Args:
         metrics: CSV file with a ``step`` column; empty cells are left out.
-        picture: PNG file to write.
+        target: PNG file to write.
     """
     columns: dict[str, list[tuple[int, float]]] = defaultdict(list)
     with metrics.open(newline="") as file:
@@ -50,14 +50,7 @@ def draw_learning_curve(metrics: Path, picture: Path) -> None:
             for name, cell in row.items():
                 if name not in ("step", "epoch") and cell:
                     columns[name].append((int(row["step"]), float(cell)))
-    panels: dict[str, list[str]] = defaultdict(list)
-    for name in columns:
-        panels["loss" if name.endswith("loss") else name if name in ("lr", "img/s") else "metric"].append(name)
-    panels["metric"] = [name for name in panels["metric"] if max(value for _, value in columns[name]) >= 0]  # COCO's −1
-    if len(panels["metric"]) > 12:
-        for name in panels.pop("metric"):
-            panels[name.partition("_")[0]].append(name)
-    panels = {title: names for title, names in panels.items() if names}
+    panels = _group_columns(columns)
     if not panels:
         return
     from matplotlib.figure import Figure  # slow to import, needed once
@@ -72,12 +65,29 @@ def draw_learning_curve(metrics: Path, picture: Path) -> None:
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="medium" if len(names) < 8 else "x-small")
-    figure.savefig(picture, dpi=100)
+    figure.savefig(target, dpi=100)
+
+
+def _group_columns(columns: Mapping[str, Sequence[tuple[int, float]]]) -> dict[str, list[str]]:
+    """The columns of each panel, by its title: losses, metrics, the learning rate, the speed."""
+    panels: dict[str, list[str]] = defaultdict(list)
+    for name, points in columns.items():
+        if name.endswith("loss"):
+            panels["loss"].append(name)
+        elif name in ("lr", "img/s"):
+            panels[name].append(name)
+        elif max(value for _, value in points) >= 0:  # COCO's −1 stands for nothing
+            panels["metric"].append(name)
+
+    if len(panels["metric"]) > 12:
+        for name in panels.pop("metric"):
+            panels[name.partition("_")[0]].append(name)
+    return {title: names for title, names in panels.items() if names}
 
 
 def draw_contact_sheet(
     images: list[tuple[str, list[str]]],
-    picture: Path,
+    target: Path,
     read: Callable[[str], Image.Image] = read_image,
     columns: int = 6,
 ) -> None:
@@ -85,8 +95,8 @@ def draw_contact_sheet(
 
     Args:
         images: file and lines of each.
-        picture: PNG file to write.
-        read: file to picture.
+        target: PNG file to write.
+        read: from a file to the image that is shown of it.
         columns: images per row.
     """
     if not images:
@@ -101,18 +111,18 @@ def draw_contact_sheet(
     for axes, (path, lines) in zip(grid.flat, images, strict=False):
         # Squares all, or the layout, which knows nothing of aspects, lets lines run into the row below.
         axes.imshow(_thumbnail(path, read))
-        # As they are: matplotlib takes what stands between two $ for a formula.
+        # Literally: matplotlib takes what stands between two $ for a formula.
         axes.set_title(printable(Path(path).name)[-24:], fontsize=7, parse_math=False)
         text = "\n".join(line if len(line) <= 26 else f"…{line[-25:]}" for line in map(printable, lines))
         font = {"fontsize": 7, "family": "monospace"}
         axes.text(0, -0.04, text, transform=axes.transAxes, va="top", parse_math=False, **font)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # of scripts that the font does not have
-        figure.savefig(picture, dpi=100, format="png")
+        figure.savefig(target, dpi=100, format="png")
 
 
 def _thumbnail(path: str, read: Callable[[str], Image.Image], side: int = 256) -> Image.Image:
-    """A file's picture in a white square; gray where it cannot be read any more."""
+    """A file's image in a white square; gray where it cannot be read any more."""
     try:
         image = read(path)
     except UserError:
