@@ -99,8 +99,11 @@ class SegmentationPredictBatch(PredictBatch):
 
 
 class DetectionTarget(TypedDict):
-    """The n ground-truth objects of an image. In evaluation all are in pixels of the image file, as annotated, with
-    crowds among them; in training in pixels of the image given to the model, where each box is the bounds of its mask."""
+    """The n ground-truth objects of an image.
+
+    In evaluation all are in pixels of the image file, as annotated, with crowds among them; in training in pixels of
+    the image given to the model, where each box is the bounds of its mask.
+    """
 
     boxes: Tensor
     """(n, 4): left, top, right, bottom; float32 in training, float64 in evaluation."""

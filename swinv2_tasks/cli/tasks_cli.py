@@ -36,7 +36,7 @@ from swinv2_tasks.callbacks import (
     LearningCurve,
     Throughput,
 )
-from swinv2_tasks.callbacks.prediction_files import bad_files
+from swinv2_tasks.callbacks.prediction_folder import bad_files
 from swinv2_tasks.cli.configs import config_from_checkpoint, known_configs
 from swinv2_tasks.cli.parser import (
     TasksArgumentParser,

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from swinv2_tasks.callbacks.video import film_strip
+from swinv2_tasks.callbacks.video import draw_frames
 from swinv2_tasks.cli.tasks_cli import run
 from swinv2_tasks.commands.sample_data import sample_data
 from swinv2_tasks.datamodules.readers.images import read_image
@@ -50,8 +50,8 @@ def demo(data: str = "data/sample", runs: str = "runs", short: bool = False) -> 
 
     folder = Path(data) / "imagenet"
     classes = f"--data.class_names={folder / 'class_names.csv'}"
-    place, source = [f"--data.root={folder}", classes], folder / "val" / "*" / "*[05].jpg"
-    cells, folders["classification"] = _run("demo_imagenet.yaml", runs, place, source, "val/top1", steps)
+    dataset, source = [f"--data.root={folder}", classes], folder / "val" / "*" / "*[05].jpg"
+    cells, folders["classification"] = _run("demo_imagenet.yaml", runs, dataset, source, "val/top1", steps)
     table.add_row("classification", *cells)
 
     start = time.perf_counter()
@@ -59,24 +59,24 @@ def demo(data: str = "data/sample", runs: str = "runs", short: bool = False) -> 
     pretraining = run("fit", ["--config=demo_simmim.yaml", f"--runs={runs}", images, *steps])
     tuning = [f"--model.weights={pretraining.folder / 'weights.safetensors'}", "--name=demo_simmim_imagenet"]
     tuning += ["--trainer.max_epochs=16", *steps]
-    (metric, value, *_), _ = _run("demo_imagenet.yaml", runs, place, source, "val/top1", tuning)
+    (metric, value, *_), _ = _run("demo_imagenet.yaml", runs, dataset, source, "val/top1", tuning)
     seconds = f"{time.perf_counter() - start:.0f}"
     table.add_row("SimMIM, then classification", metric, value, seconds, escape(str(pretraining.folder / "pictures")))
 
     folder = Path(data) / "coco"
-    place, source = [f"--data.root={folder}"], folder / "val2017"
-    cells, folders["detection"] = _run("demo_coco.yaml", runs, place, source, "val/box_ap50", steps)
+    dataset, source = [f"--data.root={folder}"], folder / "val2017"
+    cells, folders["detection"] = _run("demo_coco.yaml", runs, dataset, source, "val/box_ap50", steps)
     table.add_row("detection", *cells)
 
     folder = Path(data) / "ade20k"
-    place = [f"--data.root={folder}", f"--data.class_names={folder / 'objectInfo.txt'}"]
+    dataset = [f"--data.root={folder}", f"--data.class_names={folder / 'objectInfo.txt'}"]
     source = folder / "images" / "validation"
-    cells, folders["segmentation"] = _run("demo_ade20k.yaml", runs, place, source, "val/miou", steps)
+    cells, folders["segmentation"] = _run("demo_ade20k.yaml", runs, dataset, source, "val/miou", steps)
     table.add_row("segmentation", *cells)
 
     folder = Path(data) / "kinetics"
-    place = [f"--data.root={folder}", f"--data.class_names={folder / 'label_map.txt'}"]
-    cells, folders["video"] = _run("demo_kinetics.yaml", runs, place, folder / "val", "val/top1", steps)
+    dataset = [f"--data.root={folder}", f"--data.class_names={folder / 'label_map.txt'}"]
+    cells, folders["video"] = _run("demo_kinetics.yaml", runs, dataset, folder / "val", "val/top1", steps)
     table.add_row("video", *cells)
 
     Console().print(table)
@@ -86,14 +86,14 @@ def demo(data: str = "data/sample", runs: str = "runs", short: bool = False) -> 
 
 
 def _run(
-    config: str, runs: str, place: list[str], source: Path, metric: str, training: Sequence[str]
+    config: str, runs: str, dataset: list[str], source: Path, metric: str, training: Sequence[str]
 ) -> tuple[tuple[str, ...], Path]:
     """Trains, evaluates and predicts; returns the cells metric, value, seconds and predictions, and their folder."""
     start = time.perf_counter()
-    fit = run("fit", [f"--config={config}", f"--runs={runs}", *place, *training])
+    fit = run("fit", [f"--config={config}", f"--runs={runs}", *dataset, *training])
     callback: Any = fit.trainer.checkpoint_callback
     checkpoint = f"--ckpt_path={callback.best_model_path}"
-    best = run("validate", [checkpoint, f"--runs={runs}", *place])
+    best = run("validate", [checkpoint, f"--runs={runs}", *dataset])
     predict = run("predict", [checkpoint, f"--runs={runs}", f"--data.source={source}"])
     value = float(best.trainer.callback_metrics[metric])
     folder = predict.folder / "predictions"
@@ -135,4 +135,4 @@ def _picture(row: Mapping[str, str], folder: Path) -> Image.Image:
     if drawn:
         return read_image(folder / drawn)
     path = row["path"]
-    return film_strip(path) if path.endswith(".mp4") else read_image(path)
+    return draw_frames(path) if path.endswith(".mp4") else read_image(path)
