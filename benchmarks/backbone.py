@@ -5,7 +5,7 @@
 All four classify the same batch at 256×256 with window 8 and 1,000 classes, without drop path. Timed calls alternate
 between them, so that a machine whose speed drifts is fair to all; printed are the median and the ratio to the
 fastest peer, round by round. Training is forward, cross-entropy and backward. bfloat16 is autocast for all.
-Memory is taken in a fresh process per model: on CUDA the allocator's peak, on a CPU the highest resident set
+Memory is taken in a new process per model: on CUDA the allocator's peak, on a CPU the highest resident set
 while stepping less what was resident before the model was built.
 """
 
@@ -188,7 +188,7 @@ def main() -> None:
                     "device": device,
                 }
                 seconds = time_setting(options.models, options.rounds, **setting)
-                # Compiling again in a fresh process would take minutes per model; the eager figures tell them apart.
+                # Compiling again in a new process would take minutes per model; the eager figures tell them apart.
                 measure = not options.no_memory and how == "eager"
                 memory = {name: peak_memory(name, **setting) if measure else None for name in options.models}
                 peers = [name for name in options.models if name != OURS] or options.models

@@ -76,7 +76,7 @@ def build_ours(classes: int) -> DetectionTask:
 
 
 def build_theirs(classes: int) -> nn.Module:
-    """torchvision's, which takes the images as they are: no resizing, nor the normalization that ours come with."""
+    """torchvision's, which takes the images unchanged: no resizing, nor the normalization that ours come with."""
     model = maskrcnn_resnet50_fpn(
         weights=None, weights_backbone=None, num_classes=classes + 1, trainable_backbone_layers=5
     )

@@ -1,9 +1,9 @@
-"""Does a training that is killed again and again end, bit by bit, as one that nobody disturbed?
+"""Fault injection: is a training that is killed again and again bitwise identical to an undisturbed one?
 
     python -m benchmarks.faults [--kills 30] [--seed 0] [--folder DIR]
 
 A small Swin V2 learns through the real command line on a CPU, with everything that a checkpoint must carry: averaged
-weights, accumulated gradients, drop path, mixup, loading processes. One training runs through. The same one is then
+weights, accumulated gradients, drop path, mixup, DataLoader workers. One training runs through. The same one is then
 killed with SIGKILL at random moments and resumed in its folder each time. Every second kill waits, after its random
 time, for a checkpoint that is being written, and falls once a random share of that file is there; it counts as such
 only if the half-written file is found afterwards. Before there is a checkpoint, nothing can be resumed: the first kill
@@ -12,7 +12,7 @@ waits for one.
 Compared with the training that ran through are the loss of every batch, those trained again after a kill included; at
 the end metrics.csv, but for the speed; and both checkpoints, entry by entry and byte by byte, but for the seconds that
 a run took, the names of the runs' folders and ModelCheckpoint's ``current_score``, which Lightning does not restore.
-Exits with 1 if anything differs, if a run could not go on, or if fewer than a third of the kills hit a write.
+Exits with 1 if anything differs, if a run could not be resumed, or if fewer than a third of the kills hit a write.
 """
 
 from __future__ import annotations
@@ -396,7 +396,7 @@ def main() -> int:
         size = size_of(undisturbed / CHECKPOINTS / "last.ckpt")
         print(f"undisturbed: {entries[-1].step} steps in {seconds:.0f} s, a checkpoint of {size / 1e6:.1f} MB every")
         print(f"{SAVE_STEPS} steps and after each of {EPOCHS} validations; torch {torch.__version__}, one thread\n")
-        print("| kill | at step | while | resumed from step | went on to step | losses equal |")
+        print("| kill | at step | while | resumed from step | until step | losses equal |")
         print("|---|---|---|---|---|---|", flush=True)
         kills, rest = kill_and_resume(killed, options.kills, random.Random(options.seed), seconds, size, expected)
     except Failed as failure:

@@ -1,9 +1,9 @@
-"""What does a training step cost beside the same step in plain Lightning, without this package's safety?
+"""The overhead of the training guards: a training step beside the same step in plain Lightning.
 
     python -m benchmarks.overhead [--rounds 11] [--steps 3] [--batch-size 8] [--json FILE]
 
 Ours is ClassificationTask with ImageNetDataModule, RunCheckpoint, RunRecord and AtomicCheckpointIO: each step's and
-each sample's own seed, the loader that can go on anywhere, the check of loss and gradients, the search for spikes and
+each sample's own seed, the loader that can resume anywhere, the check of loss and gradients, the search for spikes and
 the decision whether to save, though no save itself. Plain is a LightningModule with a training step, the same optimizer
 and schedule, Lightning's clipping, and torch's DataLoader over the same dataset. Both train SwinV2-T at 256×256 with
 window 8 on a CPU in float32, with drop path and mixup, and load in the main process, where no cost is hidden.

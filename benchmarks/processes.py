@@ -4,9 +4,9 @@
 
 A step is forward, backward, the gradients' norm, clipping and AdamW, in float32 on a CPU, with one thread per process.
 Two processes that talk by gloo hold the same three trainings and take turns: one process alone (the other waits), both
-in DDP, and both with everything in shares. Printed are the medians of the rounds' ratios to the step alone; 1 would be
+in DDP, and both with full sharding. Printed are the medians of the rounds' ratios to the step alone; 1 would be
 twice the images in the same time, 2 nothing gained. Then the memory that each process needs at most to build the model
-and its optimizer, whole and in shares, measured in fresh processes.
+and its optimizer, unsharded and sharded, measured in new processes.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def time_steps(rank: int, folder: str, settings: argparse.Namespace) -> None:
 
     both: dict[str, Callable[[], nn.Module]] = {
         "DDP": lambda: DistributedDataParallel(Classifier(settings.size)),
-        "in shares": lambda: sharded(settings.size),
+        "sharded": lambda: sharded(settings.size),
     }
     for name, build in both.items():
         found = compare({"one process": one, name: training_step(build(), settings)}, settings.rounds, "cpu")
@@ -105,7 +105,7 @@ def time_steps(rank: int, folder: str, settings: argparse.Namespace) -> None:
 def measure_memory(rank: int, folder: str, size: str, kind: str, found: Any) -> None:
     join(rank, folder)
     before = resident("VmRSS")
-    model = sharded(size) if kind == "in shares" else Classifier(size)
+    model = sharded(size) if kind == "sharded" else Classifier(size)
     optimizer = torch.optim.AdamW(model.parameters())
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -123,7 +123,7 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(time_steps, (folder, settings), nprocs=2)
-    for kind in ("whole", "in shares"):
+    for kind in ("unsharded", "sharded"):
         with tempfile.TemporaryDirectory() as folder, torch.multiprocessing.Manager() as manager:
             found = manager.dict()
             torch.multiprocessing.spawn(measure_memory, (folder, settings.size, kind, found), nprocs=2)

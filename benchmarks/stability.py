@@ -15,7 +15,7 @@ Training is AdamW at a constant learning rate without warmup and clipping, which
 of each run, into files that a later start does not make again:
 
 * amplitude: standard deviation, over images, tokens and channels, of the main branch after each block, at the start and
-  at the end, on held-out images in eval mode. The downsample between stages ends in a norm, where all begin anew at 1.
+  at the end, on held-out images in eval mode. The downsample between stages ends in a norm, which resets all to 1.
 * spikes: losses that the package's SpikeDetector calls out of the ordinary, which it can from the 33rd step on.
 * whether a loss was not finite, which ends the run; the mean loss of the last steps; top-1 on the held-out images.
 

@@ -10,8 +10,8 @@ along, as the paper does, and with the window as it was, which tells what the si
 end of the training, not its best epoch.
 
 --signs is a folder of photographs in ImageNet's layout, --sample one that `swinv2-tasks sample-data FOLDER` wrote; they
-are what the epochs were chosen for. Trainings that are finished are not run again, one that was killed goes on, and so
-do evaluations. Written to the output folder: runs.csv, a row per training and setting; table.md, means and standard
+are what the epochs were chosen for. Trainings and evaluations that are finished are not run again, one that was killed
+is resumed. Written to the output folder: runs.csv, a row per training and setting; table.md, means and standard
 deviations over the seeds; transfer.png. How much a position bias has to say after training is told by its standard
 deviation over the pairs of tokens in a window, in logits, averaged over heads and blocks.
 
@@ -109,7 +109,7 @@ class Run(NamedTuple):
 
 
 def train(study: Study, bias: str, seed: int, arguments: Sequence[str], runs: Path, name: str) -> Path:
-    """Trains, or goes on where a training stopped, unless it is finished; the folder of the run."""
+    """Trains, or resumes a training that stopped, unless it is finished; the folder of the run."""
     folder = runs / name / "0"
     if (folder / "weights.safetensors").is_file():  # written at the end
         return folder

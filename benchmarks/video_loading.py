@@ -45,7 +45,7 @@ def ours_again(path: str, numbers: np.ndarray) -> np.ndarray:
 
 
 def decord_alone(path: str, numbers: np.ndarray) -> np.ndarray:
-    """Its seek as it is, which is right for some files only."""
+    """Its own seek, which is right for some files only."""
     import decord
 
     decord.logging.set_level(decord.logging.QUIET)

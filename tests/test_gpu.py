@@ -326,7 +326,7 @@ def test_steps_over_clips_wait_for_nothing(no_waiting: Any) -> None:
 
 
 def test_a_disturbed_training_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
-    """With kernels that are deterministic, also on the device; averaged weights, loading processes, half precision."""
+    """With kernels that are deterministic, also on the device; averaged weights, DataLoader workers, half precision."""
     data = write_images(tmp_path / "images", train=20)
     straight, disturbed = (write_run(tmp_path / kind, data, EMA) for kind in ("straight", "disturbed"))
     device = ("--trainer.accelerator=gpu", "--trainer.devices=1", "--trainer.deterministic=true")

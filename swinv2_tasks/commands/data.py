@@ -48,9 +48,9 @@ def check(
     """Decodes every frame of every video, lists those that fail and why, and writes lists of the others.
 
     SPLIT_clean.txt holds the videos of a split that decode fully, for data.SPLIT_list; faulty_videos.csv the others. A
-    video whose decoder crashes or hangs is one of these, and the others go on. Each verdict is in checked_videos.csv,
-    in the dataset's folder, as soon as it is reached: run again, after a stop or later, the command decodes what is new
-    or has changed since. fit, validate and test go by these verdicts.
+    video whose decoder crashes or hangs is one of these and stops no other. Each verdict is in checked_videos.csv, in
+    the dataset's folder, as soon as it is reached: run again, after a stop or later, the command decodes what is new or
+    has changed since. fit, validate and test go by these verdicts.
 
     Args:
         dataset: kind of dataset; the other settings are those of its datamodule.
@@ -146,7 +146,7 @@ def _check_all(paths: list[str], verdicts: VerdictFile, workers: int, seconds: f
     except (KeyboardInterrupt, Interrupted):
         print(
             f"stopped: {len(paths) - left} of {len(paths)} videos are checked, {len(faults)} of them faulty, see "
-            f"{printable(verdicts.path)}. The same command goes on with the others and then writes the lists.",
+            f"{printable(verdicts.path)}. The same command resumes with the others and then writes the lists.",
             file=sys.stderr,
         )
         raise
@@ -196,8 +196,8 @@ def optimize(
 ) -> None:
     """Packs the images of a dataset into a few large files, to be streamed: shards, which data.root may name.
 
-    The bytes of the images stay as they are; each is decoded once, to be sure of it. Run again after an interruption,
-    it goes on: shards that are finished stay. Images that cannot be read are listed at the end and in
+    The bytes of the images stay unchanged; each is decoded once, to be sure of it. Run again after an interruption, it
+    resumes: shards that are finished stay. Images that cannot be read are listed at the end and in
     faulty_images.csv; all shards that hold none of them are written by then.
 
     Args:

@@ -14,7 +14,7 @@ def sample_data(root: str, seed: int = 0) -> None:
     """Writes small synthetic datasets in the formats of ImageNet, COCO, ADE20K and Kinetics.
 
     Args:
-        root: folder to write, new or empty; one that already holds these data is left as it is.
+        root: folder to write, new or empty; one that already holds these data is left unchanged.
         seed: from 0; the same seed gives the same files.
     """
     datasets = write_sample_data(root, seed)

@@ -58,7 +58,7 @@ class SpikeDetector:
 
 
 class GuardedTask(LightningModule):
-    """Checks loss and gradients before each optimizer step, and draws each step's random numbers anew.
+    """Checks loss and gradients before each optimizer step, and seeds the random numbers of each step.
 
     One number per step goes from the device to the host: the gradients' norm, which clipping needs anyway, together
     with the loss. In manual optimization the check comes as an optimizer is about to step.
@@ -180,7 +180,7 @@ class GuardedTask(LightningModule):
         bad = [name for name, gradient in gradients.items() if not gather(gradient).isfinite().all()]
         samples = self._samples()
         folder = Path(trainer.log_dir or trainer.default_root_dir)
-        place = f"step {step} (epoch {trainer.current_epoch}, batch {trainer.fit_loop.epoch_loop.batch_idx})"
+        position = f"step {step} (epoch {trainer.current_epoch}, batch {trainer.fit_loop.epoch_loop.batch_idx})"
         details = {
             "event": "non-finite step",
             "loss": str(loss),
@@ -191,17 +191,17 @@ class GuardedTask(LightningModule):
         folder.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps({"step": step, "epoch": trainer.current_epoch, **details}, indent=2) + "\n")
         few = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
-        what = f"the loss is {loss:g}" + (f" and gradients are not finite: {few}" if bad else "")
+        problem = f"the loss is {loss:g}" + (f" and gradients are not finite: {few}" if bad else "")
         listed = f"Its {len(samples)} samples are listed in {file}." if samples else f"It is described in {file}."
         self.skipped_steps += 1
         if self.skipped_steps > self.max_skipped_steps:
             skipped = f" after {self.skipped_steps - 1} skipped ones" if self.skipped_steps > 1 else ""
             raise UserError(
-                f"stopped before {place}{skipped}: {what}. {listed} Look at it, lower the learning rate, clip "
+                f"stopped before {position}{skipped}: {problem}. {listed} Look at it, lower the learning rate, clip "
                 "gradients (trainer.gradient_clip_val), use bf16-mixed or 32-true, or let some steps be skipped "
                 "(guard.max_skipped_steps)."
             )
-        log.warning("skipped %s: %s; it is described in %s", place, what, file, extra={"details": details})
+        log.warning("skipped %s: %s; it is described in %s", position, problem, file, extra={"details": details})
         raise SkippedStep
 
     def _report_spike(self, loss: float) -> None:

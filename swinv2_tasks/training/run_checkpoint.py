@@ -1,6 +1,6 @@
-"""Saving a training so that it can go on bit by bit as if nothing had happened, and stopping it by signals.
+"""Saving a training so that resumed it ends bitwise identical to an undisturbed one, and stopping it by signals.
 
-Lightning can go on from a checkpoint written as a training batch or a validation ends. For two more places, the end of
+Lightning can resume from a checkpoint written as a training batch or a validation ends. For two more places, the end of
 an epoch without validation and the middle of a validation, `_save` writes the progress that its loops understand.
 """
 
@@ -45,11 +45,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return assemble(self.open_checkpoint(path))
 
     def open_checkpoint(self, path: Any) -> dict[str, Any]:
-        """As ``load_checkpoint``, but tensors that lie in parts are not read yet."""
+        """As ``load_checkpoint``, but sharded tensors are not read yet."""
         contents = dict(read_contents(Path(path)))
         if "callbacks" in contents:
             home = Path(path).absolute().parent
-            contents["callbacks"] = {key: _moved(state, home) for key, state in contents["callbacks"].items()}
+            contents["callbacks"] = {key: _relocate(state, home) for key, state in contents["callbacks"].items()}
         return {"pytorch-lightning_version": lightning.__version__, "global_step": 0, "epoch": 0, **contents}
 
 
@@ -77,25 +77,25 @@ class RunCheckpoint(Checkpoint):
         self._signal: int | None = None
         self._agreed = _NOTHING
         self._averages_swapped = False
-        self._read: dict[str, Any] = {}
+        self._loaded_state: dict[str, Any] = {}
 
     def on_save_checkpoint(self, trainer: Any, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keeps what schedulers that watch a metric need, which Lightning lets them miss when it resumes."""
-        watched = {config.monitor for config in trainer.lr_scheduler_configs if config.reduce_on_plateau}
-        if watched:
-            metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name in watched}
+        monitors = {config.monitor for config in trainer.lr_scheduler_configs if config.reduce_on_plateau}
+        if monitors:
+            metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name in monitors}
             state = {"metrics": metrics, "at_batch_end": trainer.training}
             checkpoint["callbacks"][self.state_key] = state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._read = state_dict
+        self._loaded_state = state_dict
 
     def _make_up_for_schedulers(self, trainer: Any) -> None:
         """Steps those that watch a metric after a batch whose end was saved in the middle of."""
-        read, self._read = self._read, {}
-        values = {name: torch.tensor(value, dtype=torch.float64) for name, value in read.get("metrics", {}).items()}
+        state, self._loaded_state = self._loaded_state, {}
+        values = {name: torch.tensor(value, dtype=torch.float64) for name, value in state.get("metrics", {}).items()}
         trainer.callback_metrics.update(values)
-        if read.get("at_batch_end"):
+        if state.get("at_batch_end"):
             trainer.fit_loop.epoch_loop.update_lr_schedulers("step", update_plateau_schedulers=True)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -154,7 +154,7 @@ class RunCheckpoint(Checkpoint):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         counts: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total
-        counts.ready = counts.started = counts.completed  # without what made a resumed validation begin anew
+        counts.ready = counts.started = counts.completed  # without what made a resumed validation begin again
         if self._in_fit(trainer) and self._agreed == _STOP:
             self._save(trainer, before_validation=True)
             self._obey(trainer)
@@ -209,16 +209,16 @@ class RunCheckpoint(Checkpoint):
 
     def _agree(self, trainer: Trainer) -> int:
         """What all processes do now: the most urgent thing that any of them was asked for."""
-        wanted = _NOTHING
+        request = _NOTHING
         if self._signal is not None:
-            wanted = _STOP if self._signal in _STOP_SIGNALS else _REQUEUE
+            request = _STOP if self._signal in _STOP_SIGNALS else _REQUEUE
         elif self.every_n_minutes is not None and time.monotonic() - self._saved_at >= 60 * self.every_n_minutes:
-            wanted = _SAVE
+            request = _SAVE
         if trainer.world_size > 1:
-            wish = torch.tensor(wanted, device=trainer.strategy.root_device)
-            torch.distributed.all_reduce(wish, torch.distributed.ReduceOp.MAX)
-            wanted = int(wish)
-        return wanted
+            highest = torch.tensor(request, device=trainer.strategy.root_device)
+            torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
+            request = int(highest)
+        return request
 
     def _obey(self, trainer: Any) -> None:
         """Stops or requeues, once saved."""
@@ -231,7 +231,7 @@ class RunCheckpoint(Checkpoint):
             name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
             raise Interrupted(
                 f"stopped by {name} at step {trainer.global_step}, saved to {self.folder}/last.ckpt. "
-                f"To go on: {self.resume_command}",
+                f"To resume: {self.resume_command}",
                 number,
             )
 
@@ -257,8 +257,8 @@ class RunCheckpoint(Checkpoint):
             progress["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
         if before_validation:
             counts = progress["epoch_loop.val_loop.batch_progress"]
-            done = counts["total"]["completed"] - counts["current"]["completed"]
-            counts["total"].update(ready=done + 1, started=done + 1, processed=done, completed=done)
+            before = counts["total"]["completed"] - counts["current"]["completed"]
+            counts["total"].update(ready=before + 1, started=before + 1, processed=before, completed=before)
             counts["current"].update(ready=0, started=0, processed=0, completed=0)
         newest, last = self.folder / "newest.ckpt", self.folder / "last.ckpt"
         trainer.strategy.save_checkpoint(checkpoint, newest)
@@ -272,13 +272,13 @@ class RunCheckpoint(Checkpoint):
 
 
 def move_checkpoint(source: Path, target: Path) -> None:
-    """Moves a file or a checkpoint in parts, in place of one that may be there."""
+    """Moves a file or a sharded checkpoint, in place of one that may be there."""
     if source.is_dir() or target.is_dir():  # which only a name that is free takes
         remove(target)
     os.replace(source, target)
 
 
-def _moved(state: Any, home: Path) -> Any:
+def _relocate(state: Any, home: Path) -> Any:
     """A ModelCheckpoint's state with its files in ``home``, where the run's checkpoints have been moved with them."""
     before = state.get("dirpath") if isinstance(state, dict) else None
     if before is None or before == str(home) or Path(before).name != home.name:
@@ -293,18 +293,18 @@ def _moved(state: Any, home: Path) -> Any:
 
 
 def newest_intact(run: Path) -> tuple[Path, int, list[str]]:
-    """The checkpoint to go on from in a run's folder.
+    """The checkpoint to resume from in a run's folder.
 
     Args:
         run: the run's folder.
 
     Returns:
-        The checkpoint of the latest step that is whole, that step, and a message for each newer one that is corrupt.
+        The intact checkpoint of the latest step, that step, and a message for each newer one that is corrupt.
 
     Raises:
         UserError: when there is none.
     """
-    found: list[tuple[int, bool, float, Path]] = []
+    candidates: list[tuple[int, bool, float, Path]] = []
     messages, weights_alone = [], 0
     for path in [*run.glob("checkpoints/*.ckpt"), *run.glob("hpc_ckpt_*.ckpt")]:
         try:
@@ -315,16 +315,16 @@ def newest_intact(run: Path) -> tuple[Path, int, list[str]]:
             continue
         training = task_record(contents, str(path)).get("training")
         if "optimizer_states" in contents and training and not training["mid_accumulation"]:
-            # Among those of one step, what RunCheckpoint wrote is what it knows how to go on from.
-            own = path.stem in ("last", "newest", "previous")
-            found.append((step, own, path.stat().st_mtime, path))
+            # Of those of one step, RunCheckpoint's own come first: it can resume from them exactly.
+            is_own = path.stem in ("last", "newest", "previous")
+            candidates.append((step, is_own, path.stat().st_mtime, path))
         else:
             weights_alone += 1
-    for step, _, _, path in sorted(found, reverse=True):
+    for step, _, _, path in sorted(candidates, reverse=True):
         if (reason := find_corruption(path)) is None:
             return path, step, messages
         messages.append(f"{path} is corrupt: {reason}")
     if messages:
-        raise UserError(f"{run} has no intact checkpoint to go on from: {'; '.join(messages)}")
+        raise UserError(f"{run} has no intact checkpoint to resume from: {'; '.join(messages)}")
     also = ", only weights without the state of the training" if weights_alone else ""
-    raise UserError(f"{run} has no checkpoint to go on from{also}: start it anew with --config {run}/config.yaml")
+    raise UserError(f"{run} has no checkpoint to resume from{also}: start it again with --config {run}/config.yaml")

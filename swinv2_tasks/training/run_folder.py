@@ -1,4 +1,4 @@
-"""The folder of a run: made for it alone, locked while it works in it, found again by those that go on."""
+"""The folder of a run: made for it alone, locked while it works in it, found again by a resumed run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from swinv2_tasks.errors import UserError, printable
 from swinv2_tasks.files import prove_writable, replace_file, unwritable
 
 RUN_DIR = "SWINV2_TASKS_RUN_DIR"
-"""Environment variable by which a run's first process tells those that it starts where the run writes."""
+"""Environment variable in which a run's first process gives those that it starts the run's folder."""
 
 PACKAGES = (
     *("swinv2-tasks", "torch", "torchvision", "lightning", "torchmetrics", "numpy", "pillow", "albumentations"),
@@ -47,7 +47,7 @@ def check_name(name: str) -> None:
     if not is_name(name):
         raise UserError(
             f"name {name!r} (--name, or name: in the config) is not a folder's name: give one without / and \\, "
-            "neither empty nor . or .., and choose the place of all runs by --runs"
+            "neither empty nor . or .., and choose the folder of all runs by --runs"
         )
 
 
@@ -60,7 +60,7 @@ def run_folder(parent: Path) -> Path:
     """A new run's folder; processes that the first one started find it in the environment."""
     if RUN_DIR in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
         return Path(os.environ[RUN_DIR])
-    # Other ranks under an outer launcher write nothing and are told where checkpoints lie by the first.
+    # Other ranks under an outer launcher write nothing and get the path of checkpoints from the first.
     folder = _make_folder(parent) or parent / "0"
     os.environ[RUN_DIR] = str(folder)
     return folder
@@ -72,8 +72,8 @@ def _make_folder(parent: Path) -> Path:
     try:
         parent.mkdir(parents=True, exist_ok=True)
         while True:
-            taken = [int(entry.name) for entry in parent.iterdir() if entry.name.isdecimal()]
-            folder = parent / str(max(taken, default=-1) + 1)
+            numbers = [int(entry.name) for entry in parent.iterdir() if entry.name.isdecimal()]
+            folder = parent / str(max(numbers, default=-1) + 1)
             try:
                 folder.mkdir()
             except FileExistsError:
@@ -114,7 +114,7 @@ def lock(folder: Path) -> None:
     except OSError as error:
         raise UserError(f"cannot write in {folder}: {error.strerror}; copy the run to where you can") from error
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which loading processes would inherit
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which DataLoader workers would inherit
     except BlockingIOError as error:
         file.close()
         raise UserError(f"{printable(folder)} is in use by another process, which has not ended") from error
@@ -125,8 +125,8 @@ def lock(folder: Path) -> None:
 
 @rank_zero_only
 def unlock(folder: Path) -> None:
-    """Gives back what ``lock`` has claimed: this process goes on, and others may work in the folder."""
-    for file in [one for one in _locks if Path(one.name) == folder / ".lock"]:
+    """Gives back what ``lock`` has claimed, while this process continues: others may work in the folder."""
+    for file in [locked for locked in _locks if Path(locked.name) == folder / ".lock"]:
         file.close()
         _locks.remove(file)
 
@@ -152,7 +152,7 @@ def claim_folder(folder: Path, run: Path) -> None:
                 fcntl.lockf(claim, fcntl.LOCK_EX)  # until the file is closed
             claim.seek(0)
             owner = claim.read()
-            if any(folder.glob("*.ckpt")) and not _goes_on_in(run, folder):
+            if any(folder.glob("*.ckpt")) and not _wrote_into(run, folder):
                 raise UserError(_occupied(folder, f"the checkpoints of {owner}" if owner else "checkpoints already"))
             if owner not in ("", str(run)) and Path(owner).exists():  # or it failed at its start, or was moved
                 raise UserError(_occupied(folder, f"the checkpoints of {owner}"))
@@ -169,7 +169,7 @@ def _occupied(folder: Path, what: str) -> str:
     )
 
 
-def _goes_on_in(run: Path, folder: Path) -> bool:
+def _wrote_into(run: Path, folder: Path) -> bool:
     """Whether the training that a run's folder holds wrote checkpoints into this one."""
     config = run / "config.yaml"
     if not config.is_file():  # a new run
@@ -177,15 +177,15 @@ def _goes_on_in(run: Path, folder: Path) -> bool:
     settings = yaml.safe_load(config.read_text())
     callbacks = settings["trainer"].get("callbacks") or []
     parts = [settings.get("checkpoint") or {}, *(part.get("init_args") or {} for part in callbacks)]
-    places = [part["dirpath"] for part in parts if part.get("dirpath")]
-    return any(Path(place).resolve() == folder.resolve() for place in places)
+    dirpaths = [part["dirpath"] for part in parts if part.get("dirpath")]
+    return any(Path(dirpath).resolve() == folder.resolve() for dirpath in dirpaths)
 
 
 def holds_results(folder: Path) -> bool:
     """Whether a run's folder holds what must not be lost: a checkpoint, weights, metrics, predictions, what explains a
     failure."""
-    kept = ("*.ckpt", "*.safetensors", "metrics.csv", "summary.json", "nonfinite_*", "predictions.csv")
-    return any(next(folder.rglob(name), None) is not None for name in kept)
+    patterns = ("*.ckpt", "*.safetensors", "metrics.csv", "summary.json", "nonfinite_*", "predictions.csv")
+    return any(next(folder.rglob(pattern), None) is not None for pattern in patterns)
 
 
 def requeued_run(parent: Path, arguments: Sequence[str]) -> Path | None:
@@ -208,9 +208,9 @@ def _is_finished(folder: Path) -> bool:
 
 
 def keep_metrics(logger: CSVLogger, folder: Path, step: int) -> None:
-    """Lets a logger go on with the run's metrics.csv, which it would delete: the rows before a step stay."""
-    metrics, kept = folder / "metrics.csv", folder / ".metrics.csv"
-    source = kept if kept.is_file() else metrics  # killed between the two lines that follow, last time
+    """Lets a logger append to the run's metrics.csv, which it would delete: the rows before a step stay."""
+    metrics, backup = folder / "metrics.csv", folder / ".metrics.csv"
+    source = backup if backup.is_file() else metrics  # killed between the two lines that follow, last time
     if not source.is_file():
         return
     with source.open(newline="") as file:
@@ -225,12 +225,12 @@ def keep_metrics(logger: CSVLogger, folder: Path, step: int) -> None:
             writer.writerows(rows)
 
     @rank_zero_only
-    def put_back() -> None:
-        replace_file(kept, write)
+    def restore() -> None:
+        replace_file(backup, write)
         logger.experiment.metrics_keys = columns
-        os.replace(kept, metrics)
+        os.replace(backup, metrics)
 
-    put_back()
+    restore()
 
 
 def record_start(folder: Path, **details: Any) -> None:

@@ -1,4 +1,4 @@
-"""What a run leaves behind beside its metrics: how it was started, what happened in it, what came out."""
+"""What a run writes beside its metrics: how it was started, what happened in it, its results."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class RunRecord(Callback):
 
     Args:
         folder: the run's folder.
-        resumed_from: the checkpoint that the run goes on from.
+        resumed_from: the checkpoint that the run is resumed from.
         resumed_step: optimizer steps done then; later events in events.jsonl happen again and are dropped.
         arguments: the command line's arguments.
     """
@@ -136,7 +136,7 @@ class RunRecord(Callback):
             logger.save()
         data = task_data(trainer)
         callback: Any = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
-        events = [_read_events(path) for path in sorted(self.folder.glob("events*.jsonl"))]
+        events = [event for path in sorted(self.folder.glob("events*.jsonl")) for event in _read_events(path)]
         samples = self._batches * trainer.world_size * (data.batch_size or 0)
         state = self.state_dict()
         seconds = state["train_seconds"]
@@ -156,7 +156,7 @@ class RunRecord(Callback):
                 "largest_dataloader_worker": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // RSS_PER_MIB,
                 "gpu": torch.cuda.max_memory_allocated() // 2**20 if torch.cuda.is_initialized() else None,
             },
-            "events": dict(Counter(event["event"] for share in events for event in share)),
+            "events": dict(Counter(event["event"] for event in events)),
             "skipped_samples": dict(data.skipped_samples),
         }
         text = json.dumps(summary, indent=2) + "\n"
@@ -191,23 +191,25 @@ def best_metrics(rows: Sequence[Mapping[str, float]], callback: ModelCheckpoint 
     if callback is None or monitor is None:
         return {}
     score = None if callback.best_model_score is None else float(callback.best_model_score)
-    measured = [row for row in rows if monitor in row]
-    if not measured:
+    candidates = [row for row in rows if monitor in row]
+    if not candidates:
         return {} if score is None else {monitor: score}
-    saved = [row for row in measured if row[monitor] == score]
-    comparable = [row for row in measured if not math.isnan(row[monitor])]
-    choose = max if callback.mode == "max" else min
-    best = saved[0] if saved else choose(comparable or measured, key=lambda row: row[monitor])
-    return _merged(row for row in rows if row["step"] == best["step"] and row.get("epoch") == best.get("epoch"))
+
+    best = next((row for row in candidates if row[monitor] == score), None)
+    if best is None:
+        comparable = [row for row in candidates if not math.isnan(row[monitor])]
+        choose = max if callback.mode == "max" else min
+        best = choose(comparable or candidates, key=lambda row: row[monitor])
+    return _merge(row for row in rows if row["step"] == best["step"] and row.get("epoch") == best.get("epoch"))
 
 
 def last_metrics(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """What was logged last in the newest epoch: nothing of it is from an epoch before."""
     epochs = [row["epoch"] for row in rows if "epoch" in row]
-    return _merged(row for row in rows if epochs and row.get("epoch") == epochs[-1])
+    return _merge(row for row in rows if epochs and row.get("epoch") == epochs[-1])
 
 
-def _merged(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
+def _merge(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
     return {name: value for row in rows for name, value in row.items()}
 
 
@@ -240,5 +242,5 @@ def _read_events(path: Path) -> list[dict[str, Any]]:
 def _drop_repeated(path: Path, step: int) -> None:
     """Leaves the events before a step in the file."""
     if path.is_file():
-        kept = "".join(json.dumps(event) + "\n" for event in _read_events(path) if event["step"] < step)
-        replace_file(path, lambda file: file.write_text(kept))
+        text = "".join(json.dumps(event) + "\n" for event in _read_events(path) if event["step"] < step)
+        replace_file(path, lambda file: file.write_text(text))

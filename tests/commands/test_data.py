@@ -179,7 +179,7 @@ def test_a_check_that_is_stopped_keeps_its_verdicts_and_goes_on(number: signal.S
     assert ended.status == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[number]
     assert "Traceback" not in ended.errors
     if number != signal.SIGKILL:
-        assert "of 1000 videos are checked" in ended.errors and "The same command goes on" in ended.errors
+        assert "of 1000 videos are checked" in ended.errors and "The same command resumes" in ended.errors
     assert not list(many_films.glob("*clean.txt"))
     begun = table.read_text()
     assert 20 < begun.count("\n") < 1000
@@ -460,10 +460,10 @@ def truncate_jpeg(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "words"), [(alter_png, "the checksum of its part 'IDAT'"), (truncate_jpeg, "trunc")]
+    ("corrupt", "words"), [(alter_png, "the checksum of its part 'IDAT'"), (truncate_jpeg, "trunc")]
 )
-def test_a_damaged_image_is_refused_by_every_command(
-    damage: Callable[[Path], None], words: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_corrupt_image_is_refused_by_every_command(
+    corrupt: Callable[[Path], None], words: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """All read images by one reader, in full."""
     config = tiny.write_config(tmp_path / "config.yaml", pictures, trainer={"max_epochs": 1})
@@ -471,7 +471,7 @@ def test_a_damaged_image_is_refused_by_every_command(
     assert main(["fit", *arguments]) == 0
     weights = tmp_path / "runs" / "tiny" / "0" / "checkpoints" / "last.ckpt"
     path = pictures / "val" / "n01" / "n01_1.jpg"
-    damage(path)
+    corrupt(path)
     reasons = set()
     for command in (
         ["fit", *arguments],
@@ -573,7 +573,7 @@ def test_a_killed_writing_goes_on(workers: int, tmp_path: Path) -> None:
 
 
 def test_a_full_disk(pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """No file may grow beyond 5 kB, so a shard cannot be written; with space again, it goes on."""
+    """No file may grow beyond 5 kB, so a shard cannot be written; with space again, it resumes."""
     limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000)); "
     command = limit + "from swinv2_tasks.cli.main import main; sys.exit(main(sys.argv[1:]))"
     arguments = ["data", "optimize", "imagenet", str(pictures), str(tmp_path / "out"), "--workers=1", "--shard_mb=0.01"]

@@ -149,11 +149,11 @@ MISTAKES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize(("damage", "words"), MISTAKES.values(), ids=MISTAKES)
+@pytest.mark.parametrize(("corrupt", "words"), MISTAKES.values(), ids=MISTAKES)
 def test_mistakes_are_told_and_nothing_is_written(
-    damage: Callable[[Path], Any], words: list[str], pairs: Path, capsys: pytest.CaptureFixture[str]
+    corrupt: Callable[[Path], Any], words: list[str], pairs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    damage(pairs)
+    corrupt(pairs)
     assert score(pairs) == 1
     told = capsys.readouterr().err
     assert all(word in told for word in words), told
@@ -181,11 +181,11 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize(("damage", "words"), FAULTS.values(), ids=FAULTS)
+@pytest.mark.parametrize(("corrupt", "words"), FAULTS.values(), ids=FAULTS)
 def test_a_pair_that_cannot_be_scored_is_listed_and_the_others_are_scored(
-    damage: Callable[[Path], Any], words: list[str], pairs: Path, capsys: pytest.CaptureFixture[str]
+    corrupt: Callable[[Path], Any], words: list[str], pairs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    damage(pairs)
+    corrupt(pairs)
     assert score(pairs) == 1
     shown, told = capsys.readouterr()
     found = json.loads((pairs / "scores.json").read_text())

@@ -136,7 +136,7 @@ def test_backends_agree_and_the_order_of_images_does_not_matter(seed: int) -> No
     assert 0 < values[0]["box_ap"] < 1 and 0 < values[0]["mask_ap"] < 1
 
 
-def test_a_metric_starts_anew_after_reset() -> None:
+def test_a_metric_starts_again_after_reset() -> None:
     truth, found = random_objects(0)
     metric = CocoMetric(masks=False)
     metric.classes = (list(CATEGORIES), list(CATEGORIES.values()))

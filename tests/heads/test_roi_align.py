@@ -12,7 +12,7 @@ from swinv2_tasks.heads.roi_align import MultiLevelRoIAlign, pool_rois, to_roi_f
 
 
 def value_at(x: Tensor, column: float, row: float) -> float:
-    """Bilinear between the middles of cells, of a map (h, w); the border's values go on for a cell, then 0."""
+    """Bilinear between the centers of cells, of a map (h, w); the border's values extend for a cell, then 0."""
     height, width = x.shape
     if not -1 <= row - 0.5 <= height or not -1 <= column - 0.5 <= width:
         return 0.0

@@ -12,7 +12,7 @@ from swinv2_tasks.tasks import ClassificationTask
 
 
 class OneCycle(ClassificationTask):
-    """A schedule that cannot go on after its end."""
+    """A schedule that cannot continue after its end."""
 
     def configure_optimizers(self) -> Any:
         optimizer = AdamW(self.parameters(), lr=0.01)

@@ -73,7 +73,7 @@ def _main(arguments: list[str], folder: Path, environment: dict[str, str], log: 
 
     rank_zero_only.rank = int(environment.get("LOCAL_RANK", 0))  # type: ignore[attr-defined]  # as read at its import
     torch.set_num_threads(1)
-    multiprocessing.set_start_method("fork", force=True)  # for loading processes, as in a program of its own
+    multiprocessing.set_start_method("fork", force=True)  # for DataLoader workers, as in a program of its own
     sys.exit(main(arguments))
 
 

@@ -38,7 +38,7 @@ def last(folder: Path) -> dict[str, Any]:
 
 
 def differences(one: Any, other: Any, path: str = "") -> list[str]:
-    """Where two nested structures differ, to the last bit."""
+    """Where two nested structures are not bitwise identical."""
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         return [] if one.dtype == other.dtype and torch.equal(one, other) else [path]
     if isinstance(one, dict) and isinstance(other, dict):

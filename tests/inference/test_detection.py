@@ -52,7 +52,7 @@ def plain_iou(one: list[float], other: list[float]) -> float:
 
 
 def plain_soft_nms(boxes: Tensor, scores: Tensor, labels: Tensor, how: DetectionInference) -> list[tuple[int, float]]:
-    """The paper's algorithm in loops, a class at a time; then the likeliest of all classes."""
+    """The paper's algorithm in loops, a class at a time; then the highest-scoring of all classes."""
     kept = []
     for label in set(labels.tolist()):
         waiting = {k: scores[k].item() for k in range(len(boxes)) if labels[k] == label}
@@ -65,8 +65,8 @@ def plain_soft_nms(boxes: Tensor, scores: Tensor, labels: Tensor, how: Detection
                     waiting[k] *= math.exp(-(overlap**2) / how.sigma)
                 elif overlap > how.nms_threshold:
                     waiting[k] *= 1 - overlap
-    likeliest = sorted(kept, key=lambda one: -one[1])
-    return [one for one in likeliest if one[1] > how.score_threshold][: how.max_detections]
+    ordered = sorted(kept, key=lambda entry: -entry[1])
+    return [entry for entry in ordered if entry[1] > how.score_threshold][: how.max_detections]
 
 
 @pytest.mark.parametrize("nms", ["soft_linear", "soft_gaussian"])
@@ -173,7 +173,7 @@ def test_views_are_brought_back_upright_and_to_size() -> None:
     torch.testing.assert_close(found.boxes, torch.tensor([[8.0, 16.0, 32.0, 40.0]]), atol=1.01, rtol=0)
     expected = torch.zeros(28, 28)
     expected[:, :14] = 1
-    torch.testing.assert_close(found.masks, expected[None])  # mirrored masks were mirrored back
+    torch.testing.assert_close(found.masks, expected[None])  # flipped masks were flipped back
 
 
 def test_scales_are_those_that_come_with_the_images() -> None:

@@ -1,4 +1,4 @@
-"""Segmenting images as a whole, by windows, at several scales and mirrored, beside brute force."""
+"""Segmenting images as a whole, by windows, at several scales and flipped, beside brute force."""
 
 from __future__ import annotations
 
@@ -46,21 +46,21 @@ def slide_by_brute_force(x: Tensor, window: int, stride: int, blend: str, revers
     """Logits (CLASSES, h, w), window by window and cell by cell; ``reverse`` goes from the last window to the first."""
     cells = [math.ceil(side / STRIDE) for side in x.shape[2:]]
     padded = F.pad(x, (0, cells[1] * STRIDE - x.shape[3], 0, cells[0] * STRIDE - x.shape[2]))
-    tiles = [min(window // STRIDE, number) for number in cells]
+    window_cells = [min(window // STRIDE, number) for number in cells]
     starts = []
-    for number, tile in zip(cells, tiles, strict=True):
+    for number, side in zip(cells, window_cells, strict=True):
         axis, start = [], 0
-        while start + tile < number:
+        while start + side < number:
             axis.append(start)
             start = len(axis) * stride // STRIDE
-        starts.append([*axis, number - tile])
+        starts.append([*axis, number - side])
     net, total, weights = network(), torch.zeros(CLASSES, *cells), torch.zeros(cells)
-    places = [(top, left) for top in starts[0] for left in starts[1]]
-    for top, left in reversed(places) if reverse else places:
-        rows, columns = (slice(STRIDE * a, STRIDE * (a + n)) for a, n in zip((top, left), tiles, strict=True))
+    corners = [(top, left) for top in starts[0] for left in starts[1]]
+    for top, left in reversed(corners) if reverse else corners:
+        rows, columns = (slice(STRIDE * a, STRIDE * (a + n)) for a, n in zip((top, left), window_cells, strict=True))
         logits = net(padded[:, :, rows, columns])[0]
-        for i, down in enumerate(kernel(tiles[0], blend)):
-            for j, across in enumerate(kernel(tiles[1], blend)):
+        for i, down in enumerate(kernel(window_cells[0], blend)):
+            for j, across in enumerate(kernel(window_cells[1], blend)):
                 total[:, top + i, left + j] += logits[:, i, j] * down * across
                 weights[top + i, left + j] += down * across
     return total / weights
@@ -160,7 +160,7 @@ def test_scales_are_those_that_come_with_the_image() -> None:
         torch.testing.assert_close(pair[1], net(seen.flip(3))[0].flip(2))
 
 
-def test_scales_and_mirror_images_average_probabilities() -> None:
+def test_scales_and_flips_average_probabilities() -> None:
     x, net, scales = image(40, 52), network(), (0.5, 1.0, 1.75)
     total = torch.zeros(CLASSES, 45, 60)
     for scale in scales:
@@ -173,7 +173,7 @@ def test_scales_and_mirror_images_average_probabilities() -> None:
     assert torch.equal(labels, probabilities.argmax(0))
 
 
-def test_a_mirror_image_of_itself_is_segmented_alike_both_ways() -> None:
+def test_a_symmetric_image_is_segmented_alike_both_ways() -> None:
     half = image(40, 28)
     x, net = torch.cat([half, half.flip(3)], 3), network()
     labels, probabilities = run(Inference(flip=True), x, net=net)

@@ -87,7 +87,7 @@ def test_windows_are_recorded_as_in_effect_at_the_training_size(images: Path, tm
     loaded = ClassificationTask.load_from_checkpoint(tmp_path / "task.ckpt")
     assert loaded.backbone.window_size == ((16, 16), (16, 16))
     assert loaded.backbone.pretrained_window_size == ((16, 16), (8, 8))
-    # At the training size the position bias is the one trained with; at 128 pixels it goes on from there.
+    # At the training size the position bias is the one trained with; at 128 pixels it starts from there.
     torch.testing.assert_close(loaded(pixels(64)), task(pixels(64)), rtol=0, atol=0)
     by_hand = new_task(window=16)
     by_hand.load_state_dict(task.state_dict())
@@ -352,7 +352,7 @@ def own(name: str, **arguments: Any) -> ClassificationTask:
 def test_a_longer_training_leaves_schedulers_of_ones_own_alone(
     name: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Or says that one cannot go on."""
+    """Or says that one cannot continue."""
     callbacks = [Throughput(), RunCheckpoint()]
     new_trainer(tmp_path, *callbacks, enable_checkpointing=True).fit(own(name), new_data(images))
     longer = new_trainer(tmp_path, *callbacks, enable_checkpointing=True, max_epochs=2)

@@ -1,4 +1,4 @@
-"""Evaluation, prediction and faults on several processes: the same to the last digit as on one."""
+"""Evaluation, prediction and faults on several processes: bitwise identical to those on one."""
 
 from __future__ import annotations
 

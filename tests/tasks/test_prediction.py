@@ -1,4 +1,4 @@
-"""Predictions of every task: nothing that was predicted is lost, bad files are listed, a rerun goes on."""
+"""Predictions of every task: nothing that was predicted is lost, bad files are listed, a rerun resumes."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def test_results_of_another_model_or_of_other_settings_are_replaced(
     assert "of another model: they are replaced" in printed and "already" not in printed
 
 
-def test_a_file_that_was_changed_is_predicted_anew(checkpoint: Any, tmp_path: Path) -> None:
+def test_a_file_that_was_changed_is_predicted_again(checkpoint: Any, tmp_path: Path) -> None:
     model = checkpoint("images")
     source, out = write_source(tmp_path / "source", "images", model), tmp_path / "out"
     assert main(command(model, source, out)) == 1

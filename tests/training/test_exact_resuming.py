@@ -1,4 +1,4 @@
-"""A training that was killed, stopped or moved goes on bit by bit as if nothing had happened."""
+"""A training that was killed, stopped or moved is resumed bitwise identical to an undisturbed one."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ CASES: dict[str, dict[str, Any]] = {
         "trainer.val_check_interval": 5,
         "save.every_n_steps": 3,
     },
-    "kill, optimizer states in 8 bits": {
+    "kill, 8-bit optimizer states": {
         "signals": [send_at(14)],
         "save.every_n_steps": 3,
         "model.optimizer": "bitsandbytes.optim.AdamW8bit",
@@ -178,7 +178,7 @@ def test_a_disturbed_training_on_two_processes(workers: int, data: Path, tmp_pat
 
 @pytest.mark.slow
 def test_a_signal_to_all_processes_of_a_run(data: Path, tmp_path: Path) -> None:
-    """As a terminal's Ctrl-C or a cluster sends it, also to loading processes and to those of other ranks."""
+    """As a terminal's Ctrl-C or a cluster sends it, also to DataLoader workers and to those of other ranks."""
     straight, disturbed = (write_run(tmp_path / kind, data) for kind in ("straight", "disturbed"))
     first = ("fit", "--config=tiny.yaml", "--trainer.max_epochs=3", "--data.num_workers=2")
     assert run(first, straight).status == 0

@@ -237,7 +237,7 @@ def test_learning_rates_grow_with_the_global_batch() -> None:
             assert found[step] == pytest.approx([expected * scale] * 2), (samples, step)
 
 
-def test_a_reference_batch_of_zero_leaves_rates_as_stated() -> None:
+def test_a_base_batch_size_of_zero_leaves_rates_as_stated() -> None:
     schedule = CosineSchedule(warmup_epochs=0, base_batch_size=0)
     assert rates(schedule, 8192, 1) == [pytest.approx([1e-3] * 2)]
 
@@ -257,7 +257,7 @@ LAYERS = (4, 4, 3, 3, 2, 2, 1, 1, 0, 0)
 
 
 def test_with_layer_decay_warmup_starts_and_the_cosine_ends_at_one_rate() -> None:
-    """The scheduler of the published code, timm's, over the same groups: it knows the rates as they are, not shares."""
+    """The scheduler of the published code, timm's, over the same groups: it has absolute rates, not factors."""
     schedule = CosineSchedule(warmup_epochs=1, warmup_lr=1e-5, min_lr=2e-6, base_batch_size=8, layer_decay=0.5)
     scale = 24 / 8
     parameters = [nn.Parameter(torch.zeros(1)) for _ in LAYERS]

@@ -119,7 +119,7 @@ def test_the_checkpoint_of_a_compiled_backbone_loads_by_every_way(way: str, tmp_
     trained, path = train(tmp_path, compiled=True)
     assert any("_orig_mod" in name for name in torch.load(path, weights_only=True)["state_dict"])
     loaded = WAYS[way](path)
-    if way in ("resume", "inspect"):  # the one goes on, the other prints
+    if way in ("resume", "inspect"):  # the one resumes, the other prints
         return
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -114,7 +114,7 @@ def test_without_an_intact_checkpoint_nothing_is_resumed(
     assert "no intact checkpoint" in capsys.readouterr().err
     shutil.rmtree("runs/tiny/0/checkpoints")
     assert main(RESUME) == 1
-    assert "runs/tiny/0 has no checkpoint to go on from" in capsys.readouterr().err
+    assert "runs/tiny/0 has no checkpoint to resume from" in capsys.readouterr().err
     assert Path("runs/tiny/0/config.yaml").is_file()
 
 
@@ -159,7 +159,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_disk_that_fills_up_ends_the_run_with_a_message(images: Path, small_disk: Path) -> None:
-    """Then, with more room, the run goes on from the checkpoint that was whole."""
+    """Then, with more room, the run resumes from the intact checkpoint."""
     write_config(small_disk / "tiny.yaml", images, trainer={"max_epochs": 40})
     ended = run(["fit", "--config=tiny.yaml"], small_disk)
     assert ended.status == 1
@@ -283,7 +283,7 @@ def test_a_run_that_has_not_ended_is_not_resumed(images: Path, tmp_path: Path) -
 def test_a_requeued_job_goes_on_in_its_folder(
     validation: int | None, ended_by: int, images: Path, tmp_path: Path
 ) -> None:
-    """SLURM: SIGUSR1 saves and calls scontrol requeue, as Lightning documents; the same command then goes on."""
+    """SLURM: SIGUSR1 saves and calls scontrol requeue, as Lightning documents; the same command then resumes."""
     write_config(
         tmp_path / "tiny.yaml",
         images,
@@ -321,7 +321,7 @@ def test_a_requeued_job_goes_on_in_its_folder(
     assert sorted(path.name for path in (tmp_path / "runs" / "tiny").iterdir()) == ["0", "1"]
 
 
-# ---- what is not a run to go on with
+# ---- what is not a run to resume
 
 
 def test_an_evaluation_cannot_be_resumed(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

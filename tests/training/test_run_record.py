@@ -79,7 +79,7 @@ def test_an_interrupted_run_says_so_until_it_is_finished(images: Path, tmp_path:
     assert run(["fit", "--resume", "runs/tiny/0"], tmp_path).status == 0
     after = json.loads((folder / "summary.json").read_text())
     assert (after["status"], after["steps"]) == ("finished", 6)
-    assert after["wall_seconds"] > saved["wall_seconds"] > 0  # goes on from the checkpoint's
+    assert after["wall_seconds"] > saved["wall_seconds"] > 0  # continues from the checkpoint's
     assert after["samples_per_second"] > 6 * 6 / after["wall_seconds"]  # trains for a part of the time
     first, second = json.loads((folder / "run.json").read_text())["starts"]
     assert (first["resumed_step"], second["resumed_step"]) == (0, 4)

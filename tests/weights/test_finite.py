@@ -1,4 +1,4 @@
-"""Weights that are NaN or infinite are found by name, and no task goes on with them."""
+"""Weights that are NaN or infinite are found by name, and no task works with them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_messages_name_the_first_few() -> None:
     )
 
 
-def damaged(name: str, tensor: str | None = None) -> tuple[Any, str]:
+def with_nonfinite(name: str, tensor: str | None = None) -> tuple[Any, str]:
     """A task with one number of a tensor of its head, or of another tensor, that is NaN; and that tensor's name."""
     task = new_task(name)
     del task.log, task.log_dict
@@ -55,7 +55,7 @@ def damaged(name: str, tensor: str | None = None) -> tuple[Any, str]:
 @pytest.mark.parametrize("name", TASKS)
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])
 def test_no_task_is_evaluated_with_weights_that_are_not_finite(name: str, command: str, tmp_path: Path) -> None:
-    task, tensor = damaged(name)
+    task, tensor = with_nonfinite(name)
     with pytest.raises(UserError, match=f"not finite: {tensor.replace('.', r'[.]')} with NaN"):
         getattr(new_trainer(tmp_path), command)(task, DataLoader([new_batch(name)], batch_size=None))  # type: ignore[arg-type]
 
@@ -71,7 +71,7 @@ def test_no_training_starts_from_weights_that_are_not_finite(tmp_path: Path) -> 
 @pytest.mark.parametrize("name", DETECTORS)
 @pytest.mark.parametrize("tensor", ["backbone.patch_embed.proj.weight", "head.rpn.head.cls_logits.bias"])
 def test_a_detector_does_not_take_nan_for_an_image_without_objects(name: str, tensor: str) -> None:
-    task, _ = damaged(name, tensor)
+    task, _ = with_nonfinite(name, tensor)
     with pytest.raises(UserError, match=f"not finite: {tensor.replace('.', r'[.]')}"):
         task([*new_images()])
 

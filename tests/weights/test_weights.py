@@ -400,7 +400,7 @@ def test_uneven_windows_have_no_place_in_torchvision_and_huggingface(tmp_path: P
 
 
 def test_official_tables_and_masks_are_those_of_the_published_code(tmp_path: Path) -> None:
-    """Tables to the last bit; masks 0 and −100 for the shifted block wherever the map is larger than its window."""
+    """Tables bitwise identical; masks 0 and −100 for the shifted block wherever the map is larger than its window."""
     save_weights(tiny_backbone(16), tmp_path / "out", image_size=256)
     state = torch.load(tmp_path / "out", weights_only=True)["model"]
     expected = official_state((16, 16, 16, 8))
