@@ -460,7 +460,7 @@ def test_checkpointed_stages_change_neither_maps_nor_gradients(stages: Any) -> N
 @pytest.mark.parametrize(
     ("stages", "computed"), [(False, [1, 1]), ((), [1, 1]), ((0,), [2, 1]), ((1,), [1, 2]), (True, [2, 2])], ids=str
 )
-def test_blocks_of_checkpointed_stages_and_no_others_are_computed_again(stages: Any, computed: list[int]) -> None:
+def test_blocks_of_checkpointed_stages_and_no_others_are_recomputed(stages: Any, computed: list[int]) -> None:
     model = small_model(checkpoint_stages=stages).train()
     calls: Counter[int] = Counter()
     for i, stage in enumerate(model.layers):

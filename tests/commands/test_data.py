@@ -43,7 +43,7 @@ def films(tmp_path: Path) -> Path:
     return root
 
 
-def test_faulty_videos_are_listed_and_the_others_go_on(
+def test_faulty_videos_are_listed_and_stop_no_others(
     films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["data", "check", "kinetics", str(films), "--output", str(tmp_path / "out"), "--workers", "2"]) == 1
@@ -169,7 +169,7 @@ def many_films(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_check_that_is_stopped_keeps_its_verdicts_and_goes_on(number: signal.Signals, many_films: Path) -> None:
+def test_a_check_that_is_stopped_keeps_its_verdicts_and_resumes(number: signal.Signals, many_films: Path) -> None:
     arguments, table = ["data", "check", "kinetics", ".", "--workers=2"], many_films / "checked_videos.csv"
     running = start(arguments, many_films)
     wait_for(lambda: table.exists() and table.read_text().count("\n") > 20, seconds=120)
@@ -549,7 +549,7 @@ def test_nothing_but_unreadable_images(pictures: Path, tmp_path: Path, capsys: p
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_killed_writing_goes_on(workers: int, tmp_path: Path) -> None:
+def test_a_killed_writing_resumes(workers: int, tmp_path: Path) -> None:
     pictures, out = write_images(tmp_path / "pictures", train=150), tmp_path / "out"
     arguments = ["data", "optimize", "imagenet", "pictures", "out", "--shard_mb=0.01", f"--workers={workers}"]
     running = start(arguments, tmp_path)

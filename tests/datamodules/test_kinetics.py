@@ -15,7 +15,7 @@ import torch
 from swinv2_tasks.datamodules import KineticsAugmentation, KineticsDataModule
 from swinv2_tasks.datamodules.readers.video_lists import list_labels, listed_videos, read_label_map
 from swinv2_tasks.errors import UserError
-from tests.helpers.films import GREY_STEP, cut_off, write_film
+from tests.helpers.films import GRAY_STEP, cut_off, write_film
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
@@ -76,7 +76,7 @@ def test_validation_takes_the_middle_and_testing_all_views(folders: Path) -> Non
     assert [batch["video_id"].tolist() for batch in batches] == [[0, 1], [2, 3]]
     assert batches[0]["clip"].shape == (2, 1, 3, 4, 32, 32)
     grey = batches[0]["clip"][0, 0, 0, :, 16, 16] * STD[0] + MEAN[0]  # of frames 3, 5, 7, 9 of 14
-    assert (grey * 255).tolist() == pytest.approx([20 + GREY_STEP * n for n in (3, 5, 7, 9)], abs=3)
+    assert (grey * 255).tolist() == pytest.approx([20 + GRAY_STEP * n for n in (3, 5, 7, 9)], abs=3)
     module.setup("test")
     views = [batch["clip"].shape for batch in module.test_dataloader()]
     assert views == [(1, 3, 3, 4, 32, 32)] * 8  # a clip's crops at a time, never more views than training has clips

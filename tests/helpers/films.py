@@ -9,13 +9,13 @@ from pathlib import Path
 import av
 import numpy as np
 
-GREY_STEP = 5
+GRAY_STEP = 5
 """By how much each frame is lighter than the one before it."""
 
 
 def picture(number: int, height: int = 48, width: int = 64) -> np.ndarray:
     """Frame number n: gray of 5·n + 20, with a white corner at the top left."""
-    frame = np.full((height, width, 3), 20 + GREY_STEP * number, np.uint8)
+    frame = np.full((height, width, 3), 20 + GRAY_STEP * number, np.uint8)
     frame[: height // 3, : width // 3] = 255
     return frame
 

@@ -142,7 +142,7 @@ def test_a_shipped_config_with_the_small_overlay_trains_on_other_images(images: 
     assert {"train/loss", "val/top1"} <= {name for row in rows for name in row}
 
 
-def test_training_goes_on_from_a_checkpoint(images: Path, tmp_path: Path) -> None:
+def test_training_resumes_from_a_checkpoint(images: Path, tmp_path: Path) -> None:
     first = fit(tmp_path, images, trainer={"max_epochs": 1})
     second = fit(tmp_path, images, f"--ckpt_path={first / 'checkpoints' / 'last.ckpt'}", trainer={"max_epochs": 3})
     assert [row["step"] for row in metrics(second) if "train/loss" in row] == [3, 4, 5, 6, 7, 8]

@@ -174,7 +174,7 @@ def test_the_budget_is_one_for_all_processes(tmp_path: Path) -> None:
     assert len(summary["skipped_samples"]) == 4
 
 
-def test_a_dead_loading_process_names_what_it_read(tmp_path: Path) -> None:
+def test_a_dead_worker_names_what_it_read(tmp_path: Path) -> None:
     data = write_images(tmp_path / "images")
     settings = {"class_path": "tests.helpers.faults.DeadlyImages", "init_args": {"num_workers": 2}}
     write_config(tmp_path / "tiny.yaml", data, data=settings)

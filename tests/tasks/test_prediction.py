@@ -116,7 +116,7 @@ def test_bad_files_are_listed_and_the_others_predicted(
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_prediction_that_is_killed_goes_on(task: str, checkpoint: Any, tmp_path: Path) -> None:
+def test_a_prediction_that_is_killed_resumes(task: str, checkpoint: Any, tmp_path: Path) -> None:
     model = checkpoint(task)
     source = write_source(tmp_path / "source", task, model, number=40)
     batches = "--data.batch_size=3"
@@ -151,7 +151,7 @@ def test_a_signal_keeps_what_is_predicted(number: int, checkpoint: Any, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
-def test_two_processes_go_on_where_one_was_and_write_the_same(task: str, checkpoint: Any, tmp_path: Path) -> None:
+def test_two_processes_resume_one_and_write_the_same(task: str, checkpoint: Any, tmp_path: Path) -> None:
     model = checkpoint(task)
     source = write_source(tmp_path / "source", task, model, number=11)
     assert main(command(model, source, tmp_path / "whole")) == 1

@@ -168,7 +168,7 @@ def test_a_batch_of_one_image_trains(scenes: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_training_goes_on_bit_by_bit(scenes: Path, tmp_path: Path) -> None:
+def test_a_killed_training_resumes_bitwise_identical(scenes: Path, tmp_path: Path) -> None:
     """Dropped channels and paths, albumentations and the statistics of batch norm included."""
     backbone = {"init_args": {"drop_path_rate": 0.3}}
     trainer = {"max_epochs": 3, "callbacks": [{"class_path": "tests.helpers.faults.SendSignal"}]}

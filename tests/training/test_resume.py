@@ -127,7 +127,7 @@ def test_the_checkpoint_of_a_compiled_backbone_loads_by_every_way(way: str, tmp_
 
 
 @pytest.mark.parametrize("was_compiled", [False, True])
-def test_a_compiled_task_goes_on_with_either(was_compiled: bool, tmp_path: Path) -> None:
+def test_a_compiled_task_resumes_from_either(was_compiled: bool, tmp_path: Path) -> None:
     _, path = train(tmp_path, compiled=was_compiled)
     task = new_task()
     task.backbone = torch.compile(task.backbone, backend="eager")

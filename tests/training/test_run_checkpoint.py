@@ -124,7 +124,7 @@ def test_the_latest_step_is_taken_whatever_the_files_times(stopped: Path) -> Non
     assert newest_intact(stopped / "runs" / "tiny" / "0")[:2] == (checkpoints / "last.ckpt", 24)
 
 
-def test_weights_alone_are_no_training_to_go_on_with(stopped: Path) -> None:
+def test_weights_alone_are_no_training_to_resume(stopped: Path) -> None:
     run_folder = stopped / "runs" / "tiny" / "0"
     for path in (run_folder / "checkpoints").iterdir():
         contents = torch.load(path, weights_only=True)
@@ -280,7 +280,7 @@ def test_a_run_that_has_not_ended_is_not_resumed(images: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("validation", "ended_by"), [(None, signal.SIGKILL), (1, signal.SIGKILL), (None, signal.SIGTERM)]
 )
-def test_a_requeued_job_goes_on_in_its_folder(
+def test_a_requeued_job_resumes_in_its_folder(
     validation: int | None, ended_by: int, images: Path, tmp_path: Path
 ) -> None:
     """SLURM: SIGUSR1 saves and calls scontrol requeue, as Lightning documents; the same command then resumes."""
@@ -425,7 +425,7 @@ def test_a_run_that_was_moved_keeps_its_best(stopped: Path, monkeypatch: pytest.
 
 
 @pytest.mark.slow
-def test_as_many_samples_per_step_go_on_with_fewer_processes(images: Path, tmp_path: Path) -> None:
+def test_as_many_samples_per_step_resume_with_fewer_processes(images: Path, tmp_path: Path) -> None:
     """Two processes of 3 samples become one of 6, or one of 3 that accumulates two batches: the same samples follow."""
     journal = {"class_path": "tests.helpers.faults.Journal", "init_args": {"folder": "journal"}}
     stops = {"class_path": "tests.helpers.faults.SendSignal"}

@@ -95,7 +95,7 @@ def test_a_second_run_does_not_write_over_the_checkpoints_of_the_first(
     assert not list(tmp_path.glob("*/tiny/*"))
 
 
-def test_a_resumed_run_goes_on_in_its_own_folder(images: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_stays_in_its_own_folder(images: Path, tmp_path: Path) -> None:
     assert fit(tmp_path, images) == 0
     run = tmp_path / "runs" / "tiny" / "0"
     assert main(["fit", f"--resume={run}", "--trainer.max_epochs=4"]) == 0

@@ -104,7 +104,7 @@ def test_one_process_resumes_a_sharded_run_of_two(world: Path) -> None:
         pytest.param(1, "sharded", [*SHARDED, *ALONE[:1], *ALONE[2:]], id="shards of two, then a shard of one"),
     ],
 )
-def test_each_strategy_goes_on_where_another_left_off(
+def test_each_strategy_resumes_another(
     processes: int, source: str, settings: list[str], world: Path, request: pytest.FixtureRequest
 ) -> None:
     found = resumed(world, processes, source, request.node.callspec.id.replace(", ", "_").replace(" ", "_"), *settings)

@@ -1,0 +1,163 @@
+"""One language: code, messages, configs and pages use the field's words (docs/glossary.md) and American spelling."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+PLACES = (
+    "swinv2_tasks",
+    "tests",
+    "benchmarks",
+    "configs",
+    "docs",
+    "data/README.md",
+    ".ci",
+    "pyproject.toml",
+    "Makefile",
+)
+PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
+ENDINGS = {".py", ".md", ".yaml", ".toml", ""}
+
+NOT_YET = (
+    "docs/memory.md",
+    "swinv2_tasks/cli",
+    "swinv2_tasks/commands/memory",
+    "swinv2_tasks/commands/sweep",
+    "swinv2_tasks/datamodules",
+    "swinv2_tasks/sample_data",
+    "tests/cli",
+    "tests/commands/memory",
+    "tests/commands/sweep",
+    "tests/datamodules",
+    "tests/sample_data",
+)
+"""Folders that have yet to be gone through. To be emptied; nothing is ever added."""
+
+TERMS: dict[str, str] = {
+    # what is not to be written (a regular expression, in any case): what to write instead
+    r"loading process": "DataLoader worker",
+    r"(weights|states?|everything|optimizer|model|head) in shares|shares of weights|dealt out": "sharded, distributed",
+    r"(checkpoints?|tensors?|lies?|is|are|with) in parts": "sharded checkpoint, sharded tensor",
+    r"computed again": "recomputed; activation checkpointing",
+    r"states in 8 bits": "8-bit optimizer states",
+    r"\blevers?\b": "memory-saving option",
+    r"mirror image|\bmirrored\b|\bmirroring\b": "horizontal flip",
+    r"by heart": "overfit",
+    r"label hunger": "data efficiency",
+    r"\bread anew\b|\brereads?\b": "re-augmented, test-time re-sampling",
+    r"killed thirty times|what safety costs": "fault injection, overhead of the training guards",
+    r"\b(go|goes|going|went) on\b(?! top)": "resume, continue",
+    r"bit (by|for) bit": "bitwise identical",
+    r"whole or not": "atomic",
+    r"without[ _]memory": "on the meta device",
+    r"constants[ _]of[ _]their[ _]own": "isolated cache",
+    r"\bmee?t(s|_)?( its| no| any)? classes": "check classes, set classes",
+    r"names[ _]tell": "compare class names",
+    r"mistake behind|first hand": "find the UserError, strip the worker's traceback",
+    r"shared error": "collective error",
+    r"\bhomeless": "unsupported keys, unexpected keys",
+    r"\b(take_out|put_back)\b": "flatten, unflatten",
+    r"damage": "corrupt, checksum mismatch",
+    r"\b(left|stays?|keeps?) fresh\b": "randomly initialized",
+    r"reading CLI\b": "parse-only CLI",
+    r"log[ _]measured": "log epoch metrics",
+    r"\bunder way\b": "temporary buffers, EMA copy, DDP buckets",
+    r"suppression of doubles|\bsuppression=|\.suppression\b|suppression: (hard|linear|gaussian)": "nms",
+    r"many-sided": "cat_max_ratio: a limit on one class's share",
+    r"\bflowing\b": "mask information flow",
+    r"\baims?\b": "regression targets",
+    r"\blikeli(est|er)\b": "top-k, highest-scoring",
+    r"\bweighting\b|inference\.(window|tiles)\b": "blend, crop_size, sliding_window_batch_size",
+    r"\b(short_sides|max_side)\b": "min_size, max_size",
+    r"\b(sampled_regions|hidden_channels)\b": "batch_size_per_image, representation_size",
+    r"\b(group_shapes|jitter_size)\b": "aspect_ratio_grouping, scale_jitter",
+    r"\b(target_window|reference_batch|backbone_lr_scale)\b": (
+        "norm_target_patch_size, base_batch_size, backbone_lr_mult"
+    ),
+    r"\bcrop_ratio\b": "crop_pct",
+    r"made-up world|\bpainter\b": "synthetic data, renderer",
+    r"\bcomplain(s|ed)?\b": "raises",
+    r"\bas (it is|they are)(?=[.,;:)]|$)": "unchanged",
+}
+
+BRITISH = (
+    r"colour|\bcentr(e|es|ed|ing)\b|behaviour|neighbour|honour|favour|\blabour|"
+    r"(normal|random|optim|initial|organ|recogn|summar|synchron|visual|general|special|minim|maxim|serial)is(e|ed|es|er|ing|ation)\b|"
+    r"\banalyse|\bgrey|\b(un)?labelled|labelling|modelling|cancelled|travelled|\blicence|\bcatalogue|artefact|\bwhilst\b"
+)
+
+QUOTED: dict[tuple[str, str], str] = {
+    # (file, part of the line): why it stands there
+    ("tests/test_words.py", ""): "the list itself",
+    ("swinv2_tasks/commands/data.py", "find_damage"): "a function of datamodules, which are yet to be gone through",
+    ("tests/commands/test_data.py", "damaged"): "a message of datamodules",
+    ("tests/tasks/test_distributed.py", "a loading process died"): "a message of datamodules",
+}
+"""What is quoted from elsewhere, each with its reason."""
+
+
+def is_left_out(name: str) -> bool:
+    return any(name == place or name.startswith(f"{place}/") for place in NOT_YET)
+
+
+def lines() -> Iterator[tuple[str, int, str]]:
+    """Path, number and text of every line that is to be in one language."""
+    paths = [ROOT / page for page in PAGES]
+    for place in PLACES:
+        path = ROOT / place
+        paths += sorted(path.rglob("*")) if path.is_dir() else [path]
+    for path in paths:
+        name = path.relative_to(ROOT).as_posix()
+        if not path.is_file() or path.suffix not in ENDINGS or is_left_out(name):
+            continue
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            if not any(name == file and part in line for file, part in QUOTED):
+                yield name, number, line
+
+
+def holds(line: str, term: str) -> bool:
+    """Whether a line holds a term, as words or within a name."""
+    return any(re.search(term, text, re.IGNORECASE) for text in (line, line.replace("_", " ")))
+
+
+def find(term: str) -> list[str]:
+    return [f"{name}:{number}: {line.strip()}" for name, number, line in lines() if holds(line, term)]
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_the_fields_words_are_used(term: str) -> None:
+    matches = find(term)
+    assert not matches, f"write {TERMS[term]!r} instead, in\n" + "\n".join(matches)
+
+
+def test_spelling_is_american() -> None:
+    matches = find(BRITISH)
+    assert not matches, "\n".join(matches)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_found"),
+    [
+        ("a lever that saves memory", True),
+        ("clever", False),
+        ("The run goes on.", True),
+        ("activations go on top", False),
+        ("it is left as it is.", True),
+        ("drawn as it is read", False),
+        ("def test_it_goes_on() -> None:", True),
+    ],
+)
+def test_the_search_itself(text: str, is_found: bool) -> None:
+    assert any(holds(text, term) for term in TERMS) == is_found
+
+
+def test_what_is_left_out_is_there() -> None:
+    """A folder or a quotation that is gone would leave out nothing, unnoticed."""
+    assert [place for place in NOT_YET if not (ROOT / place).exists()] == []
+    assert [(file, part) for file, part in QUOTED if part not in (ROOT / file).read_text(encoding="utf-8")] == []
