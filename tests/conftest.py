@@ -6,6 +6,17 @@ from pathlib import Path
 import pytest
 
 
+SLOW_TIMEOUT = 3600
+"""Seconds that a slow test may take; the others' limit is in pyproject.toml."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Gives slow tests more time, so that a busy machine does not fail them."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT))
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder of small real datasets that lie beside the project; the test is skipped where there are none."""
