@@ -1,6 +1,10 @@
 """Fixtures for all tests."""
 
+from __future__ import annotations
+
+import fcntl
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,20 +32,59 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset of colored squares, laid out like ImageNet; not to be changed."""
-    from tests.helpers.tiny import write_images
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Makes something in a folder of that name, once for all processes of a test run; the folder."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
-    return write_images(tmp_path_factory.mktemp("images"))
+    def make_once(name: str, make: Callable[[Path], object]) -> Path:
+        folder, done = shared / name, shared / f"{name}.done"
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                make(folder)
+                done.touch()
+        return folder
+
+    return make_once
 
 
 @pytest.fixture(scope="session")
-def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that learned the colored squares by the command line; not to be changed."""
-    from swinv2_tasks.cli.main import main
-    from tests.helpers.tiny import write_config
+def dataset(made_once: Callable[..., Path]) -> Callable[[str], Path]:
+    """The tiny dataset of a task, by its name in ``tests.helpers.tiny_tasks``; not to be changed."""
+    from tests.helpers.tiny_tasks import TINY_TASKS
 
-    folder = tmp_path_factory.mktemp("trained")
-    config = write_config(folder / "tiny.yaml", images, trainer={"max_epochs": 8})
-    assert main(["fit", f"--config={config}", f"--runs={folder / 'runs'}"]) == 0
-    return folder / "runs" / "tiny" / "0"
+    def find(name: str) -> Path:
+        write = TINY_TASKS[name].write_data  # of all detectors the same
+        return made_once(write.__name__.removeprefix("write_"), write)
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def trained_run(dataset: Callable[[str], Path], made_once: Callable[..., Path]) -> Callable[[str], Path]:
+    """The folder of a run in which a task learned its tiny dataset by the command line; not to be changed."""
+    from tests.helpers.runs import fit, newest_run
+    from tests.helpers.tiny_tasks import TINY_TASKS
+
+    def find(name: str) -> Path:
+        task, data = TINY_TASKS[name], dataset(name)
+
+        def train(folder: Path) -> None:
+            fit(task.config(folder, data, trainer=task.trainer), folder / "runs")
+
+        return newest_run(made_once(f"trained_{name}", train) / "runs")
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def images(dataset: Callable[[str], Path]) -> Path:
+    """A dataset of colored squares, laid out like ImageNet; not to be changed."""
+    return dataset("classification")
+
+
+@pytest.fixture(scope="session")
+def trained(trained_run: Callable[[str], Path]) -> Path:
+    """The folder of a run that learned the colored squares by the command line; not to be changed."""
+    return trained_run("classification")

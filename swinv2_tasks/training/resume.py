@@ -119,6 +119,10 @@ class RestorableTask(Recorded, PlannedTask, ClassAwareTask):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         record = task_record(checkpoint, "the checkpoint")
+        task_name = record["task"]["class"]
+        if task_name not in [cls.__name__ for cls in type(self).__mro__]:
+            raise UserError(f"the checkpoint holds a {task_name}, not a {type(self).__name__}")
+
         if record["classes"]["ids"] is not None:
             self.set_classes(record["classes"]["ids"], record["classes"]["names"], "the checkpoint")
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, export
+from torch.export import Dim, ExportedProgram, export
 
 from swinv2_tasks.backbone import BiasTable, LinearCPB, SwinTransformerV2
 from tests.helpers.checkpoints import randomize
@@ -49,7 +49,13 @@ def assert_equal(own: list[Tensor], other: list[Tensor]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "size"), [(torch.no_grad, PADDED), (torch.inference_mode, PADDED), (torch.enable_grad, WHOLE)], ids=str
+    ("mode", "size"),
+    [
+        pytest.param(torch.no_grad, PADDED, marks=pytest.mark.slow),  # as of clips, below
+        (torch.inference_mode, PADDED),
+        (torch.enable_grad, WHOLE),
+    ],
+    ids=str,
 )
 def test_compiled_equals_eager_in_eval_mode(mode: type, size: tuple[int, int]) -> None:
     model, x = small_model(), images(2, size)
@@ -65,7 +71,10 @@ def test_compiled_equals_eager_in_eval_mode(mode: type, size: tuple[int, int]) -
     "arguments",
     [
         {},
-        {"position_bias": LinearCPB, "pretrained_window_size": 5, "checkpoint_stages": True},
+        pytest.param(
+            {"position_bias": LinearCPB, "pretrained_window_size": 5, "checkpoint_stages": True},
+            marks=pytest.mark.slow,
+        ),
         {"position_bias": BiasTable, "attention_chunk_size": 4, "frozen_stages": 1, "extra_norm_every": 2},
     ],
     ids=str,
@@ -143,32 +152,44 @@ def test_exported_equals_eager() -> None:
     assert_equal(model(x), expected)
 
 
-SETTINGS: list[dict[str, Any]] = [
-    {"position_bias": LinearCPB, "attention_chunk_size": 4},
-    {"position_bias": BiasTable, "window_size": 5, "extra_norm_every": 2},
-]
+def export_with_dynamic_batch(model: nn.Module, x: Tensor, strict: bool = False) -> ExportedProgram:
+    return export(model, (x,), dynamic_shapes=({0: Dim("batch", min=1, max=64)},), strict=strict)
 
 
-@pytest.mark.parametrize(
-    ("size", "arguments", "strict"),
-    [
-        (PADDED, {}, False),
-        *((PADDED, settings, False) for settings in SETTINGS),
-        pytest.param(WHOLE, {}, False, marks=pytest.mark.slow),
-        pytest.param(PADDED, {}, True, marks=pytest.mark.slow),
-    ],
-    ids=str,
-)
-def test_exported_with_a_dynamic_batch_equals_eager_at_any_batch(
-    size: tuple[int, int], arguments: dict[str, Any], strict: bool
-) -> None:
-    model = small_model(**arguments)
-    program = export(model, (images(2, size),), dynamic_shapes=({0: Dim("batch", min=1, max=64)},), strict=strict)
+@pytest.fixture(scope="module")
+def program() -> ExportedProgram:
+    """The small model, exported with a dynamic batch."""
+    return export_with_dynamic_batch(small_model(), images(2, PADDED))
+
+
+def assert_equals_at_any_batch(program: ExportedProgram, model: nn.Module, size: tuple[int, int]) -> None:
     exported = program.module()
     with torch.no_grad():
         for number in (1, 2, 3, 7, 16):
             x = images(number, size)
             assert_equal(exported(x), model(x))
+
+
+def test_exported_with_a_dynamic_batch_equals_eager_at_any_batch(program: ExportedProgram) -> None:
+    assert_equals_at_any_batch(program, small_model(), PADDED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("size", "arguments", "strict"),
+    [
+        (PADDED, {"position_bias": LinearCPB, "attention_chunk_size": 4}, False),
+        (PADDED, {"position_bias": BiasTable, "window_size": 5, "extra_norm_every": 2}, False),
+        (WHOLE, {}, False),
+        (PADDED, {}, True),
+    ],
+    ids=str,
+)
+def test_other_settings_exported_with_a_dynamic_batch_equal_eager(
+    size: tuple[int, int], arguments: dict[str, Any], strict: bool
+) -> None:
+    model = small_model(**arguments)
+    assert_equals_at_any_batch(export_with_dynamic_batch(model, images(2, size), strict), model, size)
 
 
 def test_exported_clips_with_a_dynamic_batch_equal_eager() -> None:
@@ -196,16 +217,13 @@ def test_a_model_can_be_exported_in_the_midst_of_its_life() -> None:
     assert_equal(loss_and_gradients(model.train(), x, model), expected_gradients)
 
 
-def test_an_exported_program_survives_a_file() -> None:
-    model, x = small_model(), images(2, PADDED)
+def test_an_exported_program_survives_a_file(program: ExportedProgram) -> None:
     file = io.BytesIO()
-    torch.export.save(export(model, (x,), dynamic_shapes=({0: Dim("batch")},)), file)
+    torch.export.save(program, file)
     file.seek(0)
     with torch.no_grad():
-        assert_equal(torch.export.load(file).module()(images(3, PADDED)), model(images(3, PADDED)))
+        assert_equal(torch.export.load(file).module()(images(3, PADDED)), small_model()(images(3, PADDED)))
 
 
-def test_an_exported_program_holds_the_parameters_under_their_own_names() -> None:
-    model = small_model()
-    program = export(model, (images(2, WHOLE),))
-    assert list(program.state_dict) == list(model.state_dict())
+def test_an_exported_program_holds_the_parameters_under_their_own_names(program: ExportedProgram) -> None:
+    assert list(program.state_dict) == list(small_model().state_dict())

@@ -190,8 +190,8 @@ W16 = ((16, 256), (16, 16, 16, 8))
 
 
 @DTYPES
+@SIZES
 @pytest.mark.parametrize("name", PEERS)
-@pytest.mark.parametrize("size", [TINY, pytest.param(SMALL, marks=pytest.mark.slow)], ids=["T", "S"])
 def test_window_8_at_256(name: str, size: Size, dtype: torch.dtype, tolerance: float) -> None:
     check(name, Case(size, *W8), dtype, tolerance)
 

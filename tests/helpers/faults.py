@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from swinv2_tasks.datamodules import ImageNetDataModule
@@ -62,11 +64,12 @@ class Journal(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        pixels = float(batch["image"].double().sum())
+        sums: list[float] = []
+        apply_to_collection(batch, Tensor, lambda tensor: sums.append(float(tensor.double().sum())))
         names = " ".join(sorted(Path(name).name for name in data.train_sample_ids(batch_idx)))
         self.folder.mkdir(exist_ok=True)
         with (self.folder / f"seen_{trainer.global_rank}.txt").open("a") as file:
-            file.write(f"{trainer.current_epoch} {batch_idx} {pixels!r} {names}\n")
+            file.write(f"{trainer.current_epoch} {batch_idx} {sum(sums)!r} {names}\n")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         state = {"torch": torch.get_rng_state(), "numpy": str(np.random.get_state()), "python": str(random.getstate())}

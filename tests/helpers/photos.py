@@ -16,9 +16,9 @@ from tests.helpers.tiny import BACKBONE, QUIET, merge, write_images
 DATA: dict[str, Any] = {"image_size": 32, "mask_patch_size": 8, "batch_size": 4, "num_workers": 0, "val_share": 0.2}
 
 
-def write_photos(root: Path) -> Path:
-    """Thirty images of three kinds of file."""
-    write_images(root)
+def write_photos(root: Path, train: int = 6, val: int = 4) -> Path:
+    """Images of three kinds of file, three times as many as the numbers say: thirty."""
+    write_images(root, train=train, val=val)
     (root / "classes.csv").unlink()
     for k, path in enumerate(sorted(root.rglob("*.jpg"))):
         if k % 3:

@@ -43,10 +43,10 @@ def write_scene(
     Image.fromarray(labels).save(mask)
 
 
-def write_scenes(root: Path, training: int = 12, validation: int = 5, labeled: bool = False) -> Path:
+def write_scenes(root: Path, train: int = 12, val: int = 5, labeled: bool = False) -> Path:
     """Scenes of different sizes, and the class list names.txt; ``labeled``: without the stripes."""
     rng = np.random.default_rng(0)
-    for split, number in (("training", training), ("validation", validation)):
+    for split, number in (("training", train), ("validation", val)):
         for k in range(number):
             height, width = ((36, 48), (40, 36), (45, 33))[k % 3]
             name = f"scene_{k}"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
@@ -20,7 +20,7 @@ from swinv2_tasks.tasks import ClassificationTask
 from swinv2_tasks.tasks.base import BaseTask
 from swinv2_tasks.training.optim import CosineSchedule
 from tests.helpers.every_task import BUILDERS, CLASSES, EACH_TASK, new_backbone, new_batch, new_images
-from tests.helpers.tiny import QUIET
+from tests.helpers.tiny import new_trainer
 
 SCORES = {"classification": "val/top1", "segmentation": "val/miou", "video": "val/top1", "simmim": "val/loss"}
 """What each task logs of an evaluation; detectors box_ap."""
@@ -47,11 +47,6 @@ def evaluation_batch(name: str) -> dict[str, Any]:
 
 def evaluation_loader(name: str, batches: int = 1) -> DataLoader:
     return DataLoader([evaluation_batch(name) for _ in range(batches)], batch_size=None)
-
-
-def new_trainer(folder: Path, **settings: Any) -> Trainer:
-    quiet = {**QUIET, "logger": False, "enable_checkpointing": False, "max_epochs": 1, "num_sanity_val_steps": 0}
-    return Trainer(default_root_dir=folder, **{**quiet, **settings})
 
 
 def weights_of(task: LightningModule) -> dict[str, Tensor]:
@@ -144,7 +139,7 @@ def test_what_a_datamodule_offers_is_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", EACH_TASK)
 def test_a_checkpoint_of_plain_loaders_is_resumed_and_built_again(name: str, tmp_path: Path) -> None:
     saved = ModelCheckpoint(tmp_path, "first", save_last=False)
-    trainer = new_trainer(tmp_path, max_epochs=1, enable_checkpointing=True, callbacks=[saved])
+    trainer = new_trainer(tmp_path, saved, max_epochs=1, enable_checkpointing=True)
     task = new_task(name)
     trainer.fit(task, new_loader(name))
     again = new_task(name)

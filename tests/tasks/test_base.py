@@ -59,18 +59,6 @@ def changed(checkpoint: Path, path: Path, change: Callable[[dict[str, Any]], Any
 # ---- checkpoints
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("side", [32, 47])
-def test_a_task_comes_back_from_its_checkpoint_alone(side: int, images: Path, tmp_path: Path) -> None:
-    task = fitted(images, tmp_path, dropout=0.25)
-    loaded: Any = ClassificationTask.load_from_checkpoint(tmp_path / "task.ckpt")
-    assert not loaded.training
-    torch.testing.assert_close(loaded(pixels(side)), task(pixels(side)), rtol=0, atol=0)
-    assert loaded.class_ids == loaded.class_names == ["n01", "n02", "n03"]
-    assert loaded.head.dropout.p == 0.25
-    assert loaded.schedule == task.schedule
-
-
 def test_checkpoints_hold_nothing_but_data(checkpoint: Path) -> None:
     """torch.load refuses everything else under weights_only."""
     contents = torch.load(checkpoint, weights_only=True)
@@ -223,31 +211,10 @@ def test_missing_tensors_are_named(checkpoint: Path, tmp_path: Path) -> None:
 # ---- classes
 
 
-def test_classes_of_the_data_go_into_the_checkpoint(images: Path, tmp_path: Path) -> None:
-    trainer = new_trainer(tmp_path)
-    trainer.validate(new_task(), new_data(images, class_names=str(images / "classes.csv")), verbose=False)
-    trainer.save_checkpoint(tmp_path / "task.ckpt")
-    classes = torch.load(tmp_path / "task.ckpt", weights_only=True)["swinv2_tasks"]["classes"]
-    assert classes == {"ids": ["n01", "n02", "n03"], "names": ["red apple", "green leaf", "blue sea"]}
-
-
-def test_other_classes_than_the_models_stop_with_both_lists(checkpoint: Path, images: Path, tmp_path: Path) -> None:
-    task = ClassificationTask.load_from_checkpoint(checkpoint)
-    with pytest.raises(UserError) as error:
-        new_trainer(tmp_path).validate(task, new_data(images, class_names=["n01", "n02", "n03", "x"]), verbose=False)
-    for words in ("the data has 4 classes (n01, n02, n03, x)", "the model 3 (n01, n02, n03)"):
-        assert words in str(error.value)
-
-
 def test_the_same_classes_in_another_order_are_other_classes(checkpoint: Path, images: Path, tmp_path: Path) -> None:
     task = ClassificationTask.load_from_checkpoint(checkpoint)
     with pytest.raises(UserError, match="n02, n01, n03"):
         new_trainer(tmp_path).validate(task, new_data(images, class_names=["n02", "n01", "n03"]), verbose=False)
-
-
-def test_a_head_of_another_size_than_the_data_stops(images: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"3 classes, model\.num_classes is 5"):
-        new_trainer(tmp_path).validate(new_task(5), new_data(images), verbose=False)
 
 
 # ---- optimizer and schedule

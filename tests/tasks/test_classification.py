@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import shutil
@@ -19,35 +18,22 @@ from torch import nn
 from swinv2_tasks.cli.main import main
 from swinv2_tasks.tasks import ClassificationTask
 from swinv2_tasks.weights import save_weights
+from tests.helpers import runs
 from tests.helpers.checkpoints import randomize
+from tests.helpers.runs import evaluate, from_last, predict, read_column, read_metrics, read_scores, read_table
 from tests.helpers.tiny import COLORS, NAMES, QUIET, new_data, new_task, write_config, write_images
 
 QUIETLY = [f"--trainer.{name}={value}" for name, value in QUIET.items()]
 
 
-def metrics(run: Path) -> list[dict[str, float]]:
-    """The rows of a run's metrics.csv, without empty cells."""
-    with (run / "metrics.csv").open(newline="") as file:
-        return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
-
-
-def evaluation(run: Path) -> dict[str, float]:
-    """What validate or test logged."""
-    (row,) = metrics(run)
-    return {name: value for name, value in row.items() if name not in ("epoch", "step")}
-
-
 def fit(folder: Path, root: Path, *arguments: str, **changes: Any) -> Path:
     """Trains by the command line; returns the run's folder."""
-    config = write_config(folder / "config.yaml", root, **changes)
-    assert main(["fit", f"--config={config}", f"--runs={folder / 'runs'}", *arguments]) == 0
-    return max((folder / "runs" / "tiny").iterdir(), key=lambda run: int(run.name))
+    return runs.fit(write_config(folder / "config.yaml", root, **changes), folder / "runs", *arguments)
 
 
-def evaluate(folder: Path, *arguments: str, command: str = "validate", name: str = "tiny") -> dict[str, float]:
-    """What a command of evaluation logs into a new run."""
-    assert main([command, f"--runs={folder / 'runs'}", *QUIETLY, *arguments]) == 0
-    return evaluation(max((folder / "runs" / name).iterdir(), key=lambda run: int(run.name)))
+def validate(folder: Path, *arguments: str) -> dict[str, float]:
+    """What a validation logs."""
+    return read_scores(evaluate(folder, *QUIETLY, *arguments))
 
 
 @pytest.fixture(scope="module")
@@ -63,30 +49,11 @@ def random_checkpoint(trained: Path, tmp_path_factory: pytest.TempPathFactory) -
 # ---- training
 
 
-def test_fit_learns(trained: Path) -> None:
-    rows = metrics(trained)
-    losses = [row["train/loss"] for row in rows if "train/loss" in row]
-    assert len(losses) == 8 * 3
-    assert losses[-1] < losses[0] / 3
-    best = [row for row in rows if "val/top1" in row][-1]
-    assert best["val/top1"] == best["val/top5"] == 1.0
-
-
-def test_a_run_leaves_its_config_metrics_checkpoints_and_picture(trained: Path) -> None:
-    assert (trained / "config.yaml").is_file()
-    assert {path.name for path in (trained / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt", "previous.ckpt"}
-    with Image.open(trained / "learning_curve.png") as picture:
-        assert picture.format == "PNG"
-        assert picture.width >= 500
-        assert picture.height >= 300
-    assert {name for row in metrics(trained) for name in row} >= {"step", "epoch", "lr", "train/loss", "val/loss"}
-
-
 def test_tensorboard_holds_what_the_csv_does(trained: Path) -> None:
     events = EventAccumulator(str(trained)).Reload()
     for name in ("train/loss", "val/top1", "val/loss", "lr"):
         logged = [event.value for event in events.Scalars(name)]
-        assert logged == pytest.approx([row[name] for row in metrics(trained) if name in row])
+        assert logged == pytest.approx(read_column(trained, name))
 
 
 def test_the_progress_bar_shows_loss_learning_rate_and_speed(
@@ -103,20 +70,12 @@ def test_the_progress_bar_shows_loss_learning_rate_and_speed(
     assert float(found["img/s"][-1]) > 0
 
 
-def test_best_is_the_epoch_of_the_best_metric_and_last_the_last(trained: Path) -> None:
-    best, last = (torch.load(trained / "checkpoints" / f"{name}.ckpt", weights_only=True) for name in ("best", "last"))
-    losses = [row["val/loss"] for row in metrics(trained) if "val/loss" in row]
-    assert best["epoch"] == losses.index(min(losses))
-    assert last["epoch"] == 7
-    assert last["global_step"] == 24
-
-
 def test_the_published_augmentation_runs(images: Path, tmp_path: Path) -> None:
     """RandAugment, erasing, mixup and cutmix: labels are then shares of all classes."""
     published = {"init_args": {"rand_augment_ops": 2, "random_erasing": 0.25, "mixup": 0.8, "cutmix": 1.0}}
     data = {"init_args": {"augmentation": published, "num_workers": 1}}
     run = fit(tmp_path, images, trainer={"max_epochs": 1}, data=data)
-    losses = [row["train/loss"] for row in metrics(run) if "train/loss" in row]
+    losses = read_column(run, "train/loss")
     assert len(losses) == 3
     assert all(0 < loss < 5 for loss in losses)
 
@@ -138,14 +97,13 @@ def test_a_shipped_config_with_the_small_overlay_trains_on_other_images(images: 
         "--trainer.log_every_n_steps=1",
     ]
     assert main(["fit", *arguments, f"--runs={tmp_path}", *QUIETLY]) == 0
-    rows = metrics(tmp_path / "imagenet" / "0")
+    rows = read_metrics(tmp_path / "imagenet" / "0")
     assert {"train/loss", "val/top1"} <= {name for row in rows for name in row}
 
 
-def test_training_resumes_from_a_checkpoint(images: Path, tmp_path: Path) -> None:
-    first = fit(tmp_path, images, trainer={"max_epochs": 1})
-    second = fit(tmp_path, images, f"--ckpt_path={first / 'checkpoints' / 'last.ckpt'}", trainer={"max_epochs": 3})
-    assert [row["step"] for row in metrics(second) if "train/loss" in row] == [3, 4, 5, 6, 7, 8]
+def test_training_resumes_from_a_checkpoint(trained: Path, images: Path, tmp_path: Path) -> None:
+    longer = fit(tmp_path, images, from_last(trained), trainer={"max_epochs": 9})
+    assert [row["step"] for row in read_metrics(longer) if "train/loss" in row] == [24, 25, 26]
 
 
 def test_runs_are_numbered_from_the_highest(images: Path, tmp_path: Path) -> None:
@@ -164,7 +122,7 @@ def test_a_runs_config_starts_the_same_run_again(trained: Path, tmp_path: Path) 
     again = tmp_path / "tiny" / "0"
     assert {path.name for path in (again / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt", "previous.ckpt"}
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before  # its own folder, and no other
-    for one, other in zip(metrics(trained), metrics(again), strict=True):
+    for one, other in zip(read_metrics(trained), read_metrics(again), strict=True):
         assert one == pytest.approx(other, rel=1e-4)
 
 
@@ -188,25 +146,10 @@ def test_averaged_weights_are_what_a_checkpoint_holds(images: Path, tmp_path: Pa
     loaded = ClassificationTask.load_from_checkpoint(run / "checkpoints" / "last.ckpt")
     torch.testing.assert_close(loaded.state_dict()["head.fc.weight"], averaged["head.fc.weight"], rtol=0, atol=0)
     # The logged validation was of the average, too.
-    found = evaluate(tmp_path, f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}")
-    logged = [row for row in metrics(run) if "val/loss" in row][-1]
-    assert found["val/loss"] == pytest.approx(logged["val/loss"], rel=1e-5)
+    assert validate(tmp_path, from_last(run)) == pytest.approx(read_scores(run), rel=1e-5)
 
 
 # ---- evaluation
-
-
-def test_a_checkpoint_evaluates_as_it_did_in_training(trained: Path, tmp_path: Path) -> None:
-    found = evaluate(tmp_path, f"--ckpt_path={trained / 'checkpoints' / 'best.ckpt'}")
-    logged = min((row for row in metrics(trained) if "val/loss" in row), key=lambda row: row["val/loss"])
-    assert set(found) == {"val/loss", "val/top1", "val/top5"}
-    assert found == pytest.approx({name: logged[name] for name in found}, rel=1e-5)
-
-
-def test_test_measures_the_same_on_the_validation_images(random_checkpoint: Path, tmp_path: Path) -> None:
-    validated = evaluate(tmp_path, f"--ckpt_path={random_checkpoint}")
-    tested = evaluate(tmp_path, f"--ckpt_path={random_checkpoint}", command="test")
-    assert {name.replace("test/", "val/"): value for name, value in tested.items()} == pytest.approx(validated)
 
 
 def by_hand(task: ClassificationTask, root: Path, **arguments: Any) -> dict[str, float]:
@@ -224,7 +167,7 @@ def by_hand(task: ClassificationTask, root: Path, **arguments: Any) -> dict[str,
 
 def test_metrics_are_those_counted_by_hand(random_checkpoint: Path, images: Path, tmp_path: Path) -> None:
     """Also where the last batch is smaller: 12 images in batches of 5."""
-    found = evaluate(tmp_path, f"--ckpt_path={random_checkpoint}", "--data.batch_size=5")
+    found = validate(tmp_path, f"--ckpt_path={random_checkpoint}", "--data.batch_size=5")
     expected = by_hand(ClassificationTask.load_from_checkpoint(random_checkpoint), images)
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-5)
     assert 0 < expected["val/top1"] < 1
@@ -236,7 +179,7 @@ def test_real_labels_have_a_metric_of_their_own(trained: Path, images: Path, tmp
     labels = {path.name: right[path.parent.name] for path in (images / "val").rglob("*.jpg")}
     (tmp_path / "real.json").write_text(json.dumps(labels))
     checkpoint = trained / "checkpoints" / "best.ckpt"
-    found = evaluate(tmp_path, f"--ckpt_path={checkpoint}", f"--data.real_labels={tmp_path / 'real.json'}")
+    found = validate(tmp_path, f"--ckpt_path={checkpoint}", f"--data.real_labels={tmp_path / 'real.json'}")
     assert found == {"val/real_top1": 0.5, "val/real_top5": 1.0}
 
 
@@ -264,7 +207,7 @@ def test_weights_are_transferred_to_another_window_in_one_line(
     config = write_config(tmp_path / "config.yaml", images)
     arguments = [f"--config={config}", f"--model.weights={random_checkpoint}"]
     arguments += ["--model.backbone.window_size=16", f"--data.image_size={side}"]
-    found = evaluate(tmp_path, *arguments)
+    found = validate(tmp_path, *arguments)
     report = capsys.readouterr().out
     assert "stage 1" in report
     assert report.count("4×4 → 16×16") == 2
@@ -280,7 +223,7 @@ def test_weights_are_transferred_to_another_window_in_one_line(
 def test_a_checkpoint_is_transferred_with_its_recorded_windows(
     random_checkpoint: Path, images: Path, tmp_path: Path
 ) -> None:
-    found = evaluate(
+    found = validate(
         tmp_path, f"--ckpt_path={random_checkpoint}", "--model.backbone.window_size=8", "--data.image_size=64"
     )
     task = new_task(window=8)
@@ -308,7 +251,7 @@ def test_fine_tuning_starts_from_weights_of_any_format(
         model={"init_args": standstill},
     )
     assert f"weights.pth ({format})" in capsys.readouterr().out
-    (logged,) = [row for row in metrics(run) if "val/loss" in row]
+    logged = read_scores(run)
     expected = by_hand(task, images)
     assert {name: logged[name] for name in expected} == pytest.approx(expected, rel=1e-4)
     written = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
@@ -341,20 +284,9 @@ def test_fine_tuning_for_other_classes_keeps_the_backbone(
 # ---- prediction
 
 
-def test_predict_needs_only_a_checkpoint_and_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The dataset is gone, the checkpoint has moved, and so has the person."""
-    root = write_images(tmp_path / "dataset")
-    run = fit(tmp_path, root, trainer={"max_epochs": 8})
-    shutil.move(run / "checkpoints" / "best.ckpt", tmp_path / "mine.ckpt")
-    shutil.move(root / "val", tmp_path / "pictures")
-    for folder in (root, tmp_path / "runs"):
-        shutil.rmtree(folder)
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    assert main(["predict", "--ckpt_path=../mine.ckpt", "--data.source=../pictures"]) == 0
-    predictions = tmp_path / "elsewhere" / "runs" / "tiny" / "0" / "predictions"
-    with (predictions / "predictions.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+def test_predictions_are_a_table_of_classes_and_a_contact_sheet(trained: Path, images: Path, tmp_path: Path) -> None:
+    predictions = predict(tmp_path, from_last(trained), f"--data.source={images / 'val'}")
+    rows = read_table(predictions / "predictions.csv")
     assert len(rows) == 12
     assert list(rows[0]) == [
         "path",
@@ -380,10 +312,8 @@ def test_predict_needs_only_a_checkpoint_and_images(tmp_path: Path, monkeypatch:
 
 def test_predictions_are_those_of_the_task(random_checkpoint: Path, images: Path, tmp_path: Path) -> None:
     source = images / "val" / "*" / "*_1.jpg"
-    arguments = [f"--ckpt_path={random_checkpoint}", f"--data.source={source}", f"--output={tmp_path / 'out'}"]
-    assert main(["predict", *arguments, f"--runs={tmp_path / 'runs'}", *QUIETLY]) == 0
-    with (tmp_path / "out" / "predictions.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    predictions = predict(tmp_path, f"--ckpt_path={random_checkpoint}", f"--data.source={source}", *QUIETLY)
+    rows = read_table(predictions / "predictions.csv")
     assert [Path(row["path"]).name for row in rows] == ["n01_1.jpg", "n02_1.jpg", "n03_1.jpg"]
     data = new_data(images, source=str(source))
     data.setup("predict")
@@ -404,10 +334,8 @@ def test_five_classes_are_shown_of_many(images: Path, tmp_path: Path) -> None:
     run = fit(
         tmp_path, root, trainer={"max_epochs": 1, "limit_train_batches": 1}, data={"init_args": {"class_names": None}}
     )
-    arguments = [f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}", f"--data.source={root / 'val' / 'c0'}"]
-    assert main(["predict", *arguments, f"--runs={tmp_path / 'runs'}", f"--output={tmp_path / 'out'}"]) == 0
-    with (tmp_path / "out" / "predictions.csv").open(newline="") as file:
-        assert len(next(csv.reader(file))) == 1 + 5 * 3 + 1
+    predictions = predict(tmp_path, from_last(run), f"--data.source={root / 'val' / 'c0'}")
+    assert len(read_table(predictions / "predictions.csv")[0]) == 1 + 5 * 3 + 1
 
 
 # ---- the record in the checkpoint

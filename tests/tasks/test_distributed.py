@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import subprocess
@@ -14,12 +13,8 @@ import pytest
 import torch
 
 from tests.helpers.processes import ROOT, run
+from tests.helpers.runs import last_checkpoint, read_table
 from tests.helpers.tiny import write_config, write_images
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def evaluate(folder: Path, checkpoint: Path, data: Path, processes: int, *settings: str) -> dict[str, str]:
@@ -27,7 +22,7 @@ def evaluate(folder: Path, checkpoint: Path, data: Path, processes: int, *settin
     arguments = [f"--ckpt_path={checkpoint}", f"--data.root={data}", f"--data.class_names={data / 'classes.csv'}"]
     done = run(["validate", *arguments, f"--name={processes}", *settings], folder, processes)
     assert done.status == 0, done.errors
-    (found,) = rows(folder / "runs" / str(processes) / "0" / "metrics.csv")
+    (found,) = read_table(folder / "runs" / str(processes) / "0" / "metrics.csv")
     return found
 
 
@@ -41,33 +36,11 @@ def poor(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "runs" / "tiny" / "0" / "checkpoints" / "last.ckpt"
 
 
-SIZES = [  # (images per class, batch size)
-    pytest.param(4, 5, id="12 images in batches of 5"),
-    pytest.param(4, 1, id="12 images one by one", marks=pytest.mark.slow),
-    pytest.param(7, 4, id="21 images in batches of 4", marks=pytest.mark.slow),
-    pytest.param(1, 8, id="3 images in one batch", marks=pytest.mark.slow),
-]
-
-
-@pytest.mark.parametrize(("number", "batch_size"), SIZES)
-def test_metrics_on_several_processes_are_those_on_one(
-    number: int, batch_size: int, poor: Path, tmp_path: Path
-) -> None:
-    data = write_images(tmp_path / "images", train=1, val=number)
-    found = [evaluate(tmp_path, poor, data, processes, f"--data.batch_size={batch_size}") for processes in (1, 2, 3)]
-    assert found[0] == found[1] == found[2]
-    assert 0 < float(found[0]["val/loss"]) < 10
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [1, 2])
-def test_fewer_images_than_processes(number: int, poor: Path, tmp_path: Path) -> None:
-    data = write_images(tmp_path / "images", train=1, val=2)
-    names = [f"n0{k}/n0{k}_0.jpg n0{k}\n" for k in range(1, number + 1)]
-    (tmp_path / "list.txt").write_text("".join(names))
-    settings = (f"--data.val_list={tmp_path / 'list.txt'}", "--data.batch_size=1")
-    found = [evaluate(tmp_path, poor, data, processes, *settings) for processes in (1, 3)]
+def test_processes_that_the_program_starts_score_as_one(trained: Path, images: Path, tmp_path: Path) -> None:
+    """12 images in batches of 5: one process has two batches, the other one."""
+    found = [evaluate(tmp_path, last_checkpoint(trained), images, number, "--data.batch_size=5") for number in (1, 2)]
     assert found[0] == found[1]
+    assert 0 < float(found[0]["val/loss"]) < 10
 
 
 @pytest.mark.slow
@@ -82,15 +55,6 @@ def test_several_answers_per_image_on_several_processes(poor: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_predictions_on_several_processes_are_those_on_one(poor: Path, tmp_path: Path) -> None:
-    data = write_images(tmp_path / "images", train=1, val=3)
-    arguments = ["predict", f"--ckpt_path={poor}", f"--data.source={data / 'val'}", "--data.batch_size=2"]
-    for processes in (1, 2):
-        assert run([*arguments, f"--output={processes}"], tmp_path, processes).status == 0
-    assert (tmp_path / "1/predictions.csv").read_bytes() == (tmp_path / "2/predictions.csv").read_bytes()
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("task", ["swinv2_tasks.tasks.ClassificationTask", "tests.helpers.normed.NormedTask"])
 def test_validations_within_a_training_are_exact(task: str, tmp_path: Path) -> None:
     """Uneven shares of batches, also of a model with running statistics: validating its checkpoint alone agrees."""
@@ -98,11 +62,11 @@ def test_validations_within_a_training_are_exact(task: str, tmp_path: Path) -> N
     write_config(tmp_path / "tiny.yaml", data, model={"class_path": task})
     trained = run(["fit", "--config=tiny.yaml", "--data.batch_size=2", "--trainer.max_epochs=2"], tmp_path, processes=2)
     assert trained.status == 0, trained.errors
-    last = [row for row in rows(tmp_path / "runs/tiny/0/metrics.csv") if row["val/loss"]][-1]
+    last = [row for row in read_table(tmp_path / "runs/tiny/0/metrics.csv") if row["val/loss"]][-1]
     alone = ["--config=tiny.yaml", "--data.batch_size=2", "--ckpt_path=runs/tiny/0/checkpoints/last.ckpt", "--name=one"]
     checked = run(["validate", *alone], tmp_path)
     assert checked.status == 0, checked.errors
-    (found,) = rows(tmp_path / "runs/one/0/metrics.csv")
+    (found,) = read_table(tmp_path / "runs/one/0/metrics.csv")
     assert {name: found[name] for name in ("val/top1", "val/loss")} == {
         name: last[name] for name in ("val/top1", "val/loss")
     }
@@ -253,7 +217,7 @@ def test_a_training_in_spawned_processes(strategy: str, tmp_path: Path) -> None:
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     resumed = run(["fit", "--resume=runs/tiny/0", "--trainer.max_epochs=3"], tmp_path, processes=2, strategy=strategy)
     assert resumed.status == 0, resumed.errors
-    assert [row["epoch"] for row in rows(folder / "metrics.csv") if row["val/loss"]] == ["0", "1", "2"]
+    assert [row["epoch"] for row in read_table(folder / "metrics.csv") if row["val/loss"]] == ["0", "1", "2"]
 
 
 @pytest.mark.slow
@@ -266,7 +230,7 @@ def test_evaluations_and_predictions_in_spawned_processes(poor: Path, tmp_path: 
         source = f"--data.source={data / 'val'}"
         done = run(["predict", *arguments, source, f"--output={name}"], tmp_path, processes, strategy="ddp_spawn")
         assert done.status == 0, done.errors
-    assert rows(tmp_path / "runs/one/0/metrics.csv") == rows(tmp_path / "runs/two/0/metrics.csv")
+    assert read_table(tmp_path / "runs/one/0/metrics.csv") == read_table(tmp_path / "runs/two/0/metrics.csv")
     assert (tmp_path / "one/predictions.csv").read_bytes() == (tmp_path / "two/predictions.csv").read_bytes()
 
 

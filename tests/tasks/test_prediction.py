@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 import os
 import shutil
 import signal
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,42 +17,33 @@ import pytest
 from PIL import Image
 
 from swinv2_tasks.cli.main import main
-from tests.helpers import motions, objects, photos, scenes, tiny
+from tests.helpers.motions import write_motions
 from tests.helpers.processes import run
+from tests.helpers.runs import fit, last_checkpoint, read_table
+from tests.helpers.tiny_tasks import ON_ONE_DETECTOR, TINY_TASKS
 
-TASKS = ("images", "scenes", "objects", "motions", "photos")
-
-QUICK = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1"]
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A checkpoint of a task that was trained for one step; made once."""
-    root = tmp_path_factory.mktemp("checkpoints")
-    writers: dict[str, Any] = {
-        "images": (tiny.write_images, tiny.write_config),
-        "scenes": (scenes.write_scenes, scenes.write_config),
-        "objects": (objects.write_objects, objects.write_config),
-        "motions": (motions.write_motions, motions.write_config),
-        "photos": (photos.write_photos, photos.write_config),
-    }
-
-    def find(task: str) -> Path:
-        if not (root / task).exists():
-            write_data, write_config = writers[task]
-            write_data(root / task)
-            config = write_config(root / f"{task}.yaml", root / task)
-            assert main(["fit", f"--config={config}", f"--runs={root / 'runs'}", f"--name={task}", *QUICK]) == 0
-        return root / "runs" / task / "0" / "checkpoints" / "last.ckpt"
-
-    return find
+ON_IMAGES = [task for task in ON_ONE_DETECTOR if task != "video"]
 
 
-def write_source(folder: Path, task: str, checkpoint: Path, number: int = 7) -> Path:
+@pytest.fixture(scope="module")
+def checkpoint(dataset: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The checkpoint of a task, by its name, that was trained for one step; made once."""
+    one_step = {"max_epochs": 1, "limit_train_batches": 1, "limit_val_batches": 1}
+
+    @cache
+    def train(task: str) -> Path:
+        folder = tmp_path_factory.mktemp(task)
+        config = TINY_TASKS[task].config(folder, dataset(task), trainer=one_step)
+        return last_checkpoint(fit(config, folder / "runs"))
+
+    return train
+
+
+def write_source(folder: Path, task: str, number: int = 7) -> Path:
     """Files to predict, of which number 2 cannot be read."""
     folder.mkdir()
-    if task == "motions":
-        videos = sorted((checkpoint.parents[4] / "motions" / "val").glob("*.mp4"))
+    if task == "video":
+        videos = sorted((write_motions(folder.parent / "motions", train=1) / "val").glob("*.mp4"))
         for k, video in zip(range(number), itertools.cycle(videos), strict=False):
             shutil.copy(video, folder / f"{k}.mp4")
         (folder / "2.mp4").write_bytes(b"no video")
@@ -72,8 +63,7 @@ def command(checkpoint: Path, source: Path, out: Path, *arguments: str) -> list[
 
 
 def table(out: Path) -> list[dict[str, str]]:
-    with (out / "predictions.csv").open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return read_table(out / "predictions.csv")
 
 
 def results(out: Path) -> dict[str, bytes]:
@@ -82,12 +72,12 @@ def results(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for path in files}
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", ON_ONE_DETECTOR)
 def test_bad_files_are_listed_and_the_others_predicted(
     task: str, checkpoint: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     model = checkpoint(task)
-    source, out = write_source(tmp_path / "source", task, model), tmp_path / "out"
+    source, out = write_source(tmp_path / "source", task), tmp_path / "out"
     capfd.readouterr()
     assert main(command(model, source, out)) == 1
     rows = table(out)
@@ -115,10 +105,10 @@ def test_bad_files_are_listed_and_the_others_predicted(
     assert {name for name in first if name != "predictions.csv"} <= results(out).keys()
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", ON_ONE_DETECTOR)
 def test_a_prediction_that_is_killed_resumes(task: str, checkpoint: Any, tmp_path: Path) -> None:
     model = checkpoint(task)
-    source = write_source(tmp_path / "source", task, model, number=40)
+    source = write_source(tmp_path / "source", task, number=40)
     batches = "--data.batch_size=3"
     assert main(command(model, source, tmp_path / "whole", batches)) == 1
 
@@ -135,8 +125,8 @@ def test_a_prediction_that_is_killed_resumes(task: str, checkpoint: Any, tmp_pat
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_keeps_what_is_predicted(number: int, checkpoint: Any, tmp_path: Path) -> None:
-    model = checkpoint("objects")
-    source, out = write_source(tmp_path / "source", "objects", model, number=20), tmp_path / "out"
+    model = checkpoint("mask_rcnn")
+    source, out = write_source(tmp_path / "source", "mask_rcnn", number=20), tmp_path / "out"
     signals = ["--trainer.callbacks+=tests.helpers.faults.SignalInPrediction", f"--trainer.callbacks.number={number}"]
     done = run(command(model, source, out, *signals), tmp_path)
     assert done.status == 128 + number, done.errors
@@ -150,10 +140,10 @@ def test_a_signal_keeps_what_is_predicted(number: int, checkpoint: Any, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", ON_ONE_DETECTOR)
 def test_two_processes_resume_one_and_write_the_same(task: str, checkpoint: Any, tmp_path: Path) -> None:
     model = checkpoint(task)
-    source = write_source(tmp_path / "source", task, model, number=11)
+    source = write_source(tmp_path / "source", task, number=11)
     assert main(command(model, source, tmp_path / "whole")) == 1
     done = run(command(model, source, tmp_path / "two"), tmp_path, 2)
     assert done.status == 1 and "1 of 11 files could not be predicted" in done.errors
@@ -170,8 +160,8 @@ def test_two_processes_resume_one_and_write_the_same(task: str, checkpoint: Any,
 def test_results_of_another_model_or_of_other_settings_are_replaced(
     checkpoint: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    model = checkpoint("scenes")
-    source, out = write_source(tmp_path / "source", "scenes", model), tmp_path / "out"
+    model = checkpoint("segmentation")
+    source, out = write_source(tmp_path / "source", "segmentation"), tmp_path / "out"
     assert main(command(model, source, out)) == 1
     first = results(out)
     capfd.readouterr()
@@ -196,8 +186,8 @@ def test_results_of_another_model_or_of_other_settings_are_replaced(
 
 
 def test_a_file_that_was_changed_is_predicted_again(checkpoint: Any, tmp_path: Path) -> None:
-    model = checkpoint("images")
-    source, out = write_source(tmp_path / "source", "images", model), tmp_path / "out"
+    model = checkpoint("classification")
+    source, out = write_source(tmp_path / "source", "classification"), tmp_path / "out"
     assert main(command(model, source, out)) == 1
     shutil.copy(source / "5.jpg", source / "4.jpg")
     assert main(command(model, source, out)) == 1
@@ -212,7 +202,7 @@ NAMES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("task", [task for task in TASKS if task != "motions"])
+@pytest.mark.parametrize("task", ON_IMAGES)
 def test_any_name_has_a_place_of_its_own(
     task: str, checkpoint: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -234,16 +224,16 @@ def test_any_name_has_a_place_of_its_own(
         if (out / folder).exists():
             written = [path for path in (out / folder).rglob("*") if path.is_file()]
             assert len(written) == len({str(path).casefold() for path in written}) == expected
-    if task == "images":
+    if task == "classification":
         assert Image.open(out / "contact_sheet.png").width > 400
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", ON_ONE_DETECTOR)
 def test_the_folder_is_proven_writable_before_the_work(
     task: str, checkpoint: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     model = checkpoint(task)
-    source = write_source(tmp_path / "source", task, model)
+    source = write_source(tmp_path / "source", task)
     (tmp_path / "file").write_text("mine")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / ".progress").write_text("mine")
@@ -261,8 +251,8 @@ def test_the_folder_is_proven_writable_before_the_work(
 
 
 def test_a_disk_that_fills_up_keeps_what_is_predicted(checkpoint: Any, tmp_path: Path) -> None:
-    model = checkpoint("scenes")
-    source, out = write_source(tmp_path / "source", "scenes", model, number=30), tmp_path / "out"
+    model = checkpoint("segmentation")
+    source, out = write_source(tmp_path / "source", "segmentation", number=30), tmp_path / "out"
     large = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
     Image.fromarray(large).save(source / "9.jpg")  # its overlay takes more than there is room
     done = run(command(model, source, out, "--trainer.callbacks+=tests.helpers.faults.FullDisk"), tmp_path)
@@ -278,12 +268,12 @@ def test_a_disk_that_fills_up_keeps_what_is_predicted(checkpoint: Any, tmp_path:
     assert results(out) == results(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("task", ["images", "scenes"])
+@pytest.mark.parametrize("task", ["classification", "segmentation"])
 def test_error_when_asked_for_stops_and_keeps(
     task: str, checkpoint: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     model = checkpoint(task)
-    source, out = write_source(tmp_path / "source", task, model), tmp_path / "out"
+    source, out = write_source(tmp_path / "source", task), tmp_path / "out"
     stop = ["--data.faulty_samples=error", "--data.batch_size=1"]
     assert main(command(model, source, out, *stop)) == 1
     assert [Path(row["path"]).stem for row in table(out)] == ["0", "1"]
@@ -302,21 +292,21 @@ def test_nothing_that_can_be_read_is_a_table_of_reasons(
     source.mkdir()
     for k in range(60):
         (source / f"{k}.png").write_bytes(b"no image")
-    assert main(command(checkpoint("images"), source, tmp_path / "out")) == 1
+    assert main(command(checkpoint("classification"), source, tmp_path / "out")) == 1
     printed = capfd.readouterr()
     assert "60 of 60 files could not be predicted" in printed.err and "and 10 more" in printed.err
     assert [bool(row["error"]) for row in table(tmp_path / "out")] == [True] * 60
     assert "Traceback" not in printed.err
 
 
-@pytest.mark.parametrize("task", [task for task in TASKS if task != "motions"])
+@pytest.mark.parametrize("task", ON_IMAGES)
 def test_strips_are_predicted_or_refused_in_little_memory(task: str, checkpoint: Any, tmp_path: Path) -> None:
     model = checkpoint(task)
     source, out = tmp_path / "source", tmp_path / "out"
     source.mkdir()
     for name, size in (("0", (1, 20_000)), ("1", (20_000, 1)), ("2", (40, 36)), ("3", (1, 1))):
         Image.new("RGB", size, "red").save(source / f"{name}.png")
-    crop = ["--data.crop_pct=0.875"] if task in ("images", "photos") else []
+    crop = ["--data.crop_pct=0.875"] if task in ("classification", "simmim") else []
     done = run(command(model, source, out, *crop, "--trainer.callbacks+=tests.helpers.faults.LittleMemory"), tmp_path)
     assert "Traceback" not in done.errors and done.status in (0, 1), done.errors
     rows = table(out)
@@ -326,8 +316,8 @@ def test_strips_are_predicted_or_refused_in_little_memory(task: str, checkpoint:
 
 
 def test_a_run_without_a_folder_of_its_own_keeps_what_it_predicted(checkpoint: Any, tmp_path: Path) -> None:
-    model = checkpoint("images")
-    source = write_source(tmp_path / "source", "images", model)
+    model = checkpoint("classification")
+    source = write_source(tmp_path / "source", "classification")
     arguments = [f"--ckpt_path={model}", f"--data.source={source}", f"--runs={tmp_path / 'runs'}"]
     assert main(["predict", *arguments, "--data.faulty_samples=error", "--data.batch_size=1"]) == 1
     (out,) = tmp_path.glob("runs/*/*/predictions")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,32 +24,20 @@ from swinv2_tasks.training.losses import masked_l1
 from swinv2_tasks.weights import load_weights, save_weights
 from tests.helpers.checkpoints import CHANNELS, DEPTHS, HEADS, randomize, simmim_state
 from tests.helpers.objects import DETECTOR
-from tests.helpers.photos import DATA, new_simmim, write_config, write_photos
-from tests.helpers.processes import run, send_at
-from tests.helpers.resuming import differences
+from tests.helpers.photos import DATA, new_simmim, write_config
+from tests.helpers.runs import from_last, has_left_nothing, predict, read_column, read_table, user_error
 from tests.helpers.tiny import BACKBONE, new_trainer
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_photos(tmp_path_factory.mktemp("photos") / "images")
-
-
-def fit(folder: Path, root: Path, *arguments: str, **changes: Any) -> Path:
-    config = write_config(folder / "photos.yaml", root, **changes)
-    assert main(["fit", f"--config={config}", f"--runs={folder / 'runs'}", *arguments]) == 0
-    return folder / "runs" / "photos" / "0"
+def photos(dataset: Callable[[str], Path]) -> Path:
+    return dataset("simmim")
 
 
 @pytest.fixture(scope="module")
-def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run; not to be changed."""
-    return fit(tmp_path_factory.mktemp("trained"), photos, trainer={"max_epochs": 12, "check_val_every_n_epoch": 6})
-
-
-def metrics(folder: Path, name: str) -> list[float]:
-    with (folder / "metrics.csv").open(newline="") as file:
-        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
+def pretrained(trained_run: Callable[[str], Path]) -> Path:
+    """The folder of a run that learned from the photos; not to be changed."""
+    return trained_run("simmim")
 
 
 # ---- the model
@@ -127,12 +115,10 @@ def test_reconstruction_changes_masked_patches_alone() -> None:
 # ---- from files to files
 
 
-def test_the_loss_falls_and_pictures_are_drawn(trained: Path) -> None:
-    losses = metrics(trained, "train/loss")
-    assert sum(losses[-4:]) < 0.9 * sum(losses[:4])
-    assert len(metrics(trained, "val/loss")) == 2
-    assert [path.name for path in sorted((trained / "pictures").iterdir())] == ["epoch_0005.png", "epoch_0011.png"]
-    sheet = np.asarray(Image.open(trained / "pictures" / "epoch_0011.png"))
+def test_each_validation_draws_reconstructions(pretrained: Path) -> None:
+    assert len(read_column(pretrained, "val/loss")) == 2
+    assert [path.name for path in sorted((pretrained / "pictures").iterdir())] == ["epoch_0005.png", "epoch_0011.png"]
+    sheet = np.asarray(Image.open(pretrained / "pictures" / "epoch_0011.png"))
     assert sheet.shape == (4 * 36, 3 * 36, 3)  # a batch of four: image, masked, reconstruction
     image, masked, filled = (sheet[:32, k * 36 : k * 36 + 32].astype(int) for k in range(3))
     hidden = (image != masked).any(2)
@@ -140,49 +126,13 @@ def test_the_loss_falls_and_pictures_are_drawn(trained: Path) -> None:
     assert np.array_equal(image[~hidden], filled[~hidden])
 
 
-def test_validate_and_predict_need_only_a_checkpoint(trained: Path, photos: Path, tmp_path: Path) -> None:
-    checkpoint = f"--ckpt_path={trained / 'checkpoints' / 'last.ckpt'}"
-    assert main(["validate", checkpoint, f"--runs={tmp_path}", "--name=again"]) == 0
-    assert metrics(tmp_path / "again" / "0", "val/loss")[-1] == pytest.approx(
-        metrics(trained, "val/loss")[-1], rel=1e-5
-    )
-    source = [f"--data.source={photos / 'val'}", f"--output={tmp_path / 'out'}"]
-    assert main(["predict", checkpoint, f"--runs={tmp_path}", *source]) == 0
-    with (tmp_path / "out" / "predictions.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+def test_predictions_are_a_table_of_losses_and_reconstructions(pretrained: Path, photos: Path, tmp_path: Path) -> None:
+    output = predict(tmp_path, from_last(pretrained), f"--data.source={photos / 'val'}")
+    rows = read_table(output / "predictions.csv")
     assert len(rows) == 12
     for row in rows:
-        assert Image.open(tmp_path / "out" / row["picture"]).size == (3 * 36, 36)
+        assert Image.open(output / row["picture"]).size == (3 * 36, 36)
         assert 0 < float(row["loss"]) < 10
-
-
-def test_scores_of_two_processes_are_those_of_one(trained: Path, tmp_path: Path) -> None:
-    found = []
-    for processes in (1, 2):
-        arguments = [f"--ckpt_path={trained / 'checkpoints' / 'last.ckpt'}", f"--name={processes}"]
-        done = run(["validate", *arguments, "--data.batch_size=1"], tmp_path, processes)
-        assert done.status == 0, done.errors
-        found.append((tmp_path / "runs" / str(processes) / "0" / "metrics.csv").read_text())
-    assert found[0] == found[1]
-
-
-@pytest.mark.slow
-def test_a_training_killed_in_an_epoch_ends_as_an_undisturbed_one(photos: Path, tmp_path: Path) -> None:
-    """Masks, too, are drawn as they would have been."""
-    settings = {"callbacks": [{"class_path": "tests.helpers.faults.SendSignal"}], "max_epochs": 2}
-    write_config(tmp_path / "photos.yaml", photos, trainer=settings, data={"init_args": {"num_workers": 1}})
-    straight, killed = tmp_path / "straight", tmp_path / "killed"
-    arguments = ["fit", f"--config={tmp_path / 'photos.yaml'}", "--save.every_n_steps=1"]
-    for folder in (straight, killed):
-        folder.mkdir()
-    assert run(arguments, straight).status == 0
-    assert run(arguments, killed, **send_at(7)).status == -9
-    assert run(["fit", "--resume", "runs/photos/0"], killed).status == 0
-    one, two = (
-        torch.load(folder / "runs/photos/0/checkpoints/last.ckpt", weights_only=True) for folder in (straight, killed)
-    )
-    assert differences(one["state_dict"], two["state_dict"]) == []
-    assert differences(one["optimizer_states"], two["optimizer_states"]) == []
 
 
 # ---- its weights in other tasks
@@ -202,9 +152,10 @@ def other_task(kind: str, numbers: dict[str, Any]) -> LightningModule:
 
 @pytest.mark.parametrize("origin", ["own", "official"])
 @pytest.mark.parametrize("kind", ["classification", "segmentation", "detection", "video"])
-def test_every_other_task_starts_from_it(kind: str, origin: str, trained: Path, tmp_path: Path) -> None:
+def test_every_other_task_starts_from_it(kind: str, origin: str, pretrained: Path, tmp_path: Path) -> None:
     if origin == "own":
-        file, numbers = trained / "checkpoints" / "best.ckpt", {k: v for k, v in BACKBONE.items() if k != "window_size"}
+        file = pretrained / "checkpoints" / "best.ckpt"
+        numbers = {name: value for name, value in BACKBONE.items() if name != "window_size"}
         windows = ((4, 4), (4, 4))
     else:
         file, numbers = tmp_path / "simmim.pth", {"embed_dim": CHANNELS, "depths": DEPTHS, "num_heads": HEADS}
@@ -244,11 +195,7 @@ def test_official_files_are_read_and_written_whole(tmp_path: Path) -> None:
 # ---- mistakes
 
 
-def test_mistakes(
-    trained: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(UserError, match=r"works on images.*inflation"):
-        SimMIMTask(SwinTransformerV2(8, (1,), (1,), patch_size=(2, 4, 4)))
+def test_a_target_window_or_a_mask_that_does_not_fit_is_refused() -> None:
     with pytest.raises(UserError, match=r"norm_target_patch_size must be 0 or an odd number"):
         new_simmim(norm_target_patch_size=8)
     task = new_simmim()
@@ -256,21 +203,21 @@ def test_mistakes(
         with pytest.raises(UserError, match=r"does not fit images of"):
             task(torch.randn(1, 3, size, size), torch.ones(1, *mask, dtype=torch.bool))
 
-    def message(*arguments: str, **changes: Any) -> str:
-        config = write_config(tmp_path / "photos.yaml", photos, **changes)
-        assert main(["fit", f"--config={config}", f"--runs={tmp_path / 'runs'}", *arguments]) == 1
-        return capsys.readouterr().err
 
-    assert "data.image_size is 36" in message("--data.image_size=36") and "Take 32" in message("--data.image_size=36")
-    assert "only 24 training samples" in message("--data.batch_size=100")
-    assert "a mask of (16, 16) patches does not fit" in message("--data.mask_patch_size=2")
-    assert "does not exist" in message("--data.root=nowhere")
-    (tmp_path / "empty").mkdir()
-    assert "holds no image" in message(f"--data.root={tmp_path / 'empty'}")
-    wider = SwinTransformerV2(16, (1, 1), (1, 2), 4)
-    save_weights(wider, tmp_path / "wider.pth")
-    assert "Choose the model that the file holds" in message(f"--model.weights={tmp_path / 'wider.pth'}")
-    assert not (tmp_path / "runs" / "photos").exists() or not any((tmp_path / "runs" / "photos").iterdir())
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("--data.image_size=36", ["data.image_size is 36", "Take 32"]),
+        ("--data.mask_patch_size=2", ["a mask of (16, 16) patches does not fit"]),
+    ],
+)
+def test_mistakes_in_settings_are_reported(
+    argument: str, words: list[str], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(tmp_path / "photos.yaml", photos)
+    message = user_error(capsys, "fit", f"--config={config}", f"--runs={tmp_path / 'runs'}", argument)
+    assert [word for word in words if word not in message] == []
+    assert has_left_nothing(tmp_path / "runs")
 
 
 def test_unreadable_files_stop_by_name_or_are_left_out(

@@ -34,7 +34,6 @@ def metrics(folder: Path) -> list[dict[str, str]]:
 
 
 CASES: dict[str, dict[str, Any]] = {
-    "kill": {"signals": [send_at(14)], "save.every_n_steps": 3},
     "kill twice, workers, averaged weights": {
         "signals": [send_at(14), send_at(25)],
         "callbacks": [EMA],
@@ -128,7 +127,6 @@ CASES: dict[str, dict[str, Any]] = {
 FAST = (
     "stopped in the last validation, limited in steps",
     "a scheduler that watches the validation",
-    "kill",
     "kill twice, workers, averaged weights",
     "stopped in validations, averaged weights",
 )

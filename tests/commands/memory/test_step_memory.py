@@ -53,11 +53,11 @@ def estimate(
     ("build", "published", "within"),
     [
         (swinv2_tiny, 27_578_154, 0),
-        (swinv2_small, 48_959_418, 0),
-        (swinv2_base, 86_893_816, 0),
-        (swinv2_large, 195_202_932, 0),
-        (swinv2_huge, 655e6, 0.5e6),
-        (swinv2_giant, 2.998e9, 0.5e6),
+        pytest.param(swinv2_small, 48_959_418, 0, marks=pytest.mark.slow),
+        pytest.param(swinv2_base, 86_893_816, 0, marks=pytest.mark.slow),
+        pytest.param(swinv2_large, 195_202_932, 0, marks=pytest.mark.slow),
+        pytest.param(swinv2_huge, 655e6, 0.5e6, marks=pytest.mark.slow),
+        pytest.param(swinv2_giant, 2.998e9, 0.5e6, marks=pytest.mark.slow),
     ],
 )
 def test_weights_are_those_published(build: Any, published: float, within: float) -> None:
@@ -130,9 +130,16 @@ def real_step(size: int, side: int, **settings: Any) -> tuple[int, int]:
     return kept, max(gradients + forward, backward)
 
 
-@pytest.mark.parametrize("checkpointed", [False, True])
-@pytest.mark.parametrize("drop_path_rate", [0.0, 0.2])
-def test_a_step_without_data_allocates_what_one_with_data_does(checkpointed: bool, drop_path_rate: float) -> None:
+@pytest.mark.parametrize(
+    ("drop_path_rate", "checkpointed"),
+    [
+        (0.2, False),
+        (0.0, True),
+        pytest.param(0.0, False, marks=pytest.mark.slow),
+        pytest.param(0.2, True, marks=pytest.mark.slow),
+    ],
+)
+def test_a_step_without_data_allocates_what_one_with_data_does(drop_path_rate: float, checkpointed: bool) -> None:
     settings = {"checkpoint_stages": checkpointed, "drop_path_rate": drop_path_rate}
     kept, peak = real_step(4, 128, **settings)
     found = estimate(size=4, side=128, **settings)
@@ -141,7 +148,15 @@ def test_a_step_without_data_allocates_what_one_with_data_does(checkpointed: boo
     assert found.passes_peak - held == pytest.approx(peak, rel=0.05)  # some operations are decomposed otherwise
 
 
-@pytest.mark.parametrize("settings", [{}, {"checkpoint_stages": True}, {"extra_norm_every": 3}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({}, marks=pytest.mark.slow),  # as with further norms
+        {"checkpoint_stages": True},
+        {"extra_norm_every": 3},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.slow)])
 def test_blocks_that_repeat_count_as_often_as_they_are_there(
     monkeypatch: pytest.MonkeyPatch, device: str, settings: dict[str, Any]
