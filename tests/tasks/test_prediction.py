@@ -108,7 +108,7 @@ def test_bad_files_are_listed_and_the_others_predicted(
 @pytest.mark.parametrize("task", ON_ONE_DETECTOR)
 def test_a_prediction_that_is_killed_resumes(task: str, checkpoint: Any, tmp_path: Path) -> None:
     model = checkpoint(task)
-    source = write_source(tmp_path / "source", task, number=40)
+    source = write_source(tmp_path / "source", task, number=20)
     batches = "--data.batch_size=3"
     assert main(command(model, source, tmp_path / "whole", batches)) == 1
 
@@ -228,7 +228,9 @@ def test_any_name_has_a_place_of_its_own(
         assert Image.open(out / "contact_sheet.png").width > 400
 
 
-@pytest.mark.parametrize("task", ON_ONE_DETECTOR)
+@pytest.mark.parametrize(
+    "task", [name if name == "segmentation" else pytest.param(name, marks=pytest.mark.slow) for name in ON_ONE_DETECTOR]
+)
 def test_the_folder_is_proven_writable_before_the_work(
     task: str, checkpoint: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

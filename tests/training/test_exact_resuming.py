@@ -125,7 +125,6 @@ CASES: dict[str, dict[str, Any]] = {
     },
 }
 FAST = (
-    "stopped in the last validation, limited in steps",
     "a scheduler that watches the validation",
     "kill twice, workers, averaged weights",
     "stopped in validations, averaged weights",
