@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-
 SLOW_TIMEOUT = 3600
 """Seconds that a slow test may take; the others' limit is in pyproject.toml."""
 
