@@ -26,7 +26,10 @@ def outputs(session: onnxruntime.InferenceSession, x: Tensor) -> list[Tensor]:
     return [torch.from_numpy(out) for out in session.run(None, {session.get_inputs()[0].name: x.numpy()})]
 
 
-@pytest.mark.parametrize("gradients", [True, False], ids=["gradients on", "gradients off"])
+@pytest.mark.parametrize(
+    "gradients",
+    [pytest.param(True, id="gradients on"), pytest.param(False, id="gradients off", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize(
     "name",
     [
