@@ -6,8 +6,8 @@ Autograd would keep the normalized queries and keys and the softmax of every win
 the rest again on the way back. PyTorch's fused CPU kernel, which the forward pass goes through, has no gradient for the
 bias, so the backward pass is written out.
 
-Two types meet here: that of qkv, half a float perhaps ("narrow" below), and that of the bias, float32 at least ("wide").
-Logits and softmax are wide throughout; the products of the backward pass are narrow.
+Two types meet here: that of qkv, half a float perhaps ("narrow" below), and that of the bias, float32 at least
+("wide"). Logits and softmax are wide throughout; the products of the backward pass are narrow.
 
 Shapes: B images, W windows per image, N tokens per window, H heads, D head width, C = H·D channels.
 In a chunk: b images, w windows of each, P = b·w windows in all.
@@ -89,8 +89,8 @@ class CPUCosineAttention(torch.autograd.Function):
                 logits = torch.bmm(q, k.mT).unflatten(0, (-1, heads)).add_(chunk_bias)
                 weights = torch.softmax(logits, dim=-1).flatten(0, 1)  # (P·H, N, N)
 
-                # attended = weights · v, where v lacks its bias: that would move all of a row of grad_weights alike, and
-                # by that no logit.
+                # attended = weights · v, where v lacks its bias: that would move all of a row of grad_weights alike,
+                # and by that no logit.
                 v = chunk[2].flatten(0, 1)
                 grad_v = torch.bmm(weights.to(narrow).mT, grad_attended)
                 grad_weights = torch.bmm(grad_attended, v.mT).to(wide)
@@ -128,7 +128,7 @@ class CPUCosineAttention(torch.autograd.Function):
 
 
 def chunks(qkv: Tensor, bias: Tensor) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
-    """Cuts qkv (B, W, …) into chunks of at most ``CHUNK_LOGITS`` logits, or of one window: whole images where these fit.
+    """Cuts qkv into chunks of at most ``CHUNK_LOGITS`` logits, or of one window; of whole images where these fit.
 
     Args:
         qkv: (B, W, N, 3·C).
