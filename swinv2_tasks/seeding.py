@@ -25,7 +25,7 @@ def seed_generators(seed: int, gpus: bool = True) -> None:
         gpus: also those of the GPUs in use.
     """
     torch.default_generator.manual_seed(seed)
-    if gpus and torch.cuda.is_initialized() and not torch.cuda._is_in_bad_fork():
+    if gpus and torch.cuda.is_initialized():  # which it is not in a forked process
         torch.cuda.manual_seed_all(seed)  # not torch.manual_seed, which queues a traceback while CUDA is not in use
     np.random.seed(seed)
     random.seed(seed)

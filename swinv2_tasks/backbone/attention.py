@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from swinv2_tasks.backbone.cpu_attention import CPUCosineAttention
 from swinv2_tasks.backbone.plain_modules import is_plain
 from swinv2_tasks.backbone.window import Size, WindowGrid, attention_mask
+from swinv2_tasks.torch_internals import version_of
 
 MAX_LOGIT_SCALE = math.log(100.0)
 """Upper limit of the learned logarithmic temperature."""
@@ -150,7 +151,7 @@ class WindowAttention(nn.Module):
         parameters = tuple(self.cpb_mlp.parameters())
         if any(p.is_inference() for p in parameters):  # these do not count their changes
             return self._bias(grid, pretrained_window)
-        versions = tuple((p.data_ptr(), p._version, p.dtype, p.device) for p in parameters)
+        versions = tuple((p.data_ptr(), version_of(p), p.dtype, p.device) for p in parameters)
         key = (grid, pretrained_window, versions)
         if self._cached_bias is None or self._cached_bias[0] != key:
             self._cached_bias = (key, self._bias(grid, pretrained_window))

@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from swinv2_tasks.torch_internals import softmax_backward
+
 CHUNK_LOGITS = 2**20
 """Logits that are computed at once: 4 MiB of float32."""
 
@@ -96,7 +98,7 @@ class CPUCosineAttention(torch.autograd.Function):
                 grad_weights = torch.bmm(grad_attended, v.mT).to(wide)
 
                 # weights = softmax(logits)
-                grad_logits = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, wide)
+                grad_logits = softmax_backward(grad_weights, weights, -1, wide)
 
                 # logits = q · kᵀ + bias
                 narrow_grad_logits = grad_logits.to(narrow)

@@ -341,12 +341,12 @@ class SwinTransformerV2(nn.Module):
     @property
     def window_size(self) -> tuple[Size, ...]:
         """Window sides per stage and axis."""
-        return tuple(stage.window_size for stage in self._stages)
+        return tuple(stage.window_size for stage in self.stages)
 
     @property
     def pretrained_window_size(self) -> tuple[Size | None, ...]:
         """Window sides per stage and axis that the position bias was trained with; None where there were none."""
-        return tuple(stage.pretrained_window_size for stage in self._stages)
+        return tuple(stage.pretrained_window_size for stage in self.stages)
 
     @property
     def strides(self) -> tuple[int | Size, ...]:
@@ -362,16 +362,16 @@ class SwinTransformerV2(nn.Module):
         to transfer a model trained here, first fix them with ``set_pretrained_window(effective_windows(size))``.
         """
         windows = expand_window(window_size, len(self.depths), self.axes)
-        for stage, window in zip(self._stages, windows, strict=True):
+        for stage, window in zip(self.stages, windows, strict=True):
             for block in cast(list[SwinBlock], stage.blocks):
                 cast(BiasTable, block.attn.cpb_mlp).set_window(window)  # the first to refuse leaves all unchanged
-        for stage, window in zip(self._stages, windows, strict=True):
+        for stage, window in zip(self.stages, windows, strict=True):
             stage.window_size = window
 
     def set_pretrained_window(self, pretrained_window_size: WindowSize | Sequence[Size | None] | None) -> None:
         """Fixes the windows that the position bias was trained with; None where there were none."""
         windows = expand_pretrained_window(pretrained_window_size, len(self.depths), self.axes)
-        for stage, window in zip(self._stages, windows, strict=True):
+        for stage, window in zip(self.stages, windows, strict=True):
             stage.pretrained_window_size = window
 
     def effective_windows(self, image_size: int | Sequence[int]) -> tuple[Size, ...]:
@@ -379,13 +379,14 @@ class SwinTransformerV2(nn.Module):
         pixels = (image_size,) * self.axes if isinstance(image_size, int) else tuple(image_size)
         size = [-(-side // patch) for side, patch in zip(pixels, self.patch_size, strict=True)]
         windows = []
-        for stage in self._stages:
+        for stage in self.stages:
             windows.append(effective_window(tuple(size), stage.window_size))
             size[-2:] = [-(-side // 2) for side in size[-2:]]
         return tuple(windows)
 
     @property
-    def _stages(self) -> list[SwinStage]:
+    def stages(self) -> list[SwinStage]:
+        """The stages, from the finest map to the coarsest: ``layers`` by its type."""
         return cast(list[SwinStage], list(self.layers))
 
     def _frozen(self) -> list[nn.Module]:
@@ -423,7 +424,7 @@ class SwinTransformerV2(nn.Module):
         x = self.patch_embed(x)
         if mask is not None and mask_token is not None:
             x = torch.where(mask[..., None], mask_token.view(-1).to(x.dtype), x)
-        for stage in self._stages:
+        for stage in self.stages:
             x = stage(x)
             maps.append(x.movedim(-1, 1))
             if stage.downsample is not None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+from swinv2_tasks.training.lightning_internals import forget_last_validation, is_last_batch, may_stop_early
 
 
 class LastValidation(Callback):
@@ -66,13 +67,12 @@ class LastValidation(Callback):
 
     @staticmethod
     def _is_last_step(trainer: Trainer) -> bool:
-        loop = trainer.fit_loop.epoch_loop
-        if trainer.should_stop and trainer.fit_loop._can_stop_early:
+        if trainer.should_stop and may_stop_early(trainer):
             return True
         if trainer.global_step >= trainer.max_steps != -1:
             return True
         in_last_epoch = trainer.max_epochs not in (None, -1) and trainer.current_epoch + 1 >= trainer.max_epochs
-        return in_last_epoch and loop._num_ready_batches_reached()
+        return in_last_epoch and is_last_batch(trainer)
 
     def _validate_now(self, trainer: Any) -> None:
         """Lets the interval be every epoch and every batch."""
@@ -80,8 +80,7 @@ class LastValidation(Callback):
         if trainer.check_val_every_n_epoch is not None:  # None counts batches over all epochs
             trainer.check_val_every_n_epoch = 1
         trainer.val_check_batch = 1
-        if trainer._val_check_time_interval is not None:
-            trainer._last_val_time = -math.inf
+        forget_last_validation(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._max_steps is not None:

@@ -21,7 +21,7 @@ import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, RichProgressBar, WeightAveraging
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -49,6 +49,7 @@ from swinv2_tasks.errors import Interrupted, UserError, exception_in
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.hyperparameters import task_record
 from swinv2_tasks.tasks.base import BaseTask
+from swinv2_tasks.training.lightning_internals import CheckpointCheckingCLI, ParseOnly
 from swinv2_tasks.training.optim import optimizer_class
 from swinv2_tasks.training.run_checkpoint import AtomicCheckpointIO, RunCheckpoint, newest_intact
 from swinv2_tasks.training.run_folder import (
@@ -78,7 +79,7 @@ class WholeConfig(SaveConfigCallback):
         replace_file(folder / "config.yaml", lambda file: file.write_text(text))
 
 
-class TasksCLI(LightningCLI):
+class TasksCLI(CheckpointCheckingCLI):
     """LightningCLI with this package's run folders, checkpoints and pictures.
 
     Args:
@@ -176,13 +177,10 @@ class TasksCLI(LightningCLI):
         parser.link_arguments(("model", "data"), "data.init_args.masks", masks_to_read)
         parser.link_arguments(("model", "data"), "data.init_args.stuff_classes", stuff_classes_to_read)
 
-    def _parse_ckpt_path(self) -> None:
-        # Lightning would build whatever classes the checkpoint's hyper_parameters name.
-        checkpoint = self.config[self.config.subcommand]["ckpt_path"]
-        if checkpoint is not None:
-            task_record(read_contents(Path(checkpoint)), checkpoint)  # complains
-            if Path(checkpoint).suffix == ".ckpt" and (reason := find_corruption(Path(checkpoint))) is not None:
-                raise UserError(f"{checkpoint} is corrupt: {reason}")
+    def check_checkpoint(self, path: str) -> None:
+        task_record(read_contents(Path(path)), path)  # raises where it is no checkpoint of a run
+        if Path(path).suffix == ".ckpt" and (reason := find_corruption(Path(path))) is not None:
+            raise UserError(f"{path} is corrupt: {reason}")
 
     def before_instantiate_classes(self) -> None:
         config = self._config
@@ -236,7 +234,7 @@ class TasksCLI(LightningCLI):
         self.folder = folder = self.resume or run_folder(Path(config["runs"]) / config["name"])
         os.environ[RUN_DIR] = str(folder)
         if config["trainer"]["logger"] is not False:
-            others = self._get(self.config_init, "trainer")["logger"]
+            others = self.config_init[self.subcommand]["trainer"]["logger"]
             if others in (None, True):
                 others = []
             kwargs["logger"] = [*self._run_loggers(), *(others if isinstance(others, list) else [others])]
@@ -309,16 +307,8 @@ class TasksCLI(LightningCLI):
             print("checkpoint.monitor is null: no checkpoint is the best, the weights are those of the last one")
 
 
-class ReadingCLI(TasksCLI):
-    """The command line that only reads its arguments: ``config`` holds what they say."""
-
-    def _set_seed(self) -> None: ...
-
-    def before_instantiate_classes(self) -> None: ...
-
-    def instantiate_classes(self) -> None: ...
-
-    def _run_subcommand(self, subcommand: str) -> None: ...
+class ParseOnlyCLI(ParseOnly, TasksCLI):
+    """The command line that only parses its arguments: ``config`` holds what they say."""
 
 
 def masks_to_read(model: dict[str, Any], data: dict[str, Any]) -> bool | None:

@@ -26,6 +26,7 @@ from swinv2_tasks.datamodules.readers.videos import find_damage
 from swinv2_tasks.datamodules.shards import StoredImage, write_shards
 from swinv2_tasks.errors import FaultyFiles, Interrupted, UserError, printable
 from swinv2_tasks.files import prove_writable, replace_file
+from swinv2_tasks.python_internals import kill_workers
 from swinv2_tasks.training.run_folder import lock, open_folder
 
 SPLITS = ("train", "val", "test")
@@ -344,9 +345,7 @@ class _Lane:
     def _end(self) -> None:
         if (pool := self.pool) is not None:
             self.pool = None
-            for process in list((pool._processes or {}).values()):  # a hung one would keep the pool, which has no kill
-                process.kill()
-            pool.shutdown(wait=False, cancel_futures=True)
+            kill_workers(pool)  # a hung one would keep it
 
 
 def _is_ready() -> bool:

@@ -18,12 +18,12 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch.utils.data import DataLoader, Dataset, get_worker_info
-from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
+from torch.utils.data import Dataset, get_worker_info
 
 from swinv2_tasks.batches import SampleCounts
 from swinv2_tasks.errors import UserError, printable
 from swinv2_tasks.seeding import derive_seed, seed_generators
+from swinv2_tasks.torch_internals import ForkSafeDataLoader, end_workers
 
 log = logging.getLogger("swinv2_tasks")
 
@@ -315,7 +315,7 @@ class BatchLoader:
         self._reader = _Reader(
             dataset, collate, stop_at_fault=faults.policy == "error", training=order.drop_last, num_workers=num_workers
         )
-        self._loader = _ForkSafeLoader(
+        self._loader = ForkSafeDataLoader(
             self._reader,
             batch_size=None,
             sampler=self._plans,
@@ -328,7 +328,7 @@ class BatchLoader:
         )
 
         # Before multiprocessing closes their queues and ends them by a signal, which they outlive for a while.
-        Finalize(self, _end_workers, args=(self._loader,), exitpriority=100)
+        Finalize(self, end_workers, args=(self._loader,), exitpriority=100)
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
@@ -356,7 +356,7 @@ class BatchLoader:
 
     def close(self) -> None:
         """End the workers. Another iteration starts new ones."""
-        _end_workers(self._loader)
+        end_workers(self._loader)
 
     def state_dict(self) -> dict[str, int]:
         """The place in the training: `epoch`, and `batches` taken from it."""
@@ -387,36 +387,6 @@ class BatchLoader:
             "data.num_workers; if the file makes its decoder crash, remove it. With data.num_workers=0 the main "
             "process reads, and shows the crash itself."
         )
-
-
-class _ForkSafeLoader(DataLoader):
-    """A DataLoader whose workers are ended by none but the process that started them."""
-
-    def _get_iterator(self) -> _BaseDataLoaderIter:
-        return _ForkSafeIterator(self) if self.num_workers else super()._get_iterator()
-
-
-class _ForkSafeIterator(_MultiProcessingDataLoaderIter):
-    """Torch's iterator, which would end its workers wherever it is collected.
-
-    What a process has forked holds copies of all iterators of that process. One that nobody refers to any more, of an
-    earlier run, say, is collected in the workers of the next one as well, where ending its workers cannot but fail.
-    """
-
-    def __init__(self, loader: DataLoader) -> None:
-        self._process = os.getpid()
-        super().__init__(loader)
-
-    def _shutdown_workers(self) -> None:
-        if os.getpid() == self._process:
-            super()._shutdown_workers()
-
-
-def _end_workers(loader: DataLoader) -> None:
-    iterator: Any = loader._iterator
-    loader._iterator = None
-    if iterator is not None and loader.num_workers:
-        iterator._shutdown_workers()
 
 
 def sample_id(dataset: Dataset, index: int) -> str:

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import clip_boxes_to_image, generalized_box_iou_loss
@@ -34,6 +33,7 @@ from swinv2_tasks.heads.mask_rcnn import (
     masks_of_classes,
     with_masks,
 )
+from swinv2_tasks.heads.torchvision_internals import BoxCoder
 
 THRESHOLDS = (0.5, 0.6, 0.7)
 """Intersection over union from which on a proposal is positive, stage by stage."""

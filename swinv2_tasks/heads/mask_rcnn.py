@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
@@ -31,6 +30,7 @@ from swinv2_tasks.errors import UserError
 from swinv2_tasks.heads.fpn import FeaturePyramid
 from swinv2_tasks.heads.roi_align import MultiLevelRoIAlign, pool_rois
 from swinv2_tasks.heads.rpn import Anchors, RegionProposals, match_boxes
+from swinv2_tasks.heads.torchvision_internals import BalancedPositiveNegativeSampler, BoxCoder
 from swinv2_tasks.hyperparameters import Recorded
 
 

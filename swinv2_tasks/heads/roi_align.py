@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
+from swinv2_tasks.torch_internals import check
+
 FINEST_SIDE = 14
 """Side of a square RoI, in cells of the first level, below which the first level is always the one; twice as large it
 belongs to the next one. https://arxiv.org/abs/1612.03144, equation 1: 224 pixels belong to stride 16."""
@@ -44,7 +46,7 @@ class MultiLevelRoIAlign(nn.Module):
         ]
 
         order = torch.cat(rows).argsort()  # from level by level to image by image
-        torch._check(order.shape[0] == rois.shape[0])  # which an exported graph cannot know by itself
+        check(order.shape[0] == rois.shape[0])  # which an exported graph cannot know by itself
         return torch.cat(pooled).index_select(0, order)
 
     def levels_of(self, boxes: Tensor) -> Tensor:

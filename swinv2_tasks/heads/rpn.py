@@ -114,7 +114,7 @@ class RegionProposals(RegionProposalNetwork):
             num_anchors_per_level: anchors of an image on each level.
         """
         objectness = objectness.detach().reshape(len(proposals), -1)
-        top = self._get_top_n_idx(objectness, list(num_anchors_per_level))
+        top = self.top_of_levels(objectness, num_anchors_per_level)
         levels = torch.cat([top.new_full((number,), level) for level, number in enumerate(num_anchors_per_level)])
 
         kept_boxes, kept_scores = [], []
@@ -131,6 +131,15 @@ class RegionProposals(RegionProposalNetwork):
             kept_boxes.append(boxes[indices])
             kept_scores.append(scores[indices])
         return kept_boxes, kept_scores
+
+    def top_of_levels(self, objectness: Tensor, num_anchors_per_level: Sequence[int]) -> Tensor:
+        """Of each level the highest-scoring anchors, as indices (B, K) into objectness (B, A)."""
+        indices, first = [], 0
+        for scores in objectness.split(list(num_anchors_per_level), dim=1):
+            number = min(self.pre_nms_top_n(), scores.shape[1])
+            indices.append(scores.topk(number, dim=1).indices + first)
+            first += scores.shape[1]
+        return torch.cat(indices, dim=1)
 
     @torch.no_grad()
     def assign_targets_to_anchors(

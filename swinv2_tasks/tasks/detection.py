@@ -22,6 +22,7 @@ from swinv2_tasks.heads.mask_rcnn import DetectionHead, DetectorConfig
 from swinv2_tasks.inference.detection import DetectionInference, Detections, detect, pad_images, paste_masks
 from swinv2_tasks.inference.segmentation import Rescaled
 from swinv2_tasks.tasks.base import BaseTask
+from swinv2_tasks.training.lightning_internals import attached_trainer
 from swinv2_tasks.training.optim import StepSchedule
 from swinv2_tasks.weights.finite import describe_nonfinite, find_nonfinite
 
@@ -98,7 +99,7 @@ class DetectionTask(BaseTask):
         Raises:
             UserError: the weights are not finite, or what comes of them is not.
         """
-        is_checked = self._trainer is not None or torch.compiler.is_exporting()  # by a trainer's hooks
+        is_checked = attached_trainer(self) is not None or torch.compiler.is_exporting()  # by a trainer's hooks
         if not is_checked and (names := find_nonfinite({"backbone": self.backbone, "head": self.head})):
             raise UserError(describe_nonfinite(names))
 

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from swinv2_tasks.batches import task_data
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.seeding import derive_seed, seed_generators
+from swinv2_tasks.torch_internals import unscales_gradients
 from swinv2_tasks.training.sharding import gather, total_norm
 
 log = logging.getLogger("swinv2_tasks")
@@ -122,7 +123,7 @@ class GuardedTask(LightningModule):
         parameters, norm = self._check_step(optimizer)
         scaler = self._scaler()
         # Not by Lightning, which refuses fused optimizers, that with a gradient scaler alone would clip wrongly.
-        if gradient_clip_val and scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+        if gradient_clip_val and scaler is not None and unscales_gradients(optimizer):
             raise UserError(
                 "a fused optimizer undoes the scaling of float16 by itself, after gradients were clipped: train in "
                 "bf16-mixed, or without optimizer.fused or trainer.gradient_clip_val"

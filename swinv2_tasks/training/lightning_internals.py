@@ -1,10 +1,110 @@
-"""What is used of Lightning beyond its public interface, and nowhere else; a test names what is gone."""
+"""What is used of Lightning beyond its public interface, and nowhere else.
+
+The rule: no other module of the package names a private member of Lightning, one whose name or module begins with an
+underscore, be it imported, called, set, overridden or read off a checkpoint. Each is used here, in a function or class
+whose name says what for. ``tests/test_fences.py`` finds those used elsewhere, and for each one here that is gone fails
+with its name; so an upgrade of Lightning is a look at this file. pyproject.toml's bounds of Lightning follow from it.
+"""
 
 from __future__ import annotations
 
+import math
+import signal
 from typing import Any, NamedTuple
 
+from lightning.fabric.plugins.environments import ClusterEnvironment
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.utils.data import DataLoader
+
+# ---- modules
+
+
+def attached_trainer(module: LightningModule) -> Trainer | None:
+    """The trainer that runs a module; None where none does, for which the property ``trainer`` raises."""
+    return module._trainer
+
+
+# ---- where a training stands, asked as a training batch ends
+
+
+def is_accumulating(trainer: Trainer) -> bool:
+    """Whether the gradients so far wait for those of further batches, before a step is made of them."""
+    return trainer.fit_loop.epoch_loop._should_accumulate()
+
+
+def is_last_batch(trainer: Trainer) -> bool:
+    """Whether the batch is the epoch's last."""
+    return trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+
+
+def is_epoch_done(trainer: Trainer) -> bool:
+    """Whether no batch follows, be it the epoch's last or the training's last step."""
+    return trainer.fit_loop.epoch_loop._is_training_done
+
+
+def is_validation_next(trainer: Trainer) -> bool:
+    """Whether a validation follows."""
+    loop: Any = trainer.fit_loop
+    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+
+
+def may_stop_early(trainer: Trainer) -> bool:
+    """Whether the training has come as far as it has to, so that ``trainer.should_stop`` ends it."""
+    return trainer.fit_loop._can_stop_early
+
+
+def forget_last_validation(trainer: Any) -> None:
+    """Where validations follow an interval of time, lets the next one be due at once."""
+    if trainer._val_check_time_interval is not None:
+        trainer._last_val_time = -math.inf
+
+
+# ---- checkpoints
+
+
+def make_checkpoint(trainer: Any) -> dict[str, Any]:
+    """What ``trainer.save_checkpoint`` would write."""
+    return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+
+
+def complete_epoch(checkpoint: dict[str, Any]) -> None:
+    """Lets a checkpoint that is made as the epoch's last batch ends resume after it, in the next epoch."""
+    progress = checkpoint["loops"]["fit_loop"]
+    batches = progress["epoch_loop.batch_progress"]
+    for counts in (batches["total"], batches["current"]):
+        counts["completed"] = counts["processed"]
+    progress["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
+
+
+def restart_validation(checkpoint: dict[str, Any]) -> None:
+    """Lets a checkpoint that is made before or in a validation resume with all of that."""
+    counts = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+    done = counts["total"]["completed"] - counts["current"]["completed"]
+    counts["total"].update(ready=done + 1, started=done + 1, processed=done, completed=done)
+    counts["current"].update(ready=0, started=0, processed=0, completed=0)
+
+
+# ---- clusters and strategies
+
+
+def cluster_environment(trainer: Any) -> ClusterEnvironment:
+    """What tells processes of one another: SLURM, torchrun, Lightning itself."""
+    return trainer._accelerator_connector.cluster_environment
+
+
+def requeue(trainer: Any, number: int | None) -> None:
+    """Saves and requeues the job, as Lightning does under SLURM on a signal; None: the usual one."""
+    trainer._signal_connector._slurm_sigusr_handler_fn(number or signal.SIGUSR1, None)
+
+
+def shard_over_all_processes(strategy: ModelParallelStrategy) -> None:
+    """Lets each process hold one shard of a model; Lightning's ``auto`` is a shard for each node."""
+    strategy._data_parallel_size = strategy.num_nodes * strategy.num_processes
+
+
+# ---- the training loader
 
 
 class TrainingLoader(NamedTuple):
@@ -35,3 +135,30 @@ def _batch_size(loader: Any) -> int | None:
     if not isinstance(loader, DataLoader):
         return None
     return loader.batch_size if loader.batch_size is not None else getattr(loader.batch_sampler, "batch_size", None)
+
+
+# ---- the command line
+
+
+class CheckpointCheckingCLI(LightningCLI):
+    """LightningCLI that takes no settings from a checkpoint: it would build whatever classes a file names."""
+
+    def check_checkpoint(self, path: str) -> None:
+        """Called with what ``ckpt_path`` names, once all arguments are parsed; raises where it cannot be used."""
+
+    def _parse_ckpt_path(self) -> None:
+        path = self.config[self.config.subcommand]["ckpt_path"]
+        if path is not None:
+            self.check_checkpoint(path)
+
+
+class ParseOnly(LightningCLI):
+    """Mixed into a LightningCLI, lets it parse its arguments into ``config`` and do nothing else."""
+
+    def _set_seed(self) -> None: ...
+
+    def before_instantiate_classes(self) -> None: ...
+
+    def instantiate_classes(self) -> None: ...
+
+    def _run_subcommand(self, subcommand: str) -> None: ...

@@ -24,8 +24,8 @@ class MeasuredTask(LightningModule):
 
     def log(self, name: str, value: Any, **settings: Any) -> None:  # type: ignore[override]
         """As Lightning's; inside another LightningModule that one logs, and without a trainer nobody does."""
-        trainer = self._trainer
-        if trainer is None and self._fabric is None:
+        trainer = attached_trainer(self)
+        if trainer is None and self.fabric is None:
             return
         owner = self if trainer is None else trainer.lightning_module
         if owner is self:
@@ -37,7 +37,7 @@ class MeasuredTask(LightningModule):
         """The task's metrics for one of several evaluation loaders: themselves for the first, copies for the others."""
         if dataloader_idx == 0:
             return metrics
-        attribute = next(name for name, module in self._modules.items() if module is metrics)
+        attribute = next(name for name, module in self.named_children() if module is metrics)
         key = f"{attribute}_{dataloader_idx}"
         if key not in self._further_metrics:
             copied = copy.deepcopy(metrics)

@@ -17,6 +17,7 @@ from swinv2_tasks.batches import task_data
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.hyperparameters import Recorded, recorded_arguments, task_record
 from swinv2_tasks.training.classes import ClassAwareTask
+from swinv2_tasks.training.lightning_internals import attached_trainer, is_accumulating
 from swinv2_tasks.training.optim import optimizer_class
 from swinv2_tasks.training.planning import PlannedTask
 from swinv2_tasks.weights.files import clean_name, read_checkpoint
@@ -89,13 +90,13 @@ class RestorableTask(Recorded, PlannedTask, ClassAwareTask):
             "task": {"class": type(self).__name__, "init_args": {**self.init_args, "weights": None}},
             "backbone": self.backbone.config,
             "classes": {"ids": self.class_ids, "names": self.class_names},
-            "data": task_data(self._trainer).record,
+            "data": task_data(attached_trainer(self)).record,
             "training": self.training_record(),
         }
 
     def training_record(self) -> dict[str, Any] | None:
         """What steps are made of, which a resumed training must keep; None when not training."""
-        trainer: Any = self._trainer
+        trainer: Any = attached_trainer(self)
         if trainer is None or not trainer.optimizers:
             return None
         data = task_data(trainer)
@@ -108,7 +109,7 @@ class RestorableTask(Recorded, PlannedTask, ClassAwareTask):
             "epoch_batches": self.epoch_batches(),
             "total_steps": self.known_steps(),
             "skipped_steps": self.skipped_steps,
-            "mid_accumulation": trainer.fit_loop.epoch_loop._should_accumulate(),  # its gradients are not saved
+            "mid_accumulation": is_accumulating(trainer),  # its gradients are not saved
         }
 
     def _optimizer_name(self) -> str:
@@ -126,7 +127,7 @@ class RestorableTask(Recorded, PlannedTask, ClassAwareTask):
         if record["classes"]["ids"] is not None:
             self.set_classes(record["classes"]["ids"], record["classes"]["names"], "the checkpoint")
 
-        trainer: Any = self._trainer
+        trainer: Any = attached_trainer(self)
         is_resumed = trainer is not None and trainer.state.fn == TrainerFn.FITTING
         self._check_values(checkpoint, is_resumed)
         if not is_resumed:
@@ -146,7 +147,7 @@ class RestorableTask(Recorded, PlannedTask, ClassAwareTask):
 
         The names of the checkpoint's weights become those of this task, where one of the two is compiled.
         """
-        source = str(getattr(self._trainer, "ckpt_path", None) or "the checkpoint")
+        source = str(getattr(attached_trainer(self), "ckpt_path", None) or "the checkpoint")
         own = self.state_dict(keep_vars=True)
         name_of = {clean_name(name): name for name in own}
         keys = {"state_dict"}

@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from swinv2_tasks.errors import CollectiveError, UserError
+from swinv2_tasks.training.lightning_internals import shard_over_all_processes
 from swinv2_tasks.training.run_checkpoint import AtomicCheckpointIO, move_checkpoint
 from swinv2_tasks.training.sharding import gather
 from swinv2_tasks.weights.files import write_pickle
@@ -76,13 +77,14 @@ class ShardedStrategy(ModelParallelStrategy):
             save_distributed_checkpoint=save_distributed_checkpoint,
             process_group_backend=process_group_backend,
         )
+        self.save_distributed_checkpoint = save_distributed_checkpoint
 
     @property
     def lightning_restore_optimizer(self) -> bool:
         return True
 
     def setup_environment(self) -> None:
-        self._data_parallel_size = self.num_nodes * self.num_processes  # Lightning's "auto" is the number of nodes
+        shard_over_all_processes(self)
         if not isinstance(self.checkpoint_io, AtomicCheckpointIO):  # the command line has set it
             self.checkpoint_io = AtomicCheckpointIO()
         super().setup_environment()
@@ -95,13 +97,12 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """As any optimizer writes it: by the numbers of its parameters, not as Lightning's strategy by names."""
-        return self._to_save(
-            (optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer).state_dict()
-        )
+        plain = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        return self._to_save(plain.state_dict())
 
     def _to_save(self, state: Any) -> Any:
         """Sharded tensors unchanged, or else gathered in the first process and None in the others."""
-        if self._save_distributed_checkpoint:
+        if self.save_distributed_checkpoint:
             return state
         rest, shards = flatten(state, lambda leaf: isinstance(leaf, DTensor))
         gathered = {}
@@ -111,7 +112,7 @@ class ShardedStrategy(ModelParallelStrategy):
         return unflatten(rest, gathered)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        if self._save_distributed_checkpoint:
+        if self.save_distributed_checkpoint:
             self._save_shards(checkpoint, Path(filepath))
         elif self.is_global_zero:
             self.checkpoint_io.save_checkpoint(checkpoint, filepath)

@@ -12,7 +12,6 @@ import json
 import pickletools
 import warnings
 import zipfile
-from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from torch import Tensor
 
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.files import replace_file
+from swinv2_tasks.python_internals import python3_name
 from swinv2_tasks.weights.formats import without_prefix
 from swinv2_tasks.weights.integrity import check_storages, find_checksum_mismatch, names_in, record_sizes
 from swinv2_tasks.weights.sharded import REST, KeyPath, ShardedTensor, assemble, is_sharded, shard_names, unflatten
@@ -303,11 +303,7 @@ def _named_globals(path: Path, *, is_zip: bool) -> set[str]:
             if opcode.name == "GLOBAL":  # what torch writes; its reader knows no other opcode that names something
                 module, name = str(argument).split(" ", 1)
                 # Python 2 names are translated exactly as torch's reader will translate them.
-                if (module, name) in NAME_MAPPING:
-                    module, name = NAME_MAPPING[module, name]
-                else:
-                    module = IMPORT_MAPPING.get(module, module)
-                names.add(f"{module}.{name}")
+                names.add(".".join(python3_name(module, name)))
     return names
 
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.torch_internals import check_archive
 from swinv2_tasks.weights.formats import some
 from swinv2_tasks.weights.sharded import ShardedTensor
 
@@ -51,7 +52,7 @@ def _find_checksum_mismatch(path: Path, *_: int) -> str | None:
                     while part.read(2**20):  # which compares the checksum at the end
                         pass
         entry = None
-        torch._C.PyTorchFileReader(str(path))  # which also looks at parts of the directory that Python passes over
+        check_archive(path)  # which also looks at parts of the directory that Python passes over
     except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         reason = str(error) or type(error).__name__
         return reason if entry is None else f"its part {entry.filename} does not match its checksum ({reason})"

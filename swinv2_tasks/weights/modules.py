@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from swinv2_tasks.backbone.swin_v2 import SwinTransformerV2
+from swinv2_tasks.torch_internals import uncompiled
 from swinv2_tasks.weights.files import clean_name
 from swinv2_tasks.weights.formats import State, to_official
 
@@ -12,7 +13,7 @@ from swinv2_tasks.weights.formats import State, to_official
 def backbone_of(module: nn.Module) -> SwinTransformerV2:
     """The backbone of a task, or the backbone itself."""
     backbone = getattr(module, "backbone", module)
-    backbone = getattr(backbone, "_orig_mod", backbone)  # as torch.compile wraps it
+    backbone = uncompiled(backbone)
     if not isinstance(backbone, SwinTransformerV2):
         raise TypeError(f"expected a SwinTransformerV2 or a module with one as .backbone, not {type(module).__name__}")
     return backbone

@@ -8,13 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import box_iou
 
 from swinv2_tasks.heads import CascadeMaskRCNNConfig
 from swinv2_tasks.heads.batch_norm import BatchNorm2d
 from swinv2_tasks.heads.cascade import CascadeMaskRCNN, giou_loss
 from swinv2_tasks.heads.mask_rcnn import SampledProposals
+from swinv2_tasks.heads.torchvision_internals import BoxCoder
 from swinv2_tasks.inference.detection import pad_images
 from tests.helpers.checkpoints import randomize
 from tests.helpers.detectors import CHANNELS, CLASSES, IMAGES, SETTINGS, STRIDES, new_maps, new_target, spied

@@ -110,7 +110,7 @@ def total_bytes(step: StepMemory, sharding: Sharding, processes: int) -> int:
 def levers(training: Training) -> list[Plan]:
     """Plans that each change one thing about a training."""
     plan, plans = training.plan, []
-    if not all(stage.use_checkpoint for stage in training.task.backbone._stages):
+    if not all(stage.use_checkpoint for stage in training.task.backbone.stages):
         plans.append(replace(plan, checkpointed=True))
     plans.append(replace(plan, chunk=chunk_size(training)))
     if plan.batch_size > 1:

@@ -16,7 +16,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 
 from swinv2_tasks.batches import TaskData
 from swinv2_tasks.cli.parser import TasksArgumentParser
-from swinv2_tasks.cli.tasks_cli import ReadingCLI, run_as
+from swinv2_tasks.cli.tasks_cli import ParseOnlyCLI, run_as
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.tasks.base import BaseTask
 
@@ -67,7 +67,7 @@ def described(arguments: Sequence[str], num_classes: int | None = None, processe
         num_classes: number of classes; None: that of the data, or the usual one where there is no dataset.
         processes: of the training; None: as the config says.
     """
-    config = run_as(ReadingCLI, "fit", arguments).config["fit"]
+    config = run_as(ParseOnlyCLI, "fit", arguments).config["fit"]
     data = _instantiated("data", LightningDataModule, config["data"].as_dict())
     if not isinstance(data, TaskData) or data.batch_size is None:
         raise UserError(

@@ -25,10 +25,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from swinv2_tasks.backbone.attention import WindowAttention, fused_cosine_attention
 from swinv2_tasks.backbone.swin_v2 import SwinBlock, SwinStage
@@ -37,6 +34,15 @@ from swinv2_tasks.errors import UserError
 from swinv2_tasks.heads.mask_rcnn import DetectionHead, SampledProposals
 from swinv2_tasks.heads.roi_align import pool_rois, to_roi_format
 from swinv2_tasks.tasks.base import BaseTask
+from swinv2_tasks.torch_internals import (
+    READ_SCALAR,
+    FakeTensorMode,
+    TorchDispatchMode,
+    efficient_attention,
+    plain_attention,
+    storage_key,
+    tree_leaves,
+)
 
 PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
     "64-true": (torch.float64, None),
@@ -242,7 +248,7 @@ class _Log(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.prim.device.default:
             return func(*args)
-        if func is torch.ops.aten._local_scalar_dense.default and type(args[0]) is not Tensor:
+        if func is READ_SCALAR and type(args[0]) is not Tensor:
             return True if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 1
         if func is torch.ops.aten.nonzero.default and type(args[0]) is not Tensor:
             out = torch.stack(_every_few(args[0]), dim=1)
@@ -255,11 +261,11 @@ class _Log(TorchDispatchMode):
 
     def known(self, tensor: Tensor) -> None:
         """Leaves a tensor that was there before out of account."""
-        self._live[tensor.untyped_storage()._cdata] = -1
+        self._live[storage_key(tensor.untyped_storage())] = -1
 
     def _note(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        key = storage._cdata
+        key = storage_key(storage)
         if key in self._live:
             return
         number = self._live[key] = len(self.sizes)
@@ -275,7 +281,7 @@ class _Log(TorchDispatchMode):
 
     def number(self, tensor: Tensor) -> int:
         """The place of a tensor's storage in the lists; −1 where it was there before."""
-        return self._live.get(tensor.untyped_storage()._cdata, -1)
+        return self._live.get(storage_key(tensor.untyped_storage()), -1)
 
     def end_forward(self) -> None:
         self._forward_events = len(self.events)
@@ -388,12 +394,10 @@ def _without_data(task: nn.Module, dtype: torch.dtype) -> None:
         return torch.empty(tensor.shape, dtype=dtype if tensor.is_floating_point() else tensor.dtype)
 
     for module in task.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                module._parameters[name] = nn.Parameter(like(parameter), parameter.requires_grad)
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = like(buffer)
+        for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+            setattr(module, name, nn.Parameter(like(parameter), parameter.requires_grad))
+        for name, buffer in list(module.named_buffers(recurse=False, remove_duplicate=False)):
+            setattr(module, name, like(buffer))
 
 
 def _of_type(value: Any, dtype: torch.dtype) -> Any:
@@ -470,12 +474,12 @@ def _efficient_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor, sca
     """What ``scaled_dot_product_attention`` does on a GPU with a mask that has a gradient: its memory-efficient kernel,
     for which the mask is filled up to rows of a multiple of 16; without a kernel for such heads, plain products."""
     if q.shape[-1] % (8 if q.element_size() == 2 else 4) or q.dtype == torch.float64:
-        return torch.ops.aten._scaled_dot_product_attention_math(q, k, v, attn_mask, scale=scale)[0]
+        return plain_attention(q, k, v, attn_mask, scale)
     tokens = k.shape[2]
     if tokens % 16:
         attn_mask = F.pad(attn_mask, (0, -tokens % 16))[..., :tokens]
     mask = attn_mask.expand(*q.shape[:3], tokens)
-    return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, mask, True, scale=scale)[0]
+    return efficient_attention(q, k, v, mask, scale)
 
 
 def _wide_norms(task: nn.Module) -> None:

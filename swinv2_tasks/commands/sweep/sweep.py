@@ -22,7 +22,7 @@ from rich.table import Table
 
 from swinv2_tasks.backbone.swin_v2 import expand_window
 from swinv2_tasks.batches import TaskData
-from swinv2_tasks.cli.tasks_cli import ReadingCLI, run_as
+from swinv2_tasks.cli.tasks_cli import ParseOnlyCLI, run_as
 from swinv2_tasks.commands.progress import in_words
 from swinv2_tasks.commands.sweep.validation_process import Failed, Measured, validate_apart
 from swinv2_tasks.datamodules.classes import abbreviate
@@ -317,7 +317,7 @@ def read_arguments(arguments: Sequence[str]) -> Swept:
     Raises:
         UserError: for a mistake in them, or when they name no trained model.
     """
-    cli = run_as(ReadingCLI, "validate", arguments)
+    cli = run_as(ParseOnlyCLI, "validate", arguments)
     config = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
     config = config.get("validate", config)
     checkpoint, weights = config["ckpt_path"], (config["model"].get("init_args") or {}).get("weights")

@@ -1,0 +1,142 @@
+"""What is used of torch beyond its public interface, and nowhere else.
+
+Whoever needs a private member of torch, one whose name or module begins with an underscore, takes it from here under a
+name of its own. ``tests/test_fences.py`` names each that is gone, and holds pyproject.toml's bounds of torch.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
+
+__all__ = [
+    "READ_SCALAR",
+    "FakeTensorMode",
+    "ForkSafeDataLoader",
+    "TorchDispatchMode",
+    "check",
+    "check_archive",
+    "efficient_attention",
+    "end_workers",
+    "plain_attention",
+    "softmax_backward",
+    "storage_key",
+    "tree_leaves",
+    "uncompiled",
+    "unscales_gradients",
+    "version_of",
+]
+
+# ---- tensors
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; those made in inference mode do not count it."""
+    return tensor._version
+
+
+def storage_key(storage: torch.UntypedStorage) -> int:
+    """A number that no other storage has as long as this one lives, also where it has no data."""
+    return storage._cdata
+
+
+def check(condition: Any) -> None:
+    """Tells the exporter of a graph what holds of sizes that depend on data; elsewhere, raises where it does not.
+
+    Raises:
+        RuntimeError: the condition is false.
+    """
+    torch._check(condition)
+
+
+# ---- operations
+
+
+def softmax_backward(grad: Tensor, output: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+    """The gradient of what a softmax over ``dim``, of inputs of a type, made ``output`` of."""
+    return torch.ops.aten._softmax_backward_data(grad, output, dim, dtype)
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """``scaled_dot_product_attention`` where no kernel of its own fits."""
+    return torch.ops.aten._scaled_dot_product_attention_math(q, k, v, mask, scale=scale)[0]
+
+
+def efficient_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """``scaled_dot_product_attention`` by its memory-efficient kernel, which takes tensors of a GPU and fake ones.
+
+    What the backward pass needs is kept.
+    """
+    return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, mask, True, scale=scale)[0]
+
+
+READ_SCALAR = torch.ops.aten._local_scalar_dense.default
+"""The operation that gives Python the value of a tensor of one element."""
+
+# ---- modules and optimizers
+
+
+def uncompiled(module: nn.Module) -> nn.Module:
+    """The module that ``torch.compile`` has wrapped; any other unchanged."""
+    return getattr(module, "_orig_mod", module)
+
+
+def unscales_gradients(optimizer: Optimizer) -> bool:
+    """Whether an optimizer takes the gradient scaler's factor out of gradients by itself, as fused ones do."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
+# ---- files
+
+
+def check_archive(path: Path) -> None:
+    """Reads the directory of a file that ``torch.save`` wrote as torch does.
+
+    Raises:
+        RuntimeError: it is none of an archive, or a wrong one.
+    """
+    torch._C.PyTorchFileReader(str(path))
+
+
+# ---- DataLoader workers
+
+
+class ForkSafeDataLoader(DataLoader):
+    """A DataLoader whose workers are ended by none but the process that started them."""
+
+    def _get_iterator(self) -> _BaseDataLoaderIter:
+        return _ForkSafeIterator(self) if self.num_workers else super()._get_iterator()
+
+
+class _ForkSafeIterator(_MultiProcessingDataLoaderIter):
+    """torch's iterator, which would end its workers wherever it is collected.
+
+    What a process has forked holds copies of all iterators of that process. One that nobody refers to any more, of an
+    earlier run, say, is collected in the workers of the next one as well, where ending its workers cannot but fail.
+    """
+
+    def __init__(self, loader: DataLoader) -> None:
+        self._process = os.getpid()
+        super().__init__(loader)
+
+    def _shutdown_workers(self) -> None:
+        if os.getpid() == self._process:
+            super()._shutdown_workers()
+
+
+def end_workers(loader: DataLoader) -> None:
+    """Ends a loader's workers, which it would keep for the next epoch; another iteration starts new ones."""
+    iterator: Any = loader._iterator
+    loader._iterator = None
+    if iterator is not None and loader.num_workers:
+        iterator._shutdown_workers()
