@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 import json
 import operator
@@ -17,19 +18,28 @@ from swinv2_tasks.cli.configs import find_config
 from swinv2_tasks.errors import UserError
 
 
-def _whole_numbers_first(annotations: dict[str, Any]) -> None:
-    """Puts int before float where a parameter takes both: 1 is one batch, 1.0 all of them.
+def int_before_float(signature: inspect.Signature) -> inspect.Signature:
+    """A signature that states int before float where a parameter takes both: 1 is one batch, 1.0 all of them.
 
     typing turns ``int | float`` around when anything imported before has asked for ``float | int``.
     """
-    for name, hint in annotations.items():
-        kinds = get_args(hint)
-        if int in kinds and float in kinds:
-            ordered = sorted(kinds, key=lambda kind: kind is not int)
-            annotations[name] = functools.reduce(operator.or_, ordered)
+    parameters = []
+    for parameter in signature.parameters.values():
+        types = get_args(parameter.annotation)
+        if int in types and float in types:
+            int_first = sorted(types, key=lambda one: one is not int)
+            parameter = parameter.replace(annotation=functools.reduce(operator.or_, int_first))
+        parameters.append(parameter)
+    return signature.replace(parameters=parameters)
 
 
-_whole_numbers_first(Trainer.__init__.__annotations__)
+class ParsedTrainer(Trainer):
+    # Without a docstring of its own, so that --help goes on saying what Lightning's trainer is.
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+    functools.update_wrapper(__init__, Trainer.__init__)
+    __init__.__signature__ = int_before_float(inspect.signature(Trainer.__init__))  # type: ignore[attr-defined]
 
 
 class TasksArgumentParser(LightningArgumentParser):

@@ -39,6 +39,7 @@ from swinv2_tasks.callbacks import (
 from swinv2_tasks.callbacks.prediction_folder import bad_files
 from swinv2_tasks.cli.configs import config_from_checkpoint, known_configs
 from swinv2_tasks.cli.parser import (
+    ParsedTrainer,
     TasksArgumentParser,
     argument_value,
     has_complete_config,
@@ -98,6 +99,7 @@ class TasksCLI(CheckpointCheckingCLI):
             super().__init__(
                 LightningModule,
                 LightningDataModule,
+                trainer_class=ParsedTrainer,
                 save_config_callback=WholeConfig,
                 save_config_kwargs={"save_to_log_dir": False},
                 subclass_mode_model=True,

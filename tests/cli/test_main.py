@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ from torchvision.models import resnet18
 
 from swinv2_tasks.cli.configs import find_config, known_configs
 from swinv2_tasks.cli.main import main
-from swinv2_tasks.cli.parser import _whole_numbers_first
+from swinv2_tasks.cli.parser import ParsedTrainer, int_before_float
 from swinv2_tasks.errors import UserError
 from tests.helpers.runs import has_left_nothing, user_error
 from tests.helpers.tiny import QUIET, new_task, write_config, write_images
@@ -465,21 +466,24 @@ def test_a_checkpoint_does_not_choose_where_runs_go(trained: Path, tmp_path: Pat
     assert {path.name for path in (tmp_path / "a" / "runs" / "outside").iterdir()} == {"0", "1"}
 
 
-def test_one_batch_is_one_batch_whatever_was_imported_before(images: Path, tmp_path: Path) -> None:
+def test_one_batch_is_one_batch_whatever_was_imported_before() -> None:
     """typing keeps the first of `float | int` and `int | float` that anyone has asked for, for both."""
-    hints = {
-        "turned": float | int | None,
-        "long": str | float | dict[str, int] | int,
-        "name": str | None,
-        "share": float,
-    }
-    _whole_numbers_first(hints)
-    kinds = {name: get_args(hint) for name, hint in hints.items()}
-    assert kinds["turned"][0] is int and set(kinds["turned"]) == {int, float, type(None)}
-    assert kinds["long"] == (int, str, float, dict[str, int])
-    assert hints["name"] == str | None and hints["share"] is float
-    taken = Trainer.__init__.__annotations__
-    assert all(get_args(taken[f"limit_{kind}_batches"])[0] is int for kind in ("train", "val", "test", "predict"))
+
+    def share(
+        turned: float | int | None, long: str | float | dict[str, int] | int, name: str | None, share: float
+    ) -> None: ...
+
+    parameters = int_before_float(inspect.signature(share, eval_str=True)).parameters
+    assert get_args(parameters["turned"].annotation)[0] is int
+    assert set(get_args(parameters["turned"].annotation)) == {int, float, type(None)}
+    assert get_args(parameters["long"].annotation) == (int, str, float, dict[str, int])
+    assert parameters["name"].annotation == str | None
+    assert parameters["share"].annotation is float
+
+    taken = inspect.signature(ParsedTrainer).parameters
+    for stage in ("train", "val", "test", "predict"):
+        assert get_args(taken[f"limit_{stage}_batches"].annotation)[0] is int
+    assert taken.keys() == inspect.signature(Trainer).parameters.keys()
 
 
 # ---- what a training keeps and tells, whatever is watched and logged
