@@ -38,7 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("tasks",),
     ("sample_data",),
     ("cli", "cli.configs"),
-    ("cli.parser",),
+    ("cli.arguments", "cli.parser"),
     ("cli.tasks_cli",),
     ("commands",),
     ("cli.main",),

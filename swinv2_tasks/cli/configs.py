@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from swinv2_tasks import tasks
 from swinv2_tasks.backbone import SwinTransformerV2
@@ -49,6 +50,25 @@ def find_config(name: str) -> Path:
     raise UserError(
         f"no config {name!r}: not a file, nor in ./configs, nor shipped.{hint} Known: {', '.join(known_configs())}."
     )
+
+
+def named_classes(config: Path) -> set[str]:
+    """Which of ``model`` and ``data`` a config names the class of; an overlay names neither, and goes over a config.
+
+    A file that cannot be read counts as naming both: the parser, which reads it next, says what is wrong with it.
+    """
+    try:
+        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {"model", "data"}
+    if not isinstance(settings, dict):
+        return set()
+    parts = {name: settings.get(name) for name in ("model", "data")}
+    return {
+        name
+        for name, part in parts.items()
+        if isinstance(part, str) or (isinstance(part, dict) and "class_path" in part)
+    }
 
 
 def config_from_checkpoint(path: str, *, predict: bool = False) -> dict[str, Any]:

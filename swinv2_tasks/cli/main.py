@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import inspect
 import io
 import os
 import signal
@@ -14,8 +15,9 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, get_type_hints
 
+from swinv2_tasks.cli.arguments import is_list, join_options, merge_values, select_own, split_options
 from swinv2_tasks.errors import CollectiveError, Interrupted, UserError, find_user_error, printable, strip_traceback
 
 USAGE = """\
@@ -54,9 +56,12 @@ COMMANDS: dict[str, tuple[str, str | tuple[str, ...], bool]] = {
 """Commands that do not train: module of this package, its function or several as subcommands, and whether what they
 need is given by position."""
 
-CONFIG_COMMANDS = {"memory": "commands.memory.command", "sweep": "commands.sweep.sweep"}
-"""Commands that take the arguments of ``fit`` or ``validate`` beside their own, and the modules of this package that
-read them by ``from_command_line``."""
+CONFIG_COMMANDS = {
+    "memory": ("commands.memory.command", "memory", "fit"),
+    "sweep": ("commands.sweep.sweep", "sweep_grid", "validate"),
+}
+"""Commands that take the arguments of another beside their own: module of this package, its function, whose first
+parameter takes those, and the other command."""
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 
@@ -87,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return importlib.import_module("swinv2_tasks.cli.tasks_cli").run(command, rest).status
         elif command in CONFIG_COMMANDS:
             with _sigterm_interrupts():
-                importlib.import_module(f"swinv2_tasks.{CONFIG_COMMANDS[command]}").from_command_line(rest)
+                _run_with_config(command, rest)
         elif command == "demo":  # trains, and trainings have their own ways with signals
             _run_function(command, rest)
         elif command in COMMANDS:
@@ -159,24 +164,23 @@ def _run_function(command: str, arguments: list[str]) -> None:
     else:
         components = {name: getattr(module, name) for name in functions}
     if not by_position:
-        arguments = _one_value_each(arguments)
+        arguments = merge_values(split_options(arguments))
     jsonargparse.auto_cli(components, args=arguments, prog=f"swinv2-tasks {command}", as_positional=by_position)
 
 
-def _one_value_each(arguments: list[str]) -> list[str]:
-    """Options as jsonargparse takes them: ``--iou-type bbox segm`` becomes ``--iou_type [bbox,segm]``."""
-    grouped: list[list[str]] = []
-    for argument in arguments:
-        if argument.startswith("--"):
-            option, equals, value = argument.partition("=")
-            grouped.append([f"--{option[2:].replace('-', '_')}{equals}{value}"])
-        elif grouped and grouped[-1][0].startswith("--"):
-            grouped[-1].append(argument)
-        else:
-            grouped.append([argument])
-    return [part for option, *values in grouped for part in (option, _listed(values)) if part is not None]
+def _run_with_config(command: str, arguments: list[str]) -> None:
+    """Runs a command that takes the arguments of another beside its own."""
+    import jsonargparse
 
-
-def _listed(values: list[str]) -> str | None:
-    """Several values as a list; one as it is."""
-    return f"[{','.join(values)}]" if len(values) > 1 else next(iter(values), None)
+    module_name, name, base = CONFIG_COMMANDS[command]
+    function = getattr(importlib.import_module(f"swinv2_tasks.{module_name}"), name)
+    parser = jsonargparse.ArgumentParser(
+        prog=f"swinv2-tasks {command}",
+        description=(inspect.getdoc(function) or "").partition("\n\nArgs:")[0],
+        epilog=f"All other arguments are those of {base}, which swinv2-tasks {base} --help lists.",
+    )
+    names = parser.add_function_arguments(function, as_group=False, skip={"arguments"})
+    own, others = select_own(split_options(arguments), names)
+    lists = [name for name, hint in get_type_hints(function).items() if is_list(hint)]
+    settings = parser.parse_args(merge_values(own, lists))
+    function(join_options(others), **settings.as_dict())

@@ -37,15 +37,18 @@ from swinv2_tasks.callbacks import (
     Throughput,
 )
 from swinv2_tasks.callbacks.prediction_folder import bad_files
-from swinv2_tasks.cli.configs import config_from_checkpoint, known_configs
-from swinv2_tasks.cli.parser import (
-    ParsedTrainer,
-    TasksArgumentParser,
-    argument_value,
-    has_complete_config,
-    resumed_run,
-    with_configs_found,
+from swinv2_tasks.cli.arguments import (
+    Option,
+    find_configs,
+    find_resumed_run,
+    join_options,
+    name_model_and_data,
+    new_option,
+    split_options,
+    values_of,
 )
+from swinv2_tasks.cli.configs import config_from_checkpoint, known_configs
+from swinv2_tasks.cli.parser import ParsedTrainer, TasksArgumentParser
 from swinv2_tasks.errors import Interrupted, UserError, exception_in
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.hyperparameters import task_record
@@ -384,22 +387,15 @@ def run_as(cli: Callable[[list[str], Path | None], CLI], command: str, arguments
     Raises:
         UserError: for a mistake in configs, data or checkpoints.
     """
-    arguments, resume = with_configs_found(arguments), None
+    options, resume = find_configs(split_options(arguments)), None
     if command == "fit":
-        arguments, resume = resumed_run(arguments)
+        options, resume = find_resumed_run(options)
     _quieten()
     with tempfile.TemporaryDirectory() as scratch:
-        if not has_complete_config(arguments):
-            checkpoint = argument_value(arguments, "--ckpt_path")
-            if checkpoint and command != "fit":
-                config = Path(scratch) / "config.yaml"
-                config.write_text(yaml.safe_dump(config_from_checkpoint(checkpoint, predict=command == "predict")))
-                arguments = [f"--config={config}", *arguments]
-            elif not any(argument.partition("=")[0].endswith(("help", "-h")) for argument in arguments):
-                also = "" if command == "fit" else ", or --ckpt_path CHECKPOINT, which brings its own"
-                raise UserError(f"{command} needs --config CONFIG{also}. Configs: {', '.join(known_configs())}.")
+        if not name_model_and_data(options) and not any(option.is_help for option in options):
+            options = [_config_of_checkpoint(command, options, Path(scratch)), *options]
         try:
-            return cli([command, *arguments], resume)
+            return cli([command, *join_options(options)], resume)
         except SIGTERMException as error:  # outside of training, where RunCheckpoint sees to it; a success to Python
             kept = "what it predicted is kept" if command == "predict" else "there was nothing to save"
             raise Interrupted(f"{command} was stopped by SIGTERM; {kept}", signal.SIGTERM) from error
@@ -412,6 +408,25 @@ def run_as(cli: Callable[[list[str], Path | None], CLI], command: str, arguments
                 f"the optimizer's state does not fit ({error}): resume with the optimizer, frozen_stages and "
                 "layer_decay of the run's own config"
             ) from error
+
+
+def _config_of_checkpoint(command: str, options: Sequence[Option], folder: Path) -> Option:
+    """Writes the config that the checkpoint of a command carries into a folder, and gives the option that names it.
+
+    Raises:
+        UserError: when no checkpoint is given, or the command is one that takes none.
+    """
+    checkpoints = values_of(options, "--ckpt_path")
+    if command == "fit" or not checkpoints:
+        overlays = values_of(options, "--config")
+        also = "" if command == "fit" else ", or --ckpt_path CHECKPOINT, which brings its own"
+        if overlays:
+            also += f"; {', '.join(overlays)} does not name the classes of both model and data, but goes over one"
+        raise UserError(f"{command} needs --config CONFIG{also}. Configs: {', '.join(known_configs())}.")
+    config = folder / "config.yaml"
+    settings = config_from_checkpoint(checkpoints[0], predict=command == "predict")
+    config.write_text(yaml.safe_dump(settings))
+    return new_option("--config", config)
 
 
 def _quieten() -> None:

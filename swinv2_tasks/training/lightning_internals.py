@@ -81,8 +81,8 @@ def complete_epoch(checkpoint: dict[str, Any]) -> None:
 def restart_validation(checkpoint: dict[str, Any]) -> None:
     """Lets a checkpoint that is made before or in a validation resume with all of that."""
     counts = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
-    done = counts["total"]["completed"] - counts["current"]["completed"]
-    counts["total"].update(ready=done + 1, started=done + 1, processed=done, completed=done)
+    before = counts["total"]["completed"] - counts["current"]["completed"]
+    counts["total"].update(ready=before + 1, started=before + 1, processed=before, completed=before)
     counts["current"].update(ready=0, started=0, processed=0, completed=0)
 
 

@@ -12,6 +12,8 @@ from lightning.pytorch import LightningModule
 from torch import nn
 from torchmetrics import Metric, MetricCollection
 
+from swinv2_tasks.training.lightning_internals import attached_trainer
+
 AnyMetric = TypeVar("AnyMetric", bound=nn.Module)
 
 

@@ -27,6 +27,17 @@ from lightning.pytorch.trainer.states import TrainerFn
 from swinv2_tasks.errors import Interrupted, UserError
 from swinv2_tasks.files import remove, remove_unfinished
 from swinv2_tasks.hyperparameters import task_record
+from swinv2_tasks.training.lightning_internals import (
+    cluster_environment,
+    complete_epoch,
+    is_accumulating,
+    is_epoch_done,
+    is_last_batch,
+    is_validation_next,
+    make_checkpoint,
+    requeue,
+    restart_validation,
+)
 from swinv2_tasks.weights.files import find_corruption, read_contents, write_pickle
 from swinv2_tasks.weights.sharded import assemble
 
@@ -113,7 +124,7 @@ class RunCheckpoint(Checkpoint):
         # Lightning puts back after the training what was there before.
         signal.signal(signal.SIGTERM, self._note)
         signal.signal(signal.SIGINT, self._note)
-        environment = trainer._accelerator_connector.cluster_environment
+        environment = cluster_environment(trainer)
         if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
             signal.signal(environment.requeue_signal or signal.SIGUSR1, self._note)
 
@@ -129,16 +140,15 @@ class RunCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        loop: Any = trainer.fit_loop.epoch_loop
-        if loop._should_accumulate():
+        if is_accumulating(trainer):
             return  # the gradients so far are not in a checkpoint
         self._agreed = self._agree(trainer)
         step_due = self.every_n_steps and trainer.global_step - self._saved_step >= self.every_n_steps
-        if loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
+        if is_validation_next(trainer):
             return  # saved after the validation, which would not be made up for
-        if loop._num_ready_batches_reached():
+        if is_last_batch(trainer):
             self._save(trainer, epoch_done=True)
-        elif step_due or self._agreed != _NOTHING or loop._is_training_done:
+        elif step_due or self._agreed != _NOTHING or is_epoch_done(trainer):
             self._save(trainer)
         if self._agreed != _STOP:  # a stop waits until the step is in the logs
             self._obey(trainer)
@@ -147,9 +157,8 @@ class RunCheckpoint(Checkpoint):
         self._obey(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        loop = trainer.fit_loop.epoch_loop
-        if trainer.fit_loop.restarting and loop._num_ready_batches_reached():  # where Lightning leaves them out
-            loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
+        if trainer.fit_loop.restarting and is_last_batch(trainer):  # where Lightning leaves them out
+            trainer.fit_loop.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
         self._obey(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -205,7 +214,7 @@ class RunCheckpoint(Checkpoint):
     def _in_fit(trainer: Trainer) -> bool:
         """Whether a validation is part of a training, at a point where the gradients so far are in the weights."""
         in_training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
-        return in_training and not trainer.fit_loop.epoch_loop._should_accumulate()
+        return in_training and not is_accumulating(trainer)
 
     def _agree(self, trainer: Trainer) -> int:
         """What all processes do now: the most urgent thing that any of them was asked for."""
@@ -225,7 +234,7 @@ class RunCheckpoint(Checkpoint):
         agreed, self._agreed = self._agreed, _NOTHING
         if agreed == _REQUEUE:
             number, self._signal = self._signal, None
-            trainer._signal_connector._slurm_sigusr_handler_fn(number or signal.SIGUSR1, None)
+            requeue(trainer, number)
         elif agreed == _STOP:
             number = self._signal or signal.SIGTERM
             name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
@@ -248,18 +257,11 @@ class RunCheckpoint(Checkpoint):
             return
         for logger in trainer.loggers:
             logger.save()
-        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-        progress = checkpoint["loops"]["fit_loop"]
+        checkpoint = make_checkpoint(trainer)
         if epoch_done:
-            batches = progress["epoch_loop.batch_progress"]
-            for counts in (batches["total"], batches["current"]):
-                counts["completed"] = counts["processed"]
-            progress["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
+            complete_epoch(checkpoint)
         if before_validation:
-            counts = progress["epoch_loop.val_loop.batch_progress"]
-            before = counts["total"]["completed"] - counts["current"]["completed"]
-            counts["total"].update(ready=before + 1, started=before + 1, processed=before, completed=before)
-            counts["current"].update(ready=0, started=0, processed=0, completed=0)
+            restart_validation(checkpoint)
         newest, last = self.folder / "newest.ckpt", self.folder / "last.ckpt"
         trainer.strategy.save_checkpoint(checkpoint, newest)
         if trainer.is_global_zero:

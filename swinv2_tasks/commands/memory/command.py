@@ -9,17 +9,17 @@ whole, and one's gradients.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
 
+from swinv2_tasks.cli.arguments import split_options, values_of
 from swinv2_tasks.cli.configs import known_configs
 from swinv2_tasks.commands.memory.estimate import (
     CONTEXT_BYTES,
@@ -50,42 +50,54 @@ GPUS = {
 """What a driver leaves of a GPU's memory, rounded down."""
 
 
-def from_command_line(arguments: Sequence[str]) -> None:
-    """Prints what a training takes; the arguments are those of ``fit`` and a few of its own.
+def memory(
+    arguments: Sequence[str],
+    gpu: str | None = None,
+    device: Literal["cuda", "cpu"] = "cuda",
+    processes: int | None = None,
+    num_classes: int | None = None,
+    json: str | None = None,
+) -> None:
+    """Prints what a training takes of a GPU's memory, and what would make it fit, without doing it.
+
+    The model is built on the meta device, and nothing is read but class lists. As in:
+    swinv2-tasks memory --config imagenet.yaml --gpu 24GiB
+
+    Args:
+        arguments: what says the training, as ``fit`` takes it: ``["--config", "imagenet.yaml"]``, say.
+        gpu: memory to fit into: 24GiB, 80GB, or a name such as H100.
+        device: kind of device that trains.
+        processes: processes of the training; default: as the config says, else 1.
+        num_classes: number of classes, where there is no dataset to tell.
+        json: file to write the figures to as well.
 
     Raises:
         UserError: for a mistake in configs or settings.
     """
-    parser = argparse.ArgumentParser("swinv2-tasks memory", description=__doc__, allow_abbrev=False, add_help=True)
-    parser.add_argument("--gpu", help="memory to fit into: 24GiB, 80GB, or a name such as H100")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="kind of device that trains")
-    parser.add_argument("--processes", type=int, help="processes of the training; default: as the config says, else 1")
-    parser.add_argument("--num_classes", type=int, help="number of classes, where there is no dataset to tell")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="writes the figures to a file as well")
-    own, rest = parser.parse_known_args([*arguments])
-    for name in ("processes", "num_classes"):
-        if getattr(own, name) is not None and getattr(own, name) < 1:
-            raise UserError(f"--{name} must be at least 1, not {getattr(own, name)}")
-    own.gpu = None if own.gpu is None else gpu_bytes(own.gpu)
-    if not any(argument.partition("=")[0] in ("--config", "-c") for argument in rest):
+    for name, number in (("processes", processes), ("num_classes", num_classes)):
+        if number is not None and number < 1:
+            raise UserError(f"--{name} must be at least 1, not {number}")
+    size = None if gpu is None else gpu_bytes(gpu)
+    if not values_of(split_options(arguments), "--config"):
         raise UserError(f"memory needs --config CONFIG, as fit does. Configs: {', '.join(known_configs())}.")
-    training = described(rest, own.num_classes, own.processes)
-    estimates = Estimates(training, own.device)
+
+    training = described(arguments, num_classes, processes)
+    estimates = Estimates(training, device)
     base = estimates[training.plan]
     console = Console()
     console.print(parts_table(base))
     for note in training.notes:
         console.print(f"[dim]{note}[/dim]", highlight=False)
-    changes = [base, *(estimates[plan] for plan in levers(training))]
-    room = None if own.gpu is None else available(own.gpu)
-    console.print(levers_table(changes, training, room))
+
+    alternatives = [base, *(estimates[plan] for plan in levers(training))]
+    console.print(levers_table(alternatives, training, None if size is None else available(size)))
+
     found = None
-    if own.gpu is not None:
-        found = cheapest(estimates, training, available(own.gpu))
-        console.print(verdict(base, found, training, own.gpu), highlight=False)
-    if own.json is not None:
-        text = json.dumps(record(changes, found, training, own), indent=2) + "\n"
-        replace_file(own.json, lambda file: file.write_text(text))
+    if size is not None:
+        found = cheapest(estimates, training, available(size))
+        console.print(verdict(base, found, training, size), highlight=False)
+    if json is not None:
+        write_json(Path(json), record(alternatives, found, training, device, size))
 
 
 # ---- what is shown
@@ -173,9 +185,9 @@ def verdict(base: Estimate, found: Estimate | None, training: Training, gpu: int
 
 
 def record(
-    estimates: Sequence[Estimate], found: Estimate | None, training: Training, own: argparse.Namespace
+    estimates: Sequence[Estimate], found: Estimate | None, training: Training, device: str, gpu: int | None
 ) -> dict[str, Any]:
-    """The figures as plain values."""
+    """The figures as plain values; ``gpu`` is in bytes."""
     base = estimates[0]
 
     def plain(estimate: Estimate) -> dict[str, Any]:
@@ -183,7 +195,7 @@ def record(
         return {"plan": asdict(estimate.plan), "bytes": estimate.total, "arguments": arguments}
 
     return {
-        "device": own.device,
+        "device": device,
         "processes": training.processes,
         "notes": [*training.notes],
         "parts": [{**asdict(part), "total": part.total} for part in base.step.parts],
@@ -192,7 +204,12 @@ def record(
         "copies": base.copies,
         "peak": base.step.peak + base.copies,
         "levers": [plain(estimate) for estimate in estimates],
-        "gpu": None if own.gpu is None else {"bytes": own.gpu, "available": available(own.gpu)},
-        "fits": None if own.gpu is None else base.total <= available(own.gpu),
+        "gpu": None if gpu is None else {"bytes": gpu, "available": available(gpu)},
+        "fits": None if gpu is None else base.total <= available(gpu),
         "cheapest": None if found is None else plain(found),
     }
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=2) + "\n"
+    replace_file(path, lambda file: file.write_text(text))

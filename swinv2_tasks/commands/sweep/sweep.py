@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import hashlib
 import json
@@ -22,6 +21,7 @@ from rich.table import Table
 
 from swinv2_tasks.backbone.swin_v2 import expand_window
 from swinv2_tasks.batches import TaskData
+from swinv2_tasks.cli.arguments import split_options
 from swinv2_tasks.cli.tasks_cli import ParseOnlyCLI, run_as
 from swinv2_tasks.commands.progress import in_words
 from swinv2_tasks.commands.sweep.validation_process import Failed, Measured, validate_apart
@@ -139,34 +139,39 @@ def _advance(progress: Progress, bar: TaskID, number: int, done: int, of: int) -
     progress.update(bar, completed=number + done / of)
 
 
-def from_command_line(arguments: Sequence[str]) -> None:
-    """``swinv2-tasks sweep`` with its arguments; those that it does not know itself are ``validate``'s."""
-    parser = argparse.ArgumentParser(
-        "swinv2-tasks sweep",
-        "swinv2-tasks sweep --ckpt_path CKPT --windows 8 12 16 --sizes 256 384 512 [more arguments of validate]",
-        "Evaluates a trained model at many windows and image sizes: metric, speed and memory of each.",
-        "All other arguments are those of validate: --ckpt_path CKPT, or --config CONFIG --model.weights FILE; "
-        "--data.root FOLDER, --trainer.limit_val_batches 50, …",
-        allow_abbrev=False,
-    )
-    number: Any = {"nargs": "*", "type": int}
-    parser.add_argument("--windows", **number, help="window sides in tokens; each is combined with each size")
-    parser.add_argument("--sizes", **number, help="image sides in pixels; the short one where proportions are kept")
-    parser.add_argument("--settings", nargs="*", help="WINDOW@SIZE …, as in 8@256 16@512, instead of both")
-    parser.add_argument("--output", help="folder for sweep.csv and sweep.png; default: `sweep` in the run's folder")
-    own, others = parser.parse_known_args([*arguments])
-    if own.settings is not None and (own.windows is not None or own.sizes is not None):
+def sweep_grid(
+    arguments: Sequence[str],
+    windows: list[int] | None = None,
+    sizes: list[int] | None = None,
+    settings: list[str] | None = None,
+    output: str | None = None,
+) -> None:
+    """Evaluates a trained model at many windows and image sizes: metric, speed and memory of each.
+
+    As in: swinv2-tasks sweep --ckpt_path CKPT --windows 8 12 16 --sizes 256 384 512
+
+    Args:
+        arguments: what says the model and its data, as ``validate`` takes it.
+        windows: window sides in tokens; each is combined with each size.
+        sizes: image sides in pixels; the short one where proportions are kept.
+        settings: WINDOW@SIZE …, as in 8@256 16@512, instead of both.
+        output: folder for sweep.csv and sweep.png; default: `sweep` in the run's folder.
+
+    Raises:
+        UserError: for a mistake in the arguments, or when some settings or samples could not be evaluated.
+    """
+    if settings is not None and (windows is not None or sizes is not None):
         raise UserError("--settings takes the place of --windows and --sizes: give either it or them")
-    if own.settings is not None:
-        settings = [_parsed(text) for text in own.settings]
-    elif not own.windows or not own.sizes:
+    if settings is not None:
+        wanted = [_parsed(text) for text in settings]
+    elif not windows or not sizes:
         raise UserError(
             "sweep needs windows and sizes: --windows 8 12 16 --sizes 256 384 512, each with each, or single "
             "settings: --settings 8@256 16@512"
         )
     else:
-        settings = [Setting(window, size) for window in own.windows for size in own.sizes]
-    outcomes = sweep(others, settings, own.output)
+        wanted = [Setting(window, size) for window in windows for size in sizes]
+    outcomes = sweep(arguments, wanted, output)
     if left_out := _left_out(outcomes):
         raise UserError(
             f"{len(left_out)} samples could not be read, for the reasons above: the scores do without them. "
@@ -332,7 +337,8 @@ def read_arguments(arguments: Sequence[str]) -> Swept:
         metric = next(
             (state["monitor"] for name, state in callbacks.items() if name.startswith("ModelCheckpoint")), None
         )
-    chooses_faults = any(re.match(r"--data\.(init_args\.)?faulty_samples\b", argument) for argument in arguments)
+    faults = ("--data.faulty_samples", "--data.init_args.faulty_samples")
+    chooses_faults = any(option.name in faults for option in split_options(arguments))
     return Swept(config, Path(model), metric, chooses_faults)
 
 

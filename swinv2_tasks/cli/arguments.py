@@ -1,0 +1,186 @@
+"""The command line's arguments as options with their values, before any parser knows what these mean.
+
+jsonargparse parses a command line whole, with a parser that knows every option, and refuses to parse part of one. But
+some things must be known before there is such a parser. They are read here and nowhere else:
+
+- which config all other arguments go over: the one named, found by its name; that of the run which ``--resume`` names;
+  or the one that a checkpoint carries;
+- which arguments are a command's own, where a command takes those of ``fit`` or ``validate`` as well;
+- that several values after an option are a list, as in ``--sizes 256 512``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, NamedTuple, get_args, get_origin
+
+from swinv2_tasks.errors import UserError
+
+
+class Option(NamedTuple):
+    """An option of a command line.
+
+    Attributes:
+        name: with its dashes; empty for what stands before the first option.
+        values: what follows it up to the next option.
+        text: the arguments that it was given by.
+    """
+
+    name: str
+    values: tuple[str, ...]
+    text: tuple[str, ...]
+
+    @property
+    def is_help(self) -> bool:
+        """Whether it asks for help, be it of the command or of a class, as ``--model.help`` does."""
+        return self.name in ("-h", "--help") or self.name.endswith(".help")
+
+
+def split_options(arguments: Sequence[str]) -> list[Option]:
+    """The options of a command line; ``-c`` has the name ``--config``."""
+    options: list[Option] = []
+    for argument in arguments:
+        if argument.startswith("--") or argument.partition("=")[0] in ("-c", "-h"):
+            name, equals, value = argument.partition("=")
+            name = "--config" if name == "-c" else name
+            options.append(Option(name, (value,) if equals else (), (argument,)))
+        elif options:
+            name, values, text = options.pop()
+            options.append(Option(name, (*values, argument), (*text, argument)))
+        else:
+            options.append(Option("", (argument,), (argument,)))
+    return options
+
+
+def join_options(options: Iterable[Option]) -> list[str]:
+    """The arguments that options were given by."""
+    return [part for option in options for part in option.text]
+
+
+def values_of(options: Iterable[Option], name: str) -> list[str]:
+    """All that an option is given, from the first time to the last."""
+    return [value for option in options if option.name == name for value in option.values]
+
+
+def new_option(name: str, value: object) -> Option:
+    """An option with one value."""
+    return Option(name, (str(value),), (f"{name}={value}",))
+
+
+# ---- options of a command's own
+
+
+def select_own(options: Iterable[Option], names: Collection[str]) -> tuple[list[Option], list[Option]]:
+    """A command's own options, as the names of its parameters say and what asks for help, and all others."""
+    own: list[Option] = []
+    others: list[Option] = []
+    for option in options:
+        is_own = option.name in ("-h", "--help") or parameter_name(option) in names
+        (own if is_own else others).append(option)
+    return own, others
+
+
+def parameter_name(option: Option) -> str:
+    """The parameter of a function that an option stands for: ``iou_type`` for ``--iou-type`` and ``--iou_type+``."""
+    return option.name.removeprefix("--").removesuffix("+").replace("-", "_")
+
+
+def merge_values(options: Iterable[Option], lists: Collection[str] = ()) -> list[str]:
+    """Arguments in which several values of an option are one list: ``--sizes 256 512`` becomes ``--sizes=[256,512]``.
+
+    Args:
+        options: whose names may have hyphens in the place of underscores.
+        lists: names of parameters that take a list and nothing else, for which one value is a list as well.
+    """
+    arguments: list[str] = []
+    for option in options:
+        is_list = len(option.values) > 1 or parameter_name(option) in lists
+        is_written_out = len(option.values) == 1 and option.values[0].startswith("[")
+        name = "--" + option.name.removeprefix("--").replace("-", "_")
+        if not option.name.startswith("--"):
+            arguments += option.text
+        elif is_list and not is_written_out:
+            arguments.append(f"{name}=[{','.join(option.values)}]")
+        else:
+            arguments += [name, *option.values]
+    return arguments
+
+
+def is_list(hint: Any) -> bool:
+    """Whether a type is a list, or None beside it, and nothing else."""
+    types = set(get_args(hint)) - {NoneType} if isinstance(hint, UnionType) else {hint}
+    return all(get_origin(one) is list for one in types)
+
+
+# ---- the config that all other arguments go over
+
+
+def find_configs(options: Iterable[Option]) -> list[Option]:
+    """Options with paths in the place of configs' names.
+
+    Raises:
+        UserError: when there is no config of a name.
+    """
+    from swinv2_tasks.cli.configs import find_config
+
+    found: list[Option] = []
+    for option in options:
+        if option.name == "--config" and option.values:
+            found += [new_option("--config", find_config(name)) for name in option.values]
+        else:
+            found.append(option)
+    return found
+
+
+def name_model_and_data(options: Iterable[Option]) -> bool:
+    """Whether configs or other options name the classes of a model and of its data, as overlays do not."""
+    from swinv2_tasks.cli.configs import named_classes
+
+    named: set[str] = set()
+    for option in options:
+        if option.name == "--config":
+            named = named.union(*(named_classes(Path(path)) for path in option.values))
+        elif option.values:
+            named.add(option.name.removeprefix("--").removesuffix(".class_path"))
+    return {"model", "data"} <= named
+
+
+def find_resumed_run(options: Sequence[Option]) -> tuple[list[Option], Path | None]:
+    """The options without --resume, and with the config of the run that it names; that run's folder.
+
+    Raises:
+        UserError: when the folder is not that of a run.
+    """
+    resume = next((option for option in options if option.name == "--resume"), None)
+    if resume is None:
+        return [*options], None
+
+    if len(resume.values) > 1:
+        raise UserError(f"--resume takes the folder of one run, not {' '.join(resume.values)}")
+
+    rest = [option for option in options if option is not resume]
+    folder = resume.values[0] if resume.values else ""
+    configs = values_of(rest, "--config")
+    if folder:
+        config = Path(folder) / "config.yaml"
+        rest = [new_option("--config", config), *rest]
+    else:
+        config = Path(configs[0] if configs else "nothing")
+
+    record = config.parent / "run.json"
+    if not record.is_file() or not config.is_file():
+        given = folder or (configs[0] if configs else "nothing")
+        raise UserError(
+            f"--resume: {given} is not of a run. Name the run's folder, as in --resume runs/imagenet/3, or its config, "
+            "as in --config runs/imagenet/3/config.yaml --resume; weights of other origin are given as --model.weights."
+        )
+    command = json.loads(record.read_text())["starts"][0]["arguments"][0]
+    if command != "fit":
+        raise UserError(
+            f"--resume: {config.parent} was made by {command}, so there is no training to go on with. Name a folder "
+            "that fit has made."
+        )
+    return rest, config.parent
