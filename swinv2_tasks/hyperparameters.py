@@ -99,7 +99,7 @@ def recorded_arguments(cls: type, arguments: Mapping[str, Any], source: str) -> 
         for name, value in arguments.items():
             if not _is_plain(types[name]):
                 raise TypeError("it is no plain value")
-            checked[name] = _rebuilt(types[name], value, source)
+            checked[name] = _rebuild(types[name], value, source)
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(
             f"{source} was not written by this package: a {cls.__name__} does not record its {name!r} so ({error}). "
@@ -108,7 +108,7 @@ def recorded_arguments(cls: type, arguments: Mapping[str, Any], source: str) -> 
     return checked
 
 
-def _rebuilt(type_hint: Any, value: Any, source: str) -> Any:
+def _rebuild(type_hint: Any, value: Any, source: str) -> Any:
     """A dataclass or recorded settings from what was written of them; other values unchanged."""
     if not _is_recorded(type_hint):
         # A class, as is_dataclass of a type hint says.

@@ -94,8 +94,8 @@ def normalization(x: Tensor, scale: Tensor | None = None) -> Tensor:
     (…, H, 1), in float32 at least.
     """
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
-    wanted = 1 if scale is None else scale.view(-1, 1)
-    return wanted / length.clamp_min(1e-12)
+    target = 1 if scale is None else scale.view(-1, 1)
+    return target / length.clamp_min(1e-12)
 
 
 # ---- the module

@@ -29,7 +29,7 @@ def is_plain(module: nn.Module) -> bool:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    known = type(module).__module__.startswith(("torch.nn.modules.", "swinv2_tasks."))
-    hooked = any(getattr(module, hooks) for hooks in _OWN_HOOKS)
-    replaced = "forward" in vars(module)  # of this one alone, as some libraries wrap a layer
-    return known and not hooked and not replaced
+    is_own_class = type(module).__module__.startswith(("torch.nn.modules.", "swinv2_tasks."))
+    has_hooks = any(getattr(module, hooks) for hooks in _OWN_HOOKS)
+    is_wrapped = "forward" in vars(module)  # of this one alone, as some libraries wrap a layer
+    return is_own_class and not has_hooks and not is_wrapped

@@ -60,10 +60,10 @@ from swinv2_tasks.training.run_folder import (
     RUN_DIR,
     check_name,
     claim_folder,
+    find_requeued_run,
     holds_results,
     keep_metrics,
     lock,
-    requeued_run,
     run_folder,
 )
 from swinv2_tasks.training.run_record import RunRecord
@@ -200,7 +200,7 @@ class TasksCLI(CheckpointCheckingCLI):
         if self.resume is None:  # which has its folder
             check_name(config["name"])
         if self.subcommand == "fit" and self.resume is None and config["ckpt_path"] is None:
-            self.resume = requeued_run(parent, self.arguments)
+            self.resume = find_requeued_run(parent, self.arguments)
         if self.resume is not None:
             self._find_checkpoint()
         weights = config["ckpt_path"] or (config["model"].get("init_args") or {}).get("weights")

@@ -123,30 +123,28 @@ def _verdict_folder(root: Path, output: Path) -> Path:
 
 def _check_all(paths: list[str], verdicts: VerdictFile, workers: int, seconds: float) -> dict[str, str]:
     """Reaches the verdicts that are not there yet; returns the reason for each faulty video."""
-    faults, missing = {}, []
+    faults, unchecked = {}, []
     for path in paths:
         verdict = verdicts.find(path)
         if verdict is None or not verdict.is_final:
-            missing.append(path)
+            unchecked.append(path)
         elif verdict.reason:
             faults[path] = verdict.reason
-    if len(missing) < len(paths):
-        print(
-            f"{len(paths) - len(missing)} of {len(paths)} videos have not changed since they were checked "
-            f"({printable(verdicts.path)})"
-        )
-    left = len(missing)
+    number = len(paths) - len(unchecked)
+    if number:
+        print(f"{number} of {len(paths)} videos have not changed since they were checked ({printable(verdicts.path)})")
+
     try:
-        with WorkProgress("Decoding", len(missing)) as progress:
-            for path, verdict in find_faults(missing, workers, seconds):
+        with WorkProgress("Decoding", len(unchecked)) as progress:
+            for path, verdict in find_faults(unchecked, workers, seconds):
                 verdicts.add(path, verdict)
                 if verdict.reason:
                     faults[path] = verdict.reason
-                left -= 1
+                number += 1
                 progress.advance(faulty=bool(verdict.reason))
     except (KeyboardInterrupt, Interrupted):
         print(
-            f"stopped: {len(paths) - left} of {len(paths)} videos are checked, {len(faults)} of them faulty, see "
+            f"stopped: {number} of {len(paths)} videos are checked, {len(faults)} of them faulty, see "
             f"{printable(verdicts.path)}. The same command resumes with the others and then writes the lists.",
             file=sys.stderr,
         )
@@ -231,27 +229,27 @@ def optimize(
     folder = Path(output).expanduser()
     open_folder(folder, "output")
     all_faults: dict[str, str] = {}
-    for split, chosen in images.items():
+    for split, split_images in images.items():
         faults: dict[str, str] = {}
-        with WorkProgress(f"Writing {split}", len(chosen)) as progress, without_working_folder():
-            for done, faulty in write_shards(
+        with WorkProgress(f"Writing {split}", len(split_images)) as progress, without_working_folder():
+            for number, faulty in write_shards(
                 folder / split,
-                chosen,
+                split_images,
                 Classes(data.class_ids, data.class_names),
                 shard_bytes=int(shard_mb * 1e6),
                 shuffle=split == "train",
                 skip_faulty=skip_faulty,
                 workers=workers or os.cpu_count() or 1,
             ):
-                progress.advance(done, len(faulty))
+                progress.advance(number, len(faulty))
                 faults |= faulty
         all_faults |= faults
         if faults and not skip_faulty:
-            print(f"{split}: not finished, as {len(faults)} of {len(chosen)} images cannot be read")
+            print(f"{split}: not finished, as {len(faults)} of {len(split_images)} images cannot be read")
         else:
             shards = len(list((folder / split).glob("*.bin")))
-            stored = len(chosen) - len(faults)
-            print(f"{split}: {stored} of {len(chosen)} images in {shards} shards: {printable(folder / split)}")
+            stored = len(split_images) - len(faults)
+            print(f"{split}: {stored} of {len(split_images)} images in {shards} shards: {printable(folder / split)}")
         for name, reason in faults.items():
             print(f"  {'left out' if skip_faulty else 'faulty'}: {printable(name)}: {printable(reason)}")
     table = folder / "faulty_images.csv"
@@ -286,7 +284,7 @@ def find_faults(paths: list[str], workers: int = 1, seconds: float = 120.0) -> I
         Each file with the verdict, as soon as it is reached.
     """
     # Each thread has a process of its own: when that dies, it is known of what. The processes inherit that signals are
-    # blocked, which are for the main process to deal with.
+    # blocked, which are for the main process to handle.
     pool = ThreadPoolExecutor(workers, initializer=_block_signals)
     lanes = [_Lane(seconds) for _ in range(workers)]
     free = list(lanes)
@@ -300,9 +298,9 @@ def find_faults(paths: list[str], workers: int = 1, seconds: float = 120.0) -> I
 
     try:
         with without_working_folder():
-            places = {pool.submit(decode, path): path for path in paths}
-            for future in concurrent.futures.as_completed(places):
-                yield places.pop(future), future.result()
+            path_of = {pool.submit(decode, path): path for path in paths}
+            for future in concurrent.futures.as_completed(path_of):
+                yield path_of.pop(future), future.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # when interrupted, no further video is begun
         for lane in lanes:

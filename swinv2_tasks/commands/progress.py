@@ -1,4 +1,4 @@
-"""How far long work has come: a bar in a terminal, elsewhere a line now and then."""
+"""The progress of long work: a bar in a terminal, elsewhere a line now and then."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class WorkProgress:
     def __init__(self, title: str, total: int, seconds: float = SECONDS) -> None:
         self.title = title
         self.total = total
-        self.done = 0
+        self.number = 0
         self.faulty = 0
         self._seconds = seconds
-        self._start = self._told = time.monotonic()
+        self._start = self._last_line = time.monotonic()
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -48,25 +48,25 @@ class WorkProgress:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self, error_class: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._bar.stop()
 
-    def advance(self, done: int = 1, faulty: int = 0) -> None:
+    def advance(self, number: int = 1, faulty: int = 0) -> None:
         """Counts files that are done, and how many of them are faulty."""
-        self.done += done
+        self.number += number
         self.faulty += faulty
-        self._bar.update(self._task, advance=done, faulty=f"{self.faulty} faulty" if self.faulty else "")
+        self._bar.update(self._task, advance=number, faulty=f"{self.faulty} faulty" if self.faulty else "")
         now = time.monotonic()
-        if self._bar.disable and now - self._told >= self._seconds and self.done < self.total:
-            self._told = now
+        if self._bar.disable and now - self._last_line >= self._seconds and self.number < self.total:
+            self._last_line = now
             print(self.line(now - self._start), file=sys.stderr, flush=True)
 
     def line(self, seconds: float) -> str:
-        """How things stand after a time, in a line."""
-        left = seconds / max(1, self.done) * (self.total - self.done)
+        """The progress after a time, in a line."""
+        remaining = seconds / max(1, self.number) * (self.total - self.number)
         faulty = f", {self.faulty} faulty" if self.faulty else ""
-        return f"{self.title}: {self.done:,} of {self.total:,}{faulty}, about {in_words(left)} left"
+        return f"{self.title}: {self.number:,} of {self.total:,}{faulty}, about {in_words(remaining)} left"
 
 
 def in_words(seconds: float) -> str:

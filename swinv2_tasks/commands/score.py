@@ -78,16 +78,16 @@ def ade20k(
     """
     names = scene_class_names(class_names, prefix="--")
     truth, predicted = _label_maps(annotations, "annotations"), _label_maps(predictions, "predictions")
-    missing = [name for name in truth if name not in predicted]
-    if len(missing) == len(truth):
+    unpredicted = [name for name in truth if name not in predicted]
+    if len(unpredicted) == len(truth):
         raise UserError(
             f"No file in {predictions} has the name of one in {annotations}: {abbreviate(list(predicted), 3)} there, "
             f"{abbreviate(list(truth), 3)} here. Expected a prediction FOLDER/NAME.png for each annotation NAME.png."
         )
-    if missing:
+    if unpredicted:
         raise UserError(
-            f"{len(missing)} of {len(truth)} annotations have no prediction in {predictions}: {abbreviate(missing)}. "
-            "Predict them as well, or give a folder of annotations without them."
+            f"{len(unpredicted)} of {len(truth)} annotations have no prediction in {predictions}: "
+            f"{abbreviate(unpredicted)}. Predict them as well, or give a folder of annotations without them."
         )
     if json is not None:
         _prove_writable(json)
@@ -202,28 +202,28 @@ def coco(
     if not read.annotated:
         raise UserError(f"--annotations: {annotations} has no annotations to score against.")
     results = _detections(predictions, read)
-    kinds: list[IoUType]
+    iou_types: list[IoUType]
     if iou_type is None:
-        kinds = ["bbox"] if not results or "bbox" in results[0] else []
-        kinds += ["segm"] if read.has_masks and results and "segmentation" in results[0] else []
+        iou_types = ["bbox"] if not results or "bbox" in results[0] else []
+        iou_types += ["segm"] if read.has_masks and results and "segmentation" in results[0] else []
     else:
-        kinds = [iou_type] if isinstance(iou_type, str) else iou_type
-    if "segm" in kinds and not read.has_masks:
+        iou_types = [iou_type] if isinstance(iou_type, str) else iou_type
+    if "segm" in iou_types and not read.has_masks:
         raise UserError(f"--iou-type segm: {annotations} has no masks, only boxes.")
-    if not kinds:
+    if not iou_types:
         raise UserError(f"{predictions} has masks, {annotations} only boxes: there is nothing to compare.")
     truth = _truth(read)
-    scores = coco_scores(truth, results, kinds, backend, max_dets)
+    scores = coco_scores(truth, results, iou_types, backend, max_dets)
     names = dict(zip(read.class_ids, read.class_names, strict=True))
     limit = describe_limit(truth, max_dets, True, "--max-dets")
     if json is not None:
         write_detection_scores(Path(json), scores, names, limit)
     for table in score_tables(scores, names):
         Console().print(table)
-    found = {result["image_id"] for result in results}
-    print(f"{len(results):,} detections, in {len(found):,} of {len(read.images):,} images, are scored")
+    image_ids = {result["image_id"] for result in results}
+    print(f"{len(results):,} detections, in {len(image_ids):,} of {len(read.images):,} images, are scored")
     console = Console(stderr=True, soft_wrap=True)
-    for note in (describe_unmatched(read, "segm" in kinds), _describe_empty(predictions, results), limit):
+    for note in (describe_unmatched(read, "segm" in iou_types), _describe_empty(predictions, results), limit):
         if note is not None:
             console.print(note, markup=False, highlight=False)
     return scores
@@ -245,17 +245,18 @@ def _truth(read: CocoAnnotations) -> dict[str, Any]:
     images, annotations = [], []
     for image in read.images:
         images.append({"id": image.id, "height": image.height, "width": image.width})
-        for one in image.objects:
-            where = f"annotation {one.id} in {read.path}"
-            pixels = one.segmentation or {"size": [image.height, image.width], "counts": [image.height * image.width]}
+        no_pixels = {"size": [image.height, image.width], "counts": [image.height * image.width]}
+        for annotation in image.objects:
+            where = f"annotation {annotation.id} in {read.path}"
+            pixels = annotation.segmentation or no_pixels
             annotations.append(
                 {
-                    "id": one.id,
+                    "id": annotation.id,
                     "image_id": image.id,
-                    "category_id": read.class_ids[one.label],
-                    "bbox": list(one.box),
-                    "area": one.area,
-                    "iscrowd": int(one.crowd),
+                    "category_id": read.class_ids[annotation.label],
+                    "bbox": list(annotation.box),
+                    "area": annotation.area,
+                    "iscrowd": int(annotation.crowd),
                     "segmentation": compressed(pixels, where) if isinstance(pixels, dict) else pixels,
                 }
             )
@@ -274,12 +275,12 @@ def _detections(path: str, read: CocoAnnotations) -> list[dict[str, Any]]:
     if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
         raise UserError(f"The detections {path} are no list of objects; {expected}.")
     sizes = {image.id: [image.height, image.width] for image in read.images}
-    known = set(read.class_ids)
-    for place, entry in enumerate(content):
-        where = f"detection {place} in {path}"
-        if missing := {"image_id", "category_id", "score"} - entry.keys():
-            raise UserError(f"{where} lacks {', '.join(sorted(missing))}; {expected}.")
-        if entry["image_id"] not in sizes or entry["category_id"] not in known:
+    class_ids = set(read.class_ids)
+    for index, entry in enumerate(content):
+        where = f"detection {index} in {path}"
+        if absent := {"image_id", "category_id", "score"} - entry.keys():
+            raise UserError(f"{where} lacks {', '.join(sorted(absent))}; {expected}.")
+        if entry["image_id"] not in sizes or entry["category_id"] not in class_ids:
             wrong = "image_id" if entry["image_id"] not in sizes else "category_id"
             raise UserError(
                 f"{where} is of {wrong} {entry[wrong]!r}, which {read.path} does not know: are they of the same data?"

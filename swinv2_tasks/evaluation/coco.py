@@ -81,7 +81,7 @@ def coco_scores(
             )
 
     scores: dict[IoUType, CocoScores] = {}
-    with _undisturbed():
+    with _silence():
         # An id of 0, from which some tools count, is taken for "not matched" by COCO's tools.
         annotations = [{**annotation, "id": k} for k, annotation in enumerate(truth["annotations"], start=1)]
         ground_truth = coco_class()
@@ -198,7 +198,7 @@ def _as_annotations(results: Sequence[Mapping[str, Any]], iou_type: IoUType) -> 
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
+def _silence() -> Iterator[None]:
     """Keeps the garbage collector away, which would walk through a million new dictionaries again and again, and what
     COCO's tools print."""
     was_enabled = gc.isenabled()

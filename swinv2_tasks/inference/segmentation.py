@@ -74,7 +74,7 @@ class Inference:
         if not self.scales or min(self.scales) <= 0:
             raise UserError(f"inference.scales must be factors above 0, not {[*self.scales]}")
 
-    def resized(self, factor: float, multiple: int) -> Inference:
+    def rescale(self, factor: float, multiple: int) -> Inference:
         """The same for images whose sides are larger by a factor: a sliding window and its step grow along.
 
         Args:

@@ -188,7 +188,7 @@ def holds_results(folder: Path) -> bool:
     return any(next(folder.rglob(pattern), None) is not None for pattern in patterns)
 
 
-def requeued_run(parent: Path, arguments: Sequence[str]) -> Path | None:
+def find_requeued_run(parent: Path, arguments: Sequence[str]) -> Path | None:
     """The folder of the run that this is the continuation of, when SLURM has started its job again."""
     job, restarts = os.environ.get("SLURM_JOB_ID"), int(os.environ.get("SLURM_RESTART_COUNT", 0))
     if job is None or not restarts or os.environ.get("LOCAL_RANK", "0") != "0":

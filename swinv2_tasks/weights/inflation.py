@@ -23,12 +23,12 @@ _NETWORK = ".attn.cpb_mlp.0.weight"
 _TABLE = ".attn.relative_position_bias_table"
 
 
-def inflated_variant(variant: Variant, frames: int) -> Variant:
+def inflate_variant(variant: Variant, frames: int) -> Variant:
     """An image variant over clips, with patches of so many frames."""
     return dataclasses.replace(variant, patch_size=(frames, *variant.patch_size))
 
 
-def inflated_windows(windows: Windows, time: list[int]) -> Windows:
+def inflate_windows(windows: Windows, time: list[int]) -> Windows:
     """Image windows with a side in time for each stage: the model's own, which its position bias will be trained at."""
 
     def with_time(sizes: tuple[Size, ...]) -> tuple[Size, ...]:

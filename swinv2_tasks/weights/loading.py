@@ -34,7 +34,7 @@ from swinv2_tasks.weights.formats import (
     some,
     to_official,
 )
-from swinv2_tasks.weights.inflation import inflate, inflated_variant, inflated_windows
+from swinv2_tasks.weights.inflation import inflate, inflate_variant, inflate_windows
 from swinv2_tasks.weights.integrity import check_finite, check_types
 from swinv2_tasks.weights.modules import backbone_of, name_prefix, named_tensors, own_state
 from swinv2_tasks.weights.windows import (
@@ -244,7 +244,7 @@ def _check_same_variant(variant: Variant, backbone: SwinTransformerV2) -> bool:
     expected = describe_variant(own_state(backbone))
     is_image_for_clips = (len(variant.patch_size), len(expected.patch_size)) == (2, 3)
     if is_image_for_clips:
-        variant = inflated_variant(variant, expected.patch_size[0])
+        variant = inflate_variant(variant, expected.patch_size[0])
     elif len(variant.patch_size) != len(expected.patch_size):
         raise UserError(
             f"the checkpoint is for clips, the model for images. Give the model patch_size {[*variant.patch_size]} and "
@@ -266,7 +266,7 @@ def _inflate(
         raise UserError(f"the checkpoint's bias tables cannot be resized: {error}") from error
     if origin is not None:
         image_windows, source = origin
-        origin = inflated_windows(image_windows, [window[0] for window in windows]), f"{source}; in time the model's"
+        origin = inflate_windows(image_windows, [window[0] for window in windows]), f"{source}; in time the model's"
     return inflated, origin, changed
 
 

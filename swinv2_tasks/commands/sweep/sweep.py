@@ -292,7 +292,7 @@ class Swept:
             changes |= {"data.init_args.faulty_samples": "skip", "data.init_args.faulty_budget": 10**9}
         if get_type_hints(resolve_name(model["class_path"]).__init__).get("inference") is Inference:
             inference = Inference(**model["init_args"]["inference"])
-            grown = inference.resized(factor, max(patch))
+            grown = inference.rescale(factor, max(patch))
             names = ("crop_size", "stride") if inference.mode == "slide" else ()
             changes |= {f"model.init_args.inference.{name}": getattr(grown, name) for name in names}
         return [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in changes.items()]

@@ -366,8 +366,8 @@ def test_the_metric_is_the_one_that_the_training_watched(checkpoint: Path, train
 @pytest.mark.parametrize("mode", ["whole", "slide"])
 def test_inference_grows_with_the_images(mode: Any) -> None:
     inference = Inference(mode, crop_size=(64, 32), stride=(48, 16))
-    assert inference.resized(1.0, 4) == inference
-    grown = inference.resized(1.4, 4)
+    assert inference.rescale(1.0, 4) == inference
+    grown = inference.rescale(1.4, 4)
     assert (grown.crop_size, grown.stride) == (((64, 32), (48, 16)) if mode == "whole" else ((88, 44), (66, 22)))
 
 
