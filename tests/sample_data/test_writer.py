@@ -136,7 +136,7 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path) -> None:
             assert process.poll() is None and time.monotonic() < deadline, "it ended before it wrote an image"
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
     finally:
         process.kill()
     assert "KeyboardInterrupt" in errors

@@ -425,9 +425,9 @@ def test_reading_works_in_forked_processes_and_adds_no_threads(tmp_path: Path) -
     children = [context.Process(target=read_in_child, args=(str(path), queue)) for _ in range(3)]
     for child in children:
         child.start()
-    assert [queue.get(timeout=60) for _ in children] == [[11, 3]] * 3
+    assert [queue.get(timeout=300) for _ in children] == [[11, 3]] * 3
     for child in children:
-        child.join(60)
+        child.join(300)
         assert child.exitcode == 0
 
 
