@@ -227,7 +227,7 @@ class Predictions(Callback):
         """A sample could not be read."""
         if fault.traceback:
             self._explain(fault.traceback)
-        index = fault.place // self._order.parts
+        index = fault.sample_index // self._order.parts
         self._errors.setdefault(index, fault.reason)
         self._count(index)
 

@@ -22,7 +22,7 @@ from swinv2_tasks.datamodules.imagenet import ImageNetDataModule
 from swinv2_tasks.datamodules.kinetics import KineticsDataModule
 from swinv2_tasks.datamodules.readers.video_lists import list_line
 from swinv2_tasks.datamodules.readers.video_verdicts import TABLE, Verdict, VerdictFile
-from swinv2_tasks.datamodules.readers.videos import find_damage
+from swinv2_tasks.datamodules.readers.videos import find_corruption
 from swinv2_tasks.datamodules.shards import StoredImage, write_shards
 from swinv2_tasks.errors import FaultyFiles, Interrupted, UserError, printable
 from swinv2_tasks.files import prove_writable, replace_file
@@ -352,7 +352,7 @@ def _is_ready() -> bool:
 
 def decoding_fault(path: str) -> str | None:
     """Why a video is not whole or does not decode in full, in words; None if it does. By the reader of training."""
-    return find_damage(path)
+    return find_corruption(path)
 
 
 def _relative(path: str, root: Path) -> str:

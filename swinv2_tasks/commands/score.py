@@ -19,7 +19,7 @@ from swinv2_tasks.commands.progress import WorkProgress
 from swinv2_tasks.datamodules.classes import abbreviate
 from swinv2_tasks.datamodules.readers.annotations import (
     CocoAnnotations,
-    compressed,
+    compress,
     describe_unmatched,
     is_far_outside,
     is_finite,
@@ -257,7 +257,7 @@ def _truth(read: CocoAnnotations) -> dict[str, Any]:
                     "bbox": list(annotation.box),
                     "area": annotation.area,
                     "iscrowd": int(annotation.crowd),
-                    "segmentation": compressed(pixels, where) if isinstance(pixels, dict) else pixels,
+                    "segmentation": compress(pixels, where) if isinstance(pixels, dict) else pixels,
                 }
             )
     categories = [{"id": k, "name": name} for k, name in zip(read.class_ids, read.class_names, strict=True)]
@@ -298,5 +298,5 @@ def _detections(path: str, read: CocoAnnotations) -> list[dict[str, Any]]:
                     f"{where} has a segmentation that is no run lengths of its image's size "
                     f"{sizes[entry['image_id']]}, height and width."
                 )
-            entry["segmentation"] = compressed(code, where)
+            entry["segmentation"] = compress(code, where)
     return content

@@ -65,7 +65,7 @@ class ADE20KDataModule(BaseDataModule):
         resize: Limits of the long and the short side in pixels: images are resized to fit, keeping their proportions.
             None: images keep their size.
         batch_size: Crops per batch and process in training; evaluation takes one image at a time, each of its own size.
-        num_workers: Loading processes of each loader; 0 loads in the main process.
+        num_workers: DataLoader workers of each loader; 0 loads in the main process.
         train_dir: Name of the training folder in images and in annotations.
         val_dir: Name of the validation folder in both.
         class_names: The class list, two at least: a text file with a name per line, a table like objectInfo150.txt, or

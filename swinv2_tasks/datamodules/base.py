@@ -30,7 +30,7 @@ class BaseDataModule(Recorded, LightningDataModule, TaskData):
 
     Args:
         batch_size: Samples per batch and process.
-        num_workers: Loading processes of each loader; 0 loads in the main process.
+        num_workers: DataLoader workers of each loader; 0 loads in the main process.
         mean: What the images were normalized with: subtracted from RGB in [0, 1] …
         std: … and what divided the difference.
         faulty_samples: What happens on a sample that cannot be read: `error` stops, `skip` leaves it out of its batch.
@@ -100,7 +100,7 @@ class BaseDataModule(Recorded, LightningDataModule, TaskData):
     @property
     def train_samples(self) -> int:
         """Number of training samples, over all processes. Known after `setup("fit")`."""
-        return len(cast(Sized, _made(self.train_dataset)))
+        return len(cast(Sized, _existing(self.train_dataset)))
 
     def train_batches(self, world_size: int = 1) -> int:
         """Batches of an epoch in each of `world_size` processes. Known after `setup("fit")`.
@@ -136,20 +136,20 @@ class BaseDataModule(Recorded, LightningDataModule, TaskData):
 
     @property
     def skipped_samples(self) -> dict[str, str]:
-        return dict(self.faults.found)
+        return dict(self.faults.skipped)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed training must know; Lightning puts it into checkpoints."""
-        return {"seed": self.seed, "faults": dict(self.faults.found)}
+        return {"seed": self.seed, "faults": dict(self.faults.skipped)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the seed and the skipped samples of the training that is resumed."""
         if self.train_dataset is not None:  # not when evaluating
             self._seed = state_dict["seed"]
-            self.faults.found.update(state_dict["faults"])
+            self.faults.skipped.update(state_dict["faults"])
 
     def train_dataloader(self) -> BatchLoader:
-        self.train_batches(self.trainer.world_size if self.trainer else 1)  # complains rather than train on nothing
+        self.train_batches(self.trainer.world_size if self.trainer else 1)  # raises rather than train on nothing
         return self._loader("train", self.train_dataset, self.train_collate)
 
     def val_dataloader(self) -> BatchLoader:
@@ -159,7 +159,7 @@ class BaseDataModule(Recorded, LightningDataModule, TaskData):
         return self._loader("test", self.test_dataset, self.collate)
 
     def predict_dataloader(self) -> BatchLoader:
-        dataset: Any = _made(self.predict_dataset)
+        dataset: Any = _existing(self.predict_dataset)
         rank, world_size = self._rank_and_world_size()
         batch_size = self.eval_batch_size or self.batch_size
         parts = _samples_per_file(dataset)
@@ -173,8 +173,10 @@ class BaseDataModule(Recorded, LightningDataModule, TaskData):
             loader.close()
 
     def worker_death(self, error: BaseException) -> UserError | None:
-        """What to say when `error` tells that a loading process died: what it was reading. None for other errors."""
-        return next((death for loader in self._loaders.values() if (death := loader.death(error))), None)
+        for loader in self._loaders.values():
+            if (explained := loader.explain_worker_death(error)) is not None:
+                return explained
+        return None
 
     def train_sample_ids(self, batch: int) -> list[str]:
         """Names of the samples in one of the running epoch's training batches of this process, from 0."""
@@ -186,19 +188,19 @@ class BaseDataModule(Recorded, LightningDataModule, TaskData):
         counts = self._loaders[split].counts if split in self._loaders else SampleCounts()
         return replace(counts, samples_per_file=_samples_per_file(getattr(self, f"{split}_dataset")))
 
-    def _loader(self, kind: str, dataset: Dataset | None, collate: Callable[[list[Any]], Any]) -> BatchLoader:
+    def _loader(self, split: str, dataset: Dataset | None, collate: Callable[[list[Any]], Any]) -> BatchLoader:
         trainer: Any = self.trainer
-        train = kind == "train"
+        train = split == "train"
         rank, world_size = self._rank_and_world_size()
         # Overfitting on a few batches means the same ones in each epoch.
         shuffle = train and not (trainer and trainer.overfit_batches)
-        samples = len(cast(Sized, _made(dataset)))
+        samples = len(cast(Sized, _existing(dataset)))
         batch_size = self.batch_size if train else self.eval_batch_size or self.batch_size
         groups = self.train_groups if shuffle else None
         permute = self.train_permute if shuffle else None
         order = BatchOrder(samples, batch_size, rank, world_size, self.seed, train, shuffle, groups, permute)
-        self._loaders[kind] = BatchLoader(_made(dataset), order, collate, self.num_workers, self.faults)
-        return self._loaders[kind]
+        self._loaders[split] = BatchLoader(_existing(dataset), order, collate, self.num_workers, self.faults)
+        return self._loaders[split]
 
     def _rank_and_world_size(self) -> tuple[int, int]:
         trainer: Any = self.trainer
@@ -210,7 +212,7 @@ def _samples_per_file(dataset: Any) -> int:
     return getattr(dataset, "parts", 1)
 
 
-def _made(dataset: Dataset | None) -> Dataset:
+def _existing(dataset: Dataset | None) -> Dataset:
     if dataset is None:
         raise RuntimeError("This dataset does not exist yet: call the datamodule's setup(stage) first.")
     return dataset

@@ -61,7 +61,7 @@ class CocoDataModule(BaseDataModule):
     Args:
         root: Dataset folder. Only predicting does without it.
         batch_size: Images per batch and process in training; evaluation takes one at a time.
-        num_workers: Loading processes of each loader; 0 loads in the main process.
+        num_workers: DataLoader workers of each loader; 0 loads in the main process.
         train_images: Folder of the training images, in root.
         train_annotations: Their annotation file, in root; this and all other places may also be absolute.
         val_images: Folder of the validation images.

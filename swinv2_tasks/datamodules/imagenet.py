@@ -57,7 +57,7 @@ class ImageNetDataModule(BaseDataModule):
         root: Dataset folder, or the URL of one with shards. Only predicting does without it.
         image_size: Side of the images given to the model in pixels, or height and width.
         batch_size: Images per batch and process.
-        num_workers: Loading processes of each loader; 0 loads in the main process.
+        num_workers: DataLoader workers of each loader; 0 loads in the main process.
         train_dir: Folder of training classes, relative to root.
         val_dir: Folder of validation classes, relative to root.
         class_names: The class list: a text file of `ID` or `ID NAME` lines, a CSV file of `ID,NAME`, or a list of

@@ -53,7 +53,7 @@ class KineticsDataModule(BaseDataModule):
         root: Dataset folder. Only predicting does without it.
         image_size: Side of the views given to the model in pixels, or height and width.
         batch_size: Clips per batch and process, in evaluation as well.
-        num_workers: Loading processes of each loader; 0 loads in the main process.
+        num_workers: DataLoader workers of each loader; 0 loads in the main process.
         frames: Frames of a clip.
         stride: Dense clips: every how many frames of the video one is taken.
         sampling: `dense` takes a stretch of the video, at a random place in training; `segments` one frame of each of
@@ -72,8 +72,8 @@ class KineticsDataModule(BaseDataModule):
         class_names: The label map: a text file of a label per line, JSON, or a list. Without it, the labels in the
             training list, or its class folders, sorted.
         source: What to predict: a video, a folder or a glob pattern.
-        check_source: Prediction: decode every frame of a video before its first sample, so that damage outside of its
-            clips is found too, as `data check` would.
+        check_source: Prediction: decode every frame of a video before its first sample, so that corrupt frames outside
+            of its clips are found too, as `data check` finds them.
         mean: Normalization, per RGB channel: subtracted from values in [0, 1].
         std: Normalization, per RGB channel: divides the difference.
         crop_pct: Training and validation: frames are first resized until a view covers this share of their short side,
@@ -259,12 +259,12 @@ class KineticsDataModule(BaseDataModule):
         return videos, faulty
 
     def _mention_unchecked(self) -> None:
-        """Says how many videos have never been decoded in full, in which a fit may pass by damage."""
+        """Says how many videos have never been decoded in full, in which a fit may pass by corrupt frames."""
         unchecked, videos = map(sum, zip(*self._unchecked.values(), strict=True))
         if unchecked:
             rank_zero_only(print)(
-                f"{unchecked} of {videos} videos have not been decoded in full, so what is damaged outside of the "
-                f"clips that are read is not seen. To find it: {self._check_command()}"
+                f"{unchecked} of {videos} videos have not been decoded in full, so corrupt frames outside of the "
+                f"clips that are read are not found. To find them: {self._check_command()}"
             )
 
     def _check_command(self) -> str:

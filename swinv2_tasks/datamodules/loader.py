@@ -1,8 +1,8 @@
-"""Which samples each batch holds, and reading them in worker processes: reproducible, resumable, and honest on faults.
+"""Which samples each batch holds, and reading them in DataLoader workers: reproducible, resumable, reporting faults.
 
-The order of samples and the random numbers of each sample follow from the run's seed, the epoch and the place in it.
-So a run can go on in the middle of an epoch, and neither the number of workers nor a sample that cannot be read changes
-what is made of the others.
+The order of samples and the random numbers of each sample follow from the run's seed, the epoch and the position in it.
+So a run can be resumed in the middle of an epoch, and neither the number of workers nor a sample that cannot be read
+changes what is made of the others.
 """
 
 import logging
@@ -42,8 +42,8 @@ class BatchPlan(NamedTuple):
 class BatchOrder:
     """The batches of one process, as a function of seed and epoch.
 
-    Batches are dealt to processes like cards: batch k of process r is batch k·W + r of all, so each batch is the same
-    whatever the number W of processes. Training shuffles anew in each epoch and drops what does not fill a batch of
+    Batches are distributed over processes in turn: batch k of process r is batch k·W + r of all, so each batch is the
+    same whatever the number W of processes. Training shuffles in each epoch and drops what does not fill a batch of
     every process, so that all have equally many; evaluation takes every sample once, and a process may have one batch
     less than others, or none.
 
@@ -54,8 +54,8 @@ class BatchOrder:
         world_size: Number of processes.
         seed: Seed of the run, at least 0.
         drop_last: Drop what does not fill a batch of every process.
-        shuffle: Draw the order anew for each epoch.
-        groups: Which group each sample belongs to; as many batches as possible are of one group. None: no matter.
+        shuffle: Draw another order for each epoch.
+        groups: Which group each sample belongs to; as many batches as possible are of one group. None: there are none.
         permute: Draws an epoch's order from a generator; None: any order is as likely.
     """
 
@@ -99,27 +99,31 @@ class BatchOrder:
 
     def plans(self, first: int = 0) -> Iterator[BatchPlan]:
         """This epoch's batches of this process, from its `first` one on."""
-        draw = np.random.default_rng([self.seed, self.epoch])
-        if self.shuffle:
-            order = draw.permutation(self.samples) if self.permute is None else self.permute(draw)
-        else:
+        generator = np.random.default_rng([self.seed, self.epoch])
+        if not self.shuffle:
             order = np.arange(self.samples)
-        seeds = draw.integers(2**32, size=self.samples, dtype=np.uint32)
+        elif self.permute is None:
+            order = generator.permutation(self.samples)
+        else:
+            order = self.permute(generator)
+        seeds = generator.integers(2**32, size=self.samples, dtype=np.uint32)
         if self.groups is not None:
-            order = grouped(order, self.groups, self.batch_size)
+            order = group_batches(order, self.groups, self.batch_size)
+
         for number in range(first, len(self)):
             start = (number * self.world_size + self.rank) * self.batch_size
-            places = slice(start, start + self.batch_size)
-            if start < self.samples:
-                seed = int(seeds[start]) ^ 0xFFFFFFFF  # other than the first sample's
-                yield BatchPlan(order[places].tolist(), seeds[places].tolist(), seed)
+            if start >= self.samples:
+                break
+            positions = slice(start, start + self.batch_size)
+            batch_seed = int(seeds[start]) ^ 0xFFFFFFFF  # other than the first sample's
+            yield BatchPlan(order[positions].tolist(), seeds[positions].tolist(), batch_seed)
 
     def indices(self, number: int) -> list[int]:
         """The samples of one of this epoch's batches of this process."""
         return next(self.plans(number)).indices
 
 
-def grouped(order: np.ndarray, groups: Sequence[int], batch_size: int) -> np.ndarray:
+def group_batches(order: np.ndarray, groups: Sequence[int], batch_size: int) -> np.ndarray:
     """Reorders samples so that batches are of one group, each where its last sample stood; leftovers come last, mixed.
 
     Args:
@@ -127,23 +131,25 @@ def grouped(order: np.ndarray, groups: Sequence[int], batch_size: int) -> np.nda
         groups: Which group each sample belongs to.
         batch_size: Samples per batch.
     """
-    waiting: dict[int, list[int]] = {}
-    batches: list[int] = []
+    incomplete: dict[int, list[int]] = {}
+    reordered: list[int] = []
     for index in order.tolist():
-        batch = waiting.setdefault(groups[index], [])
+        batch = incomplete.setdefault(groups[index], [])
         batch.append(index)
         if len(batch) == batch_size:
-            batches += batch
+            reordered += batch
             batch.clear()
-    left = {index for batch in waiting.values() for index in batch}
-    return np.array([*batches, *(index for index in order.tolist() if index in left)], dtype=order.dtype)
+
+    leftovers = {index for batch in incomplete.values() for index in batch}
+    reordered += [index for index in order.tolist() if index in leftovers]
+    return np.array(reordered, dtype=order.dtype)
 
 
 class FileOrder(BatchOrder):
     """The batches of a prediction: all that is read of a file follows in one process, which then knows all about it.
 
-    Groups of as many files as fill a batch are dealt to processes in turn; a file of which more is read than that is a
-    group of its own, in several batches. Each batch is the same whatever the number of processes.
+    Groups of as many files as fill a batch are distributed over processes in turn; a file of which more is read than
+    that is a group of its own, in several batches. Each batch is the same whatever the number of processes.
 
     Args:
         files: Number of files.
@@ -181,30 +187,29 @@ class FileOrder(BatchOrder):
     def plans(self, first: int = 0) -> Iterator[BatchPlan]:
         for number, indices in enumerate(self._batches(self.rank)):
             if number >= first:
-                yield BatchPlan(
-                    indices, [derive_seed(self.seed, index) % 2**32 for index in indices], self.seed % 2**32
-                )
+                seeds = [derive_seed(self.seed, index) % 2**32 for index in indices]
+                yield BatchPlan(indices, seeds, self.seed % 2**32)
 
     def _batches(self, rank: int) -> Iterator[list[int]]:
         """The samples of each batch of a process."""
         number = 0
-        for start in range(rank * self.group_size, self.files, self.world_size * self.group_size):
-            files = self.group(start)
+        for first_file in range(rank * self.group_size, self.files, self.world_size * self.group_size):
+            files = self.group(first_file)
             samples = np.arange(files.start * self.parts, files.stop * self.parts)
-            for begin in range(0, len(samples), self.batch_size):
+            for start in range(0, len(samples), self.batch_size):
                 if self.limit is not None and number >= self.limit:
                     return
                 number += 1
-                batch = samples[begin : begin + self.batch_size]
-                left = batch[~self.done[batch // self.parts]]
-                if len(left):
-                    yield left.tolist()
+                batch = samples[start : start + self.batch_size]
+                remaining = batch[~self.done[batch // self.parts]]
+                if len(remaining):
+                    yield remaining.tolist()
 
 
 class Fault(NamedTuple):
     """A sample that could not be read."""
 
-    place: int
+    sample_index: int
     """Its index in the dataset."""
 
     sample: str
@@ -212,13 +217,13 @@ class Fault(NamedTuple):
     reason: str
     """The error's message."""
     traceback: str
-    """Where it happened; empty for a mistake in the data, whose message says all."""
+    """Where it happened; empty for a mistake in the data, whose message is enough."""
 
 
 class FaultPolicy:
     """What happens on samples that cannot be read: `error` stops, `skip` leaves them out up to a budget.
 
-    Where `report` is set, samples that are left out are told to it, instead of being logged.
+    Where `report` is set, it is called with samples that are left out, instead of logging them.
 
     A training batch of which no sample can be read is made of the dataset's next one that can: it must not be empty.
 
@@ -231,10 +236,10 @@ class FaultPolicy:
         self.policy = policy
         self.budget = budget
         self.report: Callable[[Fault], None] | None = None
-        self.found: dict[str, str] = {}
+        self.skipped: dict[str, str] = {}
         """Each sample skipped so far and why."""
 
-    def meet(self, faults: list[Fault]) -> None:
+    def handle(self, faults: list[Fault]) -> None:
         """Log the faults of a batch, each sample once, or stop.
 
         Raises:
@@ -242,54 +247,55 @@ class FaultPolicy:
         """
         for fault in faults:
             name = printable(fault.sample)
-            what = fault.reason if name in fault.reason else f"{name}: {fault.reason}"
-            if self.policy == "error":
-                if not fault.traceback:
-                    raise UserError(f"{what} Or leave such samples out: data.faulty_samples=skip.")
+            message = fault.reason if name in fault.reason else f"{name}: {fault.reason}"
+
+            if self.policy == "error" and fault.traceback:
                 raise RuntimeError(f"{fault.sample} could not be read: {fault.reason}\n{fault.traceback}")
+            if self.policy == "error":
+                raise UserError(f"{message} Or leave such samples out: data.faulty_samples=skip.")
+
             if self.report is not None:
                 self.report(fault)
                 if self.budget is not None:  # nothing else needs to remember them
-                    self.found[fault.sample] = fault.reason
-                continue
-            if fault.sample in self.found:
-                continue  # named once, however many epochs meet it
-            self.found[fault.sample] = fault.reason
-            details = {"event": "sample skipped", "sample": fault.sample, "reason": fault.reason}
-            log.warning("skipped: %s", what, extra={"details": details})
+                    self.skipped[fault.sample] = fault.reason
+            elif fault.sample not in self.skipped:  # named once, however many epochs come to it
+                self.skipped[fault.sample] = fault.reason
+                details = {"event": "sample skipped", "sample": fault.sample, "reason": fault.reason}
+                log.warning("skipped: %s", message, extra={"details": details})
         self._check_budget()
 
     def share(self) -> None:
-        """Take over what other processes have found: the budget is one for all. To be called by all of them.
+        """Take over what other processes have skipped: the budget is one for all. To be called by all of them.
 
         Raises:
-            UserError: Together they have found more bad samples than allowed.
+            UserError: Together they have skipped more samples than allowed.
         """
         if self.policy == "skip" and torch.distributed.is_initialized():
-            shares: list[Any] = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(shares, self.found)
-            for share in shares:
-                self.found.update(share)
+            of_processes: list[Any] = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(of_processes, self.skipped)
+            for skipped in of_processes:
+                self.skipped.update(skipped)
             self._check_budget()
 
     def _check_budget(self) -> None:
         """Stop when there are more bad samples than allowed."""
-        if self.budget is not None and len(self.found) > self.budget:
-            listed = "\n".join(f"  {sample}: {reason}" for sample, reason in list(self.found.items())[-5:])
+        if self.budget is not None and len(self.skipped) > self.budget:
+            latest = list(self.skipped.items())[-5:]
+            listed = "\n".join(f"  {sample}: {reason}" for sample, reason in latest)
             raise UserError(
-                f"{len(self.found)} samples could not be read, data.faulty_budget allows {self.budget}. Mend them or "
+                f"{len(self.skipped)} samples could not be read, data.faulty_budget allows {self.budget}. Mend them or "
                 f"raise the budget. The last ones:\n{listed}"
             )
 
 
 class BatchLoader:
-    """Iterates over an epoch's batches; Lightning saves and restores its place.
+    """Iterates over an epoch's batches; Lightning saves and restores its position.
 
     Args:
         dataset: Samples by index. Where it has `sample_id(index)`, messages name samples so.
         order: Which samples make up each batch.
         collate: Turns a list of samples into a batch, inside the workers.
-        num_workers: Loading processes; 0 loads in this one, without touching its random numbers.
+        num_workers: DataLoader workers; 0 loads in this process, without touching its random numbers.
         faults: What happens on samples that cannot be read.
     """
 
@@ -309,7 +315,7 @@ class BatchLoader:
         self.faults = faults
         self.counts = SampleCounts()
         """Of the latest iteration."""
-        self._place = (0, 0)
+        self._position = (0, 0)
         self._resumed: tuple[int, int] | None = None
         self._plans = _Plans(order)
         self._reader = _Reader(
@@ -319,11 +325,11 @@ class BatchLoader:
             self._reader,
             batch_size=None,
             sampler=self._plans,
-            collate_fn=_as_it_is,
+            collate_fn=_identity,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_outlive_signals,
+            worker_init_fn=_ignore_signals,
             generator=torch.Generator(),  # or the workers' seeds, which nothing uses, were drawn from the global one
         )
 
@@ -335,23 +341,25 @@ class BatchLoader:
 
     def __iter__(self) -> Iterator[Any]:
         epoch = self.batch_sampler.epoch
-        first = self._resumed[1] if self._resumed and self._resumed[0] == epoch else 0
+        first = 0
+        if self._resumed is not None and self._resumed[0] == epoch:
+            first = self._resumed[1]
         self._resumed = None
         self._plans.first = first
-        self._place = (epoch, first)
+        self._position = (epoch, first)
         self.counts = SampleCounts()
         try:
             for batch, number, faults in self._loader:
-                self.faults.meet(faults)
+                self.faults.handle(faults)
                 self.counts += SampleCounts(number, {fault.sample: fault.reason for fault in faults})
-                self._place = (epoch, self._place[1] + 1)
+                self._position = (epoch, self._position[1] + 1)
                 if batch is not None:
                     yield batch
                 elif self.batch_sampler.drop_last:
                     raise UserError(f"a hundred samples in a row cannot be read, the last of them {faults[-1].sample}")
         except RuntimeError as error:
-            if (death := self.death(error)) is not None:
-                raise death from error
+            if (explained := self.explain_worker_death(error)) is not None:
+                raise explained from error
             raise
 
     def close(self) -> None:
@@ -359,31 +367,33 @@ class BatchLoader:
         end_workers(self._loader)
 
     def state_dict(self) -> dict[str, int]:
-        """The place in the training: `epoch`, and `batches` taken from it."""
-        return {"epoch": self._place[0], "batches": self._place[1]}
+        """The position in the training: `epoch`, and `batches` taken from it."""
+        return {"epoch": self._position[0], "batches": self._position[1]}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on at a place: the next iteration over that epoch starts there."""
-        self._resumed = (state["epoch"], state["batches"])
-        self._place = self._resumed
+        """Resume at a position: the next iteration over that epoch starts there."""
+        self._position = (state["epoch"], state["batches"])
+        self._resumed = self._position
         self.batch_sampler.set_epoch(state["epoch"])
 
     def sample_ids(self, number: int) -> list[str]:
         """Names of the samples of one of this epoch's batches of this process."""
         return [sample_id(self.dataset, index) for index in self.batch_sampler.indices(number)]
 
-    def death(self, error: BaseException) -> UserError | None:
-        """What to say when `error` tells that a worker died: which sample it was reading. None for other errors."""
-        pids = [int(pid) for pid in re.findall(r"\d+", " ".join(re.findall(r"pids?\S* ([\d, ]+)", str(error))))]
-        if "DataLoader worker" not in str(error):
+    def explain_worker_death(self, error: BaseException) -> UserError | None:
+        """The message for an error by which torch reports a dead worker: what it was reading. None for other errors."""
+        message = str(error)
+        if "DataLoader worker" not in message:
             return None
-        reading = {int(pid): int(index) for pid, index in self._reader.reading.tolist()}
-        if not reading.keys() & set(pids):
+        pids = [int(pid) for listed in re.findall(r"pids?\S* ([\d, ]+)", message) for pid in re.findall(r"\d+", listed)]
+
+        index_of = {int(pid): int(index) for pid, index in self._reader.reading.tolist()}
+        if not index_of.keys() & set(pids):  # of another loader
             return None
-        names = [sample_id(self.dataset, reading[pid]) for pid in pids if reading.get(pid, -1) >= 0]
-        doing = f"while it read {', '.join(names)}" if names else "between two samples"
+        names = [sample_id(self.dataset, index_of[pid]) for pid in pids if index_of.get(pid, -1) >= 0]
+        when = f"while it read {', '.join(names)}" if names else "between two samples"
         return UserError(
-            f"a loading process died {doing} ({str(error).splitlines()[0].rstrip('. ')}). If memory ran out, lower "
+            f"a DataLoader worker died {when} ({message.splitlines()[0].rstrip('. ')}). If memory ran out, lower "
             "data.num_workers; if the file makes its decoder crash, remove it. With data.num_workers=0 the main "
             "process reads, and shows the crash itself."
         )
@@ -391,8 +401,8 @@ class BatchLoader:
 
 def sample_id(dataset: Dataset, index: int) -> str:
     """What messages call a sample: its file where the dataset says so, else its index."""
-    name = getattr(dataset, "sample_id", None)
-    return str(name(index)) if name is not None else f"sample {index}"
+    name_of = getattr(dataset, "sample_id", None)
+    return f"sample {index}" if name_of is None else str(name_of(index))
 
 
 class _Plans:
@@ -434,39 +444,45 @@ class _Reader(Dataset):
         return self._read(plan, self.reading[worker.id])
 
     def _read(self, plan: BatchPlan, reading: torch.Tensor) -> tuple[Any, int, list[Fault]]:
+        """The batch, None where no sample could be read; how many samples were read or could not be; and the latter."""
         samples, faults = [], []
         reading[0] = os.getpid()
-        wanted = deque(zip(plan.indices, plan.seeds, strict=True))
-        while wanted:
-            index, seed = wanted.popleft()
+        remaining = deque(zip(plan.indices, plan.seeds, strict=True))
+        while remaining:
+            index, seed = remaining.popleft()
             reading[1] = index
             seed_generators(seed, gpus=False)
             try:
                 samples.append(self.dataset[index])
             except Exception as error:  # decoders raise whatever the bytes provoke
-                where = "" if isinstance(error, UserError) else traceback.format_exc()
-                reason = str(error) or type(error).__name__
-                faults.append(Fault(index, sample_id(self.dataset, index), reason, where))
+                faults.append(self._fault(index, error))
                 if self.stop_at_fault:
                     return None, 1, faults
-                if self.training and not samples and not wanted and len(faults) < 100:
+                if self.training and not samples and not remaining and len(faults) < 100:
                     # Other processes wait for this one's gradients: the next sample of the dataset stands in.
-                    wanted.append(((index + 1) % len(cast(Sized, self.dataset)), seed))
+                    remaining.append(((index + 1) % len(cast(Sized, self.dataset)), seed))
+
         reading[1] = -1
         seed_generators(plan.seed, gpus=False)
-        return (self.collate(samples) if samples else None), len(samples) + len(faults), faults
+        batch = self.collate(samples) if samples else None
+        return batch, len(samples) + len(faults), faults
+
+    def _fault(self, index: int, error: Exception) -> Fault:
+        """What is known of a sample that could not be read; to be called where the error is handled."""
+        where = "" if isinstance(error, UserError) else traceback.format_exc()
+        return Fault(index, sample_id(self.dataset, index), str(error) or type(error).__name__, where)
 
 
-def _outlive_signals(worker: int) -> None:
+def _ignore_signals(worker: int) -> None:
     """Lets a worker live on when a signal that asks the run to stop reaches all of its processes.
 
     The main process still needs batches until it has come to the end of a step and saved; then it ends its workers by
-    other means. One that hangs dies a minute after its SIGTERM.
+    other means. A worker that hangs dies a minute after its SIGTERM.
     """
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60) and None)
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch

@@ -6,7 +6,7 @@ from rich.console import Group
 from rich.table import Table
 
 from swinv2_tasks.datamodules.classes import abbreviate
-from swinv2_tasks.datamodules.readers.label_values import LabelCoding, MapCounts, share, shown_value, total_pixels
+from swinv2_tasks.datamodules.readers.label_values import LabelCoding, MapCounts, format_value, share, total_pixels
 
 _ROWS = 20
 """Classes below each other; more of them stand side by side."""
@@ -68,7 +68,7 @@ def share_table(coding: LabelCoding, maps: Sequence[MapCounts], whole: int) -> G
         table.add_row(*cells)
 
     left_out = {value: total[value] for value in sorted(coding.ignored) if total[value]}
-    listed = ", ".join(f"{shown_value(value, coding.has_colors)}: {share(n, number)}" for value, n in left_out.items())
+    listed = ", ".join(f"{format_value(value, coding.has_colors)}: {share(n, number)}" for value, n in left_out.items())
     lines = [f"left out: {listed or 'no pixel'}"]
     if empty := [name for name, count in zip(coding.names, pixels, strict=True) if not count]:
         word = "class has" if len(empty) == 1 else "classes have"

@@ -37,7 +37,7 @@ class SimMIMDataModule(BaseDataModule):
         root: Folder of the images. Only predicting does without it.
         image_size: Side of the images given to the model in pixels, or height and width: multiples of mask_patch_size.
         batch_size: Images per batch and process.
-        num_workers: Loading processes of each loader; 0 loads in the main process.
+        num_workers: DataLoader workers of each loader; 0 loads in the main process.
         train_dir: Folder of the training images, relative to root, or absolute; None: root itself.
         val_dir: Folder of the validation images; None: every so many-th training image is set aside instead.
         val_share: Share of the images that is set aside where there is no val_dir, at least one.

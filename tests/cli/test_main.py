@@ -297,7 +297,7 @@ def truncate(path: Path) -> None:
 def test_an_unreadable_image_is_named(
     damage: Callable[[Path], Any], reason: str, workers: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also where a loading process found it: its traceback is of no use to anyone."""
+    """Also where a DataLoader worker found it: its traceback is of no use to anyone."""
     root = write_images(tmp_path / "images")
     damage(root / "val" / "n01" / "n01_2.jpg")
     message = Start(tmp_path, root, capsys).fails(f"--data.num_workers={workers}")

@@ -55,7 +55,7 @@ def test_faulty_videos_are_listed_and_stop_no_others(
     assert reasons.keys() == {"cut.mp4", "cut.mkv", "scrambled.mp4", "empty.mp4", "sound.mp4"}
     assert "cut off" in reasons["cut.mp4"] and reasons["empty.mp4"] == "the file is empty (0 bytes)"
     assert "only sound" in reasons["sound.mp4"] and "cut off" in reasons["cut.mkv"]
-    assert "damaged" in reasons["scrambled.mp4"]
+    assert "corrupt" in reasons["scrambled.mp4"]
 
 
 def test_the_clean_lists_are_read_by_the_datamodule(films: Path) -> None:
@@ -331,7 +331,7 @@ def test_a_check_that_is_stopped_is_gone_by(long_films: Path) -> None:
         VerdictFile(long_films / "checked_videos.csv") as verdicts,
     ):
         verdicts.add(sound, Verdict(""))
-        verdicts.add(spoiled, Verdict("its frame 34 is damaged"))
+        verdicts.add(spoiled, Verdict("its frame 34 is corrupt"))
         verdicts.add(crashing, Verdict("its decoder crashed", is_final=False))
         raise KeyboardInterrupt
     other = str(long_films / "val" / "air drumming" / "0.mp4")

@@ -250,7 +250,7 @@ def test_by_policy_such_a_pair_is_left_out(damage: Any, tmp_path: Path) -> None:
     data = new_data(damaged(tmp_path / "scenes", damage), faulty_samples="skip", batch_size=3)
     batches = list(data.train_dataloader())
     assert sum(len(batch["image"]) for batch in batches) == 11
-    assert [Path(name).name for name in data.faults.found] == ["scene_2.jpg"]
+    assert [Path(name).name for name in data.faults.skipped] == ["scene_2.jpg"]
 
 
 def test_missing_folders_are_told(scenes: Path, tmp_path: Path) -> None:

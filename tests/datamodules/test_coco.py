@@ -311,7 +311,7 @@ def test_missing_images_stop_or_are_skipped(own: Path) -> None:
         new_data(own)
     data = new_data(own, faulty_samples="skip", batch_size=5)
     assert sum(len(batch["images"]) for batch in data.train_dataloader()) == 9
-    assert [Path(name).name for name in data.faults.found] == ["train_3.jpg"]
+    assert [Path(name).name for name in data.faults.skipped] == ["train_3.jpg"]
     shutil.rmtree(own / "train2017")
     (own / "train2017").mkdir()
     with pytest.raises(UserError, match="12 of 12 images"):

@@ -269,14 +269,14 @@ def test_faulty_videos_stop_or_are_skipped_by_name(folders: Path, tmp_path: Path
     module.setup("validate")
     seen = [video for batch in module.val_dataloader() for video in batch["video_id"].tolist()]
     assert seen == [0, 0, 2, 2]
-    assert list(module.faults.found) == [str(root / "val" / "a" / "1.mp4")]
+    assert list(module.faults.skipped) == [str(root / "val" / "a" / "1.mp4")]
 
 
 def test_a_crash_in_decoding_names_the_file(folders: Path) -> None:
     module = data(folders, num_workers=1)
     module.setup("fit")
     module.train_dataset.transform = Crash()
-    with pytest.raises(UserError, match=r"a loading process died while it read .*_\d\.mp4"):
+    with pytest.raises(UserError, match=r"a DataLoader worker died while it read .*_\d\.mp4"):
         list(module.train_dataloader())
 
 

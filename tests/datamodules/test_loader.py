@@ -22,7 +22,7 @@ from torch.utils.data import Dataset, default_collate
 
 from swinv2_tasks.datamodules import ImageNetDataModule
 from swinv2_tasks.datamodules.base import BaseDataModule
-from swinv2_tasks.datamodules.loader import BatchLoader, BatchOrder, FaultPolicy, FileOrder, grouped
+from swinv2_tasks.datamodules.loader import BatchLoader, BatchOrder, FaultPolicy, FileOrder, group_batches
 from swinv2_tasks.errors import UserError
 from tests.helpers.processes import wait_for
 from tests.helpers.tiny import AUGMENTATION, new_data, write_images
@@ -286,8 +286,8 @@ def test_skipping_leaves_out_broken_images_and_changes_no_other(
         assert all(torch.equal(image, expected[name]) for name, image in batch.items())
     assert sum(len(batch) for batch in found) == 3 * 16
 
-    assert {Path(name).name for name in data.faults.found} == set(broken)  # each once, though met three times
-    assert all("truncated" in reason for reason in data.faults.found.values())
+    assert {Path(name).name for name in data.faults.skipped} == set(broken)  # each once, though met three times
+    assert all("truncated" in reason for reason in data.faults.skipped.values())
     messages = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     for name in broken:
         (about,) = [message for message in messages if name in message]
@@ -321,7 +321,7 @@ def test_a_training_batch_with_nothing_to_read(workers: int, damaged: Path, tmp_
     whole = data_of(write_images(tmp_path / "whole"), num_workers=0, batch_size=1)
     whole_batches = list(whole.train_dataloader())
     for name, found, expected in zip(order, batches, whole_batches, strict=True):
-        assert torch.equal(found["image"], expected["image"]) == (name not in data.faults.found)
+        assert torch.equal(found["image"], expected["image"]) == (name not in data.faults.skipped)
 
 
 def test_a_hundred_bad_samples_in_a_row_are_enough() -> None:
@@ -363,10 +363,10 @@ def test_a_bug_at_one_sample_can_be_skipped(workers: int) -> None:
     faults = FaultPolicy("skip", 1)
     found = list(new_loader(Mistaken(), workers, train=False, faults=faults))
     assert [i for batch in found for i in batch["index"].tolist()] == [i for i in range(30) if i != 11]
-    assert list(faults.found) == ["file_11.jpg"] and "no such key" in faults.found["file_11.jpg"]
+    assert list(faults.skipped) == ["file_11.jpg"] and "no such key" in faults.skipped["file_11.jpg"]
 
 
-# ---- loading processes that die
+# ---- DataLoader workers that die
 
 
 class Deadly(Draws):
@@ -398,7 +398,7 @@ ENDS = [pytest.param(kill, id="killed"), pytest.param(leave, id="exit")]
 @pytest.mark.parametrize("end", ENDS)
 def test_a_loading_process_that_dies_tells_its_sample(end: Callable[[], None], tmp_path: Path) -> None:
     (tmp_path / "now").touch()
-    with pytest.raises(UserError, match=r"a loading process died while it read file_6\.jpg") as error:
+    with pytest.raises(UserError, match=r"a DataLoader worker died while it read file_6\.jpg") as error:
         list(new_loader(Deadly(end, tmp_path / "now"), workers=2, train=False))
     assert "\n" not in str(error.value)
     assert "num_workers" in str(error.value)
@@ -435,7 +435,7 @@ def test_other_errors_are_no_death() -> None:
     assert isinstance(told, UserError)
 
 
-# ---- the end of loading processes
+# ---- the end of DataLoader workers
 
 
 class Pids(Draws):
@@ -558,7 +558,7 @@ def test_grouped_batches_hold_every_sample_once_and_are_mixed_only_at_the_end(ba
     rng = np.random.default_rng(seed)
     groups = rng.integers(0, 3, 50).tolist()
     order = rng.permutation(50)
-    found = grouped(order, groups, batch_size).tolist()
+    found = group_batches(order, groups, batch_size).tolist()
     assert sorted(found) == list(range(50))
     batches = [found[k : k + batch_size] for k in range(0, 50, batch_size)]
     pure = [len({groups[k] for k in batch}) == 1 for batch in batches]

@@ -144,7 +144,7 @@ def test_a_dead_worker_names_what_it_read(tmp_path: Path) -> None:
     write_config(tmp_path / "tiny.yaml", data, data=settings)
     done = run(["fit", "--config=tiny.yaml"], tmp_path)
     assert done.status == 1
-    assert "a loading process died while it read" in done.errors and "n02_3.jpg" in done.errors
+    assert "a DataLoader worker died while it read" in done.errors and "n02_3.jpg" in done.errors
     assert "Traceback" not in done.errors
 
 

@@ -38,7 +38,7 @@ class Measured:
         samples_per_second: from the end of the first batch to that of the last, reading included as far as the model
             waits for it; of an evaluation of one batch, that batch alone.
         memory_mib: on a GPU the most that torch had allocated; else the most that the process had in memory, libraries
-            included, without its loading processes.
+            included, without its DataLoader workers.
         device: the GPU's name, or cpu.
         left_out: the samples that could not be read, and that the metrics say nothing of, by name, with the reasons.
     """
@@ -186,7 +186,7 @@ def validate_apart(arguments: Sequence[str], log: Path, progress: Progress) -> M
     outcome: Measured | Failed | None = None
     try:
         while outcome is None:
-            wait([receiver, process.sentinel])  # loading processes may keep the pipe open when it is gone
+            wait([receiver, process.sentinel])  # DataLoader workers may keep the pipe open when it is gone
             if not receiver.poll():
                 break
             try:

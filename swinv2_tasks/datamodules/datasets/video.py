@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from swinv2_tasks.datamodules.readers.videos import DecoderChoice, Video, find_damage, unreadable_video
+from swinv2_tasks.datamodules.readers.videos import DecoderChoice, Video, find_corruption, unreadable_video
 from swinv2_tasks.datamodules.transforms.video import EvalViews, FrameSampling, as_clip
 
 
@@ -65,7 +65,7 @@ class EvaluatedClips(Dataset):
         transform: Frames and numbers of crops → views.
         decoder: Which library decodes.
         faulty: Videos that count as ones that cannot be read, with the reasons.
-        checks_all: Whether a video is decoded in full before its first sample, to find damage wherever it is.
+        checks_all: Whether a video is decoded in full before its first sample, to find corrupt frames anywhere in it.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class EvaluatedClips(Dataset):
         path, label = self.videos[video_id]
         reason = self.faulty.get(path)
         if reason is None and self.checks_all and part == 0:
-            reason = find_damage(path)
+            reason = find_corruption(path)
         if reason is not None:
             raise unreadable_video(path, reason)
 

@@ -56,12 +56,12 @@ class CocoImage:
 class PackedImages(Sequence[CocoImage]):
     """A sequence of images in one array of bytes.
 
-    A list of a million objects would be copied, piece by piece, into every loading process, just by being read.
+    A list of a million objects would be copied, piece by piece, into every DataLoader worker, just by being read.
     """
 
     def __init__(self, images: Iterable[CocoImage]) -> None:
         packed = [pickle.dumps(image, pickle.HIGHEST_PROTOCOL) for image in images]
-        self._ends = np.cumsum([len(one) for one in packed])
+        self._ends = np.cumsum([len(content) for content in packed])
         self._bytes = np.frombuffer(b"".join(packed), dtype=np.uint8)
 
     def __len__(self) -> int:
@@ -100,14 +100,14 @@ class CocoAnnotations:
     path: Path
     images: PackedImages
     class_ids: list[int]
-    """Category ids in ascending order; the place of an id is its class index."""
+    """Category ids in ascending order; the position of an id is its class index."""
     class_names: list[str]
     annotated: bool
     """Whether there are annotations at all: those of COCO's test images are not public."""
     has_masks: bool
     """Whether any object has a mask."""
     portrait: np.ndarray
-    """Whether each image is higher than wide, bool (images,)."""
+    """Whether each image is taller than wide, bool (images,)."""
 
 
 def read_categories(path: Path) -> tuple[list[int], list[str]]:
@@ -131,44 +131,53 @@ def read_annotations(path: Path) -> CocoAnnotations:
     ids, names = _categories(path, content)
     images = _table(path, content, "images", {"id": int, "file_name": str, "height": int, "width": int})
     for image in images.values():
-        name = image["file_name"]
-        if os.path.isabs(name) or PureWindowsPath(name).is_absolute() or ".." in PureWindowsPath(name).parts:
-            _refuse(
-                path,
-                f"the file_name {name!r} of image {image['id']} leaves the folder of images, "
-                "expected a path relative to that folder",
-            )
-        if (
-            not 1
-            <= min(image["height"], image["width"])
-            <= max(image["height"], image["width"])
-            <= MOST_PIXELS_PER_SIDE
-        ):
-            _refuse(
-                path,
-                f"image {image['id']} has {image['width']}×{image['height']} pixels, "
-                f"expected 1 to {MOST_PIXELS_PER_SIDE} per side",
-            )
-    objects: dict[int, list[CocoObject]] = {image_id: [] for image_id in images}
+        _check_image(path, image)
+
     annotated = "annotations" in content
-    if annotated:
-        index = {category: label for label, category in enumerate(ids)}
-        keys: dict[str, Any] = {"id": int, "image_id": int, "category_id": int, "bbox": list}
-        for annotation in _table(path, content, "annotations", keys).values():
-            where = f"annotation {annotation['id']}"
-            if annotation["image_id"] not in images:
-                _refuse(path, f"{where} is of image {annotation['image_id']}, which is not among the images")
-            if annotation["category_id"] not in index:
-                _refuse(path, f"{where} has category {annotation['category_id']}, which is not among the categories")
-            label, image = index[annotation["category_id"]], images[annotation["image_id"]]
-            objects[annotation["image_id"]].append(_object(path, where, annotation, label, image))
-    has_masks = any(one.segmentation is not None for many in objects.values() for one in many)
+    objects = _objects_of_images(path, content, ids, images) if annotated else {image_id: [] for image_id in images}
+    has_masks = any(annotation.segmentation is not None for of_image in objects.values() for annotation in of_image)
+    # An image's objects are let go as they are packed, so that memory holds them only once.
     packed = PackedImages(
         CocoImage(image_id, image["file_name"], image["height"], image["width"], tuple(objects.pop(image_id)))
         for image_id, image in images.items()
     )
     portrait = np.array([image["height"] > image["width"] for image in images.values()], dtype=bool)
     return CocoAnnotations(path, packed, ids, names, annotated, has_masks, portrait)
+
+
+def _check_image(path: Path, image: dict[str, Any]) -> None:
+    """Refuses an entry of images whose file may lie elsewhere, or that would take too much memory."""
+    name, height, width = image["file_name"], image["height"], image["width"]
+    windows_path = PureWindowsPath(name)  # for which both / and \ separate folders
+    if os.path.isabs(name) or windows_path.is_absolute() or ".." in windows_path.parts:
+        _refuse(
+            path,
+            f"the file_name {name!r} of image {image['id']} leaves the folder of images, "
+            "expected a path relative to that folder",
+        )
+    if min(height, width) < 1 or max(height, width) > MOST_PIXELS_PER_SIDE:
+        _refuse(
+            path,
+            f"image {image['id']} has {width}×{height} pixels, expected 1 to {MOST_PIXELS_PER_SIDE} per side",
+        )
+
+
+def _objects_of_images(
+    path: Path, content: dict[str, Any], class_ids: Sequence[int], images: dict[int, dict[str, Any]]
+) -> dict[int, list[CocoObject]]:
+    """The annotations of each image, by its id."""
+    label_of = {category: label for label, category in enumerate(class_ids)}
+    objects: dict[int, list[CocoObject]] = {image_id: [] for image_id in images}
+    keys: dict[str, Any] = {"id": int, "image_id": int, "category_id": int, "bbox": list}
+    for annotation in _table(path, content, "annotations", keys).values():
+        where = f"annotation {annotation['id']}"
+        image_id, category = annotation["image_id"], annotation["category_id"]
+        if image_id not in images:
+            _refuse(path, f"{where} is of image {image_id}, which is not among the images")
+        if category not in label_of:
+            _refuse(path, f"{where} has category {category}, which is not among the categories")
+        objects[image_id].append(_object(path, where, annotation, label_of[category], images[image_id]))
+    return objects
 
 
 def clean(image: CocoImage, counts: Counter[str], masks: bool = True) -> list[CocoObject]:
@@ -180,31 +189,43 @@ def clean(image: CocoImage, counts: Counter[str], masks: bool = True) -> list[Co
         masks: Whether polygons are drawn.
     """
     kept = []
-    for one in image.objects:
-        if one.crowd:
+    for annotation in image.objects:
+        if annotation.crowd:
             counts["crowd"] += 1
             continue
-        x, y, width, height = one.box
+
+        x, y, width, height = annotation.box
         if width <= 0 or height <= 0:
             counts["no area"] += 1
             continue
+
+        # Of the box, and where a mask is drawn also of the mask.
         edges = [(x, y, x + width, y + height)]
-        if masks and isinstance(one.segmentation, list):
-            edges.append(_bounds(one.segmentation))
-        within = [_clipped(bounds, image) for bounds in edges]
-        if any(right <= left or bottom <= top for left, top, right, bottom in within):
+        if masks and isinstance(annotation.segmentation, list):
+            edges.append(_bounds(annotation.segmentation))
+        clipped = [_clip(bounds, image) for bounds in edges]
+        if any(right <= left or bottom <= top for left, top, right, bottom in clipped):
             counts["outside"] += 1
             continue
-        cut = max(abs(a - b) for old, new in zip(edges, within, strict=True) for a, b in zip(old, new, strict=True))
-        if cut > 1:  # less is rounding
+
+        # No arrays here: this runs for a million objects.
+        cut_off = max(
+            abs(edge - new)
+            for before, after in zip(edges, clipped, strict=True)
+            for edge, new in zip(before, after, strict=True)
+        )
+        if cut_off > 1:  # less is rounding
             counts["clipped"] += 1
-        left, top, right, bottom = within[0]
+
+        left, top, right, bottom = clipped[0]
         box = (left, top, right - left, bottom - top)
-        kept.append(CocoObject(one.id, one.label, box, one.area, one.crowd, one.segmentation))
+        kept.append(
+            CocoObject(annotation.id, annotation.label, box, annotation.area, annotation.crowd, annotation.segmentation)
+        )
     return kept
 
 
-def _clipped(edges: tuple[float, float, float, float], image: CocoImage) -> tuple[float, float, float, float]:
+def _clip(edges: tuple[float, float, float, float], image: CocoImage) -> tuple[float, float, float, float]:
     """Left, top, right and bottom edge as far as they lie within an image."""
     left, top, right, bottom = edges
     return max(0.0, left), max(0.0, top), min(float(image.width), right), min(float(image.height), bottom)
@@ -217,28 +238,29 @@ def _bounds(polygons: Polygons) -> tuple[float, float, float, float]:
     return min(columns), min(rows), max(columns), max(rows)
 
 
-def describe_unmatched(read: CocoAnnotations, masks: bool) -> str | None:
-    """One line on the objects of an annotation file that cannot be found by COCO's rules; None where all can be.
+def describe_unmatched(annotations: CocoAnnotations, masks: bool) -> str | None:
+    """One line on the objects of an annotation file that cannot be detected by COCO's rules; None where all can be.
 
     Args:
-        read: What the file says. Evaluation takes it as it is.
+        annotations: What the file says, which evaluation takes unchanged.
         masks: Whether masks are scored beside boxes.
     """
     counts: Counter[str] = Counter()
-    for image in read.images:
-        for one in image.objects:
+    for image in annotations.images:
+        for annotation in image.objects:
             counts["objects"] += 1
-            x, y, width, height = one.box
-            if one.crowd:
+            x, y, width, height = annotation.box
+            has_area = width > 0 and height > 0
+            meets_image = x < image.width and y < image.height and x + width > 0 and y + height > 0
+            if annotation.crowd:
                 counts["crowd"] += 1
-            elif (
-                width <= 0 or height <= 0 or x >= image.width or y >= image.height or x + width <= 0 or y + height <= 0
-            ):
+            elif not (has_area and meets_image):
                 counts["box"] += 1
-            elif not 0 <= one.area <= LARGEST_AREA:
+            elif not 0 <= annotation.area <= LARGEST_AREA:
                 counts["area"] += 1
-            elif masks and one.segmentation is None:
+            elif masks and annotation.segmentation is None:
                 counts["no mask"] += 1
+
     parts = []
     if counts["crowd"]:
         parts.append(f"{counts['crowd']} are crowds (iscrowd: 1), which count neither as found nor as missed")
@@ -250,7 +272,7 @@ def describe_unmatched(read: CocoAnnotations, masks: bool) -> str | None:
         parts.append(f"{counts['no mask']} have only a box, which masks count as missed")
     if not parts:
         return None
-    return f"{read.path}: of {counts['objects']} objects {'; '.join(parts)}.{crowd_hint(counts)}"
+    return f"{annotations.path}: of {counts['objects']} objects {'; '.join(parts)}.{crowd_hint(counts)}"
 
 
 def crowd_hint(counts: Counter[str]) -> str:
@@ -273,11 +295,12 @@ def rasterize(segmentation: Polygons | RunLengths, height: int, width: int, wher
         UserError: Run lengths do not add up to the image's pixels.
     """
     if isinstance(segmentation, dict):
-        return cast(np.ndarray, coco_masks.decode(compressed(segmentation, where)))
-    return cast(np.ndarray, coco_masks.decode(coco_masks.merge(coco_masks.frPyObjects(segmentation, height, width))))
+        return cast(np.ndarray, coco_masks.decode(compress(segmentation, where)))
+    parts = coco_masks.frPyObjects(segmentation, height, width)
+    return cast(np.ndarray, coco_masks.decode(coco_masks.merge(parts)))
 
 
-def compressed(code: RunLengths, where: str) -> RunLengths:
+def compress(code: RunLengths, where: str) -> RunLengths:
     """Run lengths in COCO's compressed form, after adding them up: pycocotools would write beyond its memory.
 
     Raises:
@@ -286,7 +309,8 @@ def compressed(code: RunLengths, where: str) -> RunLengths:
     height, width = map(int, code["size"])
     counts = code["counts"]
     runs = counts if isinstance(counts, list) else _runs(counts)
-    if runs is None or not all(type(run) is int and run >= 0 for run in runs) or sum(runs) != height * width:
+    are_lengths = runs is not None and all(type(run) is int and run >= 0 for run in runs)
+    if runs is None or not are_lengths or sum(runs) != height * width:
         raise UserError(
             f"The run lengths of {where} do not add up to the {height * width} pixels of its size, {width}×{height}. "
             "Mend or remove it."
@@ -297,27 +321,35 @@ def compressed(code: RunLengths, where: str) -> RunLengths:
 
 
 def _runs(text: Any) -> list[int] | None:
-    """The numbers in COCO's compressed code: 5 bits per character, from the fourth on as differences to the last but
-    one; None where it is no such code."""
+    """The numbers in COCO's compressed code; None where it is no such code.
+
+    A character holds 6 bits, written as their number plus 48 (``0``). The lower 5 are part of a number, lowest part
+    first; the highest says whether more parts follow. The uppermost bit of the last part is the number's sign. From the
+    fourth number on, the code has differences to the last but one.
+    """
     if not isinstance(text, str | bytes):
         return None
-    codes = text.encode("ascii", "replace") if isinstance(text, str) else text
+    characters = text.encode("ascii", "replace") if isinstance(text, str) else text
+
     runs: list[int] = []
     value = shift = 0
-    for code in codes:
-        bits = code - 48
+    for character in characters:
+        bits = character - 48
         if not 0 <= bits < 64:
             return None
-        value |= (bits & 31) << shift
+        value |= (bits & 0b011111) << shift
         shift += 5
         if shift > 60:  # more pixels than any image has
             return None
-        if not bits & 32:
-            if bits & 16:
-                value -= 1 << shift
-            runs.append(value + runs[-2] if len(runs) > 2 else value)
-            value = shift = 0
-    return None if shift else runs
+        if bits & 0b100000:
+            continue  # more of this number follows
+
+        if bits & 0b010000:
+            value -= 1 << shift  # it is negative
+        runs.append(value + runs[-2] if len(runs) > 2 else value)
+        value = shift = 0
+
+    return None if shift else runs  # which would end within a number
 
 
 def read_json(path: Path) -> Any:
@@ -355,41 +387,48 @@ def _table(path: Path, content: dict[str, Any], name: str, keys: dict[str, Any])
     if not isinstance(entries, list):
         present = ", ".join(content) or "nothing"
         _refuse(path, f"it has no list {name!r}; there is {present}")
+
     table = {}
-    for place, entry in enumerate(entries):
-        what = f"entry {place} of {name}"
+    for index, entry in enumerate(entries):
+        where = f"entry {index} of {name}"
         if not isinstance(entry, dict):
-            _refuse(path, f"{what} is no object")
+            _refuse(path, f"{where} is no object")
         if isinstance(entry.get("id"), int):
-            what += f" (id {entry['id']})"
+            where += f" (id {entry['id']})"
         if missing := [key for key in keys if key not in entry]:
-            _refuse(path, f"{what} lacks {', '.join(missing)}")
-        for key, kind in keys.items():
-            if not isinstance(entry[key], kind) or isinstance(entry[key], bool):
-                _refuse(path, f"the {key} of {what} is {str(entry[key])[:40]!r}, expected {_KINDS[kind]}")
+            _refuse(path, f"{where} lacks {', '.join(missing)}")
+        for key, cls in keys.items():
+            if not isinstance(entry[key], cls) or isinstance(entry[key], bool):
+                _refuse(path, f"the {key} of {where} is {str(entry[key])[:40]!r}, expected {_TYPE_NAMES[cls]}")
         if not -(2**63) <= entry["id"] < 2**63:
-            _refuse(path, f"the id of entry {place} of {name} has more than 64 bits")
+            _refuse(path, f"the id of entry {index} of {name} has more than 64 bits")
         table[entry["id"]] = entry
+
     if len(table) < len(entries):
         repeated = [key for key, count in Counter(entry["id"] for entry in entries).items() if count > 1]
         _refuse(path, f"{len(repeated)} ids stand more than once in {name}: {abbreviate(repeated)}")
     return table
 
 
-_KINDS = {int: "a whole number", str: "text", list: "a list"}
+_TYPE_NAMES = {int: "a whole number", str: "text", list: "a list"}
 
 
 def _object(path: Path, where: str, annotation: dict[str, Any], label: int, image: dict[str, Any]) -> CocoObject:
-    box, area = annotation["bbox"], annotation.get("area")
+    """An entry of annotations; `where` is what messages call it."""
+    box = annotation["bbox"]
     if len(box) != 4 or not all(map(is_finite, box)):
         _refuse(path, f"the bbox of {where} is {box}, expected four finite numbers: x, y, width, height")
+
+    area = annotation.get("area")
     if area is None:
         area = box[2] * box[3]
     if not is_finite(area):
         _refuse(path, f"the area of {where} is {area!r}, expected a finite number")
+
     crowd = annotation.get("iscrowd", 0)
     if crowd not in (0, 1):
         _refuse(path, f"iscrowd of {where} is {crowd!r}, expected 0 or 1")
+
     x, y, width, height = map(float, box)
     if is_far_outside(box, image["height"], image["width"]):
         _refuse(path, f"the bbox of {where} is {box}, far outside of its {_size(image)} image {image['id']}")
@@ -400,14 +439,17 @@ def _object(path: Path, where: str, annotation: dict[str, Any], label: int, imag
 def _segmentation(path: Path, where: str, value: Any, image: dict[str, Any]) -> Polygons | RunLengths | None:
     if value is None or value == []:
         return None
+
     if isinstance(value, dict):
         size, counts = value.get("size"), value.get("counts")
-        if size != [image["height"], image["width"]]:
-            expected = [image["height"], image["width"]]
+        expected = [image["height"], image["width"]]
+        if size != expected:
             _refuse(path, f"the run lengths of {where} are of size {size}, image {image['id']} is of {expected}")
-        if not (isinstance(counts, str) or (isinstance(counts, list) and all(type(run) is int for run in counts))):
+        are_numbers = isinstance(counts, list) and all(type(run) is int for run in counts)
+        if not isinstance(counts, str) and not are_numbers:
             _refuse(path, f"the run lengths of {where} are neither whole numbers nor text")
-        return {"size": [image["height"], image["width"]], "counts": counts}
+        return {"size": expected, "counts": counts}
+
     if not isinstance(value, list) or not all(isinstance(part, list) for part in value):
         _refuse(path, f"the segmentation of {where} is neither a list of polygons nor run lengths")
     for part in value:
@@ -421,10 +463,12 @@ def _check_outline(path: Path, where: str, part: list[float], image: dict[str, A
     """Refuses a polygon that would take more memory to draw than its image's pixels account for."""
     if not part:
         return
+
     low, high = min(part), max(part)
     if max(-low, high) > REACH * max(image["height"], image["width"]):
         far = low if -low > high else high
         _refuse(path, f"a polygon of {where} has the coordinate {far:g}, far outside of its {_size(image)} image")
+
     # No outline is longer than all edges of all pixels. Most are too short for that to need the exact length.
     longest = 2 * image["height"] * image["width"] + 4 * REACH * (image["height"] + image["width"])
     if len(part) * (high - low) > longest:
@@ -442,8 +486,9 @@ def _size(image: dict[str, Any]) -> str:
 
 def is_far_outside(box: Sequence[float], height: int, width: int) -> bool:
     """Whether a box (x, y, width, height) reaches further from its image (height, width) than `REACH` allows."""
-    x, y, across, down = map(float, box)
-    return max(abs(x), abs(y), abs(x + across), abs(y + down)) > REACH * max(height, width)
+    left, top, box_width, box_height = map(float, box)
+    edges = (left, top, left + box_width, top + box_height)
+    return max(map(abs, edges)) > REACH * max(height, width)
 
 
 def is_finite(value: Any) -> bool:

@@ -39,7 +39,7 @@ def read_image(path: str | Path, content: bytes | None = None) -> Image.Image:
         content: The file's bytes, where they are in memory already.
 
     Raises:
-        UserError: The file is missing, empty, truncated, damaged, no image of a known format, or decodes to more
+        UserError: The file is missing, empty, truncated, corrupt, no image of a known format, or decodes to more
             pixels than Pillow's limit against decompression bombs; the message names the path and the reason.
     """
     try:
@@ -74,7 +74,7 @@ def open_image(path: str | Path, content: bytes | None = None) -> Image.Image:
         The image as stored, in a mode of Pillow; JPEG is decoded already. To be used in a `with`.
 
     Raises:
-        ValueError: The file is damaged, and how.
+        ValueError: The file is corrupt, and how.
         Exception: Whatever Pillow raises for a file that it cannot open.
     """
     image = Image.open(path if content is None else io.BytesIO(content), formats=FORMATS)
@@ -106,11 +106,11 @@ def check_png(content: bytes) -> None:
         if end + 4 > len(view):
             break
         if zlib.crc32(view[start + 4 : end]) != int.from_bytes(view[end : end + 4]):
-            raise ValueError(f"it is damaged, as the checksum of its part {kind.decode('ascii', 'replace')!r} fails")
+            raise ValueError(f"it is corrupt, as the checksum of its part {kind.decode('ascii', 'replace')!r} fails")
         if kind == b"IEND":
             return
         start = end + 4
-    raise ValueError("it is damaged or truncated, as it has no end")
+    raise ValueError("it is corrupt or truncated, as it has no end")
 
 
 def _decoded_jpeg(image: Image.Image, content: bytes) -> Image.Image:
@@ -129,7 +129,7 @@ def _decoded_jpeg(image: Image.Image, content: bytes) -> Image.Image:
             simplejpeg.decode_jpeg(content, colors, strict=False)
         except ValueError:
             return image  # of a kind that simplejpeg does not know, or beyond repair: Pillow tells
-        raise ValueError(f"it is damaged or truncated ({error})") from error
+        raise ValueError(f"it is corrupt or truncated ({error})") from error
     if image.mode == "CMYK":  # whose inks mean different things in different files, which Pillow knows
         return image
     decoded = Image.fromarray(pixels[..., 0] if image.mode == "L" else pixels)

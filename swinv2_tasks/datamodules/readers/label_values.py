@@ -93,15 +93,18 @@ class LabelCoding:
         Raises:
             UserError: The file cannot be read, or holds values of no meaning; the message has its name and the counts.
         """
-        values = read_colors(path) if self.has_colors else read_values(path)
         if self.has_colors:
+            values = read_colors(path)
             known, indices = self._sorted
-            places = np.searchsorted(known, values).clip(max=len(known) - 1)
-            labels = np.where(known[places] == values, indices[places], np.uint8(_UNKNOWN))
+            # Where each color would stand among the known ones; it is known if it stands there.
+            positions = np.searchsorted(known, values).clip(max=len(known) - 1)
+            labels = np.where(known[positions] == values, indices[positions], np.uint8(_UNKNOWN))
         else:
+            values = read_values(path)
             labels = self._table[values]
+
         if (labels == _UNKNOWN).any():
-            raise misfit([self], [_counted(path, values)], f"The label map {printable(path)} does")
+            raise misfit([self], [_count(path, values)], f"The label map {printable(path)} does")
         return labels
 
     def fits(self, counts: Iterable[int]) -> bool:
@@ -111,13 +114,14 @@ class LabelCoding:
     @property
     def meaning(self) -> str:
         """What the values are, in words."""
-        parts = [f"{self._shown(value)} is {self.names[index]}" for value, index in self.class_of.items()]
-        shown = parts if len(parts) <= 4 else [*parts[:2], "…", parts[-1]]
-        left_out = [f"{self._shown(value)} is left out" for value in sorted(self.ignored)]
-        return ", ".join([*left_out, *shown])
+        left_out = [f"{self._format(value)} is left out" for value in sorted(self.ignored)]
+        classes = [f"{self._format(value)} is {self.names[index]}" for value, index in self.class_of.items()]
+        if len(classes) > 4:
+            classes = [*classes[:2], "…", classes[-1]]
+        return ", ".join([*left_out, *classes])
 
-    def _shown(self, value: int) -> str:
-        return shown_value(value, self.has_colors)
+    def _format(self, value: int) -> str:
+        return format_value(value, self.has_colors)
 
     @cached_property
     def _table(self) -> np.ndarray:
@@ -135,9 +139,12 @@ class LabelCoding:
         return np.array(known, np.int32), np.array([indices[value] for value in known], np.uint8)
 
 
-def shown_value(value: int, is_color: bool) -> str:
+def format_value(value: int, is_color: bool) -> str:
     """A value as messages and tables have it: a number, or R,G,B."""
-    return f"{value >> 16},{value >> 8 & 255},{value & 255}" if is_color else str(value)
+    if not is_color:
+        return str(value)
+    red, green, blue = value >> 16, value >> 8 & 255, value & 255
+    return f"{red},{green},{blue}"
 
 
 # ---- settings
@@ -155,50 +162,61 @@ def possible_codings(names: Sequence[str], settings: LabelSettings, is_ade20k: b
         UserError: Settings are out of their range or contradict each other or the classes.
     """
     prefix = settings.prefix
-    stated = [name for name in ("background", "label_values", "palette") if getattr(settings, name) is not None]
+    meanings = {"background": settings.background, "label_values": settings.label_values, "palette": settings.palette}
+    stated = [name for name, value in meanings.items() if value is not None]
     if len(stated) > 1:
         raise UserError(
             f"{' and '.join(prefix + name for name in stated)} each say what label maps hold: set one of them, the "
             "others to null."
         )
-    ignored = _ignored(settings)
+
+    ignored = _ignored_values(settings)
     if settings.palette is not None:
         colors = palette_colors(settings.palette, names, prefix)
-        coded = {_packed(color): index for index, color in enumerate(colors)}
-        return [_checked(LabelCoding(names, coded, ignored, True, None, prefix), "palette")]
+        class_of = {_pack(color): index for index, color in enumerate(colors)}
+        coding = LabelCoding(names, class_of, ignored, has_colors=True, background=None, prefix=prefix)
+        return [_check_coding(coding, "palette")]
     if settings.label_values is not None:
-        coded = _values_by_name(settings.label_values, names, prefix)
-        return [_checked(LabelCoding(names, coded, ignored, False, None, prefix), "label_values")]
-    from_one = LabelCoding(names, {k + 1: k for k in range(len(names))}, ignored | {0}, False, "ignore", prefix)
-    from_zero = LabelCoding(names, {k: k for k in range(len(names))}, ignored, False, "class", prefix)
+        class_of = _values_by_name(settings.label_values, names, prefix)
+        coding = LabelCoding(names, class_of, ignored, has_colors=False, background=None, prefix=prefix)
+        return [_check_coding(coding, "label_values")]
+
+    # Classes are counted: from 1, with 0 left out, or from 0.
+    counted_from_1 = {index + 1: index for index in range(len(names))}
+    counted_from_0 = {index: index for index in range(len(names))}
+    ignoring_0 = LabelCoding(names, counted_from_1, ignored | {0}, False, background="ignore", prefix=prefix)
+    counting_0 = LabelCoding(names, counted_from_0, ignored, False, background="class", prefix=prefix)
     if settings.background is not None:
-        return [_checked(from_one if settings.background == "ignore" else from_zero, "background")]
+        return [_check_coding(ignoring_0 if settings.background == "ignore" else counting_0, "background")]
     if is_ade20k:
-        return [_checked(from_one, "class_names (ADE20K's)")]
-    open_to = [coding for coding in (from_one, from_zero) if not coding.ignored & coding.class_of.keys()]
-    return open_to or [_checked(from_one, "class_names")]
+        return [_check_coding(ignoring_0, "class_names (ADE20K's)")]
+    possible = [coding for coding in (ignoring_0, counting_0) if not coding.ignored & coding.class_of.keys()]
+    return possible or [_check_coding(ignoring_0, "class_names")]
 
 
-def _ignored(settings: LabelSettings) -> frozenset[int]:
+def _ignored_values(settings: LabelSettings) -> frozenset[int]:
     """The values of `ignore_label`."""
-    stated = settings.ignore_label
-    values = [] if stated is None else stated if isinstance(stated, list) else [stated]
-    name = f"{settings.prefix}ignore_label"
+    name, stated = f"{settings.prefix}ignore_label", settings.ignore_label
+    if stated is None:
+        return frozenset()
+    values = stated if isinstance(stated, list) else [stated]
+
     if settings.palette is None:
         if not all(isinstance(value, int) and 0 <= value <= 255 for value in values):
             raise UserError(f"{name} is {stated}; expected numbers from 0 to 255.")
         return frozenset(value for value in values if isinstance(value, int))
+
     if not all(_is_color(value) for value in values):
         raise UserError(f"{name} is {stated}; expected colors, as {settings.prefix}palette has them: [[R, G, B], …].")
-    return frozenset(_packed(value) for value in values if not isinstance(value, int))
+    return frozenset(_pack(value) for value in values if not isinstance(value, int))
 
 
-def _checked(coding: LabelCoding, setting: str) -> LabelCoding:
-    """The same, made sure that no value is of a class and left out."""
+def _check_coding(coding: LabelCoding, setting: str) -> LabelCoding:
+    """The coding itself, once it is made sure that no value is both of a class and left out."""
     both = sorted(coding.ignored & coding.class_of.keys())
     if both:
         raise UserError(
-            f"{coding.prefix}ignore_label leaves out {', '.join(map(coding._shown, both))}, which by "
+            f"{coding.prefix}ignore_label leaves out {', '.join(map(coding._format, both))}, which by "
             f"{coding.prefix}{setting} is {coding.names[coding.class_of[both[0]]]}: change one of the two."
         )
     return coding
@@ -206,19 +224,16 @@ def _checked(coding: LabelCoding, setting: str) -> LabelCoding:
 
 def _values_by_name(label_values: dict[int, str], names: Sequence[str], prefix: str) -> dict[int, int]:
     """Class index of each value, of a mapping to names."""
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    unknown = [name for name in label_values.values() if name not in names]
-    valueless = [name for name in names if name not in label_values.values()]
-    wrong = [value for value in label_values if not 0 <= value <= 255]
-    for found, problem in (
-        (wrong, "has values that are not from 0 to 255"),
-        (unknown, "names classes that the list does not have"),
-        (valueless, "has no value for these classes"),
-        (repeated, "goes by names, but several classes share one"),
-    ):
-        if found:
+    problems: dict[str, list[int] | list[str]] = {
+        "has values that are not from 0 to 255": [value for value in label_values if not 0 <= value <= 255],
+        "names classes that the list does not have": [name for name in label_values.values() if name not in names],
+        "has no value for these classes": [name for name in names if name not in label_values.values()],
+        "goes by names, but several classes share one": [name for name, count in Counter(names).items() if count > 1],
+    }
+    for problem, examples in problems.items():
+        if examples:
             raise UserError(
-                f"{prefix}label_values {problem}: {abbreviate(found)}. Classes ({prefix}class_names): "
+                f"{prefix}label_values {problem}: {abbreviate(examples)}. Classes ({prefix}class_names): "
                 f"{abbreviate(names, 12)}."
             )
     return {value: list(names).index(name) for value, name in label_values.items()}
@@ -263,6 +278,7 @@ def _colors_of_lines(path: str | Path, names: Sequence[str], where: str) -> list
         if match is None:
             raise UserError(f"{where}, line {number}: {line.strip()!r} is no color; expected {expected}.")
         rows.append(([int(match[1]), int(match[2]), int(match[3])], match[4] or ""))
+
     named = {name: color for color, name in rows if name}
     if not named:
         return [color for color, _ in rows]
@@ -277,7 +293,7 @@ def _is_color(color: object) -> bool:
     return all(isinstance(channel, int) and 0 <= channel <= 255 for channel in color)
 
 
-def _packed(color: Sequence[int]) -> int:
+def _pack(color: Sequence[int]) -> int:
     red, green, blue = color
     return red << 16 | green << 8 | blue
 
@@ -305,56 +321,57 @@ def count_values(paths: Sequence[Path], has_colors: bool, most: int, skip_faulty
     Raises:
         UserError: A file cannot be read.
     """
-    chosen = list(paths)
-    if len(paths) > most:
-        chosen = [paths[(2 * k + 1) * len(paths) // (2 * most)] for k in range(most)]
+    sample = list(paths)
+    if len(paths) > most:  # the middle of each of so many equal parts
+        sample = [paths[(2 * k + 1) * len(paths) // (2 * most)] for k in range(most)]
 
     def count(path: Path) -> MapCounts | None:
         try:
-            return _counted(path, read_colors(path) if has_colors else read_values(path))
+            return _count(path, read_colors(path) if has_colors else read_values(path))
         except UserError:
             if skip_faulty:
                 return None
             raise
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return [counts for counts in pool.map(count, chosen) if counts is not None]
+        return [counts for counts in pool.map(count, sample) if counts is not None]
 
 
-def _counted(path: str | Path, values: np.ndarray) -> MapCounts:
-    if values.dtype == np.uint8:
+def _count(path: str | Path, values: np.ndarray) -> MapCounts:
+    """How many pixels have each value."""
+    if values.dtype == np.uint8:  # faster
         pixels = np.bincount(values.ravel(), minlength=256)
         return MapCounts(Path(path), {int(value): int(pixels[value]) for value in np.flatnonzero(pixels)})
-    found, pixels = np.unique(values, return_counts=True)
-    return MapCounts(Path(path), dict(zip(found.tolist(), pixels.tolist(), strict=True)))
+    distinct, pixels = np.unique(values, return_counts=True)
+    return MapCounts(Path(path), dict(zip(distinct.tolist(), pixels.tolist(), strict=True)))
 
 
 def fitting_coding(
-    codings: Sequence[LabelCoding], maps: Sequence[MapCounts], place: str, tolerated: int = 0
+    codings: Sequence[LabelCoding], maps: Sequence[MapCounts], folder: str, tolerated: int = 0
 ) -> LabelCoding:
     """The one way to read label maps that fits what they hold.
 
     Args:
         codings: The ways that settings leave open.
         maps: What was counted.
-        place: Where the label maps are.
+        folder: Where the label maps are.
         tolerated: How many may fit none, since they will be skipped.
 
     Raises:
         UserError: None fits, or more than one; the message has the counts of the values and the settings.
     """
-    readable = [one for one in maps if any(coding.fits(one.pixels) for coding in codings)]
+    readable = [label_map for label_map in maps if any(coding.fits(label_map.pixels) for coding in codings)]
     if len(maps) - len(readable) > tolerated or not readable:
-        raise misfit(codings, maps, f"The label maps in {place} do")
+        raise misfit(codings, maps, f"The label maps in {folder} do")
 
-    # Of two, counting from 1 fits whatever counting from 0 does: only the number of classes as a value tells.
-    fitting = [coding for coding in codings if all(coding.fits(one.pixels) for one in readable)]
+    # Of two, counting from 1 fits whatever counting from 0 does: only the number of classes as a value decides.
+    fitting = [coding for coding in codings if all(coding.fits(label_map.pixels) for label_map in readable)]
     if len(fitting) == 1:
         return fitting[0]
     prefix = fitting[0].prefix
     choices = "; or ".join(f"{prefix}background={coding.background}: {coding.meaning}" for coding in fitting)
     raise UserError(
-        f"The label maps in {place} can be read in two ways, and nothing says which: {_listed(maps, False)}. Set "
+        f"The label maps in {folder} can be read in two ways, and nothing says which: {_list_values(maps, False)}. Set "
         f"{choices}. Or name the class of each value: {prefix}label_values."
     )
 
@@ -362,54 +379,60 @@ def fitting_coding(
 def misfit(codings: Sequence[LabelCoding], maps: Sequence[MapCounts], subject: str) -> UserError:
     """What to say of label maps with values of no meaning; `subject` ends with do or does."""
     first, prefix = codings[0], codings[0].prefix
-    found = sorted({value for one in maps for value in one.pixels})
-    unknown = [value for value in found if not any(coding.fits([value]) for coding in codings)]
-    example = next((one.path for one in maps if unknown and unknown[0] in one.pixels), None)
+    values = sorted({value for label_map in maps for value in label_map.pixels})
+    unknown = [value for value in values if not any(coding.fits([value]) for coding in codings)]
+
     text = f"{subject} not fit the {len(first.names)} classes ({abbreviate(first.names)})"
     if unknown:
-        text += f": {', '.join(map(first._shown, unknown[:12]))}{', …' * (len(unknown) > 12)} "
+        text += f": {', '.join(map(first._format, unknown[:12]))}{', …' * (len(unknown) > 12)} "
         text += "is no class" if len(unknown) == 1 else "are no class"
-        text += f" (as in {printable(example)})" if len(maps) > 1 else ""
-    text += f". Pixels of each value: {_listed(maps, first.has_colors)}. "
+        if len(maps) > 1:
+            example = next(label_map.path for label_map in maps if unknown[0] in label_map.pixels)
+            text += f" (as in {printable(example)})"
+    text += f". Pixels of each value: {_list_values(maps, first.has_colors)}. "
     if len(codings) == 1:
         text += f"As set, {first.meaning}. "
-    ways = (
-        [f"to leave values out, {prefix}ignore_label={_as_setting(unknown[:3], first.has_colors)}"] if unknown else []
-    )
+
+    remedies = []
+    if unknown:
+        remedies.append(f"to leave values out, {prefix}ignore_label={_as_setting(unknown[:3], first.has_colors)}")
     if first.has_colors:
-        ways.append(f"other colors of classes, {prefix}palette")
+        remedies.append(f"other colors of classes, {prefix}palette")
     else:
-        ways.append(f"to count classes from 0, {prefix}background=class; from 1, with 0 left out, =ignore")
-        binary = found in ([0, 255], [0, 1, 255]) and len(first.names) == 2
-        pairs = zip((0, 255), first.names, strict=False) if binary else [("VALUE", "CLASS")]
+        remedies.append(f"to count classes from 0, {prefix}background=class; from 1, with 0 left out, =ignore")
+        is_binary = values in ([0, 255], [0, 1, 255]) and len(first.names) == 2
+        pairs = zip((0, 255), first.names, strict=True) if is_binary else [("VALUE", "CLASS")]
         mapping = ", ".join(f"{value}: {name}" for value, name in pairs)
-        ways.append(f"to name the class of each value, {prefix}label_values={{{mapping}}}")
-    ways.append(f"other classes, {prefix}class_names")
+        remedies.append(f"to name the class of each value, {prefix}label_values={{{mapping}}}")
+    remedies.append(f"other classes, {prefix}class_names")
     if len(maps) > 1 and prefix == "data.":
-        ways.append("to leave out the label maps that do not fit, data.faulty_samples=skip")
-    return UserError(f"{text}Say what they are: {'; '.join(ways)}.")
+        remedies.append("to leave out the label maps that do not fit, data.faulty_samples=skip")
+    return UserError(f"{text}Say what they are: {'; '.join(remedies)}.")
 
 
 def _as_setting(values: Sequence[int], are_colors: bool) -> str:
     """Values as `ignore_label` takes them."""
-    items = [f"[{shown_value(value, True)}]" if are_colors else str(value) for value in values]
+    items = [f"[{format_value(value, True)}]" if are_colors else str(value) for value in values]
     return f"[{','.join(items)}]" if are_colors or len(items) != 1 else items[0]
 
 
 def total_pixels(maps: Iterable[MapCounts]) -> Counter[int]:
     """Pixels of each value in several label maps."""
     total: Counter[int] = Counter()
-    for one in maps:
-        total.update(one.pixels)
+    for label_map in maps:
+        total.update(label_map.pixels)
     return total
 
 
-def _listed(maps: Sequence[MapCounts], are_colors: bool, most: int = 16) -> str:
+def _list_values(maps: Sequence[MapCounts], are_colors: bool, most: int = 16) -> str:
     """The values of label maps and their pixels, in words."""
     total = total_pixels(maps)
     pixels = total.total()
-    shown = sorted(sorted(total, key=lambda value: -total[value])[:most])
-    parts = [f"{shown_value(value, are_colors)}: {total[value]:,} ({share(total[value], pixels)})" for value in shown]
+    most_frequent = sorted(total, key=lambda value: -total[value])[:most]
+    parts = [
+        f"{format_value(value, are_colors)}: {total[value]:,} ({share(total[value], pixels)})"
+        for value in sorted(most_frequent)
+    ]
     more = f", and {len(total) - most} more values" if len(total) > most else ""
     return ", ".join(parts) + more
 
@@ -423,7 +446,7 @@ def share(pixels: int, of: int) -> str:
 def write_label_map(
     path: Path, labels: np.ndarray, class_ids: Sequence[int] | Sequence[str], colors: Sequence[Color]
 ) -> None:
-    """Write a label map that says of each pixel what those that were learned from say.
+    """Write a label map with the values of those that were trained on.
 
     Args:
         path: A PNG file; its folder must be there.
@@ -438,13 +461,13 @@ def label_map_image(
     labels: np.ndarray, class_ids: Sequence[int] | Sequence[str], colors: Sequence[Color]
 ) -> Image.Image:
     """A label map as a palette image; see `write_label_map`."""
-    values = list(range(len(class_ids)))
-    shown = dict(zip(values, colors, strict=False))
     if all(isinstance(class_id, int) for class_id in class_ids):
         values = [int(class_id) for class_id in class_ids]
-        shown = dict(zip(values, colors, strict=False))
-    else:
+        palette = dict(zip(values, colors, strict=False))
+    else:  # colors, which the palette has for the class indices
+        values = list(range(len(class_ids)))
+        palette = {}
         for index, color in enumerate(class_ids):
             red, green, blue = bytes.fromhex(str(color).removeprefix("#"))
-            shown[index] = (red, green, blue)
-    return values_image(np.array(values, np.uint8)[labels], shown)
+            palette[index] = (red, green, blue)
+    return values_image(np.array(values, np.uint8)[labels], palette)

@@ -13,7 +13,7 @@ from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
 from swinv2_tasks.datamodules.readers.video_packets import (
     NONE,
-    DamagedPacket,
+    CorruptPacket,
     SeekPoint,
     UnreadableVideo,
     VideoIndex,
@@ -31,7 +31,7 @@ class VideoDecoder(Protocol):
         """Frames uint8 RGB (H, W, 3) by number, which ascend.
 
         Raises:
-            UnreadableVideo: A frame cannot be decoded, or is damaged.
+            UnreadableVideo: A frame cannot be decoded, or is corrupt.
         """
 
     def close(self) -> None:
@@ -122,7 +122,7 @@ class PyAVDecoder:
         for packet in self._packets_from(point):
             try:
                 frames = decode_packet(packet)
-            except DamagedPacket as error:
+            except CorruptPacket as error:
                 if packet.pts is None or packet.pts >= point.pts:
                     raise _OtherFrames from error
                 frames = error.frames

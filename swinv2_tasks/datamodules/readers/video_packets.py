@@ -1,4 +1,4 @@
-"""What the packets of a video file tell: whether it is whole, which frames it has, where decoding can begin."""
+"""What the packets of a video file say: whether it is whole, which frames it has, where decoding can begin."""
 
 import os
 from collections import OrderedDict
@@ -57,8 +57,8 @@ class VideoIndex:
     Args:
         stream: Which of the file's streams.
         frames: How many there are.
-        times: Presentation times (N,), strictly increasing, in the stream's time base; None where they do not tell
-            frames apart, so that only counting from the first one does.
+        times: Presentation times (N,), strictly increasing, in the stream's time base; None where they do not
+            distinguish frames, so that only counting from the first one does.
         seek_points: Where decoding can begin beside the file's start, in order.
         decord_seeks: Whether decord's seek is proved to give the frames asked for.
     """
@@ -124,23 +124,24 @@ def video_stream(container: av.container.InputContainer, index: int | None = Non
 
 
 def index_video(path: str) -> VideoIndex:
-    """The index of a file's frames, remembered as long as the file stays as it is.
+    """The index of a file's frames, remembered as long as the file stays unchanged.
 
     Where packets prove which frames there are, nothing is decoded; otherwise the whole file is, once.
 
     Raises:
-        UnreadableVideo: The file is cut off or damaged, as far as packets tell, or as far as decoding does where that
-            was needed; or it holds no frame.
+        UnreadableVideo: The file is cut off or corrupt, as far as packets show it, or decoding where that was needed;
+            or it holds no frame.
     """
     status = os.stat(path)
     key = (os.path.abspath(path), status.st_size, status.st_mtime_ns, status.st_ino)
     if key in _remembered:
         _remembered.move_to_end(key)
         return _remembered[key]
+
     index = _index(path)
     _remembered[key] = index
-    while len(_remembered) > 1 and sum(one.frames for one in _remembered.values()) > _REMEMBERED_FRAMES:
-        _remembered.popitem(last=False)
+    while len(_remembered) > 1 and sum(kept.frames for kept in _remembered.values()) > _REMEMBERED_FRAMES:
+        _remembered.popitem(last=False)  # the one that was not needed for the longest time
     return index
 
 
@@ -152,47 +153,51 @@ def forget_indices() -> None:
 def _index(path: str) -> VideoIndex:
     if (reason := missing_bytes(Path(path))) is not None:
         raise UnreadableVideo(reason)
+
     with open_video(path) as container:
         stream = video_stream(container)
-        codec = stream.codec_context
-        name = codec.codec.canonical_name
-        timed = container.format.name in _TIMED_FORMATS and name in _ONE_FRAME_PER_PACKET
-        packets = _read_packets(container, stream, name)
-        expected = len(stream.index_entries) if container.format.name == _MP4 else 0
+        number = stream.index
+        codec = stream.codec_context.codec.canonical_name
+        packets = _read_packets(container, stream, codec)
+        is_mp4 = container.format.name == _MP4
+        is_timed = container.format.name in _TIMED_FORMATS and codec in _ONE_FRAME_PER_PACKET
+
+        expected = len(stream.index_entries) if is_mp4 else 0
         if expected > len(packets.pts):
             raise UnreadableVideo(f"it is cut off: {len(packets.pts)} of {expected} packets are there")
         if not len(packets.pts):
             raise UnreadableVideo("it holds no frame")
-        extradata = codec.extradata or b""
-        counted = timed and _counts_frames(packets) and not (name == "h264" and may_hold_fields(extradata))
+
+        # Two packets may be the two fields of one frame.
+        has_fields = codec == "h264" and may_hold_fields(stream.codec_context.extradata or b"")
+        packets_are_frames = is_timed and _counts_frames(packets) and not has_fields
         decord_seeks = (
-            counted
-            and container.format.name == _MP4
-            and name in ("h264", "hevc")
-            and codec.pix_fmt in ("yuv420p", "yuvj420p")
+            packets_are_frames
+            and is_mp4
+            and codec in ("h264", "hevc")
+            and stream.codec_context.pix_fmt in ("yuv420p", "yuvj420p")
             and _decord_seeks(packets)
             and has_quarter_turns(Path(path))
         )
-        number = stream.index
-    if counted:
+
+    if packets_are_frames:
         times = np.sort(packets.pts[packets.is_shown])
-    else:
-        stated = _decoded_times(path, number)
-        if not stated:
-            raise UnreadableVideo("it holds no frame")
-        frames = len(stated)
-        times = np.array([NONE if time is None else time for time in stated], np.int64)
-        if (times == NONE).any() or (np.diff(times) <= 0).any():
-            return VideoIndex(number, frames, None, (), False)
-    points = _seek_points(packets, times)
-    return VideoIndex(number, len(times), times, points, decord_seeks)
+        return VideoIndex(number, len(times), times, _seek_points(packets, times), decord_seeks)
+
+    decoded_times = _decoded_times(path, number)
+    if not decoded_times:
+        raise UnreadableVideo("it holds no frame")
+    times = np.array([NONE if time is None else time for time in decoded_times], np.int64)
+    if (times == NONE).any() or (np.diff(times) <= 0).any():
+        return VideoIndex(number, len(times), None, (), False)
+    return VideoIndex(number, len(times), times, _seek_points(packets, times), False)
 
 
 def _read_packets(container: av.container.InputContainer, stream: av.VideoStream, codec: str) -> _Packets:
     """All packets of a stream.
 
     Raises:
-        UnreadableVideo: One is damaged, as the demuxer says or its own structure.
+        UnreadableVideo: One is corrupt, as the demuxer says or its own structure.
     """
     length = nal_length(codec, stream.codec_context.extradata or b"")
     rows: list[tuple[int | bool, ...]] = []
@@ -204,7 +209,7 @@ def _read_packets(container: av.container.InputContainer, stream: av.VideoStream
         except av.FFmpegError as error:
             raise UnreadableVideo(f"reading it stops after {len(rows)} packets: {error.strerror}") from error
     if errors:
-        raise UnreadableVideo(f"it is damaged between its packets ({errors[0]})")
+        raise UnreadableVideo(f"it is corrupt between its packets ({errors[0]})")
     columns = np.array(rows, np.int64).reshape(-1, 8).T
     return _Packets(*columns[:3], *(column.astype(bool) for column in columns[3:]))
 
@@ -212,14 +217,14 @@ def _read_packets(container: av.container.InputContainer, stream: av.VideoStream
 def _row(packet: av.Packet, codec: str, length: int, number: int) -> tuple[int | bool, ...]:
     """What `_Packets` holds of a packet."""
     if packet.is_corrupt:
-        raise UnreadableVideo(f"its packet {number} is damaged or cut off")
+        raise UnreadableVideo(f"its packet {number} is corrupt or cut off")
     is_key = packet.is_keyframe
     is_clean = is_instantaneous = is_key
     is_shown = True
     if codec in ("h264", "hevc"):
         content = bytes(packet)
         if not is_whole(codec, content, length):
-            raise UnreadableVideo(f"its packet {number} is damaged")
+            raise UnreadableVideo(f"its packet {number} is corrupt")
         if is_key:
             is_clean, is_instantaneous = random_access(codec, content, length)
     elif codec in ("vp8", "vp9"):
@@ -232,7 +237,7 @@ def _row(packet: av.Packet, codec: str, length: int, number: int) -> tuple[int |
 def _counts_frames(packets: _Packets) -> bool:
     """Whether each packet that is shown is a frame of its own, and their times the order.
 
-    All state different times, so that they can be told apart; none is empty or to be left out; and decoding the first
+    All state different times, which distinguish them; none is empty or to be left out; and decoding the first
     one gives the first frame shown, so that no decoder leaves out those that need earlier ones.
     """
     times = packets.pts[packets.is_shown]
@@ -251,9 +256,9 @@ def _counts_frames(packets: _Packets) -> bool:
 def _decord_seeks(packets: _Packets) -> bool:
     """Whether decord's seek gives the frames asked for, given that packets count frames.
 
-    decord takes the place of a key frame among packets for its place among frames, lets FFmpeg seek to its
+    decord takes the number of a key frame among packets for its number among frames, lets FFmpeg seek to its
     presentation time, and counts what the decoder returns from there. That is right if
-    1. packets before a key frame are shown before it, and those after it later: then both places are one, and the
+    1. packets before a key frame are shown before it, and those after it later: then both numbers are one, and the
        decoder's first frame after the seek is the key frame, for there is none that leads it;
     2. no packet needs any before its key frame: then what follows decodes as it would from the start. All that the
        container calls key frames must be so, for decord seeks to any;
@@ -264,22 +269,27 @@ def _decord_seeks(packets: _Packets) -> bool:
     keys = np.flatnonzero(packets.is_key)
     if not packets.is_instantaneous[keys].all() or (packets.dts == NONE).any():
         return False
-    latest = np.maximum.accumulate(packets.pts)
-    earliest = np.minimum.accumulate(packets.pts[::-1])[::-1]
-    inner = keys[keys > 0]
-    parted = (latest[inner - 1] < packets.pts[inner]).all() and (earliest[keys] == packets.pts[keys]).all()
-    found = (packets.dts[keys[1:]] > packets.pts[keys[:-1]]).all()
-    return bool(parted and found and (np.diff(packets.dts) > 0).all())
+
+    # Of the packets up to each one, the latest time of being shown; of those from each one on, the earliest.
+    latest_before = np.maximum.accumulate(packets.pts)
+    earliest_after = np.minimum.accumulate(packets.pts[::-1])[::-1]
+    later_keys = keys[keys > 0]
+    shown_apart = (latest_before[later_keys - 1] < packets.pts[later_keys]).all()
+    shown_first = (earliest_after[keys] == packets.pts[keys]).all()
+
+    is_next_key_later = (packets.dts[keys[1:]] > packets.pts[keys[:-1]]).all()
+    are_decoded_in_order = (np.diff(packets.dts) > 0).all()
+    return bool(shown_apart and shown_first and is_next_key_later and are_decoded_in_order)
 
 
 def _seek_points(packets: _Packets, times: np.ndarray) -> tuple[SeekPoint, ...]:
     """Packets that decoding can begin with, by the frame that they are."""
     points = []
-    for place in np.flatnonzero(packets.is_clean & (packets.pts != NONE)).tolist():
-        pts = int(packets.pts[place])
+    for packet in np.flatnonzero(packets.is_clean & (packets.pts != NONE)).tolist():
+        pts = int(packets.pts[packet])
         frame = int(np.searchsorted(times, pts))
         if frame < len(times) and times[frame] == pts:
-            points.append(SeekPoint(frame, pts, int(packets.dts[place]), int(packets.size[place])))
+            points.append(SeekPoint(frame, pts, int(packets.dts[packet]), int(packets.size[packet])))
     return tuple(sorted(points))
 
 
@@ -287,7 +297,7 @@ def _decoded_times(path: str, stream: int) -> list[int | None]:
     """Presentation times of all frames, by decoding them.
 
     Raises:
-        UnreadableVideo: One is damaged.
+        UnreadableVideo: One is corrupt.
     """
     return [frame.pts for frame in decode(path, stream)]
 
@@ -296,7 +306,7 @@ def decode(path: str, stream: int) -> Iterator[av.VideoFrame]:
     """All frames of a stream in the order of sequential decoding, which is what frame k means.
 
     Raises:
-        UnreadableVideo: One is damaged, which a decoder may conceal, or cannot be decoded. What comes before the first
+        UnreadableVideo: One is corrupt, which a decoder may conceal, or cannot be decoded. What comes before the first
             key frame of a recording that begins in the middle counts only as far as it can be decoded.
     """
     number = 0
@@ -306,17 +316,17 @@ def decode(path: str, stream: int) -> Iterator[av.VideoFrame]:
             seen_key = seen_key or packet.is_keyframe
             try:
                 frames = decode_packet(packet)
-            except DamagedPacket as error:
+            except CorruptPacket as error:
                 if seen_key:
-                    raise UnreadableVideo(f"its frame {number} is damaged ({error})") from error
+                    raise UnreadableVideo(f"its frame {number} is corrupt ({error})") from error
                 frames = error.frames
             for frame in frames:
                 yield frame
                 number += 1
 
 
-class DamagedPacket(Exception):
-    """What FFmpeg says of a packet that does not decode as it should; ``frames`` is what it made of it."""
+class CorruptPacket(Exception):
+    """What FFmpeg says of a packet that does not decode as it should; ``frames`` is what it decoded all the same."""
 
     def __init__(self, message: str, frames: list[av.VideoFrame]) -> None:
         super().__init__(message)
@@ -327,7 +337,7 @@ def decode_packet(packet: av.Packet) -> list[av.VideoFrame]:
     """The frames that come out of the decoder when a packet goes in.
 
     Raises:
-        DamagedPacket: The decoder fails, or reports an error that it conceals.
+        CorruptPacket: The decoder fails, or reports an error that it conceals.
     """
     frames: list[av.VideoFrame] = []
     failure = None
@@ -337,9 +347,9 @@ def decode_packet(packet: av.Packet) -> list[av.VideoFrame]:
         except av.FFmpegError as error:
             failure = error
     if failure is not None or errors:
-        raise DamagedPacket(errors[0] if errors else str(failure), frames) from failure
+        raise CorruptPacket(errors[0] if errors else str(failure), frames) from failure
     if any(frame.is_corrupt for frame in frames):
-        raise DamagedPacket("concealed by the decoder", frames)
+        raise CorruptPacket("concealed by the decoder", frames)
     return frames
 
 
@@ -349,7 +359,8 @@ def ffmpeg_errors(source: str | None = None) -> Iterator[list[str]]:
 
     Few decoders mark the frames in which they conceal errors; all of them report it.
     """
-    level, skips = av.logging.get_level(), av.logging.get_skip_repeated()
+    level = av.logging.get_level()
+    skips = av.logging.get_skip_repeated()
     av.logging.set_level(av.logging.ERROR)
     av.logging.set_skip_repeated(False)
     errors: list[str] = []

@@ -26,7 +26,7 @@ DecoderChoice = Literal["auto", "pyav", "decord"]
 """Which library decodes. `decord`: only files in which its seek is proved right, others are refused.
 
 `auto` is PyAV for every file at present: where decord would be right, it is slower, since it goes through all packets
-at each opening, and it conceals damage that PyAV reports (docs/video.md).
+at each opening, and it conceals corruption that PyAV reports (docs/video.md).
 """
 
 
@@ -38,7 +38,7 @@ class Video:
         decoder: Which library decodes it.
 
     Raises:
-        UserError: It is missing, empty, a folder, without pictures, cut off, damaged or of no known kind; or decord was
+        UserError: It is missing, empty, a folder, without pictures, cut off, corrupt or of no known kind; or decord was
             asked for, and is not installed or not sure to give the frames asked for.
     """
 
@@ -72,7 +72,7 @@ class Video:
         Each is decoded once, and those between two key frames in one go.
 
         Raises:
-            UserError: A frame cannot be decoded, or is damaged.
+            UserError: A frame cannot be decoded, or is corrupt.
             IndexError: There is no frame of a number.
         """
         wanted, places = np.unique(np.asarray(indices), return_inverse=True)
@@ -104,7 +104,7 @@ def unreadable_video(path: str, reason: object) -> UserError:
     return UserError(f"Cannot read the video {path}: {reason}. Replace the file, or remove it from the dataset.")
 
 
-def find_damage(path: str | Path) -> str | None:
+def find_corruption(path: str | Path) -> str | None:
     """Why a video is not wholly there or does not decode in full, in words; None if it does.
 
     Every frame is decoded, and held against what packets state, which is what opening the file goes by.

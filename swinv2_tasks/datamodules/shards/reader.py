@@ -154,11 +154,11 @@ class Shards:
                 return content, os.fsdecode(class_id), os.fsdecode(name)
             except UserError:
                 raise
-            except Exception as error:  # damaged files make litdata raise anything
+            except Exception as error:  # corrupt files make litdata raise anything
                 if not tries:
                     raise UserError(
                         f"Cannot read sample {index} of the shard {path}: {str(error) or type(error).__name__}. It is "
-                        "damaged. Copy it anew, or write the shards again."
+                        "corrupt. Copy it anew, or write the shards again."
                     ) from error
 
     def name(self, index: int) -> str:

@@ -16,7 +16,7 @@ from swinv2_tasks.datamodules.readers.annotations import (
     CocoImage,
     CocoObject,
     clean,
-    compressed,
+    compress,
     describe_unmatched,
     rasterize,
     read_annotations,
@@ -193,7 +193,7 @@ def test_codes_of_all_kinds_give_the_mask(seed: int) -> None:
 def test_run_lengths_without_end_are_refused_at_once() -> None:
     """Each character would add five bits to a number, in time that grows with the square of their number."""
     with pytest.raises(UserError, match="do not add up"):
-        compressed({"size": [4, 5], "counts": "o" * 2_000_000}, "annotation 4")
+        compress({"size": [4, 5], "counts": "o" * 2_000_000}, "annotation 4")
 
 
 def test_sizes_of_run_lengths_may_be_written_with_a_point(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_sizes_of_run_lengths_may_be_written_with_a_point(tmp_path: Path) -> Non
 )
 def test_run_lengths_that_do_not_add_up_are_never_decoded(counts: Any) -> None:
     with pytest.raises(UserError, match="run lengths of annotation 4 do not add up to the 20 pixels of its size, 5×4"):
-        compressed({"size": [4, 5], "counts": counts}, "annotation 4")
+        compress({"size": [4, 5], "counts": counts}, "annotation 4")
 
 
 def test_polygons_may_reach_beyond_the_image() -> None:

@@ -178,7 +178,7 @@ def test_jpeg_that_libjpeg_warns_about(mode: str, progressive: bool, tmp_path: P
     zeros_in(path, 0.5, 2000)
     with Image.open(path) as image:
         image.load()  # Pillow says nothing
-    with pytest.raises(UserError, match=r"hole\.jpg.*damaged"):
+    with pytest.raises(UserError, match=r"hole\.jpg.*corrupt"):
         read_image(path)
 
 

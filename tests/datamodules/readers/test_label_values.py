@@ -265,7 +265,7 @@ def test_a_sample_of_many_maps_is_called_one(
 def test_maps_that_do_not_fit_are_skipped_by_policy_up_to_its_budget(tmp_path: Path) -> None:
     root = write_maps(tmp_path, [[[0, 1, 2, 3]], [[0, 1, 2, 9]], [[0, 3, 2, 1]]], [[[0, 1, 2, 3]]])
     data = new_data(root, faulty_samples="skip", faulty_budget=1)
-    assert len(list(data.train_dataloader())) == 3 and [Path(name).stem for name in data.faults.found] == ["1"]
+    assert len(list(data.train_dataloader())) == 3 and [Path(name).stem for name in data.faults.skipped] == ["1"]
     with pytest.raises(UserError, match="9 is no class"):
         new_data(root, faulty_samples="skip", faulty_budget=0)
     with pytest.raises(UserError, match=r"9 is no class.*data\.faulty_samples=skip"):

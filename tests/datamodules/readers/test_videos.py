@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from swinv2_tasks.datamodules.readers.video_packets import index_video
-from swinv2_tasks.datamodules.readers.videos import Video, find_damage, list_videos
+from swinv2_tasks.datamodules.readers.videos import Video, find_corruption, list_videos
 from swinv2_tasks.errors import UserError
 from tests.helpers import video_matrix
 from tests.helpers.films import count_as, cut_off, number_of, picture, rotate, scramble, write_film, write_sound
@@ -117,7 +117,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "scrambled.mp4": (
         lambda path: scramble(write_film(path, options={"movflags": "faststart"}), 0.7),
-        "its (frame|packet) [0-9]+ is damaged",
+        "its (frame|packet) [0-9]+ is corrupt",
     ),
 }
 
@@ -171,7 +171,7 @@ def test_frame_k_is_frame_k_of_sequential_decoding(cell: video_matrix.Cell, tmp_
     path = video_matrix.write_cell(tmp_path, cell)
     assert [video_matrix.number_of(frame) for _, frame in pyav_frames(path)] == list(range(75))
     assert_reads_as_decoded(path)
-    assert find_damage(path) is None
+    assert find_corruption(path) is None
 
 
 @pytest.mark.slow
@@ -179,7 +179,7 @@ def test_frame_k_is_frame_k_of_sequential_decoding(cell: video_matrix.Cell, tmp_
 def test_the_whole_matrix(cell: video_matrix.Cell, tmp_path: Path) -> None:
     path = video_matrix.write_cell(tmp_path, cell)
     assert_reads_as_decoded(path, reads=40)
-    assert find_damage(path) is None
+    assert find_corruption(path) is None
 
 
 PROOF_SETTINGS = [
@@ -290,13 +290,13 @@ DAMAGE: dict[str, Callable[[bytearray], bytearray]] = {
     ("codec", "container"),
     [("h264", "mp4"), ("h264", "mkv"), ("mpeg4", "avi"), ("mpeg2", "mpg"), ("mjpeg", "avi")],
 )
-def test_damage_is_found_by_reading_as_by_checking(codec: str, container: str, damage: str, tmp_path: Path) -> None:
+def test_corruption_is_found_by_reading_as_by_checking(codec: str, container: str, damage: str, tmp_path: Path) -> None:
     b_frames = 0 if codec == "mjpeg" else 2
     path = video_matrix.write_cell(tmp_path, video_matrix.Cell(codec, container, b_frames, False))
     with Video(path) as video:
         video.frames(range(len(video)))
     path.write_bytes(DAMAGE[damage](bytearray(path.read_bytes())))
-    assert find_damage(path) is not None
+    assert find_corruption(path) is not None
     with pytest.raises(UserError, match="Cannot read the video"), Video(path) as video:
         for start in range(0, len(video), 10):
             video.frames(range(start, min(start + 10, len(video))))
@@ -306,7 +306,7 @@ def test_holes_and_cuts_are_found_whichever_frames_are_wanted(tmp_path: Path) ->
     for codec, container in (("h264", "mp4"), ("h264", "mkv"), ("h264", "ts"), ("hevc", "mp4"), ("hevc", "mkv")):
         path = video_matrix.write_cell(tmp_path, video_matrix.Cell(codec, container, 2, False))
         path.write_bytes(DAMAGE["hole"](bytearray(path.read_bytes())))
-        with pytest.raises(UserError, match="damaged"):
+        with pytest.raises(UserError, match="corrupt"):
             frames_of(path, [0])
 
 
@@ -321,9 +321,9 @@ def test_a_clip_beside_the_damage_is_right_and_one_over_it_is_refused(tmp_path: 
     content[start + size // 3 : start + size // 2] = bytes(size // 2 - size // 3)
     path.write_bytes(content)
     assert np.array_equal(frames_of(path, [3, 70]), expected)
-    with pytest.raises(UserError, match="its frame 40 is damaged"):
+    with pytest.raises(UserError, match="its frame 40 is corrupt"):
         frames_of(path, [40])
-    assert "frame 40 is damaged" in str(find_damage(path))
+    assert "frame 40 is corrupt" in str(find_corruption(path))
 
 
 def write_with(path: Path, other: str, frames: int = 30) -> Path:

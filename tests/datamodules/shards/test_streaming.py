@@ -303,12 +303,12 @@ def test_a_damaged_shard(shards: Path, tmp_path: Path) -> None:
     data = datamodule(shards, tmp_path, faulty_samples="skip", faulty_budget=15)
     data.setup("validate")
     read = sum(len(batch["label"]) for batch in data.val_dataloader())
-    assert 0 < len(data.faults.found) == 15 - read
-    assert all(re.search(r"val/n01/n01_\d\.jpg|/val, sample \d$", name) for name in data.faults.found)
+    assert 0 < len(data.faults.skipped) == 15 - read
+    assert all(re.search(r"val/n01/n01_\d\.jpg|/val, sample \d$", name) for name in data.faults.skipped)
     victim.write_bytes(b"\xff" * size)
     data = datamodule(shards, tmp_path)
     data.setup("validate")
-    with pytest.raises(UserError, match=r"Cannot read sample 0 of the shard .*val/chunk-0-0\.bin.*damaged"):
+    with pytest.raises(UserError, match=r"Cannot read sample 0 of the shard .*val/chunk-0-0\.bin.*corrupt"):
         list(data.val_dataloader())
 
 
