@@ -115,7 +115,7 @@ def measure(title: str, paths: list[str], sampling: FrameSampling, rounds: int) 
     processor: dict[str, list[float]] = {name: [] for name in readers}
     different = dict.fromkeys(readers, 0)
     for number in range(rounds):
-        clips = [(path, sampling.drawn(lengths[path])) for path in paths]
+        clips = [(path, sampling.draw(lengths[path])) for path in paths]
         read: dict[str, list[np.ndarray]] = {}
         for name in readers if number % 2 else reversed(readers):
             times = time.perf_counter(), time.process_time()

@@ -71,10 +71,10 @@ class ADE20KDataModule(BaseDataModule):
         class_names: The class list, two at least: a text file with a name per line, a table like objectInfo150.txt, or
             a list. Without it, ADE20K's 150 classes.
         background: What 0 is in label maps: `ignore`, no class, and classes count from 1; `class`, the first class.
-            None: for ADE20K's classes `ignore`; for others what the label maps tell, if they do.
+            None: for ADE20K's classes `ignore`; for others what the label maps show, if they do.
         ignore_label: Further values that are left out, of training and of scores: a number or several; with a palette,
             colors [R, G, B].
-        label_values: In the place of background: the class name of each value, as in {0: sky, 255: road}. Several
+        label_values: Instead of background: the class name of each value, as in {0: sky, 255: road}. Several
             values may be of one class; the first one is written in predictions.
         palette: Label maps hold colors: [R, G, B] of each class in their order; or a text file of `R G B` lines, or
             `R G B NAME` lines in any order.
@@ -149,7 +149,7 @@ class ADE20KDataModule(BaseDataModule):
         """How label maps are read.
 
         Raises:
-            UserError: Settings contradict each other, or leave open what the label maps do not tell.
+            UserError: Settings contradict each other, or leave open what the label maps do not show.
         """
         if self._coding is None:
             codings = self._codings()
@@ -160,7 +160,7 @@ class ADE20KDataModule(BaseDataModule):
                 )
             if len(codings) > 1:
                 splits = [split for split in ("train", "val") if self._has(split)] or ["val"]
-                maps = [one for split in splits for one in self._counted(split, self._pairs(split))]
+                maps = [counts for split in splits for counts in self._counted(split, self._pairs(split))]
                 return self._coding_of(maps)
             self._take(codings[0])
         assert self._coding is not None
@@ -215,8 +215,8 @@ class ADE20KDataModule(BaseDataModule):
         """How these label maps are read."""
         codings = self._codings()
         tolerated = (self.faults.budget or 0) if self.faults.policy == "skip" else 0
-        place = str(Path(self.root or "") / "annotations")
-        coding = fitting_coding(codings, maps, place, tolerated)
+        folder = str(Path(self.root or "") / "annotations")
+        coding = fitting_coding(codings, maps, folder, tolerated)
         if len(codings) > 1:
             rank_zero_only(print)(
                 f"data.background is not set; the label maps only fit {coding.background}: {coding.meaning}"
@@ -251,16 +251,16 @@ class ADE20KDataModule(BaseDataModule):
             raise UserError(f"No dataset: set data.root to its folder. {_EXPECTED}")
         root, name = Path(self.root).expanduser(), self._folder(split)
         folder, labels = root / "images" / name, root / "annotations" / name
-        for place in (root, folder, labels):
-            if not place.is_dir():
-                raise UserError(f"The dataset folder {place} does not exist. {_EXPECTED}")
+        for required in (root, folder, labels):
+            if not required.is_dir():
+                raise UserError(f"The dataset folder {required} does not exist. {_EXPECTED}")
         pairs = [(path, labels / path.relative_to(folder).with_suffix(".png")) for path in list_images(folder)]
         missing = [str(image) for image, mask in pairs if not mask.is_file()]
         if len(missing) == len(pairs):
             others = sorted(pairs[0][1].parent.glob(f"{glob.escape(pairs[0][1].stem)}.*"))
             hint = f" There is {others[0].name}: label maps must be PNG files." if others else ""
             if others and others[0].suffix.lower() in (".jpg", ".jpeg"):
-                hint += " A JPEG's compression changes their pixels, so make them anew from their source."
+                hint += " A JPEG's compression changes their pixels, so make them again from their source."
             raise UserError(
                 f"None of the {len(pairs)} images in {folder} has a label map of its name in {labels}: "
                 f"{pairs[0][1]} should be that of {pairs[0][0].name}.{hint} {_EXPECTED}"

@@ -1,4 +1,4 @@
-"""Class lists: original ids, readable names, and how labels found on disk meet them."""
+"""Class lists: original ids, readable names, and how labels on disk are matched with them."""
 
 import csv
 from collections import Counter
@@ -43,8 +43,8 @@ class Classes:
             return {label: known[label] for label in labels}
         if all(label.isdecimal() and int(label) < len(self.ids) for label in labels):
             rank_zero_only(print)(
-                f"{where}: labels are numbers and not the classes' ids, so they are taken as places in the class list: "
-                f"0 is {self.ids[0]} {self.names[0] if self.names[0] != self.ids[0] else ''}".rstrip()
+                f"{where}: labels are numbers and not the classes' ids, so they are taken as indices in the class "
+                f"list: 0 is {self.ids[0]} {self.names[0] if self.names[0] != self.ids[0] else ''}".rstrip()
             )
             return {label: int(label) for label in labels}
         return {label: known[label] for label in labels if label in known}
@@ -117,12 +117,12 @@ def check_several(classes: Classes, folder: Path, setting: str, labels: Iterable
     Raises:
         UserError: There is only one class, or all samples are of one.
     """
-    found = set(labels or ())
-    if len(classes.ids) > 1 and len(found) != 1:
+    used = set(labels or ())
+    if len(classes.ids) > 1 and len(used) != 1:
         return
     text = f"There is one class, {classes.ids[0]}"
     if len(classes.ids) > 1:
-        text = f"All training samples are of one of the {len(classes.ids)} classes, {classes.ids[found.pop()]}"
+        text = f"All training samples are of one of the {len(classes.ids)} classes, {classes.ids[used.pop()]}"
     names = _subfolders(folder) if folder.is_dir() else []
     hint = "Add others; images or videos of anything else make a class of their own."
     if len(names) == 1:

@@ -55,15 +55,15 @@ class CocoDataModule(BaseDataModule):
     The classes are the categories of the annotation files; their ids may leave gaps, and predictions state them. Yields
     `DetectionBatch` in training, `DetectionEvalBatch` in evaluation and `DetectionPredictBatch` from `source`. Training
     leaves out crowds, objects that have no area or lie outside of their image, and images without objects, with a
-    warning that counts them; evaluation takes all as they are annotated, as COCO's own tools do, and says which of them
-    cannot be found.
+    warning that counts them; evaluation takes all as annotated, as COCO's own tools do, and says which of them cannot
+    be detected.
 
     Args:
         root: Dataset folder. Only predicting does without it.
         batch_size: Images per batch and process in training; evaluation takes one at a time.
         num_workers: DataLoader workers of each loader; 0 loads in the main process.
         train_images: Folder of the training images, in root.
-        train_annotations: Their annotation file, in root; this and all other places may also be absolute.
+        train_annotations: Their annotation file, in root; this and all other paths may also be absolute.
         val_images: Folder of the validation images.
         val_annotations: Their annotation file.
         test_images: Folder of the test images; None: the validation images are tested on.
@@ -140,7 +140,7 @@ class CocoDataModule(BaseDataModule):
         self.masks = masks
         self._keep_empty = keep_empty
         self.aspect_ratio_grouping = aspect_ratio_grouping
-        self._read: dict[str, CocoAnnotations] = {}
+        self._annotations: dict[str, CocoAnnotations] = {}
 
     @cached_property
     def _classes(self) -> tuple[list[int], list[str]]:
@@ -168,7 +168,7 @@ class CocoDataModule(BaseDataModule):
     @property
     def has_masks(self) -> bool:
         """Whether the data of the stage that was set up have masks, and they are read. Known after `setup`."""
-        return self.masks and any(read.has_masks for read in self._read.values())
+        return self.masks and any(annotations.has_masks for annotations in self._annotations.values())
 
     def largest_size(self) -> tuple[int, int]:
         """Height and width in pixels of the largest images that training batches are padded to."""
@@ -226,59 +226,67 @@ class CocoDataModule(BaseDataModule):
         assert name is not None
         return root / Path(name).expanduser()
 
-    def _annotations(self, split: str) -> tuple[CocoAnnotations, Path]:
+    def _read_split(self, split: str) -> tuple[CocoAnnotations, Path]:
         """What a split's annotation file says, and the folder of its images, which are all there unless faulty samples
         are skipped."""
         path = self._path(split)
         if not path.is_file():
             raise UserError(f"There are no annotations {path}. {_EXPECTED}")
-        read = read_annotations(path)
-        self._read[split] = read
-        if (read.class_ids, read.class_names) != self._classes:
+        annotations = read_annotations(path)
+        self._annotations[split] = annotations
+        classes = (annotations.class_ids, annotations.class_names)
+        if classes != self._classes:
             raise UserError(
-                f"{path} has the categories {abbreviate(_named(read.class_ids, read.class_names), 8)}, the other "
-                f"annotation file of this dataset {abbreviate(_named(*self._classes), 8)}. Training and evaluation "
-                "need the same: give both files all categories."
+                f"{path} has the categories {abbreviate(_named(*classes), 8)}, the other annotation file of this "
+                f"dataset {abbreviate(_named(*self._classes), 8)}. Training and evaluation need the same: give both "
+                "files all categories."
             )
+
         folder = Path(str(self.root)).expanduser() / Path(str(self._folders[split])).expanduser()
         if not folder.is_dir():
             raise UserError(f"The folder {folder} of the images does not exist. {_EXPECTED}")
-        if not len(read.images):
+        if not len(annotations.images):
             raise UserError(f"{path} lists no image.")
-        missing = [str(folder / image.file_name) for image in read.images if not (folder / image.file_name).is_file()]
-        if missing and (self.faults.policy == "error" or len(missing) == len(read.images)):
+        files = [folder / image.file_name for image in annotations.images]
+        missing = [str(file) for file in files if not file.is_file()]
+        if missing and (self.faults.policy == "error" or len(missing) == len(files)):
             raise UserError(
-                f"{len(missing)} of {len(read.images)} images in {path} are not in {folder}: {abbreviate(missing)}. "
-                "Fetch them, or leave such samples out: data.faulty_samples=skip."
+                f"{len(missing)} of {len(files)} images in {path} are not in {folder}: {abbreviate(missing)}. Fetch "
+                "them, or leave such samples out: data.faulty_samples=skip."
             )
-        return read, folder
+        return annotations, folder
 
     def _training_objects(self) -> "TrainingObjects":
-        read, folder = self._annotations("train")
-        if not read.annotated:
-            raise UserError(f"{read.path} has no annotations: nothing can be learned from it.")
-        masks = self.masks and read.has_masks
-        counts = Counter(objects=sum(len(image.objects) for image in read.images))
-        cleaned = [dataclasses.replace(image, objects=tuple(clean(image, counts, masks))) for image in read.images]
-        kept = [self._keep_empty or bool(image.objects) for image in cleaned]
-        if not any(image.objects for image in cleaned):
-            raise UserError(
-                f"{read.path} has no object to train on: of {counts['objects']}, {counts['crowd']} are crowds "
-                f"(iscrowd: 1), {counts['no area']} have a box without area, {counts['outside']} lie outside of their "
-                f"image.{crowd_hint(counts)}"
-            )
-        self._report_left_out(read, counts, kept.count(False))
+        annotations, folder = self._read_split("train")
+        if not annotations.annotated:
+            raise UserError(f"{annotations.path} has no annotations: nothing can be learned from it.")
+        masks = self.masks and annotations.has_masks
         if self.augmentation.copy_paste and not masks:
             raise UserError(
                 "data.augmentation.copy_paste needs masks: without them nothing says which pixels belong to an object."
             )
+
+        counts = Counter(objects=sum(len(image.objects) for image in annotations.images))
+        cleaned = [
+            dataclasses.replace(image, objects=tuple(clean(image, counts, masks))) for image in annotations.images
+        ]
+        kept = [self._keep_empty or bool(image.objects) for image in cleaned]
+        if not any(image.objects for image in cleaned):
+            raise UserError(
+                f"{annotations.path} has no object to train on: of {counts['objects']}, {counts['crowd']} are crowds "
+                f"(iscrowd: 1), {counts['no area']} have a box without area, {counts['outside']} lie outside of their "
+                f"image.{crowd_hint(counts)}"
+            )
+        self._report_left_out(annotations, counts, kept.count(False))
+
         stuff = None
         if self.train_stuff is not None and self.stuff_classes:
             stuff = Path(str(self.root)).expanduser() / Path(self.train_stuff).expanduser()
             if not stuff.is_dir():
                 raise UserError(f"The folder {stuff} of data.train_stuff does not exist.")
+
         if self.aspect_ratio_grouping:
-            self.train_groups = read.portrait[kept].astype(int).tolist()
+            self.train_groups = annotations.portrait[kept].astype(int).tolist()
         images = PackedImages(image for image, keep in zip(cleaned, kept, strict=True) if keep)
         return TrainingObjects(
             images,
@@ -291,13 +299,13 @@ class CocoDataModule(BaseDataModule):
             self.stuff_classes,
         )
 
-    def _report_left_out(self, read: CocoAnnotations, counts: Counter[str], empty: int) -> None:
+    def _report_left_out(self, annotations: CocoAnnotations, counts: Counter[str], empty: int) -> None:
         """Says in a line what training leaves out or cuts off."""
         if counts.total() > counts["objects"]:
             rank_zero_only(log.warning)(
                 "%s: of %d objects %d crowds (iscrowd: 1), %d boxes without area and %d outside of their image are "
                 "left out of training; %d reach beyond it and are cut off.%s",
-                read.path,
+                annotations.path,
                 counts["objects"],
                 counts["crowd"],
                 counts["no area"],
@@ -308,17 +316,19 @@ class CocoDataModule(BaseDataModule):
         if empty:
             rank_zero_only(log.warning)(
                 "%s: %d of %d images have no object to train on and are left out; data.keep_empty=true keeps them",
-                read.path,
+                annotations.path,
                 empty,
-                len(read.images),
+                len(annotations.images),
             )
 
     def _evaluated_objects(self, split: str) -> "EvaluatedObjects":
-        read, folder = self._annotations(split)
-        masks = self.masks and read.has_masks
-        if unmatched := describe_unmatched(read, masks):
+        annotations, folder = self._read_split(split)
+        masks = self.masks and annotations.has_masks
+        if unmatched := describe_unmatched(annotations, masks):
             rank_zero_only(log.warning)(unmatched)
-        return EvaluatedObjects(read.images, folder, self.resize, masks, read.annotated, self.mean, self.std)
+        return EvaluatedObjects(
+            annotations.images, folder, self.resize, masks, annotations.annotated, self.mean, self.std
+        )
 
 
 def _named(ids: list[int], names: list[str]) -> list[str]:

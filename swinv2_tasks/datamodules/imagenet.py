@@ -24,7 +24,7 @@ from swinv2_tasks.datamodules.datasets.classification import (
 )
 from swinv2_tasks.datamodules.readers.image_lists import Sample, folder_samples, listed_samples, with_real_labels
 from swinv2_tasks.datamodules.readers.images import list_images
-from swinv2_tasks.datamodules.shards import INDEX, Shards, Streaming, is_url, open_shards, place_in
+from swinv2_tasks.datamodules.shards import INDEX, Shards, Streaming, is_url, join_location, open_shards
 from swinv2_tasks.datamodules.transforms.classification import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -210,11 +210,11 @@ class ImageNetDataModule(BaseDataModule):
     def _shards(self, name: str) -> Shards | None:
         """The shards in a folder of the dataset, where there are such."""
         if self.root is not None and name not in self._opened:
-            self._opened[name] = shards = open_shards(place_in(self.root, name), self.stream)
+            self._opened[name] = shards = open_shards(join_location(self.root, name), self.stream)
             if shards is not None and shards.left_out:
                 rank_zero_only(log.warning)(
                     "the shards in %s were written without %d images that could not be read: %s",
-                    shards.place,
+                    shards.location,
                     len(shards.left_out),
                     abbreviate(shards.left_out),
                 )
@@ -223,12 +223,13 @@ class ImageNetDataModule(BaseDataModule):
     def _streamed(
         self, shards: Shards, transform: Callable[[Image.Image], Tensor], labels: list[int | list[int]] | None = None
     ) -> "StreamedImages":
-        index_of = self._classes.index_of(shards.classes.ids, shards.place)
+        index_of = self._classes.index_of(shards.classes.ids, shards.location)
         unknown = [class_id for class_id in shards.classes.ids if class_id not in index_of]
         if unknown:
             raise UserError(
-                f"The shards in {shards.place} are of classes that are not in the class list: {abbreviate(unknown)}. "
-                f"The class list is {abbreviate(self.class_ids)}. Set data.class_names to the list they belong to."
+                f"The shards in {shards.location} are of classes that are not in the class list: "
+                f"{abbreviate(unknown)}. The class list is {abbreviate(self.class_ids)}. Set data.class_names to the "
+                "list they belong to."
             )
         return StreamedImages(shards, index_of, self.num_classes, transform, labels)
 
@@ -236,7 +237,7 @@ class ImageNetDataModule(BaseDataModule):
         """Labels from elsewhere than the shards."""
         if self.val_list is not None:
             raise UserError(
-                f"data.val_list is {self.val_list}, but {shards.place} holds shards, which have labels of their own. "
+                f"data.val_list is {self.val_list}, but {shards.location} holds shards, which have their own labels. "
                 "Remove the setting, or write the shards with --val_list."
             )
         if self.real_labels is None:
@@ -253,7 +254,7 @@ class ImageNetDataModule(BaseDataModule):
             raise UserError(f"No dataset: set data.root to its folder. {_EXPECTED}")
         if is_url(self.root):
             raise UserError(
-                f"{place_in(self.root, name)} holds no {INDEX}. Expected a folder of shards there, as written by "
+                f"{join_location(self.root, name)} holds no {INDEX}. Expected a folder of shards there, as written by "
                 "`swinv2-tasks data optimize`; plain folders of images are read from disk only."
             )
         if self._path(f"{name}.partial").is_dir():

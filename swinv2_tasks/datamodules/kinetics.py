@@ -56,8 +56,8 @@ class KineticsDataModule(BaseDataModule):
         num_workers: DataLoader workers of each loader; 0 loads in the main process.
         frames: Frames of a clip.
         stride: Dense clips: every how many frames of the video one is taken.
-        sampling: `dense` takes a stretch of the video, at a random place in training; `segments` one frame of each of
-            as many equal parts of the video, at a random place of each part in training.
+        sampling: `dense` takes a stretch of the video, at a random position in training; `segments` one frame of each
+            of as many equal parts of the video, at a random position of each part in training.
         short: A dense clip that is longer than its video: `loop` starts over, `hold` repeats the last frame.
         val_views: Validation: clips per video and crops per clip, over which probabilities are averaged.
         test_views: Testing and prediction: the same.
@@ -77,7 +77,7 @@ class KineticsDataModule(BaseDataModule):
         mean: Normalization, per RGB channel: subtracted from values in [0, 1].
         std: Normalization, per RGB channel: divides the difference.
         crop_pct: Training and validation: frames are first resized until a view covers this share of their short side,
-            in (0, 1]: 0.875 is 256 pixels for views of 224. None: training crops out of the frames as they are, and
+            in (0, 1]: 0.875 is 256 pixels for views of 224. None: training crops out of the unchanged frames, and
             validation takes as much as a view can show. Testing and prediction always do.
         augmentation: Training: what is done to clips, the published recipe or one of your own.
         decoder: Which library decodes videos: `auto` and `pyav` PyAV, `decord` decord, which refuses files in which its
@@ -287,12 +287,12 @@ class KineticsDataModule(BaseDataModule):
         return v2.Compose([resize, augment])
 
     def _views_of(
-        self, kind: str, videos: list[tuple[str, int]], faulty: dict[str, str], checks_all: bool = False
+        self, split: str, videos: list[tuple[str, int]], faulty: dict[str, str], checks_all: bool = False
     ) -> "EvaluatedClips":
-        clips, crops = self.views[kind]
+        clips, crops = self.views[split]
         number = min(self.views_per_sample or crops, clips * crops)
         self.eval_batch_size = max(1, self.batch_size // number)
-        crop_pct = self.crop_pct if kind == "val" and self.crop_pct is not None else 1.0
+        crop_pct = self.crop_pct if split == "val" and self.crop_pct is not None else 1.0
         transform = EvalViews(self.image_size, crops, self.mean, self.std, crop_pct)
         return EvaluatedClips(videos, self.sampling, clips, number, transform, self.decoder, faulty, checks_all)
 

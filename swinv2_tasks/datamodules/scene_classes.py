@@ -43,7 +43,7 @@ ADE20K_COLORS: tuple[tuple[int, int, int], ...] = tuple(
 """RGB in which ADE20K's classes are usually drawn."""
 
 MOST_CLASSES = 254
-"""As many as 8-bit label maps can tell apart, beside 0 for no class and 255 for ignored pixels in training."""
+"""As many as 8-bit label maps can distinguish, beside 0 for no class and 255 for ignored pixels in training."""
 
 
 def colors(number: int) -> list[tuple[int, int, int]]:
@@ -78,8 +78,8 @@ def scene_class_names(source: str | Path | Sequence[str] | None, prefix: str = "
         source = [cell.split(",")[0].strip() for cell in cells]
     if len(source) == 1:
         raise UserError(
-            f"{prefix}class_names has one class, {source[0]}: there is nothing to tell it from, so any model has a "
-            "loss of 0 and an mIoU of 1.0. Name what surrounds it as well and say that it is a class: "
+            f"{prefix}class_names has one class, {source[0]}: there is nothing to distinguish it from, so any model "
+            "has a loss of 0 and an mIoU of 1.0. Name what surrounds it as well and say that it is a class: "
             f"{prefix}class_names=[background,{source[0]}] with {prefix}background=class where label maps hold 0 and "
             f"1, with {prefix}label_values={{0: background, 255: {source[0]}}} where they hold 0 and 255."
         )

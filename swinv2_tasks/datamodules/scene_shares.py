@@ -27,18 +27,19 @@ def check_shares(coding: LabelCoding, maps: Sequence[MapCounts]) -> str | None:
     present = [name for name, number in zip(coding.names, pixels, strict=True) if number]
     if len(present) > 1:
         return None
-    found = f"all labeled pixels are {present[0]}" if present else "no pixel has a class"
-    outcome = (
-        "a model that always says so has a loss of 0 and an mIoU of 1.0" if present else "there is nothing to learn"
-    )
+    if present:
+        finding = f"all labeled pixels are {present[0]}"
+        outcome = "a model that always says so has a loss of 0 and an mIoU of 1.0"
+    else:
+        finding, outcome = "no pixel has a class", "there is nothing to learn"
     remedy = ""
     if coding.background == "ignore":
         remedy = (
             f" If 0 is a class, such as a background to be learned, name it and set {coding.prefix}background=class."
         )
     return (
-        f"In the training label maps {found}: {outcome}. As they are read, {coding.meaning}.{remedy} The class of each "
-        f"value can be named: {coding.prefix}label_values."
+        f"In the training label maps {finding}: {outcome}. As they are read, {coding.meaning}.{remedy} The class of "
+        f"each value can be named: {coding.prefix}label_values."
     )
 
 

@@ -48,7 +48,7 @@ class CocoImages(Dataset):
         if pixels.shape[:2] != (entry.height, entry.width):
             raise UserError(
                 f"The image {path} (id {entry.id}) has {pixels.shape[1]}×{pixels.shape[0]} pixels as a viewer shows "
-                f"it, its annotation file declares {entry.width}×{entry.height}: boxes would lie in the wrong places. "
+                f"it, its annotation file declares {entry.width}×{entry.height}: boxes would lie elsewhere. "
                 "Mend the file or its annotations."
             )
         return entry, pixels
@@ -172,21 +172,21 @@ class EvaluatedObjects(CocoImages):
         In float64, which gives annotated numbers back: some overlaps are just COCO's thresholds.
         """
         objects = entry.objects
-        boxes = torch.tensor([one.box for one in objects], dtype=torch.float64).reshape(-1, 4)
+        boxes = torch.tensor([annotation.box for annotation in objects], dtype=torch.float64).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         target = {
             "boxes": boxes,
-            "labels": torch.tensor([one.label for one in objects], dtype=torch.int64),
+            "labels": torch.tensor([annotation.label for annotation in objects], dtype=torch.int64),
             "image_id": entry.id,
-            "area": torch.tensor([one.area for one in objects], dtype=torch.float64),
-            "iscrowd": torch.tensor([int(one.crowd) for one in objects], dtype=torch.int64),
+            "area": torch.tensor([annotation.area for annotation in objects], dtype=torch.float64),
+            "iscrowd": torch.tensor([int(annotation.crowd) for annotation in objects], dtype=torch.int64),
         }
         if self.masks:
             masks = np.zeros((len(objects), entry.height, entry.width), np.uint8)
-            for mask, one in zip(masks, objects, strict=True):
-                if one.segmentation is not None:
-                    where = f"annotation {one.id} of image {entry.id} ({self.folder / entry.file_name})"
-                    mask[:] = rasterize(one.segmentation, entry.height, entry.width, where)
+            for mask, annotation in zip(masks, objects, strict=True):
+                if annotation.segmentation is not None:
+                    where = f"annotation {annotation.id} of image {entry.id} ({self.folder / entry.file_name})"
+                    mask[:] = rasterize(annotation.segmentation, entry.height, entry.width, where)
             target["masks"] = torch.from_numpy(masks)
         return target
 

@@ -18,7 +18,7 @@ from swinv2_tasks.errors import UserError
 
 
 class Resize:
-    """Resizes an image for evaluation, keeping its proportions, and leaves the labels as they are.
+    """Resizes an image for evaluation, keeping its proportions, and leaves the labels unchanged.
 
     Args:
         limits: What the long and the short side may have, in pixels; None: as many as they have.

@@ -43,7 +43,7 @@ class MaskedImages(UnlabeledImages):
 
 
 def random_mask(patches: tuple[int, int], ratio: float, generator: torch.Generator | None = None) -> Tensor:
-    """A mask of which a share is True, at random places.
+    """A mask of which a share is True, at random positions.
 
     Args:
         patches: Patches along height and width.

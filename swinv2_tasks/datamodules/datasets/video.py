@@ -47,7 +47,7 @@ class TrainingClips(Dataset):
         if path in self.faulty:
             raise unreadable_video(path, self.faulty[path])
         with Video(path, self.decoder) as video:
-            frames = video.frames(self.sampling.drawn(len(video)))
+            frames = video.frames(self.sampling.draw(len(video)))
         clip = self.transform(as_clip(frames))
         return {"clip": clip.transpose(0, 1)[None], "video_id": index, "path": path, "label": label}
 

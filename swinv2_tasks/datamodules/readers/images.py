@@ -102,12 +102,13 @@ def check_png(content: bytes) -> None:
     view, start = memoryview(content), 8
     while start + 12 <= len(view):
         end = start + 8 + int.from_bytes(view[start : start + 4])
-        kind = bytes(view[start + 4 : start + 8])
+        chunk_type = bytes(view[start + 4 : start + 8])
         if end + 4 > len(view):
             break
         if zlib.crc32(view[start + 4 : end]) != int.from_bytes(view[end : end + 4]):
-            raise ValueError(f"it is corrupt, as the checksum of its part {kind.decode('ascii', 'replace')!r} fails")
-        if kind == b"IEND":
+            part = chunk_type.decode("ascii", "replace")
+            raise ValueError(f"it is corrupt, as the checksum of its part {part!r} fails")
+        if chunk_type == b"IEND":
             return
         start = end + 4
     raise ValueError("it is corrupt or truncated, as it has no end")
@@ -128,7 +129,7 @@ def _decoded_jpeg(image: Image.Image, content: bytes) -> Image.Image:
         try:
             simplejpeg.decode_jpeg(content, colors, strict=False)
         except ValueError:
-            return image  # of a kind that simplejpeg does not know, or beyond repair: Pillow tells
+            return image  # of a kind that simplejpeg does not know, or beyond repair: Pillow reports it
         raise ValueError(f"it is corrupt or truncated ({error})") from error
     if image.mode == "CMYK":  # whose inks mean different things in different files, which Pillow knows
         return image
@@ -152,28 +153,28 @@ def list_images(source: str | Path) -> list[Path]:
     return list_files(source, "image", IMAGE_EXTENSIONS)
 
 
-def list_files(source: str | Path, kind: str, extensions: tuple[str, ...]) -> list[Path]:
-    """The files of a kind that `source` names, in natural order (img2 before img10).
+def list_files(source: str | Path, media: str, extensions: tuple[str, ...]) -> list[Path]:
+    """The images, or the videos, that `source` names, in natural order (img2 before img10).
 
     Args:
         source: A file, a folder or a glob pattern, as in `list_images`.
-        kind: What messages call such a file.
-        extensions: Endings in lower case that mark one in a folder.
+        media: What messages call such a file: image, video.
+        extensions: Endings in lower case that mark such files in a folder.
 
     Raises:
-        UserError: Nothing is there, or nothing of the kind.
+        UserError: Nothing is there, or no such file.
     """
     path = Path(source).expanduser()
     if path.is_file():
         return [path]
-    named = files_below(path) if path.is_dir() else _matching(str(path))
-    files = sorted({one for one in named if is_kind(one, extensions)}, key=_natural_order)
+    candidates = files_below(path) if path.is_dir() else _match_pattern(str(path))
+    files = sorted({file for file in candidates if has_extension(file, extensions)}, key=_natural_order)
     if not files:
         known = ", ".join(extensions)
-        reason = f"holds no {kind}" if path.is_dir() else f"does not exist, and as a pattern it matches no {kind}"
-        article = "an" if kind[0] in "aeiou" else "a"
+        reason = f"holds no {media}" if path.is_dir() else f"does not exist, and as a pattern it matches no {media}"
+        article = "an" if media[0] in "aeiou" else "a"
         raise UserError(
-            f"{printable(source)} {reason}. Expected {article} {kind} file, a folder or a glob pattern; endings: "
+            f"{printable(source)} {reason}. Expected {article} {media} file, a folder or a glob pattern; endings: "
             f"{known}."
         )
     return files
@@ -184,7 +185,7 @@ def files_below(folder: str | Path) -> Iterator[Path]:
 
     A folder is searched once, whatever links lead to it: where it really is, if that is below `folder`. Links back to
     where they lie are not followed. Warnings count such links, and folders that cannot be searched. Links to nothing
-    count as files: that there is nothing is told when they are read.
+    count as files: that there is nothing is reported when they are read.
     """
     seen = {_identity(parent) for parent in Path(folder).resolve().parents}
     not_followed: list[str] = []
@@ -211,7 +212,7 @@ def files_below(folder: str | Path) -> Iterator[Path]:
 
 
 def _identity(folder: str | Path) -> tuple[int, int]:
-    """What tells a folder from others, by whatever name it is reached."""
+    """What distinguishes a folder from others, by whatever name it is reached."""
     try:
         stat = os.stat(folder)
     except OSError:  # it has just gone, or nobody may look
@@ -230,19 +231,19 @@ def _warn(folder: str | Path, what: str, paths: list[str]) -> None:
         log.warning("%s: %d %s: %s", printable(folder), len(paths), what, few)
 
 
-def _matching(pattern: str) -> list[Path]:
+def _match_pattern(pattern: str) -> list[Path]:
     """The files that a glob pattern matches; `**` matches the folders that `files_below` searches."""
     parts = Path(pattern).parts
     if "**" not in parts:
         return [Path(name) for name in glob.glob(pattern) if _is_file(name)]
-    place = parts.index("**")
-    starts = glob.glob(os.path.join(*parts[:place])) if place else ["."]
+    wildcard = parts.index("**")
+    starts = glob.glob(os.path.join(*parts[:wildcard])) if wildcard else ["."]
     return [
         path
         for start in starts
         if os.path.isdir(start)
         for path in files_below(start)
-        if _matches(path.relative_to(start).parts, parts[place:])
+        if _matches(path.relative_to(start).parts, parts[wildcard:])
     ]
 
 
@@ -255,7 +256,7 @@ def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
     return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
-def is_kind(name: str | Path, extensions: tuple[str, ...]) -> bool:
+def has_extension(name: str | Path, extensions: tuple[str, ...]) -> bool:
     """Whether a file's name ends so. Hidden files, such as macOS' `._x.jpg`, do not count."""
     path = Path(name)
     return path.suffix.lower() in extensions and not path.name.startswith(".")
@@ -263,7 +264,7 @@ def is_kind(name: str | Path, extensions: tuple[str, ...]) -> bool:
 
 def has_image_extension(name: str | Path) -> bool:
     """Whether a file of this name is taken for an image."""
-    return is_kind(name, IMAGE_EXTENSIONS)
+    return has_extension(name, IMAGE_EXTENSIONS)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

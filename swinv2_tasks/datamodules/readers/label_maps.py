@@ -78,7 +78,7 @@ def _read(path: str | Path, modes: Sequence[str], as_colors: bool = False) -> tu
         raise UserError(f"Cannot read the label map {name}: {error or type(error).__name__}. Replace it.") from error
     if file_format == "JPEG":
         raise UserError(
-            f"The label map {name} is a JPEG, whose compression changes pixels and with them classes; make it anew "
+            f"The label map {name} is a JPEG, whose compression changes pixels and with them classes; make it again "
             "from its source, as a PNG."
         )
     if mode.startswith(("I", "F")):

@@ -42,7 +42,7 @@ class LabelSettings:
     Args:
         background: What 0 is; None: nothing is said.
         ignore_label: Values that are left out: a number or several; with a palette, colors [R, G, B].
-        label_values: Class name of each value, in the place of background.
+        label_values: Class name of each value, instead of background.
         palette: Label maps hold colors: [R, G, B] of each class in their order, or a text file with `R G B` or
             `R G B NAME` lines.
         prefix: What messages write before the names of settings.

@@ -1,4 +1,4 @@
-"""What the first bytes of coded pictures tell, without decoding them.
+"""What the first bytes of coded pictures say, without decoding them.
 
 H.264: https://www.itu.int/rec/T-REC-H.264 (7.3.1, 7.3.2.1.1, D.1.8).
 HEVC: https://www.itu.int/rec/T-REC-H.265 (7.4.2.2).
@@ -12,7 +12,7 @@ _HOLE = bytes(16)
 
 
 def nal_length(codec: str, extradata: bytes) -> int:
-    """Bytes of the length before each NAL unit; 0 where start codes part them (ISO/IEC 14496-15)."""
+    """Bytes of the length before each NAL unit; 0 where start codes separate them (ISO/IEC 14496-15)."""
     if codec == "h264" and len(extradata) > 6 and extradata[0] == 1:
         return (extradata[4] & 3) + 1
     if codec == "hevc" and len(extradata) > 22 and extradata[0] == 1:
@@ -22,14 +22,14 @@ def nal_length(codec: str, extradata: bytes) -> int:
 
 def _nal_units(content: bytes, nal_length: int) -> Iterator[tuple[int, int]]:
     """Where each NAL unit of a packet begins and ends."""
-    place = 0
+    position = 0
     if nal_length:
-        while place + nal_length <= len(content):
-            start = place + nal_length
-            place = start + int.from_bytes(content[place:start], "big")
-            yield start, place
-        if place != len(content):
-            yield place, len(content) + 1  # what is left is no unit
+        while position + nal_length <= len(content):
+            start = position + nal_length
+            position = start + int.from_bytes(content[position:start], "big")
+            yield start, position
+        if position != len(content):
+            yield position, len(content) + 1  # what is left is no unit
         return
     start = content.find(b"\0\0\1")
     while start >= 0:
@@ -54,8 +54,8 @@ def is_whole(codec: str, content: bytes, nal_length: int) -> bool:
     for start, end in _nal_units(content, nal_length):
         if start >= end or end > len(content) or content[start] & 0x80:
             return False
-        kind = _nal_type(codec, content[start])
-        is_picture = kind in (1, 5) if codec == "h264" else kind < 32
+        unit_type = _nal_type(codec, content[start])
+        is_picture = unit_type in (1, 5) if codec == "h264" else unit_type < 32
         if is_picture and content.find(_HOLE, start, end) >= 0:
             return False
     return True
@@ -68,36 +68,36 @@ def random_access(codec: str, content: bytes, nal_length: int) -> tuple[bool, bo
     for start, end in _nal_units(content, nal_length):
         if end > len(content) or start >= end:
             break
-        kind = _nal_type(codec, content[start])
+        unit_type = _nal_type(codec, content[start])
         if codec == "hevc":
-            if kind < 32:  # the first coded picture: an intra random access point, of which 19 and 20 are IDR
-                return 16 <= kind <= 21, kind in (19, 20)
-        elif kind == 5:
+            if unit_type < 32:  # the first coded picture: an intra random access point, of which 19 and 20 are IDR
+                return 16 <= unit_type <= 21, unit_type in (19, 20)
+        elif unit_type == 5:
             return True, True
-        elif kind == 6:
+        elif unit_type == 6:
             recovers = recovers or _recovers_at_once(content[start + 1 : end])
-        elif kind in (1, 2):
+        elif unit_type in (1, 2):
             return recovers, False
     return False, False
 
 
 def _recovers_at_once(message: bytes) -> bool:
     """Whether supplemental information of H.264 holds a recovery point of no frames: exact from this frame on."""
-    place = 0
-    while place + 2 < len(message):
+    position = 0
+    while position + 2 < len(message):
         numbers = []
         for _ in range(2):
             number = 0
-            while place < len(message) and message[place] == 255:
-                number, place = number + 255, place + 1
-            if place >= len(message):
+            while position < len(message) and message[position] == 255:
+                number, position = number + 255, position + 1
+            if position >= len(message):
                 return False
-            numbers.append(number + message[place])
-            place += 1
-        kind, size = numbers
-        if kind == 6:
-            return place < len(message) and bool(message[place] & 0x80)  # ue(0) is a single 1
-        place += size
+            numbers.append(number + message[position])
+            position += 1
+        payload_type, size = numbers
+        if payload_type == 6:
+            return position < len(message) and bool(message[position] & 0x80)  # ue(0) is a single 1
+        position += size
     return False
 
 
@@ -113,9 +113,9 @@ def shows_frame(codec: str, content: memoryview) -> bool:
         return True
     bits = first << 8 | (content[1] if len(content) > 1 else 0)
     profile = (first >> 5 & 1) | (first >> 4 & 1) << 1
-    place = 5 if profile == 3 else 4
-    shows_existing = bits >> (15 - place) & 1
-    return bool(shows_existing or bits >> (13 - place) & 1)
+    position = 5 if profile == 3 else 4
+    shows_existing = bits >> (15 - position) & 1
+    return bool(shows_existing or bits >> (13 - position) & 1)
 
 
 def may_hold_fields(extradata: bytes) -> bool:
@@ -139,19 +139,19 @@ def _frames_only(parameters: bytes) -> bool:
         ValueError: The set has scaling lists, which are not read.
     """
     bits = "".join(f"{byte:08b}" for byte in parameters[3:])
-    place = 0
+    position = 0
 
     def unsigned() -> int:
-        nonlocal place
-        zeros = bits.index("1", place) - place
-        start = place + zeros
-        place = start + zeros + 1
-        return int(bits[start:place], 2) - 1
+        nonlocal position
+        zeros = bits.index("1", position) - position
+        start = position + zeros
+        position = start + zeros + 1
+        return int(bits[start:position], 2) - 1
 
     def flag() -> bool:
-        nonlocal place
-        place += 1
-        return bits[place - 1] == "1"
+        nonlocal position
+        position += 1
+        return bits[position - 1] == "1"
 
     unsigned()  # its number
     if parameters[0] in (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135):

@@ -1,4 +1,4 @@
-"""What containers state of their own: how many bytes they have, and how players turn the frames.
+"""What containers state of their own: how many bytes they have, and how players rotate the frames.
 
 mp4: ISO/IEC 14496-12; Matroska: https://www.rfc-editor.org/rfc/rfc9559; avi: RIFF and OpenDML; wmv: ASF.
 """
@@ -54,20 +54,20 @@ _TOP_BOXES = {
 
 
 def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Boxes of an mp4: their kind, where their content begins and where it ends, which may be after the file."""
+    """Boxes of an mp4: their type, where their content begins and where it ends, which may be after the file."""
     top = start == 0
     while start + 8 <= end:
         file.seek(start)
-        length, kind = struct.unpack(">I4s", file.read(8))
+        length, box_type = struct.unpack(">I4s", file.read(8))
         content = start + 8
         if length == 1:
             (length,) = struct.unpack(">Q", file.read(8))
             content += 8
         elif length == 0:
             length = end - start
-        if length < content - start or (top and kind not in _TOP_BOXES):
+        if length < content - start or (top and box_type not in _TOP_BOXES):
             return  # what follows the last box is not for us to read
-        yield kind, content, start + length
+        yield box_type, content, start + length
         start += length
 
 
@@ -112,11 +112,11 @@ def _asf_size(file: BinaryIO) -> int | None:
     """The size in the file properties of a wmv; None for a broadcast."""
     file.seek(0)
     head = file.read(64 << 10)
-    place = head.find(b"\xa1\xdc\xab\x8c\x47\xa9\xcf\x11\x8e\xe4\x00\xc0\x0c\x20\x53\x65")
-    if place < 0:
+    properties = head.find(b"\xa1\xdc\xab\x8c\x47\xa9\xcf\x11\x8e\xe4\x00\xc0\x0c\x20\x53\x65")
+    if properties < 0:
         return None
-    (stated,) = struct.unpack_from("<Q", head, place + 40)
-    (flags,) = struct.unpack_from("<I", head, place + 88)
+    (stated,) = struct.unpack_from("<Q", head, properties + 40)
+    (flags,) = struct.unpack_from("<I", head, properties + 88)
     return None if flags & 1 else stated
 
 
@@ -124,19 +124,19 @@ _TURNS = ((1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0))
 
 
 def has_quarter_turns(path: Path) -> bool:
-    """Whether the matrices of an mp4 are quarter turns: decord takes mirror images for turns as well."""
+    """Whether the matrices of an mp4 are quarter turns: decord takes flips for turns as well."""
     size = path.stat().st_size
     with path.open("rb") as file:
-        moov = next(((start, end) for kind, start, end in _boxes(file, 0, size) if kind == b"moov"), None)
+        moov = next(((start, end) for box_type, start, end in _boxes(file, 0, size) if box_type == b"moov"), None)
         if moov is None:
             return False
-        for kind, start, end in list(_boxes(file, *moov)):
-            if kind == b"mvhd" and not _is_turn(file, start, 36):
+        for box_type, start, end in list(_boxes(file, *moov)):
+            if box_type == b"mvhd" and not _is_turn(file, start, 36):
                 return False
-            if kind != b"trak":
+            if box_type != b"trak":
                 continue
-            for inner, place, _ in list(_boxes(file, start, end)):
-                if inner == b"tkhd" and not _is_turn(file, place, 40):
+            for inner_type, inner_start, _ in list(_boxes(file, start, end)):
+                if inner_type == b"tkhd" and not _is_turn(file, inner_start, 40):
                     return False
     return True
 

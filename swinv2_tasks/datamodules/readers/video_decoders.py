@@ -43,10 +43,10 @@ class _OtherFrames(Exception):
 
 
 class PyAVDecoder:
-    """FFmpeg by PyAV. Frames are told apart by their presentation times, or counted from the first one.
+    """FFmpeg by PyAV. Frames are identified by their presentation times, or counted from the first one.
 
-    Decoding goes on where the last frame was, or begins at the last seek point before the frame wanted: then each frame
-    must have the time that the index states for its number, else the file is decoded from its start.
+    Decoding continues where the last frame was, or begins at the last seek point before the frame wanted: then each
+    frame must have the time that the index states for its number, else the file is decoded from its start.
 
     Args:
         path: The file.
@@ -74,8 +74,8 @@ class PyAVDecoder:
             self._container = None
 
     def _frame(self, number: int) -> av.VideoFrame:
-        place = bisect.bisect_right(self._starts, number) - 1
-        point = self.index.seek_points[place] if place >= 0 else None
+        last = bisect.bisect_right(self._starts, number) - 1
+        point = self.index.seek_points[last] if last >= 0 else None
         goes_back = self._next is None or number < self._next
         try:
             if point is not None and point.frame > 0 and (goes_back or point.frame > (self._next or 0)):
@@ -172,19 +172,19 @@ class PyAVDecoder:
             dst_color_range=ColorRange.JPEG,
             threads=1,
         )
-        picture = rgb.to_ndarray()
-        transposes, flips_down, flips_across = self._turn or (False, False, False)
+        pixels = rgb.to_ndarray()
+        transposes, flips_vertically, flips_horizontally = self._turn or (False, False, False)
         if transposes:
-            picture = picture.transpose(1, 0, 2)
-        if flips_down:
-            picture = picture[::-1]
-        if flips_across:
-            picture = picture[:, ::-1]
-        return picture
+            pixels = pixels.transpose(1, 0, 2)
+        if flips_vertically:
+            pixels = pixels[::-1]
+        if flips_horizontally:
+            pixels = pixels[:, ::-1]
+        return pixels
 
 
 def _turn(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
-    """Whether players transpose a frame, then flip it upside down, then left to right: quarter turns and mirror images.
+    """Whether players transpose a frame, then flip it vertically, then horizontally: quarter turns and flips.
 
     Other display matrices change nothing.
     """
@@ -239,7 +239,7 @@ class DecordDecoder:
             self._instead.close()
 
     def _try(self, numbers: Sequence[int]) -> list[np.ndarray] | None:
-        """The frames; None where decord fails, or FFmpeg inside it reports an error, which it goes on from."""
+        """The frames; None where decord fails, or FFmpeg inside it reports an error, after which it continues."""
         with _stderr_length() as length:
             try:
                 frames = [_without_padding(self._reader[number].asnumpy()) for number in numbers]
@@ -273,20 +273,20 @@ def has_decord() -> bool:
 
 @contextmanager
 def _stderr_length() -> Iterator[Any]:
-    """Keeps what libraries write to standard error, and tells how many bytes it is.
+    """Keeps what libraries write to standard error, and says how many bytes it is.
 
     decord has no other way to hear of errors that FFmpeg conceals, and this one misses those that FFmpeg is silent on.
     What it writes is not for users: the verdict is PyAV's.
     """
-    said = os.memfd_create("stderr")
+    written = os.memfd_create("stderr")
     stderr = os.dup(2)
-    os.dup2(said, 2)
+    os.dup2(written, 2)
     try:
-        yield lambda: os.fstat(said).st_size
+        yield lambda: os.fstat(written).st_size
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
-        os.close(said)
+        os.close(written)
 
 
 def _without_padding(frame: np.ndarray) -> np.ndarray:

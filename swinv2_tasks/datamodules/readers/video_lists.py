@@ -79,9 +79,9 @@ def listed_videos(path: Path, folders: Sequence[Path], classes: Classes) -> list
             "list of all of them with data.class_names."
         )
     if is_kinetics:
-        places = _videos_by_name(folders[0])
-        return [(_place(name, places, folders[0]), index_of[label]) for name, label in entries]
-    return [(_first(name, folders), index_of[label]) for name, label in entries]
+        path_of = _videos_by_name(folders[0])
+        return [(_kinetics_path(name, path_of, folders[0]), index_of[label]) for name, label in entries]
+    return [(_first_existing(name, folders), index_of[label]) for name, label in entries]
 
 
 def folder_videos(folder: Path, classes: Classes, setting: str) -> list[tuple[str, int]]:
@@ -103,10 +103,10 @@ def folder_videos(folder: Path, classes: Classes, setting: str) -> list[tuple[st
             "Remove the folders, or set data.class_names to the list that they belong to."
             + (f" {nested_folders(folder, names[0], setting)}" if len(names) == 1 else "")
         )
-    found = [(str(path), index_of[name]) for name in names for path in _videos_below(folder / name)]
-    if not found:
+    videos = [(str(path), index_of[name]) for name in names for path in _videos_below(folder / name)]
+    if not videos:
         raise UserError(f"There is no video in the class folders of {folder}.")
-    return found
+    return videos
 
 
 def _read(path: Path) -> tuple[list[tuple[str, str]], bool]:
@@ -149,7 +149,7 @@ def _lines(path: Path) -> list[str]:
         return read_lines(path, "list of videos", _FORMS)  # says what is wrong
     for line in lines:
         label = line.rpartition("\t")[2]
-        if not label.isascii() and any("\udc80" <= one <= "\udcff" for one in label):
+        if not label.isascii() and any("\udc80" <= character <= "\udcff" for character in label):
             return read_lines(path, "list of videos", _FORMS)
     return lines
 
@@ -157,7 +157,7 @@ def _lines(path: Path) -> list[str]:
 def _path_and_label(line: str) -> tuple[str, str] | None:
     """What a line of a list says; None where it has no label."""
     splits = [re.fullmatch(rf"(.*\S)\s*{mark}\s*(\S.*)", line.strip()) for mark in ("\t", ",", " ")]
-    fields = next((one for one in splits if one and has_video_extension(one[1].strip('"'))), splits[-1])
+    fields = next((split for split in splits if split and has_video_extension(split[1].strip('"'))), splits[-1])
     if fields is None or has_video_extension(fields[2]):
         return None
     return fields[1].strip('"'), fields[2].strip('"')
@@ -178,11 +178,12 @@ def _videos_by_name(folder: Path) -> dict[str, Path]:
     return {path.stem: path for path in _videos_below(folder)}
 
 
-def _place(name: str, places: dict[str, Path], folder: Path) -> str:
+def _kinetics_path(name: str, path_of: dict[str, Path], folder: Path) -> str:
     """Where Kinetics' video of a name is; where it should be, if it is missing."""
     short = re.sub(r"_\d{6}_\d{6}$", "", name)
-    return str(places.get(name) or places.get(short) or folder / f"{name}.mp4")
+    return str(path_of.get(name) or path_of.get(short) or folder / f"{name}.mp4")
 
 
-def _first(name: str, folders: Sequence[Path]) -> str:
+def _first_existing(name: str, folders: Sequence[Path]) -> str:
+    """The path of a name in the first folder that has it; in the first one, if none has."""
     return str(next((folder / name for folder in folders if (folder / name).exists()), folders[0] / name))

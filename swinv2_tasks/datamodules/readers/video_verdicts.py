@@ -153,7 +153,7 @@ def look_up(paths: Iterable[str], folders: Sequence[Path]) -> Findings:
             continue
 
         verdicts = ((table.find(path, status), table.path) for table in tables)
-        verdict, source = next((one for one in verdicts if one[0] is not None), (None, None))
+        verdict, source = next(((verdict, table) for verdict, table in verdicts if verdict is not None), (None, None))
         if verdict is None:
             unchecked += 1
         elif verdict.reason:
@@ -171,7 +171,7 @@ def _status_of_file(path: str) -> os.stat_result | None:
 
 
 def _state(status: os.stat_result) -> list[str]:
-    """What tells a file from what it was: size, and when anything of it changed, and not just its content."""
+    """What distinguishes a file from what it was: size, and when anything of it changed, and not just its content."""
     return [str(status.st_size), str(status.st_ctime_ns)]
 
 

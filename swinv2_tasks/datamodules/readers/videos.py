@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from swinv2_tasks.datamodules.readers.images import is_kind, list_files
+from swinv2_tasks.datamodules.readers.images import has_extension, list_files
 from swinv2_tasks.datamodules.readers.video_decoders import DecordDecoder, PyAVDecoder, VideoDecoder, has_decord
 from swinv2_tasks.datamodules.readers.video_packets import UnreadableVideo, VideoIndex, decode, index_video
 from swinv2_tasks.errors import UserError
@@ -57,7 +57,7 @@ class Video:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._decoder.close()
 
@@ -75,11 +75,11 @@ class Video:
             UserError: A frame cannot be decoded, or is corrupt.
             IndexError: There is no frame of a number.
         """
-        wanted, places = np.unique(np.asarray(indices), return_inverse=True)
-        if len(wanted) and not 0 <= wanted[0] <= wanted[-1] < len(self):
-            raise IndexError(f"{self.path} has frames 0 to {len(self) - 1}, not {wanted[0]} to {wanted[-1]}")
+        numbers, positions = np.unique(np.asarray(indices), return_inverse=True)
+        if len(numbers) and not 0 <= numbers[0] <= numbers[-1] < len(self):
+            raise IndexError(f"{self.path} has frames 0 to {len(self) - 1}, not {numbers[0]} to {numbers[-1]}")
         try:
-            return np.stack(self._decoder.read(wanted.tolist()))[places]
+            return np.stack(self._decoder.read(numbers.tolist()))[positions]
         except UnreadableVideo as reason:
             raise unreadable_video(self.path, reason) from reason
 
@@ -130,7 +130,7 @@ def list_videos(source: str | Path) -> list[Path]:
 
 def has_video_extension(name: str | Path) -> bool:
     """Whether a file of this name is taken for a video."""
-    return is_kind(name, VIDEO_EXTENSIONS)
+    return has_extension(name, VIDEO_EXTENSIONS)
 
 
 def _checked_index(path: Path) -> VideoIndex:

@@ -74,40 +74,40 @@ class Streaming:
         return Path(parent).expanduser() / "swinv2_tasks_shards"
 
 
-def is_url(place: str) -> bool:
-    """Whether a place is a URL rather than a path."""
-    return "://" in place
+def is_url(location: str) -> bool:
+    """Whether a location is a URL rather than a path."""
+    return "://" in location
 
 
-def place_in(root: str, name: str) -> str:
-    """A folder in a dataset's place, which is a path or a URL."""
+def join_location(root: str, name: str) -> str:
+    """A folder in a dataset, whose location is a path or a URL."""
     if is_url(root):
         return name if is_url(name) else f"{root.rstrip('/')}/{name}"
     return str(Path(root).expanduser() / name)
 
 
-def open_shards(place: str, streaming: Streaming) -> Shards | None:
+def open_shards(location: str, streaming: Streaming) -> Shards | None:
     """The shards in a folder; None if it has no index of such.
 
     Args:
-        place: The folder's path or its URL, of any protocol that fsspec knows.
+        location: The folder's path or its URL, of any protocol that fsspec knows.
         streaming: How they are read.
 
     Raises:
-        UserError: The place cannot be reached, its index was not written for images by this package, or a shard is
+        UserError: The location cannot be reached, its index was not written for images by this package, or a shard is
             missing or cut off.
     """
-    if place.startswith("file://"):
-        place = place.removeprefix("file://")
-    index = _read(place, INDEX)
-    return None if index is None else Shards(place, index, streaming)
+    if location.startswith("file://"):
+        location = location.removeprefix("file://")
+    index = _read(location, INDEX)
+    return None if index is None else Shards(location, index, streaming)
 
 
 class Shards:
     """The samples of a split, in the order of the folder that they were made of.
 
     Args:
-        place: Path or URL of the folder.
+        location: Path or URL of the folder.
         index: The content of its index.
         streaming: How they are read.
 
@@ -119,17 +119,17 @@ class Shards:
         UserError: See `open_shards`.
     """
 
-    def __init__(self, place: str, index: bytes, streaming: Streaming) -> None:
-        self.place = place
+    def __init__(self, location: str, index: bytes, streaming: Streaming) -> None:
+        self.location = location
         self.streaming = streaming
-        self.remote = is_url(place)
-        self.chunks, self.classes = _checked(index, place_in(place, INDEX))
+        self.remote = is_url(location)
+        self.chunks, self.classes = _parse_index(index, join_location(location, INDEX))
         self.left_out = list(json.loads(index).get("faulty", ()))
         self._class_ids = frozenset(self.classes.ids)
         self.starts = np.cumsum([0, *(chunk["chunk_size"] for chunk in self.chunks)])[:-1].tolist()
         self.order = self._read_order()
-        key = hashlib.sha256(place.encode() + index).hexdigest()[:16]
-        self.folder = streaming.cache / key if self.remote else Path(place)
+        key = hashlib.sha256(location.encode() + index).hexdigest()[:16]
+        self.folder = streaming.cache / key if self.remote else Path(location)
         self._reader: Any = None
         if self.remote:
             replace_file(self.folder / INDEX, lambda path: path.write_bytes(index))
@@ -158,7 +158,7 @@ class Shards:
                 if not tries:
                     raise UserError(
                         f"Cannot read sample {index} of the shard {path}: {str(error) or type(error).__name__}. It is "
-                        "corrupt. Copy it anew, or write the shards again."
+                        "corrupt. Copy it again, or write the shards again."
                     ) from error
 
     def name(self, index: int) -> str:
@@ -166,7 +166,7 @@ class Shards:
         try:
             return self[index][2]
         except UserError:
-            return f"{self.place}, sample {index}"
+            return f"{self.location}, sample {index}"
 
     def shuffling(self) -> Callable[[np.random.Generator], np.ndarray]:
         """Draws an epoch's order of the samples: see `Streaming.window`.
@@ -179,7 +179,7 @@ class Shards:
         needed = (min(sum(sizes), (window + 2) * max(sizes)) if window else sum(sizes)) / 1e9
         if self.remote and needed > self.streaming.cache_gb:
             raise UserError(
-                f"{self.place} is shuffled among {window or 'all'} shards at a time, {needed:.3g} GB; "
+                f"{self.location} is shuffled among {window or 'all'} shards at a time, {needed:.3g} GB; "
                 f"data.stream.cache_gb allows {self.streaming.cache_gb:g}, so shards would be fetched over and over. "
                 "Raise it, or set data.stream.window to fewer shards, such as 16."
             )
@@ -210,42 +210,42 @@ class Shards:
         """The file of a shard, fetched where it is not there yet, made sure that it is whole."""
         name, size = self.chunks[number]["filename"], self.chunks[number]["chunk_bytes"]
         path = self.folder / name
-        found = _size(path)
-        if self.remote:
-            if found != size:
-                self._fetch(name, size)
-            else:
-                with suppress(OSError):  # another process has just removed it, or owns it
-                    os.utime(path)  # used just now
-        elif found != size:
-            problem = "is missing" if found is None else f"has {found:,} bytes, its index says {size:,}"
-            raise UserError(f"The shard {path} {problem}. Copy it anew, or write the shards again.")
+        present = _size(path)
+        if self.remote and present != size:
+            self._fetch(name, size)
+        elif self.remote:
+            with suppress(OSError):  # another process has just removed it, or owns it
+                os.utime(path)  # used just now
+        elif present != size:
+            problem = "is missing" if present is None else f"has {present:,} bytes, its index says {size:,}"
+            raise UserError(f"The shard {path} {problem}. Copy it again, or write the shards again.")
         return path
 
     def _fetch(self, name: str, size: int) -> None:
         from filelock import FileLock
 
-        path, part, url = self.folder / name, self.folder / f".{name}.part", place_in(self.place, name)
+        path, part, url = self.folder / name, self.folder / f".{name}.part", join_location(self.location, name)
         with FileLock(self.folder / f".{name}.lock"):
             if _size(path) == size:
                 return  # another process was faster
-            _ask(url, lambda files, there: files.get_file(there, str(part)))
-            if (found := _size(part)) != size:
+            _request(url, lambda files, there: files.get_file(there, str(part)))
+            if (fetched := _size(part)) != size:
                 part.unlink(missing_ok=True)
-                raise UserError(f"The shard {url} has {found:,} bytes, its index says {size:,}. Upload it anew.")
+                raise UserError(f"The shard {url} has {fetched:,} bytes, its index says {size:,}. Upload it again.")
             os.replace(part, path)
         self._make_room(path)
 
     def _make_room(self, new: Path) -> None:
-        found = [(stat.st_mtime, stat.st_size, path) for path, stat in _stats(self.streaming.cache)]
-        excess = sum(size for _, size, _ in found) - self.streaming.cache_gb * 1e9
-        for _, size, path in sorted(found):
+        """Removes the shards from the cache that were used longest ago, until the others fit."""
+        shards = [(stat.st_mtime, stat.st_size, path) for path, stat in _stats(self.streaming.cache)]
+        excess = sum(size for _, size, _ in shards) - self.streaming.cache_gb * 1e9
+        for _, size, path in sorted(shards):
             if excess > 0 and path != new:
                 path.unlink(missing_ok=True)
                 excess -= size
 
     def _read_order(self) -> np.ndarray:
-        content = _read(self.place, ORDER)
+        content = _read(self.location, ORDER)
         samples = sum(chunk["chunk_size"] for chunk in self.chunks)
         try:
             order = np.load(io.BytesIO(content or b""), allow_pickle=False)
@@ -254,7 +254,7 @@ class Shards:
             reason = f"it is no order of the {samples} samples in {INDEX}"
         except (ValueError, EOFError, OSError) as error:
             reason = "it is missing" if content is None else str(error)
-        raise UserError(f"Cannot read {place_in(self.place, ORDER)}: {reason}. Copy the folder anew.")
+        raise UserError(f"Cannot read {join_location(self.location, ORDER)}: {reason}. Copy the folder again.")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_reader": None}  # each process has one of its own
@@ -275,7 +275,7 @@ def litdata_module() -> Any:
         ) from error
 
 
-def _checked(content: bytes, name: str) -> tuple[list[dict[str, Any]], Classes]:
+def _parse_index(content: bytes, name: str) -> tuple[list[dict[str, Any]], Classes]:
     """The shards and the classes that an index lists, when it can only have been written by this package."""
     try:
         index = json.loads(content)
@@ -299,28 +299,28 @@ def _checked(content: bytes, name: str) -> tuple[list[dict[str, Any]], Classes]:
 _SIZES = ("chunk_size", "chunk_bytes")
 
 
-def _read(place: str, name: str) -> bytes | None:
+def _read(location: str, name: str) -> bytes | None:
     """The content of a small file; None if it does not exist."""
     try:
-        if is_url(place):
-            return _ask(place_in(place, name), lambda files, path: files.cat_file(path))
-        return (Path(place) / name).read_bytes()
+        if is_url(location):
+            return _request(join_location(location, name), lambda files, path: files.cat_file(path))
+        return (Path(location) / name).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise UserError(f"{place_in(place, name)} cannot be read: {error.strerror}") from error
+        raise UserError(f"{join_location(location, name)} cannot be read: {error.strerror}") from error
 
 
-def _ask(url: str, question: Callable[[Any, str], Any]) -> Any:
-    """What the files behind a URL answer; FileNotFoundError where there is none in the first place."""
+def _request(url: str, request: Callable[[Any, str], Any]) -> Any:
+    """What a request to the files behind a URL returns; FileNotFoundError where an index or order is not there."""
     try:
         import fsspec
 
-        return question(*fsspec.core.url_to_fs(url))
+        return request(*fsspec.core.url_to_fs(url))
     except FileNotFoundError:
         if url.endswith((INDEX, ORDER)):
             raise
-        raise UserError(f"The shard {url} is missing. Upload it anew, or write the shards again.") from None
+        raise UserError(f"The shard {url} is missing. Upload it again, or write the shards again.") from None
     except ImportError as error:
         raise UserError(f"{url} needs another package: {error}") from error
     except Exception as error:  # each protocol has errors of its own
@@ -336,10 +336,8 @@ def _size(path: Path) -> int | None:
 
 def _stats(folder: Path) -> list[tuple[Path, os.stat_result]]:
     """The shards in a cache that other processes may be removing from."""
-    found = []
+    stats = []
     for path in folder.glob("*/*.bin"):
-        try:
-            found.append((path, path.stat()))
-        except FileNotFoundError:
-            continue
-    return found
+        with suppress(FileNotFoundError):
+            stats.append((path, path.stat()))
+    return stats

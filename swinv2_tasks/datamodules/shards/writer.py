@@ -78,14 +78,14 @@ def write_shards(
     Raises:
         UserError: The disk is at fault, no image can be read, or the folder holds other images.
     """
-    litdata_module()  # complains before anything else
+    litdata_module()  # raises before anything else
     identity = _identity(images, classes, shard_bytes, shuffle)
     if folder.exists():
-        yield len(images), _finished(folder, identity, skip_faulty)
+        yield len(images), _read_finished(folder, identity, skip_faulty)
         return
     partial = folder.with_name(f"{folder.name}.partial")
     order = np.random.default_rng(0).permutation(len(images)) if shuffle else np.arange(len(images))
-    bounds, done = _begun(partial, identity, skip_faulty)
+    bounds, done = _read_plan(partial, identity, skip_faulty)
     if not bounds:
         bounds = _bounds((_size(images[i].path) for i in order.tolist()), shard_bytes)
     lines = [{"identity": identity, "bounds": bounds}, *done.values()]
@@ -211,18 +211,18 @@ def _identity(images: Sequence[StoredImage], classes: Classes, shard_bytes: int,
     return checksum.hexdigest()
 
 
-def _finished(folder: Path, identity: str, skip_faulty: bool) -> dict[str, str]:
+def _read_finished(folder: Path, identity: str, skip_faulty: bool) -> dict[str, str]:
     """The faulty images that shards which are whole were written without."""
     try:
         index = json.loads((folder / INDEX).read_bytes())
         faults = dict(index["faulty"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} exists, but not as a folder of such shards. Name another place.") from error
+        raise UserError(f"{folder} exists, but not as a folder of such shards. Name another folder.") from error
     _check(folder, index, faults, identity, skip_faulty)
     return faults
 
 
-def _begun(folder: Path, identity: str, skip_faulty: bool) -> tuple[list[int], dict[int, dict[str, Any]]]:
+def _read_plan(folder: Path, identity: str, skip_faulty: bool) -> tuple[list[int], dict[int, dict[str, Any]]]:
     """What an earlier attempt has planned, and what it has finished of it."""
     for left in folder.glob(".chunk-*"):
         shutil.rmtree(left) if left.is_dir() else left.unlink()
@@ -243,13 +243,13 @@ def _begun(folder: Path, identity: str, skip_faulty: bool) -> tuple[list[int], d
 def _check(folder: Path, plan: dict[str, Any], faults: dict[str, str], identity: str, skip_faulty: bool) -> None:
     if plan.get("identity") != identity:
         raise UserError(
-            f"{folder} holds shards of other images, classes or sizes than these. Remove it to write them anew, or "
-            "name another place."
+            f"{folder} holds shards of other images, classes or sizes than these. Remove it to write them again, or "
+            "name another folder."
         )
     if faults and not skip_faulty:
         raise UserError(
             f"{folder} was written without {len(faults)} images that could not be read, such as {next(iter(faults))}. "
-            "Keep to it with --skip_faulty true, or mend them and remove the folder to write it anew."
+            "Keep to it with --skip_faulty true, or mend them and remove the folder to write it again."
         )
 
 

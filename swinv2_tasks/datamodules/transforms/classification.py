@@ -78,7 +78,7 @@ class ImageNetAugmentation(ClassificationAugmentation):
         rand_augment_magnitude: Their strength, 0 to 10: the mean of a normal distribution of standard deviation 0.5.
         color_jitter: Largest relative change of brightness, contrast and saturation. Only used without RandAugment,
             which has these operations already; the published training code skips it likewise.
-        random_erasing: Probability of erasing a rectangle to noise, drawn anew for each pixel.
+        random_erasing: Probability of erasing a rectangle to noise, drawn for each pixel.
         mixup: Alpha of mixup's Beta(alpha, alpha); 0 turns it off.
         cutmix: Alpha of cutmix's Beta(alpha, alpha); 0 turns it off.
         mixup_switch_prob: Probability that a batch gets cutmix rather than mixup, when both are on.
@@ -198,7 +198,7 @@ def train_transform(
 
 
 class RandAugment:
-    """timm's RandAugment of the kind ``rand-m9-n2-mstd0.5-inc1``: PIL image or video of torchvision -> the same.
+    """timm's RandAugment, such as ``rand-m9-n2-mstd0.5-inc1``: PIL image or video of torchvision -> the same.
 
     It draws from the global generators of Python and NumPy.
 
@@ -247,7 +247,7 @@ def posterize(image: Image.Image, bits: int, fillcolor: object = None, resample:
 
 
 class RandomErasing:
-    """timm's erasing of a rectangle to noise, drawn anew for each pixel: (3, H, W) or clips (T, 3, H, W), normalized.
+    """timm's erasing of a rectangle to noise, drawn for each pixel: (3, H, W) or clips (T, 3, H, W), normalized.
 
     It draws from the global generators of Python and torch.
 
@@ -340,7 +340,7 @@ class ResizeToCover(v2.Transform):
 class CutStrip(v2.Transform):
     """Cuts the middle out of an image that is so long that covering `size` = (height, width) would fill the memory.
 
-    What is cut off lies outside of a crop of that size, which follows; other images stay as they are.
+    What is cut off lies outside of a crop of that size, which follows; other images stay unchanged.
     """
 
     largest = 2**25

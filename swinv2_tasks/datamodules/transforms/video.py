@@ -39,7 +39,7 @@ class FrameSampling:
     Args:
         frames: Frames T of a clip.
         stride: Dense clips: every how many frames of the video one is taken.
-        kind: ``dense`` takes a stretch of the video, ``segments`` one frame of each of T equal parts of all of it.
+        mode: ``dense`` takes a stretch of the video, ``segments`` one frame of each of T equal parts of all of it.
         short: What becomes of a dense clip that is longer than its video: ``loop`` starts the video over, ``hold``
             repeats its last frame. With segments frames repeat where they are.
 
@@ -49,20 +49,20 @@ class FrameSampling:
 
     frames: int = 32
     stride: int = 2
-    kind: Literal["dense", "segments"] = "dense"
+    mode: Literal["dense", "segments"] = "dense"
     short: Literal["loop", "hold"] = "loop"
 
     def __post_init__(self) -> None:
         check("frames", self.frames, 1)
         check("stride", self.stride, 1)
 
-    def drawn(self, total: int) -> np.ndarray:
+    def draw(self, total: int) -> np.ndarray:
         """A random clip for training: frame numbers (T,) in [0, N), by torch's generator.
 
         Args:
             total: Frames N of the video.
         """
-        if self.kind == "segments":
+        if self.mode == "segments":
             return self._of_segments(total, torch.rand(self.frames).numpy())
         # The published code counts the stride after the last frame as part of a clip here.
         return self._from(int(torch.randint(max(1, total - self.frames * self.stride + 1), ())), total)
@@ -74,9 +74,9 @@ class FrameSampling:
             total: Frames N of the video.
             clips: How many.
         """
-        if self.kind == "segments":
-            places = (np.arange(clips) + 0.5) / clips
-            return np.stack([self._of_segments(total, np.full(self.frames, place)) for place in places])
+        if self.mode == "segments":
+            offsets = (np.arange(clips) + 0.5) / clips
+            return np.stack([self._of_segments(total, np.full(self.frames, offset)) for offset in offsets])
         last = max(0, total - self._span)
         starts = np.round(np.linspace(0, last, clips)) if clips > 1 else np.array([last // 2])
         return np.stack([self._from(int(start), total) for start in starts])
@@ -86,9 +86,9 @@ class FrameSampling:
         """Frames of the video from a dense clip's first to its last."""
         return (self.frames - 1) * self.stride + 1
 
-    def _of_segments(self, total: int, places: np.ndarray) -> np.ndarray:
-        """The frames at places in [0, 1) within each of T equal parts."""
-        numbers = (np.arange(self.frames) + places) * (total / self.frames)
+    def _of_segments(self, total: int, offsets: np.ndarray) -> np.ndarray:
+        """The frames at offsets in [0, 1) within each of T equal parts."""
+        numbers = (np.arange(self.frames) + offsets) * (total / self.frames)
         return np.minimum(numbers.astype(np.int64), total - 1)
 
     def _from(self, start: int, total: int) -> np.ndarray:
@@ -189,7 +189,7 @@ def resize_to_cover(clip: Tensor, size: tuple[int, int], crop_pct: float = 1.0) 
     return v2.functional.resize(clip, new_size, interpolation=BILINEAR, antialias=False)
 
 
-def view_places(size: Sequence[int], side: Sequence[int], crops: int) -> list[tuple[int, int]]:
+def view_offsets(size: Sequence[int], side: Sequence[int], crops: int) -> list[tuple[int, int]]:
     """Top and left of crops spread evenly along the axis with more room, in the middle of the other.
 
     Args:
@@ -197,16 +197,15 @@ def view_places(size: Sequence[int], side: Sequence[int], crops: int) -> list[tu
         side: Height and width of a crop, at most those of the frame.
         crops: How many.
     """
-    room = [have - want for have, want in zip(size, side, strict=True)]
-    along = int(room[1] >= room[0])
-    middle = [space // 2 for space in room]
-    places = []
+    room = [frame - crop for frame, crop in zip(size, side, strict=True)]
+    axis = int(room[1] >= room[0])
+    offsets = []
     for k in range(crops):
-        place = list(middle)
+        offset = [pixels // 2 for pixels in room]
         if crops > 1:
-            place[along] = k * (room[along] // (crops - 1))
-        places.append((place[0], place[1]))
-    return places
+            offset[axis] = k * (room[axis] // (crops - 1))
+        offsets.append((offset[0], offset[1]))
+    return offsets
 
 
 class EvalViews:
@@ -241,7 +240,8 @@ class EvalViews:
             chosen: Which of the crops, by number.
         """
         clip = resize_to_cover(as_clip(frames), self.size, self.crop_pct)
-        places = view_places(clip.shape[-2:], self.size, self.crops)
-        views = [clip[:, :, top : top + self.size[0], left : left + self.size[1]] for top, left in places]
+        height, width = self.size
+        offsets = view_offsets(clip.shape[-2:], self.size, self.crops)
+        views = [clip[:, :, top : top + height, left : left + width] for top, left in offsets]
         # The normalization takes the last three axes for an image, whatever stands before them.
         return self.normalize(torch.stack([views[k] for k in chosen])).transpose(1, 2)

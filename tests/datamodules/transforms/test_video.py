@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from swinv2_tasks.datamodules.transforms.video import EvalViews, FrameSampling, as_clip, resize_to_cover, view_places
+from swinv2_tasks.datamodules.transforms.video import EvalViews, FrameSampling, as_clip, resize_to_cover, view_offsets
 from swinv2_tasks.errors import UserError
 
 
@@ -18,7 +18,7 @@ def test_a_dense_clip_is_a_stretch_at_any_place(total: int, frames: int, stride:
     sampling = FrameSampling(frames, stride)
     starts = set()
     for _ in range(300):
-        numbers = sampling.drawn(total)
+        numbers = sampling.draw(total)
         assert (np.diff(numbers) == stride).all() and numbers[0] >= 0 and numbers[-1] < total
         starts.add(int(numbers[0]))
     possible = max(1, total - frames * stride + 1)  # as many as in the published code
@@ -36,16 +36,16 @@ def test_clips_are_spread_from_end_to_end() -> None:
 def test_a_video_that_is_too_short() -> None:
     assert FrameSampling(8, 2, short="loop").spread(5, 1).tolist() == [[0, 2, 4, 1, 3, 0, 2, 4]]
     assert FrameSampling(8, 2, short="hold").spread(5, 1).tolist() == [[0, 2, 4, 4, 4, 4, 4, 4]]
-    assert FrameSampling(4, 2, short="loop").drawn(1).tolist() == [0, 0, 0, 0]
-    assert FrameSampling(8, kind="segments").spread(4, 1).tolist() == [[0, 0, 1, 1, 2, 2, 3, 3]]
+    assert FrameSampling(4, 2, short="loop").draw(1).tolist() == [0, 0, 0, 0]
+    assert FrameSampling(8, mode="segments").spread(4, 1).tolist() == [[0, 0, 1, 1, 2, 2, 3, 3]]
 
 
 @pytest.mark.parametrize("total", [3, 8, 30, 31, 300])
 def test_segments_take_one_frame_of_each_part(total: int) -> None:
     torch.manual_seed(0)
-    sampling = FrameSampling(8, kind="segments")
+    sampling = FrameSampling(8, mode="segments")
     edges = np.arange(9) * total / 8
-    found = np.stack([sampling.drawn(total) for _ in range(200)])
+    found = np.stack([sampling.draw(total) for _ in range(200)])
     assert (found >= np.floor(edges[:-1])).all() and (found < np.ceil(edges[1:])).all()
     if total >= 16:
         assert all(len(set(column)) > 1 for column in found.T)
@@ -63,10 +63,10 @@ def test_settings_out_of_range() -> None:
 
 
 def test_crops_run_along_the_longer_side() -> None:
-    assert view_places((10, 31), (10, 10), 3) == [(0, 0), (0, 10), (0, 20)]
-    assert view_places((31, 10), (10, 10), 5) == [(0, 0), (5, 0), (10, 0), (15, 0), (20, 0)]
-    assert view_places((14, 31), (10, 10), 3) == [(2, 0), (2, 10), (2, 20)]
-    assert view_places((10, 31), (10, 10), 1) == [(0, 10)]
+    assert view_offsets((10, 31), (10, 10), 3) == [(0, 0), (0, 10), (0, 20)]
+    assert view_offsets((31, 10), (10, 10), 5) == [(0, 0), (5, 0), (10, 0), (15, 0), (20, 0)]
+    assert view_offsets((14, 31), (10, 10), 3) == [(2, 0), (2, 10), (2, 20)]
+    assert view_offsets((10, 31), (10, 10), 1) == [(0, 10)]
 
 
 @pytest.mark.parametrize("total", [64, 65, 97, 250, 300, 301])
