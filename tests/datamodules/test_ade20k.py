@@ -44,7 +44,7 @@ def test_training_batches_are_crops_of_images_and_classes(scenes: Path) -> None:
         assert all(Path(path).is_file() for path in batch["path"])
 
 
-def test_a_pixels_colour_is_that_of_its_class(scenes: Path) -> None:
+def test_a_pixels_color_is_that_of_its_class(scenes: Path) -> None:
     """Normalized by the mean and deviation stated; resized, cropped and flipped alike."""
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
     data = new_data(scenes, augmentation=ADE20KAugmentation(photometric_distortion=False), mean=mean, std=std)
@@ -206,20 +206,20 @@ def test_class_lists_that_cannot_be_are_told(text: str, words: str, tmp_path: Pa
         _ = ADE20KDataModule(class_names=str(tmp_path / "missing.txt")).class_names
 
 
-def test_every_class_has_a_colour() -> None:
+def test_every_class_has_a_color() -> None:
     assert colors(150) == list(ADE20K_COLORS)
     many = colors(254)
-    assert len(many) == 254 and all(0 <= value <= 255 for colour in many for value in colour)
+    assert len(many) == 254 and all(0 <= value <= 255 for color in many for value in color)
     assert len(set(many)) == 253  # ADE20K itself draws two classes alike
 
 
 # ---- mistakes
 
 
-def damaged(root: Path, damage: Any) -> Path:
-    """Scenes of which the training pair scene_2 was damaged."""
+def corrupted(root: Path, corrupt: Any) -> Path:
+    """Scenes of which the training pair scene_2 was corrupted."""
     write_scenes(root)
-    damage(root / "images" / "training" / "scene_2.jpg", root / "annotations" / "training" / "scene_2.png")
+    corrupt(root / "images" / "training" / "scene_2.jpg", root / "annotations" / "training" / "scene_2.png")
     return root
 
 
@@ -238,16 +238,16 @@ PAIRS = {
 }
 
 
-@pytest.mark.parametrize(("damage", "words"), PAIRS.values(), ids=PAIRS)
-def test_a_pair_that_is_none_is_told_with_its_file(damage: Any, words: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("corrupt", "words"), PAIRS.values(), ids=PAIRS)
+def test_a_pair_that_is_none_is_told_with_its_file(corrupt: Any, words: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words) as error:
-        read_all(new_data(damaged(tmp_path / "scenes", damage)))
+        read_all(new_data(corrupted(tmp_path / "scenes", corrupt)))
     assert "scene_2" in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("damage", [damage for damage, _ in PAIRS.values()], ids=PAIRS)
-def test_by_policy_such_a_pair_is_left_out(damage: Any, tmp_path: Path) -> None:
-    data = new_data(damaged(tmp_path / "scenes", damage), faulty_samples="skip", batch_size=3)
+@pytest.mark.parametrize("corrupt", [corrupt for corrupt, _ in PAIRS.values()], ids=PAIRS)
+def test_by_policy_such_a_pair_is_left_out(corrupt: Any, tmp_path: Path) -> None:
+    data = new_data(corrupted(tmp_path / "scenes", corrupt), faulty_samples="skip", batch_size=3)
     batches = list(data.train_dataloader())
     assert sum(len(batch["image"]) for batch in batches) == 11
     assert [Path(name).name for name in data.faults.skipped] == ["scene_2.jpg"]

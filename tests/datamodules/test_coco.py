@@ -33,7 +33,7 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own(objects: Path, tmp_path: Path) -> Path:
-    """A copy that a test may damage."""
+    """A copy that a test may corrupt."""
     return Path(shutil.copytree(objects, tmp_path / "own"))
 
 

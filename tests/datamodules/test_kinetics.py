@@ -75,8 +75,8 @@ def test_validation_takes_the_middle_and_testing_all_views(folders: Path) -> Non
     batches = list(module.val_dataloader())
     assert [batch["video_id"].tolist() for batch in batches] == [[0, 1], [2, 3]]
     assert batches[0]["clip"].shape == (2, 1, 3, 4, 32, 32)
-    grey = batches[0]["clip"][0, 0, 0, :, 16, 16] * STD[0] + MEAN[0]  # of frames 3, 5, 7, 9 of 14
-    assert (grey * 255).tolist() == pytest.approx([20 + GRAY_STEP * n for n in (3, 5, 7, 9)], abs=3)
+    gray = batches[0]["clip"][0, 0, 0, :, 16, 16] * STD[0] + MEAN[0]  # of frames 3, 5, 7, 9 of 14
+    assert (gray * 255).tolist() == pytest.approx([20 + GRAY_STEP * n for n in (3, 5, 7, 9)], abs=3)
     module.setup("test")
     views = [batch["clip"].shape for batch in module.test_dataloader()]
     assert views == [(1, 3, 3, 4, 32, 32)] * 8  # a clip's crops at a time, never more views than training has clips

@@ -144,7 +144,7 @@ def test_samples_and_batches_have_seeds_of_their_own() -> None:
 
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("world_size", [1, 3])
-def test_going_on_in_an_epoch_gives_its_rest(train: bool, world_size: int) -> None:
+def test_resuming_in_an_epoch_gives_its_rest(train: bool, world_size: int) -> None:
     for rank in range(world_size):
         each = order(50, 4, rank, world_size, train)
         whole = list(each.plans())
@@ -187,7 +187,7 @@ def test_loading_leaves_the_generators_of_the_process_alone(workers: int) -> Non
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("taken", [0, 1, 5, 7])
-def test_a_loader_goes_on_where_another_was_left(workers: int, taken: int) -> None:
+def test_a_loader_resumes_where_another_was_left(workers: int, taken: int) -> None:
     left, whole, other = (new_loader(Draws(), workers) for _ in range(3))
     for each in (left, whole):
         each.batch_sampler.set_epoch(2)
@@ -229,9 +229,9 @@ def test_an_iteration_that_was_abandoned_takes_nothing_from_the_next(workers: in
 
 
 @pytest.fixture
-def damaged(tmp_path: Path) -> Path:
+def corrupted(tmp_path: Path) -> Path:
     """18 training and 6 validation images, of which two and one are cut off in the middle."""
-    root = write_images(tmp_path / "damaged", val=2)
+    root = write_images(tmp_path / "corrupted", val=2)
     for name in ("train/n01/n01_2.jpg", "train/n03/n03_0.jpg", "val/n02/n02_1.jpg"):
         cut(root / name)
     return root
@@ -263,20 +263,22 @@ def named_images(data: ImageNetDataModule, epochs: int = 1, without: tuple[str, 
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_broken_image_stops_the_training(workers: int, damaged: Path) -> None:
-    with pytest.raises(UserError, match=r"damaged/train/n0[13]/n0[13]_[02]\.jpg.*truncated.*faulty_samples=skip") as e:
-        list(data_of(damaged, num_workers=workers).train_dataloader())
+def test_a_broken_image_stops_the_training(workers: int, corrupted: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"corrupted/train/n0[13]/n0[13]_[02]\.jpg.*truncated.*faulty_samples=skip"
+    ) as e:
+        list(data_of(corrupted, num_workers=workers).train_dataloader())
     assert "\n" not in str(e.value)
-    with pytest.raises(UserError, match=r"damaged/val/n02/n02_1\.jpg"):
-        list(data_of(damaged, num_workers=workers).val_dataloader())
+    with pytest.raises(UserError, match=r"corrupted/val/n02/n02_1\.jpg"):
+        list(data_of(corrupted, num_workers=workers).val_dataloader())
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_skipping_leaves_out_broken_images_and_changes_no_other(
-    workers: int, damaged: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    workers: int, corrupted: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = ("n01_2.jpg", "n03_0.jpg")
-    data = data_of(damaged, num_workers=workers, faulty_samples="skip", faulty_budget=2)
+    data = data_of(corrupted, num_workers=workers, faulty_samples="skip", faulty_budget=2)
     with caplog.at_level(logging.WARNING, "swinv2_tasks"):
         found = named_images(data, epochs=3, without=broken)
     whole = named_images(data_of(write_images(tmp_path / "whole")), epochs=3)
@@ -291,30 +293,30 @@ def test_skipping_leaves_out_broken_images_and_changes_no_other(
     messages = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     for name in broken:
         (about,) = [message for message in messages if name in message]
-        assert f" {damaged}/train/" in about and "truncated" in about
+        assert f" {corrupted}/train/" in about and "truncated" in about
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_more_broken_images_than_allowed(workers: int, damaged: Path) -> None:
-    data = data_of(damaged, num_workers=workers, faulty_samples="skip", faulty_budget=1)
+def test_more_broken_images_than_allowed(workers: int, corrupted: Path) -> None:
+    data = data_of(corrupted, num_workers=workers, faulty_samples="skip", faulty_budget=1)
     with pytest.raises(UserError, match=r"2 samples.*faulty_budget allows 1") as error:
         named_images(data, without=("n01_2.jpg", "n03_0.jpg"))
     assert "n01_2.jpg" in str(error.value) and "n03_0.jpg" in str(error.value)
 
 
-def test_skipped_images_count_after_a_resume(damaged: Path) -> None:
-    data = data_of(damaged, faulty_samples="skip", faulty_budget=2)
+def test_skipped_images_count_after_a_resume(corrupted: Path) -> None:
+    data = data_of(corrupted, faulty_samples="skip", faulty_budget=2)
     named_images(data, without=("n01_2.jpg", "n03_0.jpg"))
-    resumed = data_of(damaged, faulty_samples="skip", faulty_budget=2)
+    resumed = data_of(corrupted, faulty_samples="skip", faulty_budget=2)
     resumed.load_state_dict(data.state_dict())
     with pytest.raises(UserError, match=r"3 samples.*faulty_budget allows 2"):
         list(resumed.val_dataloader())
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_training_batch_with_nothing_to_read(workers: int, damaged: Path, tmp_path: Path) -> None:
+def test_a_training_batch_with_nothing_to_read(workers: int, corrupted: Path, tmp_path: Path) -> None:
     """The next sample stands in; all others are as they would have been."""
-    data = data_of(damaged, num_workers=workers, batch_size=1, faulty_samples="skip")
+    data = data_of(corrupted, num_workers=workers, batch_size=1, faulty_samples="skip")
     batches = list(data.train_dataloader())
     assert [len(batch["image"]) for batch in batches] == [1] * len(batches) == [1] * data.train_samples
     order = [data.train_sample_ids(number)[0] for number in range(len(batches))]
@@ -334,8 +336,8 @@ def test_a_hundred_bad_samples_in_a_row_are_enough() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_evaluation_batch_with_nothing_to_read_is_left_out(workers: int, damaged: Path) -> None:
-    data = data_of(damaged, num_workers=workers, batch_size=1, faulty_samples="skip")
+def test_an_evaluation_batch_with_nothing_to_read_is_left_out(workers: int, corrupted: Path) -> None:
+    data = data_of(corrupted, num_workers=workers, batch_size=1, faulty_samples="skip")
     batches = list(data.val_dataloader())
     assert [len(batch["image"]) for batch in batches] == [1] * 5
     assert torch.cat([batch["label"] for batch in batches]).tolist() == [0, 0, 1, 2, 2]
@@ -396,7 +398,7 @@ ENDS = [pytest.param(kill, id="killed"), pytest.param(leave, id="exit")]
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_a_loading_process_that_dies_tells_its_sample(end: Callable[[], None], tmp_path: Path) -> None:
+def test_a_dataloader_worker_that_dies_is_reported_with_its_sample(end: Callable[[], None], tmp_path: Path) -> None:
     (tmp_path / "now").touch()
     with pytest.raises(UserError, match=r"a DataLoader worker died while it read file_6\.jpg") as error:
         list(new_loader(Deadly(end, tmp_path / "now"), workers=2, train=False))
@@ -463,7 +465,7 @@ def leave_early(file: Path) -> None:
     file.write_text(" ".join(map(str, pids)))
 
 
-def test_a_process_ends_its_loading_processes_promptly(tmp_path: Path) -> None:
+def test_a_process_ends_its_dataloader_workers_promptly(tmp_path: Path) -> None:
     process = multiprocessing.get_context("forkserver").Process(target=leave_early, args=(tmp_path / "pids",))
     process.start()
     file = tmp_path / "pids"
@@ -477,7 +479,7 @@ def test_a_process_ends_its_loading_processes_promptly(tmp_path: Path) -> None:
     wait_for(lambda: not any(is_alive(pid) for pid in pids), 5)
 
 
-def test_a_loader_that_is_dropped_ends_its_loading_processes() -> None:
+def test_a_loader_that_is_dropped_ends_its_dataloader_workers() -> None:
     loader = new_loader(Pids(), workers=2)
     pids = {int(batch["pid"][0]) for batch in loader}
     assert len(pids) == 2 and os.getpid() not in pids

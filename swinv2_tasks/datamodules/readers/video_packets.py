@@ -37,7 +37,7 @@ _REMEMBERED_FRAMES = 2_000_000
 
 
 class UnreadableVideo(Exception):
-    """Why a file cannot be read, in words that go on after "Cannot read the video PATH: "."""
+    """Why a file cannot be read, in words that follow "Cannot read the video PATH: "."""
 
 
 class SeekPoint(NamedTuple):

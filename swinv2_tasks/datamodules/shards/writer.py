@@ -1,4 +1,4 @@
-"""Writing images into shards: in several processes, going on where an earlier attempt ended.
+"""Writing images into shards: in several processes, continuing where an earlier attempt ended.
 
 Shards are written to NAME.partial. Its plan.jsonl first says which samples each shard gets, then, line by line, which
 shards are whole. When all are, order and index are written, and the folder gets its name.

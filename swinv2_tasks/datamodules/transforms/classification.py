@@ -407,7 +407,7 @@ def normalize(image: np.ndarray, mean: tuple[float, float, float], std: tuple[fl
 
 
 def check(name: str, value: float, low: float, high: float = float("inf")) -> None:
-    """Complain about a setting of the data that is out of its range.
+    """Refuses a setting of the data that is out of its range.
 
     Raises:
         UserError: The value is below `low` or above `high`.

@@ -51,7 +51,7 @@ def test_palette(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["png", "gif"])
-def test_palette_with_a_transparent_colour(tmp_path: Path, ending: str) -> None:
+def test_palette_with_a_transparent_color(tmp_path: Path, ending: str) -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([200, 10, 20, 30, 40, 50])
     image.putdata([0, 1])
@@ -59,7 +59,7 @@ def test_palette_with_a_transparent_colour(tmp_path: Path, ending: str) -> None:
     assert pixels(read_image(tmp_path / f"image.{ending}")).tolist() == [[[255, 255, 255], [30, 40, 50]]]
 
 
-def test_palette_with_alpha_per_colour(tmp_path: Path) -> None:
+def test_palette_with_alpha_per_color(tmp_path: Path) -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([200, 10, 20, 0, 0, 0])
     image.putdata([0, 1])
@@ -67,7 +67,7 @@ def test_palette_with_alpha_per_colour(tmp_path: Path) -> None:
     assert pixels(read_image(tmp_path / "image.png")).tolist() == [[[200, 10, 20], [127, 127, 127]]]
 
 
-def test_transparent_colour_of_an_rgb_file(tmp_path: Path) -> None:
+def test_transparent_color_of_an_rgb_file(tmp_path: Path) -> None:
     image = Image.fromarray(np.array([[[1, 2, 3], [4, 5, 6]]], dtype=np.uint8))
     image.save(tmp_path / "image.png", transparency=(1, 2, 3))
     assert pixels(read_image(tmp_path / "image.png")).tolist() == [[[255, 255, 255], [4, 5, 6]]]

@@ -1,4 +1,4 @@
-"""Label maps: class numbers in, class numbers out, whatever the file's colours and bits."""
+"""Label maps: class numbers in, class numbers out, whatever the file's colors and bits."""
 
 from __future__ import annotations
 

@@ -274,7 +274,7 @@ def test_everything_works_without_decord(tmp_path: Path) -> None:
     assert "which is not installed" in said
 
 
-DAMAGE: dict[str, Callable[[bytearray], bytearray]] = {
+CORRUPTION: dict[str, Callable[[bytearray], bytearray]] = {
     "cut": lambda content: content[: len(content) * 6 // 10],
     "hole": lambda content: content[: len(content) // 2] + bytes(400) + content[len(content) // 2 + 400 :],
     "noise": lambda content: (
@@ -285,17 +285,19 @@ DAMAGE: dict[str, Callable[[bytearray], bytearray]] = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("corruption", CORRUPTION)
 @pytest.mark.parametrize(
     ("codec", "container"),
     [("h264", "mp4"), ("h264", "mkv"), ("mpeg4", "avi"), ("mpeg2", "mpg"), ("mjpeg", "avi")],
 )
-def test_corruption_is_found_by_reading_as_by_checking(codec: str, container: str, damage: str, tmp_path: Path) -> None:
+def test_corruption_is_found_by_reading_as_by_checking(
+    codec: str, container: str, corruption: str, tmp_path: Path
+) -> None:
     b_frames = 0 if codec == "mjpeg" else 2
     path = video_matrix.write_cell(tmp_path, video_matrix.Cell(codec, container, b_frames, False))
     with Video(path) as video:
         video.frames(range(len(video)))
-    path.write_bytes(DAMAGE[damage](bytearray(path.read_bytes())))
+    path.write_bytes(CORRUPTION[corruption](bytearray(path.read_bytes())))
     assert find_corruption(path) is not None
     with pytest.raises(UserError, match="Cannot read the video"), Video(path) as video:
         for start in range(0, len(video), 10):
@@ -305,12 +307,12 @@ def test_corruption_is_found_by_reading_as_by_checking(codec: str, container: st
 def test_holes_and_cuts_are_found_whichever_frames_are_wanted(tmp_path: Path) -> None:
     for codec, container in (("h264", "mp4"), ("h264", "mkv"), ("h264", "ts"), ("hevc", "mp4"), ("hevc", "mkv")):
         path = video_matrix.write_cell(tmp_path, video_matrix.Cell(codec, container, 2, False))
-        path.write_bytes(DAMAGE["hole"](bytearray(path.read_bytes())))
+        path.write_bytes(CORRUPTION["hole"](bytearray(path.read_bytes())))
         with pytest.raises(UserError, match="corrupt"):
             frames_of(path, [0])
 
 
-def test_a_clip_beside_the_damage_is_right_and_one_over_it_is_refused(tmp_path: Path) -> None:
+def test_a_clip_beside_corrupt_frames_is_right_and_one_over_it_is_refused(tmp_path: Path) -> None:
     """Bytes of one frame in the middle are overwritten such that packets show nothing of it."""
     path = video_matrix.write_cell(tmp_path, video_matrix.Cell("mjpeg", "mp4", 0, False))
     expected = frames_of(path, [3, 70])
@@ -386,7 +388,7 @@ def test_edit_lists_fields_and_recordings_that_begin_in_the_middle(tmp_path: Pat
         assert [video_matrix.number_of(frame) for frame in found] == [13, 2]
 
 
-def test_mirror_images_are_shown_as_players_do(tmp_path: Path) -> None:
+def test_flips_are_applied_as_players_do(tmp_path: Path) -> None:
     path = write_film(tmp_path / "film.mp4")
     content = bytearray(path.read_bytes())
     header = content.index(b"tkhd") + 4 + 40

@@ -296,7 +296,7 @@ def test_shards_written_without_some_images_say_so(tmp_path: Path, caplog: pytes
     assert f"{out}/val" in line and "without 1 images" in line and broken.name in line
 
 
-def test_a_damaged_shard(shards: Path, tmp_path: Path) -> None:
+def test_a_corrupt_shard(shards: Path, tmp_path: Path) -> None:
     victim = shards / "val" / "chunk-0-0.bin"
     size = victim.stat().st_size
     victim.write_bytes(victim.read_bytes()[: size // 2] + bytes(size - size // 2))

@@ -49,7 +49,7 @@ def names(transform: v2.Transform) -> list[str]:
 
 
 @pytest.mark.parametrize("height", [90, 300])
-def test_eval_is_resize_then_centre_crop(height: int) -> None:
+def test_eval_is_resize_then_center_crop(height: int) -> None:
     image = photograph(height, 130)
     resized = v2.functional.resize(image, 36, interpolation=InterpolationMode.BICUBIC)  # int(256 / 224 * 32)
     expected = v2.functional.to_image(v2.functional.center_crop(resized, [32, 32])) / 255
@@ -78,7 +78,7 @@ def test_results_are_plain_float_tensors(make: Callable, size: tuple[int, int]) 
     assert tensor.shape == (3, *size)
 
 
-def test_normalisation() -> None:
+def test_normalization() -> None:
     gray = Image.new("RGB", (40, 40), (51, 51, 51))
     expected = (torch.tensor([0.2, 0.2, 0.2]) - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)
     torch.testing.assert_close(eval_transform(8)(gray)[:, 0, 0], expected)
@@ -232,7 +232,7 @@ def test_all_frames_of_a_clip_are_treated_alike() -> None:
     assert not torch.equal(results[0], results[1])
 
 
-def test_colour_jitter_only_without_rand_augment() -> None:
+def test_color_jitter_only_without_rand_augment() -> None:
     assert "RandAugment" in names(train_transform(32))
     assert "ColorJitter" not in names(train_transform(32))
     assert "RandAugment" not in names(train_transform(32, replace(PUBLISHED, rand_augment_ops=0)))

@@ -18,14 +18,14 @@ LARGE = (1000, 1000)
 
 
 def scene(height: int = 60, width: int = 80, classes: int = 4) -> tuple[np.ndarray, np.ndarray]:
-    """Blocks of 10 pixels whose grey is 60 times their class."""
+    """Blocks of 10 pixels whose gray is 60 times their class."""
     blocks = np.random.default_rng(0).integers(0, classes, (height // 10, width // 10))
     mask = blocks.repeat(10, 0).repeat(10, 1).astype(np.uint8)
     return (mask * 60)[..., None].repeat(3, 2), mask
 
 
 def test_image_and_mask_stay_aligned_to_the_pixel() -> None:
-    """Every pixel's grey tells its class, but beside an edge, where greys are interpolated."""
+    """Every pixel's gray tells its class, but beside an edge, where grays are interpolated."""
     image, mask = scene()
     augmentation = ADE20KAugmentation(photometric_distortion=False)
     transform = augmentation.build((48, 40), resize=None)
@@ -88,7 +88,7 @@ def test_a_scene_of_one_label_or_none_is_cropped_all_the_same(label: int) -> Non
 
 
 def test_ignored_pixels_do_not_count_in_a_crops_shares() -> None:
-    """99 % ignored; what is labelled is of two classes in equal parts, so any crop with both will do."""
+    """99 % ignored; what is labeled is of two classes in equal parts, so any crop with both will do."""
     mask = np.full((20, 20), 255, dtype=np.uint8)
     mask[9, 9:11] = (1, 2)
     crop = ClassLimitedCrop((18, 18), 0.75)
@@ -115,7 +115,7 @@ def test_transforms_draw_independently_of_each_other() -> None:
     assert 0.4 < np.mean([row[0] for row in rows]) < 0.6
 
 
-def test_distortion_changes_colours_only() -> None:
+def test_distortion_changes_colors_only() -> None:
     image, mask = scene()
     image = (image + np.array([0, 20, 40], dtype=np.uint8)).astype(np.uint8)
     transform = replace(PLAIN, photometric_distortion=True).build(LARGE, None)
