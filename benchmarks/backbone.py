@@ -11,17 +11,20 @@ while stepping less what was resident before the model was built.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from benchmarks.measuring import parse_settings
 
 OURS = "swinv2_tasks"
 SIZE, WINDOW, CLASSES = 256, 8, 1000
@@ -158,59 +161,79 @@ def peak_memory(name: str, **setting) -> int:
     return result
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--modes", nargs="+", default=["inference", "training"])
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--compile", nargs="+", default=["eager", "compiled"], choices=["eager", "compiled"])
-    parser.add_argument("--models", nargs="+", default=list(BUILDERS), choices=list(BUILDERS))
-    parser.add_argument("--no-memory", action="store_true", help="leave the memory figures out")
-    parser.add_argument("--json", help="also write the figures to this file")
-    options = parser.parse_args()
-    device = torch.device(
-        ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
+Mode = Literal["inference", "training"]
+How = Literal["eager", "compiled"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and how.
+
+    Args:
+        device: cpu, cuda or auto.
+        batch_size: images of a batch.
+        rounds: timed calls of each model.
+        modes: what a call does.
+        dtypes: of the operations.
+        compile: whether torch.compile has its way with all models.
+        models: which take part.
+        no_memory: leave the memory figures out.
+        json: file to write the figures to as well.
+    """
+
+    device: str = "auto"
+    batch_size: int = 8
+    rounds: int = 5
+    modes: list[Mode] = field(default_factory=lambda: ["inference", "training"])
+    dtypes: list[Literal["float32", "bfloat16"]] = field(default_factory=lambda: ["float32", "bfloat16"])
+    compile: list[How] = field(default_factory=lambda: ["eager", "compiled"])
+    models: list[Literal["swinv2_tasks", "timm", "torchvision", "transformers"]] = field(
+        default_factory=lambda: ["swinv2_tasks", "timm", "torchvision", "transformers"]
     )
-    print(f"SwinV2-T/{SIZE}/w{WINDOW}, batch {options.batch_size}, {device}, {torch.get_num_threads()} threads,")
-    print(f"torch {torch.__version__}; median of {options.rounds} alternating rounds; ratios are to the best peer\n")
+    no_memory: bool = False
+    json: str | None = None
+
+
+def main(settings: Settings) -> None:
+    device = torch.device(
+        ("cuda" if torch.cuda.is_available() else "cpu") if settings.device == "auto" else settings.device
+    )
+    print(f"SwinV2-T/{SIZE}/w{WINDOW}, batch {settings.batch_size}, {device}, {torch.get_num_threads()} threads,")
+    print(f"torch {torch.__version__}; median of {settings.rounds} alternating rounds; ratios are to the best peer\n")
     print(f"{'mode':10} {'dtype':9} {'how':9} {'model':13} {'img/s':>8} {'ratio':>6} {'peak MiB':>9} {'ratio':>6}")
     records = []
-    for how in options.compile:
-        for mode in options.modes:
-            for dtype in options.dtypes:
+    for how in settings.compile:
+        for mode in settings.modes:
+            for dtype in settings.dtypes:
                 setting = {
                     "mode": mode,
                     "dtype": getattr(torch, dtype),
                     "compiled": how == "compiled",
-                    "batch_size": options.batch_size,
+                    "batch_size": settings.batch_size,
                     "device": device,
                 }
-                seconds = time_setting(options.models, options.rounds, **setting)
+                seconds = time_setting(settings.models, settings.rounds, **setting)
                 # Compiling again in a new process would take minutes per model; the eager figures tell them apart.
-                measure = not options.no_memory and how == "eager"
-                memory = {name: peak_memory(name, **setting) if measure else None for name in options.models}
-                peers = [name for name in options.models if name != OURS] or options.models
+                measure = not settings.no_memory and how == "eager"
+                memory = {name: peak_memory(name, **setting) if measure else None for name in settings.models}
+                peers = [name for name in settings.models if name != OURS] or settings.models
                 fastest = min(peers, key=lambda name: statistics.median(seconds[name]))
-                for name in options.models:
+                for name in settings.models:
                     median = statistics.median(seconds[name])
                     ratio = statistics.median(f / s for f, s in zip(seconds[fastest], seconds[name], strict=True))
                     peak = memory[name]
                     lean = min(memory[p] for p in peers) if peak else None
                     record = {"mode": mode, "dtype": dtype, "how": how, "model": name, "fastest_peer": fastest}
-                    record |= {"images_per_second": options.batch_size / median, "ratio": ratio, "peak_bytes": peak}
+                    record |= {"images_per_second": settings.batch_size / median, "ratio": ratio, "peak_bytes": peak}
                     records.append(record)
                     tail = f"{peak / 2**20:9.0f} {peak / lean:6.2f}" if peak else f"{'–':>9} {'–':>6}"
-                    print(
-                        f"{mode:10} {dtype:9} {how:9} {name:13} {options.batch_size / median:8.2f} {ratio:6.2f} {tail}",
-                        flush=True,
-                    )
+                    speed = settings.batch_size / median
+                    print(f"{mode:10} {dtype:9} {how:9} {name:13} {speed:8.2f} {ratio:6.2f} {tail}", flush=True)
                 print()
-    if options.json:
-        with open(options.json, "w") as file:
+    if settings.json:
+        with open(settings.json, "w") as file:
             json.dump(records, file, indent=1)
 
 
 if __name__ == "__main__":
-    main()
+    main(parse_settings(Settings, __doc__))

@@ -13,16 +13,17 @@ together and in which direction it goes.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import statistics
 import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from benchmarks.measuring import parse_settings
 from swinv2_tasks.cli.tasks_cli import run
 
 COLUMNS = ("start", "share", "seed", "images", "top1", "seconds")
@@ -169,21 +170,35 @@ def draw(rows: list[dict[str, str]], picture: Path) -> None:
     figure.savefig(picture, dpi=110)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder laid out like ImageNet")
-    parser.add_argument("--output", type=Path, default=Path("runs/data_efficiency"))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.1, 1.0])
-    parser.add_argument("--pretrain-epochs", type=int, default=60)
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--reduced", action="store_true", help="one seed and few steps: whether it runs at all")
-    settings = parser.parse_args(arguments)
+@dataclass(frozen=True)
+class Settings:
+    """What is trained.
+
+    Args:
+        data: folder laid out like ImageNet.
+        output: folder of the runs and their tables.
+        seeds: trainings of each kind.
+        shares: shares of the labels.
+        pretrain_epochs: epochs of SimMIM.
+        steps: steps of each training.
+        reduced: one seed and few steps: whether it runs at all.
+    """
+
+    data: Path
+    output: Path = Path("runs/data_efficiency")
+    seeds: int = 3
+    shares: list[float] = field(default_factory=lambda: [0.1, 1.0])
+    pretrain_epochs: int = 60
+    steps: int = 1000
+    reduced: bool = False
+
+
+def main(settings: Settings) -> None:
     if settings.reduced:
-        settings.seeds, settings.pretrain_epochs, settings.steps = 1, 2, 12
+        settings = replace(settings, seeds=1, pretrain_epochs=2, steps=12)
     study(settings.data, settings.output, settings.seeds, settings.shares, settings.pretrain_epochs, settings.steps)
     print((settings.output / "data_efficiency.md").read_text())
 
 
 if __name__ == "__main__":
-    main()
+    main(parse_settings(Settings, __doc__))

@@ -19,13 +19,13 @@ rounds' ratios (theirs to ours).
 
 from __future__ import annotations
 
-import argparse
 import gc
 import itertools
 import json
 import time
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from torch import nn
 from torch.optim import AdamW
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
-from benchmarks.measuring import autocast, compare, peak_bytes, resident
+from benchmarks.measuring import autocast, compare, parse_settings, peak_bytes, resident
 from swinv2_tasks.backbone import swinv2_tiny
 from swinv2_tasks.datamodules import CocoDataModule, MultiScaleAugmentation
 from swinv2_tasks.evaluation.coco import Backend, CocoMetric
@@ -41,12 +41,39 @@ from swinv2_tasks.heads import MaskRCNNConfig
 from swinv2_tasks.inference.detection import pad_images
 from swinv2_tasks.tasks import DetectionTask
 
-PARTS = ("loader", "training", "inference", "evaluation")
+Part = Literal["loader", "training", "inference", "evaluation"]
 IMAGES, OBJECTS, DETECTIONS, CATEGORIES = 5000, 36_000, 100, 80
 TARGET_SECONDS = 10
 
 
-def new_data(settings: argparse.Namespace) -> CocoDataModule:
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and how.
+
+    Args:
+        root: dataset folder in COCO's layout.
+        rounds: timed calls of each model.
+        batch_size: images of a batch.
+        workers: DataLoader workers.
+        loader_batches: batches that the loader alone is timed over.
+        device: cpu or cuda.
+        precision: of the operations.
+        parts: what is measured.
+        json: file to write the figures to as well.
+    """
+
+    root: str = "data/sample/coco"
+    rounds: int = 5
+    batch_size: int = 2
+    workers: int = 2
+    loader_batches: int = 100
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    precision: Literal["32", "bf16"] = "32"
+    parts: list[Part] = field(default_factory=lambda: [*get_args(Part)])
+    json: str | None = None
+
+
+def new_data(settings: Settings) -> CocoDataModule:
     augmentation = MultiScaleAugmentation(crop=0.5)
     data = CocoDataModule(
         settings.root, batch_size=settings.batch_size, num_workers=settings.workers, augmentation=augmentation
@@ -55,7 +82,7 @@ def new_data(settings: argparse.Namespace) -> CocoDataModule:
     return data
 
 
-def loader_speed(settings: argparse.Namespace) -> float:
+def loader_speed(settings: Settings) -> float:
     """Images per second of the training loader, over several epochs where the dataset is small."""
     data = new_data(settings)
     loader = data.train_dataloader()
@@ -90,7 +117,7 @@ def on(device: str, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
     return {"images": [image.to(device) for image in batch["images"]], "targets": targets}
 
 
-def training_steps(settings: argparse.Namespace) -> dict[str, Callable[[], None]]:
+def training_steps(settings: Settings) -> dict[str, Callable[[], None]]:
     data = new_data(settings)
     taken = itertools.islice(iter(data.train_dataloader()), settings.rounds + 1)
     batches = [on(settings.device, batch) for batch in taken]
@@ -119,7 +146,7 @@ def training_steps(settings: argparse.Namespace) -> dict[str, Callable[[], None]
     return {"ours": stepper(ours, our_loss), "torchvision": stepper(theirs, their_loss)}
 
 
-def inference_steps(settings: argparse.Namespace) -> dict[str, Callable[[], None]]:
+def inference_steps(settings: Settings) -> dict[str, Callable[[], None]]:
     data = new_data(settings)
     image = next(iter(data.val_dataloader()))["images"][0].to(settings.device)
     ours, theirs = (build(data.num_classes).to(settings.device).eval() for build in (build_ours, build_theirs))
@@ -181,18 +208,7 @@ def evaluation(backend: Backend) -> dict[str, float]:
     return {**found, "MiB": grown / 2**20}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", default="data/sample/coco", help="dataset folder in COCO's layout")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batch-size", type=int, default=2)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--loader-batches", type=int, default=100)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--precision", choices=("32", "bf16"), default="32")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--json")
-    settings = parser.parse_args()
+def main(settings: Settings) -> None:
     torch.manual_seed(0)
 
     where = torch.cuda.get_device_name() if settings.device.startswith("cuda") else f"{torch.get_num_threads()} threads"
@@ -231,4 +247,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(parse_settings(Settings, __doc__))

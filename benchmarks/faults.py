@@ -17,7 +17,6 @@ Exits with 1 if anything differs, if a run could not be resumed, or if fewer tha
 
 from __future__ import annotations
 
-import argparse
 import csv
 import os
 import random
@@ -38,6 +37,8 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from torch import Tensor
+
+from benchmarks.measuring import parse_settings
 
 RUN = Path("runs/faults/0")
 CHECKPOINTS = RUN / "checkpoints"
@@ -376,15 +377,25 @@ def read_result(folder: Path, name: str) -> Any:
         return [{key: cell for key, cell in row.items() if key != "img/s"} for row in csv.DictReader(file)]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
-    parser.add_argument("--folder", help="new folder to work in, which is kept; default: a temporary one")
-    options = parser.parse_args()
-    if options.folder and Path(options.folder).exists():
-        parser.error(f"{options.folder} exists already; name a new folder")
-    folder = Path(options.folder or tempfile.mkdtemp(prefix="faults-")).absolute()
+@dataclass(frozen=True)
+class Settings:
+    """What is done to a training.
+
+    Args:
+        kills: how often it is killed.
+        seed: of the random moments.
+        folder: new folder to work in, which is kept; default: a temporary one.
+    """
+
+    kills: int = 30
+    seed: int = 0
+    folder: str | None = None
+
+
+def main(settings: Settings) -> int:
+    if settings.folder and Path(settings.folder).exists():
+        sys.exit(f"{settings.folder} exists already; name a new folder")
+    folder = Path(settings.folder or tempfile.mkdtemp(prefix="faults-")).absolute()
     images, undisturbed, killed = folder / "images", folder / "undisturbed", folder / "killed"
     write_images(images, CLASSES, BATCHES * BATCH_SIZE // CLASSES, val=40, size=40)
     prepare(undisturbed, images)
@@ -398,7 +409,7 @@ def main() -> int:
         print(f"{SAVE_STEPS} steps and after each of {EPOCHS} validations; torch {torch.__version__}, one thread\n")
         print("| kill | at step | while | resumed from step | until step | losses equal |")
         print("|---|---|---|---|---|---|", flush=True)
-        kills, rest = kill_and_resume(killed, options.kills, random.Random(options.seed), seconds, size, expected)
+        kills, rest = kill_and_resume(killed, settings.kills, random.Random(settings.seed), seconds, size, expected)
     except Failed as failure:
         print(f"\nFAILED: a training {failure}")
         return 1
@@ -406,16 +417,17 @@ def main() -> int:
     wrong = sum(expected.get(key) != loss for key, loss in trained) + len(expected.keys() - dict(trained).keys())
     in_write = sum(one.in_write for one in kills)
     lost = max((one.entries[-1].step - one.resumed_step for one in kills), default=0)
-    print(f"\nresumed from an intact checkpoint: {len(kills)}/{options.kills} kills, {in_write} of them during a write")
+    print(f"\nresumed from an intact checkpoint: {len(kills)}/{settings.kills} kills,", end=" ")
+    print(f"{in_write} of them during a write")
     print(f"checkpoints found corrupt: {sum(kill.corrupt for kill in kills)}; steps lost by a kill: at most {lost}")
     again = len(trained) - len(expected)
     print(f"losses: {len(trained)} batches, {again} of them trained again; {wrong} not equal")
     equal = compare_ends(undisturbed, killed) and not wrong
     enough = 3 * in_write >= len(kills)
-    print(f"{options.kills}/{options.kills}: the end is bitwise equal" if equal else "FAILED: not equal")
+    print(f"{settings.kills}/{settings.kills}: the end is bitwise equal" if equal else "FAILED: not equal")
     if not enough:
         print("FAILED: fewer than a third of the kills hit a write")
-    if equal and enough and not options.folder:
+    if equal and enough and not settings.folder:
         shutil.rmtree(folder)
     else:
         print(f"kept: {folder}")
@@ -423,4 +435,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(parse_settings(Settings, __doc__)))

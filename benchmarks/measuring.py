@@ -7,13 +7,52 @@ import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol, TypeVar, get_type_hints
 
+import jsonargparse
 import torch
 
+from swinv2_tasks.cli.arguments import is_list, merge_values, new_option, parameter_name, split_options
 
-def autocast(settings: argparse.Namespace) -> torch.autocast:
+Settings = TypeVar("Settings")
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
+    """Leaves the lines of a benchmark's description as they are."""
+
+
+def parse_settings(cls: type[Settings], description: str | None, arguments: Sequence[str] | None = None) -> Settings:
+    """A benchmark's settings, as the command line states them.
+
+    Args:
+        cls: dataclass of the settings, which its docstring describes.
+        description: what --help says first.
+        arguments: names may have hyphens, lists are written as ``--parts training inference``, and an option without a
+            value is true; None: those of the process.
+    """
+    parser = jsonargparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
+    names = parser.add_class_arguments(cls, as_group=False)
+    hints = get_type_hints(cls)
+    options = [
+        new_option(option.name, "true") if not option.values and hints.get(parameter_name(option)) is bool else option
+        for option in split_options(sys.argv[1:] if arguments is None else arguments)
+    ]
+    lists = [name for name in names if is_list(hints[name])]
+    return cls(**parser.parse_args(merge_values(options, lists)).as_dict())
+
+
+class TimedOn(Protocol):
+    """Settings of a benchmark that say where and how it computes."""
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def precision(self) -> str: ...
+
+
+def autocast(settings: TimedOn) -> torch.autocast:
     kind = torch.device(settings.device).type
     return torch.autocast(kind, dtype=torch.bfloat16, enabled=settings.precision == "bf16")
 
@@ -56,7 +95,7 @@ def resident(field: str) -> int:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
 
 
-def memory(peak: Callable[..., None], names: Iterable[str], settings: argparse.Namespace) -> dict[str, int]:
+def memory(peak: Callable[..., None], names: Iterable[str], settings: Any) -> dict[str, int]:
     """Bytes that `peak` finds for each name, each in a process of its own."""
     context, found = multiprocessing.get_context("spawn"), {}
     for name in names:

@@ -12,15 +12,15 @@ Target: estimates within 15 %.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import json
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from benchmarks.measuring import allocated, memory, peak_bytes
+from benchmarks.measuring import allocated, memory, parse_settings, peak_bytes
 from swinv2_tasks.backbone import SwinTransformerV2, swinv2_base, swinv2_small, swinv2_tiny
 from swinv2_tasks.commands.memory.step_memory import step_memory
 from swinv2_tasks.tasks import ClassificationTask
@@ -29,6 +29,23 @@ MODELS = {"tiny": swinv2_tiny, "small": swinv2_small, "base": swinv2_base}
 CLASSES = 1000
 TARGET = 0.15
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and how.
+
+    Args:
+        models: sizes of Swin V2.
+        batch_size: images of a batch.
+        image_size: sides of the images in pixels.
+        device: cpu or cuda.
+    """
+
+    models: list[Literal["tiny", "small", "base"]] = field(default_factory=lambda: ["tiny", "base"])
+    batch_size: int = 4
+    image_size: int = 256
+    device: str = "cpu"
 
 
 def build(name: str) -> ClassificationTask:
@@ -52,7 +69,7 @@ def step(task: Any, optimizer: Any, taken: Any) -> None:
     optimizer.step()
 
 
-def peak(name: str, settings: argparse.Namespace, threads: int, queue: Any) -> None:
+def peak(name: str, settings: Settings, threads: int, queue: Any) -> None:
     torch.set_num_threads(threads)
     for option, value in ((M_MMAP_THRESHOLD, 65536), (M_TRIM_THRESHOLD, 65536), (M_ARENA_MAX, 1)):
         ctypes.CDLL(None).mallopt(option, value)
@@ -71,20 +88,14 @@ def peak(name: str, settings: argparse.Namespace, threads: int, queue: Any) -> N
     queue.put(peak_bytes(run, settings.device) - before)
 
 
-def estimate(name: str, settings: argparse.Namespace) -> int:
+def estimate(name: str, settings: Settings) -> int:
     with torch.device("meta"):
         task = build(name)
     device = torch.device(settings.device).type
     return step_memory(task, lambda: batch(settings.batch_size, settings.image_size), device=device).peak
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["tiny", "base"], choices=MODELS)
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--image-size", type=int, default=256)
-    parser.add_argument("--device", default="cpu")
-    settings = parser.parse_args()
+def main(settings: Settings) -> None:
     names = [f"{model}{kind}" for model in settings.models for kind in ("", ", checkpointed")]
     measured = memory(peak, names, settings)
     for name in names:
@@ -94,4 +105,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(parse_settings(Settings, __doc__))

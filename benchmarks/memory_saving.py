@@ -16,13 +16,13 @@ AdamW's two moments, 432 MiB.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim import AdamW
 
-from benchmarks.measuring import allocated, memory, peak_bytes
+from benchmarks.measuring import allocated, memory, parse_settings, peak_bytes
 from swinv2_tasks.backbone import swinv2_tiny
 from swinv2_tasks.heads.classification import ClassificationHead
 
@@ -38,7 +38,30 @@ CLASSES, DROP_PATH, TARGET = 1000, 0.2, 1.35
 PLAIN = "plain"
 
 
-def memory_options(settings: argparse.Namespace) -> dict[str, dict[str, Any]]:
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and how.
+
+    Args:
+        rounds: timed steps of each kind.
+        size: sides of the images in pixels.
+        window: in tokens.
+        batch_size: images of a batch.
+        attention_chunk_size: windows that are attended to at once, where attention is in chunks.
+        device: cpu or cuda.
+        json: file to write the figures to as well.
+    """
+
+    rounds: int = 5
+    size: int = 256
+    window: int = 8
+    batch_size: int = 8
+    attention_chunk_size: int = 16
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    json: str | None = None
+
+
+def memory_options(settings: Settings) -> dict[str, dict[str, Any]]:
     """Arguments of the backbone for each memory-saving option, and whether it computes under autocast to bfloat16."""
     chunks = (settings.attention_chunk_size,) * 2 + (0, 0)
     return {
@@ -52,7 +75,7 @@ def memory_options(settings: argparse.Namespace) -> dict[str, dict[str, Any]]:
     }
 
 
-def training_step(name: str, settings: argparse.Namespace) -> Callable[[], None]:
+def training_step(name: str, settings: Settings) -> Callable[[], None]:
     arguments = memory_options(settings)[name]
     narrow = arguments.pop("autocast", False)
     torch.manual_seed(0)
@@ -75,7 +98,7 @@ def training_step(name: str, settings: argparse.Namespace) -> Callable[[], None]
     return step
 
 
-def time_all(settings: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+def time_all(settings: Settings) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Wall and processor seconds per step of each, one step each in turn, after one that does not count."""
     steps = {name: training_step(name, settings) for name in memory_options(settings)}
     wall: dict[str, list[float]] = {name: [] for name in steps}
@@ -96,7 +119,7 @@ def ratios(times: dict[str, list[float]], name: str) -> list[float]:
     return [own / plain for own, plain in zip(times[name], times[PLAIN], strict=True)]
 
 
-def peak(name: str, settings: argparse.Namespace, threads: int, queue: Any) -> None:
+def peak(name: str, settings: Settings, threads: int, queue: Any) -> None:
     torch.set_num_threads(threads)
     swinv2_tiny()  # brings in the libraries
     gc.collect()
@@ -106,16 +129,7 @@ def peak(name: str, settings: argparse.Namespace, threads: int, queue: Any) -> N
     queue.put(peak_bytes(step, settings.device) - before)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--window", type=int, default=8)
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--attention-chunk-size", type=int, default=16)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", help="also write the figures to this file")
-    settings = parser.parse_args()
+def main(settings: Settings) -> None:
 
     where = torch.cuda.get_device_name() if settings.device.startswith("cuda") else f"{torch.get_num_threads()} threads"
     print(
@@ -141,4 +155,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(parse_settings(Settings, __doc__))

@@ -16,7 +16,6 @@ also timed alone, in the training process, and given as a share of the step.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import logging
@@ -27,6 +26,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -40,6 +40,7 @@ from torch.optim import AdamW
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from benchmarks.faults import write_images
+from benchmarks.measuring import parse_settings
 from swinv2_tasks.backbone import swinv2_tiny
 from swinv2_tasks.datamodules import ImageNetAugmentation, ImageNetDataModule
 from swinv2_tasks.datamodules.loader import BatchLoader, BatchOrder, FaultPolicy
@@ -205,18 +206,29 @@ def time_pieces(trainer: Any, task: LightningModule, outputs: Any, batch: Any, b
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--steps", type=int, default=3, help="steps of a turn that count")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--json", help="also write the figures to this file")
-    options = parser.parse_args()
-    threads, size = torch.get_num_threads(), options.batch_size
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and how.
+
+    Args:
+        rounds: turns of each training.
+        steps: steps of a turn that count.
+        batch_size: images of a batch.
+        json: file to write the figures to as well.
+    """
+
+    rounds: int = 11
+    steps: int = 3
+    batch_size: int = 8
+    json: str | None = None
+
+
+def main(settings: Settings) -> None:
+    threads, size = torch.get_num_threads(), settings.batch_size
     print(f"SwinV2-T/{SIZE}/w{WINDOW}, batch {size}, CPU, float32, {threads} threads, torch {torch.__version__};")
-    print(f"{options.rounds} rounds of {options.steps} steps each\n", flush=True)
+    print(f"{settings.rounds} rounds of {settings.steps} steps each\n", flush=True)
     context = multiprocessing.get_context("spawn")
-    batches = (options.rounds + 1) * (options.steps + 1) + 2  # the epoch never ends: that would save
+    batches = (settings.rounds + 1) * (settings.steps + 1) + 2  # the epoch never ends: that would save
     with tempfile.TemporaryDirectory() as folder:
         write_images(Path(folder, "images"), CLASSES, math.ceil(batches * size / CLASSES), val=1, size=288)
         pipes: dict[str, Connection] = {}
@@ -224,7 +236,7 @@ def main() -> None:
         try:
             for kind in ("plain", "ours"):
                 pipes[kind], theirs = context.Pipe()
-                arguments = (kind, Path(folder), size, options.steps, batches, threads, theirs)
+                arguments = (kind, Path(folder), size, settings.steps, batches, threads, theirs)
                 processes.append(context.Process(target=train, args=arguments, daemon=True))
                 processes[-1].start()
                 theirs.close()
@@ -236,7 +248,7 @@ def main() -> None:
             for kind in pipes:
                 turn(kind)  # does not count
             rounds: list[dict[str, tuple[float, float]]] = []
-            for number in range(options.rounds):
+            for number in range(settings.rounds):
                 kinds = ["plain", "ours"] if number % 2 == 0 else ["ours", "plain"]
                 rounds.append({kind: turn(kind) for kind in kinds})
                 ours, plain = rounds[-1]["ours"][0], rounds[-1]["plain"][0]
@@ -261,10 +273,10 @@ def main() -> None:
         print(f"| {name} | {duration:.0f} | {duration / 1e6 / step:.4%} |")
     alone = 1 + pieces["together"] / 1e6 / step
     print(f"\nwall ratio {ratios['wall']:.3f}, pieces together {alone:.5f}; target at most {TARGET}")
-    if options.json:
+    if settings.json:
         figures = {"rounds": rounds, "ratios": ratios, "pieces": pieces, "threads": threads}
-        Path(options.json).write_text(json.dumps(figures, indent=1))
+        Path(settings.json).write_text(json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":
-    main()
+    main(parse_settings(Settings, __doc__))

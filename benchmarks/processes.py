@@ -11,12 +11,12 @@ and its optimizer, unsharded and sharded, measured in new processes.
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import tempfile
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.measuring import compare, resident
+from benchmarks.measuring import compare, parse_settings, resident
 from swinv2_tasks import backbone as backbones
 from swinv2_tasks.backbone.swin_v2 import blocks_on_meta_device
 from swinv2_tasks.heads.classification import ClassificationHead
@@ -34,6 +34,23 @@ from swinv2_tasks.training.sharding import shard, total_norm
 
 TARGET = 1.9
 CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and how.
+
+    Args:
+        size: tiny to giant.
+        batch_size: images per process.
+        image_size: sides of the images in pixels.
+        rounds: timed steps of each kind.
+    """
+
+    size: str = "tiny"
+    batch_size: int = 4
+    image_size: int = 256
+    rounds: int = 7
 
 
 class Classifier(nn.Module):
@@ -56,7 +73,7 @@ def sharded(size: str) -> Classifier:
     return model
 
 
-def training_step(model: nn.Module, settings: argparse.Namespace) -> Callable[[], None]:
+def training_step(model: nn.Module, settings: Settings) -> Callable[[], None]:
     images = torch.randn(settings.batch_size, 3, settings.image_size, settings.image_size)
     labels = torch.randint(CLASSES, (settings.batch_size,))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
@@ -79,7 +96,7 @@ def join(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
 
 
-def time_steps(rank: int, folder: str, settings: argparse.Namespace) -> None:
+def time_steps(rank: int, folder: str, settings: Settings) -> None:
     join(rank, folder)
     alone = training_step(Classifier(settings.size), settings) if rank == 0 else None
 
@@ -113,13 +130,7 @@ def measure_memory(rank: int, folder: str, size: str, kind: str, found: Any) -> 
     found[rank] = resident("VmHWM") - before
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="tiny", help="tiny to giant")
-    parser.add_argument("--batch-size", type=int, default=4, help="images per process")
-    parser.add_argument("--image-size", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=7)
-    settings = parser.parse_args()
+def main(settings: Settings) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(time_steps, (folder, settings), nprocs=2)
@@ -131,4 +142,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(parse_settings(Settings, __doc__))

@@ -10,25 +10,38 @@ shows whether what was learned is more than the very pixels seen.
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
+from dataclasses import dataclass
 
 import torch
 
+from benchmarks.measuring import parse_settings
 from swinv2_tasks.datamodules import KineticsDataModule
 from swinv2_tasks.hyperparameters import recorded_arguments, task_record
 from swinv2_tasks.tasks import VideoClassificationTask
 from swinv2_tasks.weights.files import read_checkpoint
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--ckpt_path", required=True)
-    parser.add_argument("--root", required=True, help="folder of the videos, as in training")
-    parser.add_argument("--times", type=int, default=20)
-    parser.add_argument("--views", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=1_000_003)
-    settings = parser.parse_args()
+@dataclass(frozen=True)
+class Settings:
+    """What is read.
+
+    Args:
+        ckpt_path: checkpoint of a training of videos.
+        root: folder of the videos, as in training.
+        times: how often each is read.
+        views: clips whose probabilities are averaged.
+        seed: of the random numbers, which training did not have.
+    """
+
+    ckpt_path: str
+    root: str
+    times: int = 20
+    views: int = 1
+    seed: int = 1_000_003
+
+
+def main(settings: Settings) -> None:
     task = VideoClassificationTask.load_from_checkpoint(settings.ckpt_path)
     record = task_record(read_checkpoint(settings.ckpt_path).contents, settings.ckpt_path)
     arguments = recorded_arguments(KineticsDataModule, record["data"]["init_args"], settings.ckpt_path)
@@ -56,4 +69,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(parse_settings(Settings, __doc__))

@@ -20,19 +20,19 @@ rounds' ratios (theirs to ours). Target: at least 1.1× in training and inferenc
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from benchmarks.measuring import allocated, autocast, compare, memory, peak_bytes
+from benchmarks.measuring import allocated, autocast, compare, memory, parse_settings, peak_bytes
 from swinv2_tasks.backbone import SwinTransformerV2, swinv2_tiny
 from swinv2_tasks.batches import IGNORED
 from swinv2_tasks.evaluation.segmentation import Confusion
@@ -42,7 +42,7 @@ from swinv2_tasks.tasks import SegmentationTask
 
 CLASSES, CHANNELS, DROP_PATH, AUXILIARY_WEIGHT = 150, 512, 0.3, 0.4
 TARGET, METRIC_TARGET = 1.1, 0.05
-PARTS = ("training", "inference", "head", "metric", "large")
+Part = Literal["training", "inference", "head", "metric", "large"]
 LARGE = 4096
 
 
@@ -98,7 +98,32 @@ def batch(size: int, number: int, device: torch.device) -> tuple[Tensor, Tensor]
     return images.to(device), labels.to(device)
 
 
-def training_step(name: str, settings: argparse.Namespace) -> Callable[[], None]:
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and how.
+
+    Args:
+        rounds: timed calls of each model.
+        size: sides of the images in pixels.
+        window: in tokens.
+        batch_size: images of a batch.
+        device: cpu or cuda.
+        precision: of the operations.
+        parts: what is measured.
+        json: file to write the figures to as well.
+    """
+
+    rounds: int = 5
+    size: int = 512
+    window: int = 8
+    batch_size: int = 2
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    precision: Literal["32", "bf16"] = "32"
+    parts: list[Part] = field(default_factory=lambda: [*get_args(Part)])
+    json: str | None = None
+
+
+def training_step(name: str, settings: Settings) -> Callable[[], None]:
     build, loss_of = MODELS[name]
     torch.manual_seed(0)
     device = torch.device(settings.device)
@@ -116,7 +141,7 @@ def training_step(name: str, settings: argparse.Namespace) -> Callable[[], None]
     return step
 
 
-def inference_step(name: str, settings: argparse.Namespace) -> Callable[[], None]:
+def inference_step(name: str, settings: Settings) -> Callable[[], None]:
     device = torch.device(settings.device)
     model = MODELS[name][0](settings.size, settings.window).to(device).eval()
     image = batch(settings.size, 1, device)[0]
@@ -129,7 +154,7 @@ def inference_step(name: str, settings: argparse.Namespace) -> Callable[[], None
     return step
 
 
-def head_step(name: str, settings: argparse.Namespace, training: bool) -> Callable[[], None]:
+def head_step(name: str, settings: Settings, training: bool) -> Callable[[], None]:
     device = torch.device(settings.device)
     model = MODELS[name][0](settings.size, settings.window).to(device).train(training)
     head = model.head.decoder if name == "ours" else model.decode_head
@@ -149,7 +174,7 @@ def head_step(name: str, settings: argparse.Namespace, training: bool) -> Callab
     return step
 
 
-def metric_share(settings: argparse.Namespace) -> dict[str, float]:
+def metric_share(settings: Settings) -> dict[str, float]:
     device = torch.device(settings.device)
     task = build_ours(settings.size, settings.window).to(device).eval()
     confusion = Confusion(CLASSES).to(device)
@@ -171,7 +196,7 @@ def metric_share(settings: argparse.Namespace) -> dict[str, float]:
     return {**medians, "share": medians["update"] / sum(medians.values())}
 
 
-def large_step(mode: Any, settings: argparse.Namespace) -> Callable[[], None]:
+def large_step(mode: Any, settings: Settings) -> Callable[[], None]:
     """Segments a large image; its memory is the image's already."""
     backbone = SwinTransformerV2(16, (2, 2, 2, 2), (1, 2, 4, 8), settings.window)
     inference = Inference(mode, crop_size=512, stride=340)
@@ -186,7 +211,7 @@ def large_step(mode: Any, settings: argparse.Namespace) -> Callable[[], None]:
     return step
 
 
-def training_peak(name: str, settings: argparse.Namespace, threads: int, queue: Any) -> None:
+def training_peak(name: str, settings: Settings, threads: int, queue: Any) -> None:
     torch.set_num_threads(threads)
     MODELS[name][0](64, settings.window)  # brings in the libraries
     gc.collect()
@@ -196,7 +221,7 @@ def training_peak(name: str, settings: argparse.Namespace, threads: int, queue: 
     queue.put(peak_bytes(step, settings.device) - before)
 
 
-def large_peak(mode: str, settings: argparse.Namespace, threads: int, queue: Any) -> None:
+def large_peak(mode: str, settings: Settings, threads: int, queue: Any) -> None:
     torch.set_num_threads(threads)
     step = large_step(mode, settings)
     gc.collect()
@@ -204,17 +229,7 @@ def large_peak(mode: str, settings: argparse.Namespace, threads: int, queue: Any
     queue.put(peak_bytes(step, settings.device) - before)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--size", type=int, default=512)
-    parser.add_argument("--window", type=int, default=8)
-    parser.add_argument("--batch-size", type=int, default=2)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--precision", choices=("32", "bf16"), default="32")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--json")
-    settings = parser.parse_args()
+def main(settings: Settings) -> None:
 
     where = torch.cuda.get_device_name() if settings.device.startswith("cuda") else f"{torch.get_num_threads()} threads"
     sizes = {
@@ -262,4 +277,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(parse_settings(Settings, __doc__))

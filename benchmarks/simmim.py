@@ -12,18 +12,18 @@ rounds' ratios (theirs to ours). Target: at least 1.1×.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from benchmarks.measuring import autocast, compare
+from benchmarks.measuring import autocast, compare, parse_settings
 from swinv2_tasks.backbone import swinv2_base, swinv2_tiny
 from swinv2_tasks.datamodules.datasets.simmim import random_mask
 from swinv2_tasks.tasks import SimMIMTask
@@ -50,7 +50,32 @@ def build_theirs(task: SimMIMTask, size: int, window: int) -> nn.Module:
     return Swinv2ForMaskedImageModeling(config)
 
 
-def training_step(model: nn.Module, loss: Callable[[], Tensor], settings: argparse.Namespace) -> Callable[[], None]:
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and how.
+
+    Args:
+        rounds: timed steps of each model.
+        size: sides of the images in pixels.
+        window: in tokens.
+        variant: size of Swin V2.
+        batch_size: images of a batch.
+        precision: of the operations.
+        device: cpu or cuda.
+        json: file to write the figures to as well.
+    """
+
+    rounds: int = 5
+    size: int = 192
+    window: int = 12
+    variant: Literal["tiny", "base"] = "tiny"
+    batch_size: int = 8
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    json: str | None = None
+
+
+def training_step(model: nn.Module, loss: Callable[[], Tensor], settings: Settings) -> Callable[[], None]:
     optimizer = AdamW(model.parameters(), lr=1e-4)
 
     def step() -> None:
@@ -63,7 +88,7 @@ def training_step(model: nn.Module, loss: Callable[[], Tensor], settings: argpar
     return step
 
 
-def training(settings: argparse.Namespace) -> dict[str, Any]:
+def training(settings: Settings) -> dict[str, Any]:
     task = SimMIMTask(
         FACTORIES[settings.variant](window_size=settings.window, drop_path_rate=0.1), norm_target_patch_size=0
     )
@@ -79,17 +104,17 @@ def training(settings: argparse.Namespace) -> dict[str, Any]:
     return compare(steps, settings.rounds, settings.device)
 
 
-def batch(settings: argparse.Namespace) -> tuple[Tensor, Tensor]:
+def batch(settings: Settings) -> tuple[Tensor, Tensor]:
     images = torch.randn(settings.batch_size, 3, settings.size, settings.size, device=settings.device)
     return images, draw_masks(settings).to(settings.device)
 
 
-def draw_masks(settings: argparse.Namespace) -> Tensor:
+def draw_masks(settings: Settings) -> Tensor:
     patches = (settings.size // MASK_PATCH,) * 2
     return torch.stack([random_mask(patches, RATIO) for _ in range(settings.batch_size)])
 
 
-def parts(settings: argparse.Namespace) -> dict[str, float]:
+def parts(settings: Settings) -> dict[str, float]:
     """Median seconds of drawing a batch's masks, and of normalizing its targets."""
     task = SimMIMTask(FACTORIES[settings.variant](window_size=settings.window), norm_target_patch_size=WINDOW)
     images, _ = batch(settings)
@@ -99,7 +124,7 @@ def parts(settings: argparse.Namespace) -> dict[str, float]:
     }
 
 
-def median_seconds(call: Callable[[], Any], settings: argparse.Namespace) -> float:
+def median_seconds(call: Callable[[], Any], settings: Settings) -> float:
     seconds = []
     for number in range(21):
         start = time.perf_counter()
@@ -111,17 +136,7 @@ def median_seconds(call: Callable[[], Any], settings: argparse.Namespace) -> flo
     return statistics.median(seconds)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--size", type=int, default=192)
-    parser.add_argument("--window", type=int, default=12)
-    parser.add_argument("--variant", choices=FACTORIES, default="tiny")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", help="file for all figures")
-    settings = parser.parse_args()
+def main(settings: Settings) -> None:
     torch.manual_seed(0)
     found = training(settings)
     ours = found["seconds"]["ours"]
@@ -132,8 +147,8 @@ def main() -> None:
         print(f"{name}: {1000 * seconds:.1f} ms, {seconds / ours:.2%} of a step, target for both {PARTS_TARGET:.0%}")
     if settings.json:
         with open(settings.json, "w") as file:
-            json.dump({**found, "settings": vars(settings), "torch": torch.__version__}, file, indent=2)
+            json.dump({**found, "settings": asdict(settings), "torch": torch.__version__}, file, indent=2)
 
 
 if __name__ == "__main__":
-    main()
+    main(parse_settings(Settings, __doc__))

@@ -26,7 +26,6 @@ seeds.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import dataclasses
 import itertools
@@ -36,7 +35,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +44,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from benchmarks.measuring import parse_settings
 from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.backbone.attention import WindowAttention
 from swinv2_tasks.backbone.swin_v2 import SwinBlock
@@ -141,7 +141,32 @@ class Run:
         return f"{kind}_C{self.embed_dim}_{'-'.join(map(str, self.depths))}_lr{self.lr:g}_seed{self.seed}.json"
 
 
-def plan(settings: argparse.Namespace) -> list[Run]:
+@dataclass(frozen=True)
+class Settings:
+    """What is trained.
+
+    Args:
+        data: folder of the layout of ImageNet; the default is sample data.
+        seeds: trainings of each kind.
+        rates: learning rates.
+        steps: steps of each training.
+        batch_size: images of a batch.
+        image_size: sides of the images in pixels.
+        output: folder of the runs and their tables.
+        reduced: a minute's worth: tiny models, few steps, one seed.
+    """
+
+    data: str | None = None
+    seeds: int = 3
+    rates: list[float] = field(default_factory=lambda: [3e-4, 1e-3, 3e-3])
+    steps: int = 120
+    batch_size: int = 24
+    image_size: int = 32
+    output: Path = Path("runs/stability")
+    reduced: bool = False
+
+
+def plan(settings: Settings) -> list[Run]:
     """All runs; those of a seed together, so that an interrupted study has whole seeds."""
     sizes = [(16, (2, 2, depth, 2)) for depth in (6, 18, 42)] + [(dim, (2, 2, 6, 2)) for dim in (32, 64)]
     if settings.reduced:
@@ -376,20 +401,9 @@ def draw(results: Results, picture: Path) -> None:
     figure.savefig(picture, dpi=80)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="folder of the layout of ImageNet; the default is sample data")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rates", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3], help="learning rates")
-    parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--batch-size", type=int, default=24)
-    parser.add_argument("--image-size", type=int, default=32)
-    parser.add_argument("--output", type=Path, default=Path("runs/stability"))
-    parser.add_argument("--reduced", action="store_true", help="a minute's worth: tiny models, few steps, one seed")
-    settings = parser.parse_args(arguments)
+def main(settings: Settings) -> None:
     if settings.reduced:
-        settings.seeds, settings.steps, settings.batch_size, settings.image_size = 1, 40, 8, 16
-        settings.rates = [1e-3, 3e-2]
+        settings = replace(settings, seeds=1, steps=40, batch_size=8, image_size=16, rates=[1e-3, 3e-2])
 
     root = settings.data
     if root is None:
@@ -402,4 +416,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(parse_settings(Settings, __doc__))

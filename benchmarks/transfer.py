@@ -21,17 +21,18 @@ data of its own where none is named.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import statistics
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
 
+from benchmarks.measuring import parse_settings
 from swinv2_tasks import tasks
 from swinv2_tasks.cli.tasks_cli import run
 from swinv2_tasks.commands.sample_data import sample_data
@@ -217,27 +218,40 @@ def draw(runs: Sequence[Run], picture: Path) -> None:
     figure.savefig(picture, dpi=80)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--signs")
-    parser.add_argument("--sample")
-    parser.add_argument("--tasks", nargs="+", choices=STUDIES, default=[*STUDIES])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--output", default="runs/transfer")
-    parser.add_argument("--reduced", action="store_true")
-    settings = parser.parse_args(arguments)
+@dataclass(frozen=True)
+class Settings:
+    """What is trained.
+
+    Args:
+        signs: folder of photographs of the layout of ImageNet.
+        sample: folder of the sample data; written where none is named.
+        tasks: what is trained.
+        seeds: trainings of each kind.
+        output: folder of the runs and their tables.
+        reduced: one seed, small data and few steps: whether it runs at all.
+    """
+
+    signs: str | None = None
+    sample: str | None = None
+    tasks: list[Literal["signs", "segmentation", "detection"]] = field(default_factory=lambda: [*STUDIES])
+    seeds: int = 3
+    output: str = "runs/transfer"
+    reduced: bool = False
+
+
+def main(settings: Settings) -> None:
 
     output = Path(settings.output)
-    if settings.sample is None:
-        settings.sample = str(output / "sample")
-        sample_data(settings.sample)
     if settings.signs is None and not settings.reduced:
-        parser.error("--signs FOLDER: the photographs that the trainings are for")
-    scenes = Path(settings.sample) / "ade20k"
+        sys.exit("--signs FOLDER: the photographs that the trainings are for")
+    sample = Path(settings.sample or output / "sample")
+    if settings.sample is None:
+        sample_data(str(sample))
+    scenes = sample / "ade20k"
     data = {
-        "signs": [f"--data.root={settings.signs or Path(settings.sample) / 'imagenet'}"],
+        "signs": [f"--data.root={settings.signs or sample / 'imagenet'}"],
         "segmentation": [f"--data.root={scenes}", f"--data.class_names={scenes / 'objectInfo.txt'}"],
-        "detection": [f"--data.root={Path(settings.sample) / 'coco'}"],
+        "detection": [f"--data.root={sample / 'coco'}"],
     }
     runs: list[Run] = []
     for seed in range(1 if settings.reduced else settings.seeds):
@@ -252,4 +266,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(parse_settings(Settings, __doc__))

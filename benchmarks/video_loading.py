@@ -1,6 +1,6 @@
 """Speed of reading clips: this package's reader beside decord alone and PyAV from the start of the file.
 
-    python -m benchmarks.video_loading [FILE|FOLDER] [--frames 32] [--stride 2] [--rounds 5] [--opens 2000] [--check]
+    python -m benchmarks.video_loading [--source FILE|FOLDER] [--frames 32] [--stride 2] [--opens 2000] [--check]
 
 Without a source it writes H.264 mp4 files itself, and measures short ones (300 frames), a long one (9,000 frames) and
 all in one folder. Each reader reads the same clips, at random places, one thread, from opening the file to uint8 RGB
@@ -13,18 +13,18 @@ its first clip: the processor's time for the views of a video with and without, 
 
 from __future__ import annotations
 
-import argparse
 import gc
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import av
 import numpy as np
 
-from benchmarks.measuring import resident
+from benchmarks.measuring import parse_settings, resident
 from swinv2_tasks.datamodules.datasets.video import EvaluatedClips
 from swinv2_tasks.datamodules.readers.video_packets import forget_indices
 from swinv2_tasks.datamodules.readers.videos import Video, list_videos
@@ -170,15 +170,28 @@ def measure_check(title: str, paths: list[str], sampling: FrameSampling, rounds:
         )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", nargs="?")
-    parser.add_argument("--frames", type=int, default=32)
-    parser.add_argument("--stride", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--opens", type=int, default=0)
-    parser.add_argument("--check", action="store_true")
-    settings = parser.parse_args()
+@dataclass(frozen=True)
+class Settings:
+    """What is read, and how.
+
+    Args:
+        source: file or folder of videos; the default is synthetic ones.
+        frames: of a clip.
+        stride: between them.
+        rounds: timed readings.
+        opens: how often files are opened to see whether memory grows; 0: not at all.
+        check: measure what checking whole videos costs.
+    """
+
+    source: str | None = None
+    frames: int = 32
+    stride: int = 2
+    rounds: int = 5
+    opens: int = 0
+    check: bool = False
+
+
+def main(settings: Settings) -> None:
 
     sampling = FrameSampling(settings.frames, settings.stride)
     report = measure_check if settings.check else measure
@@ -200,4 +213,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(parse_settings(Settings, __doc__))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import importlib
 import json
 from pathlib import Path
 
@@ -10,7 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+import benchmarks
 from benchmarks import data_efficiency, stability, transfer
+from benchmarks.measuring import parse_settings
 from swinv2_tasks.backbone import BiasTable, SwinTransformerV2
 from swinv2_tasks.tasks import ClassificationTask
 from tests.helpers.tiny import BACKBONE, new_data, new_trainer, write_images
@@ -56,8 +60,8 @@ def test_transfer_deviation_of_a_bias(images: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_transfer_in_small(tmp_path: Path) -> None:
-    command = ["--reduced", f"--output={tmp_path}"]
-    transfer.main(command)
+    settings = transfer.Settings(reduced=True, output=str(tmp_path))
+    transfer.main(settings)
     with (tmp_path / "runs.csv").open(newline="") as file:
         runs = list(csv.DictReader(file))
     expected = {(task, bias) for task in transfer.STUDIES for bias in transfer.BIASES}
@@ -70,7 +74,7 @@ def test_transfer_in_small(tmp_path: Path) -> None:
         assert picture.width > picture.height
     before = (tmp_path / "runs.csv").read_bytes()
     trained = {path: path.stat().st_mtime_ns for path in tmp_path.glob("trained/*/0/weights.safetensors")}
-    transfer.main(command)
+    transfer.main(settings)
     assert (tmp_path / "runs.csv").read_bytes() == before
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("trained/*/0/weights.safetensors")} == trained
     assert len(trained) == len(expected)
@@ -81,7 +85,7 @@ def test_transfer_in_small(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_stability_in_small_is_written_and_finished_runs_are_not_made_again(tmp_path: Path) -> None:
-    stability.main(["--reduced", f"--output={tmp_path}"])
+    stability.main(stability.Settings(reduced=True, output=tmp_path))
     with (tmp_path / "runs.csv").open(newline="") as file:
         runs = list(csv.DictReader(file))
     with (tmp_path / "amplitudes.csv").open(newline="") as file:
@@ -99,7 +103,7 @@ def test_stability_in_small_is_written_and_finished_runs_are_not_made_again(tmp_
     before = {file: file.stat().st_mtime_ns for file in kept}
     expected = json.loads(lost.read_text())
     lost.unlink()
-    stability.main(["--reduced", f"--output={tmp_path}"])
+    stability.main(stability.Settings(reduced=True, output=tmp_path))
     assert {file: file.stat().st_mtime_ns for file in kept} == before
     assert {**json.loads(lost.read_text()), "seconds": 0} == {**expected, "seconds": 0}
 
@@ -111,8 +115,8 @@ def test_stability_in_small_is_written_and_finished_runs_are_not_made_again(tmp_
 def test_data_efficiency_in_small_is_written_and_finished_runs_are_not_made_again(tmp_path: Path) -> None:
     data = write_images(tmp_path / "data", train=8, val=2)
     (tmp_path / "data" / "classes.csv").unlink()
-    arguments = [f"--data={data}", f"--output={tmp_path / 'out'}", "--reduced", "--shares", "0.5", "1"]
-    data_efficiency.main(arguments)
+    settings = data_efficiency.Settings(data, tmp_path / "out", shares=[0.5, 1], reduced=True)
+    data_efficiency.main(settings)
     with (tmp_path / "out" / "runs.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {(row["start"], row["share"], row["images"]) for row in rows} == {
@@ -122,5 +126,37 @@ def test_data_efficiency_in_small_is_written_and_finished_runs_are_not_made_agai
     assert (tmp_path / "out" / "data_efficiency.md").read_text().count("±") == 4
     assert Image.open(tmp_path / "out" / "data_efficiency.png").size[0] > 400
     runs = sorted((tmp_path / "out" / "runs").glob("*/*"))
-    data_efficiency.main(arguments)
+    data_efficiency.main(settings)
     assert sorted((tmp_path / "out" / "runs").glob("*/*")) == runs
+
+
+# ---- settings
+
+
+BENCHMARKS = sorted(path.stem for path in Path(benchmarks.__path__[0]).glob("[a-z]*.py") if path.stem != "measuring")
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_benchmark_says_what_can_be_set(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    module = importlib.import_module(f"benchmarks.{name}")
+    with pytest.raises(SystemExit) as end:
+        parse_settings(module.Settings, module.__doc__, ["--help"])
+    assert end.value.code == 0
+    printed = capsys.readouterr().out
+    assert module.__doc__.splitlines()[2] in printed
+    assert all(f"--{setting.name}" in printed for setting in dataclasses.fields(module.Settings))
+
+
+def test_settings_are_what_the_arguments_say() -> None:
+    given = ["--batch-size", "4", "--rates", "1e-3", "0.03", "--reduced", "--output=here"]
+    settings = parse_settings(stability.Settings, None, given)
+    assert settings == stability.Settings(batch_size=4, rates=[1e-3, 0.03], reduced=True, output=Path("here"))
+    assert parse_settings(stability.Settings, None, []) == stability.Settings()
+
+
+@pytest.mark.parametrize("given", [["--batchsize=4"], ["--rates", "fast"], ["--output"]])
+def test_wrong_settings_are_refused(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse_settings(stability.Settings, None, given)
+    assert end.value.code == 2
+    assert given[0].partition("=")[0].removeprefix("--") in capsys.readouterr().err
