@@ -30,9 +30,9 @@ from swinv2_tasks.commands.memory.estimate import (
     available,
     changes,
     cheapest,
-    levers,
+    memory_saving_plans,
 )
-from swinv2_tasks.commands.memory.planned_training import Training, described
+from swinv2_tasks.commands.memory.planned_training import Training, read_training
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.files import replace_file
 
@@ -81,7 +81,7 @@ def memory(
     if not values_of(split_options(arguments), "--config"):
         raise UserError(f"memory needs --config CONFIG, as fit does. Configs: {', '.join(known_configs())}.")
 
-    training = described(arguments, num_classes, processes)
+    training = read_training(arguments, num_classes, processes)
     estimates = Estimates(training, device)
     base = estimates[training.plan]
     console = Console()
@@ -89,8 +89,8 @@ def memory(
     for note in training.notes:
         console.print(f"[dim]{note}[/dim]", highlight=False)
 
-    alternatives = [base, *(estimates[plan] for plan in levers(training))]
-    console.print(levers_table(alternatives, training, None if size is None else available(size)))
+    alternatives = [base, *(estimates[plan] for plan in memory_saving_plans(training))]
+    console.print(plans_table(alternatives, training, None if size is None else available(size)))
 
     found = None
     if size is not None:
@@ -144,14 +144,16 @@ def parts_table(estimate: Estimate) -> Table:
     row("all", step.sum("weights"), *(step.sum(kind) for kind in kinds))
     if step.buffers:
         row("buffers", None, step.buffers)
-    row("under way", None, step.working)
-    if estimate.copies:
-        row("copies", None, estimate.copies)
-    row("peak", None, step.peak + estimate.copies, style="bold")
+    row("temporary buffers", None, step.temporary)
+    if estimate.ema_copy:
+        row("EMA copy", None, estimate.ema_copy)
+    if estimate.ddp_buckets:
+        row("DDP buckets", None, estimate.ddp_buckets)
+    row("peak", None, step.peak + estimate.ema_copy + estimate.ddp_buckets, style="bold")
     return table
 
 
-def levers_table(estimates: Sequence[Estimate], training: Training, room: int | None) -> Table:
+def plans_table(estimates: Sequence[Estimate], training: Training, room: int | None) -> Table:
     table = Table(
         title=f"on each of {training.processes} processes" if training.processes > 1 else "what would change it"
     )
@@ -200,10 +202,11 @@ def record(
         "notes": [*training.notes],
         "parts": [{**asdict(part), "total": part.total} for part in base.step.parts],
         "buffers": base.step.buffers,
-        "working": base.step.working,
-        "copies": base.copies,
-        "peak": base.step.peak + base.copies,
-        "levers": [plain(estimate) for estimate in estimates],
+        "temporary": base.step.temporary,
+        "ema_copy": base.ema_copy,
+        "ddp_buckets": base.ddp_buckets,
+        "peak": base.step.peak + base.ema_copy + base.ddp_buckets,
+        "plans": [plain(estimate) for estimate in estimates],
         "gpu": None if gpu is None else {"bytes": gpu, "available": available(gpu)},
         "fits": None if gpu is None else base.total <= available(gpu),
         "cheapest": None if found is None else plain(found),

@@ -38,8 +38,10 @@ class Estimate:
     plan: Plan
     total: int
     step: StepMemory
-    copies: int
-    """The average of the weights, and the buckets in which processes exchange gradients."""
+    ema_copy: int
+    """The average of the weights."""
+    ddp_buckets: int
+    """In which processes exchange gradients."""
 
 
 # ---- what plans take
@@ -60,11 +62,10 @@ class Estimates:
     def __getitem__(self, plan: Plan) -> Estimate:
         step = self._step(replace(plan, sharding="none"))
         processes = self.training.processes
-        total = total_bytes(step, plan.sharding, processes)
-        copies = _average(self.training, step, plan.sharding) + (
-            step.sum("gradients") if processes > 1 and plan.sharding != "full" else 0
-        )
-        return Estimate(plan, total + copies, step, copies)
+        ema_copy = _ema_copy(self.training, step, plan.sharding)
+        ddp_buckets = step.sum("gradients") if processes > 1 and plan.sharding != "full" else 0
+        total = total_bytes(step, plan.sharding, processes) + ema_copy + ddp_buckets
+        return Estimate(plan, total, step, ema_copy, ddp_buckets)
 
     def _new_step(self, plan: Plan) -> StepMemory:
         training = self.training
@@ -87,14 +88,14 @@ class Estimates:
         )
 
 
-def _average(training: Training, step: StepMemory, sharding: Sharding) -> int:
+def _ema_copy(training: Training, step: StepMemory, sharding: Sharding) -> int:
     if not training.averaged:
         return 0
     return (step.sum("parameters") + step.buffers) // (training.processes if sharding == "full" else 1)
 
 
 def total_bytes(step: StepMemory, sharding: Sharding, processes: int) -> int:
-    """The most that a step takes on each of several processes, without copies."""
+    """The most that a step takes on each of several processes, without EMA copy and DDP buckets."""
     left = 1 - 1 / processes
     if sharding == "none" or processes == 1:
         return step.peak
@@ -107,8 +108,8 @@ def total_bytes(step: StepMemory, sharding: Sharding, processes: int) -> int:
     return max(step.passes_peak - round(left * held) + whole, step.optimizer_peak - round(left * (held + scratch)))
 
 
-def levers(training: Training) -> list[Plan]:
-    """Plans that each change one thing about a training."""
+def memory_saving_plans(training: Training) -> list[Plan]:
+    """Plans that each change one memory-saving option of a training."""
     plan, plans = training.plan, []
     if not all(stage.use_checkpoint for stage in training.task.backbone.stages):
         plans.append(replace(plan, checkpointed=True))
@@ -125,7 +126,7 @@ def levers(training: Training) -> list[Plan]:
 
 
 def takes_eight_bits(training: Training) -> bool:
-    """Whether there is an optimizer that does as a training's own with states in 8 bits."""
+    """Whether there is an optimizer that does as a training's own with 8-bit states."""
     adamw = optimizer_class(training.task.optimizer) is torch.optim.AdamW
     return adamw and training.plan.sharding != "full" and find_spec("bitsandbytes") is not None
 
@@ -180,8 +181,11 @@ def least_bytes(base: Estimate, plan: Plan, processes: int) -> int:
 
 
 def candidates(training: Training) -> Iterator[Plan]:
-    """Plans by what they cost: nothing; sharded optimizer states; batches down to 8; blocks computed again; smaller
-    batches; attention in chunks; everything sharded; optimizer states in 8 bits; parameters in bfloat16."""
+    """Plans by what they cost, the cheapest first.
+
+    Nothing; sharded optimizer states; batches down to 8; activation checkpointing; smaller batches; attention in
+    chunks; everything sharded; 8-bit optimizer states; parameters in bfloat16.
+    """
     plan = training.plan
     kinds: list[Sharding] = [plan.sharding]
     if training.processes > 1:
@@ -216,12 +220,12 @@ def changes(plan: Plan, training: Training) -> list[tuple[str, str]]:
         arguments = f"--data.batch_size {plan.batch_size} --trainer.accumulate_grad_batches {plan.accumulated}"
         found.append((f"batch {plan.batch_size}, {plan.accumulated} accumulated", arguments))
     if plan.checkpointed:
-        found.append(("blocks computed again", "--model.backbone.init_args.checkpoint_stages true"))
+        found.append(("activation checkpointing", "--model.backbone.init_args.checkpoint_stages true"))
     if plan.chunk is not None:
         argument = f"--model.backbone.init_args.attention_chunk_size {plan.chunk}"
-        found.append((f"attention to {plan.chunk} windows at once", argument))
+        found.append((f"attention in chunks of {plan.chunk} windows", argument))
     if plan.eight_bit:
-        found.append(("optimizer states in 8 bits", f"--model.optimizer {EIGHT_BIT}"))
+        found.append(("8-bit optimizer states", f"--model.optimizer {EIGHT_BIT}"))
     if plan.precision != base.precision:
         found.append((f"parameters in {plan.precision}", f"--trainer.precision {plan.precision}"))
     return found

@@ -59,58 +59,78 @@ class Training:
         return self.data.example_batch(batch_size, getattr(self.task, "num_classes", 0))
 
 
-def described(arguments: Sequence[str], num_classes: int | None = None, processes: int | None = None) -> Training:
+def read_training(arguments: Sequence[str], num_classes: int | None = None, processes: int | None = None) -> Training:
     """The training that arguments of ``fit`` describe.
 
     Args:
         arguments: as on the command line, ``--config`` among them.
         num_classes: number of classes; None: that of the data, or the usual one where there is no dataset.
         processes: of the training; None: as the config says.
+
+    Raises:
+        UserError: for a mistake in the arguments, or data or a task that cannot be asked.
     """
     config = run_as(ParseOnlyCLI, "fit", arguments).config["fit"]
-    data = _instantiated("data", LightningDataModule, config["data"].as_dict())
+    trainer = config["trainer"]
+    notes: list[str] = []
+
+    data = _instantiate("data", LightningDataModule, config["data"].as_dict())
     if not isinstance(data, TaskData) or data.batch_size is None:
         raise UserError(
             f"memory needs a training batch to go by, which {type(data).__name__} does not give: derive it from "
             "swinv2_tasks.TaskData, and give it batch_size and a method example_batch"
         )
-    notes = []
+
     model = copy.deepcopy(config["model"].as_dict())
+    init_args = model.setdefault("init_args", {})
+    init_args["weights"] = None  # whatever they are, they take no more
     if "num_classes" in inspect.signature(resolve_name(model["class_path"])).parameters:
         if num_classes is None:
-            num_classes, note = classes_of(data)
+            num_classes, note = count_classes(data)
             notes += [note] if note else []
-        model.setdefault("init_args", {})["num_classes"] = num_classes
-    model["init_args"]["weights"] = None  # whatever they are, they take no more
+        init_args["num_classes"] = num_classes
     with torch.device("meta"):
-        task = _instantiated("model", LightningModule, model)
+        task = _instantiate("model", LightningModule, model)
     if not isinstance(task, BaseTask):
         raise UserError(f"memory knows the tasks of this package, not {type(task).__name__}")
-    trainer = config["trainer"]
-    strategy = trainer["strategy"]
-    name = strategy if isinstance(strategy, str) else strategy["class_path"]
-    sharding: Sharding = "none"
-    if re.search(r"Sharded|ModelParallel|fsdp", name, re.IGNORECASE):
-        sharding = "full"
-    elif "Zero" in name:
-        sharding = "optimizer"
+
+    sharding = _sharding_of(trainer["strategy"])
     if processes is None:
-        devices = trainer["devices"]
-        counted = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdecimal() else 1
-        processes = max(1, counted) * trainer["num_nodes"]
+        processes = _count_processes(trainer)
         if sharding != "none" and processes == 1:
-            notes.append("on 1 process; --processes N tells of how many the shares are")
-    averages = [one for one in trainer["callbacks"] or [] if _class_path(one).endswith("WeightAveraging")]
-    averaged = any(str((_arguments(one)).get("device")) != "cpu" for one in averages)
-    plan = Plan(
-        _precision(trainer["precision"]), data.batch_size, trainer["accumulate_grad_batches"], sharding=sharding
-    )
+            notes.append("on 1 process; --processes N tells over how many it is sharded")
     if data.example_note is not None:
         notes.append(data.example_note)
-    return Training(task, data, plan, processes, averaged, tuple(notes))
+
+    precision, accumulated = _full_name(trainer["precision"]), trainer["accumulate_grad_batches"]
+    plan = Plan(precision, data.batch_size, accumulated, sharding=sharding)
+    return Training(task, data, plan, processes, _averages_weights(trainer["callbacks"] or []), tuple(notes))
 
 
-def _instantiated(name: str, base: type, part: dict[str, Any]) -> Any:
+def _sharding_of(strategy: Any) -> Sharding:
+    name = strategy if isinstance(strategy, str) else strategy["class_path"]
+    if re.search(r"Sharded|ModelParallel|fsdp", name, re.IGNORECASE):
+        return "full"
+    return "optimizer" if "Zero" in name else "none"
+
+
+def _count_processes(trainer: Any) -> int:
+    devices = trainer["devices"]
+    number = 1  # auto: nobody knows of which machine
+    if isinstance(devices, list):
+        number = len(devices)
+    elif str(devices).isdecimal():
+        number = int(devices)
+    return max(1, number) * trainer["num_nodes"]
+
+
+def _averages_weights(callbacks: Sequence[Any]) -> bool:
+    """Whether callbacks keep an average of the weights on the device."""
+    averages = [callback for callback in callbacks if _class_path(callback).endswith("WeightAveraging")]
+    return any(str(_arguments(callback).get("device")) != "cpu" for callback in averages)
+
+
+def _instantiate(name: str, base: type, part: dict[str, Any]) -> Any:
     parser = TasksArgumentParser()
     parser.add_lightning_class_args(base, name, subclass_mode=True)
     return parser.instantiate_classes(parser.parse_object({name: part}))[name]
@@ -125,14 +145,14 @@ def _arguments(part: Any) -> dict[str, Any]:
     return {} if arguments is None else dict(arguments.as_dict() if hasattr(arguments, "as_dict") else arguments)
 
 
-def _precision(stated: Any) -> str:
+def _full_name(precision: Any) -> str:
     """Lightning's full name of a precision."""
     return {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "None": "32-true"}.get(
-        str(stated), str(stated)
+        str(precision), str(precision)
     )
 
 
-def classes_of(data: Any) -> tuple[int, str]:
+def count_classes(data: Any) -> tuple[int, str]:
     """Number of classes of a dataset, and what to say where it was assumed."""
     try:
         return data.num_classes, ""

@@ -1,4 +1,4 @@
-"""The command ``memory``: every config gets figures, levers do what they say, and what is said to fit is what fits."""
+"""The command ``memory``: every config gets figures, options save what they say, and what is said to fit fits."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from swinv2_tasks.commands.memory.estimate import (
     changes,
     cheapest,
     least_bytes,
-    levers,
+    memory_saving_plans,
 )
-from swinv2_tasks.commands.memory.planned_training import described
+from swinv2_tasks.commands.memory.planned_training import read_training
 from swinv2_tasks.errors import UserError
 
 ALL = sorted(str(path.relative_to(shipped_configs())) for path in shipped_configs().rglob("*.yaml"))
@@ -35,7 +35,7 @@ SMALL += ["--model.backbone.init_args.depths=[1,1,1]"]
     "name", [pytest.param(name, marks=[] if name == "imagenet.yaml" else pytest.mark.slow) for name in CONFIGS]
 )
 def test_every_config_gets_an_estimate(name: str) -> None:
-    training = described([f"--config={name}"])
+    training = read_training([f"--config={name}"])
     for device in ("cuda", "cpu") if name.startswith("demo") else ("cuda",):  # a CPU takes many small steps
         found = Estimates(training, device)[training.plan]
         step = found.step
@@ -43,7 +43,7 @@ def test_every_config_gets_an_estimate(name: str) -> None:
         assert all(part.activations > 0 for part in step.parts)
         assert all(part.gradients == part.parameters for part in step.parts)
         assert step.sum("optimizer") == 2 * step.sum("parameters")  # AdamW everywhere
-        assert step.working >= 0
+        assert step.temporary >= 0
         held = step.sum("parameters") + step.sum("gradients") + step.sum("optimizer") + step.sum("activations")
         assert held < found.total < 2**44
 
@@ -52,53 +52,54 @@ def test_every_config_gets_an_estimate(name: str) -> None:
 def test_overlays_count(name: str) -> None:
     arguments = SMALL if name == "ema" else ["--config=imagenet.yaml"]
     overlay = [*arguments, f"--config=overlays/{name}.yaml"]
-    plain, over = (described([*given, "--data.batch_size=2"]) for given in (arguments, overlay))
+    plain, over = (read_training([*given, "--data.batch_size=2"]) for given in (arguments, overlay))
     before, after = (Estimates(one, "cuda")[one.plan] for one in (plain, over))
     if name == "ema":  # the average of the weights
-        assert after.copies == after.step.sum("parameters") + after.step.buffers
-        assert after.total == before.total + after.copies
+        assert after.ema_copy == after.step.sum("parameters") + after.step.buffers
+        assert after.total == before.total + after.ema_copy
     else:
         assert after.total < before.total / 4
 
 
 def test_overridden_values_count() -> None:
-    training = described([*SMALL, "--model.backbone.init_args.checkpoint_stages=true", "--trainer.precision=bf16"])
+    training = read_training([*SMALL, "--model.backbone.init_args.checkpoint_stages=true", "--trainer.precision=bf16"])
     assert training.plan.precision == "bf16-mixed"
-    plain = described([*SMALL, "--trainer.precision=bf16"])
+    plain = read_training([*SMALL, "--trainer.precision=bf16"])
     found, before = (Estimates(one, "cuda")[one.plan].step for one in (training, plain))
     assert found.sum("activations") < before.sum("activations") / 2
 
 
 def test_classes_are_the_data_s_or_stated_or_assumed_and_said(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("a\nb\nc\n")
-    stated = described([*SMALL, f"--data.class_names={tmp_path}/classes.txt"])
+    stated = read_training([*SMALL, f"--data.class_names={tmp_path}/classes.txt"])
     assert (stated.task.num_classes, stated.notes) == (3, ())
-    assert described(SMALL, num_classes=7).task.num_classes == 7
-    assumed = described([*SMALL, f"--data.root={tmp_path}/none"])
+    assert read_training(SMALL, num_classes=7).task.num_classes == 7
+    assumed = read_training([*SMALL, f"--data.root={tmp_path}/none"])
     assert assumed.task.num_classes == 1000
     assert "1000 classes assumed" in assumed.notes[0]
-    assert described(["--config=paper/swinv2_base_22k_w12_192.yaml"]).task.num_classes == 21_841
+    assert read_training(["--config=paper/swinv2_base_22k_w12_192.yaml"]).task.num_classes == 21_841
 
 
 def test_detection_takes_the_largest_images_of_a_batch() -> None:
-    plain = described(["--config=coco.yaml"])
+    plain = read_training(["--config=coco.yaml"])
     assert plain.data.largest_size() == (800, 1333)
-    assert described(["--config=coco.yaml", "--data.aspect_ratio_grouping=false"]).data.largest_size() == (1333, 1333)
-    jittered = described(["--config=coco.yaml", "--data.augmentation=ScaleJitterAugmentation"])
+    mixed = read_training(["--config=coco.yaml", "--data.aspect_ratio_grouping=false"])
+    assert mixed.data.largest_size() == (1333, 1333)
+    jittered = read_training(["--config=coco.yaml", "--data.augmentation=ScaleJitterAugmentation"])
     assert jittered.data.largest_size() == (1024, 1024)
     assert any("objects" in note for note in plain.notes)
 
 
 def test_shares_of_processes() -> None:
-    training = described([*SMALL, "--trainer.devices=4"])
+    training = read_training([*SMALL, "--trainer.devices=4"])
     assert training.processes == 4
     estimates = Estimates(training, "cuda")
     kinds = {plan.sharding: plan for plan in reversed([*candidates(training)])}
     whole, optimizer, full = (estimates[kinds[kind]] for kind in ("none", "optimizer", "full"))
     assert whole.plan == training.plan
     step = whole.step
-    assert whole.copies == step.sum("gradients")  # what processes exchange
-    assert full.copies == 0
+    assert whole.ddp_buckets == step.sum("gradients")  # what processes exchange
+    assert full.ddp_buckets == 0
     saved = whole.total - optimizer.total
     assert saved == pytest.approx(0.75 * step.sum("optimizer"), rel=0.01)
     assert full.total < optimizer.total
@@ -119,7 +120,7 @@ def test_sizes_that_are_none_are_refused(text: str) -> None:
 
 
 def test_the_cheapest_that_fits_fits_as_the_arguments_say() -> None:
-    training = described(SMALL)
+    training = read_training(SMALL)
     estimates = Estimates(training, "cuda")
     total = estimates[training.plan].total
     for share in (1.0, 0.7, 0.5):
@@ -128,7 +129,7 @@ def test_the_cheapest_that_fits_fits_as_the_arguments_say() -> None:
         assert found.total <= share * total
         assert (found.plan == training.plan) == (share == 1.0)
         arguments = [part for _, text in changes(found.plan, training) for part in text.split()]
-        again = described([*SMALL, *arguments])
+        again = read_training([*SMALL, *arguments])
         assert Estimates(again, "cuda")[again.plan].total == found.total
         assert again.plan.batch_size * again.plan.accumulated == 16
     assert cheapest(estimates, training, 2**20) is None
@@ -136,21 +137,21 @@ def test_the_cheapest_that_fits_fits_as_the_arguments_say() -> None:
 
 def test_optimizer_states_in_8_bits() -> None:
     """Two moments of a byte and, of 256 values each, a scale in float32; the tables of values are one for all."""
-    training = described(SMALL)
+    training = read_training(SMALL)
     estimates = Estimates(training, "cuda")
     plan = replace(training.plan, eight_bit=True)
-    assert plan in [*levers(training), *candidates(training)]
+    assert plan in [*memory_saving_plans(training), *candidates(training)]
     ((_, arguments),) = changes(plan, training)
     for precision in ("32-true", "bf16-true"):
         found = estimates[replace(plan, precision=precision)]
         assert found.step.sum("optimizer") == pytest.approx(2 * (1 + 4 / 256) * found.step.sum("weights"), rel=0.05)
-        again = described([*SMALL, *arguments.split(), f"--trainer.precision={precision}"])
+        again = read_training([*SMALL, *arguments.split(), f"--trainer.precision={precision}"])
         assert Estimates(again, "cuda")[again.plan].total == found.total
-        assert not any(one.eight_bit for one in [*levers(again), *candidates(again)])
+        assert not any(one.eight_bit for one in [*memory_saving_plans(again), *candidates(again)])
 
 
 def test_plans_that_cannot_fit_are_passed_over() -> None:
-    training = described([*SMALL, "--trainer.devices=2"])
+    training = read_training([*SMALL, "--trainer.devices=2"])
     estimates = Estimates(training, "cuda")
     base = estimates[training.plan]
     for kind, eight_bit in (
@@ -179,8 +180,9 @@ def test_the_command_prints_and_writes(
     assert found["fits"] is True
     assert found["gpu"]["available"] == available(24 * GIB) < 24 * GIB
     parts = sum(part["total"] for part in found["parts"])
-    assert found["peak"] == parts + found["buffers"] + found["working"] + found["copies"]
-    assert found["levers"][0]["bytes"] == found["peak"]
+    beside = sum(found[name] for name in ("buffers", "temporary", "ema_copy", "ddp_buckets"))
+    assert found["peak"] == parts + beside
+    assert found["plans"][0]["bytes"] == found["peak"]
 
 
 def test_what_does_not_fit_is_said_with_a_way(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,8 @@ from swinv2_tasks.backbone import (
     swinv2_tiny,
 )
 from swinv2_tasks.commands.memory import step_memory as module
-from swinv2_tasks.commands.memory.step_memory import StepMemory, optimizer_share, step_memory
+from swinv2_tasks.commands.memory.allocations import AllocationLog
+from swinv2_tasks.commands.memory.step_memory import StepMemory, measure_optimizer, step_memory
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.tasks import ClassificationTask
 
@@ -99,9 +100,9 @@ def test_adamw_on_a_gpu_makes_a_copy_of_all_weights_in_its_step() -> None:
     """One root of all second moments at once; on a CPU it takes one parameter after the other."""
     with torch.device("meta"):
         task = ClassificationTask(small(), CLASSES)
-    assert optimizer_share(task, "cuda", torch.float32).at_once
-    assert optimizer_share(task, "cuda", torch.float32).scratch == pytest.approx(1, abs=0.1)
-    assert not optimizer_share(task, "cpu", torch.float32).at_once
+    assert measure_optimizer(task, "cuda", torch.float32).at_once
+    assert measure_optimizer(task, "cuda", torch.float32).scratch == pytest.approx(1, abs=0.1)
+    assert not measure_optimizer(task, "cpu", torch.float32).at_once
 
 
 def test_frozen_stages_have_no_gradients() -> None:
@@ -116,9 +117,9 @@ def real_step(size: int, side: int, **settings: Any) -> tuple[int, int]:
     """Bytes kept at the end of the forward pass of a step with data, and the most in its passes, without weights."""
     task = ClassificationTask(small(**settings), CLASSES).train()
     with module.isolated_cache():  # as in a process that has not seen such maps before
-        log = module._Log()
+        log = AllocationLog()
         for tensor in task.parameters():
-            log.known(tensor)
+            log.ignore(tensor)
         with log:
             made = batch(size, side)
             loss = task.loss(task(made["image"]), made["label"])
@@ -165,7 +166,7 @@ def test_blocks_that_repeat_count_as_often_as_they_are_there(
         return SwinTransformerV2(32, (2, 12), (1, 2), 8, **given)
 
     short = estimate(deep, size=8, device=device, **settings)
-    monkeypatch.setattr(module, "_shorten", lambda task: {})
+    monkeypatch.setattr(module, "_keep_first_blocks", lambda task: {})
     long = estimate(deep, size=8, device=device, **settings)
     assert short.sum("activations") == pytest.approx(long.sum("activations"), rel=0.005)
     assert short.peak == pytest.approx(long.peak, rel=0.005)
