@@ -201,13 +201,6 @@ def test_a_checkpoint_goes_to_the_device_asked_for(images: Path, tmp_path: Path)
 # ---- compiled
 
 
-@pytest.fixture
-def fresh_compiler() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
-
-
 def loss_and_gradients(task: ClassificationTask) -> list[Tensor]:
     loss = task.training_step(batch(), 0)
     loss.backward()

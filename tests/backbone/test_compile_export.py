@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,11 +17,7 @@ from tests.helpers.checkpoints import randomize
 WHOLE, PADDED = (32, 32), (27, 34)  # maps of 8×8 and 4×4; 7×9 and 4×5
 
 
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 def small_model(**kwargs: Any) -> SwinTransformerV2:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,33 +10,28 @@ import pytest
 
 from swinv2_tasks.cli.main import main
 from swinv2_tasks.datamodules import SimMIMDataModule
-from tests.helpers import motions, objects, photos, scenes, tiny
+from tests.helpers import photos, tiny
+from tests.helpers.broken_files import cut_off
 from tests.helpers.processes import run
+from tests.helpers.tiny_tasks import TINY_TASKS
 
-TASKS: dict[str, tuple[Callable[[Path], Path], Callable[..., Path], str, int]] = {
-    "classification": (tiny.write_images, tiny.write_config, "val/n02/n02_1.jpg", 12),
-    "segmentation": (scenes.write_scenes, scenes.write_config, "images/validation/scene_2.jpg", 5),
-    "detection": (objects.write_objects, objects.write_config, "val2017/val_3.jpg", 5),
-    "video": (motions.write_motions, motions.write_config, "val/val000002___000000_000001.mp4", 8),
-    "SimMIM": (photos.write_photos, photos.write_config, "", 6),
+EVALUATED = {
+    "classification": ("val/n02/n02_1.jpg", 12),
+    "segmentation": ("images/validation/scene_2.jpg", 5),
+    "mask_rcnn": ("val2017/val_3.jpg", 5),
+    "video": ("val/val000002___000000_000001.mp4", 8),
+    "simmim": ("", 6),
 }
-"""What writes data and a config, the evaluated file that will be cut off, and how many are evaluated."""
+"""Of each task the evaluated file that will be cut off, and how many are evaluated."""
 
 
-def cut_off(path: Path) -> Path:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    return path
-
-
-def spoiled(task: str, folder: Path) -> tuple[Path, Path, int]:
+def spoiled(name: str, folder: Path) -> tuple[Path, Path, int]:
     """A config, a file that cannot be read any more, and the number of files."""
-    write, write_config, name, number = TASKS[task]
-    root = write(folder / "data")
-    if not name:  # every so many-th of the images is evaluated
-        data = photos_of(root)
-        name = str(Path(data[1]).relative_to(root))
-    (path,) = [one for one in root.rglob("*.*") if str(one.relative_to(root)) == name]
-    return write_config(folder / "config.yaml", root), cut_off(path), number
+    task = TINY_TASKS[name]
+    root = task.write_data(folder / "data")
+    file, number = EVALUATED[name]
+    path = root / file if file else Path(photos_of(root)[1])  # every so many-th of the photos is evaluated
+    return task.config(folder, root), cut_off(path), number
 
 
 def photos_of(root: Path) -> list[str]:
@@ -50,7 +44,7 @@ def samples(folder: Path, kind: str) -> dict[str, Any]:
     return json.loads(next(folder.rglob(f"{kind}_samples.json")).read_text())
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", EVALUATED)
 def test_what_an_evaluation_left_out_is_named_beside_the_score(
     task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -89,7 +83,7 @@ def test_whole_data_leave_nothing_out(tmp_path: Path, capsys: pytest.CaptureFixt
 
 @pytest.mark.slow
 def test_processes_count_together(tmp_path: Path) -> None:
-    config, bad, number = spoiled("detection", tmp_path)
+    config, bad, number = spoiled("mask_rcnn", tmp_path)
     done = run(["validate", f"--config={config}", "--data.faulty_samples=skip"], tmp_path, processes=2)
     assert done.status == 0, done.errors
     assert done.errors.count(f"the scores are of {number - 1} of {number} samples") == 1

@@ -16,13 +16,8 @@ from PIL import Image
 from swinv2_tasks.callbacks import ClassificationPredictions
 from swinv2_tasks.callbacks.figures import LearningCurve, draw_contact_sheet, draw_learning_curve
 from swinv2_tasks.errors import UserError
+from tests.helpers.runs import read_table
 from tests.helpers.tiny import new_data, new_task, new_trainer
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
 
 # ---- learning curve
 
@@ -89,7 +84,7 @@ def test_curve_is_drawn_when_training_is_interrupted(images: Path, tmp_path: Pat
             trainer.fit(new_task(), new_data(images))
     finally:
         signal.signal(signal.SIGINT, handler)  # Lightning ignores further interrupts while it ends
-    assert {row["epoch"] for row in rows(tmp_path / "metrics.csv")} == {"0"}
+    assert {row["epoch"] for row in read_table(tmp_path / "metrics.csv")} == {"0"}
     with Image.open(tmp_path / "learning_curve.png") as picture:
         assert picture.size[0] >= 500
 
@@ -141,7 +136,7 @@ def predict(images: Path, folder: Path, classes: int, pictures: int = 48) -> Non
 @pytest.mark.parametrize(("classes", "shown"), [(3, 3), (7, 5)])
 def test_table_holds_the_best_classes_of_each_image(classes: int, shown: int, images: Path, tmp_path: Path) -> None:
     predict(images, tmp_path, classes)
-    table = rows(tmp_path / "out" / "predictions.csv")
+    table = read_table(tmp_path / "out" / "predictions.csv")
     assert {row["path"] for row in table} == {str(path) for path in (images / "val").rglob("*.jpg")}
     best = [f"{what}{k}" for k in range(1, shown + 1) for what in ("id", "name", "score")]
     assert list(table[0]) == ["path", *best, "error"]
@@ -156,7 +151,7 @@ def test_contact_sheet_shows_no_more_images_than_asked_for(images: Path, tmp_pat
     predict(images, tmp_path, 3, pictures=2)
     with Image.open(tmp_path / "out" / "contact_sheet.png") as picture:
         assert picture.size == (440, 310)
-    assert len(rows(tmp_path / "out" / "predictions.csv")) == 12
+    assert len(read_table(tmp_path / "out" / "predictions.csv")) == 12
 
 
 def test_a_file_in_the_place_of_the_folder_is_told_before_the_work(images: Path, tmp_path: Path) -> None:

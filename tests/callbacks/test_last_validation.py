@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +13,7 @@ from lightning.pytorch.callbacks import Timer
 
 from swinv2_tasks.callbacks import LastValidation
 from swinv2_tasks.cli.main import main
+from tests.helpers.runs import read_table
 from tests.helpers.tiny import new_data, new_task, new_trainer, write_config
 
 
@@ -87,8 +87,7 @@ def test_a_longer_training_continues_by_the_interval(images: Path, tmp_path: Pat
     folder = tmp_path / "runs" / "tiny" / "0"
 
     def validated() -> list[tuple[str, str]]:
-        with (folder / "metrics.csv").open(newline="") as file:
-            return [(row["epoch"], row["step"]) for row in csv.DictReader(file) if row["val/loss"]]
+        return [(row["epoch"], row["step"]) for row in read_table(folder / "metrics.csv") if row["val/loss"]]
 
     assert validated() == [("1", "5"), ("2", "8")]
     assert json.loads((folder / "summary.json").read_text())["last_metrics"]["epoch"] == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,8 @@ from lightning.pytorch.loggers import CSVLogger
 
 from swinv2_tasks.callbacks import Throughput, throughput
 from swinv2_tasks.training.optim import CosineSchedule
+from tests.helpers.runs import read_table
 from tests.helpers.tiny import new_data, new_task, new_trainer
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
 
 # ---- learning rate and speed
 
@@ -29,7 +23,7 @@ def test_learning_rate_is_that_of_the_step_it_is_logged_with(images: Path, tmp_p
     task = new_task(schedule=CosineSchedule(warmup_epochs=1, warmup_lr=1e-6, min_lr=0.0, base_batch_size=0))
     logger = CSVLogger(tmp_path, name="", version="")
     new_trainer(tmp_path, Throughput(), logger=logger, max_epochs=2, log_every_n_steps=1).fit(task, new_data(images))
-    rates = [float(row["lr"]) for row in rows(tmp_path / "metrics.csv") if row["lr"]]
+    rates = [float(row["lr"]) for row in read_table(tmp_path / "metrics.csv") if row["lr"]]
     warmup = [1e-6, 1e-6 + (1e-3 - 1e-6) / 3, 1e-6 + (1e-3 - 1e-6) * 2 / 3]
     cosine = [1e-3 * (1 + math.cos(math.pi * step / 3)) / 2 for step in range(3)]
     assert rates == pytest.approx(warmup + cosine, rel=1e-5)
@@ -56,6 +50,6 @@ def test_images_per_second_are_averaged_over_steps(
     monkeypatch.setattr(throughput, "time", clock)
     trainer = new_trainer(tmp_path, clock, Throughput(every_n_steps=3), logger=logger, log_every_n_steps=1)
     trainer.fit(new_task(), new_data(images, batch_size=2))  # 9 steps
-    speeds = {int(row["step"]): float(row["img/s"]) for row in rows(tmp_path / "metrics.csv") if row["img/s"]}
+    speeds = {int(row["step"]): float(row["img/s"]) for row in read_table(tmp_path / "metrics.csv") if row["img/s"]}
     assert min(speeds) == 2
     assert [speeds[step] for step in (2, 5, 8)] == pytest.approx([4 / (2 + 3), 6 / (4 + 5 + 6), 6 / (7 + 8 + 9)])

@@ -22,6 +22,7 @@ from swinv2_tasks.cli.configs import find_config, known_configs
 from swinv2_tasks.cli.main import main
 from swinv2_tasks.cli.parser import ParsedTrainer, int_before_float
 from swinv2_tasks.errors import UserError
+from tests.helpers.broken_files import cut_off
 from tests.helpers.runs import has_left_nothing, user_error
 from tests.helpers.tiny import QUIET, new_task, write_config, write_images
 
@@ -280,15 +281,11 @@ def test_an_empty_class_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFi
     assert f"{root / 'train'}: n02" in message
 
 
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
 @pytest.mark.parametrize(
     ("damage", "reason", "workers"),
     [
-        (truncate, "runcated", 0),
-        (truncate, "runcated", 2),
+        (cut_off, "runcated", 0),
+        (cut_off, "runcated", 2),
         (lambda path: path.write_bytes(b""), "0 bytes", 0),
         (lambda path: path.write_text("not a picture"), "not an image", 0),
     ],
@@ -310,7 +307,7 @@ def test_an_unreadable_training_image_ends_the_run_without_a_checkpoint(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = write_images(tmp_path / "images")
-    truncate(root / "train" / "n03" / "n03_5.jpg")
+    cut_off(root / "train" / "n03" / "n03_5.jpg")
     config = write_config(tmp_path / "config.yaml", root)
     message = user_error(capsys, "fit", f"--config={config}", f"--runs={tmp_path / 'runs'}")
     assert "n03_5.jpg" in message
@@ -323,12 +320,12 @@ def html(path: Path) -> None:
 
 def half_safetensors(path: Path) -> None:
     save_file({name: value.clone() for name, value in new_task().state_dict().items()}, path)
-    truncate(path)
+    cut_off(path)
 
 
 def half_pickle(path: Path) -> None:
     torch.save(new_task().state_dict(), path)
-    truncate(path)
+    cut_off(path)
 
 
 WRONG_FILES: list[tuple[str, Callable[[Path], Any], list[str]]] = [

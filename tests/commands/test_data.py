@@ -24,7 +24,8 @@ from swinv2_tasks.datamodules import ImageNetDataModule, KineticsDataModule
 from swinv2_tasks.datamodules.readers.video_verdicts import Findings, Verdict, VerdictFile, look_up
 from swinv2_tasks.errors import UserError
 from tests.helpers import motions, tiny
-from tests.helpers.films import cut_off, scramble, spoil_last_key_frame, write_film, write_sound
+from tests.helpers.broken_files import cut_off, scramble
+from tests.helpers.films import spoil_last_key_frame, write_film, write_sound
 from tests.helpers.processes import is_alive, start, wait_for
 from tests.helpers.tiny import write_images
 

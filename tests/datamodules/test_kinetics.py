@@ -15,7 +15,8 @@ import torch
 from swinv2_tasks.datamodules import KineticsAugmentation, KineticsDataModule
 from swinv2_tasks.datamodules.readers.video_lists import list_labels, listed_videos, read_label_map
 from swinv2_tasks.errors import UserError
-from tests.helpers.films import GRAY_STEP, cut_off, write_film
+from tests.helpers.broken_files import cut_off
+from tests.helpers.films import GRAY_STEP, write_film
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 

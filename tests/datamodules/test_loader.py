@@ -24,6 +24,7 @@ from swinv2_tasks.datamodules import ImageNetDataModule
 from swinv2_tasks.datamodules.base import BaseDataModule
 from swinv2_tasks.datamodules.loader import BatchLoader, BatchOrder, FaultPolicy, FileOrder, group_batches
 from swinv2_tasks.errors import UserError
+from tests.helpers.broken_files import cut_off
 from tests.helpers.processes import wait_for
 from tests.helpers.tiny import AUGMENTATION, new_data, write_images
 
@@ -233,12 +234,8 @@ def corrupted(tmp_path: Path) -> Path:
     """18 training and 6 validation images, of which two and one are cut off in the middle."""
     root = write_images(tmp_path / "corrupted", val=2)
     for name in ("train/n01/n01_2.jpg", "train/n03/n03_0.jpg", "val/n02/n02_1.jpg"):
-        cut(root / name)
+        cut_off(root / name)
     return root
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def data_of(root: Path, **arguments: Any) -> ImageNetDataModule:

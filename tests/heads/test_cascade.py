@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
@@ -12,19 +12,14 @@ from torchvision.ops import box_iou
 
 from swinv2_tasks.heads import CascadeMaskRCNNConfig
 from swinv2_tasks.heads.batch_norm import BatchNorm2d
-from swinv2_tasks.heads.cascade import CascadeMaskRCNN, giou_loss
+from swinv2_tasks.heads.cascade import giou_loss
 from swinv2_tasks.heads.mask_rcnn import SampledProposals
 from swinv2_tasks.heads.torchvision_internals import BoxCoder
 from swinv2_tasks.inference.detection import pad_images
-from tests.helpers.checkpoints import randomize
-from tests.helpers.detectors import CHANNELS, CLASSES, IMAGES, SETTINGS, STRIDES, new_maps, new_target, spied
+from tests.helpers import detectors
+from tests.helpers.detectors import CLASSES, IMAGES, new_maps, new_target, spied
 
-
-def new_head(**settings: Any) -> CascadeMaskRCNN:
-    torch.manual_seed(0)
-    head = CascadeMaskRCNNConfig(**{**SETTINGS, **settings}).build(CHANNELS, STRIDES, CLASSES)
-    randomize(head)
-    return head
+new_head = partial(detectors.new_head, CascadeMaskRCNNConfig)
 
 
 def test_the_box_branch_is_that_of_the_papers() -> None:

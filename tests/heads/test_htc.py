@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
@@ -12,17 +12,12 @@ from torchvision.ops import box_iou, roi_align
 
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.heads import HTCConfig
-from swinv2_tasks.heads.htc import HTC, InformationFlowMaskBranch, stuff_loss
+from swinv2_tasks.heads.htc import InformationFlowMaskBranch, stuff_loss
 from swinv2_tasks.inference.detection import pad_images
-from tests.helpers.checkpoints import randomize
-from tests.helpers.detectors import CHANNELS, CLASSES, IMAGES, SETTINGS, STRIDES, new_maps, new_target, spied
+from tests.helpers import detectors
+from tests.helpers.detectors import IMAGES, new_maps, new_target, spied
 
-
-def new_head(**settings: Any) -> HTC:
-    torch.manual_seed(0)
-    head = HTCConfig(**{**SETTINGS, **settings}).build(CHANNELS, STRIDES, CLASSES)
-    randomize(head)
-    return head
+new_head = partial(detectors.new_head, HTCConfig)
 
 
 def test_mask_branches_are_trained_on_the_boxes_that_their_stage_refined() -> None:

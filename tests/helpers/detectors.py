@@ -7,18 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swinv2_tasks.heads import MaskRCNNConfig
+from swinv2_tasks.heads import DetectorConfig, MaskRCNNConfig
 from swinv2_tasks.heads.cascade import CascadeMaskRCNN
-from swinv2_tasks.heads.mask_rcnn import MaskRCNN, SampledProposals
+from swinv2_tasks.heads.mask_rcnn import SampledProposals
 from tests.helpers.checkpoints import randomize
 
 CHANNELS, STRIDES, CLASSES = (8, 16, 24, 32), (4, 8, 16, 32), 5
 SETTINGS: dict[str, Any] = {"channels": 16, "representation_size": 32, "post_nms_top_n": 60, "batch_size_per_image": 40}
 
 
-def new_head(**settings: Any) -> MaskRCNN:
+def new_head(config: type[DetectorConfig] = MaskRCNNConfig, **settings: Any) -> Any:
+    """A detector with random weights, the same in each call."""
     torch.manual_seed(0)
-    head = MaskRCNNConfig(**{**SETTINGS, **settings}).build(CHANNELS, STRIDES, CLASSES)
+    head = config(**{**SETTINGS, **settings}).build(CHANNELS, STRIDES, CLASSES)
     randomize(head)
     return head
 

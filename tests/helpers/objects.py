@@ -16,14 +16,12 @@ from swinv2_tasks.heads import DetectorConfig, MaskRCNNConfig
 from swinv2_tasks.sample_data.writer import annotation
 from swinv2_tasks.tasks import DetectionTask
 from swinv2_tasks.training.optim import StepSchedule
-from tests.helpers.tiny import QUIET, as_config, merge
+from tests.helpers.tiny import BACKBONE, QUIET, as_config, merge
 
 CATEGORIES = {3: "red square", 5: "green disc", 90: "blue bar"}
 """Ids with gaps, and names."""
 
 COLORS = {3: (220, 40, 40), 5: (40, 220, 40), 90: (40, 40, 220)}
-
-BACKBONE: dict[str, Any] = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}
 
 DETECTOR: dict[str, Any] = {"channels": 16, "representation_size": 32, "post_nms_top_n": 50, "batch_size_per_image": 32}
 

@@ -13,14 +13,12 @@ from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.heads import UPerNet
 from swinv2_tasks.tasks import SegmentationTask
 from swinv2_tasks.training.optim import LinearSchedule
-from tests.helpers.tiny import QUIET, merge
+from tests.helpers.tiny import BACKBONE, QUIET, merge
 
 COLORS = np.array([(0, 0, 0), (200, 40, 40), (40, 200, 40), (40, 40, 200)])
 """Of labels 0 to 3; 0 is unlabeled."""
 
 NAMES = ["red clay", "green moss", "blue slate"]
-
-BACKBONE: dict[str, Any] = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}
 
 DATA: dict[str, Any] = {"crop_size": 32, "resize": [64, 32], "batch_size": 4, "num_workers": 0}
 

@@ -1,6 +1,5 @@
 """The sample data: what lies on disk is whole, consistent and the same every time."""
 
-import csv
 import json
 import os
 import signal
@@ -21,6 +20,7 @@ from swinv2_tasks.commands.sample_data import sample_data
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.sample_data.shapes import MOTIONS, OUTLINES, detection_scene, motion_clip
 from swinv2_tasks.sample_data.writer import annotation, generator, write_sample_data
+from tests.helpers.runs import read_table
 
 SCALE = 0.12
 SMALLEST = 1e-6  # one file of everything
@@ -37,11 +37,6 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def contents(root: Path) -> dict[str, bytes]:
     """Every file below a folder, by its path within."""
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 # Writing
@@ -156,7 +151,7 @@ def test_the_command_says_what_lies_where(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_imagenet_folders_are_the_named_ids(sample: Path) -> None:
-    names = {row["id"]: row["name"] for row in read_csv(sample / "imagenet/class_names.csv")}
+    names = {row["id"]: row["name"] for row in read_table(sample / "imagenet/class_names.csv")}
     assert sorted(names.values()) == sorted(OUTLINES)
     for split in ("train", "val"):
         folders = sorted((sample / "imagenet" / split).iterdir())
@@ -281,7 +276,7 @@ def test_ade20k_unlabelled_pixels_are_the_dark_lines(sample: Path) -> None:
 def test_kinetics_clips_decode_to_what_was_painted(sample: Path, split: str) -> None:
     decord = pytest.importorskip("decord")
     root = sample / "kinetics"
-    rows = read_csv(root / f"{split}.csv")
+    rows = read_table(root / f"{split}.csv")
     assert list(rows[0]) == ["label", "youtube_id", "time_start", "time_end", "split"]
     assert {row["label"] for row in rows} == set(MOTIONS) == set((root / "label_map.txt").read_text().splitlines())
     files = set()

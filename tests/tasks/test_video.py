@@ -15,7 +15,7 @@ from swinv2_tasks.cli.main import main
 from swinv2_tasks.datamodules import KineticsDataModule
 from swinv2_tasks.tasks import VideoClassificationTask
 from swinv2_tasks.weights import load_weights, save_weights
-from tests.helpers.films import cut_off
+from tests.helpers.broken_files import cut_off
 from tests.helpers.motions import DATA, LABELS, new_video_task, write_config, write_motions
 from tests.helpers.processes import run_together
 from tests.helpers.runs import evaluate, fit, from_last, last_checkpoint, predict, read_scores, read_table

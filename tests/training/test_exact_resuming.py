@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import signal
@@ -13,6 +12,7 @@ import pytest
 
 from tests.helpers.processes import run, send_at, start, wait_for
 from tests.helpers.resuming import EMA, RESUME, assert_same_training, write_run
+from tests.helpers.runs import read_table
 from tests.helpers.tiny import write_images
 
 ACCUMULATION = {
@@ -29,8 +29,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def metrics(folder: Path) -> list[dict[str, str]]:
-    with (folder / "runs" / "tiny" / "0" / "metrics.csv").open(newline="") as file:
-        return [{name: cell for name, cell in row.items() if name != "img/s"} for row in csv.DictReader(file)]
+    rows = read_table(folder / "runs" / "tiny" / "0" / "metrics.csv")
+    return [{name: cell for name, cell in row.items() if name != "img/s"} for row in rows]
 
 
 CASES: dict[str, dict[str, Any]] = {

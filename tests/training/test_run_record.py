@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import math
@@ -20,6 +19,7 @@ from swinv2_tasks.cli.main import main
 from swinv2_tasks.training import run_folder as runs
 from swinv2_tasks.training.run_record import best_metrics, last_metrics
 from tests.helpers.processes import ROOT, run, send_at, start, wait_for
+from tests.helpers.runs import read_column
 from tests.helpers.tiny import write_config
 
 
@@ -42,9 +42,7 @@ def test_the_commit_is_that_of_the_package(tmp_path: Path) -> None:
 
 def test_the_summary_agrees_with_the_metrics(trained: Path) -> None:
     summary = json.loads((trained / "summary.json").read_text())
-    with (trained / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    losses = [float(row["val/loss"]) for row in rows if row["val/loss"]]
+    losses = read_column(trained, "val/loss")
     assert summary["status"] == "finished" and (summary["epochs"], summary["steps"]) == (8, 24)
     assert summary["best_metrics"]["val/loss"] == min(losses)
     assert summary["last_metrics"]["val/loss"] == losses[-1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from pathlib import Path
@@ -23,6 +22,7 @@ from swinv2_tasks.weights import load_weights
 from swinv2_tasks.weights.files import find_corruption, read_checkpoint
 from tests.helpers import objects, photos, scenes
 from tests.helpers.processes import Result, run, run_together
+from tests.helpers.runs import read_column
 from tests.helpers.tiny import BACKBONE, QUIET, write_config, write_images
 
 FSDP = ["--config=overlays/fsdp.yaml"]
@@ -40,8 +40,7 @@ def together(arguments: list[str], folder: Path, processes: int) -> Result:
 
 def losses(folder: Path) -> list[float]:
     """The validation loss of each epoch."""
-    with (folder / "0" / "metrics.csv").open(newline="") as file:
-        return [float(row["val/loss"]) for row in csv.DictReader(file) if row.get("val/loss")]
+    return read_column(folder / "0", "val/loss")
 
 
 @pytest.fixture(scope="module")

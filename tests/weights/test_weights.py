@@ -29,6 +29,7 @@ from swinv2_tasks.weights import load_weights, save_weights
 from swinv2_tasks.weights.files import read_checkpoint
 from swinv2_tasks.weights.formats import FORMATS, detect_format, from_official, to_official
 from swinv2_tasks.weights.saving import checkpoint_record
+from tests.helpers.broken_files import cut_off
 from tests.helpers.checkpoints import (
     CHANNELS,
     DEPTHS,
@@ -614,22 +615,17 @@ def write_official(path: Path, **kwargs: Any) -> Path:
     return path
 
 
-def cut(path: Path, share: float = 0.6) -> None:
-    content = path.read_bytes()
-    path.write_bytes(content[: int(len(content) * share)])
-
-
 def truncated_zip(path: Path) -> None:
-    cut(write_official(path))
+    cut_off(write_official(path), 0.6)
 
 
 def truncated_legacy(path: Path) -> None:
-    cut(write_official(path, _use_new_zipfile_serialization=False))
+    cut_off(write_official(path, _use_new_zipfile_serialization=False), 0.6)
 
 
 def half_safetensors(path: Path) -> None:
     save_file(official_state(), path)
-    cut(path)
+    cut_off(path, 0.6)
 
 
 @pytest.mark.parametrize(

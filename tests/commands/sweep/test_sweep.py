@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
@@ -23,21 +22,19 @@ from swinv2_tasks.errors import UserError
 from swinv2_tasks.inference.segmentation import Inference
 from swinv2_tasks.weights import save_weights
 from tests.helpers import motions, objects, photos, processes, scenes, tiny
+from tests.helpers.runs import read_scores, read_table
 
 QUIETLY = [f"--trainer.{name}={value}" for name, value in tiny.QUIET.items()]
 
 
 def table(folder: Path) -> list[dict[str, str]]:
-    with (folder / "sweep.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+    return read_table(folder / "sweep.csv")
 
 
 def validated(folder: Path, *arguments: str) -> dict[str, float]:
     """What ``validate`` logs of its metrics."""
     assert main(["validate", *arguments, *QUIETLY, f"--runs={folder}", "--name=plain"]) == 0
-    with (folder / "plain" / "0" / "metrics.csv").open(newline="") as file:
-        (row,) = csv.DictReader(file)
-    return {name: float(cell) for name, cell in row.items() if name.startswith("val/") and cell}
+    return read_scores(folder / "plain" / "0")
 
 
 def check_row(row: dict[str, str], metrics: dict[str, float]) -> None:

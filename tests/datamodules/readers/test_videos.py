@@ -19,7 +19,8 @@ from swinv2_tasks.datamodules.readers.video_packets import index_video
 from swinv2_tasks.datamodules.readers.videos import Video, find_corruption, list_videos
 from swinv2_tasks.errors import UserError
 from tests.helpers import video_matrix
-from tests.helpers.films import count_as, cut_off, number_of, picture, rotate, scramble, write_film, write_sound
+from tests.helpers.broken_files import cut_off, scramble
+from tests.helpers.films import count_as, number_of, picture, rotate, write_film, write_sound
 
 
 def frames_of(path: Path, indices: Any) -> np.ndarray:
