@@ -56,7 +56,9 @@ def test_top_level_help_imports_nothing_heavy() -> None:
 
 
 def test_the_module_is_the_program() -> None:
-    done = subprocess.run([sys.executable, "-m", "swinv2_tasks", "predikt"], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-m", "swinv2_tasks", "predikt"], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 1
     assert done.stderr.startswith("swinv2-tasks: no command 'predikt'; did you mean 'predict'?")
     assert "Traceback" not in done.stderr
