@@ -75,6 +75,7 @@ def watch(source: BinaryIO, target: BinaryIO, is_error: bool, found: list[str]) 
 
 
 def main(command: list[str]) -> int:
+    """Runs a command and lists its bad lines; returns the exit status, 2 where there is no command."""
     if not command:
         print(__doc__, file=sys.stderr)
         return 2

@@ -19,7 +19,7 @@ Settings = TypeVar("Settings")
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
-    """Leaves the lines of a benchmark's description as they are."""
+    """Leaves the lines of a benchmark's description unchanged."""
 
 
 def parse_settings(cls: type[Settings], description: str | None, arguments: Sequence[str] | None = None) -> Settings:

@@ -30,8 +30,10 @@ def without_working_folder() -> Iterator[None]:
 
 
 def follow_parent() -> None:
-    """Ends this process when the one that started it ends, however that ends. Signals are the other's to deal with:
-    Ctrl-C in a terminal reaches all processes of a command."""
+    """Ends this process when the one that started it ends, however that ends.
+
+    Signals are the other's to deal with: Ctrl-C in a terminal reaches all processes of a command.
+    """
     parent: Any = multiprocessing.parent_process()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

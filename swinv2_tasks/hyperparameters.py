@@ -33,6 +33,7 @@ class Recorded:
     __signature__ = _ConstructorSignature()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Makes the object and records its arguments, before its ``__init__`` runs."""
         self = super().__new__(cls)
         # bind_partial: copying and unpickling come here without arguments and restore init_args afterwards.
         bound = inspect.signature(cls.__init__).bind_partial(self, *args, **kwargs)
@@ -86,8 +87,9 @@ def task_record(contents: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def recorded_arguments(cls: type, arguments: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Arguments that ``Recorded`` wrote for a constructor, ready to call it: mappings become the dataclasses and the
-    recorded settings that they were.
+    """Arguments that ``Recorded`` wrote for a constructor, ready to call it.
+
+    Mappings become the dataclasses and the recorded settings that they were.
 
     Raises:
         UserError: when ``Recorded`` cannot have written them: names of classes to build, say, which would be code of

@@ -165,6 +165,7 @@ class WindowAttention(nn.Module):
         return torch.where(allowed[:, None], bias, -math.inf)
 
     def train(self, mode: bool = True) -> WindowAttention:
+        """Switches between training and evaluation, and drops the cached bias."""
         self._cached_bias = None  # what was changed through .data, as weight averaging does, counts no version
         return super().train(mode)
 

@@ -37,6 +37,7 @@ class CPUCosineAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(qkv: Tensor, scale: Tensor, bias: Tensor, q_bias: Tensor, v_bias: Tensor) -> Tensor:
+        """Returns the attended values (B, W, N, C) of qkv (B, W, N, 3·C), in its type."""
         heads, tokens = len(scale), qkv.shape[2]
         wide = bias.dtype
         q_bias = q_bias.to(wide).view(heads, -1)
@@ -63,11 +64,13 @@ class CPUCosineAttention(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """Keeps what the backward pass starts from; the rest is recomputed from it."""
         ctx.save_for_backward(*inputs[:4])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, ...]:
+        """Returns the gradients of qkv, scale, bias, q_bias and v_bias for that of the output, (B, W, N, C)."""
         qkv, scale, bias, q_bias = ctx.saved_tensors
         heads = len(scale)
         narrow, wide = qkv.dtype, bias.dtype

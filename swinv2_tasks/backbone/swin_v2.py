@@ -38,6 +38,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps each token by itself: x (…, C) → (…, C)."""
         return self.fc2(self.act(self.fc1(x)))
 
 
@@ -68,7 +69,7 @@ class SwinBlock(nn.Module):
         self.norm3 = nn.LayerNorm(dim) if extra_norm else None
 
     def forward(self, x: Tensor, window: Size, pretrained_window: Size) -> Tensor:
-        """x (B, S…, C) → the same shape, attending within ``window``."""
+        """Attends within ``window`` and maps each token: x (B, S…, C) → the same shape."""
         x = x + self.drop_path(self.norm1(self.attend(x, window, pretrained_window)))
         x = x + self.drop_path(self.norm2(self.mlp(x)))
         return x if self.norm3 is None else self.norm3(x)
@@ -81,6 +82,7 @@ class SwinBlock(nn.Module):
         initialize(self)
 
     def attend(self, x: Tensor, window: Size, pretrained_window: Size) -> Tensor:
+        """Attends within windows of x (B, S…, C), shifted in every other block; the residual is not added."""
         grid = WindowGrid.fit(tuple(x.shape[1:-1]), window, shifted=self.shifted)
         if not torch.compiler.is_compiling():
             x = to_autocast_type(x)  # what the first linear layer would do, before the copies
@@ -170,7 +172,7 @@ class SwinStage(nn.Module):
         self.downsample = PatchMerging(dim) if downsample else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, S…, C) → the map before the downsample, (B, S…, C)."""
+        """Returns the map before the downsample, (B, S…, C), of x (B, S…, C)."""
         pretrained = self.pretrained_window_size or effective_window(tuple(x.shape[1:-1]), self.window_size)
         for block in self.blocks:
             if self.use_checkpoint and self.training and torch.is_grad_enabled():
@@ -350,6 +352,7 @@ class SwinTransformerV2(nn.Module):
 
     @property
     def strides(self) -> tuple[int | Size, ...]:
+        """Input pixels per cell of each map, from the largest map to the smallest; a tuple where axes differ."""
         space = [tuple(p * 2**i for p in self.patch_size[-2:]) for i in range(len(self.depths))]
         if self.axes == 3:
             return tuple((self.patch_size[0], *stride) for stride in space)
@@ -393,6 +396,7 @@ class SwinTransformerV2(nn.Module):
         return [self.patch_embed, *self.layers[: self.frozen_stages]] if self.frozen_stages else []
 
     def train(self, mode: bool = True) -> SwinTransformerV2:
+        """Switches between training and evaluation; frozen stages stay in evaluation."""
         super().train(mode)
         for module in self._frozen():
             module.eval()  # no drop path in stages that do not learn

@@ -60,6 +60,7 @@ class WindowGrid:
 
     @property
     def needs_mask(self) -> bool:
+        """Whether some tokens of a window must not attend to each other: those wrapped by the shift, or padding."""
         return any(self.shift) or self.padded != self.size
 
 

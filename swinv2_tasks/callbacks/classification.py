@@ -31,13 +31,16 @@ class ClassificationPredictions(Predictions):
         self.images = images
 
     def columns(self, task: Any) -> list[str]:
+        """Id, name and score of each of the top 5 classes, or of as many as there are."""
         return [f"{what}{k}" for k in range(1, min(5, task.num_classes) + 1) for what in ("id", "name", "score")]
 
     def parts(self, outputs: Any, batch: Any) -> Iterable[tuple[str, Any]]:
+        """Yields each image's file with its top class indices and their scores."""
         rows = zip(outputs["classes"].tolist(), outputs["scores"].tolist(), strict=True)
         return zip(outputs["path"], rows, strict=True)
 
     def result(self, path: str, parts: list[Any], task: Any) -> Result:
+        """Returns the file's row: original ids, names and scores in [0, 1], highest first."""
         ((classes, scores),) = parts
         ids, names = ids_and_names(task)
         cells = [
@@ -52,6 +55,7 @@ class ClassificationPredictions(Predictions):
         return read_image(path)
 
     def finish(self, records: Callable[[], Iterator[Record]], task: Any) -> str:
+        """Draws the contact sheet of the first images with their top classes."""
         _, names = ids_and_names(task)
         captions = []
         for record in itertools.islice(records(), self.images):

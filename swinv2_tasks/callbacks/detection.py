@@ -51,21 +51,27 @@ class DetectionPredictions(Predictions):
         self._ids: dict[str, int] = {}
 
     def settings(self) -> dict[str, Any]:
+        """The least score that is drawn and counted."""
         return {"least_score": self.least_score}
 
     def prepare(self, trainer: Any, task: Any) -> None:
+        """Assigns an image id to each file."""
         self._ids = image_ids(self.paths)
 
     def position_of(self, index: int) -> int:
+        """The image id of a file, which its results state."""
         return self._ids[self.paths[index]]
 
     def columns(self, task: Any) -> list[str]:
+        """Image id, picture, and the objects counted by class."""
         return ["image_id", "picture", f"objects of score {self.least_score} or more"]
 
     def parts(self, outputs: Any, batch: Any) -> Iterable[tuple[str, Any]]:
+        """Yields each image's file with its detections and its (height, width) in pixels."""
         return zip(batch["paths"], zip(outputs, batch["sizes"], strict=True), strict=True)
 
     def result(self, path: str, parts: list[Any], task: Any) -> Result:
+        """Draws an image's detections; all of them, in COCO's results format, are the details."""
         ((detections, size),) = parts
         names = class_names(task)
         results = as_results(detections, self._ids[path], size, task.ids, task.inference.mask_threshold)
@@ -76,6 +82,7 @@ class DetectionPredictions(Predictions):
         return Result([str(self._ids[path]), file, summary], [file], results)
 
     def finish(self, records: Callable[[], Iterator[Record]], task: Any) -> str:
+        """Writes detections.json: COCO results of all images, of any score."""
         number = 0
 
         def results() -> Iterator[Any]:
@@ -104,10 +111,12 @@ class DetectionScores(Callback):
         self._reported_limit: str | None = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the validation's scores, unless it is the check before training."""
         if not trainer.sanity_checking:
             self._write(trainer, pl_module, "val")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the test's scores."""
         self._write(trainer, pl_module, "test")
 
     def _write(self, trainer: Trainer, task: Any, split: str) -> None:

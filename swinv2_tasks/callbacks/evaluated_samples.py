@@ -35,10 +35,12 @@ class EvaluatedSamples(Callback):
         self._reported: set[str] = set()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Reports the samples that a validation left out, unless it is the check before training."""
         if not trainer.sanity_checking:
             self._report(trainer, "val")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Reports the samples that a test left out."""
         self._report(trainer, "test")
 
     def _report(self, trainer: Any, split: str) -> None:

@@ -20,9 +20,11 @@ class LearningCurve(Callback):
     """Draws what the run's metrics.csv holds as learning_curve.png, at the end of fit or when it is interrupted."""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws the curve of a training that ended."""
         self._draw(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Draws the curve of a training that was interrupted; after errors nothing is drawn."""
         if isinstance(exception, KeyboardInterrupt | Interrupted):
             self._draw(trainer)
 

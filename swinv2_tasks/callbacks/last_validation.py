@@ -10,8 +10,10 @@ from swinv2_tasks.training.lightning_internals import forget_last_validation, is
 
 
 class LastValidation(Callback):
-    """Validates after the last step, also where that falls on no multiple of ``check_val_every_n_epoch`` or
-    ``val_check_interval``: at the end of the last epoch, at ``max_steps``, at ``max_time``, or where a callback stops.
+    """Validates after the last step of a training, whatever its validation interval.
+
+    The last step may fall on no multiple of ``check_val_every_n_epoch`` or ``val_check_interval``: at the end of the
+    last epoch, at ``max_steps``, at ``max_time``, or where a callback stops.
 
     To be placed after callbacks that stop a training, and before those that save as a batch ends. A training that is
     resumed from a checkpoint of this validation resumes it.
@@ -26,12 +28,15 @@ class LastValidation(Callback):
         self._max_steps: int | None = None
 
     def state_dict(self) -> dict[str, Any]:
+        """Whether the training stands at a validation that was forced."""
         return {"forced": self._forced}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores whether the training stands at a validation that was forced."""
         self._forced = state_dict["forced"]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Notes the step of a checkpoint that was written in the middle of a validation."""
         progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.val_loop.batch_progress")
         if progress is not None and progress["total"]["ready"] > progress["total"]["completed"]:
             self._begun_at = checkpoint["global_step"]
@@ -39,6 +44,7 @@ class LastValidation(Callback):
                 self._delay_end(trainer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keeps a training open that has made its last step but not the validation after it."""
         self._delay_end(trainer)
 
     def _delay_end(self, trainer: Trainer) -> None:
@@ -49,10 +55,12 @@ class LastValidation(Callback):
         self._begun_at = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forces the validation that a resumed training stands at."""
         if self._forced:
             self._validate_now(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Restores the validation intervals once training continues after a forced validation."""
         self._forced = False
         if self._intervals is not None:  # a longer training continues after what was the last validation
             trainer.check_val_every_n_epoch, trainer.val_check_batch = self._intervals
@@ -61,6 +69,7 @@ class LastValidation(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Forces a validation after the last step."""
         if self._is_last_step(trainer):
             self._forced = True
             self._validate_now(trainer)
@@ -83,5 +92,6 @@ class LastValidation(Callback):
         forget_last_validation(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restores the ``max_steps`` that ``on_fit_start`` raised."""
         if self._max_steps is not None:
             trainer.fit_loop.epoch_loop.max_steps, self._max_steps = self._max_steps, None

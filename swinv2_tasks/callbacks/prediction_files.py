@@ -125,6 +125,7 @@ class Predictions(Callback):
     # ---- before the work
 
     def setup(self, trainer: Any, pl_module: LightningModule, stage: str) -> None:
+        """Opens the folder of the predictions."""
         if stage != "predict":
             return
         log_dir = trainer.log_dir  # asks all processes
@@ -133,6 +134,7 @@ class Predictions(Callback):
         self._is_set_up = True
 
     def on_predict_epoch_start(self, trainer: Any, pl_module: LightningModule) -> None:
+        """Skips the files that an earlier run of the same settings has predicted, and guards the steps."""
         task: Any = pl_module
         loader: BatchLoader = trainer.predict_dataloaders
         order: Any = loader.batch_sampler
@@ -212,6 +214,7 @@ class Predictions(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        """Takes the batch's results."""
         if outputs is not _ALREADY_TAKEN:
             self._take(outputs, batch)
         if trainer.received_sigterm:  # which Lightning heeds in training alone
@@ -306,6 +309,7 @@ class Predictions(Callback):
     # ---- after the work
 
     def on_predict_end(self, trainer: Any, pl_module: LightningModule) -> None:
+        """Writes the products and prints where they are; the first process does, once all are done."""
         self._stop_guarding()
         if self._records:  # of groups that a limit on the batches cuts through
             self._results.journal.append([*self._records.values()])
@@ -320,6 +324,7 @@ class Predictions(Callback):
             print(f"{skipped} more files were not looked at (trainer.limit_predict_batches)")
 
     def on_exception(self, trainer: Any, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leaves what was predicted so far in a state that a rerun can resume."""
         if trainer.state.fn != "predict" or not self._is_set_up:
             return
         if not self._has_begun:

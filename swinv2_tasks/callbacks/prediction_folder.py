@@ -267,7 +267,7 @@ def write_json_list(path: Path, entries: Iterable[Any], indent: int | None = Non
 
 
 def csv_line(cells: Sequence[object]) -> str:
-    """A line of a table. Bytes of a name that are no UTF-8 become escapes, such as \\xe9."""
+    r"""A line of a table. Bytes of a name that are no UTF-8 become escapes, such as \xe9."""
     line = io.StringIO()
     csv.writer(line).writerow([_escape(str(cell)) for cell in cells])
     return line.getvalue()

@@ -39,12 +39,14 @@ class SegmentationPredictions(Predictions):
     folders = ("labels", "overlays")
 
     def on_predict_start(self, trainer: Any, pl_module: LightningModule) -> None:
+        """Refuses models of more classes than a label map of 8 bits can hold."""
         if (number := getattr(pl_module, "num_classes", 0)) > MOST_CLASSES:
             raise UserError(
                 f"label maps of 8 bits hold {MOST_CLASSES} classes, the model has {number}: use task.segment"
             )
 
     def prepare(self, trainer: Any, task: Any) -> None:
+        """Looks up the value of each class in the label maps, and its name."""
         self.class_ids = self._class_ids(trainer, task)
         self.class_names = class_names(task)
 
@@ -54,15 +56,19 @@ class SegmentationPredictions(Predictions):
         return in_data if in_data is not None and len(in_data) == task.num_classes else class_ids(task)
 
     def settings(self) -> dict[str, Any]:
+        """The values of the classes in the label maps."""
         return {"label_values": self.class_ids}
 
     def columns(self, task: Any) -> list[str]:
+        """Label map, overlay, and each class with its share of the pixels."""
         return ["labels", "overlay", "classes"]
 
     def parts(self, outputs: Any, batch: Any) -> Iterable[tuple[str, Any]]:
+        """Yields each image's file with its label map (H, W) of class indices."""
         return zip(outputs["path"], outputs["labels"], strict=True)
 
     def result(self, path: str, parts: list[Any], task: Any) -> Result:
+        """Writes an image's label map and overlay."""
         (indices,) = parts
         names = class_names(task)
         labels = (indices.numpy() + 1).astype(np.uint8)
@@ -77,6 +83,7 @@ class SegmentationPredictions(Predictions):
         return Result([*files, "; ".join(present)], files)
 
     def finish(self, records: Callable[[], Iterator[Record]], task: Any) -> str:
+        """Says where the label maps are and what their values mean."""
         pairs = zip(self.class_ids, self.class_names, strict=True)
         meaning = abbreviate([f"{class_id} is {name}" for class_id, name in pairs])
         labels, overlays = (printable(self.results_folder / name) for name in self.folders)
@@ -96,10 +103,12 @@ class ClassTable(Callback):
         self.folder = folder
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the validation's table, unless it is the check before training."""
         if not trainer.sanity_checking:
             self._write(trainer, pl_module, "val")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the test's table."""
         self._write(trainer, pl_module, "test")
 
     def _write(self, trainer: Trainer, task: Any, split: str) -> None:

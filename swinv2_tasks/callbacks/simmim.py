@@ -38,6 +38,7 @@ class SimMIMPictures(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        """Draws the reconstructions of a validation's first batch, in the first process."""
         if batch_idx or not trainer.is_global_zero or trainer.sanity_checking:
             return
         task: Any = pl_module
@@ -62,25 +63,31 @@ class SimMIMPredictions(Predictions):
     folders = ("pictures",)
 
     def prepare(self, trainer: Any, task: Any) -> None:
+        """Looks up the mean and the std by which the data is normalized."""
         self._normalization = (trainer.datamodule.mean, trainer.datamodule.std)
 
     def position_of(self, index: int) -> int:
+        """The index of the file, from which its masked patches follow."""
         return index  # the patches that are masked follow from it
 
     def columns(self, task: Any) -> list[str]:
+        """The picture, and the loss on the masked patches."""
         return ["picture", "loss"]
 
     def parts(self, outputs: Any, batch: Any) -> Iterable[tuple[str, Any]]:
+        """Yields each file with its image, mask, reconstruction and loss."""
         columns = (batch["image"], batch["mask"], outputs["reconstruction"], outputs["losses"].tolist())
         return zip(outputs["path"], zip(*columns, strict=True), strict=True)
 
     def result(self, path: str, parts: list[Any], task: Any) -> Result:
+        """Draws a file's image, masked image and reconstruction side by side."""
         ((image, mask, reconstruction, loss),) = parts
         row = Image.fromarray(draw_reconstruction(image, mask, reconstruction, *self._normalization))
         file = self.save(row, "pictures", path)
         return Result([file, f"{loss:.6f}"], [file])
 
     def finish(self, records: Callable[[], Iterator[Record]], task: Any) -> str:
+        """Says where the pictures are."""
         return f"pictures: {printable(self.results_folder / 'pictures')}"
 
 

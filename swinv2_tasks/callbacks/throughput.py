@@ -21,9 +21,11 @@ class Throughput(Callback):
         self._since = 0.0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restarts the count: the loader's start and validations are not training."""
         self._images = 0  # the loader's start and the validation before are no training speed
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Logs the learning rate of the step, the largest of all parameter groups."""
         # At the end of the batch the schedule is one step further already.
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups if "lr" in group]
         if groups:  # a task of one's own may go without an optimizer
@@ -32,6 +34,7 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Logs images per second over all processes, every so many batches."""
         if self._images == 0:
             self._since = time.perf_counter()
         elif (batch_idx + 1) % self.every_n_steps == 0:

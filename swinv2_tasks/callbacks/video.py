@@ -17,24 +17,31 @@ from swinv2_tasks.files import replace_file
 
 
 class VideoPredictions(ClassificationPredictions):
-    """Writes predictions.csv and predictions.json, the top 5 classes of each video by the mean over its views,
-    and a contact sheet with four frames of each video. The arguments are those of ``ClassificationPredictions``."""
+    """Writes predictions.csv, predictions.json and a contact sheet with four frames of each video.
+
+    Predictions are the top 5 classes of a video by the mean over its views. The arguments are those of
+    ``ClassificationPredictions``.
+    """
 
     products = ("contact_sheet.png", "predictions.json")
 
     def parts(self, outputs: Any, batch: Any) -> Iterable[tuple[str, Any]]:
+        """Yields each video's file with the sum of its views' probabilities (K,), and how many views these are."""
         for path, probabilities in zip(outputs["path"], outputs["probabilities"].cpu(), strict=True):
             yield path, (probabilities, outputs["views"])
 
     def result(self, path: str, parts: list[Any], task: Any) -> Result:
+        """Returns the file's row: the top classes by the mean over all of its views."""
         total = sum(probabilities for probabilities, _ in parts)
         best = (total / sum(views for _, views in parts)).topk(min(5, len(total)))
         return super().result(path, [(best.indices.tolist(), best.values.tolist())], task)
 
     def thumbnail(self, path: str) -> Image.Image:
+        """Four frames of a video, side by side."""
         return draw_frames(path)
 
     def finish(self, records: Callable[[], Iterator[Record]], task: Any) -> str:
+        """Writes predictions.json, and the contact sheet."""
         ids, names = ids_and_names(task)
         entries = (
             {

@@ -26,8 +26,7 @@ def int_before_float(signature: inspect.Signature) -> inspect.Signature:
     return signature.replace(parameters=parameters)
 
 
-class ParsedTrainer(Trainer):
-    # Without a docstring of its own, so that --help goes on saying what Lightning's trainer is.
+class ParsedTrainer(Trainer):  # noqa: D101, it inherits Lightning's docstring, which --help shows
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
 
@@ -42,10 +41,12 @@ class TasksArgumentParser(LightningArgumentParser):
         """Prints nothing: 150 lines of options would bury the message of a mistake. --help shows them."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Ends with the message; where bitsandbytes is missing, it says how to install it."""
         if "No module named 'bitsandbytes'" in message:
             message += "\nOptimizers with states in 8 bits: pip install 'swinv2-tasks[8bit]'"
         super().error(message, ex)
 
     def add_function_arguments(self, *args: Any, linked_targets: set[str] | None = None, **kwargs: Any) -> list[str]:
+        """Adds a function's parameters as options, without ``linked_targets``."""
         # jsonargparse 4.53 passes linked_targets on to functions, whose method does not take it; ours have none.
         return super().add_function_arguments(*args, **kwargs)

@@ -75,6 +75,7 @@ class WholeConfig(SaveConfigCallback):
     """Writes the run's config.yaml atomically, without the checkpoint that a resumed run goes on from."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Writes config.yaml into the run's folder."""
         config = self.config.clone()
         folder = Path(trainer.default_root_dir)
         if Path(config["ckpt_path"] or "").is_relative_to(folder):
@@ -123,7 +124,7 @@ class TasksCLI(CheckpointCheckingCLI):
             raise
 
     def _worker_death(self, error: Exception) -> Exception | None:
-        """torch reports a dead DataLoader worker wherever the main process happens to be."""
+        """The error of a dead DataLoader worker, which torch reports wherever the main process happens to be."""
         return task_data(self).worker_death(error) if isinstance(error, RuntimeError) else None
 
     def _other_process(self, error: Exception) -> UserError | None:
@@ -155,6 +156,7 @@ class TasksCLI(CheckpointCheckingCLI):
         return [process for process in getattr(launcher, "procs", []) if isinstance(process, subprocess.Popen)]
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the run's options and the callbacks of checkpoints, and links model and data."""
         parser.add_argument("--name", type=str, default="run", help="name of the run's folder in --runs")
         parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
         parser.add_argument(
@@ -183,11 +185,17 @@ class TasksCLI(CheckpointCheckingCLI):
         parser.link_arguments(("model", "data"), "data.init_args.stuff_classes", stuff_classes_to_read)
 
     def check_checkpoint(self, path: str) -> None:
+        """Refuses what is no checkpoint of a run, or is corrupt.
+
+        Raises:
+            UserError: it is so.
+        """
         task_record(read_contents(Path(path)), path)  # raises where it is no checkpoint of a run
         if Path(path).suffix == ".ckpt" and (reason := find_corruption(Path(path))) is not None:
             raise UserError(f"{path} is corrupt: {reason}")
 
     def before_instantiate_classes(self) -> None:
+        """Checks the options that belong together, and finds the checkpoint to resume from."""
         config = self._config
         config["weights_only"] = True  # left open, Lightning trusts pickles that come from a URL
         name, kept = config["checkpoint"]["filename"], config["checkpoint"]["save_top_k"]
@@ -215,6 +223,7 @@ class TasksCLI(CheckpointCheckingCLI):
             rank_zero_only(print)(untrained)
 
     def instantiate_classes(self) -> None:
+        """Builds model, data and trainer; with a strategy that shards, blocks on the meta device first."""
         strategy = self._config["trainer"]["strategy"]
         sharded = f"{ShardedStrategy.__module__}.{ShardedStrategy.__name__}"
         with blocks_on_meta_device() if getattr(strategy, "class_path", None) == sharded else nullcontext():
@@ -234,6 +243,7 @@ class TasksCLI(CheckpointCheckingCLI):
         return self.config[self.subcommand]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Builds the trainer with the run's folder, loggers, checkpoints and records."""
         config = self._config
         # Model and data stand by now: most mistakes end before there is a folder.
         self.folder = folder = self.resume or run_folder(Path(config["runs"]) / config["name"])
@@ -298,6 +308,7 @@ class TasksCLI(CheckpointCheckingCLI):
             self.status = int(bad_files(place) > 0)
 
     def after_fit(self) -> None:
+        """Prints the run's folder and its best checkpoint."""
         if not self.trainer.is_global_zero:
             return
         print(f"run: {self.folder}")

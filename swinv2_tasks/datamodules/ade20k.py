@@ -133,10 +133,12 @@ class ADE20KDataModule(BaseDataModule):
 
     @cached_property
     def class_names(self) -> list[str]:
+        """Names of the classes, in the order of their indices."""
         return scene_class_names(self._class_source)
 
     @property
     def num_classes(self) -> int:
+        """Number of classes, without the ignored label."""
         return len(self.class_names)
 
     @property
@@ -167,6 +169,7 @@ class ADE20KDataModule(BaseDataModule):
         return self._coding
 
     def example_batch(self, batch_size: int, num_classes: int) -> dict[str, Any]:
+        """A training batch of the crop's size, of arbitrary values."""
         mask = torch.empty(batch_size, *self._crop_size, dtype=torch.int64)
         return {"image": torch.empty(batch_size, 3, *self._crop_size), "mask": mask}
 

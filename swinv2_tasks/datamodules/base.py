@@ -129,13 +129,16 @@ class BaseDataModule(Recorded, LightningDataModule, TaskData):
 
     @property
     def record(self) -> dict[str, Any]:
+        """The datamodule's class and arguments, as checkpoints record them."""
         return {"class": type(self).__name__, "init_args": self.init_args}
 
     def share_faults(self) -> None:
+        """Shares with the other processes which samples could not be read."""
         self.faults.share()
 
     @property
     def skipped_samples(self) -> dict[str, str]:
+        """Names of the training samples that were left out so far, and why."""
         return dict(self.faults.skipped)
 
     def state_dict(self) -> dict[str, Any]:
@@ -149,16 +152,20 @@ class BaseDataModule(Recorded, LightningDataModule, TaskData):
             self.faults.skipped.update(state_dict["faults"])
 
     def train_dataloader(self) -> BatchLoader:
+        """The loader of augmented training batches; incomplete ones are dropped."""
         self.train_batches(self.trainer.world_size if self.trainer else 1)  # raises rather than train on nothing
         return self._loader("train", self.train_dataset, self.train_collate)
 
     def val_dataloader(self) -> BatchLoader:
+        """The loader of the validation samples, in order and each once over all processes."""
         return self._loader("val", self.val_dataset, self.collate)
 
     def test_dataloader(self) -> BatchLoader:
+        """The loader of the test samples, in order and each once over all processes."""
         return self._loader("test", self.test_dataset, self.collate)
 
     def predict_dataloader(self) -> BatchLoader:
+        """The loader of the files to predict; all samples of a file come in one process."""
         dataset: Any = _existing(self.predict_dataset)
         rank, world_size = self._rank_and_world_size()
         batch_size = self.eval_batch_size or self.batch_size
@@ -173,6 +180,7 @@ class BaseDataModule(Recorded, LightningDataModule, TaskData):
             loader.close()
 
     def worker_death(self, error: BaseException) -> UserError | None:
+        """The error that explains the death of one of the loaders' workers; None for other errors."""
         for loader in self._loaders.values():
             if (explained := loader.explain_worker_death(error)) is not None:
                 return explained
@@ -183,6 +191,7 @@ class BaseDataModule(Recorded, LightningDataModule, TaskData):
         return self._loaders["train"].sample_ids(batch)
 
     def evaluated_samples(self, split: str) -> SampleCounts | None:
+        """What this process has read of a split; None where the first sample that cannot be read stops the run."""
         if self.faults.policy == "error":
             return None
         counts = self._loaders[split].counts if split in self._loaders else SampleCounts()

@@ -153,6 +153,7 @@ class CocoDataModule(BaseDataModule):
 
     @property
     def class_names(self) -> list[str]:
+        """Names of the categories, in the order of their indices."""
         return self._classes[1]
 
     @property
@@ -178,12 +179,14 @@ class CocoDataModule(BaseDataModule):
 
     @property
     def example_note(self) -> str:
+        """The size of the example's images and how many objects each has."""
         size = "the greatest size that a batch may have"
         if self.augmentation.largest_size() is None:
             size = f"evaluation's size, since {type(self.augmentation).__name__} does not say its largest_size"
         return f"images of {size}, {EXAMPLE_OBJECTS} objects each"
 
     def example_batch(self, batch_size: int, num_classes: int) -> dict[str, Any]:
+        """A training batch of the largest size, of arbitrary values."""
         size, objects = self.largest_size(), EXAMPLE_OBJECTS
         target: dict[str, Any] = {"boxes": torch.empty(objects, 4), "labels": torch.empty(objects, dtype=torch.int64)}
         if self.masks:
@@ -227,8 +230,10 @@ class CocoDataModule(BaseDataModule):
         return root / Path(name).expanduser()
 
     def _read_split(self, split: str) -> tuple[CocoAnnotations, Path]:
-        """What a split's annotation file says, and the folder of its images, which are all there unless faulty samples
-        are skipped."""
+        """What a split's annotation file says, and the folder of its images.
+
+        These are all there, unless faulty samples are skipped.
+        """
         path = self._path(split)
         if not path.is_file():
             raise UserError(f"There are no annotations {path}. {_EXPECTED}")

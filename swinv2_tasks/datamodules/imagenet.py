@@ -120,10 +120,12 @@ class ImageNetDataModule(BaseDataModule):
 
     @property
     def class_names(self) -> list[str]:
+        """Readable names, in the order of the class indices."""
         return self._classes.names
 
     @property
     def class_ids(self) -> list[str]:
+        """WordNet ids, or the folders' names, in the order of the class indices."""
         return self._classes.ids
 
     @cached_property
@@ -135,6 +137,7 @@ class ImageNetDataModule(BaseDataModule):
         return shards.classes if shards else classes_of_folders(self._folder(name))
 
     def example_batch(self, batch_size: int, num_classes: int) -> dict[str, Any]:
+        """A training batch of the images' size, of arbitrary values; labels are those that mixing makes."""
         mixes = self.augmentation.build_mixing(num_classes) is not None
         label = torch.empty(batch_size, num_classes) if mixes else torch.empty(batch_size, dtype=torch.int64)
         return {"image": torch.empty(batch_size, 3, *height_width(self.image_size)), "label": label}

@@ -151,10 +151,12 @@ class KineticsDataModule(BaseDataModule):
 
     @property
     def class_names(self) -> list[str]:
+        """Readable names, in the order of the class indices."""
         return self._classes.names
 
     @property
     def class_ids(self) -> list[str]:
+        """The dataset's own ids, in the order of the class indices."""
         return self._classes.ids
 
     @cached_property
@@ -170,6 +172,7 @@ class KineticsDataModule(BaseDataModule):
         raise UserError(f"There are no videos in {self._root()}. {_EXPECTED}")
 
     def example_batch(self, batch_size: int, num_classes: int) -> dict[str, Any]:
+        """A training batch of one view per clip, of arbitrary values."""
         clip = torch.empty(batch_size, 1, 3, self.sampling.frames, *self.image_size)
         return {"clip": clip, "label": torch.empty(batch_size, dtype=torch.int64)}
 

@@ -185,6 +185,7 @@ class FileOrder(BatchOrder):
         return range(first, min(first + self.group_size, self.files))
 
     def plans(self, first: int = 0) -> Iterator[BatchPlan]:
+        """Yields this process's batches from number ``first`` on; an image's seed follows from its index alone."""
         for number, indices in enumerate(self._batches(self.rank)):
             if number >= first:
                 seeds = [derive_seed(self.seed, index) % 2**32 for index in indices]

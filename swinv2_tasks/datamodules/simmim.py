@@ -98,13 +98,16 @@ class SimMIMDataModule(BaseDataModule):
 
     @property
     def class_names(self) -> list[str]:
+        """Empty: there are no labels."""
         return []
 
     @property
     def class_ids(self) -> list[str]:
+        """Empty: there are no labels."""
         return []
 
     def example_batch(self, batch_size: int, num_classes: int) -> dict[str, Any]:
+        """A training batch of the images' size, of arbitrary values."""
         mask = torch.empty(batch_size, *self._patches, dtype=torch.bool)
         return {"image": torch.empty(batch_size, 3, *self._image_size), "mask": mask}
 

@@ -199,8 +199,10 @@ def _as_annotations(results: Sequence[Mapping[str, Any]], iou_type: IoUType) -> 
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Keeps the garbage collector away, which would walk through a million new dictionaries again and again, and what
-    COCO's tools print."""
+    """Turns off the garbage collector and what COCO's tools print.
+
+    The collector would walk through a million new dictionaries again and again.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -372,5 +374,6 @@ class CocoMetric(Metric):
             return error
 
     def reset(self) -> None:
+        """Forgets the results and the ground truth."""
         super().reset()
         self._results, self._truth = [], []

@@ -80,6 +80,7 @@ class VideoScores(Metric):
         }
 
     def reset(self) -> None:
+        """Forgets all videos."""
         super().reset()
         self._rows = self._no_rows(0)
         self._pending.clear()

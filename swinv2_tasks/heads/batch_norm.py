@@ -21,6 +21,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalizes x (B, C, H, W); in training by the statistics of all processes' batches."""
         if torch.compiler.is_exporting() and not self.training:
             return self._forward_exported(x)
         if not self.training:

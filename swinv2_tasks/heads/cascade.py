@@ -1,4 +1,6 @@
-"""Cascade Mask R-CNN: each stage takes the boxes that the one before it refined. https://arxiv.org/abs/1712.00726
+"""Cascade Mask R-CNN: each stage takes the boxes that the one before it refined.
+
+https://arxiv.org/abs/1712.00726
 
 With the settings of the Swin papers: box branches of four convolutions with batch norm and one linear layer, boxes that
 all classes share, and a loss on the decoded boxes (GIoU, https://arxiv.org/abs/1902.09630).
@@ -51,6 +53,7 @@ class CascadeMaskRCNNConfig(DetectorConfig):
     """Settings of Cascade Mask R-CNN; the arguments are those of ``DetectorConfig``."""
 
     def build(self, in_channels: Sequence[int], strides: Sequence[int], num_classes: int) -> CascadeMaskRCNN:
+        """The Cascade Mask R-CNN on maps of these channels and strides."""
         return CascadeMaskRCNN(self, in_channels, strides, num_classes)
 
 
@@ -86,6 +89,7 @@ class CascadeMaskRCNN(DetectionHead):
     def roi_losses(
         self, features: Features, proposals: list[Tensor], images: ImageList, targets: Sequence[Any]
     ) -> dict[str, Tensor]:
+        """The weighted losses of each stage: ``class1``, ``box1``, ``mask1``, ``class2`` and so on."""
         losses = {}
         for stage, weight in enumerate(WEIGHTS):
             samples = self.samplers[stage](proposals, targets)

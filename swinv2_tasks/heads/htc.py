@@ -1,4 +1,6 @@
-"""Hybrid Task Cascade: boxes and masks in turns, and a semantic branch. https://arxiv.org/abs/1901.07518
+"""Hybrid Task Cascade: boxes and masks in turns, and a semantic branch.
+
+https://arxiv.org/abs/1901.07518
 
 Over Cascade Mask R-CNN: a stage's mask branch takes the boxes which that stage has refined (interleaved execution,
 section 3.1), and the features of the mask branch of the stage before (mask information flow); a branch that segments
@@ -52,6 +54,7 @@ class HTCConfig(DetectorConfig):
         self.stuff_classes = stuff_classes
 
     def build(self, in_channels: Sequence[int], strides: Sequence[int], num_classes: int) -> HTC:
+        """The HTC on maps of these channels and strides."""
         return HTC(self, in_channels, strides, num_classes)
 
 
@@ -65,10 +68,12 @@ class HTC(CascadeMaskRCNN):
         self.semantic_scale = 1 / strides[SemanticBranch.LEVEL]
 
     def mask_branches(self, config: DetectorConfig, num_classes: int) -> list[MaskBranch]:
+        """The mask branch of each stage; those after the first take the features of the one before."""
         first = MaskBranch(config.channels, num_classes)
         return [first, *(InformationFlowMaskBranch(config.channels, num_classes) for _ in self.boxes[1:])]
 
     def features(self, maps: Sequence[Tensor]) -> Features:
+        """The pyramid's levels and, with a semantic branch, its context and logits."""
         features = super().features(maps)
         if self.semantic is not None:
             features.context, features.stuff_logits = self.semantic(list(features.levels.values()))
@@ -77,15 +82,18 @@ class HTC(CascadeMaskRCNN):
     def roi_losses(
         self, features: Features, proposals: list[Tensor], images: ImageList, targets: Sequence[Any]
     ) -> dict[str, Tensor]:
+        """The losses of each stage and, with a semantic branch, that of the background, ``stuff``."""
         losses = super().roi_losses(features, proposals, images, targets)
         if features.stuff_logits is not None:
             losses["stuff"] = STUFF_WEIGHT * stuff_loss(features.stuff_logits, targets, self.semantic_scale)
         return losses
 
     def box_features(self, features: Features, boxes: list[Tensor]) -> Tensor:
+        """Features (ΣR, C, 7, 7) of each image's boxes (R, 4), with the context."""
         return self._with_context(super().box_features(features, boxes), features, boxes)
 
     def mask_features(self, features: Features, boxes: list[Tensor]) -> Tensor:
+        """Features (ΣR, C, 14, 14) of each image's boxes (R, 4), with the context."""
         return self._with_context(super().mask_features(features, boxes), features, boxes)
 
     def _with_context(self, x: Tensor, features: Features, boxes: list[Tensor]) -> Tensor:
@@ -102,11 +110,16 @@ class HTC(CascadeMaskRCNN):
         return self.samplers[stage](refined, targets)
 
     def mask_logits(self, stage: int, x: Tensor) -> Tensor:
+        """Features (R, C, 14, 14) → logits (R, K, 28, 28) of a stage, with the flow from all before it."""
         return self.all_mask_logits(x, stage + 1)[-1]
 
     def all_mask_logits(self, x: Tensor, stages: int | None = None) -> list[Tensor]:
-        """Features (R, C, 14, 14) → logits (R, K, 28, 28) of every stage, each with the information flow from the one
-        before it; with a number of stages, of the last one of these alone."""
+        """Features (R, C, 14, 14) → logits (R, K, 28, 28) of every stage, each with the flow from the one before it.
+
+        Args:
+            x: the features.
+            stages: of the last one of so many stages alone; None: of every stage.
+        """
         branches: list[Any] = [*self.masks][:stages]
         features = [branches[0].convs(x)]
         for branch in branches[1:]:

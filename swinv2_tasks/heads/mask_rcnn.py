@@ -1,4 +1,6 @@
-"""Mask R-CNN on feature maps, and what the detectors that extend it share. https://arxiv.org/abs/1703.06870
+"""Mask R-CNN on feature maps, and what the detectors that extend it share.
+
+https://arxiv.org/abs/1703.06870
 
 Built of torchvision's parts: feature pyramid, region proposals, RoIAlign, sampling, box coding. Departures from
 torchvision, as in the published recipes: RoIAlign and the mask targets are sampled half a pixel further to the left and
@@ -76,6 +78,7 @@ class MaskRCNNConfig(DetectorConfig):
     """Settings of Mask R-CNN; the arguments are those of ``DetectorConfig``."""
 
     def build(self, in_channels: Sequence[int], strides: Sequence[int], num_classes: int) -> MaskRCNN:
+        """The Mask R-CNN on maps of these channels and strides."""
         return MaskRCNN(self, in_channels, strides, num_classes)
 
 
@@ -92,15 +95,16 @@ class Features:
 
 
 class SampledProposals(NamedTuple):
-    """Proposals that a branch is trained on; of each image the boxes (R, 4) …"""
+    """Proposals that a branch is trained on; a tensor for each image."""
 
     boxes: list[Tensor]
+    """(R, 4)."""
     labels: list[Tensor]
-    """… (R,) int64: 0 background, k + 1 class k, …"""
+    """(R,) int64: 0 background, k + 1 class k."""
     matched_indices: list[Tensor]
-    """… (R,) int64, the index of the object that each is compared with, …"""
+    """(R,) int64: index of the object that a box is compared with."""
     is_ground_truth: list[Tensor]
-    """… (R,) bool, whether it is a ground-truth box itself rather than a proposal."""
+    """(R,) bool: whether a box is a ground-truth box itself rather than a proposal."""
 
 
 class DetectionHead(nn.Module):
@@ -203,6 +207,7 @@ class MaskRCNN(DetectionHead):
     def roi_losses(
         self, features: Features, proposals: list[Tensor], images: ImageList, targets: Sequence[Any]
     ) -> dict[str, Tensor]:
+        """The losses ``class``, ``box`` and, with a mask branch, ``mask``."""
         samples = self.sample(proposals, targets)
         logits, deltas = self.box(self.box_pool(features.levels, samples.boxes))
         labels = torch.cat(samples.labels)
@@ -216,6 +221,7 @@ class MaskRCNN(DetectionHead):
         return losses
 
     def classify(self, features: Features, images: ImageList) -> list[tuple[Tensor, Tensor]]:
+        """Of each image the boxes (R, K, 4) and probabilities (R, K), one box per class."""
         proposals = self.propose(features, images)
         numbers = [boxes.shape[0] for boxes in proposals]
         logits, deltas = self.box(self.box_pool(features.levels, proposals))
@@ -228,6 +234,7 @@ class MaskRCNN(DetectionHead):
     def mask_probabilities(
         self, features: Features, boxes: list[Tensor], labels: list[Tensor], images: ImageList
     ) -> list[Tensor]:
+        """Masks (n, M, M) in [0, 1] of each image's boxes (n, 4), each of its box's class."""
         assert self.mask is not None
         logits = self.mask(self.mask_pool(features.levels, boxes))
         return masks_of_classes(logits.sigmoid(), labels)

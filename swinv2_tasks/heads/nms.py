@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
-    """torchvision's ``batched_nms``, also under ``torch.export``.
+    """As torchvision's ``batched_nms``, also under ``torch.export``.
 
     Args:
         boxes: (n, 4), with coordinates of at least 0.

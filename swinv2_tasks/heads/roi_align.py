@@ -1,4 +1,6 @@
-"""RoIAlign over the levels of a feature pyramid. https://arxiv.org/abs/1703.06870, section 3
+"""RoIAlign over the levels of a feature pyramid.
+
+https://arxiv.org/abs/1703.06870, section 3.
 
 Pixel i of a map covers [i, i + 1], as it does in images and masks: a RoI is sampled half a pixel further to the left
 and to the top than in torchvision's default, and each of its cells is the mean over as many points as it has pixels.

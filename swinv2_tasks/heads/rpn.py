@@ -1,4 +1,6 @@
-"""Region proposals: which anchors may hold an object, and where. https://arxiv.org/abs/1506.01497, section 3.1
+"""Region proposals: which anchors may hold an object, and where.
+
+https://arxiv.org/abs/1506.01497, section 3.1.
 
 torchvision's network and its choice of proposals, trained as in the published recipes of Swin's detectors: anchors are
 not rounded to whole pixels; an object that no anchor overlaps well is matched to the one that overlaps it best, from an
@@ -259,6 +261,7 @@ class Float32RPNHead(RPNHead):
     """torchvision's, whose offsets are added to anchors in float32: bfloat16 has 8 bits, a coordinate needs more."""
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Logits and deltas of each level, in float32 also under autocast."""
         logits, deltas = super().forward(x)
         return [level.float() for level in logits], [level.float() for level in deltas]
 

@@ -102,6 +102,7 @@ class UPerNet(Decoder):
         self.channels, self.pool_scales = channels, tuple(pool_scales)
 
     def build(self, in_channels: Sequence[int], num_classes: int, dropout: float) -> UPerNetHead:
+        """The UPerNet on maps of these channels."""
         return UPerNetHead(in_channels, num_classes, self.channels, self.pool_scales, dropout)
 
 

@@ -103,6 +103,7 @@ class Detections:
         return Detections(own.boxes.double() * after / before, own.labels, own.scores, own.masks)
 
     def cpu(self) -> Detections:
+        """The same detections on the CPU."""
         masks = None if self.masks is None else self.masks.cpu()
         return Detections(self.boxes.cpu(), self.labels.cpu(), self.scores.cpu(), masks)
 
@@ -440,8 +441,12 @@ def _weigh_cells(box: Sequence[float], side: int, size: Sequence[int]) -> tuple[
 
 
 def _weigh_cells_along_axis(start: float, end: float, side: int, length: int) -> tuple[slice, np.ndarray]:
-    """Along one axis of an image of a length: the pixels within reach of a box from start to end, and the weight of
-    each of its cells for them, float32 (pixels, side)."""
+    """How a mask is pasted along one axis of an image of a length.
+
+    Returns:
+        The pixels within reach of a box from start to end, and the weight of each of its cells for them, float32
+        (pixels, side).
+    """
     cell = (end - start) / side
     if not 0 < cell < math.inf:
         return slice(0, 0), np.zeros((0, side), dtype=np.float32)

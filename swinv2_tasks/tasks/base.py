@@ -78,6 +78,7 @@ class BaseTask(ParallelTask, RestorableTask, GuardedTask, MeasuredTask):
         return losses["loss"]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Notes the size at which the backbone sees the batch."""
         super().on_train_batch_start(batch, batch_idx)
         self.input_size = self.input_size_of(batches_of(batch)[0])
 
@@ -86,6 +87,7 @@ class BaseTask(ParallelTask, RestorableTask, GuardedTask, MeasuredTask):
         return tuple(batch["image"].shape[2:])
 
     def configure_callbacks(self) -> list[Callback]:
+        """What writes predictions, tables and figures; nothing outside of the command line."""
         return [] if self.run_folder is None else self.result_writers(self.run_folder, self.output)
 
     def result_writers(self, run_folder: Path, output: str | None) -> list[Callback]:

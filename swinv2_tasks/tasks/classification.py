@@ -65,26 +65,32 @@ class ClassificationTask(BaseTask):
         self.test_real_metrics = self.val_real_metrics.clone(prefix="test/")
 
     def compute_losses(self, batch: ClassificationBatch) -> dict[str, Tensor]:
+        """Cross-entropy of the batch; labels are class indices (B,) or probabilities (B, classes)."""
         return {"loss": self.loss(self(batch["image"]), batch["label"])}
 
     def validation_step(self, batch: ClassificationBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Updates the validation's metrics."""
         # ReaL: several labels hold, or none.
         metrics = self.val_real_metrics if batch["label"].ndim == 2 else self.val_metrics
         self.of_loader(metrics, dataloader_idx).update(self(batch["image"]), batch["label"])
 
     def test_step(self, batch: ClassificationBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Updates the test's metrics."""
         metrics = self.test_real_metrics if batch["label"].ndim == 2 else self.test_metrics
         self.of_loader(metrics, dataloader_idx).update(self(batch["image"]), batch["label"])
 
     def on_validation_epoch_end(self) -> None:
+        """Logs top-1 and top-5 accuracy and the loss; of ReaL labels their accuracy."""
         self.log_epoch_metrics(self.val_metrics)
         self.log_epoch_metrics(self.val_real_metrics)
 
     def on_test_epoch_end(self) -> None:
+        """Logs the test's accuracies and loss."""
         self.log_epoch_metrics(self.test_metrics)
         self.log_epoch_metrics(self.test_real_metrics)
 
     def result_writers(self, run_folder: Path, output: str | None) -> list[Callback]:
+        """What writes predictions.csv and a contact sheet."""
         return [ClassificationPredictions(output)]
 
     def predict_step(self, batch: PredictBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:

@@ -119,9 +119,11 @@ class DetectionTask(BaseTask):
         ]
 
     def input_size_of(self, batch: Any) -> tuple[int, ...]:
+        """Height and width of the padded batch."""
         return tuple(pad_images(batch["images"], self.multiple).tensors.shape[2:])
 
     def setup(self, stage: str) -> None:
+        """Refuses targets that do not match the detector; its batch norms then use the statistics of all processes."""
         super().setup(stage)
         if stage != "fit":
             return
@@ -146,15 +148,18 @@ class DetectionTask(BaseTask):
             synchronize(self.head, self.trainer.strategy.root_device)
 
     def compute_losses(self, batch: DetectionBatch) -> dict[str, Tensor]:
+        """The sum of the detector's losses, and each as ``…_loss``."""
         images = pad_images(batch["images"], self.multiple)
         losses = self.head.losses(self.backbone(images.tensors), images, batch["targets"])
         parts = {f"{name}_loss": loss for name, loss in losses.items()}
         return {**parts, "loss": torch.stack([*losses.values()]).sum()}
 
     def validation_step(self, batch: DetectionEvalBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Adds the batch's detections and ground truth to the validation's."""
         self._evaluate(batch, self.of_loader(self.val_scores, dataloader_idx))
 
     def test_step(self, batch: DetectionEvalBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Adds the batch's detections and ground truth to the test's."""
         self._evaluate(batch, self.of_loader(self.test_scores, dataloader_idx))
 
     def _evaluate(self, batch: DetectionEvalBatch, metric: CocoMetric) -> None:
@@ -181,9 +186,11 @@ class DetectionTask(BaseTask):
         return self.class_ids or list(range(1, self.num_classes + 1))
 
     def on_validation_epoch_end(self) -> None:
+        """Logs COCO's scores of the validation."""
         self._log_scores(self.val_scores, "val/")
 
     def on_test_epoch_end(self) -> None:
+        """Logs COCO's scores of the test."""
         self._log_scores(self.test_scores, "test/")
 
     def _log_scores(self, metric: CocoMetric, name: str) -> None:
@@ -194,6 +201,7 @@ class DetectionTask(BaseTask):
         self.log_epoch_metrics(metric, name, in_progress_bar=("_ap", "_ap50"))
 
     def result_writers(self, run_folder: Path, output: str | None) -> list[Callback]:
+        """What writes detections.json and pictures, and the table of scores."""
         return [DetectionPredictions(output), DetectionScores(run_folder)]
 
     def predict_step(self, batch: DetectionPredictBatch, batch_idx: int, dataloader_idx: int = 0) -> list[Detections]:

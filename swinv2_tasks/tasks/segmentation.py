@@ -120,11 +120,13 @@ class SegmentationTask(BaseTask):
         return segment_probabilities(self.small_logits, image, size, self.inference, self.stride, rescaled)
 
     def setup(self, stage: str) -> None:
+        """Lets the head's batch norms use the statistics of all processes."""
         super().setup(stage)
         if stage == "fit" and self.trainer.world_size > 1:
             synchronize(self.head, self.trainer.strategy.root_device)
 
     def compute_losses(self, batch: SegmentationBatch) -> dict[str, Tensor]:
+        """Cross-entropy over pixels, plus the weighted one of the auxiliary head, where there is one."""
         logits, auxiliary_logits = self.head.with_auxiliary(self.backbone(batch["image"]))
         loss = self.loss(logits, batch["mask"])
         if auxiliary_logits is None:
@@ -133,9 +135,11 @@ class SegmentationTask(BaseTask):
         return {"loss": loss + self.auxiliary_weight * auxiliary, "auxiliary_loss": auxiliary}
 
     def validation_step(self, batch: SegmentationBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Adds the batch to the validation's confusion matrix."""
         self._evaluate(batch, self.of_loader(self.val_confusion, dataloader_idx))
 
     def test_step(self, batch: SegmentationBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Adds the batch to the test's confusion matrix."""
         self._evaluate(batch, self.of_loader(self.test_confusion, dataloader_idx))
 
     def _evaluate(self, batch: SegmentationBatch, confusion: Confusion) -> None:
@@ -145,12 +149,15 @@ class SegmentationTask(BaseTask):
             confusion.update(self.segment(image, mask.shape, at_scale), mask)
 
     def on_validation_epoch_end(self) -> None:
+        """Logs mIoU and the pixel accuracies of the validation."""
         self.log_epoch_metrics(self.val_confusion, "val/")
 
     def on_test_epoch_end(self) -> None:
+        """Logs mIoU and the pixel accuracies of the test."""
         self.log_epoch_metrics(self.test_confusion, "test/")
 
     def result_writers(self, run_folder: Path, output: str | None) -> list[Callback]:
+        """What writes label maps and overlays, and the table of classes."""
         return [SegmentationPredictions(output), ClassTable(run_folder)]
 
     def predict_step(self, batch: SegmentationPredictBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:

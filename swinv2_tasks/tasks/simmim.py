@@ -1,5 +1,7 @@
-"""SimMIM, learning without labels to reconstruct masked patches: https://arxiv.org/abs/2111.09886, for Swin V2
-https://arxiv.org/abs/2111.09883, appendix A2."""
+"""SimMIM: learning without labels, by reconstructing masked patches.
+
+https://arxiv.org/abs/2111.09886, for Swin V2 https://arxiv.org/abs/2111.09883, appendix A2.
+"""
 
 from __future__ import annotations
 
@@ -102,22 +104,27 @@ class SimMIMTask(BaseTask):
         return (images - mean) / deviation
 
     def compute_losses(self, batch: SimMIMBatch) -> dict[str, Tensor]:
+        """Mean absolute error of the masked patches' pixels."""
         pixels, targets = self(batch["image"], batch["mask"]), self.targets(batch["image"])
         return {"loss": masked_l1(pixels, targets, batch["mask"])}
 
     def validation_step(self, batch: SimMIMBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Adds the loss of each image to the validation's mean."""
         self.of_loader(self.val_loss, dataloader_idx).update(self._losses_of_each(batch))
 
     def test_step(self, batch: SimMIMBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Adds the loss of each image to the test's mean."""
         self.of_loader(self.test_loss, dataloader_idx).update(self._losses_of_each(batch))
 
     def _losses_of_each(self, batch: SimMIMBatch) -> Tensor:
         return losses_of_each(self(batch["image"], batch["mask"]), self.targets(batch["image"]), batch["mask"])
 
     def on_validation_epoch_end(self) -> None:
+        """Logs the validation's mean loss."""
         self.log_epoch_metrics(self.val_loss, "val/loss")
 
     def on_test_epoch_end(self) -> None:
+        """Logs the test's mean loss."""
         self.log_epoch_metrics(self.test_loss, "test/loss")
 
     def reconstruct(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,6 +155,7 @@ class SimMIMTask(BaseTask):
         return torch.where(is_masked, pixels.to(images.dtype), images), losses
 
     def result_writers(self, run_folder: Path, output: str | None) -> list[Callback]:
+        """What writes pictures of reconstructions, of predictions and of each validation."""
         return [SimMIMPredictions(output), SimMIMPictures(run_folder)]
 
     def predict_step(self, batch: SimMIMBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:

@@ -58,16 +58,20 @@ class VideoClassificationTask(BaseTask):
         self.val_scores, self.test_scores = VideoScores(num_classes), VideoScores(num_classes)
 
     def input_size_of(self, batch: Any) -> tuple[int, ...]:
+        """Frames, height and width of the batch's views."""
         return tuple(batch["clip"].shape[3:])
 
     def compute_losses(self, batch: VideoBatch) -> dict[str, Tensor]:
+        """Cross-entropy of all views, each with its clip's label."""
         logits, views = self._logits(batch)
         return {"loss": self.loss(logits, batch["label"].repeat_interleave(views))}
 
     def validation_step(self, batch: VideoBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Adds the views to the scores of the validation's videos."""
         self._evaluate(batch, self.of_loader(self.val_scores, dataloader_idx))
 
     def test_step(self, batch: VideoBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Adds the views to the scores of the test's videos."""
         self._evaluate(batch, self.of_loader(self.test_scores, dataloader_idx))
 
     def _logits(self, batch: Any) -> tuple[Tensor, int]:
@@ -80,12 +84,15 @@ class VideoClassificationTask(BaseTask):
         scores.update(logits, batch["label"].repeat_interleave(views), batch["video_id"].repeat_interleave(views))
 
     def on_validation_epoch_end(self) -> None:
+        """Logs top-1, top-5 and loss of the validation's videos."""
         self.log_epoch_metrics(self.val_scores, "val/")
 
     def on_test_epoch_end(self) -> None:
+        """Logs top-1, top-5 and loss of the test's videos."""
         self.log_epoch_metrics(self.test_scores, "test/")
 
     def result_writers(self, run_folder: Path, output: str | None) -> list[Callback]:
+        """What writes predictions.csv, predictions.json and a contact sheet."""
         return [VideoPredictions(output)]
 
     def predict_step(self, batch: VideoPredictBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:

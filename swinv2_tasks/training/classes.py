@@ -35,6 +35,11 @@ class ClassAwareTask(LightningModule):
             self._head_source = report.source
 
     def setup(self, stage: str) -> None:
+        """Takes over the classes of the data.
+
+        Raises:
+            UserError: they are not those of the checkpoint, or not as many as ``num_classes``.
+        """
         super().setup(stage)
         data = task_data(self.trainer)
         if stage != "predict" and data.class_ids is not None:  # to predict, the data need not know its classes

@@ -77,6 +77,7 @@ class GuardedTask(LightningModule):
         self._spikes = SpikeDetector()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seeds the random numbers of the step: the same whether or not the run was resumed."""
         if not self._passes:
             self._first_batch = batch_idx
         seed = task_data(self.trainer).seed
@@ -84,14 +85,17 @@ class GuardedTask(LightningModule):
             seed_generators(derive_seed(seed, self.trainer.global_rank, self.trainer.current_epoch, batch_idx))
 
     def on_train_epoch_end(self) -> None:
+        """Shares with the other processes which samples could not be read."""
         task_data(self.trainer).share_faults()
 
     def on_before_backward(self, loss: Tensor) -> None:
+        """Adds the loss to those of the step, without waiting for its value."""
         loss = loss.detach().float()
         self._loss = loss if self._loss is None else self._loss + loss
         self._passes += 1
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """In manual optimization, checks the step that the optimizer is about to make."""
         if self.automatic_optimization:
             return
         try:
@@ -112,8 +116,9 @@ class GuardedTask(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips gradients after checking them; with a gradient scaler (float16), which skips such steps itself, only
-        the loss is checked.
+        """Clips gradients after checking that they and the loss are finite.
+
+        With a gradient scaler (float16), which skips such steps itself, only the loss is checked.
 
         Raises:
             UserError: the loss or a gradient is not finite, and no more steps may be skipped.
@@ -161,6 +166,7 @@ class GuardedTask(LightningModule):
         return parameters, norm
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Steps as Lightning does, unless the check ended the step: then the weights stay unchanged."""
         try:
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         except SkippedStep:

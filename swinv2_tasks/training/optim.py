@@ -98,11 +98,13 @@ class CosineSchedule(Schedule):
     warmup_epochs: float = 20.0
 
     def factor(self, step: int, epoch_steps: int, total_steps: int, peak: float, layer_scale: float = 1.0) -> float:
+        """The warmup's line, then half a cosine over the steps left; both end at the same rate in all layers."""
         warmup_steps = round(self.warmup_epochs * epoch_steps)
         layer_peak = peak * layer_scale
         return cosine_factor(step, total_steps, warmup_steps, self.warmup_lr / layer_peak, self.min_lr / layer_peak)
 
     def in_steps(self, steps_of: Callable[[float], float]) -> Schedule:
+        """The same schedule, its warmup counted in steps."""
         return dataclasses.replace(self, warmup_epochs=steps_of(self.warmup_epochs))
 
 
@@ -125,11 +127,13 @@ class EpochCosineSchedule(CosineSchedule):
         return 30
 
     def factor(self, step: int, epoch_steps: int, total_steps: int, peak: float, layer_scale: float = 1.0) -> float:
+        """The factor of the epoch that the step is in; only the warmup rises within epochs."""
         warmup_steps = round(self.warmup_epochs * epoch_steps)
         min_factor = self.min_lr / (peak * layer_scale)
         return epoch_cosine_factor(step, epoch_steps, total_steps, warmup_steps, self.warmup_lr / peak, min_factor)
 
     def in_steps(self, steps_of: Callable[[float], float]) -> Schedule:
+        """Raises UserError: it falls from epoch to epoch, however long they are."""
         return Schedule.in_steps(self, steps_of)  # raises: it falls from epoch to epoch, however long they are
 
 
@@ -145,10 +149,12 @@ class LinearSchedule(Schedule):
     warmup_steps: int = 1500
 
     def factor(self, step: int, epoch_steps: int, total_steps: int, peak: float, layer_scale: float = 1.0) -> float:
+        """The warmup as a factor of a line that falls from the peak to ``min_lr``."""
         min_factor = self.min_lr / (peak * layer_scale)
         return linear_factor(step, total_steps, self.warmup_steps, self.warmup_lr / peak, min_factor)
 
     def in_steps(self, steps_of: Callable[[float], float]) -> LinearSchedule:
+        """The schedule itself, which counts no epochs."""
         return self  # which counts no epochs
 
 
@@ -176,12 +182,14 @@ class StepSchedule(Schedule):
         return math.ceil(max(self.milestones, default=33) * 36 / 33)
 
     def factor(self, step: int, epoch_steps: int, total_steps: int, peak: float, layer_scale: float = 1.0) -> float:
+        """The warmup as a factor of the rate that falls at each milestone."""
         milestones = [epoch * epoch_steps for epoch in self.milestones]
         warmup_steps = round(self.warmup_epochs * epoch_steps) if self.warmup_epochs else self.warmup_steps
         min_factor = self.min_lr / (peak * layer_scale)
         return step_factor(step, milestones, self.gamma, warmup_steps, self.warmup_lr / peak, min_factor)
 
     def in_steps(self, steps_of: Callable[[float], float]) -> StepSchedule:
+        """The same schedule, its milestones and warmup counted in steps."""
         milestones = tuple(round(steps_of(epoch)) for epoch in self.milestones)
         return dataclasses.replace(self, milestones=milestones, warmup_epochs=steps_of(self.warmup_epochs))
 

@@ -25,6 +25,7 @@ class ParallelTask(LightningModule):
     """What training calls of the head beside its ``forward``."""
 
     def configure_model(self) -> None:
+        """Shards backbone and head, where the strategy says so."""
         mesh = self.device_mesh
         if mesh is not None:  # of a strategy that shards
             strategy: Any = self.trainer.strategy
@@ -32,10 +33,12 @@ class ParallelTask(LightningModule):
             shard(self.backbone, self.head, mesh["data_parallel"], strategy.root_device, seed, self.head_methods)
 
     def on_train_start(self) -> None:
+        """Refuses to train weights that are NaN or infinite."""
         self._refuse_nonfinite()
         super().on_train_start()
 
     def on_validation_start(self) -> None:
+        """Lets all processes evaluate one model without waiting for each other."""
         model = self.trainer.strategy.model
         if isinstance(model, DistributedDataParallel):
             # All processes evaluate the model that checkpoints hold, the first one's, and none waits within a batch.
@@ -45,12 +48,15 @@ class ParallelTask(LightningModule):
         self._gather()
 
     def on_test_start(self) -> None:
+        """Gathers a sharded model, and refuses weights that are NaN or infinite."""
         self._gather()
 
     def on_predict_start(self) -> None:
+        """Gathers a sharded model, and refuses weights that are NaN or infinite."""
         self._gather()
 
     def on_validation_end(self) -> None:
+        """Shards the model again, and lets DDP synchronize it as before."""
         release_units(self)
         model = self.trainer.strategy.model
         if isinstance(model, DistributedDataParallel):

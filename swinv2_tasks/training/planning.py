@@ -31,6 +31,7 @@ class SharedFunction:
         self.function = function
 
     def __call__(self, *arguments: Any) -> Any:
+        """Calls the function."""
         return self.function(*arguments)
 
     def __deepcopy__(self, memo: Any) -> SharedFunction:
@@ -54,6 +55,7 @@ class PlannedTask(LightningModule):
         """Optimizer steps of the training that is resumed, as planned then and now."""
 
     def setup(self, stage: str) -> None:
+        """Forgets what an earlier trainer's loader said."""
         self._training_loader = None
         super().setup(stage)
 
@@ -136,6 +138,7 @@ class PlannedTask(LightningModule):
     # ---- the plan
 
     def configure_optimizers(self) -> Any:
+        """Builds the optimizer, and the scheduler that plans its rates over the whole training."""
         total_steps, epoch_steps = self.total_steps(), self.epoch_steps()
         schedule = self._schedule_for_batches()
         if epoch_steps is None:
@@ -183,6 +186,7 @@ class PlannedTask(LightningModule):
     # ---- a resumed training of another length
 
     def on_train_start(self) -> None:
+        """Gives a resumed training of another length its own rates."""
         super().on_train_start()
         # GradientAccumulationScheduler sets it as an epoch starts, which one that is resumed within does not do again.
         self.trainer.accumulate_grad_batches = self.accumulated_batches(self.trainer.current_epoch)

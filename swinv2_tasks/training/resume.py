@@ -84,6 +84,7 @@ class RestorableTask(Recorded, PlannedTask, ClassAwareTask):
     # ---- writing
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Records what the task, its backbone, classes and data are, so that it can be built again."""
         checkpoint["swinv2_tasks"] = {
             **checkpoint_record(self.backbone, self.input_size),
             "name": self.run_name,
@@ -119,6 +120,12 @@ class RestorableTask(Recorded, PlannedTask, ClassAwareTask):
     # ---- reading
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes over the checkpoint's classes and windows, and checks that the rest of it can be used.
+
+        Raises:
+            UserError: it is of another task, its tensors do not match or are not finite, or a resumed training would
+                not be the one that was begun.
+        """
         record = task_record(checkpoint, "the checkpoint")
         task_name = record["task"]["class"]
         if task_name not in [cls.__name__ for cls in type(self).__mro__]:

@@ -49,6 +49,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes checkpoints atomically, without a second copy in memory."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Writes a checkpoint atomically."""
         write_pickle(Path(path), checkpoint)
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
@@ -99,6 +100,7 @@ class RunCheckpoint(Checkpoint):
             checkpoint["callbacks"][self.state_key] = state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps the state for ``on_train_start``, when the schedulers are there."""
         self._loaded_state = state_dict
 
     def _make_up_for_schedulers(self, trainer: Any) -> None:
@@ -110,12 +112,14 @@ class RunCheckpoint(Checkpoint):
             trainer.fit_loop.epoch_loop.update_lr_schedulers("step", update_plateau_schedulers=True)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Finds the folder, and removes files in it that were not finished."""
         if self.folder is None:
             self.folder = Path(trainer.strategy.broadcast(trainer.log_dir or trainer.default_root_dir)) / "checkpoints"
         if stage == "fit" and trainer.is_global_zero:
             remove_unfinished(self.folder)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock, and handles the signals that stop or requeue."""
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
         self._signal, self._agreed = None, _NOTHING
         self._make_up_for_schedulers(trainer)
@@ -140,6 +144,7 @@ class RunCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Saves where a save is due, then obeys a signal."""
         if is_accumulating(trainer):
             return  # the gradients so far are not in a checkpoint
         self._agreed = self._agree(trainer)
@@ -154,14 +159,17 @@ class RunCheckpoint(Checkpoint):
             self._obey(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Obeys a stop that had to wait for the step's logs."""
         self._obey(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Obeys a signal; a resumed run first steps the schedulers that count epochs."""
         if trainer.fit_loop.restarting and is_last_batch(trainer):  # where Lightning leaves them out
             trainer.fit_loop.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
         self._obey(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stops before a validation, which the resumed run then makes."""
         counts: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total
         counts.ready = counts.started = counts.completed  # without what made a resumed validation begin again
         if self._in_fit(trainer) and self._agreed == _STOP:
@@ -169,9 +177,11 @@ class RunCheckpoint(Checkpoint):
             self._obey(trainer)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes that the model has its averaged weights from here on, where weights are averaged."""
         self._averages_swapped = True
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes that the model has its trained weights again."""
         self._averages_swapped = False
 
     def on_validation_batch_end(
@@ -183,6 +193,7 @@ class RunCheckpoint(Checkpoint):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        """Obeys a signal in the middle of a validation, which the resumed run begins again."""
         if self._signal is None or not self._in_fit(trainer):
             return
         # Processes have unequal numbers of batches and so cannot agree here. But all hold the same weights: to stop,
@@ -205,6 +216,7 @@ class RunCheckpoint(Checkpoint):
             callback.on_validation_epoch_start(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves after the validation of a training, then obeys a signal."""
         if self._in_fit(trainer):
             self._agreed = self._agree(trainer)
             self._save(trainer)

@@ -182,8 +182,10 @@ def _wrote_into(run: Path, folder: Path) -> bool:
 
 
 def holds_results(folder: Path) -> bool:
-    """Whether a run's folder holds what must not be lost: a checkpoint, weights, metrics, predictions, what explains a
-    failure."""
+    """Whether a run's folder holds what must not be lost.
+
+    That is a checkpoint, weights, metrics, predictions, or what explains a failure.
+    """
     patterns = ("*.ckpt", "*.safetensors", "metrics.csv", "summary.json", "nonfinite_*", "predictions.csv")
     return any(next(folder.rglob(pattern), None) is not None for pattern in patterns)
 

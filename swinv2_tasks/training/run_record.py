@@ -63,6 +63,7 @@ class RunRecord(Callback):
         self._batch_started = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Writes run.json, and starts to write events."""
         seed = task_data(trainer).seed  # all processes agree on it
         if trainer.is_global_zero:
             record_start(
@@ -79,6 +80,7 @@ class RunRecord(Callback):
         log.addHandler(self._handler)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Stops writing events."""
         self._stop_listening()
 
     def _stop_listening(self) -> None:
@@ -86,36 +88,44 @@ class RunRecord(Callback):
             log.removeHandler(self._handler)
 
     def state_dict(self) -> dict[str, Any]:
+        """Seconds, of the run and of its steps alone, and batches so far, over all starts."""
         wall = self._wall_seconds + time.monotonic() - self._started
         return {"wall_seconds": wall, "train_seconds": self._train_seconds, "batches": self._batches}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continues the counts of the run that is resumed."""
         self._wall_seconds, self._train_seconds = state_dict["wall_seconds"], state_dict["train_seconds"]
         self._batches = state_dict["batches"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock of steps."""
         self._batch_started = time.monotonic()  # in the middle of an epoch, when resumed
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restarts the clock of steps: what lies between epochs does not count."""
         self._batch_started = time.monotonic()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restarts the clock of steps: validations do not count."""
         self._batch_started = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Adds the batch and its seconds."""
         now = time.monotonic()
         self._train_seconds += now - self._batch_started
         self._batch_started = now
         self._batches += 1
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes weights.safetensors and summary.json."""
         if trainer.is_global_zero:
             self._export(trainer)
             self._summarize(trainer, "finished")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Writes summary.json with the reason, when a training ends by a signal or an error."""
         if trainer.is_global_zero and trainer.state.fn == TrainerFn.FITTING and trainer.global_step:
             stopped = isinstance(exception, Interrupted | KeyboardInterrupt)
             self._summarize(trainer, "interrupted" if stopped else f"failed: {type(exception).__name__}: {exception}")

@@ -35,6 +35,7 @@ class ShardedOptimizer(ZeroRedundancyOptimizer):
     """Lets each process's own optimizer read its shard of a checkpoint: some write states in a way of their own."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads this process's states from those of all parameters."""
         state = state_dict["state"]
         super().load_state_dict({**state_dict, "state": {}})
 
@@ -53,6 +54,7 @@ class ZeroStrategy(DDPStrategy):
     """
 
     def setup_optimizers(self, trainer: Any) -> None:
+        """Builds the task's optimizers sharded."""
         task: Any = self.lightning_module
         plain = task.optimizer
         task.optimizer = functools.partial(ShardedOptimizer, optimizer_class=plain)
@@ -81,9 +83,11 @@ class ShardedStrategy(ModelParallelStrategy):
 
     @property
     def lightning_restore_optimizer(self) -> bool:
+        """Whether Lightning restores the optimizers: yes, by ``load_optimizer_state_dict``."""
         return True
 
     def setup_environment(self) -> None:
+        """Makes one mesh of all processes, and lets checkpoints be written atomically."""
         shard_over_all_processes(self)
         if not isinstance(self.checkpoint_io, AtomicCheckpointIO):  # the command line has set it
             self.checkpoint_io = AtomicCheckpointIO()
@@ -92,6 +96,7 @@ class ShardedStrategy(ModelParallelStrategy):
     # ---- saving
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
+        """The weights as shards, or gathered in the first process and None in the others."""
         assert self.lightning_module is not None
         return self._to_save(self.lightning_module.state_dict())
 
@@ -112,6 +117,7 @@ class ShardedStrategy(ModelParallelStrategy):
         return unflatten(rest, gathered)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Writes a folder of shards, or one file by the first process."""
         if self.save_distributed_checkpoint:
             self._save_shards(checkpoint, Path(filepath))
         elif self.is_global_zero:
@@ -164,11 +170,13 @@ class ShardedStrategy(ModelParallelStrategy):
     # ---- loading
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = True) -> dict[str, Any]:
+        """Opens a checkpoint; tensors are read later, by each process its own rows."""
         path = Path(self.broadcast(checkpoint_path))
         assert isinstance(self.checkpoint_io, AtomicCheckpointIO)
         return self.checkpoint_io.open_checkpoint(path)  # every process reads its rows alone
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Loads this process's rows of the weights."""
         assert self.lightning_module is not None
         own = self.lightning_module.state_dict()
         shards = {
@@ -178,6 +186,7 @@ class ShardedStrategy(ModelParallelStrategy):
         self.lightning_module.load_state_dict(shards, strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Loads this process's rows of the optimizer states."""
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             indices = [index for group in state["param_groups"] for index in group["params"]]

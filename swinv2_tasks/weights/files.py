@@ -53,6 +53,7 @@ class Checkpoint:
 
     @property
     def record(self) -> Mapping[str, Any]:
+        """What this package recorded about the task, its backbone and windows; empty in other formats."""
         return _mapping(self.contents.get("swinv2_tasks"))
 
     @property

@@ -148,8 +148,10 @@ _ITEM_SIZES = {
 
 
 class _Declarations(pickle.Unpickler):
-    """Reads what a pickle says about tensors. Nothing that it names is imported or called: classes of this module,
-    which do nothing, stand for all of it."""
+    """Reads what a pickle says about tensors.
+
+    Nothing that it names is imported or called: classes of this module, which do nothing, stand for all of it.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
         super().__init__(file)
@@ -254,8 +256,10 @@ def check_finite(tensors: Mapping[str, Any], source: str) -> None:
 
 
 def check_types(tensors: Mapping[str, Any], expected: Mapping[str, Tensor], source: str) -> None:
-    """Refuses tensors of another type than those they are for: integers, booleans or complex numbers in place of real
-    ones, or the reverse, and tensors without values. Real numbers may be of any precision.
+    """Refuses tensors of another type than those they are for.
+
+    That is integers, booleans or complex numbers in place of real ones, or the reverse, and tensors without values.
+    Real numbers may be of any precision.
 
     Raises:
         UserError: naming them.

@@ -55,6 +55,7 @@ class ShardedTensor:
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def whole(self) -> Tensor:
+        """The whole tensor, read from all shards."""
         return self.rows(0, self.shape[0])
 
 

@@ -466,7 +466,7 @@ def test_a_checkpoint_does_not_choose_where_runs_go(trained: Path, tmp_path: Pat
 
 
 def test_one_batch_is_one_batch_whatever_was_imported_before() -> None:
-    """typing keeps the first of `float | int` and `int | float` that anyone has asked for, for both."""
+    """Python's typing keeps the first of `float | int` and `int | float` that anyone has asked for, for both."""
 
     def share(
         turned: float | int | None, long: str | float | dict[str, int] | int, name: str | None, share: float

@@ -1,3 +1,5 @@
+"""The ImageNet datamodule on folders, class lists, ReaL labels and shards."""
+
 import json
 import pickle
 import random

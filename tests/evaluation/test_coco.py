@@ -227,8 +227,10 @@ def test_detections_beyond_the_limit_do_not_count(backend: Backend) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_annotations_may_be_numbered_from_zero(backend: Backend) -> None:
-    """COCO's tools take an id of 0 for "matched with nothing": the object would count as missed, and its detection as
-    wrong."""
+    """COCO's tools take an id of 0 for "matched with nothing".
+
+    The object would count as missed, and its detection as wrong.
+    """
     truth, found = many_objects(3, first_id=0)
     before = json.dumps(truth)
     for scores in coco_scores(truth, found, ("bbox", "segm"), backend).values():

@@ -20,8 +20,11 @@ def scores_of(classes: int, predictions: object, labels: object) -> Segmentation
 
 
 def test_scores_worked_out_by_hand() -> None:
-    """Of 8 pixels 7 are labeled. Class 0: 2 of 3 right, once predicted elsewhere: IoU 2 / 4. Class 1: 2 of 3, once
-    elsewhere: 2 / 4. Class 2: its only pixel is missed. Class 3 is nowhere."""
+    """Of 8 pixels 7 are labeled.
+
+    Class 0: 2 of 3 right, once predicted elsewhere: IoU 2 / 4. Class 1: 2 of 3, once elsewhere: 2 / 4. Class 2: its
+    only pixel is missed. Class 3 is nowhere.
+    """
     labels = [[0, 0, 0, 1], [1, 1, 2, 255]]
     predictions = [[0, 0, 1, 1], [1, 0, 4, 0]]  # 4 is no class
     scores = scores_of(4, predictions, labels)

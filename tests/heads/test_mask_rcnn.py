@@ -53,7 +53,7 @@ class Pooling(nn.Module):
 
 
 def torchvision_with(head: MaskRCNN) -> TorchvisionMaskRCNN:
-    """torchvision's detector with a head's weights; it counts the background among the masks' classes.
+    """The detector of torchvision with a head's weights; it counts the background among the masks' classes.
 
     With what it does otherwise replaced: RoIAlign that is not aligned, and anchors of whole pixels.
     """

@@ -43,8 +43,7 @@ def plainly_pooled(x: Tensor, box: list[float], side: int, stride: int) -> Tenso
 
 
 def test_rois_are_pooled_as_by_plain_sampling_from_the_level_of_their_size() -> None:
-    """A RoI of 112 pixels belongs to stride 8, one of 224 to stride 16, as in the paper; all larger ones to the
-    last."""
+    """A RoI of 112 pixels belongs to stride 8, one of 224 to 16, as in the paper; all larger ones to the last."""
     torch.manual_seed(0)
     strides = (4, 8, 16)
     levels = {str(k): torch.randn(2, 1, 256 // stride, 320 // stride) for k, stride in enumerate(strides)}

@@ -24,7 +24,7 @@ def anchors_of(head: DetectionHead, levels: Any) -> Tensor:
 
 
 def test_anchors_lie_at_the_strides_and_are_not_rounded() -> None:
-    """Of maps whose sides are not those of the image divided by the stride: 100 / 4 = 25, 25 / 2 → 13, …"""
+    """Of maps whose sides are not those of the image divided by the stride: 100 / 4 = 25, 25 / 2 → 13."""
     head = new_head()
     levels = head.pyramid(new_maps(1, 96, 160))
     anchors = anchors_of(head, levels)
@@ -76,7 +76,7 @@ def test_boxes_are_matched_by_the_rule(rule: tuple[float, float, float | None], 
 
 
 def test_an_object_that_no_box_meets_well_takes_none() -> None:
-    """torchvision's matcher would take the best one, however bad."""
+    """The matcher of torchvision would take the best one, however bad."""
     iou = torch.tensor([[0.2, 0.1, 0.25], [0.35, 0.1, 0.0]])
     assert match_boxes(iou, 0.7, 0.3, 0.3).tolist() == [1, -1, -1]
     assert match_boxes(torch.zeros(0, 3), 0.7, 0.3, 0.3).tolist() == [-1, -1, -1]

@@ -24,7 +24,7 @@ SIZES = {
 
 
 def theirs() -> tuple[nn.Module, nn.Module]:
-    """transformers' heads with random norms, scales and statistics."""
+    """The heads of transformers with random norms, scales and statistics."""
     torch.manual_seed(0)
     config = SimpleNamespace(
         pool_scales=[1, 2, 3, 6],

@@ -44,8 +44,11 @@ def draw_object(rng: np.random.Generator, category: int, height: int, width: int
 
 
 def write_objects(root: Path, train: int = 12, val: int = 5, *, masks: bool = True, seed: int = 0) -> Path:
-    """Images of three sizes with one to three shapes each, on noise; the first of each split has a crowd of squares,
-    the second one nothing. Stuff maps of the training images in ``stuff``."""
+    """Images of three sizes with one to three shapes each, on noise.
+
+    The first of each split has a crowd of squares, the second nothing. Stuff maps of the training images are in
+    ``stuff``.
+    """
     rng = np.random.default_rng(seed)
     for split, number in (("train", train), ("val", val)):
         images, annotations = [], []

@@ -83,8 +83,10 @@ def start(arguments: Sequence[str], folder: Path, **environment: str) -> Running
 
 
 def run_together(arguments: Sequence[str], folder: Path, processes: int = 2, **environment: str) -> list[Result]:
-    """Runs ``swinv2-tasks ARGUMENTS`` in processes that talk by gloo on the CPU, started side by side as torchrun and
-    srun do; how each ended."""
+    """Runs ``swinv2-tasks ARGUMENTS`` in processes that talk by gloo on the CPU; returns how each ended.
+
+    They are started side by side, as torchrun and srun do.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]

@@ -334,8 +334,10 @@ def test_drawing_masks_takes_memory_of_neither_image_nor_number() -> None:
 
 
 def perfectly_found(masks: Tensor, boxes: Tensor, rounded: bool) -> Detections:
-    """Objects (n, H, W) in their boxes (n, 4), with the masks that training would teach; rounded to 0 and 1 as the
-    published code does."""
+    """Objects (n, H, W) in their boxes (n, 4), with the masks that training would teach.
+
+    The masks are rounded to 0 and 1, as the published code does.
+    """
     learned = mask_targets(masks, boxes.float(), torch.arange(len(boxes)), 28)
     return detections_of((learned >= 0.5).float() if rounded else learned, boxes)
 
@@ -356,8 +358,10 @@ def scored(targets: list[dict[str, Any]], rounded: bool) -> dict[str, float]:
 
 
 def drawn_shapes(seed: int) -> dict[str, Any]:
-    """An image of ellipses and stars, of 8 to 200 pixels at places between pixels: outlines that COCO's tools draw, and
-    the outlines' own bounds."""
+    """The objects of an image: ellipses and stars of 8 to 200 pixels, at positions between pixels.
+
+    Masks are the outlines as COCO's tools draw them; boxes are the outlines' own bounds.
+    """
     rng = np.random.default_rng(seed)
     height, width = 240, 320
     masks, boxes = [], []

@@ -1,5 +1,8 @@
-"""What every task promises: it learns, resumes exactly, scores alike on several processes, works from its checkpoint
-alone, and says what is wrong with what it is given."""
+"""What every task promises.
+
+It learns, resumes exactly, scores alike on several processes, works from its checkpoint alone, and says what is wrong
+with what it is given.
+"""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ BACKBONE: dict[str, Any] = {"embed_dim": 8, "depths": [2, 1, 2, 1], "num_heads":
 
 
 def theirs(window: int = 2, image: int = 128, pretrained: list[int] | None = None, **changes: Any) -> nn.Module:
-    """transformers' model with random weights, norms and statistics of batches."""
+    """The model of transformers with random weights, norms and statistics of batches."""
     stages = ["stage1", "stage2", "stage3", "stage4"]
     own = {"window_size": window, "image_size": image, "pretrained_window_sizes": pretrained or [0, 0, 0, 0]}
     backbone = Swinv2Config(**BACKBONE, **own, out_features=stages)
@@ -136,7 +136,7 @@ def test_a_checkpoint_of_the_task_gives_the_same_logits(tmp_path: Path) -> None:
 
 
 def test_norms_of_maps_are_loaded_where_a_file_has_them() -> None:
-    """transformers names them so for Swin V1; its Swin V2 has none."""
+    """In transformers they have these names for Swin V1; its Swin V2 has none."""
     model, task = theirs(), ours(map_norms=True)
     norms = {f"hidden_states_norms.stage{k + 1}": norm for k, norm in enumerate(task.head.norms)}
     random = {

@@ -307,8 +307,11 @@ def test_the_least_rate_is_that_of_all_layers() -> None:
 
 
 def test_the_cosine_of_video_is_the_published_rule() -> None:
-    """By its formulas, as training goes through epochs and iterations: each epoch has a value of the cosine of its own,
-    from epoch 0 on, and in the first 2.5 epochs an iteration's distance from their end is taken off it."""
+    """By its formulas, as training goes through epochs and iterations.
+
+    Each epoch has a value of the cosine of its own, from epoch 0 on, and in the first 2.5 epochs an iteration's
+    distance from their end is taken off it.
+    """
     epochs, iterations, peak, ratio = 30, 8, 1e-3, 0.1
     schedule = EpochCosineSchedule()
     step = 0

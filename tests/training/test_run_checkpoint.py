@@ -29,8 +29,10 @@ RESUME = ("fit", "--config=runs/tiny/0/config.yaml", "--resume")
 
 @pytest.fixture
 def stopped(trained: Path, images: Path, tmp_path: Path) -> Path:
-    """A folder with a run that was trained for 8 epochs of 3 steps, in ``runs/tiny/0``; the longest of its checkpoints
-    are last.ckpt (step 24) and previous.ckpt (step 21)."""
+    """A folder with a run that was trained for 8 epochs of 3 steps, in ``runs/tiny/0``.
+
+    Its checkpoints of the latest steps are last.ckpt (step 24) and previous.ckpt (step 21).
+    """
     shutil.copytree(trained.parents[1], tmp_path / "runs")
     return tmp_path
 

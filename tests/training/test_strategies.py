@@ -45,8 +45,10 @@ def losses(folder: Path) -> list[float]:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with images, a config, weights to start from, and runs of two epochs of two steps: ``plain`` by one
-    process, ``sharded`` by two with full sharding and sharded checkpoints."""
+    """A folder with images, a config, weights to start from, and runs of two epochs of two steps.
+
+    ``plain`` was trained by one process, ``sharded`` by two with full sharding and sharded checkpoints.
+    """
     folder = tmp_path_factory.mktemp("world")
     data = write_images(folder / "images", train=8)
     backbone = {"init_args": {"drop_path_rate": 0.0, "checkpoint_stages": [0]}}

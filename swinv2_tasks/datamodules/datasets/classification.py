@@ -33,6 +33,7 @@ class LabeledImages(Dataset):
         return len(self.samples)
 
     def sample_id(self, index: int) -> str:
+        """The image's file."""
         return self.samples[index][0]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -69,6 +70,7 @@ class StreamedImages(Dataset):
         return len(self.shards)
 
     def sample_id(self, index: int) -> str:
+        """The image's name in its shard."""
         return self.shards.name(index)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -102,6 +104,7 @@ class UnlabeledImages(Dataset):
         return len(self.paths)
 
     def sample_id(self, index: int) -> str:
+        """The image's file."""
         return str(self.paths[index])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -115,5 +118,6 @@ class MixCollate:
         self.mix = mix
 
     def __call__(self, samples: list[dict[str, Any]]) -> ClassificationBatch:
+        """Stacks samples to a batch, and mixes it where mixing is on."""
         batch: ClassificationBatch = default_collate(samples)
         return batch if self.mix is None else self.mix(batch)

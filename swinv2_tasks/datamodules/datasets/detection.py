@@ -34,6 +34,7 @@ class CocoImages(Dataset):
         return len(self.images)
 
     def sample_id(self, index: int) -> str:
+        """The image's file."""
         return str(self.folder / self.images[index].file_name)
 
     def read(self, index: int) -> tuple[CocoImage, np.ndarray]:
@@ -206,6 +207,7 @@ class PredictedObjects(Dataset):
         return len(self.scenes)
 
     def sample_id(self, index: int) -> str:
+        """The image's file."""
         return self.scenes.sample_id(index)
 
     def __getitem__(self, index: int) -> dict[str, Any]:

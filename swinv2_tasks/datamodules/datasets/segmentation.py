@@ -28,6 +28,7 @@ class Resize:
         self.limits = limits
 
     def __call__(self, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Resizes an image (H, W, 3) to its evaluation size; the mask keeps the file's."""
         return resize(image, fitting_size(image.shape[:2], self.limits)), mask
 
 
@@ -55,6 +56,7 @@ class RescaledFile:
         self._pixels: np.ndarray | None = None
 
     def __call__(self, scale: float) -> Tensor:
+        """The file's image at a scale, (1, 3, H, W) float32, normalized; the file is read once."""
         if self._pixels is None:
             self._pixels = np.asarray(read_image(self.path))
         size = scaled_size(self._pixels.shape[:2], self.limits, scale)
@@ -94,6 +96,7 @@ class LabeledScenes(Dataset):
         return len(self.pairs)
 
     def sample_id(self, index: int) -> str:
+        """The image's file."""
         return str(self.pairs[index][0])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -149,6 +152,7 @@ class Scenes(Dataset):
         return len(self.paths)
 
     def sample_id(self, index: int) -> str:
+        """The image's file."""
         return str(self.paths[index])
 
     def __getitem__(self, index: int) -> dict[str, Any]:

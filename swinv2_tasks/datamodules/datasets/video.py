@@ -40,6 +40,7 @@ class TrainingClips(Dataset):
         return len(self.videos)
 
     def sample_id(self, index: int) -> str:
+        """The video's file."""
         return self.videos[index][0]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -98,6 +99,7 @@ class EvaluatedClips(Dataset):
         return len(self.videos) * self.parts
 
     def sample_id(self, index: int) -> str:
+        """The video's file, of which several samples may be read."""
         return self.videos[index // self.parts][0]
 
     def __getitem__(self, index: int) -> dict[str, Any]:

@@ -62,8 +62,11 @@ def is_whole(codec: str, content: bytes, nal_length: int) -> bool:
 
 
 def random_access(codec: str, content: bytes, nal_length: int) -> tuple[bool, bool]:
-    """Of a packet that the container calls a key frame: whether frames shown later need none before it, and whether all
-    packets after it need none."""
+    """What can be decoded from a packet on that the container calls a key frame.
+
+    Returns:
+        Whether frames shown later need none before it, and whether all packets after it need none.
+    """
     recovers = False
     for start, end in _nal_units(content, nal_length):
         if end > len(content) or start >= end:

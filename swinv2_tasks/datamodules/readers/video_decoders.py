@@ -65,9 +65,11 @@ class PyAVDecoder:
         self._turn: tuple[bool, bool, bool] | None = None
 
     def read(self, numbers: Sequence[int]) -> list[np.ndarray]:
+        """Frames (H, W, 3) uint8, RGB, by their numbers in the order shown."""
         return [self._rgb(self._frame(number)) for number in numbers]
 
     def close(self) -> None:
+        """Closes the file; a later ``read`` opens it again."""
         self._frames = iter(())
         if self._container is not None:
             self._container.close()
@@ -226,6 +228,7 @@ class DecordDecoder:
             raise UnreadableVideo("decord counts other frames in it")
 
     def read(self, numbers: Sequence[int]) -> list[np.ndarray]:
+        """Frames (H, W, 3) uint8, RGB, by their numbers in the order shown; PyAV's where decord fails."""
         if self._instead is None:
             frames = self._try(numbers)
             if frames is not None:
@@ -234,6 +237,7 @@ class DecordDecoder:
         return self._instead.read(numbers)
 
     def close(self) -> None:
+        """Frees the file."""
         self._reader = None  # decord frees what a reader holds only then
         if self._instead is not None:
             self._instead.close()

@@ -261,7 +261,7 @@ class Shards:
 
 
 def litdata_module() -> Any:
-    """litdata.
+    """Imports litdata, and returns it.
 
     Raises:
         UserError: It is not installed.

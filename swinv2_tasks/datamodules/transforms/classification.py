@@ -107,6 +107,7 @@ class ImageNetAugmentation(ClassificationAugmentation):
     def build(
         self, image_size: tuple[int, int], mean: tuple[float, float, float], std: tuple[float, float, float]
     ) -> v2.Compose:
+        """Crop, flip, RandAugment or color jitter, normalization and erasing, in this order."""
         return train_transform(
             image_size,
             mean,
@@ -120,6 +121,7 @@ class ImageNetAugmentation(ClassificationAugmentation):
         )
 
     def build_mixing(self, num_classes: int) -> v2.Transform | None:
+        """Mixup or CutMix, drawn for each batch where both are on; None where both are off."""
         mixup = v2.MixUp(alpha=self.mixup, num_classes=num_classes) if self.mixup else None
         cutmix = v2.CutMix(alpha=self.cutmix, num_classes=num_classes) if self.cutmix else None
         if mixup and cutmix:
@@ -224,6 +226,7 @@ class RandAugment:
                 op.aug_fn = posterize
 
     def __call__(self, image: Any) -> Any:
+        """Augments a PIL image, or all frames of a video alike."""
         if isinstance(image, tv_tensors.Video):
             return tv_tensors.wrap(treat_alike(image, self._of_frame), like=image)
         return self.augment(image)
@@ -261,6 +264,7 @@ class RandomErasing:
         self.erase = Erasing(probability, mode="pixel", device="cpu")
 
     def __call__(self, image: Tensor) -> Tensor:
+        """Erases from an image (3, H, W), or alike from all frames of a clip (T, 3, H, W)."""
         return self.erase(image) if image.ndim == 3 else treat_alike(image, self.erase)
 
 
@@ -327,6 +331,7 @@ class ResizeToCover(v2.Transform):
         self.size = size
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Computes the covering size in whole pixels, truncated as by ``v2.Resize``."""
         height, width = v2.query_size(flat_inputs)
         new_height, new_width = self.size
         if new_height * width >= new_width * height:
@@ -334,6 +339,7 @@ class ResizeToCover(v2.Transform):
         return {"size": [new_width * height // width, new_width]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Resizes with bicubic interpolation and antialiasing."""
         return v2.functional.resize(inpt, params["size"], interpolation=BICUBIC, antialias=True)
 
 
@@ -351,6 +357,7 @@ class CutStrip(v2.Transform):
         self.size = size
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Computes the sides to keep; None where the whole image may be resized."""
         sides = list(v2.query_size(flat_inputs))
         factor = max(new / old for new, old in zip(self.size, sides, strict=True))
         if sides[0] * sides[1] * factor**2 <= self.largest:
@@ -362,6 +369,7 @@ class CutStrip(v2.Transform):
         return {"sides": sides}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Cuts the middle out."""
         return inpt if params["sides"] is None else v2.functional.center_crop(inpt, params["sides"])
 
 
@@ -384,8 +392,9 @@ def fitting_size(size: tuple[int, int], limits: tuple[int, int] | None, scale: f
 
 
 def scaled_size(size: tuple[int, int], limits: tuple[int, int] | None, scale: float) -> tuple[int, int]:
-    """The (height, width) at which an image is evaluated at a scale, as published code (mmsegmentation's) computes it:
-    the limits are scaled and cut down to whole pixels, then the image is fitted into them.
+    """The (height, width) at which an image is evaluated at a scale, as published code (mmsegmentation's) computes it.
+
+    The limits are scaled and cut down to whole pixels, then the image is fitted into them.
 
     Args:
         size: Height and width of the image file in pixels.

@@ -79,6 +79,7 @@ class MultiScaleAugmentation(DetectionAugmentation):
         check_flip_and_paste(self.horizontal_flip, self.copy_paste)
 
     def build(self, masks: bool) -> SceneTransform:
+        """Resizes or crops, then flips, an image with its objects."""
         # albumentations takes a second to import, and only training needs it.
         from swinv2_tasks.datamodules.transforms.detection_steps import (
             A,
@@ -99,6 +100,7 @@ class MultiScaleAugmentation(DetectionAugmentation):
         return DetectionTransform([resize, HorizontalFlip(p=self.horizontal_flip)], masks)
 
     def largest_size(self) -> tuple[int, int]:
+        """The largest short side and the limit of the long one."""
         return min(max(self._sizes()), self.max_size), self.max_size
 
     def _sizes(self) -> list[int]:
@@ -132,6 +134,7 @@ class ScaleJitterAugmentation(DetectionAugmentation):
         check_flip_and_paste(self.horizontal_flip, self.copy_paste)
 
     def build(self, masks: bool) -> SceneTransform:
+        """Rescales by a random factor, crops and flips an image with its objects."""
         from swinv2_tasks.datamodules.transforms.detection_steps import DetectionTransform, HorizontalFlip, RandomCrop
         from swinv2_tasks.datamodules.transforms.segmentation_steps import RandomRescale
 
@@ -144,6 +147,7 @@ class ScaleJitterAugmentation(DetectionAugmentation):
         return DetectionTransform(steps, masks)
 
     def largest_size(self) -> tuple[int, int]:
+        """The target size on both sides."""
         return self.target_size, self.target_size
 
 

@@ -32,6 +32,7 @@ class RandomShortestSize(Rescale):
         self.max_size = max_size
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        """Draws a short side and computes the size that fits it and the limit of the long side."""
         limits = (self.max_size or 2**20, self.py_random.choice(self.min_size))
         return {"size": fitting_size(params["shape"][:2], limits)}
 
@@ -50,6 +51,7 @@ class RandomCrop(A.DualTransform):
         self.max_size = max_size
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        """Draws the region: (rows, columns) as slices."""
         draw = self.py_random.randint
         spans = []
         for side in params["shape"][:2]:
@@ -59,9 +61,11 @@ class RandomCrop(A.DualTransform):
         return {"region": tuple(spans)}
 
     def apply(self, img: np.ndarray, region: tuple[slice, slice], **params: Any) -> np.ndarray:
+        """Crops an image or a mask to the region."""
         return img[region]
 
     def apply_to_keypoints(self, keypoints: np.ndarray, region: tuple[slice, slice], **params: Any) -> np.ndarray:
+        """Moves points (n, ≥2), x and y first, into the region's coordinates; they may lie outside."""
         moved = keypoints.copy()
         moved[:, :2] -= [region[1].start, region[0].start]
         return moved
@@ -71,6 +75,7 @@ class HorizontalFlip(A.HorizontalFlip):
     """Flips horizontally; albumentations' own takes points for middles of pixels, ours lie between them."""
 
     def apply_to_keypoints(self, keypoints: np.ndarray, **params: Any) -> np.ndarray:
+        """Flips points (n, ≥2), x first, about the middle: edges of pixels, not their centers."""
         moved = keypoints.copy()
         moved[:, 0] = params["shape"][1] - moved[:, 0]
         return moved

@@ -55,6 +55,7 @@ class ADE20KAugmentation(SegmentationAugmentation):
     def build(
         self, crop_size: tuple[int, int], resize: tuple[int, int] | None
     ) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+        """Rescales, crops, flips and distorts the colors of an image; its mask moves with it."""
         # albumentations takes a second to import, and only training needs it.
         from swinv2_tasks.datamodules.transforms.segmentation_steps import (
             A,

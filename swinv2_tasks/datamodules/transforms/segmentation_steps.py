@@ -28,12 +28,15 @@ class Rescale(A.DualTransform):
         super().__init__(p=p)
 
     def apply(self, img: np.ndarray, size: tuple[int, int], **params: Any) -> np.ndarray:
+        """Resizes an image to (height, width)."""
         return resize(img, size)
 
     def apply_to_mask(self, mask: np.ndarray, size: tuple[int, int], **params: Any) -> np.ndarray:
+        """Resizes a label map to (height, width), by the nearest pixel."""
         return cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
 
     def apply_to_keypoints(self, keypoints: np.ndarray, size: tuple[int, int], **params: Any) -> np.ndarray:
+        """Scales points (n, ≥2), x and y first."""
         moved = keypoints.copy()
         moved[:, :2] *= [size[1] / params["shape"][1], size[0] / params["shape"][0]]
         return moved
@@ -52,6 +55,7 @@ class RandomRescale(Rescale):
         self.limits, self.scale_range = limits, scale_range
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        """Draws a scale and computes the size that fits the limits so scaled."""
         return {"size": fitting_size(params["shape"][:2], self.limits, self.py_random.uniform(*self.scale_range))}
 
 
@@ -69,9 +73,11 @@ class ClassLimitedCrop(A.DualTransform):
 
     @property
     def targets_as_params(self) -> list[str]:
+        """Drawing the region looks at the mask."""
         return ["mask"]
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        """Draws the region, up to ten times until no class has too large a share of its labels."""
         mask = data["mask"]
         height, width = (min(side, limit) for side, limit in zip(mask.shape, self.size, strict=True))
 
@@ -86,6 +92,7 @@ class ClassLimitedCrop(A.DualTransform):
         return {"region": region}
 
     def apply(self, img: np.ndarray, region: tuple[slice, slice], **params: Any) -> np.ndarray:
+        """Crops an image or a mask to the region."""
         return img[region]
 
 

@@ -51,4 +51,5 @@ class CropFlipAugmentation(SimMIMAugmentation):
     def build(
         self, image_size: tuple[int, int], mean: tuple[float, float, float], std: tuple[float, float, float]
     ) -> v2.Compose:
+        """Crops, flips and normalizes."""
         return train_transform(image_size, mean, std, self.crop_scale, self.horizontal_flip, interpolation=BILINEAR)

@@ -146,6 +146,7 @@ class KineticsAugmentation(VideoAugmentation):
     def build(
         self, image_size: tuple[int, int], mean: tuple[float, float, float], std: tuple[float, float, float]
     ) -> v2.Compose:
+        """Crop, flip, RandAugment or color jitter, normalization and erasing, alike for all frames."""
         transform = train_transform(
             image_size,
             mean,

@@ -1,3 +1,5 @@
+"""Images as files have them: modes, orientations, and files that cannot be read."""
+
 import os
 import zlib
 from pathlib import Path

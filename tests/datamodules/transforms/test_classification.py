@@ -1,3 +1,5 @@
+"""Classification transforms: training and evaluation, mixing, and the ranges of settings."""
+
 import contextlib
 from collections.abc import Callable
 from dataclasses import replace

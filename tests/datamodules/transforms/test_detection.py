@@ -41,8 +41,10 @@ AUGMENTATIONS: dict[str, Any] = {
 
 
 def scene(seed: int, height: int = 120, width: int = 150) -> tuple[np.ndarray, list[CocoObject], list[np.ndarray]]:
-    """Discs, boxes and triangles as polygons, run lengths and plain boxes; the image's color channel k says where the
-    k-th object is."""
+    """Discs, boxes and triangles as polygons, run lengths and plain boxes.
+
+    The image's color channel k says where the k-th object is.
+    """
     rng = np.random.default_rng(seed)
     image, objects, masks = np.zeros((height, width, 3), np.uint8), [], []
     for k in range(3):
