@@ -1,4 +1,4 @@
-"""The command line's arguments as options with their values, before any parser knows what these mean.
+"""The command line's arguments as options with their values, before any parser knows their types.
 
 jsonargparse parses a command line whole, with a parser that knows every option, and refuses to parse part of one. But
 some things must be known before there is such a parser. They are read here and nowhere else:
@@ -61,7 +61,7 @@ def join_options(options: Iterable[Option]) -> list[str]:
 
 
 def values_of(options: Iterable[Option], name: str) -> list[str]:
-    """All that an option is given, from the first time to the last."""
+    """All values that an option is given, from the first time to the last."""
     return [value for option in options if option.name == name for value in option.values]
 
 
@@ -112,7 +112,7 @@ def merge_values(options: Iterable[Option], lists: Collection[str] = ()) -> list
 def is_list(hint: Any) -> bool:
     """Whether a type is a list, or None beside it, and nothing else."""
     types = set(get_args(hint)) - {NoneType} if isinstance(hint, UnionType) else {hint}
-    return all(get_origin(one) is list for one in types)
+    return all(get_origin(member) is list for member in types)
 
 
 # ---- the config that all other arguments go over
@@ -126,13 +126,13 @@ def find_configs(options: Iterable[Option]) -> list[Option]:
     """
     from swinv2_tasks.cli.configs import find_config
 
-    found: list[Option] = []
+    named: list[Option] = []
     for option in options:
         if option.name == "--config" and option.values:
-            found += [new_option("--config", find_config(name)) for name in option.values]
+            named += [new_option("--config", find_config(name)) for name in option.values]
         else:
-            found.append(option)
-    return found
+            named.append(option)
+    return named
 
 
 def name_model_and_data(options: Iterable[Option]) -> bool:
@@ -180,7 +180,7 @@ def find_resumed_run(options: Sequence[Option]) -> tuple[list[Option], Path | No
     command = json.loads(record.read_text())["starts"][0]["arguments"][0]
     if command != "fit":
         raise UserError(
-            f"--resume: {config.parent} was made by {command}, so there is no training to go on with. Name a folder "
-            "that fit has made."
+            f"--resume: {config.parent} was made by {command}, so there is no training to resume. Name a folder that "
+            "fit has made."
         )
     return rest, config.parent

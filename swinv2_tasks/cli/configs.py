@@ -1,4 +1,4 @@
-"""Configs: those in ./configs and those that come with the package, by name, and the one that a checkpoint carries."""
+"""Configs: those in ./configs and those that come with the package, by name, and the one in a checkpoint."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def find_config(name: str) -> Path:
     for candidate in (Path(name), Path("configs") / name, shipped_configs() / name):
         if candidate.is_file():
             return candidate
-    near = difflib.get_close_matches(name, known_configs(), n=1, cutoff=0.4)
-    hint = f" Did you mean {near[0]}?" if near else ""
+    nearest = difflib.get_close_matches(name, known_configs(), n=1, cutoff=0.4)
+    hint = f" Did you mean {nearest[0]}?" if nearest else ""
     raise UserError(
         f"no config {name!r}: not a file, nor in ./configs, nor shipped.{hint} Known: {', '.join(known_configs())}."
     )
@@ -96,7 +96,8 @@ def config_from_checkpoint(path: str, *, predict: bool = False) -> dict[str, Any
     data_args = _evaluation_arguments(data["init_args"])
     data_args = _as_config(recorded_arguments(datamodule, data_args, path), data_args)
     if predict:
-        for name in ("faulty_samples", "faulty_budget"):  # what the training made of bad samples says nothing here
+        # How the training handled bad samples does not matter for the files to predict.
+        for name in ("faulty_samples", "faulty_budget"):
             data_args.pop(name, None)
     if predict and record["classes"]["ids"]:
         data_args["class_names"] = [str(class_id) for class_id in record["classes"]["ids"]]

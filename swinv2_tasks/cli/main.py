@@ -1,6 +1,6 @@
 """Entry point: ``swinv2-tasks`` and ``python -m swinv2_tasks``.
 
-Heavy libraries are imported only by the command that needs them, so that help and mistakes answer at once.
+Heavy libraries are imported only by the command that needs them, so that help and errors appear at once.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Other commands
   demo                                     train, evaluate and predict on them, in minutes on a CPU
                                            (--short true: six steps of each, to see whether all works)
 
-swinv2-tasks COMMAND --help tells more; so does swinv2-tasks fit --config CONFIG --print_config."""
+swinv2-tasks COMMAND --help lists all options, swinv2-tasks fit --config CONFIG --print_config all values."""
 
 COMMANDS: dict[str, tuple[str, str | tuple[str, ...], bool]] = {
     "score": ("commands.score", ("ade20k", "coco"), False),
@@ -73,9 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows the program's name; None: those of the process.
 
     Returns:
-        The exit status: 0 done, 1 a mistake of the user or files that could not be predicted, told on standard error,
-        130 interrupted by Ctrl-C,
-        143 by SIGTERM, 141 nobody reads on.
+        The exit status: 0 done; 1 an error of the user, or files that could not be predicted, reported on standard
+        error; 130 interrupted by Ctrl-C; 143 by SIGTERM; 141 the reader of the output is gone.
         Unknown arguments and invalid values end in ``SystemExit(2)``.
     """
     command, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
@@ -91,32 +90,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif command in TRAINER_COMMANDS:
             return importlib.import_module("swinv2_tasks.cli.tasks_cli").run(command, rest).status
         elif command in CONFIG_COMMANDS:
-            with _sigterm_interrupts():
+            with _sigterm_as_interrupt():
                 _run_with_config(command, rest)
         elif command == "demo":  # trains, and trainings have their own ways with signals
             _run_function(command, rest)
         elif command in COMMANDS:
-            with _sigterm_interrupts():
+            with _sigterm_as_interrupt():
                 _run_function(command, rest)
         else:
             import difflib
 
             known = [*TRAINER_COMMANDS, *CONFIG_COMMANDS, *COMMANDS]
-            near = difflib.get_close_matches(command, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            nearest = difflib.get_close_matches(command, known, n=1)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
             raise UserError(f"no command {command!r}{hint} Known: {', '.join(known)}.")
     except ValueError as error:
-        mistake = find_user_error(error)
-        if mistake is None:
+        user_error = find_user_error(error)
+        if user_error is None:
             raise
-        if isinstance(mistake, CollectiveError) and os.environ.get("LOCAL_RANK", "0") != "0":
+        if isinstance(user_error, CollectiveError) and os.environ.get("LOCAL_RANK", "0") != "0":
             return 0  # as below
-        _tell(strip_traceback(str(mistake)))
+        _report(strip_traceback(str(user_error)))
         return 1
     except Interrupted as error:
         if os.environ.get("LOCAL_RANK", "0") != "0":
-            return 0  # the first process tells; Lightning kills it when one that it started seems to fail
-        _tell(str(error))
+            return 0  # the first process reports; Lightning kills it when one that it started seems to fail
+        _report(str(error))
         return 128 + error.signal
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -133,8 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 @contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Lets SIGTERM end a command as Ctrl-C does, so that it can end what it has started and say how to go on."""
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Lets SIGTERM end a command as Ctrl-C does, so that it can end what it has started and say how to resume."""
 
     def interrupt(number: int, frame: Any) -> None:
         raise Interrupted("stopped by SIGTERM", number)
@@ -149,7 +148,7 @@ def _sigterm_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _tell(message: str) -> None:
+def _report(message: str) -> None:
     """Prints what ended the command; names of files in it may hold anything."""
     print("swinv2-tasks:", "\n".join(map(printable, message.split("\n"))), file=sys.stderr)
 

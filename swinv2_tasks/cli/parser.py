@@ -14,13 +14,13 @@ from lightning.pytorch.cli import LightningArgumentParser
 def int_before_float(signature: inspect.Signature) -> inspect.Signature:
     """A signature that states int before float where a parameter takes both: 1 is one batch, 1.0 all of them.
 
-    typing turns ``int | float`` around when anything imported before has asked for ``float | int``.
+    Python's typing caches unions: once anything has asked for ``float | int``, ``int | float`` gives that one.
     """
     parameters = []
     for parameter in signature.parameters.values():
         types = get_args(parameter.annotation)
         if int in types and float in types:
-            int_first = sorted(types, key=lambda one: one is not int)
+            int_first = sorted(types, key=lambda number_type: number_type is not int)
             parameter = parameter.replace(annotation=functools.reduce(operator.or_, int_first))
         parameters.append(parameter)
     return signature.replace(parameters=parameters)
@@ -38,12 +38,12 @@ class TasksArgumentParser(LightningArgumentParser):
     """Lets a backbone be given as one of the size factories, which are functions."""
 
     def print_usage(self, file: Any = None) -> None:
-        """Prints nothing: 150 lines of options would bury the message of a mistake. --help shows them."""
+        """Prints nothing: 150 lines of options would hide the message of an error. --help shows them."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Ends with the message; where bitsandbytes is missing, it says how to install it."""
         if "No module named 'bitsandbytes'" in message:
-            message += "\nOptimizers with states in 8 bits: pip install 'swinv2-tasks[8bit]'"
+            message += "\n8-bit optimizers need it: pip install 'swinv2-tasks[8bit]'"
         super().error(message, ex)
 
     def add_function_arguments(self, *args: Any, linked_targets: set[str] | None = None, **kwargs: Any) -> list[str]:

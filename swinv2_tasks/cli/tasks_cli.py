@@ -72,7 +72,7 @@ from swinv2_tasks.weights.files import find_corruption, read_contents
 
 
 class WholeConfig(SaveConfigCallback):
-    """Writes the run's config.yaml atomically, without the checkpoint that a resumed run goes on from."""
+    """Writes the run's config.yaml atomically, without the checkpoint that a run is resumed from."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Writes config.yaml into the run's folder."""
@@ -85,11 +85,11 @@ class WholeConfig(SaveConfigCallback):
 
 
 class TasksCLI(CheckpointCheckingCLI):
-    """LightningCLI with this package's run folders, checkpoints and pictures.
+    """LightningCLI with this package's run folders, checkpoints and figures.
 
     Args:
         args: the command and its arguments.
-        resume: folder of the run to go on with; None starts a new one.
+        resume: folder of the run to resume; None starts a new one.
     """
 
     folder: Path
@@ -128,20 +128,21 @@ class TasksCLI(CheckpointCheckingCLI):
         return task_data(self).worker_death(error) if isinstance(error, RuntimeError) else None
 
     def _other_process(self, error: Exception) -> UserError | None:
-        """What to say when this process only failed since one that it has started is gone."""
+        """The error of a process that this one has started, where this one only failed since that is gone."""
         if not isinstance(error, RuntimeError) or not self._processes:
             return None
         for _ in range(50):  # it has closed its connections, but may not have ended yet
             for number, process in enumerate(self._processes, start=1):
                 if process.poll() not in (None, 0):
-                    how = "with an error, told above" if process.returncode > 0 else f"by signal {-process.returncode}"
-                    return UserError(f"process {number} of this run ended {how}")
+                    status = process.returncode
+                    cause = "with an error, reported above" if status > 0 else f"by signal {-status}"
+                    return UserError(f"process {number} of this run ended {cause}")
             time.sleep(0.1)
         return None
 
     @staticmethod
     def _spawned_process(error: Exception) -> Exception | None:
-        """What a process that was spawned or forked had to say: its exception arrives as text."""
+        """The exception of a process that was spawned or forked, which arrives as text."""
         return exception_in(str(error)) if isinstance(error, ProcessRaisedException) else None
 
     def _end_other_processes(self) -> None:
@@ -245,7 +246,7 @@ class TasksCLI(CheckpointCheckingCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer with the run's folder, loggers, checkpoints and records."""
         config = self._config
-        # Model and data stand by now: most mistakes end before there is a folder.
+        # Model and data are built by now: most errors of the user are raised before there is a folder.
         self.folder = folder = self.resume or run_folder(Path(config["runs"]) / config["name"])
         os.environ[RUN_DIR] = str(folder)
         if config["trainer"]["logger"] is not False:
@@ -277,7 +278,9 @@ class TasksCLI(CheckpointCheckingCLI):
         trainer.callbacks += [record, Throughput(), LastValidation(), LearningCurve()]
         trainer.callbacks.append(EvaluatedSamples(folder))
         # Checkpoints come after what others log at the end of an epoch, and the last one holds the state of the others.
-        trainer.callbacks.sort(key=lambda one: isinstance(one, Checkpoint) + isinstance(one, RunCheckpoint))
+        trainer.callbacks.sort(
+            key=lambda callback: isinstance(callback, Checkpoint) + isinstance(callback, RunCheckpoint)
+        )
         self.model.run_name = config["name"]
         self.model.run_folder, self.model.output = folder, config["output"]
         self.model.max_skipped_steps = config["guard"]["max_skipped_steps"]
@@ -286,12 +289,12 @@ class TasksCLI(CheckpointCheckingCLI):
     def _run_loggers(self) -> list[Logger]:
         """What writes the run's metrics.csv and TensorBoard events."""
         folder = self.folder
-        place: Any = {"save_dir": folder.parent.parent, "name": folder.parent.name, "version": folder.name}
-        csv_logger = CSVLogger(**place, flush_logs_every_n_steps=50)
+        arguments: Any = {"save_dir": folder.parent.parent, "name": folder.parent.name, "version": folder.name}
+        csv_logger = CSVLogger(**arguments, flush_logs_every_n_steps=50)
         if self.resume is not None:
-            place["purge_step"] = self.resumed_step
+            arguments["purge_step"] = self.resumed_step
             keep_metrics(csv_logger, folder, self.resumed_step)
-        return [csv_logger, TensorBoardLogger(**place)]
+        return [csv_logger, TensorBoardLogger(**arguments)]
 
     @rank_zero_only
     def _remove_failed_start(self) -> None:
@@ -299,13 +302,13 @@ class TasksCLI(CheckpointCheckingCLI):
         folder, trainer = getattr(self, "folder", None), getattr(self, "trainer", None)
         early = trainer is None or trainer.global_step == 0  # so it is, too, where other processes have trained
         if folder is not None and early and self.resume is None and not holds_results(folder):
-            shutil.rmtree(folder, ignore_errors=True)  # the mistake that ended the run is what matters
+            shutil.rmtree(folder, ignore_errors=True)  # the error that ended the run is what matters
 
     def after_predict(self) -> None:
-        """Files that could not be predicted, which are listed by then, make it a failure."""
+        """Sets the exit status: files that could not be predicted, which are listed by then, make it a failure."""
         if self.trainer.is_global_zero:
-            place = Path(self._config["output"] or self.folder / "predictions")
-            self.status = int(bad_files(place) > 0)
+            predictions = Path(self._config["output"] or self.folder / "predictions")
+            self.status = int(bad_files(predictions) > 0)
 
     def after_fit(self) -> None:
         """Prints the run's folder and its best checkpoint."""
@@ -382,35 +385,35 @@ def run(command: str, arguments: Sequence[str]) -> TasksCLI:
     """Runs fit, validate, test or predict with the command line's arguments.
 
     Raises:
-        UserError: for a mistake in configs, data or checkpoints.
+        UserError: for an error in configs, data or checkpoints.
     """
     return run_as(TasksCLI, command, arguments)
 
 
 def run_as(cli: Callable[[list[str], Path | None], CLI], command: str, arguments: Sequence[str]) -> CLI:
-    """As ``run``, with a command line that does something else or more with what it has read.
+    """As ``run``, with a command line of another class.
 
     Args:
-        cli: makes it of the command with its arguments, and the folder of the run to go on with.
+        cli: the class, or what makes it of the command with its arguments, and the folder of the run to resume.
         command: fit, validate, test or predict.
         arguments: the command line's arguments.
 
     Raises:
-        UserError: for a mistake in configs, data or checkpoints.
+        UserError: for an error in configs, data or checkpoints.
     """
     options, resume = find_configs(split_options(arguments)), None
     if command == "fit":
         options, resume = find_resumed_run(options)
-    _quieten()
+    _filter_warnings()
     with tempfile.TemporaryDirectory() as scratch:
         if not name_model_and_data(options) and not any(option.is_help for option in options):
             options = [_config_of_checkpoint(command, options, Path(scratch)), *options]
         try:
             return cli([command, *join_options(options)], resume)
-        except SIGTERMException as error:  # outside of training, where RunCheckpoint sees to it; a success to Python
+        except SIGTERMException as error:  # outside of training, where RunCheckpoint handles it; a success to Python
             kept = "what it predicted is kept" if command == "predict" else "there was nothing to save"
             raise Interrupted(f"{command} was stopped by SIGTERM; {kept}", signal.SIGTERM) from error
-        except MisconfigurationException as error:  # Lightning's word for a mistake in the trainer's settings
+        except MisconfigurationException as error:  # Lightning's name for an error in the trainer's settings
             raise UserError(str(error)) from error
         except ValueError as error:
             if "loaded state dict" not in str(error):
@@ -430,18 +433,18 @@ def _config_of_checkpoint(command: str, options: Sequence[Option], folder: Path)
     checkpoints = values_of(options, "--ckpt_path")
     if command == "fit" or not checkpoints:
         overlays = values_of(options, "--config")
-        also = "" if command == "fit" else ", or --ckpt_path CHECKPOINT, which brings its own"
+        alternative = "" if command == "fit" else ", or --ckpt_path CHECKPOINT, which brings its own"
         if overlays:
-            also += f"; {', '.join(overlays)} does not name the classes of both model and data, but goes over one"
-        raise UserError(f"{command} needs --config CONFIG{also}. Configs: {', '.join(known_configs())}.")
+            alternative += f"; {', '.join(overlays)} does not name the classes of both model and data: it is an overlay"
+        raise UserError(f"{command} needs --config CONFIG{alternative}. Configs: {', '.join(known_configs())}.")
     config = folder / "config.yaml"
     settings = config_from_checkpoint(checkpoints[0], predict=command == "predict")
     config.write_text(yaml.safe_dump(settings))
     return new_option("--config", config)
 
 
-def _quieten() -> None:
-    """Hides what Lightning says about its own code and its maker's services: nothing that a user could act on."""
+def _filter_warnings() -> None:
+    """Hides warnings about Lightning's own code and its maker's services: nothing that a user could act on."""
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)")

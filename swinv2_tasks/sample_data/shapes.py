@@ -1,4 +1,4 @@
-"""Painters of the sample world: shaded shapes over textured backgrounds, in stills and clips.
+"""Renderers of the sample data: shaded shapes over textured backgrounds, as images and clips.
 
 Images are float32 (H, W, 3), RGB in [0, 1]. Positions are (x, y) in pixels; pixel i spans [i, i + 1). Angles are in
 radians, clockwise on screen.
@@ -14,7 +14,7 @@ from numpy.random import Generator
 SUPERSAMPLE = 4
 """Shapes are filled at four times the size and averaged down, which makes their edges smooth."""
 
-MOST_TURN = 0.3
+MAX_ROTATION = 0.3
 """Shapes stand nearly upright (17 degrees either way): a small network is to learn them from scratch in a minute."""
 
 
@@ -29,23 +29,23 @@ def _regular(corners: int) -> np.ndarray:
     return _arc(0, 2 * np.pi, corners + 1)[:-1]
 
 
-def _turn(angle: float) -> np.ndarray:
-    """The matrix (2, 2) that turns points (n, 2), multiplied from the right."""
+def _rotation(angle: float) -> np.ndarray:
+    """The matrix (2, 2) that rotates points (n, 2), multiplied from the right."""
     return np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
 
 
 def _star() -> np.ndarray:
-    return _regular(10) @ _turn(-np.pi / 2) * np.where(np.arange(10) % 2, 0.45, 1.0)[:, None]
+    return _regular(10) @ _rotation(-np.pi / 2) * np.where(np.arange(10) % 2, 0.45, 1.0)[:, None]
 
 
 def _cross() -> np.ndarray:
     arm, reach = 0.32, 0.94
     corners = np.array([[reach, -arm], [reach, arm], [arm, arm]])
-    return np.concatenate([corners @ _turn(quarter * np.pi / 2) for quarter in range(4)])
+    return np.concatenate([corners @ _rotation(quarter * np.pi / 2) for quarter in range(4)])
 
 
 def _crescent() -> np.ndarray:
-    """A disc without what a smaller one beside its centre covers: the outer arc, then the inner arc back."""
+    """A disc without what a smaller one beside its center covers: the outer arc, then the inner arc back."""
     beside, radius = 0.45, 0.8
     tip_x = (1 + beside**2 - radius**2) / (2 * beside)  # where the two circles meet
     tip = np.arccos(tip_x)
@@ -63,8 +63,8 @@ def _heart() -> np.ndarray:
 # Closed lines in the unit circle; what an odd number of them encloses is inside.
 OUTLINES: dict[str, list[np.ndarray]] = {
     "disc": [_regular(64) * 0.9],
-    "square": [_regular(4) @ _turn(np.pi / 4)],
-    "triangle": [_regular(3) @ _turn(-np.pi / 2)],
+    "square": [_regular(4) @ _rotation(np.pi / 4)],
+    "triangle": [_regular(3) @ _rotation(-np.pi / 2)],
     "star": [_star()],
     "ring": [_regular(64), _regular(64) * 0.55],
     "cross": [_cross()],
@@ -74,7 +74,7 @@ OUTLINES: dict[str, list[np.ndarray]] = {
 
 TEXTURES = ("stripes", "checker", "dots", "clouds", "gradient")
 
-COLOURS = {
+COLORS = {
     "stripes": (0.10, 0.20, 0.45),
     "checker": (0.40, 0.15, 0.15),
     "dots": (0.10, 0.35, 0.15),
@@ -85,43 +85,49 @@ COLOURS = {
     "star": (0.60, 0.75, 1.00),
     "ring": (0.95, 0.55, 0.65),
 }
-"""What a class's colours lie about in scenes, as sky is mostly blue and grass green: so a small network learns within
-a minute or two to find and outline it. In single images and clips, colours say nothing of the class."""
+"""The mean color of each class in scenes, RGB in [0, 1].
+
+As sky is mostly blue and grass green: so a small network learns to find and outline them within a minute or two. In
+single images and clips, colors do not depend on the class.
+"""
 
 MOTIONS = {
-    "moves_up": ("place", -1),
-    "moves_down": ("place", 1),
+    "moves_up": ("position", -1),
+    "moves_down": ("position", 1),
     "grows": ("size", 1),
     "shrinks": ("size", -1),
     "fades_in": ("opacity", 1),
     "fades_out": ("opacity", -1),
 }
-"""What changes in a clip, and which way. Each class is another one played backwards, so neither a frame nor an average
-over time tells the two apart. None changes when the clip is mirrored left to right, which training on Kinetics does."""
+"""What changes in a clip, and in which direction.
+
+Each class is another one played backwards, so neither a frame nor an average over time distinguishes the two. None
+changes by a horizontal flip, which is part of training on Kinetics.
+"""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One shaded shape: where it lies and what it looks like."""
+    """A shaded shape: its position and appearance."""
 
-    kind: str
+    class_name: str
     """A key of OUTLINES."""
-    centre: tuple[float, float]
+    center: tuple[float, float]
     """(x, y) in pixels."""
     radius: float
     """Of the circle around it, in pixels."""
     angle: float
-    """How far it is turned."""
-    colour: np.ndarray
+    """By which it is rotated."""
+    color: np.ndarray
     """(3,) RGB in [0, 1]."""
     light: float
-    """The direction that the light comes from."""
+    """Angle that the light comes from."""
 
     def coverage(self, height: int, width: int) -> np.ndarray:
-        """How much of each pixel the shape covers: float32 (H, W) in [0, 1]."""
+        """The share of each pixel that the shape covers: float32 (H, W) in [0, 1]."""
         lines = []
-        for outline in OUTLINES[self.kind]:
-            points = (outline @ _turn(self.angle) * self.radius + self.centre) * SUPERSAMPLE
+        for outline in OUTLINES[self.class_name]:
+            points = (outline @ _rotation(self.angle) * self.radius + self.center) * SUPERSAMPLE
             # OpenCV counts from the middle of the first pixel, and here in sixteenths of a pixel.
             lines.append(np.round((points - 0.5) * 16).astype(np.int32))
         large = np.zeros((height * SUPERSAMPLE, width * SUPERSAMPLE), np.uint8)
@@ -129,15 +135,15 @@ class Shape:
         return cv2.resize(large, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
 
     def shade(self, height: int, width: int) -> np.ndarray:
-        """The colours of a dome under a slanting light (Lambert): float32 (H, W, 3) in [0, 1]."""
-        x = (np.arange(width) + 0.5 - self.centre[0]) / (1.3 * self.radius)
-        y = (np.arange(height)[:, None] + 0.5 - self.centre[1]) / (1.3 * self.radius)
+        """The colors of a dome under a slanting light (Lambert): float32 (H, W, 3) in [0, 1]."""
+        x = (np.arange(width) + 0.5 - self.center[0]) / (1.3 * self.radius)
+        y = (np.arange(height)[:, None] + 0.5 - self.center[1]) / (1.3 * self.radius)
         z = np.sqrt(np.clip(1 - x**2 - y**2, 0, 1))
         lambert = np.clip(0.6 * (x * np.cos(self.light) + y * np.sin(self.light)) + 0.8 * z, 0, 1)
-        return ((0.6 + 0.4 * lambert)[..., None] * self.colour).astype(np.float32)
+        return ((0.6 + 0.4 * lambert)[..., None] * self.color).astype(np.float32)
 
-    def paint(self, image: np.ndarray, opacity: float = 1.0) -> None:
-        """Paint the shape over an image (H, W, 3), in place."""
+    def draw(self, image: np.ndarray, opacity: float = 1.0) -> None:
+        """Draws the shape over an image (H, W, 3), in place."""
         height, width = image.shape[:2]
         alpha = np.float32(opacity) * self.coverage(height, width)[..., None]
         image += alpha * (self.shade(height, width) - image)
@@ -145,111 +151,117 @@ class Shape:
 
 @dataclass
 class Scene:
-    """A picture painted back to front, and what can still be seen of each object in it."""
+    """An image drawn back to front, and the visible pixels of each object in it."""
 
     image: np.ndarray
     """float32 (H, W, 3) in [0, 1]; starts as the background."""
-    colours: np.ndarray
-    """(n, 3) RGB colours in use, that further shapes stand out from."""
-    kinds: list[str] = field(default_factory=list)
-    """What each object is: a key of OUTLINES."""
+    colors: np.ndarray
+    """(n, 3) RGB in [0, 1]: colors in use, from which those of further shapes differ."""
+    class_names: list[str] = field(default_factory=list)
+    """The class of each object: a key of OUTLINES."""
     masks: list[np.ndarray] = field(default_factory=list)
     """The visible pixels of each object, bool (H, W)."""
     full_areas: list[int] = field(default_factory=list)
-    """The pixels of each object before others were painted over it."""
+    """The number of pixels of each object before others were drawn over it."""
 
     def add(self, shapes: list[Shape]) -> bool:
-        """Paint shapes of one kind as one object, unless they would hide half of another.
+        """Draws shapes of a class as one object, unless they would hide half of another.
 
         Returns:
-            Whether they were painted.
+            Whether they were drawn.
         """
         height, width = self.image.shape[:2]
         covered = np.any([shape.coverage(height, width) > 0.5 for shape in shapes], axis=0)
-        left = [mask & ~covered for mask in self.masks]
-        if any(mask.sum() <= area / 2 for mask, area in zip(left, self.full_areas, strict=True)):
+        visible = [mask & ~covered for mask in self.masks]
+        if any(mask.sum() <= area / 2 for mask, area in zip(visible, self.full_areas, strict=True)):
             return False
+
         for shape in shapes:
-            shape.paint(self.image)
-        self.colours = np.concatenate([self.colours, [shape.colour for shape in shapes]])
-        self.kinds.append(shapes[0].kind)
-        self.masks = [*left, covered]
+            shape.draw(self.image)
+        self.colors = np.concatenate([self.colors, [shape.color for shape in shapes]])
+        self.class_names.append(shapes[0].class_name)
+        self.masks = [*visible, covered]
         self.full_areas.append(int(covered.sum()))
         return True
 
-    def add_wherever_it_fits(self, rng: Generator, kind: str, radius: tuple[float, float]) -> None:
-        """Add a shape of a kind, its radius in pixels between the two given; give up after ten tries."""
+    def add_at_random(self, rng: Generator, class_name: str, radius: tuple[float, float]) -> None:
+        """Adds a shape of a class, its radius in pixels between the two given; gives up after ten tries."""
         height, width = self.image.shape[:2]
         for _ in range(10):
-            colour = contrasting(class_colours(rng, kind), self.colours)
-            if self.add([random_shape(rng, kind, (height, width), radius, 0.6, colour)]):
+            color = contrasting(class_colors(rng, class_name), self.colors)
+            if self.add([random_shape(rng, class_name, (height, width), radius, 0.6, color)]):
                 break
 
 
 def random_shape(
-    rng: Generator, kind: str, size: tuple[int, int], radius: tuple[float, float], inside: float, colour: np.ndarray
+    rng: Generator,
+    class_name: str,
+    size: tuple[int, int],
+    radius: tuple[float, float],
+    inside: float,
+    color: np.ndarray,
 ) -> Shape:
-    """A shape of random place, size, turn and light.
+    """A shape of random position, size, rotation and light.
 
     Args:
-        rng: Source of every choice.
-        kind: A key of OUTLINES.
+        rng: Draws all of them.
+        class_name: A key of OUTLINES.
         size: (H, W) of the image in pixels.
         radius: Least and greatest radius in pixels.
-        inside: How far the centre stays from the image's edges, in radii; 1 keeps the whole shape in the image.
-        colour: (3,) RGB in [0, 1].
+        inside: How far the center stays from the image's edges, in radii; 1 keeps the whole shape in the image.
+        color: (3,) RGB in [0, 1].
     """
     height, width = size
     r = rng.uniform(*radius)
-    centre = (rng.uniform(inside * r, width - inside * r), rng.uniform(inside * r, height - inside * r))
-    angle, light = rng.uniform(-MOST_TURN, MOST_TURN), rng.uniform(0, 2 * np.pi)
-    return Shape(kind, centre, r, angle, colour, light)
+    center = (rng.uniform(inside * r, width - inside * r), rng.uniform(inside * r, height - inside * r))
+    angle, light = rng.uniform(-MAX_ROTATION, MAX_ROTATION), rng.uniform(0, 2 * np.pi)
+    return Shape(class_name, center, r, angle, color, light)
 
 
-def contrasting(colours: np.ndarray, avoid: np.ndarray) -> np.ndarray:
-    """The one of colours (m, 3) that is farthest from all of avoid (n, 3): (3,)."""
-    distance = np.linalg.norm(colours[:, None] - avoid, axis=2).min(axis=1)
-    return colours[distance.argmax()]
+def contrasting(colors: np.ndarray, avoid: np.ndarray) -> np.ndarray:
+    """The color of (m, 3) that is farthest from all of avoid (n, 3): (3,)."""
+    distance = np.linalg.norm(colors[:, None] - avoid, axis=2).min(axis=1)
+    return colors[distance.argmax()]
 
 
-def light_colours(rng: Generator) -> np.ndarray:
-    """A dozen random colours for shapes: (12, 3)."""
+def light_colors(rng: Generator) -> np.ndarray:
+    """A dozen random colors for shapes: (12, 3)."""
     return rng.uniform(0.4, 1, (12, 3))
 
 
-def dark_colour(rng: Generator) -> np.ndarray:
-    """A random colour for a background: (3,)."""
+def dark_color(rng: Generator) -> np.ndarray:
+    """A random color for a background: (3,)."""
     return rng.uniform(0.05, 0.45, 3)
 
 
-def class_colours(rng: Generator, kind: str) -> np.ndarray:
-    """A dozen colours about those of a class, a key of COLOURS: (12, 3)."""
-    return np.clip(COLOURS[kind] + rng.normal(0, 0.08, (12, 3)), 0, 1)
+def class_colors(rng: Generator, class_name: str) -> np.ndarray:
+    """A dozen colors around the mean color of a class, a key of COLORS: (12, 3)."""
+    return np.clip(COLORS[class_name] + rng.normal(0, 0.08, (12, 3)), 0, 1)
 
 
-def texture(rng: Generator, kind: str, height: int, width: int, colour: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A background of a colour and a random second one not far from it.
+def texture(rng: Generator, name: str, height: int, width: int, color: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A background of a color and a random second one not far from it.
 
     Args:
-        rng: Source of every choice.
-        kind: One of TEXTURES.
+        rng: Draws all that is random.
+        name: One of TEXTURES.
         height: In pixels.
         width: In pixels.
-        colour: (3,) RGB in [0, 1].
+        color: (3,) RGB in [0, 1].
 
     Returns:
-        The image, float32 (H, W, 3), and the two colours (2, 3).
+        The image, float32 (H, W, 3), and the two colors (2, 3).
     """
     step = rng.normal(size=3)
-    second = np.clip(colour + 0.2 * step / np.linalg.norm(step), 0, 1)
-    image = colour + _pattern(rng, kind, height, width)[..., None] * (second - colour)
+    second = np.clip(color + 0.2 * step / np.linalg.norm(step), 0, 1)
+    image = color + _pattern(rng, name, height, width)[..., None] * (second - color)
     image += rng.normal(0, 0.02, image.shape)
-    return np.clip(image, 0, 1).astype(np.float32), np.stack([colour, second])
+    return np.clip(image, 0, 1).astype(np.float32), np.stack([color, second])
 
 
-def _pattern(rng: Generator, kind: str, height: int, width: int) -> np.ndarray:
-    """How much of a texture's second colour each pixel has: (H, W) in [0, 1]."""
-    if kind == "clouds":
+def _pattern(rng: Generator, name: str, height: int, width: int) -> np.ndarray:
+    """The share of a texture's second color in each pixel: (H, W) in [0, 1]."""
+    if name == "clouds":
         coarse, middle, fine = (_smooth_noise(rng, cells, height, width) for cells in (5, 8, 14))
         clouds = coarse + middle / 2 + fine / 4
         return (clouds - clouds.min()) / np.ptp(clouds)
@@ -258,14 +270,14 @@ def _pattern(rng: Generator, kind: str, height: int, width: int) -> np.ndarray:
     x, y = np.arange(width), np.arange(height)[:, None]
     along = x * np.cos(angle) + y * np.sin(angle)
     across = y * np.cos(angle) - x * np.sin(angle)
-    if kind == "gradient":
+    if name == "gradient":
         return (along - along.min()) / np.ptp(along)
 
     phase = rng.uniform(0, 2 * np.pi, 2)
     wave = np.sin(2 * np.pi * along / period + phase[0])
     cross_wave = np.sin(2 * np.pi * across / period + phase[1])
     waves = {"stripes": 2 * wave, "checker": 4 * wave * cross_wave, "dots": 4 * (wave + cross_wave - 1)}
-    return np.clip(0.5 + waves[kind], 0, 1)  # cut off, steep waves are flat patches with soft edges
+    return np.clip(0.5 + waves[name], 0, 1)  # cut off, steep waves are flat patches with soft edges
 
 
 def _smooth_noise(rng: Generator, cells: int, height: int, width: int) -> np.ndarray:
@@ -273,34 +285,34 @@ def _smooth_noise(rng: Generator, cells: int, height: int, width: int) -> np.nda
     return cv2.resize(rng.uniform(size=(cells, cells)), (width, height), interpolation=cv2.INTER_CUBIC)
 
 
-def classification_image(rng: Generator, kind: str) -> np.ndarray:
-    """One whole shape, 50 to 80 % as wide as the image's shorter side: float32 (H, W, 3) of 88 to 112 pixels a side."""
+def classification_image(rng: Generator, class_name: str) -> np.ndarray:
+    """A whole shape, 50 to 80 % as wide as the image's shorter side: float32 (H, W, 3) of 88 to 112 pixels a side."""
     height, width = (int(side) for side in rng.integers(88, 113, 2))
-    image, colours = texture(rng, rng.choice(TEXTURES), height, width, dark_colour(rng))
-    colour = contrasting(light_colours(rng), colours)
+    image, colors = texture(rng, rng.choice(TEXTURES), height, width, dark_color(rng))
+    color = contrasting(light_colors(rng), colors)
     shorter = min(height, width)
-    random_shape(rng, kind, (height, width), (0.25 * shorter, 0.4 * shorter), 1, colour).paint(image)
+    random_shape(rng, class_name, (height, width), (0.25 * shorter, 0.4 * shorter), 1, color).draw(image)
     return image
 
 
-def detection_scene(rng: Generator, kinds: Sequence[str], crowd: str | None = None) -> Scene:
+def detection_scene(rng: Generator, class_names: Sequence[str], crowd: str | None = None) -> Scene:
     """One to five shapes over a texture, 120 to 160 pixels a side, none of them more than half hidden.
 
     Args:
-        rng: Source of every choice.
-        kinds: Of the OUTLINES that have COLOURS, those to choose from.
-        crowd: The kind of a dozen small shapes that make one more object, the first of the scene.
+        rng: Draws all that is random.
+        class_names: The classes to choose from: keys of OUTLINES that have COLORS.
+        crowd: The class of a dozen small shapes that are one more object, the first of the scene.
     """
     height, width = ((128, 160), (120, 160), (144, 160), (160, 128))[rng.integers(4)]
-    scene = Scene(*texture(rng, rng.choice(TEXTURES), height, width, dark_colour(rng)))
+    scene = Scene(*texture(rng, rng.choice(TEXTURES), height, width, dark_color(rng)))
     if crowd:
-        colour = contrasting(class_colours(rng, crowd), scene.colours)
-        one = random_shape(rng, crowd, (height, width), (6, 6), 1, colour)
+        color = contrasting(class_colors(rng, crowd), scene.colors)
+        shape = random_shape(rng, crowd, (height, width), (6, 6), 1, color)
         grid = np.array([(13 * column, 13 * row) for column in range(4) for row in range(3)])
-        places = rng.uniform(12, 50, 2) + grid + rng.uniform(-2, 2, grid.shape)
-        scene.add([replace(one, centre=(x, y), angle=rng.uniform(0, 2 * np.pi)) for x, y in places])
-    for kind in rng.choice(kinds, rng.integers(1, 6)):
-        scene.add_wherever_it_fits(rng, str(kind), radius=(14, 32))
+        centers = rng.uniform(12, 50, 2) + grid + rng.uniform(-2, 2, grid.shape)
+        scene.add([replace(shape, center=(x, y), angle=rng.uniform(0, 2 * np.pi)) for x, y in centers])
+    for class_name in rng.choice(class_names, rng.integers(1, 6)):
+        scene.add_at_random(rng, str(class_name), radius=(14, 32))
     return scene
 
 
@@ -308,8 +320,8 @@ def segmentation_scene(rng: Generator, things: Sequence[str]) -> tuple[np.ndarra
     """Two or three textures side by side and up to four shapes upon them, 112 to 144 pixels a side.
 
     Args:
-        rng: Source of every choice.
-        things: Of the OUTLINES that have COLOURS, those to choose from.
+        rng: Draws all that is random.
+        things: The classes of shapes to choose from: keys of OUTLINES that have COLORS.
 
     Returns:
         The image, float32 (H, W, 3), and its labels, uint8 (H, W): from 1 on, TEXTURES and then things in their order;
@@ -317,14 +329,15 @@ def segmentation_scene(rng: Generator, things: Sequence[str]) -> tuple[np.ndarra
     """
     height, width = ((128, 128), (128, 128), (112, 144), (144, 128))[rng.integers(4)]
     stuff = rng.permutation(len(TEXTURES))[: rng.integers(2, 4)]
-    names = [TEXTURES[kind] for kind in stuff]
-    painted = [texture(rng, name, height, width, class_colours(rng, name)[0]) for name in names]
-    layers, pairs = zip(*painted, strict=True)
+    names = [TEXTURES[index] for index in stuff]
+    textures = [texture(rng, name, height, width, class_colors(rng, name)[0]) for name in names]
+    layers, pairs = zip(*textures, strict=True)
 
-    # A pixel shows the texture whose seat is nearest; the seats lie around the middle, and noise bends the lines.
+    # A pixel shows the texture whose site is nearest (a Voronoi diagram); the sites lie around the middle, and noise
+    # bends the lines between them.
     x, y = np.arange(width) / width - 0.5, np.arange(height)[:, None] / height - 0.5
-    seats = 0.3 * _regular(len(stuff)) @ _turn(rng.uniform(0, 2 * np.pi))
-    distances = [np.hypot(x - seat[0], y - seat[1]) + 0.2 * _smooth_noise(rng, 4, height, width) for seat in seats]
+    sites = 0.3 * _regular(len(stuff)) @ _rotation(rng.uniform(0, 2 * np.pi))
+    distances = [np.hypot(x - site[0], y - site[1]) + 0.2 * _smooth_noise(rng, 4, height, width) for site in sites]
     nearest = np.argmin(distances, axis=0)
     closest, second = np.sort(distances, axis=0)[:2]
     line = second - closest < 0.02
@@ -333,39 +346,39 @@ def segmentation_scene(rng: Generator, things: Sequence[str]) -> tuple[np.ndarra
     image[line] = 0.1
     labels = np.where(line, 0, stuff[nearest] + 1).astype(np.uint8)
     scene = Scene(image, np.concatenate(pairs))
-    for kind in rng.choice(things, rng.integers(2, 5)):
-        scene.add_wherever_it_fits(rng, str(kind), radius=(16, 34))
-    for kind, mask in zip(scene.kinds, scene.masks, strict=True):
-        labels[mask] = 1 + len(TEXTURES) + things.index(kind)
+    for class_name in rng.choice(things, rng.integers(2, 5)):
+        scene.add_at_random(rng, str(class_name), radius=(16, 34))
+    for class_name, mask in zip(scene.class_names, scene.masks, strict=True):
+        labels[mask] = 1 + len(TEXTURES) + things.index(class_name)
     return scene.image, labels
 
 
 def motion_clip(rng: Generator, motion: str) -> np.ndarray:
     """A shape that moves, grows or fades: float32 (T, H, W, 3), 16 to 24 frames of 64 to 80 pixels a side.
 
-    Place, size and opacity are phases in [0, 1), drawn evenly. The motion, a key of MOTIONS, runs one of them on, to
-    start over at its end; so every single frame is as likely in one class as in another.
+    Position, size and opacity are phases in [0, 1), drawn uniformly. The motion, a key of MOTIONS, advances one of
+    them, which starts over at its end; so every single frame is as likely in one class as in another.
     """
     # Not 72 pixels: decord finds a fourth channel in clips of that width (dmlc/decord issue 336).
     height, width = (int(side) for side in rng.choice((64, 76, 80), 2))
-    background, colours = texture(rng, rng.choice(TEXTURES), height, width, dark_colour(rng))
-    colour = contrasting(light_colours(rng), colours)
-    shape = random_shape(rng, str(rng.choice(list(OUTLINES))), (height, width), (12, 26), 1, colour)
+    background, colors = texture(rng, rng.choice(TEXTURES), height, width, dark_color(rng))
+    color = contrasting(light_colors(rng), colors)
+    shape = random_shape(rng, str(rng.choice(list(OUTLINES))), (height, width), (12, 26), 1, color)
     column = int(rng.integers(width // 4, 3 * width // 4))
-    phases = dict(zip(("place", "size", "opacity"), rng.uniform(size=3), strict=True))
+    phases = dict(zip(("position", "size", "opacity"), rng.uniform(size=3), strict=True))
     moving, direction = MOTIONS[motion]
     length = int(rng.integers(16, 25))
     step = direction * rng.uniform(0.6, 1.0) / length
 
     frames = []
     for _ in range(length):
-        # Top and bottom meet, so the shape is painted in the middle of a background that is rolled there and back.
-        row, below = divmod(phases["place"] * height, 1)
-        turn = (int(row) - height // 2, column - width // 2)
-        frame = np.roll(background, (-turn[0], -turn[1]), axis=(0, 1))
+        # Top and bottom meet, so the shape is drawn in the middle of a background that is rolled there and back.
+        row, below = divmod(phases["position"] * height, 1)
+        shift = (int(row) - height // 2, column - width // 2)
+        frame = np.roll(background, (-shift[0], -shift[1]), axis=(0, 1))
         radius = 12 * (26 / 12) ** phases["size"]
         opacity = 0.3 + 0.7 * phases["opacity"]
-        replace(shape, centre=(width / 2, height // 2 + below), radius=radius).paint(frame, opacity)
-        frames.append(np.roll(frame, turn, axis=(0, 1)))
+        replace(shape, center=(width / 2, height // 2 + below), radius=radius).draw(frame, opacity)
+        frames.append(np.roll(frame, shift, axis=(0, 1)))
         phases[moving] = (phases[moving] + step) % 1
     return np.stack(frames)

@@ -1,11 +1,11 @@
-"""Sample data for all four tasks: one procedural world of shaded shapes, in the datasets' own formats on disk.
+"""Sample data for all four tasks: synthetic images of shaded shapes, in the datasets' own formats on disk.
 
     imagenet/  ImageNet folders: which shape?                      train/<id>/*.jpg, val/<id>/*.jpg, class_names.csv
     coco/      COCO 2017: where is each shape?                     annotations/*.json, train2017/*.jpg, val2017/*.jpg
     ade20k/    ADE20K scene parsing: which texture or shape?       images/, annotations/, objectInfo.txt
     kinetics/  Kinetics: how does the shape move?                  train/<label>/*.mp4, val/…, train.csv, val.csv
 
-Every file is drawn from its own generator, seeded with its place, so it depends on nothing that was drawn before it.
+Every file is drawn from its own generator, seeded with its index, so it depends on nothing that was drawn before it.
 """
 
 import csv
@@ -40,7 +40,7 @@ VERSION = 1
 SPLITS = ("train", "val")
 Counts = dict[str, int]
 
-IMAGENET_IDS = {kind: f"n9000000{number}" for number, kind in enumerate(OUTLINES, start=1)}
+IMAGENET_IDS = {name: f"n9000000{number}" for number, name in enumerate(OUTLINES, start=1)}
 """ImageNet folders are named by ids like n01440764; these are ours."""
 
 COCO_IDS = {"disc": 1, "triangle": 7, "star": 44, "ring": 90}
@@ -53,10 +53,10 @@ FRAMES_PER_SECOND = 12
 
 
 def write_sample_data(root: str | Path, seed: int = 0, *, scale: float = 1.0) -> dict[str, Counts]:
-    """Write the four sample datasets under a folder, all or nothing.
+    """Writes the four sample datasets under a folder, atomically.
 
     They are written beside the folder and moved there once complete. A folder that already holds just these data
-    is left as it is.
+    is left unchanged.
 
     Args:
         root: The folder to write: new or empty.
@@ -135,12 +135,12 @@ def generator(seed: int, dataset: str, split: str, index: int) -> Generator:
 
 
 def _write_imagenet(folder: Path, seed: int, counts: Counts) -> Iterator[None]:
-    _write_csv(folder / "class_names.csv", ["id", "name"], [[id, kind] for kind, id in IMAGENET_IDS.items()])
+    _write_csv(folder / "class_names.csv", ["id", "name"], [[id, name] for name, id in IMAGENET_IDS.items()])
     for split in SPLITS:
         for index in range(counts[split]):
-            kind = list(OUTLINES)[index % len(OUTLINES)]
-            image = classification_image(generator(seed, "imagenet", split, index), kind)
-            _write_jpeg(folder / split / IMAGENET_IDS[kind] / f"{split}_{index:08d}.jpg", image)
+            class_name = list(OUTLINES)[index % len(OUTLINES)]
+            image = classification_image(generator(seed, "imagenet", split, index), class_name)
+            _write_jpeg(folder / split / IMAGENET_IDS[class_name] / f"{split}_{index:08d}.jpg", image)
             yield
 
 
@@ -158,8 +158,8 @@ def _write_coco(folder: Path, seed: int, counts: Counts) -> Iterator[None]:
             image_id = first_id + 37 * index
             file_name = f"{image_id:012d}.jpg"
             images.append({"id": image_id, "file_name": file_name, "height": height, "width": width, "license": 1})
-            for number, (kind, mask) in enumerate(zip(scene.kinds, scene.masks, strict=True)):
-                ids = {"id": first_id + len(annotations), "image_id": image_id, "category_id": COCO_IDS[kind]}
+            for number, (name, mask) in enumerate(zip(scene.class_names, scene.masks, strict=True)):
+                ids = {"id": first_id + len(annotations), "image_id": image_id, "category_id": COCO_IDS[name]}
                 annotations.append(ids | annotation(mask, crowd=has_crowd and number == 0))
             _write_jpeg(folder / f"{split}2017" / file_name, scene.image)
             yield
@@ -171,15 +171,15 @@ def _write_coco(folder: Path, seed: int, counts: Counts) -> Iterator[None]:
                 "images": images,
                 "annotations": annotations,
                 "categories": [
-                    {"id": id, "name": kind, "supercategory": "round" if kind in ("disc", "ring") else "pointed"}
-                    for kind, id in COCO_IDS.items()
+                    {"id": id, "name": name, "supercategory": "round" if name in ("disc", "ring") else "pointed"}
+                    for name, id in COCO_IDS.items()
                 ],
             },
         )
 
 
 def annotation(mask: np.ndarray, crowd: bool) -> dict:
-    """What COCO says of an object's visible pixels, bool (H, W): box, area and outline, in pixels."""
+    """COCO's annotation of an object's visible pixels, bool (H, W): box, area and outline, in pixels."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     x, y = columns[0], rows[0]
     return {

@@ -1,4 +1,4 @@
-"""The command line's arguments as options: how they are cut, joined and told apart, and which config they go over."""
+"""The command line's arguments as options: how they are split, joined and selected, and which config they go over."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def test_several_values_become_a_list(arguments: list[str], expected: list[str])
     assert merge_values(split_options(arguments), lists=["sizes"]) == expected
 
 
-def test_lists_are_told_from_what_may_be_a_list() -> None:
+def test_lists_are_distinguished_from_what_may_be_a_list() -> None:
     assert is_list(list[int]) and is_list(list[str] | None)
     assert not is_list(str | list[str] | None) and not is_list(int)
 
 
-def test_own_options_are_told_from_those_of_the_other_command() -> None:
+def test_own_options_are_separated_from_those_of_the_other_command() -> None:
     given = ["--gpu", "24GiB", "--config=a.yaml", "--num-classes=5", "--data.num_classes", "7", "--help"]
     own, others = select_own(split_options(given), ["gpu", "num_classes"])
     assert join_options(own) == ["--gpu", "24GiB", "--num-classes=5", "--help"]
@@ -112,7 +112,7 @@ def test_a_config_is_complete_by_what_it_holds_wherever_it_lies(
     assert name_model_and_data(split_options([*given, *arguments])) == is_complete
 
 
-# ---- a run to go on with
+# ---- a run to resume
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Every config that is shipped is accepted, whole, by the command line's own parser."""
+"""Every shipped config is accepted by the command line's own parser."""
 
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ PARAMETERS = {
     "swinv2_base": 86_893_816,
     "swinv2_large": 195_202_932,
 }
+"""Published numbers for the backbone and the norm after it, which belongs to the head here."""
+
 PAIRS: dict[type, tuple[type, str]] = {
     ClassificationTask: (ImageNetDataModule, "image_size"),
     DetectionTask: (CocoDataModule, "resize"),
@@ -42,9 +44,7 @@ PAIRS: dict[type, tuple[type, str]] = {
     SimMIMTask: (SimMIMDataModule, "image_size"),
     VideoClassificationTask: (KineticsDataModule, "image_size"),
 }
-"""The datamodule of each task, and what states the size of its training images."""
-
-"""Published numbers for the backbone and the norm after it, which belongs to the head here."""
+"""The datamodule of each task, and the setting of its training images' size."""
 
 
 @cache
@@ -58,7 +58,7 @@ def parsed(*names: str) -> dict[str, Any]:
 
 
 def built(config: dict[str, Any]) -> tuple[Any, LightningDataModule]:
-    """The task, without memory for its parameters, and the datamodule of a config."""
+    """The task of a config, on the meta device, and its datamodule."""
     classes = {} if config["model"]["class_path"].endswith(".SimMIMTask") else {"num_classes": 10}
     model = {**config["model"], "init_args": {**config["model"]["init_args"], "weights": None, **classes}}
     parts = []

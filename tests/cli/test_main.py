@@ -1,4 +1,4 @@
-"""The command line: help, suggestions, mistakes, and checkpoints that must not be trusted."""
+"""The command line: help, suggestions, error messages, and checkpoints that must not be trusted."""
 
 from __future__ import annotations
 
@@ -211,11 +211,11 @@ def test_a_config_that_is_no_yaml_is_named(tmp_path: Path, capsys: pytest.Captur
     assert "config" in capsys.readouterr().err
 
 
-# ---- mistakes: one message, exit status 1, nothing left behind
+# ---- errors of the user: one message, exit status 1, nothing left behind
 
 
 class Start:
-    """Starts trainings and evaluations of the tiny model that end by a mistake."""
+    """Starts trainings and evaluations of the tiny model that end by an error of the user."""
 
     def __init__(self, folder: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.config, self.runs, self.capsys = write_config(folder / "config.yaml", root), folder / "runs", capsys
@@ -250,12 +250,12 @@ def start(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> S
     ],
     ids=lambda value: value[0] if value[0].startswith("--") else "",
 )
-def test_mistakes_in_settings_are_told(arguments: list[str], words: list[str], start: Start) -> None:
+def test_errors_in_settings_are_reported(arguments: list[str], words: list[str], start: Start) -> None:
     message = start.fails(*arguments)
     assert [word for word in words if word not in message] == []
 
 
-def test_a_metric_to_watch_that_nobody_logs_is_told(
+def test_a_metric_to_watch_that_nobody_logs_is_reported(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Known only at the end of the first epoch, whose metrics stay."""
@@ -265,7 +265,7 @@ def test_a_metric_to_watch_that_nobody_logs_is_told(
     assert "val/top1" in message
 
 
-def test_a_file_in_the_place_of_the_runs_is_told(
+def test_a_file_in_place_of_the_runs_folder_is_reported(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = write_config(tmp_path / "config.yaml", images)
@@ -284,21 +284,21 @@ def test_an_empty_class_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize(
-    ("damage", "reason", "workers"),
+    ("corrupt", "reason", "workers"),
     [
         (cut_off, "runcated", 0),
         (cut_off, "runcated", 2),
         (lambda path: path.write_bytes(b""), "0 bytes", 0),
-        (lambda path: path.write_text("not a picture"), "not an image", 0),
+        (lambda path: path.write_text("not an image file"), "not an image", 0),
     ],
-    ids=["truncated", "truncated, found by a worker", "empty", "text"],
+    ids=["truncated", "truncated, read by a worker", "empty", "text"],
 )
 def test_an_unreadable_image_is_named(
-    damage: Callable[[Path], Any], reason: str, workers: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    corrupt: Callable[[Path], Any], reason: str, workers: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also where a DataLoader worker found it: its traceback is of no use to anyone."""
+    """Also where a DataLoader worker read it: its traceback is of no use to anyone."""
     root = write_images(tmp_path / "images")
-    damage(root / "val" / "n01" / "n01_2.jpg")
+    corrupt(root / "val" / "n01" / "n01_2.jpg")
     message = Start(tmp_path, root, capsys).fails(f"--data.num_workers={workers}")
     assert message.startswith(f"swinv2-tasks: Cannot read the image {root / 'val' / 'n01' / 'n01_2.jpg'}:")
     assert reason in message
@@ -340,7 +340,7 @@ WRONG_FILES: list[tuple[str, Callable[[Path], Any], list[str]]] = [
 
 
 @pytest.mark.parametrize(("name", "write", "words"), WRONG_FILES, ids=[file[0] for file in WRONG_FILES])
-def test_wrong_weights_are_told(
+def test_wrong_weights_are_reported(
     name: str, write: Callable[[Path], Any], words: list[str], start: Start, tmp_path: Path
 ) -> None:
     write(tmp_path / name)
@@ -364,7 +364,7 @@ def test_files_that_are_no_run_are_no_ckpt_path(
     assert ("--model.weights" if name == "resnet.pth" else words[0]) in message
 
 
-def test_a_checkpoint_of_another_variant_is_told(trained: Path, start: Start) -> None:
+def test_a_checkpoint_of_another_variant_is_reported(trained: Path, start: Start) -> None:
     message = start.fails(
         f"--ckpt_path={trained / 'checkpoints' / 'best.ckpt'}", "--model.backbone.embed_dim=16", command="validate"
     )
@@ -399,13 +399,13 @@ class Optimizer(torch.optim.SGD): ...
 
 
 def of(record: str, *keys: str, **entries: Any) -> Callable[[dict[str, Any]], None]:
-    """Changes entries of what a checkpoint says, ``keys`` deep."""
+    """Changes entries of a checkpoint's record, in the mapping at ``keys``."""
 
     def change(contents: dict[str, Any]) -> None:
-        place = contents.setdefault(record, {})
+        mapping = contents.setdefault(record, {})
         for key in keys:
-            place = place[key]
-        place.update(entries)
+            mapping = mapping[key]
+        mapping.update(entries)
 
     return change
 
@@ -469,27 +469,27 @@ def test_one_batch_is_one_batch_whatever_was_imported_before() -> None:
     """Python's typing keeps the first of `float | int` and `int | float` that anyone has asked for, for both."""
 
     def share(
-        turned: float | int | None, long: str | float | dict[str, int] | int, name: str | None, share: float
+        reversed_union: float | int | None, long: str | float | dict[str, int] | int, name: str | None, share: float
     ) -> None: ...
 
     parameters = int_before_float(inspect.signature(share, eval_str=True)).parameters
-    assert get_args(parameters["turned"].annotation)[0] is int
-    assert set(get_args(parameters["turned"].annotation)) == {int, float, type(None)}
+    assert get_args(parameters["reversed_union"].annotation)[0] is int
+    assert set(get_args(parameters["reversed_union"].annotation)) == {int, float, type(None)}
     assert get_args(parameters["long"].annotation) == (int, str, float, dict[str, int])
     assert parameters["name"].annotation == str | None
     assert parameters["share"].annotation is float
 
-    taken = inspect.signature(ParsedTrainer).parameters
+    options = inspect.signature(ParsedTrainer).parameters
     for stage in ("train", "val", "test", "predict"):
-        assert get_args(taken[f"limit_{stage}_batches"].annotation)[0] is int
-    assert taken.keys() == inspect.signature(Trainer).parameters.keys()
+        assert get_args(options[f"limit_{stage}_batches"].annotation)[0] is int
+    assert options.keys() == inspect.signature(Trainer).parameters.keys()
 
 
-# ---- what a training keeps and tells, whatever is watched and logged
+# ---- what a training keeps and prints, whatever is watched and logged
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told", "best"),
+    ("arguments", "printed", "best"),
     [
         (["--checkpoint.monitor=null"], "no checkpoint is the best", None),
         (["--checkpoint.save_top_k=0"], "run: ", None),
@@ -499,11 +499,16 @@ def test_one_batch_is_one_batch_whatever_was_imported_before() -> None:
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_what_is_watched_for_the_best_checkpoint(
-    arguments: list[str], told: str, best: str | None, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    printed: str,
+    best: str | None,
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = write_config(tmp_path / "tiny.yaml", images)
     assert main(["fit", f"--config={config}", f"--runs={tmp_path / 'runs'}", *arguments]) == 0
-    assert told in capsys.readouterr().out
+    assert printed in capsys.readouterr().out
     folder = tmp_path / "runs" / "tiny" / "0"
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["best_checkpoint"] == (str(folder / "checkpoints" / best) if best else None)

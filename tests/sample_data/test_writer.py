@@ -1,4 +1,4 @@
-"""The sample data: what lies on disk is whole, consistent and the same every time."""
+"""The sample data: what lies on disk is complete, consistent and the same every time."""
 
 import json
 import os
@@ -71,7 +71,7 @@ def test_summary_counts_the_files(sample: Path) -> None:
         assert counts["kinetics"][split] == len(list((sample / "kinetics" / split).glob("*/*.mp4")))
 
 
-def test_complete_data_are_left_as_they_are(tmp_path: Path) -> None:
+def test_complete_data_stay_unchanged(tmp_path: Path) -> None:
     first = write_sample_data(tmp_path / "data", scale=SMALLEST)
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")}
     assert write_sample_data(tmp_path / "data", scale=SMALLEST) == first
@@ -102,7 +102,7 @@ def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
     assert (root / "sample.json").is_file()
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write sample data to .*file/data"):
         write_sample_data(tmp_path / "file" / "data", scale=SMALLEST)
@@ -138,7 +138,9 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
-def test_the_command_says_what_lies_where(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+def test_the_command_prints_the_folders_and_counts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(tmp_path)
     sample_data("sample")
@@ -225,7 +227,7 @@ def test_coco_ids_are_not_shared_by_splits(sample: Path) -> None:
         assert len(set(ids)) == len(ids)
 
 
-def test_polygons_and_run_lengths_are_the_painted_masks() -> None:
+def test_polygons_and_run_lengths_are_the_drawn_masks() -> None:
     holes = 0
     for seed in range(30):
         scene = detection_scene(np.random.default_rng(seed), ["ring", "star", "triangle"])
@@ -261,7 +263,7 @@ def test_ade20k_labels_fit_their_images(sample: Path, split: str) -> None:
     assert seen == set(range(10))
 
 
-def test_ade20k_unlabelled_pixels_are_the_dark_lines(sample: Path) -> None:
+def test_ade20k_unlabeled_pixels_are_the_dark_lines(sample: Path) -> None:
     for path in (sample / "ade20k/images/training").iterdir():
         labels = cv2.imread(str(sample / f"ade20k/annotations/training/{path.stem}.png"), cv2.IMREAD_UNCHANGED)
         line = cv2.erode((labels == 0).astype(np.uint8), np.ones((3, 3))) > 0  # JPEG blurs its edges
@@ -273,7 +275,7 @@ def test_ade20k_unlabelled_pixels_are_the_dark_lines(sample: Path) -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_kinetics_clips_decode_to_what_was_painted(sample: Path, split: str) -> None:
+def test_kinetics_clips_decode_to_what_was_drawn(sample: Path, split: str) -> None:
     decord = pytest.importorskip("decord")
     root = sample / "kinetics"
     rows = read_table(root / f"{split}.csv")
@@ -285,12 +287,12 @@ def test_kinetics_clips_decode_to_what_was_painted(sample: Path, split: str) -> 
         file = root / split / row["label"] / f"{row['youtube_id']}_{times}.mp4"
         files.add(file)
         video = decord.VideoReader(str(file))
-        painted = motion_clip(generator(0, "kinetics", split, index), row["label"]) * 255
+        drawn = motion_clip(generator(0, "kinetics", split, index), row["label"]) * 255
         decoded = video.get_batch(range(len(video))).asnumpy()
-        assert decoded.shape == painted.shape
+        assert decoded.shape == drawn.shape
         assert 16 <= len(video) <= 24
         assert video.get_avg_fps() == pytest.approx(12)
-        assert np.abs(decoded - painted).mean() < 10  # of 255: mp4 is lossy
+        assert np.abs(decoded - drawn).mean() < 10  # of 255: mp4 is lossy
         assert row["split"] == split
     assert files == set((root / split).glob("*/*.mp4"))
 
@@ -298,9 +300,9 @@ def test_kinetics_clips_decode_to_what_was_painted(sample: Path, split: str) -> 
 def test_motions_differ_only_from_the_second_frame_on() -> None:
     for seed in range(5):
         clips = [motion_clip(np.random.default_rng(seed), motion) for motion in MOTIONS]
-        for one, clip in enumerate(clips):
+        for number, clip in enumerate(clips):
             np.testing.assert_array_equal(clip[0], clips[0][0])
-            assert all(np.abs(clip[1] - other[1]).max() > 0.02 for other in clips[:one])
+            assert all(np.abs(clip[1] - other[1]).max() > 0.02 for other in clips[:number])
 
 
 def rises(frame: np.ndarray, later: np.ndarray) -> float:
