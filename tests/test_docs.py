@@ -151,7 +151,7 @@ def parse(words: list[str], task: str, monkeypatch: pytest.MonkeyPatch, capsys: 
         module, *arguments = arguments[1:]
         monkeypatch.setattr(sys, "argv", [module, *arguments, "--help"])
         with pytest.raises(SystemExit) as end:
-            runpy.run_module(module, run_name="__main__")
+            runpy.run_module(module, run_name="__main__", alter_sys=True)  # typing looks names up in it
         assert end.value.code == 0
         assert not set(options(arguments)) - set(options_in(capsys.readouterr().out)), f"{module}: {arguments}"
     elif program == "make":

@@ -153,7 +153,7 @@ def test_video_trains_evaluates_and_predicts(tmp_path: Path) -> None:
     assert main(["fit", f"--config={config}", runs]) == 0
     checkpoint = f"--ckpt_path={tmp_path / 'runs' / 'motions' / '0' / 'checkpoints' / 'last.ckpt'}"
     options = [f"--trainer.{name}={value}" for name, value in gpu.items()]
-    assert main(["validate", checkpoint, runs, *options, "--data.val_views=[2,3]"]) == 0
+    assert main(["validate", checkpoint, runs, *options, "--data.views.val=[2,3]"]) == 0
     assert main(["predict", checkpoint, runs, *options, f"--data.source={data / 'val'}"]) == 0
     predictions = tmp_path / "runs" / "motions" / "2" / "predictions" / "predictions.csv"
     assert len(predictions.read_text().splitlines()) == 1 + 6

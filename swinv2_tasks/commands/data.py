@@ -19,7 +19,7 @@ from swinv2_tasks.child_processes import follow_parent, without_working_folder
 from swinv2_tasks.commands.progress import WorkProgress
 from swinv2_tasks.datamodules.classes import Classes
 from swinv2_tasks.datamodules.imagenet import ImageNetDataModule
-from swinv2_tasks.datamodules.kinetics import KineticsDataModule
+from swinv2_tasks.datamodules.kinetics import KineticsDataModule, VideoFiles
 from swinv2_tasks.datamodules.readers.video_lists import list_line
 from swinv2_tasks.datamodules.readers.video_verdicts import TABLE, Verdict, VerdictFile
 from swinv2_tasks.datamodules.readers.videos import find_corruption
@@ -39,19 +39,14 @@ def check(
     workers: int | None = None,
     seconds: float = 120.0,
     class_names: str | None = None,
-    train_videos: str = "train",
-    train_list: str | None = None,
-    val_videos: str = "val",
-    val_list: str | None = None,
-    test_videos: str | None = None,
-    test_list: str | None = None,
+    files: VideoFiles = VideoFiles(),
 ) -> None:
     """Decodes every frame of every video, lists those that fail and why, and writes lists of the others.
 
-    SPLIT_clean.txt holds the videos of a split that decode fully, for data.SPLIT_list; faulty_videos.csv the others. A
-    video whose decoder crashes or hangs is one of these and stops no other. Each verdict is in checked_videos.csv, in
-    the dataset's folder, as soon as it is reached: run again, after a stop or later, the command decodes what is new or
-    has changed since. fit, validate and test go by these verdicts.
+    SPLIT_clean.txt holds the videos of a split that decode fully, for data.files.SPLIT_list; faulty_videos.csv the
+    others. A video whose decoder crashes or hangs is one of these and stops no other. Each verdict is in
+    checked_videos.csv, in the dataset's folder, as soon as it is reached: run again, after a stop or later, the command
+    decodes what is new or has changed since. fit, validate and test go by these verdicts.
 
     Args:
         dataset: kind of dataset; the other settings are those of its datamodule.
@@ -61,12 +56,7 @@ def check(
         workers: processes that decode; default: one per core.
         seconds: time after which the decoding of a video counts as hung.
         class_names: label map.
-        train_videos: folder of training videos.
-        train_list: list of training videos.
-        val_videos: folder of validation videos.
-        val_list: list of validation videos.
-        test_videos: folder of test videos.
-        test_list: list of test videos.
+        files: where the videos of each split are.
 
     Raises:
         FaultyFiles: some videos are faulty; all is written.
@@ -75,16 +65,7 @@ def check(
     """
     if (workers is not None and workers < 1) or seconds <= 0:
         raise UserError(f"workers is {workers}, seconds {seconds:g}; expected at least 1 and above 0")
-    data = KineticsDataModule(
-        root,
-        train_videos=train_videos,
-        train_list=train_list,
-        val_videos=val_videos,
-        val_list=val_list,
-        test_videos=test_videos,
-        test_list=test_list,
-        class_names=class_names,
-    )
+    data = KineticsDataModule(root, files=files, class_names=class_names)
     splits = {split: data.videos(split) for split in SPLITS if data.has(split)}
     if not splits:
         raise UserError(f"There are no videos in {printable(root)}: neither lists nor folders of class folders.")
@@ -114,7 +95,7 @@ def _verdict_folder(root: Path, output: Path) -> Path:
     except UserError as error:
         print(
             f"{printable(error)} So verdicts go to {printable(output / TABLE)}, where other commands look for them "
-            "only when a list there is named, as with data.train_list."
+            "only when a list there is named, as with data.files.train_list."
         )
         return output
     lock(root)

@@ -2,9 +2,9 @@
 
 from swinv2_tasks.datamodules.ade20k import ADE20KDataModule
 from swinv2_tasks.datamodules.base import BaseDataModule
-from swinv2_tasks.datamodules.coco import CocoDataModule
+from swinv2_tasks.datamodules.coco import CocoDataModule, CocoFiles
 from swinv2_tasks.datamodules.imagenet import ImageNetDataModule
-from swinv2_tasks.datamodules.kinetics import KineticsDataModule
+from swinv2_tasks.datamodules.kinetics import KineticsDataModule, VideoFiles, ViewCounts
 from swinv2_tasks.datamodules.simmim import SimMIMDataModule
 from swinv2_tasks.datamodules.transforms.augmentation import Augmentation
 from swinv2_tasks.datamodules.transforms.classification import ClassificationAugmentation, ImageNetAugmentation
@@ -15,7 +15,7 @@ from swinv2_tasks.datamodules.transforms.detection import (
 )
 from swinv2_tasks.datamodules.transforms.segmentation import ADE20KAugmentation, SegmentationAugmentation
 from swinv2_tasks.datamodules.transforms.simmim import CropFlipAugmentation, SimMIMAugmentation
-from swinv2_tasks.datamodules.transforms.video import KineticsAugmentation, VideoAugmentation
+from swinv2_tasks.datamodules.transforms.video import FrameSampling, KineticsAugmentation, VideoAugmentation
 
 __all__ = [
     "ADE20KAugmentation",
@@ -24,8 +24,10 @@ __all__ = [
     "BaseDataModule",
     "ClassificationAugmentation",
     "CocoDataModule",
+    "CocoFiles",
     "CropFlipAugmentation",
     "DetectionAugmentation",
+    "FrameSampling",
     "ImageNetAugmentation",
     "ImageNetDataModule",
     "KineticsAugmentation",
@@ -36,4 +38,6 @@ __all__ = [
     "SimMIMAugmentation",
     "SimMIMDataModule",
     "VideoAugmentation",
+    "VideoFiles",
+    "ViewCounts",
 ]

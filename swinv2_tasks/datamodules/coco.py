@@ -6,6 +6,7 @@ COCO: https://arxiv.org/abs/1405.0312.
 import dataclasses
 import logging
 from collections import Counter
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -41,12 +42,45 @@ log = logging.getLogger("swinv2_tasks")
 
 _EXPECTED = (
     "Expected data.root with train2017/*.jpg, val2017/*.jpg, annotations/instances_train2017.json and "
-    "annotations/instances_val2017.json. Other names: data.train_images, data.train_annotations, data.val_images, "
-    "data.val_annotations. To have data to try: swinv2-tasks sample-data data/sample."
+    "annotations/instances_val2017.json. Other names: data.files.train_images, data.files.train_annotations, "
+    "data.files.val_images, data.files.val_annotations. To have data to try: swinv2-tasks sample-data data/sample."
 )
 
 EXAMPLE_OBJECTS = 20
 """Annotated objects of each image of an example batch."""
+
+
+@dataclass(frozen=True)
+class CocoFiles:
+    """Where the images and annotations of each split are. Paths are in the dataset's root, or absolute.
+
+    Args:
+        train_images: Folder of the training images.
+        train_annotations: Their annotation file.
+        val_images: Folder of the validation images.
+        val_annotations: Their annotation file.
+        test_images: Folder of the test images; None: the validation images are tested on.
+        test_annotations: Their annotation file, which may lack annotations: testing then only writes the detections.
+        train_stuff: Folder of label maps (NAME.png) of the training images' background, for HTC's semantic branch:
+            from 0 the classes, 255 where there is none.
+
+    Raises:
+        UserError: Of the test images and their annotation file only one is stated.
+    """
+
+    train_images: str = "train2017"
+    train_annotations: str = "annotations/instances_train2017.json"
+    val_images: str = "val2017"
+    val_annotations: str = "annotations/instances_val2017.json"
+    test_images: str | None = None
+    test_annotations: str | None = None
+    train_stuff: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.test_images is None) != (self.test_annotations is None):
+            raise UserError(
+                "data.files.test_images and data.files.test_annotations belong together: set both, or neither."
+            )
 
 
 class CocoDataModule(BaseDataModule):
@@ -62,16 +96,9 @@ class CocoDataModule(BaseDataModule):
         root: Dataset folder. Only predicting does without it.
         batch_size: Images per batch and process in training; evaluation takes one at a time.
         num_workers: DataLoader workers of each loader; 0 loads in the main process.
-        train_images: Folder of the training images, in root.
-        train_annotations: Their annotation file, in root; this and all other paths may also be absolute.
-        val_images: Folder of the validation images.
-        val_annotations: Their annotation file.
-        test_images: Folder of the test images; None: the validation images are tested on.
-        test_annotations: Their annotation file, which may lack annotations: testing then only writes the detections.
-        train_stuff: Folder of label maps (NAME.png) of the training images' background, in root, for HTC's semantic
-            branch: from 0 the classes, 255 where there is none.
-        stuff_classes: How many classes these maps have, at most 254; with 0 they are not read. The command line takes
-            it from the detector.
+        files: Where the images and annotations of each split are.
+        stuff_classes: How many classes the maps of `files.train_stuff` have, at most 254; with 0 they are not read. The
+            command line takes it from the detector.
         class_names: Names of the classes, for predicting without annotation files.
         source: What to predict: an image, a folder or a glob pattern.
         mean: Normalization, per RGB channel: subtracted from values in [0, 1].
@@ -103,13 +130,7 @@ class CocoDataModule(BaseDataModule):
         root: str | None = None,
         batch_size: int = 16,
         num_workers: int = 8,
-        train_images: str = "train2017",
-        train_annotations: str = "annotations/instances_train2017.json",
-        val_images: str = "val2017",
-        val_annotations: str = "annotations/instances_val2017.json",
-        test_images: str | None = None,
-        test_annotations: str | None = None,
-        train_stuff: str | None = None,
+        files: CocoFiles = CocoFiles(),
         stuff_classes: int = 183,
         class_names: list[str] | None = None,
         source: str | None = None,
@@ -126,15 +147,13 @@ class CocoDataModule(BaseDataModule):
         super().__init__(batch_size, num_workers, mean, std, faulty_samples, faulty_budget)
         check("resize", resize[1], 1, resize[0])
         check("stuff_classes", stuff_classes, 0, IGNORED - 1)
-        if (test_images is None) != (test_annotations is None):
-            raise UserError("data.test_images and data.test_annotations belong together: set both, or neither.")
         self.root = root
         self.source = source
         self.resize = (resize[0], resize[1])
-        self.train_stuff = train_stuff
+        self.train_stuff = files.train_stuff
         self.stuff_classes = stuff_classes
-        self._files = {"train": train_annotations, "val": val_annotations, "test": test_annotations}
-        self._folders = {"train": train_images, "val": val_images, "test": test_images}
+        self._files = {"train": files.train_annotations, "val": files.val_annotations, "test": files.test_annotations}
+        self._folders = {"train": files.train_images, "val": files.val_images, "test": files.test_images}
         self._stated_names = class_names
         self.augmentation = augmentation
         self.masks = masks
@@ -288,7 +307,7 @@ class CocoDataModule(BaseDataModule):
         if self.train_stuff is not None and self.stuff_classes:
             stuff = Path(str(self.root)).expanduser() / Path(self.train_stuff).expanduser()
             if not stuff.is_dir():
-                raise UserError(f"The folder {stuff} of data.train_stuff does not exist.")
+                raise UserError(f"The folder {stuff} of data.files.train_stuff does not exist.")
 
         if self.aspect_ratio_grouping:
             self.train_groups = annotations.portrait[kept].astype(int).tolist()

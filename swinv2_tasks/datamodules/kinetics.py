@@ -5,9 +5,10 @@ Kinetics: https://arxiv.org/abs/1705.06950.
 
 import shlex
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -38,9 +39,60 @@ from swinv2_tasks.errors import UserError, printable
 _EXPECTED = (
     "Expected data.root with train/ and val/, which hold a folder of videos per class, or videos that train.csv and "
     "val.csv (label,youtube_id,time_start,time_end) or train.txt and val.txt (`path label` lines) name. Other names: "
-    "data.train_videos, data.train_list, data.val_videos, data.val_list; names of classes: data.class_names. To have "
-    "data to try: swinv2-tasks sample-data data/sample."
+    "data.files.train_videos, data.files.train_list, data.files.val_videos, data.files.val_list; names of classes: "
+    "data.class_names. To have data to try: swinv2-tasks sample-data data/sample."
 )
+
+
+@dataclass(frozen=True)
+class VideoFiles:
+    """Where the videos of each split are. Paths are in the dataset's root, or absolute.
+
+    Args:
+        train_videos: Folder of training videos.
+        train_list: List of training videos. None: train.csv or train.txt if there is one, else the class folders of
+            train_videos.
+        val_videos: Folder of validation videos.
+        val_list: List of validation videos.
+        test_videos: Folder of test videos; None: the validation videos are tested on.
+        test_list: List of test videos.
+    """
+
+    train_videos: str = "train"
+    train_list: str | None = None
+    val_videos: str = "val"
+    val_list: str | None = None
+    test_videos: str | None = None
+    test_list: str | None = None
+
+
+@dataclass(frozen=True)
+class ViewCounts:
+    """Over how many views of a video evaluation averages the probabilities.
+
+    Args:
+        val: Validation: clips per video and crops per clip.
+        test: Testing and prediction: the same.
+        per_sample: How many of a video's views are loaded at once; None: those of one clip.
+
+    Raises:
+        UserError: An argument is out of its range.
+    """
+
+    val: tuple[int, int] = (1, 1)
+    test: tuple[int, int] = (4, 3)
+    per_sample: int | None = None
+
+    def __post_init__(self) -> None:
+        check("views.per_sample", 1 if self.per_sample is None else self.per_sample, 1)
+        for name, views in (("val", self.val), ("test", self.test)):
+            check(f"views.{name}", min(views), 1)
+            clips, crops = views
+            if clips * crops % min(self.per_sample or 1, clips * crops):
+                raise UserError(
+                    f"data.views.per_sample is {self.per_sample}, which does not divide the {clips} × {crops} views "
+                    f"of data.views.{name}."
+                )
 
 
 class KineticsDataModule(BaseDataModule):
@@ -54,21 +106,9 @@ class KineticsDataModule(BaseDataModule):
         image_size: Side of the views given to the model in pixels, or height and width.
         batch_size: Clips per batch and process, in evaluation as well.
         num_workers: DataLoader workers of each loader; 0 loads in the main process.
-        frames: Frames of a clip.
-        stride: Dense clips: every how many frames of the video one is taken.
-        sampling: `dense` takes a stretch of the video, at a random position in training; `segments` one frame of each
-            of as many equal parts of the video, at a random position of each part in training.
-        short: A dense clip that is longer than its video: `loop` starts over, `hold` repeats the last frame.
-        val_views: Validation: clips per video and crops per clip, over which probabilities are averaged.
-        test_views: Testing and prediction: the same.
-        views_per_sample: Evaluation: how many of a video's views are loaded at once; None: those of one clip.
-        train_videos: Folder of training videos, in root.
-        train_list: List of training videos, in root. None: train.csv or train.txt if there is one, else the class
-            folders of train_videos.
-        val_videos: Folder of validation videos.
-        val_list: List of validation videos.
-        test_videos: Folder of test videos; None: the validation videos are tested on.
-        test_list: List of test videos.
+        sampling: Which frames of a video a clip is made of.
+        views: Over how many views of a video evaluation averages.
+        files: Where the videos of each split are.
         class_names: The label map: a text file of a label per line, JSON, or a list. Without it, the labels in the
             training list, or its class folders, sorted.
         source: What to predict: a video, a folder or a glob pattern.
@@ -100,19 +140,9 @@ class KineticsDataModule(BaseDataModule):
         image_size: int | tuple[int, int] = 224,
         batch_size: int = 8,
         num_workers: int = 8,
-        frames: int = 32,
-        stride: int = 2,
-        sampling: Literal["dense", "segments"] = "dense",
-        short: Literal["loop", "hold"] = "loop",
-        val_views: tuple[int, int] = (1, 1),
-        test_views: tuple[int, int] = (4, 3),
-        views_per_sample: int | None = None,
-        train_videos: str = "train",
-        train_list: str | None = None,
-        val_videos: str = "val",
-        val_list: str | None = None,
-        test_videos: str | None = None,
-        test_list: str | None = None,
+        sampling: FrameSampling = FrameSampling(),
+        views: ViewCounts = ViewCounts(),
+        files: VideoFiles = VideoFiles(),
         class_names: str | list[str] | None = None,
         source: str | None = None,
         check_source: bool = True,
@@ -125,26 +155,17 @@ class KineticsDataModule(BaseDataModule):
         faulty_budget: int | None = None,
     ) -> None:
         super().__init__(batch_size, num_workers, mean, std, faulty_samples, faulty_budget)
-        self.sampling = FrameSampling(frames, stride, sampling, short)
+        self.sampling = sampling
         self.image_size = height_width(image_size)
-        for name, views in (("val_views", val_views), ("test_views", test_views)):
-            check(name, min(views), 1)
-            check("views_per_sample", 1 if views_per_sample is None else views_per_sample, 1)
-            if views[0] * views[1] % min(views_per_sample or 1, views[0] * views[1]):
-                raise UserError(
-                    f"data.views_per_sample is {views_per_sample}, which does not divide the {views[0]} × {views[1]} "
-                    f"views of data.{name}."
-                )
         check("crop_pct", 1.0 if crop_pct is None else crop_pct, 0.01, 1)
         self.crop_pct = crop_pct
-        self.views = {"val": val_views, "test": test_views, "predict": test_views}
-        self.views_per_sample = views_per_sample
+        self.views = views
         self.decoder: DecoderChoice = decoder
         self.root = root
         self.source = source
         self.check_source = check_source
-        self._lists = {"train": train_list, "val": val_list, "test": test_list}
-        self._folders = {"train": train_videos, "val": val_videos, "test": test_videos}
+        self._lists = {"train": files.train_list, "val": files.val_list, "test": files.test_list}
+        self._folders = {"train": files.train_videos, "val": files.val_videos, "test": files.test_videos}
         self._unchecked: dict[str, tuple[int, int]] = {}
         self._class_source = class_names
         self.augmentation = augmentation
@@ -230,7 +251,7 @@ class KineticsDataModule(BaseDataModule):
 
     def _setting(self, split: str) -> str:
         """What names the folder of a split, as messages write it."""
-        return f"data.{split}_videos={self._folders[split]}"
+        return f"data.files.{split}_videos={self._folders[split]}"
 
     def _present(self, split: str) -> tuple[list[tuple[str, int]], dict[str, str]]:
         """The videos of a split, and of those that `data check` found faulty the reasons.
@@ -256,8 +277,8 @@ class KineticsDataModule(BaseDataModule):
             listed = abbreviate([f"{path}: {reason}" for path, reason in faulty.items()], 3)
             raise UserError(
                 f"{len(faulty)} of {len(videos)} {split} videos cannot be read: {listed}. Mend them; or name the list "
-                f"of the others that `data check` has written: data.{split}_list={split}_clean.txt; or leave such "
-                "samples out: data.faulty_samples=skip."
+                f"of the others that `data check` has written: data.files.{split}_list={split}_clean.txt; or leave "
+                "such samples out: data.faulty_samples=skip."
             )
         return videos, faulty
 
@@ -275,8 +296,8 @@ class KineticsDataModule(BaseDataModule):
         options = {"class_names": self._class_source if isinstance(self._class_source, str) else None}
         for split in ("train", "val", "test"):
             folder = self._folders[split]
-            options[f"{split}_videos"] = None if folder == split else folder
-            options[f"{split}_list"] = self._lists[split]
+            options[f"files.{split}_videos"] = None if folder == split else folder
+            options[f"files.{split}_list"] = self._lists[split]
         words = ["swinv2-tasks", "data", "check", "kinetics", str(self.root)]
         words += [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
         return printable(shlex.join(words))
@@ -292,8 +313,8 @@ class KineticsDataModule(BaseDataModule):
     def _views_of(
         self, split: str, videos: list[tuple[str, int]], faulty: dict[str, str], checks_all: bool = False
     ) -> "EvaluatedClips":
-        clips, crops = self.views[split]
-        number = min(self.views_per_sample or crops, clips * crops)
+        clips, crops = self.views.val if split == "val" else self.views.test
+        number = min(self.views.per_sample or crops, clips * crops)
         self.eval_batch_size = max(1, self.batch_size // number)
         crop_pct = self.crop_pct if split == "val" and self.crop_pct is not None else 1.0
         transform = EvalViews(self.image_size, crops, self.mean, self.std, crop_pct)
@@ -312,6 +333,6 @@ class KineticsDataModule(BaseDataModule):
         root, stated = self._root(), self._lists[split]
         if stated is not None:
             if not (root / stated).is_file():
-                raise UserError(f"The list {root / stated} (data.{split}_list) does not exist. {_EXPECTED}")
+                raise UserError(f"The list {root / stated} (data.files.{split}_list) does not exist. {_EXPECTED}")
             return root / stated
         return next((root / f"{split}{end}" for end in (".csv", ".txt") if (root / f"{split}{end}").is_file()), None)

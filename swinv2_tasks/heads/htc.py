@@ -191,7 +191,7 @@ def stuff_loss(logits: Tensor, targets: Sequence[Any], scale: float) -> Tensor:
     for row, target in zip(labels, targets, strict=True):
         if "stuff" not in target:
             raise UserError(
-                "HTC's semantic branch needs maps of the background: set data.train_stuff to their folder, or "
+                "HTC's semantic branch needs maps of the background: set data.files.train_stuff to their folder, or "
                 "--model.detector.stuff_classes=0 to do without"
             )
         small = target["stuff"][step // 2 :: step, step // 2 :: step]  # the label at the center of each cell

@@ -141,7 +141,7 @@ class DetectionTask(BaseTask):
         if data.stuff_labels is not None and data.stuff_labels != self.head.stuff_classes:
             raise UserError(
                 f"the detector's semantic branch has stuff_classes={self.head.stuff_classes}, the data has maps of "
-                f"{data.stuff_labels} such classes: name a folder of maps with data.train_stuff, and set the "
+                f"{data.stuff_labels} such classes: name a folder of maps with data.files.train_stuff, and set the "
                 "detector's stuff_classes to their number, or to 0 to do without; in Python, the datamodule's, too"
             )
         if self.trainer.world_size > 1:

@@ -101,7 +101,7 @@ def test_a_config_is_complete(name: str) -> None:
     if isinstance(task, DetectionTask):  # at the longer side: short ones fall below a window of 32 in the third stage
         size = max(size)
     if isinstance(task, VideoClassificationTask):
-        size = (data.init_args["frames"], size, size)
+        size = (data.init_args["sampling"]["frames"], size, size)
     assert task.backbone.effective_windows(size)[:-1] == window[:-1]
 
 
@@ -213,7 +213,7 @@ def test_a_detection_config_is_the_published_recipe(name: str) -> None:
     augmentation = data["augmentation"]["init_args"]
     if detector == "HTCConfig":
         assert model["detector"]["init_args"]["stuff_classes"] == 183
-        assert data["train_stuff"]
+        assert data["files"]["train_stuff"]
         assert data["augmentation"]["class_path"] == "swinv2_tasks.datamodules.ScaleJitterAugmentation"
         assert augmentation == {
             "target_size": 1536, "scale_range": [0.1, 2.0], "horizontal_flip": 0.5, "copy_paste": 0.5
@@ -309,9 +309,10 @@ def test_a_video_config_is_the_published_recipe(name: str) -> None:
     assert (optimizer["lr"], optimizer["weight_decay"]) == (1e-3, weight_decay)
     assert (schedule["warmup_epochs"], schedule["backbone_lr_mult"], schedule["base_batch_size"]) == (2.5, 0.1, 64)
     assert (schedule["warmup_lr"], schedule["min_lr"]) == (1e-4, 0)
-    assert (data["image_size"], data["frames"], data["stride"], data["sampling"]) == (side, frames, stride, sampling)
+    assert data["image_size"] == side
+    assert {**data["sampling"]} == {"frames": frames, "stride": stride, "mode": sampling, "short": "loop"}
     augmentation = data["augmentation"]["init_args"]
-    assert data["test_views"] == views
+    assert data["views"]["test"] == views
     assert (augmentation["crop_scale"], augmentation["horizontal_flip"]) == ([0.08, 1.0], 0.5)
     assert (model["weights"] is not None) == from_weights
 

@@ -21,7 +21,9 @@ from swinv2_tasks.cli.main import main
 from swinv2_tasks.commands import data as data_command
 from swinv2_tasks.commands.data import decoding_fault, find_faults
 from swinv2_tasks.datamodules import ImageNetDataModule, KineticsDataModule
+from swinv2_tasks.datamodules.kinetics import VideoFiles, ViewCounts
 from swinv2_tasks.datamodules.readers.video_verdicts import Findings, Verdict, VerdictFile, look_up
+from swinv2_tasks.datamodules.transforms.video import FrameSampling
 from swinv2_tasks.errors import UserError
 from tests.helpers import motions, tiny
 from tests.helpers.broken_files import cut_off, scramble
@@ -62,7 +64,13 @@ def test_faulty_videos_are_listed_and_stop_no_others(
 def test_the_clean_lists_are_read_by_the_datamodule(films: Path) -> None:
     assert main(["data", "check", "kinetics", str(films)]) == 1
     module = KineticsDataModule(
-        str(films), 32, 2, 0, frames=4, train_list="train_clean.txt", val_list="val_clean.txt", test_views=(1, 1)
+        str(films),
+        32,
+        2,
+        0,
+        sampling=FrameSampling(4),
+        files=VideoFiles(train_list="train_clean.txt", val_list="val_clean.txt"),
+        views=ViewCounts(test=(1, 1)),
     )
     module.setup("fit")
     assert module.class_names == ["air drumming", "zumba"]
@@ -212,7 +220,12 @@ def long_films(tmp_path: Path) -> Path:
 @pytest.fixture
 def arguments(long_films: Path, tmp_path: Path) -> list[str]:
     """Those of every command on these films; a tiny classifier."""
-    changes = {"train_list": None, "val_list": None, "frames": 4, "batch_size": 2, "test_views": [1, 1]}
+    changes = {
+        "files": {"train_list": None, "val_list": None},
+        "sampling": {"frames": 4},
+        "batch_size": 2,
+        "views": {"test": [1, 1]},
+    }
     config = motions.write_config(
         tmp_path / "config.yaml", long_films, trainer={"max_epochs": 1}, data={"init_args": changes}
     )
@@ -227,7 +240,7 @@ def test_what_check_calls_faulty_stops_every_command_or_is_skipped(
     assert re.search(noted, capsys.readouterr().out)
     evaluate = [*arguments, f"--ckpt_path={tmp_path / 'runs' / 'motions' / '0' / 'checkpoints' / 'last.ckpt'}"]
     predict = ["predict", *evaluate, f"--data.source={long_films / 'val'}", f"--output={tmp_path / 'out'}"]
-    predict += ["--data.test_views=[1,3]", "--data.views_per_sample=1"]  # three samples of a video
+    predict += ["--data.views.test=[1,3]", "--data.views.per_sample=1"]  # three samples of a video
     spoiled = [spoil_last_key_frame(long_films / split / "zumba" / "1.mp4") for split in ("train", "val")]
     assert main(["validate", *evaluate]) == 0  # the clip that is read is sound, and nobody has looked further
     assert check(long_films, "--workers=1") == 1
@@ -278,7 +291,7 @@ def test_a_changed_video_is_not_judged_by_an_old_verdict(long_films: Path) -> No
     os.utime(mended, ns=(state.st_mtime_ns, state.st_mtime_ns))  # as copying tools do
     spoiled = spoil_last_key_frame(long_films / "val" / "zumba" / "0.mp4")
     assert look_up([str(mended), str(spoiled)], [long_films]) == Findings(missing=[], faulty={}, unchecked=2)
-    module = KineticsDataModule(str(long_films), 32, 2, 0, frames=4, stride=1)
+    module = KineticsDataModule(str(long_films), 32, 2, 0, sampling=FrameSampling(4, 1))
     module.setup("validate")
     assert len(list(module.val_dataloader())) == 2
 
@@ -294,7 +307,7 @@ def test_verdicts_hold_where_the_dataset_is_moved_or_reached_otherwise(long_film
         with pytest.raises(
             UserError, match=rf"1 of 4 val videos cannot be read: {root}/val/zumba/1\.mp4: its frame 34"
         ):
-            KineticsDataModule(str(root), 32, frames=4).setup("validate")
+            KineticsDataModule(str(root), 32, sampling=FrameSampling(4)).setup("validate")
 
 
 def test_verdicts_lie_with_the_data_or_beside_the_lists(
@@ -308,8 +321,10 @@ def test_verdicts_lie_with_the_data_or_beside_the_lists(
     assert "it is bad" not in look_up([str(spoiled)], [long_films, out]).faulty[str(spoiled)]
     (long_films / "checked_videos.csv").unlink()
     (out / "val_clean.txt").write_text("val/zumba/1.mp4\tzumba\nval/zumba/0.mp4\tzumba\n")
-    module = KineticsDataModule(str(long_films), 32, frames=4, val_list=str(out / "val_clean.txt"))
-    with pytest.raises(UserError, match=r"zumba/1\.mp4: it is bad.*data\.val_list=val_clean\.txt"):
+    module = KineticsDataModule(
+        str(long_films), 32, sampling=FrameSampling(4), files=VideoFiles(val_list=str(out / "val_clean.txt"))
+    )
+    with pytest.raises(UserError, match=r"zumba/1\.mp4: it is bad.*data\.files\.val_list=val_clean\.txt"):
         module.setup("validate")
 
 
@@ -371,10 +386,9 @@ def test_videos_of_any_name_are_checked_listed_and_read(tmp_path: Path, capsys: 
         32,
         2,
         0,
-        frames=4,
-        train_list="train_clean.txt",
-        val_list="train_clean.txt",
-        test_views=(1, 1),
+        sampling=FrameSampling(4),
+        files=VideoFiles(train_list="train_clean.txt", val_list="train_clean.txt"),
+        views=ViewCounts(test=(1, 1)),
     )
     module.setup("fit")
     odd = {str(folder / os.fsdecode(name)) for name in ODD_NAMES}

@@ -21,6 +21,7 @@ from swinv2_tasks.datamodules import (
     MultiScaleAugmentation,
     ScaleJitterAugmentation,
 )
+from swinv2_tasks.datamodules.coco import CocoFiles
 from swinv2_tasks.datamodules.transforms.classification import IMAGENET_MEAN, IMAGENET_STD
 from swinv2_tasks.errors import UserError
 from tests.helpers.objects import CATEGORIES, DATA, change, write_objects
@@ -210,7 +211,7 @@ def test_other_augmentations_yield_whole_targets(objects: Path, augmentation: De
 
 
 def test_stuff_maps_follow_the_image(objects: Path) -> None:
-    data = new_data(objects, train_stuff="stuff", stuff_classes=2)
+    data = new_data(objects, files=CocoFiles(train_stuff="stuff"), stuff_classes=2)
     for sample in data.train_dataset:  # type: ignore[union-attr]
         stuff = sample["targets"]["stuff"]
         assert stuff.shape == sample["images"].shape[1:] and stuff.dtype == torch.uint8
@@ -218,21 +219,21 @@ def test_stuff_maps_follow_the_image(objects: Path) -> None:
         things = sample["targets"]["masks"].sum(0) > 0
         assert (stuff[things] == 255).float().mean() > 0.85
     with pytest.raises(UserError, match=r"train_\d+.png holds 1, data.stuff_classes is 1"):
-        [*new_data(objects, train_stuff="stuff", stuff_classes=1).train_dataset]  # type: ignore[misc]
-    with pytest.raises(UserError, match=r"nowhere of data.train_stuff does not exist"):
-        new_data(objects, train_stuff="nowhere")
+        [*new_data(objects, files=CocoFiles(train_stuff="stuff"), stuff_classes=1).train_dataset]  # type: ignore[misc]
+    with pytest.raises(UserError, match=r"nowhere of data.files.train_stuff does not exist"):
+        new_data(objects, files=CocoFiles(train_stuff="nowhere"))
 
 
 def test_test_images_of_their_own_may_lack_annotations(own: Path) -> None:
     content = json.loads((own / "annotations" / "instances_val2017.json").read_text())
     del content["annotations"]
     (own / "annotations" / "image_info_test.json").write_text(json.dumps(content))
-    settings = {"test_images": "val2017", "test_annotations": "annotations/image_info_test.json"}
+    settings = {"files": CocoFiles(test_images="val2017", test_annotations="annotations/image_info_test.json")}
     batch = next(iter(new_data(own, "test", **settings).test_dataloader()))
     assert "targets" not in batch and batch["image_ids"]
     assert len(new_data(own, "test").test_dataloader()) == 5  # the validation images, otherwise
     with pytest.raises(UserError, match="belong together"):
-        CocoDataModule(str(own), test_images="val2017")
+        CocoDataModule(str(own), files=CocoFiles(test_images="val2017"))
 
 
 def test_predicting_reads_images_anywhere(objects: Path) -> None:
@@ -282,11 +283,11 @@ def test_places_may_be_absolute_or_at_home(objects: Path, tmp_path: Path, monkey
             for split in ("train", "val")
             for what, place in (("images", f"{split}2017"), ("annotations", f"annotations/instances_{split}2017.json"))
         }
-        data = new_data(tmp_path, train_stuff=str(start / "stuff"), stuff_classes=2, **places)
+        data = new_data(tmp_path, files=CocoFiles(**places, train_stuff=str(start / "stuff")), stuff_classes=2)
         assert data.num_classes == 3 and len(next(iter(data.train_dataloader()))["images"]) == 4
         assert len(data.val_dataloader()) == 5
     elsewhere = shutil.copy(objects / "annotations" / "instances_val2017.json", tmp_path / "own.json")
-    assert len(new_data(objects, "validate", val_annotations=str(elsewhere)).val_dataloader()) == 5
+    assert len(new_data(objects, "validate", files=CocoFiles(val_annotations=str(elsewhere))).val_dataloader()) == 5
 
 
 # ---- what is refused
@@ -295,8 +296,8 @@ def test_places_may_be_absolute_or_at_home(objects: Path, tmp_path: Path, monkey
 def test_missing_places_are_told(own: Path, tmp_path: Path) -> None:
     for settings, message in (
         ({"root": str(tmp_path / "no")}, "The dataset folder .*no does not exist"),
-        ({"train_annotations": "annotations/no.json"}, "There are no annotations .*no.json"),
-        ({"train_images": "no"}, "The folder .*no of the images does not exist"),
+        ({"files": CocoFiles(train_annotations="annotations/no.json")}, "There are no annotations .*no.json"),
+        ({"files": CocoFiles(train_images="no")}, "The folder .*no of the images does not exist"),
     ):
         data = CocoDataModule(**{"root": str(own), **DATA, **settings})
         with pytest.raises(UserError, match=message):

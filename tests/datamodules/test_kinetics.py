@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from swinv2_tasks.datamodules import KineticsAugmentation, KineticsDataModule
+from swinv2_tasks.datamodules.kinetics import VideoFiles, ViewCounts
 from swinv2_tasks.datamodules.readers.video_lists import list_labels, listed_videos, read_label_map
+from swinv2_tasks.datamodules.transforms.video import FrameSampling
 from swinv2_tasks.errors import UserError
 from tests.helpers.broken_files import cut_off
 from tests.helpers.films import GRAY_STEP, write_film
@@ -21,7 +23,7 @@ from tests.helpers.films import GRAY_STEP, write_film
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 SETTINGS: dict[str, Any] = {
-    "image_size": 32, "batch_size": 2, "num_workers": 0, "frames": 4, "stride": 2, "mean": MEAN, "std": STD,
+    "image_size": 32, "batch_size": 2, "num_workers": 0, "sampling": FrameSampling(4, 2), "mean": MEAN, "std": STD,
 }  # fmt: skip
 
 
@@ -56,12 +58,12 @@ def test_one_class_is_refused(tmp_path: Path) -> None:
     write_film(tmp_path / "train" / "videos" / "zumba" / "z.mp4", frames=5)
     write_film(tmp_path / "train" / "videos" / "air drumming" / "a.mp4", frames=5)
     with pytest.raises(
-        UserError, match=r"one class folder, videos.*folders air drumming, zumba.*data\.train_videos=train/vi"
+        UserError, match=r"one class folder, videos.*folders air drumming, zumba.*data\.files\.train_videos=train/vi"
     ):
         data(tmp_path).setup("fit")
     (tmp_path / "names.txt").write_text("zumba\nair drumming\n")
     names = {"class_names": str(tmp_path / "names.txt")}
-    with pytest.raises(UserError, match=r"no class: videos.*data\.train_videos=train/videos"):
+    with pytest.raises(UserError, match=r"no class: videos.*data\.files\.train_videos=train/videos"):
         data(tmp_path, **names).setup("fit")
     (tmp_path / "train.txt").write_text("train/videos/zumba/z.mp4 zumba\n")
     with pytest.raises(UserError, match="There is one class, zumba"):
@@ -71,7 +73,7 @@ def test_one_class_is_refused(tmp_path: Path) -> None:
 
 
 def test_validation_takes_the_middle_and_testing_all_views(folders: Path) -> None:
-    module = data(folders, test_views=(2, 3))
+    module = data(folders, views=ViewCounts(test=(2, 3)))
     module.setup("validate")
     batches = list(module.val_dataloader())
     assert [batch["video_id"].tolist() for batch in batches] == [[0, 1], [2, 3]]
@@ -86,7 +88,7 @@ def test_validation_takes_the_middle_and_testing_all_views(folders: Path) -> Non
 @pytest.mark.parametrize("number", [1, 2, 3, 6])
 def test_views_are_the_same_however_they_are_split(number: int, folders: Path) -> None:
     def views(per_sample: int) -> dict[int, torch.Tensor]:
-        module = data(folders, test_views=(2, 3), views_per_sample=per_sample)
+        module = data(folders, views=ViewCounts(test=(2, 3), per_sample=per_sample))
         module.setup("test")
         found: dict[int, list[torch.Tensor]] = {}
         for batch in module.test_dataloader():
@@ -118,7 +120,7 @@ def test_augmentation_is_the_same_for_all_frames_of_a_clip(tmp_path: Path) -> No
 
 
 def test_prediction_needs_no_classes(folders: Path) -> None:
-    module = KineticsDataModule(**SETTINGS, source=str(folders / "val"), test_views=(1, 1))
+    module = KineticsDataModule(**SETTINGS, source=str(folders / "val"), views=ViewCounts(test=(1, 1)))
     module.setup("predict")
     batches = list(module.predict_dataloader())
     assert sum(len(batch["path"]) for batch in batches) == 4 and "label" not in batches[0]
@@ -241,19 +243,21 @@ def test_lists_that_are_not_in_order(content: str, words: str, folders: Path, tm
 
 
 def test_settings_that_do_not_fit(folders: Path, tmp_path: Path) -> None:
-    for changes, words in (
-        ({"views_per_sample": 5}, "does not divide the 4 × 3"),
-        ({"frames": 0}, "data.frames"),
-        ({"val_views": (0, 1)}, "val_views"),
+    for build, words in (
+        (lambda: ViewCounts(per_sample=5), "does not divide the 4 × 3"),
+        (lambda: ViewCounts(per_sample=0), r"data\.views\.per_sample"),
+        (lambda: ViewCounts(val=(0, 1)), r"data\.views\.val"),
+        (lambda: FrameSampling(frames=0), r"data\.sampling\.frames"),
+        (lambda: FrameSampling(mode="sparse"), r"data\.sampling\.mode is 'sparse'; expected dense or segments"),  # type: ignore[arg-type]
     ):
         with pytest.raises(UserError, match=words):
-            data(folders, **changes)
+            build()
     with pytest.raises(UserError, match="folders that are no class: zumba"):
         data(folders, class_names=["air drumming"]).setup("fit")
     with pytest.raises(UserError, match=r"train/ and val/"):
         data(tmp_path).setup("fit")
     with pytest.raises(UserError, match="val_list"):
-        data(folders, val_list="nowhere.csv").setup("validate")
+        data(folders, files=VideoFiles(val_list="nowhere.csv")).setup("validate")
 
 
 def test_faulty_videos_stop_or_are_skipped_by_name(folders: Path, tmp_path: Path) -> None:
@@ -266,7 +270,7 @@ def test_faulty_videos_stop_or_are_skipped_by_name(folders: Path, tmp_path: Path
     module.setup("validate")
     with pytest.raises(UserError, match=r"val/a/1\.mp4.*faulty_samples=skip"):
         list(module.val_dataloader())
-    module = data(root, faulty_samples="skip", val_views=(2, 1))
+    module = data(root, faulty_samples="skip", views=ViewCounts(val=(2, 1)))
     module.setup("validate")
     seen = [video for batch in module.val_dataloader() for video in batch["video_id"].tolist()]
     assert seen == [0, 0, 2, 2]
@@ -292,7 +296,7 @@ class Crash:
 def test_workers_and_their_number_change_nothing(folders: Path) -> None:
     clips = []
     for workers in (0, 2):
-        module = data(folders, num_workers=workers, sampling="segments")
+        module = data(folders, num_workers=workers, sampling=FrameSampling(4, 2, "segments"))
         torch.manual_seed(3)
         module.setup("fit")
         clips.append(torch.cat([batch["clip"] for batch in module.train_dataloader()]))

@@ -14,6 +14,7 @@ from PIL import Image
 from pycocotools import mask as coco_masks
 
 from swinv2_tasks.datamodules import CocoDataModule
+from swinv2_tasks.datamodules.coco import CocoFiles
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.evaluation.coco import (
     STATISTICS,
@@ -46,7 +47,10 @@ def rebuilt(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
         Image.new("RGB", (image["width"], image["height"])).save(root / "images" / image["file_name"], quality=5)
     (root / "instances.json").write_text(source.read_text())
     data = CocoDataModule(
-        str(root), val_images="images", val_annotations="instances.json", num_workers=0, resize=(64, 48)
+        str(root),
+        files=CocoFiles(val_images="images", val_annotations="instances.json"),
+        num_workers=0,
+        resize=(64, 48),
     )
     data.setup("validate")
     truth: dict[str, Any] = {"images": [], "annotations": [], "categories": content["categories"]}

@@ -12,6 +12,8 @@ import yaml
 
 from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.datamodules import KineticsAugmentation
+from swinv2_tasks.datamodules.kinetics import VideoFiles, ViewCounts
+from swinv2_tasks.datamodules.transforms.video import FrameSampling
 from swinv2_tasks.tasks import VideoClassificationTask
 from swinv2_tasks.training.optim import CosineSchedule
 from tests.helpers.tiny import QUIET, as_config, merge
@@ -24,8 +26,9 @@ BACKBONE: dict[str, Any] = {
 }  # fmt: skip
 
 DATA: dict[str, Any] = {
-    "image_size": 32, "batch_size": 6, "num_workers": 0, "frames": 8, "stride": 1, "test_views": [2, 3],
-    "augmentation": KineticsAugmentation(crop_scale=(0.8, 1.0)), "train_list": "train.csv", "val_list": "val.csv",
+    "image_size": 32, "batch_size": 6, "num_workers": 0, "sampling": FrameSampling(8, 1),
+    "augmentation": KineticsAugmentation(crop_scale=(0.8, 1.0)), "views": ViewCounts(test=(2, 3)),
+    "files": VideoFiles(train_list="train.csv", val_list="val.csv"),
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,8 @@ def as_config(arguments: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, Recorded):
             cls = type(value)
             stated[name] = {"class_path": f"{cls.__module__}.{cls.__name__}", "init_args": value.init_args}
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            stated[name] = dataclasses.asdict(value)
     return stated
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
 from swinv2_tasks.datamodules import CocoDataModule
+from swinv2_tasks.datamodules.coco import CocoFiles
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.evaluation.coco import CocoMetric, as_annotations, as_results
 from swinv2_tasks.heads.mask_rcnn import Features, mask_targets
@@ -390,7 +391,8 @@ def test_perfect_masks_come_near_drawn_objects(rounded: bool) -> None:
 def test_perfect_masks_come_near_cocos_objects(rounded: bool, real_data: Path) -> None:
     """All 557 that are no crowds. Pasted at whole pixels they reach 0.896, small ones 0.840."""
     data = CocoDataModule(
-        str(real_data / "coco-mini"), test_images="train2017", test_annotations="annotations/instances_train2017.json"
+        str(real_data / "coco-mini"),
+        files=CocoFiles(test_images="train2017", test_annotations="annotations/instances_train2017.json"),
     )
     data.setup("test")
     data.setup("validate")

@@ -86,7 +86,7 @@ def test_the_best_checkpoint_is_of_the_best_score_and_the_last_of_the_end(name: 
 
 DATA: dict[str, dict[str, Any]] = {
     "classification": {"augmentation": {"init_args": {"mixup": 0.8, "random_erasing": 0.5, "color_jitter": 0.3}}},
-    "video": {"batch_size": 8, "sampling": "segments"},
+    "video": {"batch_size": 8, "sampling": {"mode": "segments"}},
     "simmim": {"batch_size": 8},
     **{name: {"batch_size": 3} for name in ("mask_rcnn", "cascade", "htc")},
 }

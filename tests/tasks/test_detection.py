@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.cli.main import main
 from swinv2_tasks.datamodules import CocoDataModule, MultiScaleAugmentation
+from swinv2_tasks.datamodules.coco import CocoFiles
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.evaluation.coco import as_results
 from swinv2_tasks.heads import CascadeMaskRCNNConfig, HTCConfig, MaskRCNNConfig
@@ -151,7 +152,7 @@ def test_test_writes_a_submission_where_annotations_are_not_public(finder: Path,
     del content["annotations"]
     (tmp_path / "image_info.json").write_text(json.dumps(content))
     (objects / "annotations" / "image_info.json").write_text(json.dumps(content))
-    places = ["--data.test_images=val2017", "--data.test_annotations=annotations/image_info.json"]
+    places = ["--data.files.test_images=val2017", "--data.files.test_annotations=annotations/image_info.json"]
     command = ["test", from_last(finder), f"--runs={tmp_path}", "--name=server", *places]
     assert main(command) == 0
     results = json.loads((tmp_path / "server" / "0" / "test_detections.json").read_text())
@@ -173,7 +174,7 @@ DETECTORS: dict[str, dict[str, Any]] = {
     [name if name in ("boxes", "htc_stuff") else pytest.param(name, marks=pytest.mark.slow) for name in DETECTORS],
 )
 def test_each_detector_trains_evaluates_and_predicts(name: str, objects: Path, tmp_path: Path) -> None:
-    data = {"train_stuff": "stuff"}
+    data = {"files": CocoFiles(train_stuff="stuff")}
     model = {"detector": DETECTORS[name], "inference": {"nms": "soft_gaussian", "score_threshold": 0.01}}
     folder = fit(tmp_path, objects, model={"init_args": model}, data={"init_args": data})
     losses = read_column(folder, "train/loss")
@@ -239,8 +240,16 @@ def test_plain_inference_gives_torchvisions_dicts(objects: Path) -> None:
     [
         ({"masks": False}, {}, r"the data has masks, .* CocoDataModule\(masks=False\)"),
         ({}, {"masks": False}, r"data.masks=false leaves them out: .* MaskRCNNConfig\(masks=False\)"),
-        ({}, {"train_stuff": "stuff", "stuff_classes": 2}, "has stuff_classes=0, the data has maps of 2"),
-        ({"stuff_classes": 3}, {"train_stuff": "stuff", "stuff_classes": 2}, "has stuff_classes=3, the data has .* 2"),
+        (
+            {},
+            {"files": CocoFiles(train_stuff="stuff"), "stuff_classes": 2},
+            "has stuff_classes=0, the data has maps of 2",
+        ),
+        (
+            {"stuff_classes": 3},
+            {"files": CocoFiles(train_stuff="stuff"), "stuff_classes": 2},
+            "has stuff_classes=3, the data has .* 2",
+        ),
         ({"stuff_classes": 2}, {}, "has stuff_classes=2, the data has maps of 0"),
     ],
     ids=str,
@@ -356,7 +365,7 @@ def test_training_on_two_processes_with_batch_norm(objects: Path, tmp_path: Path
 @pytest.mark.parametrize("name", ["mask_rcnn", "cascade", "htc_stuff"])
 def test_weights_in_bfloat16_are_trained(name: str, objects: Path, tmp_path: Path) -> None:
     """RoIAlign takes features and boxes of one type only."""
-    stuff = {"data": {"init_args": {"train_stuff": "stuff"}}} if name == "htc_stuff" else {}
+    stuff = {"data": {"init_args": {"files": {"train_stuff": "stuff"}}}} if name == "htc_stuff" else {}
     model = {"init_args": {"detector": DETECTORS[name]}}
     short = ["--trainer.precision=bf16-true", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
     folder = fit(tmp_path, objects, *short, model=model, **stuff)
@@ -385,7 +394,7 @@ def test_a_handful_of_real_images_can_be_overfitted(detector: Any, real_data: Pa
         (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))
     data = CocoDataModule(
         str(root),
-        val_images="train2017",
+        files=CocoFiles(val_images="train2017"),
         batch_size=5,
         num_workers=0,
         resize=(256, 192),
@@ -423,7 +432,7 @@ def test_a_handful_of_real_images_can_be_overfitted(detector: Any, real_data: Pa
         (["--data.augmentation.min_size=[9,5]"], ["data.augmentation.min_size"]),
         (
             ["--model.detector=HTCConfig", "--model.detector.init_args.stuff_classes=2"],
-            ["data.train_stuff", "stuff_classes=2"],
+            ["data.files.train_stuff", "stuff_classes=2"],
         ),
     ],
 )

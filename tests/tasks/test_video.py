@@ -13,6 +13,7 @@ from PIL import Image
 from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.cli.main import main
 from swinv2_tasks.datamodules import KineticsDataModule
+from swinv2_tasks.datamodules.kinetics import ViewCounts
 from swinv2_tasks.tasks import VideoClassificationTask
 from swinv2_tasks.weights import load_weights, save_weights
 from tests.helpers.broken_files import cut_off
@@ -34,7 +35,7 @@ def watcher(trained_run: Callable[[str], Path]) -> Path:
 
 def test_scores_are_those_of_probabilities_averaged_by_hand(watcher: Path, motions: Path, tmp_path: Path) -> None:
     task = VideoClassificationTask.load_from_checkpoint(last_checkpoint(watcher)).eval()
-    data = KineticsDataModule(str(motions), **{**DATA, "views_per_sample": 6})
+    data = KineticsDataModule(str(motions), **{**DATA, "views": ViewCounts(test=(2, 3), per_sample=6)})
     data.setup("test")
     right, losses = [], []
     for batch in data.test_dataloader():
@@ -47,7 +48,7 @@ def test_scores_are_those_of_probabilities_averaged_by_hand(watcher: Path, motio
     assert len(right) == 8
     assert found["test/top1"] == pytest.approx(sum(right) / 8)
     assert found["test/loss"] == pytest.approx(sum(losses) / 8, rel=1e-5)
-    one_by_one = ["--data.views_per_sample=1", "--data.batch_size=4"]
+    one_by_one = ["--data.views.per_sample=1", "--data.batch_size=4"]
     split = read_scores(evaluate(tmp_path, from_last(watcher), *one_by_one, command="test"), "test")
     assert split["test/loss"] == pytest.approx(found["test/loss"], rel=1e-5)
     assert split["test/top1"] == found["test/top1"]
@@ -72,7 +73,7 @@ def test_predict_writes_tables_and_a_picture(watcher: Path, motions: Path, tmp_p
 @pytest.mark.slow
 def test_views_on_two_processes_score_as_on_one(watcher: Path, tmp_path: Path) -> None:
     """The six views of a clip are averaged, wherever they were evaluated."""
-    arguments = ["validate", from_last(watcher), "--data.val_views=[2,3]", "--data.batch_size=3"]
+    arguments = ["validate", from_last(watcher), "--data.views.val=[2,3]", "--data.batch_size=3"]
     assert main([*arguments, "--name=one", f"--runs={tmp_path / 'runs'}"]) == 0
     for ended in run_together([*arguments, "--name=two"], tmp_path):
         assert ended.status == 0, ended.errors

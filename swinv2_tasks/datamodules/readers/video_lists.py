@@ -90,7 +90,7 @@ def folder_videos(folder: Path, classes: Classes, setting: str) -> list[tuple[st
     Args:
         folder: The folder.
         classes: The classes, whose ids or indices are the names of folders.
-        setting: What names the folder, for messages, as `data.val_videos=val`.
+        setting: What names the folder, for messages, as `data.files.val_videos=val`.
 
     Raises:
         UserError: There are no class folders, one belongs to no class, or there is no video.

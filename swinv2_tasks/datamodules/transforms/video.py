@@ -39,7 +39,8 @@ class FrameSampling:
     Args:
         frames: Frames T of a clip.
         stride: Dense clips: every how many frames of the video one is taken.
-        mode: ``dense`` takes a stretch of the video, ``segments`` one frame of each of T equal parts of all of it.
+        mode: ``dense`` takes a stretch of the video, at a random position in training; ``segments`` one frame of each
+            of T equal parts of all of it, at a random position of each part in training.
         short: What becomes of a dense clip that is longer than its video: ``loop`` starts the video over, ``hold``
             repeats its last frame. With segments frames repeat where they are.
 
@@ -53,8 +54,11 @@ class FrameSampling:
     short: Literal["loop", "hold"] = "loop"
 
     def __post_init__(self) -> None:
-        check("frames", self.frames, 1)
-        check("stride", self.stride, 1)
+        check("sampling.frames", self.frames, 1)
+        check("sampling.stride", self.stride, 1)
+        for name, choices in (("mode", ("dense", "segments")), ("short", ("loop", "hold"))):
+            if getattr(self, name) not in choices:
+                raise UserError(f"data.sampling.{name} is {getattr(self, name)!r}; expected {' or '.join(choices)}.")
 
     def draw(self, total: int) -> np.ndarray:
         """A random clip for training: frame numbers (T,) in [0, N), by torch's generator.
