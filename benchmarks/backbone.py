@@ -24,13 +24,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.measuring import parse_settings
+from benchmarks.measuring import parse_settings, read_resident_bytes
 
-OURS = "swinv2_tasks"
+PACKAGE = "swinv2_tasks"
 SIZE, WINDOW, CLASSES = 256, 8, 1000
 
 
-def build_ours() -> nn.Module:
+def build_swinv2_tasks() -> nn.Module:
     from swinv2_tasks.backbone import swinv2_tiny
     from swinv2_tasks.heads.classification import ClassificationHead
 
@@ -76,7 +76,7 @@ def build_transformers() -> nn.Module:
 
 
 BUILDERS: dict[str, Callable[[], nn.Module]] = {
-    OURS: build_ours,
+    PACKAGE: build_swinv2_tasks,
     "timm": build_timm,
     "torchvision": build_torchvision,
     "transformers": build_transformers,
@@ -123,38 +123,33 @@ def time_setting(names: list[str], rounds: int, **setting) -> dict[str, list[flo
     return seconds
 
 
-def _resident(field: str) -> int:
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
-
-
-def _peak_bytes(name: str, threads: int, setting: dict, queue) -> None:
+def _report_peak(name: str, threads: int, setting: dict, queue) -> None:
     torch.set_num_threads(threads)
     device = setting["device"]
     if device.type == "cuda":
         step = make_step(name, **setting)
         step()
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.reset_measure_peak_stats()
         step()
         queue.put(torch.cuda.max_memory_allocated())
         return
     # Everything that is not the model is brought in first: libraries, thread pools, oneDNN.
     BUILDERS[name]()
     gc.collect()
-    before = _resident("VmRSS")
+    before = read_resident_bytes("VmRSS")
     step = make_step(name, **setting)
     with open("/proc/self/clear_refs", "w") as refs:
         refs.write("5")  # starts a new peak
     for _ in range(3):
         step()
-    queue.put(_resident("VmHWM") - before)
+    queue.put(read_resident_bytes("VmHWM") - before)
 
 
-def peak_memory(name: str, **setting) -> int:
+def measure_peak(name: str, **setting) -> int:
     """Bytes at the peak of a step, in a process of its own."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    process = context.Process(target=_peak_bytes, args=(name, torch.get_num_threads(), setting, queue))
+    process = context.Process(target=_report_peak, args=(name, torch.get_num_threads(), setting, queue))
     process.start()
     result = queue.get()
     process.join()
@@ -162,7 +157,7 @@ def peak_memory(name: str, **setting) -> int:
 
 
 Mode = Literal["inference", "training"]
-How = Literal["eager", "compiled"]
+Execution = Literal["eager", "compiled"]
 
 
 @dataclass(frozen=True)
@@ -175,7 +170,7 @@ class Settings:
         rounds: timed calls of each model.
         modes: what a call does.
         dtypes: of the operations.
-        compile: whether torch.compile has its way with all models.
+        compile: eagerly or by torch.compile.
         models: which take part.
         no_memory: leave the memory figures out.
         json: file to write the figures to as well.
@@ -186,7 +181,7 @@ class Settings:
     rounds: int = 5
     modes: list[Mode] = field(default_factory=lambda: ["inference", "training"])
     dtypes: list[Literal["float32", "bfloat16"]] = field(default_factory=lambda: ["float32", "bfloat16"])
-    compile: list[How] = field(default_factory=lambda: ["eager", "compiled"])
+    compile: list[Execution] = field(default_factory=lambda: ["eager", "compiled"])
     models: list[Literal["swinv2_tasks", "timm", "torchvision", "transformers"]] = field(
         default_factory=lambda: ["swinv2_tasks", "timm", "torchvision", "transformers"]
     )
@@ -200,35 +195,46 @@ def main(settings: Settings) -> None:
     )
     print(f"SwinV2-T/{SIZE}/w{WINDOW}, batch {settings.batch_size}, {device}, {torch.get_num_threads()} threads,")
     print(f"torch {torch.__version__}; median of {settings.rounds} alternating rounds; ratios are to the best peer\n")
-    print(f"{'mode':10} {'dtype':9} {'how':9} {'model':13} {'img/s':>8} {'ratio':>6} {'peak MiB':>9} {'ratio':>6}")
+    print(
+        f"{'mode':10} {'dtype':9} {'execution':9} {'model':13} {'img/s':>8} {'ratio':>6} {'peak MiB':>9} {'ratio':>6}"
+    )
     records = []
-    for how in settings.compile:
+    for execution in settings.compile:
         for mode in settings.modes:
             for dtype in settings.dtypes:
                 setting = {
                     "mode": mode,
                     "dtype": getattr(torch, dtype),
-                    "compiled": how == "compiled",
+                    "compiled": execution == "compiled",
                     "batch_size": settings.batch_size,
                     "device": device,
                 }
                 seconds = time_setting(settings.models, settings.rounds, **setting)
                 # Compiling again in a new process would take minutes per model; the eager figures tell them apart.
-                measure = not settings.no_memory and how == "eager"
-                memory = {name: peak_memory(name, **setting) if measure else None for name in settings.models}
-                peers = [name for name in settings.models if name != OURS] or settings.models
+                measures_memory = not settings.no_memory and execution == "eager"
+                memory = {name: measure_peak(name, **setting) if measures_memory else None for name in settings.models}
+                peers = [name for name in settings.models if name != PACKAGE] or settings.models
                 fastest = min(peers, key=lambda name: statistics.median(seconds[name]))
                 for name in settings.models:
                     median = statistics.median(seconds[name])
                     ratio = statistics.median(f / s for f, s in zip(seconds[fastest], seconds[name], strict=True))
                     peak = memory[name]
-                    lean = min(memory[p] for p in peers) if peak else None
-                    record = {"mode": mode, "dtype": dtype, "how": how, "model": name, "fastest_peer": fastest}
+                    leanest = min(memory[p] for p in peers) if peak else None
+                    record = {
+                        "mode": mode,
+                        "dtype": dtype,
+                        "execution": execution,
+                        "model": name,
+                        "fastest_peer": fastest,
+                    }
                     record |= {"images_per_second": settings.batch_size / median, "ratio": ratio, "peak_bytes": peak}
                     records.append(record)
-                    tail = f"{peak / 2**20:9.0f} {peak / lean:6.2f}" if peak else f"{'–':>9} {'–':>6}"
+                    memory_cells = f"{peak / 2**20:9.0f} {peak / leanest:6.2f}" if peak else f"{'–':>9} {'–':>6}"
                     speed = settings.batch_size / median
-                    print(f"{mode:10} {dtype:9} {how:9} {name:13} {speed:8.2f} {ratio:6.2f} {tail}", flush=True)
+                    print(
+                        f"{mode:10} {dtype:9} {execution:9} {name:13} {speed:8.2f} {ratio:6.2f} {memory_cells}",
+                        flush=True,
+                    )
                 print()
     if settings.json:
         with open(settings.json, "w") as file:

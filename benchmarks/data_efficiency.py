@@ -35,12 +35,12 @@ BACKBONE = [
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
 
 
-def study(data: Path, output: Path, seeds: int, shares: list[float], pretrain_epochs: int, steps: int) -> Path:
+def run_study(data: Path, output: Path, seeds: int, shares: list[float], pretrain_epochs: int, steps: int) -> Path:
     """Trains what has no row in runs.csv yet, and draws the results.
 
     Args:
         data: folder laid out like ImageNet.
-        output: where runs, table and picture go.
+        output: where runs, table and figure go.
         seeds: how many.
         shares: of the labels, in (0, 1].
         pretrain_epochs: epochs of SimMIM.
@@ -48,47 +48,51 @@ def study(data: Path, output: Path, seeds: int, shares: list[float], pretrain_ep
     """
     table = output / "runs.csv"
     output.mkdir(parents=True, exist_ok=True)
-    done = {(row["start"], row["share"], row["seed"]) for row in read_rows(table)}
+    finished = {(row["start"], row["share"], row["seed"]) for row in read_rows(table)}
     for seed in range(seeds):
-        wanted = [(start, share) for share in shares for start in STARTS if (start, str(share), str(seed)) not in done]
-        weights = pretrain(data, output, seed, pretrain_epochs) if any(start == "SimMIM" for start, _ in wanted) else ""
-        for start, share in wanted:
-            began = time.perf_counter()
-            root, images = labeled_share(data, output / f"labels_{share:g}_{seed}", share, seed)
+        missing = [
+            (start, share) for share in shares for start in STARTS if (start, str(share), str(seed)) not in finished
+        ]
+        weights = (
+            pretrain(data, output, seed, pretrain_epochs) if any(start == "SimMIM" for start, _ in missing) else ""
+        )
+        for start, share in missing:
+            start_time = time.perf_counter()
+            root, images = link_labeled_share(data, output / f"labels_{share:g}_{seed}", share, seed)
             top1 = train(root, output, seed, images, steps, weights if start == "SimMIM" else None)
-            add_row(table, [start, share, seed, images, f"{top1:.4f}", f"{time.perf_counter() - began:.0f}"])
+            append_row(table, [start, share, seed, images, f"{top1:.4f}", f"{time.perf_counter() - start_time:.0f}"])
             print(f"{start}, {share:.0%} of the labels, seed {seed}: top-1 {top1:.3f}", flush=True)
     rows = read_rows(table)
-    (output / "data_efficiency.md").write_text(markdown(rows))
-    draw(rows, output / "data_efficiency.png")
+    (output / "data_efficiency.md").write_text(format_table(rows))
+    draw_figure(rows, output / "data_efficiency.png")
     return table
 
 
 def pretrain(data: Path, output: Path, seed: int, epochs: int) -> str:
     """SimMIM on the training images; returns the weights."""
     folder = output / "runs" / f"simmim_{seed}"
-    found = sorted(folder.glob("*/weights.safetensors"))
-    if found:
-        return str(found[-1])
+    finished = sorted(folder.glob("*/weights.safetensors"))
+    if finished:
+        return str(finished[-1])
     overlays = ["--config=simmim.yaml", "--config=overlays/small_simmim.yaml"]
-    place = [f"--data.root={data / 'train'}", f"--runs={output / 'runs'}", f"--name=simmim_{seed}"]
+    paths = [f"--data.root={data / 'train'}", f"--runs={output / 'runs'}", f"--name=simmim_{seed}"]
     length = [f"--trainer.max_epochs={epochs}", f"--model.schedule.milestones=[{round(0.9 * epochs)}]"]
     images = sum(1 for path in (data / "train").rglob("*") if path.is_file())
     length.append(f"--data.batch_size={min(32, images // 2)}")
     length.append(f"--trainer.check_val_every_n_epoch={max(1, epochs // 4)}")
-    done = run("fit", [*overlays, *place, *length, *BACKBONE, *QUIET, f"--seed_everything={seed}"])
-    return str(done.folder / "weights.safetensors")
+    cli = run("fit", [*overlays, *paths, *length, *BACKBONE, *QUIET, f"--seed_everything={seed}"])
+    return str(cli.folder / "weights.safetensors")
 
 
-def labeled_share(data: Path, root: Path, share: float, seed: int) -> tuple[Path, int]:
+def link_labeled_share(data: Path, root: Path, share: float, seed: int) -> tuple[Path, int]:
     """A folder of links to a share of each class's training images, at least one, and to all validation images."""
-    draw = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
     images = 0
     for folder in sorted((data / "train").iterdir()):
         files = sorted(folder.iterdir())
-        kept = [files[k] for k in draw.permutation(len(files))[: max(1, round(share * len(files)))]]
-        images += len(kept)
-        for file in kept:
+        labeled = [files[k] for k in generator.permutation(len(files))[: max(1, round(share * len(files)))]]
+        images += len(labeled)
+        for file in labeled:
             link = root / "train" / folder.name / file.name
             link.parent.mkdir(parents=True, exist_ok=True)
             if not link.is_symlink():
@@ -100,18 +104,18 @@ def labeled_share(data: Path, root: Path, share: float, seed: int) -> tuple[Path
 
 def train(root: Path, output: Path, seed: int, images: int, steps: int, weights: str | None) -> float:
     """Trains a classifier; returns its top-1 after the last epoch."""
-    batch = min(32, max(1, images // 4))
-    epochs = max(1, round(steps / (images // batch)))
+    batch_size = min(32, max(1, images // 4))
+    epochs = max(1, round(steps / (images // batch_size)))
     arguments = [
         "--config=imagenet.yaml", "--config=overlays/small.yaml", *BACKBONE, *QUIET,
-        f"--data.root={root}", f"--data.batch_size={batch}", f"--runs={output / 'runs'}", "--name=classifier",
+        f"--data.root={root}", f"--data.batch_size={batch_size}", f"--runs={output / 'runs'}", "--name=classifier",
         f"--trainer.max_epochs={epochs}", f"--trainer.check_val_every_n_epoch={epochs}", f"--seed_everything={seed}",
         f"--model.schedule.warmup_epochs={epochs / 20}", "--trainer.num_sanity_val_steps=0",
         "--model.optimizer.init_args.lr=2e-3", "--data.augmentation.crop_scale=[0.7,1.0]",
         "--data.augmentation.horizontal_flip=0.0", "--data.augmentation.color_jitter=0.2",
     ]  # fmt: skip
-    done = run("fit", [*arguments, *([f"--model.weights={weights}"] if weights else [])])
-    return float(done.trainer.callback_metrics["val/top1"])
+    cli = run("fit", [*arguments, *([f"--model.weights={weights}"] if weights else [])])
+    return float(cli.trainer.callback_metrics["val/top1"])
 
 
 def read_rows(table: Path) -> list[dict[str, str]]:
@@ -121,13 +125,13 @@ def read_rows(table: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def add_row(table: Path, row: list[Any]) -> None:
-    new = not table.is_file()
+def append_row(table: Path, row: list[Any]) -> None:
+    is_new = not table.is_file()
     with table.open("a", newline="") as file:
-        csv.writer(file).writerows([COLUMNS, row] if new else [row])
+        csv.writer(file).writerows([COLUMNS, row] if is_new else [row])
 
 
-def groups(rows: list[dict[str, str]]) -> dict[tuple[float, str], list[float]]:
+def group_top1(rows: list[dict[str, str]]) -> dict[tuple[float, str], list[float]]:
     """Top-1 of the seeds by share and start."""
     shares = sorted({float(row["share"]) for row in rows})
     return {
@@ -137,37 +141,37 @@ def groups(rows: list[dict[str, str]]) -> dict[tuple[float, str], list[float]]:
     }
 
 
-def spread(values: list[float]) -> float:
+def compute_deviation(values: list[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def markdown(rows: list[dict[str, str]]) -> str:
+def format_table(rows: list[dict[str, str]]) -> str:
     """A table: mean ± standard deviation over the seeds."""
-    found = groups(rows)
+    top1 = group_top1(rows)
     lines = ["| labels | from scratch | SimMIM, then fine-tuned | seeds |", "|---|---|---|---|"]
-    for share in sorted({share for share, _ in found}):
-        cells = [f"{statistics.mean(found[share, s]):.3f} ± {spread(found[share, s]):.3f}" for s in STARTS]
-        lines.append(f"| {share:.0%} | {' | '.join(cells)} | {len(found[share, STARTS[0]])} |")
+    for share in sorted({share for share, _ in top1}):
+        cells = [f"{statistics.mean(top1[share, s]):.3f} ± {compute_deviation(top1[share, s]):.3f}" for s in STARTS]
+        lines.append(f"| {share:.0%} | {' | '.join(cells)} | {len(top1[share, STARTS[0]])} |")
     return "\n".join(lines) + "\n"
 
 
-def draw(rows: list[dict[str, str]], picture: Path) -> None:
+def draw_figure(rows: list[dict[str, str]], path: Path) -> None:
     """Bars of the means, dots of the seeds."""
-    found = groups(rows)
-    shares = sorted({share for share, _ in found})
+    top1 = group_top1(rows)
+    shares = sorted({share for share, _ in top1})
     figure = Figure(figsize=(5, 3.6), layout="constrained")
     axes = figure.subplots()
     for k, (start, color) in enumerate(zip(STARTS, ("tab:gray", "tab:blue"), strict=True)):
-        places = [n + (k - 0.5) * 0.36 for n in range(len(shares))]
-        means = [statistics.mean(found[share, start]) for share in shares]
-        axes.bar(places, means, 0.34, color=color, alpha=0.6, label=start)
-        for place, share in zip(places, shares, strict=True):
-            axes.plot([place] * len(found[share, start]), found[share, start], "k.", markersize=5)
+        positions = [n + (k - 0.5) * 0.36 for n in range(len(shares))]
+        means = [statistics.mean(top1[share, start]) for share in shares]
+        axes.bar(positions, means, 0.34, color=color, alpha=0.6, label=start)
+        for position, share in zip(positions, shares, strict=True):
+            axes.plot([position] * len(top1[share, start]), top1[share, start], "k.", markersize=5)
     axes.set_xticks(range(len(shares)), [f"{share:.0%} of the labels" for share in shares])
     axes.set(ylabel="top-1", ylim=(0, 1), title="From scratch and after SimMIM")
     axes.grid(axis="y", alpha=0.3)
     axes.legend()
-    figure.savefig(picture, dpi=110)
+    figure.savefig(path, dpi=110)
 
 
 @dataclass(frozen=True)
@@ -177,7 +181,7 @@ class Settings:
     Args:
         data: folder laid out like ImageNet.
         output: folder of the runs and their tables.
-        seeds: trainings of each kind.
+        seeds: trainings of each start and share.
         shares: shares of the labels.
         pretrain_epochs: epochs of SimMIM.
         steps: steps of each training.
@@ -196,7 +200,7 @@ class Settings:
 def main(settings: Settings) -> None:
     if settings.reduced:
         settings = replace(settings, seeds=1, pretrain_epochs=2, steps=12)
-    study(settings.data, settings.output, settings.seeds, settings.shares, settings.pretrain_epochs, settings.steps)
+    run_study(settings.data, settings.output, settings.seeds, settings.shares, settings.pretrain_epochs, settings.steps)
     print((settings.output / "data_efficiency.md").read_text())
 
 

@@ -8,13 +8,13 @@ Parts:
   dataset given; the first batches, while the workers start, are not counted.
 * training: forward, loss, backward and a step of AdamW of SwinV2-T with Mask R-CNN (window 8), on batches of that
   loader, beside torchvision's Mask R-CNN (ResNet-50, all layers trained) on the same ones. Both are printed in images
-  per second beside the loader's, as is what the loader could feed. Boxes and masks of one kind: 80 classes.
+  per second beside the loader's, as is what the loader could feed. Both predict boxes and masks of 80 classes.
 * inference: an image of the evaluation size to its detections, masks at full size.
 * evaluation: COCO's numbers for boxes of 5,000 images with 36,000 objects and 100 detections each, made up, by both
   backends; target of faster_coco_eval: at most 10 s. Memory is what the process has grown by.
 
 Timed calls alternate, so that a machine whose speed drifts is fair to both; printed are medians, and the median of the
-rounds' ratios (theirs to ours).
+rounds' ratios (torchvision to ours).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from torch import nn
 from torch.optim import AdamW
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
-from benchmarks.measuring import autocast, compare, parse_settings, peak_bytes, resident
+from benchmarks.measuring import autocast, compare_steps, measure_peak, parse_settings, read_resident_bytes
 from swinv2_tasks.backbone import swinv2_tiny
 from swinv2_tasks.datamodules import CocoDataModule, MultiScaleAugmentation
 from swinv2_tasks.evaluation.coco import Backend, CocoMetric
@@ -73,7 +73,7 @@ class Settings:
     json: str | None = None
 
 
-def new_data(settings: Settings) -> CocoDataModule:
+def build_data(settings: Settings) -> CocoDataModule:
     augmentation = MultiScaleAugmentation(crop=0.5)
     data = CocoDataModule(
         settings.root, batch_size=settings.batch_size, num_workers=settings.workers, augmentation=augmentation
@@ -82,27 +82,27 @@ def new_data(settings: Settings) -> CocoDataModule:
     return data
 
 
-def loader_speed(settings: Settings) -> float:
+def measure_loader(settings: Settings) -> float:
     """Images per second of the training loader, over several epochs where the dataset is small."""
-    data = new_data(settings)
+    data = build_data(settings)
     loader = data.train_dataloader()
-    wanted, seen, start = settings.loader_batches, 0, 0.0
+    timed_batches, batches, start = settings.loader_batches, 0, 0.0
     for epoch in itertools.count():
         loader.batch_sampler.set_epoch(epoch)
         for _ in loader:
-            seen += 1
-            if seen == 2 * settings.workers + 1:
+            batches += 1
+            if batches == 2 * settings.workers + 1:
                 start = time.perf_counter()
-            if seen == wanted + 2 * settings.workers + 1:
-                return wanted * settings.batch_size / (time.perf_counter() - start)
+            if batches == timed_batches + 2 * settings.workers + 1:
+                return timed_batches * settings.batch_size / (time.perf_counter() - start)
     raise AssertionError
 
 
-def build_ours(classes: int) -> DetectionTask:
+def build_task(classes: int) -> DetectionTask:
     return DetectionTask(swinv2_tiny(window_size=8, drop_path_rate=0.2), MaskRCNNConfig(), classes)
 
 
-def build_theirs(classes: int) -> nn.Module:
+def build_torchvision(classes: int) -> nn.Module:
     """torchvision's, which takes the images unchanged: no resizing, nor the normalization that ours come with."""
     model = maskrcnn_resnet50_fpn(
         weights=None, weights_backbone=None, num_classes=classes + 1, trainable_backbone_layers=5
@@ -112,46 +112,46 @@ def build_theirs(classes: int) -> nn.Module:
     return model
 
 
-def on(device: str, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+def move_batch(device: str, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
     targets = [{k: v.to(device) if hasattr(v, "to") else v for k, v in t.items()} for t in batch["targets"]]
     return {"images": [image.to(device) for image in batch["images"]], "targets": targets}
 
 
-def training_steps(settings: Settings) -> dict[str, Callable[[], None]]:
-    data = new_data(settings)
-    taken = itertools.islice(iter(data.train_dataloader()), settings.rounds + 1)
-    batches = [on(settings.device, batch) for batch in taken]
-    ours, theirs = (build(data.num_classes).to(settings.device).train() for build in (build_ours, build_theirs))
+def build_training_steps(settings: Settings) -> dict[str, Callable[[], None]]:
+    data = build_data(settings)
+    first_batches = itertools.islice(iter(data.train_dataloader()), settings.rounds + 1)
+    batches = [move_batch(settings.device, batch) for batch in first_batches]
+    task, peer = (build(data.num_classes).to(settings.device).train() for build in (build_task, build_torchvision))
 
-    def our_loss(batch: Any) -> Any:
+    def compute_task_losses(batch: Any) -> Any:
         images = pad_images(batch["images"], 32)
-        return ours.head.losses(ours.backbone(images.tensors), images, batch["targets"])
+        return task.head.losses(task.backbone(images.tensors), images, batch["targets"])
 
-    def their_loss(batch: Any) -> Any:
-        shifted = [{**target, "labels": target["labels"] + 1} for target in batch["targets"]]
-        return theirs(batch["images"], shifted)
+    def compute_peer_losses(batch: Any) -> Any:
+        targets = [{**target, "labels": target["labels"] + 1} for target in batch["targets"]]
+        return peer(batch["images"], targets)
 
-    def stepper(model: nn.Module, loss_of: Callable[[Any], Any]) -> Callable[[], None]:
-        optimizer, feed = AdamW(model.parameters(), lr=1e-5, weight_decay=0.05), itertools.cycle(batches)
+    def build_step(model: nn.Module, compute_losses: Callable[[Any], Any]) -> Callable[[], None]:
+        optimizer, batch_cycle = AdamW(model.parameters(), lr=1e-5, weight_decay=0.05), itertools.cycle(batches)
 
         def step() -> None:
             optimizer.zero_grad(set_to_none=True)
             with autocast(settings):
-                losses = loss_of(next(feed))
+                losses = compute_losses(next(batch_cycle))
             torch.stack([*losses.values()]).sum().backward()
             optimizer.step()
 
         return step
 
-    return {"ours": stepper(ours, our_loss), "torchvision": stepper(theirs, their_loss)}
+    return {"ours": build_step(task, compute_task_losses), "torchvision": build_step(peer, compute_peer_losses)}
 
 
-def inference_steps(settings: Settings) -> dict[str, Callable[[], None]]:
-    data = new_data(settings)
+def build_inference_steps(settings: Settings) -> dict[str, Callable[[], None]]:
+    data = build_data(settings)
     image = next(iter(data.val_dataloader()))["images"][0].to(settings.device)
-    ours, theirs = (build(data.num_classes).to(settings.device).eval() for build in (build_ours, build_theirs))
+    task, peer = (build(data.num_classes).to(settings.device).eval() for build in (build_task, build_torchvision))
 
-    def stepper(model: nn.Module) -> Callable[[], None]:
+    def build_step(model: nn.Module) -> Callable[[], None]:
         @torch.inference_mode()
         def step() -> None:
             with autocast(settings):
@@ -159,32 +159,34 @@ def inference_steps(settings: Settings) -> dict[str, Callable[[], None]]:
 
         return step
 
-    return {"ours": stepper(ours), "torchvision": stepper(theirs)}
+    return {"ours": build_step(task), "torchvision": build_step(peer)}
 
 
-def synthetic_results(seed: int = 0) -> CocoMetric:
+def build_synthetic_metric(seed: int = 0) -> CocoMetric:
     """A metric that has taken in synthetic annotations and detections, of which some lie near objects."""
     rng = np.random.default_rng(seed)
     metric = CocoMetric(masks=False)
     metric.classes = (list(range(1, CATEGORIES + 1)), [str(k) for k in range(1, CATEGORIES + 1)])
-    numbers = rng.multinomial(OBJECTS, [1 / IMAGES] * IMAGES)
-    for image_id, number in enumerate(numbers, start=1):
-        boxes = rng.random((number, 4)) * [500, 350, 130, 120] + [0, 0, 10, 10]
-        labels = rng.integers(1, CATEGORIES + 1, number)
+    object_counts = rng.multinomial(OBJECTS, [1 / IMAGES] * IMAGES)
+    for image_id, object_count in enumerate(object_counts, start=1):
+        boxes = rng.random((object_count, 4)) * [500, 350, 130, 120] + [0, 0, 10, 10]
+        labels = rng.integers(1, CATEGORIES + 1, object_count)
         annotations = [
             {"image_id": image_id, "category_id": int(label), "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
             for box, label in zip(boxes.tolist(), labels, strict=True)
         ]
-        near = rng.integers(0, max(1, number), DETECTIONS)
-        moved = rng.random((DETECTIONS, 4)) * [500, 350, 130, 120] + [0, 0, 10, 10]
-        found = rng.integers(1, CATEGORIES + 1, DETECTIONS)
-        if number:
-            moved[::3] = boxes[near[::3]] + rng.normal(0, 8, moved[::3].shape)
-            found[::3] = labels[near[::3]]
+        nearby_objects = rng.integers(0, max(1, object_count), DETECTIONS)
+        predicted_boxes = rng.random((DETECTIONS, 4)) * [500, 350, 130, 120] + [0, 0, 10, 10]
+        predicted_labels = rng.integers(1, CATEGORIES + 1, DETECTIONS)
+        if object_count:
+            predicted_boxes[::3] = boxes[nearby_objects[::3]] + rng.normal(0, 8, predicted_boxes[::3].shape)
+            predicted_labels[::3] = labels[nearby_objects[::3]]
         scores = np.sort(rng.random(DETECTIONS))[::-1]
         results = [
             {"image_id": image_id, "category_id": int(label), "bbox": box, "score": score}
-            for box, label, score in zip(np.maximum(moved, 1).tolist(), found, scores.tolist(), strict=True)
+            for box, label, score in zip(
+                np.maximum(predicted_boxes, 1).tolist(), predicted_labels, scores.tolist(), strict=True
+            )
         ]
         metric.update(
             image_id, results, {"image": {"id": image_id, "height": 480, "width": 640}, "annotations": annotations}
@@ -192,53 +194,55 @@ def synthetic_results(seed: int = 0) -> CocoMetric:
     return metric
 
 
-def evaluation(backend: Backend) -> dict[str, float]:
-    metric = synthetic_results()
+def measure_evaluation(backend: Backend) -> dict[str, float]:
+    metric = build_synthetic_metric()
     metric.backend = backend
     gc.collect()
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
 
     def compute() -> None:
         start = time.perf_counter()
         values = metric.compute()
-        found.update(seconds=time.perf_counter() - start, box_ap=float(values["box_ap"]))
+        figures.update(seconds=time.perf_counter() - start, box_ap=float(values["box_ap"]))
 
-    before = resident("VmRSS")
-    grown = peak_bytes(compute, "cpu") - before
-    return {**found, "MiB": grown / 2**20}
+    resident_before = read_resident_bytes("VmRSS")
+    growth = measure_peak(compute, "cpu") - resident_before
+    return {**figures, "MiB": growth / 2**20}
 
 
 def main(settings: Settings) -> None:
     torch.manual_seed(0)
 
-    where = torch.cuda.get_device_name() if settings.device.startswith("cuda") else f"{torch.get_num_threads()} threads"
-    print(f"torch {torch.__version__}, {where}, precision {settings.precision}, {settings.root}")
+    hardware = (
+        torch.cuda.get_device_name() if settings.device.startswith("cuda") else f"{torch.get_num_threads()} threads"
+    )
+    print(f"torch {torch.__version__}, {hardware}, precision {settings.precision}, {settings.root}")
     results: dict[str, Any] = {}
     if "loader" in settings.parts:
-        results["loader"] = loader_speed(settings)
+        results["loader"] = measure_loader(settings)
         print(f"loader alone       {results['loader']:8.2f} images/s with {settings.workers} workers", flush=True)
-    for part, make in (("training", training_steps), ("inference", inference_steps)):
+    for part, build_steps in (("training", build_training_steps), ("inference", build_inference_steps)):
         if part not in settings.parts:
             continue
-        found = results[part] = compare(make(settings), settings.rounds, settings.device)
-        number = settings.batch_size if part == "training" else 1
-        ours, theirs = (number / seconds for seconds in found["seconds"].values())
+        figures = results[part] = compare_steps(build_steps(settings), settings.rounds, settings.device)
+        images = settings.batch_size if part == "training" else 1
+        speed, peer_speed = (images / seconds for seconds in figures["seconds"].values())
         print(
-            f"{part:18} {ours:8.2f} images/s  torchvision (ResNet-50) {theirs:8.2f}  ratio {found['ratio']:.2f} "
-            f"({found['lowest']:.2f} to {found['highest']:.2f})",
+            f"{part:18} {speed:8.2f} images/s  torchvision (ResNet-50) {peer_speed:8.2f}  ratio {figures['ratio']:.2f} "
+            f"({figures['lowest']:.2f} to {figures['highest']:.2f})",
             flush=True,
         )
         if part == "training" and "loader" in results:
-            print(f"{'loader / training':18} {results['loader'] / ours:8.1f}")
+            print(f"{'loader / training':18} {results['loader'] / speed:8.1f}")
         gc.collect()
     if "evaluation" in settings.parts:
         backends: tuple[Backend, ...] = ("faster_coco_eval", "pycocotools")
         for backend in backends:
-            found = results[backend] = evaluation(backend)
+            figures = results[backend] = measure_evaluation(backend)
             target = f", target {TARGET_SECONDS} s" if backend == "faster_coco_eval" else ""
             print(
-                f"{backend:18} {found['seconds']:8.1f} s for {IMAGES * DETECTIONS:,} boxes in {IMAGES:,} images, "
-                f"{found['MiB']:.0f} MiB, AP {found['box_ap']:.4f}{target}",
+                f"{backend:18} {figures['seconds']:8.1f} s for {IMAGES * DETECTIONS:,} boxes in {IMAGES:,} images, "
+                f"{figures['MiB']:.0f} MiB, AP {figures['box_ap']:.4f}{target}",
                 flush=True,
             )
     if settings.json:

@@ -51,7 +51,7 @@ PATIENCE = 300
 NOT_COMPARED = ("wall_seconds", "train_seconds", "current_score")
 
 
-class Failed(Exception):
+class TrainingFailed(Exception):
     """A training did not do what it should; the message says which and where its output is."""
 
 
@@ -59,7 +59,7 @@ class Entry(NamedTuple):
     """A line of the journal."""
 
     seconds: float
-    place: str
+    phase: str
     epoch: int
     batch: int
     step: int
@@ -84,9 +84,9 @@ class Journal(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write(trainer, "validation", -1, "-")
 
-    def _write(self, trainer: Trainer, place: str, batch: int, loss: str) -> None:
+    def _write(self, trainer: Trainer, phase: str, batch: int, loss: str) -> None:
         with open(self.path, "a") as file:
-            file.write(f"{time.time()} {place} {trainer.current_epoch} {batch} {trainer.global_step} {loss}\n")
+            file.write(f"{time.time()} {phase} {trainer.current_epoch} {batch} {trainer.global_step} {loss}\n")
 
 
 def read_journal(folder: Path) -> list[Entry]:
@@ -109,7 +109,7 @@ def write_images(root: Path, classes: int, train: int, val: int, size: int) -> N
                 Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{index}.jpg", quality=90)
 
 
-def config(images: Path) -> dict[str, Any]:
+def build_config(images: Path) -> dict[str, Any]:
     """The training: 1,203 steps of a model whose checkpoints have 32 MB."""
     backbone = {"embed_dim": 64, "depths": [1, 1, 2], "num_heads": [2, 4, 8], "window_size": 4, "drop_path_rate": 0.2}
     average = {"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.98}}
@@ -146,25 +146,25 @@ def config(images: Path) -> dict[str, Any]:
     }
 
 
-def fit(folder: Path, number: int, arguments: tuple[str, ...]) -> subprocess.Popen[bytes]:
+def start_training(folder: Path, number: int, arguments: tuple[str, ...]) -> subprocess.Popen[bytes]:
     """Starts the command line in a folder; what it says goes to a file there."""
     paths = [str(Path(__file__).absolute().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-u", "-m", "swinv2_tasks", "fit", *arguments]  # -u: a killed process flushes nothing
-    with log(folder, number).open("w") as file:
+    with build_output_path(folder, number).open("w") as file:
         return subprocess.Popen(command, cwd=folder, env=environment, stdout=file, stderr=subprocess.STDOUT)
 
 
-def log(folder: Path, number: int) -> Path:
+def build_output_path(folder: Path, number: int) -> Path:
     return folder / f"start_{number:02}.txt"
 
 
-def prepare(folder: Path, images: Path) -> None:
+def prepare_folder(folder: Path, images: Path) -> None:
     folder.mkdir(parents=True)
-    (folder / "faults.yaml").write_text(yaml.safe_dump(config(images)))
+    (folder / "faults.yaml").write_text(yaml.safe_dump(build_config(images)))
 
 
-def finish(process: subprocess.Popen[bytes], folder: Path, number: int) -> None:
+def wait_for_end(process: subprocess.Popen[bytes], folder: Path, number: int) -> None:
     """Waits until a training ends by itself."""
     entries, since = -1, time.monotonic()
     while process.poll() is None:
@@ -172,25 +172,27 @@ def finish(process: subprocess.Popen[bytes], folder: Path, number: int) -> None:
             since = time.monotonic()
         elif time.monotonic() - since > PATIENCE:
             process.kill()
-            raise Failed(f"stuck for {PATIENCE} s, see {log(folder, number)}")
+            raise TrainingFailed(f"stuck for {PATIENCE} s, see {build_output_path(folder, number)}")
         time.sleep(0.2)
     if process.returncode:
-        raise Failed(f"ended with status {process.returncode}, see {log(folder, number)}")
+        raise TrainingFailed(f"ended with status {process.returncode}, see {build_output_path(folder, number)}")
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes], log: Path, pause: float) -> None:
-    """Waits for something that a process does; raises ``Failed`` when it ends or gets stuck before."""
+def wait_until(
+    condition: Callable[[], bool], process: subprocess.Popen[bytes], output_path: Path, pause: float
+) -> None:
+    """Waits for something that a process does; raises ``TrainingFailed`` when it ends or gets stuck before."""
     since = time.monotonic()
     while not condition():
         if process.poll() is not None:
-            raise Failed(f"ended with status {process.returncode} before it could be killed, see {log}")
+            raise TrainingFailed(f"ended with status {process.returncode} before it could be killed, see {output_path}")
         if time.monotonic() - since > PATIENCE:
             process.kill()
-            raise Failed(f"stuck for {PATIENCE} s, see {log}")
+            raise TrainingFailed(f"stuck for {PATIENCE} s, see {output_path}")
         time.sleep(pause)
 
 
-def size_of(path: Path) -> int:
+def read_size(path: Path) -> int:
     """Bytes of a file that may come and go; 0 when it is not there."""
     try:
         return path.stat().st_size
@@ -198,9 +200,9 @@ def size_of(path: Path) -> int:
         return 0
 
 
-def unfinished(folder: Path, pid: int) -> dict[str, int]:
+def list_unfinished(folder: Path, pid: int) -> dict[str, int]:
     """The checkpoints that a process has not finished writing, and their bytes so far."""
-    return {path.name.split(".")[1]: size_of(path) for path in (folder / CHECKPOINTS).glob(f".*.ckpt.{pid}")}
+    return {path.name.split(".")[1]: read_size(path) for path in (folder / CHECKPOINTS).glob(f".*.ckpt.{pid}")}
 
 
 @dataclass
@@ -218,7 +220,9 @@ class Kill:
     """Checkpoints that the next start found corrupt."""
 
 
-def kill(process: subprocess.Popen[bytes], folder: Path, number: int, delay: float, target: float | None) -> Kill:
+def kill_training(
+    process: subprocess.Popen[bytes], folder: Path, number: int, delay: float, target: float | None
+) -> Kill:
     """Kills a training a while after it has trained its first batch.
 
     Args:
@@ -228,44 +232,47 @@ def kill(process: subprocess.Popen[bytes], folder: Path, number: int, delay: flo
         delay: seconds after the first batch.
         target: bytes that a checkpoint then being written must have; None: wherever the training is.
     """
-    journal, last, output = folder / JOURNAL, folder / CHECKPOINTS / "last.ckpt", log(folder, number)
-    before, known = len(read_journal(folder)), size_of(journal)
-    wait_until(lambda: size_of(journal) > known and last.exists(), process, output, 0.01)
+    journal, last_checkpoint = folder / JOURNAL, folder / CHECKPOINTS / "last.ckpt"
+    output = build_output_path(folder, number)
+    entry_count, journal_size = len(read_journal(folder)), read_size(journal)
+    wait_until(lambda: read_size(journal) > journal_size and last_checkpoint.exists(), process, output, 0.01)
     time.sleep(delay)
     if target is not None:
-        wait_until(lambda: max(unfinished(folder, process.pid).values(), default=0) >= target, process, output, 0.0005)
+        wait_until(
+            lambda: max(list_unfinished(folder, process.pid).values(), default=0) >= target, process, output, 0.0005
+        )
     process.kill()
     if process.wait() >= 0:
-        raise Failed(f"ended with status {process.returncode} before it could be killed, see {output}")
-    entries = read_journal(folder)[before:]
-    left = unfinished(folder, process.pid)
-    moment = ", ".join(f"writing {name}.ckpt ({size / 1e6:.1f} MB)" for name, size in left.items())
-    return Kill(number + 1, entries, moment or entries[-1].place, bool(left))
+        raise TrainingFailed(f"ended with status {process.returncode} before it could be killed, see {output}")
+    entries = read_journal(folder)[entry_count:]
+    unfinished = list_unfinished(folder, process.pid)
+    moment = ", ".join(f"writing {name}.ckpt ({size / 1e6:.1f} MB)" for name, size in unfinished.items())
+    return Kill(number + 1, entries, moment or entries[-1].phase, bool(unfinished))
 
 
-def resume(killed: Kill, folder: Path) -> subprocess.Popen[bytes]:
+def resume_training(killed: Kill, folder: Path) -> subprocess.Popen[bytes]:
     """Starts the training again and adds to the kill from where."""
-    process, output = fit(folder, killed.number, RESUME), log(folder, killed.number)
+    process, output = start_training(folder, killed.number, RESUME), build_output_path(folder, killed.number)
     wait_until(lambda: "Restoring states" in output.read_text(), process, output, 0.05)
     text = output.read_text()
     match = re.search(r"^resuming \S+ at step (\d+) from (\S+)$", text, re.MULTILINE)
     if match is None:
         process.kill()
-        raise Failed(f"did not resume, see {output}")
+        raise TrainingFailed(f"did not resume, see {output}")
     killed.resumed_step, killed.resumed_from = int(match[1]), Path(match[2]).name
     killed.corrupt = text.count(" is corrupt: ")
     return process
 
 
-def losses(entries: list[Entry]) -> dict[tuple[int, int], str]:
-    return {(entry.epoch, entry.batch): entry.loss for entry in entries if entry.place == "training"}
+def map_losses(entries: list[Entry]) -> dict[tuple[int, int], str]:
+    return {(entry.epoch, entry.batch): entry.loss for entry in entries if entry.phase == "training"}
 
 
-def equal_losses(entries: list[Entry], expected: dict[tuple[int, int], str]) -> str:
+def count_equal_losses(entries: list[Entry], expected: dict[tuple[int, int], str]) -> str:
     """How many of a start's batches had the loss that they should have had."""
-    measured = losses(entries)
-    same = sum(expected.get(key) == loss for key, loss in measured.items())
-    return f"{same}/{len(measured)}"
+    losses = map_losses(entries)
+    equal = sum(expected.get(key) == loss for key, loss in losses.items())
+    return f"{equal}/{len(losses)}"
 
 
 def print_row(killed: Kill, following: list[Entry], expected: dict[tuple[int, int], str]) -> None:
@@ -275,7 +282,7 @@ def print_row(killed: Kill, following: list[Entry], expected: dict[tuple[int, in
         killed.moment,
         f"{killed.resumed_step} ({killed.resumed_from})",
         str(following[-1].step if following else killed.resumed_step),
-        equal_losses(following, expected),
+        count_equal_losses(following, expected),
     )
     print(f"| {' | '.join(row)} |", flush=True)
 
@@ -296,54 +303,54 @@ def kill_and_resume(
     Returns:
         The kills, and what the last start did, which was left to finish.
     """
-    done, past = 0.0, list[Kill]()
-    process = fit(folder, 0, START)
+    progress, records = 0.0, list[Kill]()
+    process = start_training(folder, 0, START)
     try:
         for number in range(kills):
             # Spread over what is left of the training.
-            delay = rng.uniform(0, 2 * seconds * (1 - done) / (kills - number + 1))
+            delay = rng.uniform(0, 2 * seconds * (1 - progress) / (kills - number + 1))
             target = rng.uniform(0, 0.95 * size) if number % 2 == 0 else None
-            past.append(kill(process, folder, number, delay, target))
+            records.append(kill_training(process, folder, number, delay, target))
             if number:
-                print_row(past[-2], past[-1].entries, expected)
-            process = resume(past[-1], folder)
-            done = past[-1].resumed_step * ACCUMULATED / len(expected)
-        before = sum(len(one.entries) for one in past)
-        finish(process, folder, kills)
+                print_row(records[-2], records[-1].entries, expected)
+            process = resume_training(records[-1], folder)
+            progress = records[-1].resumed_step * ACCUMULATED / len(expected)
+        entry_count = sum(len(record.entries) for record in records)
+        wait_for_end(process, folder, kills)
     finally:
         process.kill()
-    rest = read_journal(folder)[before:]
-    if past:
-        print_row(past[-1], rest, expected)
-    return past, rest
+    rest = read_journal(folder)[entry_count:]
+    if records:
+        print_row(records[-1], rest, expected)
+    return records, rest
 
 
-def differences(one: Any, two: Any, place: str) -> Iterator[str]:
+def find_differences(first: Any, second: Any, key_path: str) -> Iterator[str]:
     """Where two checkpoints are not equal, byte by byte."""
-    if isinstance(one, dict) and isinstance(two, dict):
-        if one.keys() != two.keys():
-            yield f"{place}: keys {sorted(map(str, one.keys() ^ two.keys()))}"
-        for key in one.keys() & two.keys() - {*NOT_COMPARED}:
-            yield from differences(one[key], two[key], f"{place}.{key}")
-    elif isinstance(one, list | tuple) and isinstance(two, list | tuple):
-        if len(one) != len(two):
-            yield f"{place}: {len(one)} and {len(two)} entries"
-        for index, pair in enumerate(zip(one, two, strict=False)):
-            yield from differences(*pair, f"{place}[{index}]")
-    elif isinstance(one, Tensor) and isinstance(two, Tensor):
-        alike = (one.dtype, one.shape) == (two.dtype, two.shape)
-        if not alike or one.numpy().tobytes() != two.numpy().tobytes():
-            yield f"{place}: tensors {list(one.shape)} and {list(two.shape)}"
-    elif repr(one) != repr(two):
-        yield f"{place}: {one!r} and {two!r}"
+    if isinstance(first, dict) and isinstance(second, dict):
+        if first.keys() != second.keys():
+            yield f"{key_path}: keys {sorted(map(str, first.keys() ^ second.keys()))}"
+        for key in first.keys() & second.keys() - {*NOT_COMPARED}:
+            yield from find_differences(first[key], second[key], f"{key_path}.{key}")
+    elif isinstance(first, list | tuple) and isinstance(second, list | tuple):
+        if len(first) != len(second):
+            yield f"{key_path}: {len(first)} and {len(second)} entries"
+        for index, pair in enumerate(zip(first, second, strict=False)):
+            yield from find_differences(*pair, f"{key_path}[{index}]")
+    elif isinstance(first, Tensor) and isinstance(second, Tensor):
+        alike = (first.dtype, first.shape) == (second.dtype, second.shape)
+        if not alike or first.numpy().tobytes() != second.numpy().tobytes():
+            yield f"{key_path}: tensors {list(first.shape)} and {list(second.shape)}"
+    elif repr(first) != repr(second):
+        yield f"{key_path}: {first!r} and {second!r}"
 
 
-def without_folder(value: Any, folder: Path) -> Any:
+def make_relative(value: Any, folder: Path) -> Any:
     """The same with paths inside a folder made relative to it."""
     if isinstance(value, dict):
-        return {without_folder(key, folder): without_folder(entry, folder) for key, entry in value.items()}
+        return {make_relative(key, folder): make_relative(entry, folder) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [without_folder(entry, folder) for entry in value]
+        return [make_relative(entry, folder) for entry in value]
     return value.replace(f"{folder}/", "") if isinstance(value, str) else value
 
 
@@ -353,26 +360,28 @@ def count_tensors(value: Any) -> int:
     return sum(map(count_tensors, value)) if isinstance(value, list | tuple) else isinstance(value, Tensor)
 
 
-def compare_ends(undisturbed: Path, killed: Path) -> bool:
+def compare_results(undisturbed: Path, killed: Path) -> bool:
     """Prints what differs in the two runs' checkpoints and metrics, and says whether nothing does."""
     equal = True
     for name in ("last.ckpt", "best.ckpt", "metrics.csv"):
-        one, two = (read_result(folder, name) for folder in (undisturbed, killed))
-        found = list(differences(one, two, name))
-        what = (
-            f"{count_tensors(one)} tensors; {', '.join(sorted(one))}" if isinstance(one, dict) else f"{len(one)} rows"
+        first, second = (read_result(folder, name) for folder in (undisturbed, killed))
+        differences = list(find_differences(first, second, name))
+        content = (
+            f"{count_tensors(first)} tensors; {', '.join(sorted(first))}"
+            if isinstance(first, dict)
+            else f"{len(first)} rows"
         )
-        print(f"{name}: {f'{len(found)} DIFFERENCES' if found else 'equal'} ({what})")
-        for difference in found[:20]:
+        print(f"{name}: {f'{len(differences)} DIFFERENCES' if differences else 'equal'} ({content})")
+        for difference in differences[:20]:
             print(f"  {difference}")
-        equal = equal and not found
+        equal = equal and not differences
     return equal
 
 
 def read_result(folder: Path, name: str) -> Any:
     """A checkpoint of the run with paths relative to the folder, or the metrics without the speed."""
     if name.endswith(".ckpt"):
-        return without_folder(torch.load(folder / CHECKPOINTS / name, weights_only=True), folder)
+        return make_relative(torch.load(folder / CHECKPOINTS / name, weights_only=True), folder)
     with (folder / RUN / name).open(newline="") as file:
         return [{key: cell for key, cell in row.items() if key != "img/s"} for row in csv.DictReader(file)]
 
@@ -398,40 +407,40 @@ def main(settings: Settings) -> int:
     folder = Path(settings.folder or tempfile.mkdtemp(prefix="faults-")).absolute()
     images, undisturbed, killed = folder / "images", folder / "undisturbed", folder / "killed"
     write_images(images, CLASSES, BATCHES * BATCH_SIZE // CLASSES, val=40, size=40)
-    prepare(undisturbed, images)
-    prepare(killed, images)
+    prepare_folder(undisturbed, images)
+    prepare_folder(killed, images)
     try:
-        finish(fit(undisturbed, 0, START), undisturbed, 0)
+        wait_for_end(start_training(undisturbed, 0, START), undisturbed, 0)
         entries = read_journal(undisturbed)
-        expected, seconds = losses(entries), entries[-1].seconds - entries[0].seconds
-        size = size_of(undisturbed / CHECKPOINTS / "last.ckpt")
+        expected, seconds = map_losses(entries), entries[-1].seconds - entries[0].seconds
+        size = read_size(undisturbed / CHECKPOINTS / "last.ckpt")
         print(f"undisturbed: {entries[-1].step} steps in {seconds:.0f} s, a checkpoint of {size / 1e6:.1f} MB every")
         print(f"{SAVE_STEPS} steps and after each of {EPOCHS} validations; torch {torch.__version__}, one thread\n")
         print("| kill | at step | while | resumed from step | until step | losses equal |")
         print("|---|---|---|---|---|---|", flush=True)
         kills, rest = kill_and_resume(killed, settings.kills, random.Random(settings.seed), seconds, size, expected)
-    except Failed as failure:
+    except TrainingFailed as failure:
         print(f"\nFAILED: a training {failure}")
         return 1
-    trained = [pair for start in (*(one.entries for one in kills), rest) for pair in losses(start).items()]
-    wrong = sum(expected.get(key) != loss for key, loss in trained) + len(expected.keys() - dict(trained).keys())
-    in_write = sum(one.in_write for one in kills)
-    lost = max((one.entries[-1].step - one.resumed_step for one in kills), default=0)
+    trained = [pair for start in (*(kill.entries for kill in kills), rest) for pair in map_losses(start).items()]
+    unequal = sum(expected.get(key) != loss for key, loss in trained) + len(expected.keys() - dict(trained).keys())
+    in_write = sum(kill.in_write for kill in kills)
+    lost = max((kill.entries[-1].step - kill.resumed_step for kill in kills), default=0)
     print(f"\nresumed from an intact checkpoint: {len(kills)}/{settings.kills} kills,", end=" ")
     print(f"{in_write} of them during a write")
     print(f"checkpoints found corrupt: {sum(kill.corrupt for kill in kills)}; steps lost by a kill: at most {lost}")
-    again = len(trained) - len(expected)
-    print(f"losses: {len(trained)} batches, {again} of them trained again; {wrong} not equal")
-    equal = compare_ends(undisturbed, killed) and not wrong
-    enough = 3 * in_write >= len(kills)
+    repeated = len(trained) - len(expected)
+    print(f"losses: {len(trained)} batches, {repeated} of them trained again; {unequal} not equal")
+    equal = compare_results(undisturbed, killed) and not unequal
+    hits_enough = 3 * in_write >= len(kills)
     print(f"{settings.kills}/{settings.kills}: the end is bitwise equal" if equal else "FAILED: not equal")
-    if not enough:
+    if not hits_enough:
         print("FAILED: fewer than a third of the kills hit a write")
-    if equal and enough and not settings.folder:
+    if equal and hits_enough and not settings.folder:
         shutil.rmtree(folder)
     else:
         print(f"kept: {folder}")
-    return 0 if equal and enough else 1
+    return 0 if equal and hits_enough else 1
 
 
 if __name__ == "__main__":

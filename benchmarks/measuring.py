@@ -42,7 +42,7 @@ def parse_settings(cls: type[Settings], description: str | None, arguments: Sequ
     return cls(**parser.parse_args(merge_values(options, lists)).as_dict())
 
 
-class TimedOn(Protocol):
+class ComputeSettings(Protocol):
     """Settings of a benchmark that say where and how it computes."""
 
     @property
@@ -52,12 +52,12 @@ class TimedOn(Protocol):
     def precision(self) -> str: ...
 
 
-def autocast(settings: TimedOn) -> torch.autocast:
-    kind = torch.device(settings.device).type
-    return torch.autocast(kind, dtype=torch.bfloat16, enabled=settings.precision == "bf16")
+def autocast(settings: ComputeSettings) -> torch.autocast:
+    device_type = torch.device(settings.device).type
+    return torch.autocast(device_type, dtype=torch.bfloat16, enabled=settings.precision == "bf16")
 
 
-def compare(steps: dict[str, Callable[[], None]], rounds: int, device: str) -> dict[str, Any]:
+def compare_steps(steps: dict[str, Callable[[], None]], rounds: int, device: str) -> dict[str, Any]:
     """Seconds of each and the median of the rounds' ratios, after a call of each that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds + 1):
@@ -69,12 +69,12 @@ def compare(steps: dict[str, Callable[[], None]], rounds: int, device: str) -> d
             if number:
                 seconds[name].append(time.perf_counter() - start)
         print(f"  round {number} of {rounds}", file=sys.stderr, flush=True)
-    ratios = [theirs / ours for ours, theirs in zip(*seconds.values(), strict=True)]
+    ratios = [peer / own for own, peer in zip(*seconds.values(), strict=True)]
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     return {"seconds": medians, "ratio": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)}
 
 
-def peak_bytes(step: Callable[[], None], device: str) -> int:
+def measure_peak(step: Callable[[], None], device: str) -> int:
     """The most memory in use while a step runs."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
@@ -83,25 +83,25 @@ def peak_bytes(step: Callable[[], None], device: str) -> int:
     with open("/proc/self/clear_refs", "w") as refs:
         refs.write("5")  # starts a new peak
     step()
-    return resident("VmHWM")
+    return read_resident_bytes("VmHWM")
 
 
-def allocated(device: str) -> int:
-    return torch.cuda.memory_allocated() if device.startswith("cuda") else resident("VmRSS")
+def read_allocated_bytes(device: str) -> int:
+    return torch.cuda.memory_allocated() if device.startswith("cuda") else read_resident_bytes("VmRSS")
 
 
-def resident(field: str) -> int:
+def read_resident_bytes(field: str) -> int:
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
 
 
-def memory(peak: Callable[..., None], names: Iterable[str], settings: Any) -> dict[str, int]:
+def measure_peaks(peak: Callable[..., None], names: Iterable[str], settings: Any) -> dict[str, int]:
     """Bytes that `peak` finds for each name, each in a process of its own."""
-    context, found = multiprocessing.get_context("spawn"), {}
+    context, peaks = multiprocessing.get_context("spawn"), {}
     for name in names:
         queue = context.Queue()
         process = context.Process(target=peak, args=(name, settings, torch.get_num_threads(), queue))
         process.start()
-        found[name] = queue.get()
+        peaks[name] = queue.get()
         process.join()
-    return found
+    return peaks

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from benchmarks.measuring import allocated, memory, parse_settings, peak_bytes
+from benchmarks.measuring import measure_peak, measure_peaks, parse_settings, read_allocated_bytes
 from swinv2_tasks.backbone import SwinTransformerV2, swinv2_base, swinv2_small, swinv2_tiny
 from swinv2_tasks.commands.memory.step_memory import step_memory
 from swinv2_tasks.tasks import ClassificationTask
@@ -48,60 +48,60 @@ class Settings:
     device: str = "cpu"
 
 
-def build(name: str) -> ClassificationTask:
+def build_task(name: str) -> ClassificationTask:
     """The task of a name such as ``tiny`` or ``tiny, checkpointed``."""
     model, _, checkpointed = name.partition(", ")
     return ClassificationTask(MODELS[model](window_size=8, checkpoint_stages=bool(checkpointed)), CLASSES)
 
 
-def batch(size: int, side: int, device: str = "cpu") -> dict[str, Tensor]:
+def build_batch(size: int, side: int, device: str = "cpu") -> dict[str, Tensor]:
     return {
         "image": torch.zeros(size, 3, side, side, device=device),
         "label": torch.zeros(size, dtype=torch.int64, device=device),
     }
 
 
-def step(task: Any, optimizer: Any, taken: Any) -> None:
+def train_step(task: Any, optimizer: Any, batch: Any) -> None:
     """As Lightning does it: the last step's gradients are freed after the forward pass."""
-    loss = task.loss(task(taken["image"]), taken["label"])
+    loss = task.loss(task(batch["image"]), batch["label"])
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
 
 
-def peak(name: str, settings: Settings, threads: int, queue: Any) -> None:
+def report_peak(name: str, settings: Settings, threads: int, queue: Any) -> None:
     torch.set_num_threads(threads)
     for option, value in ((M_MMAP_THRESHOLD, 65536), (M_TRIM_THRESHOLD, 65536), (M_ARENA_MAX, 1)):
         ctypes.CDLL(None).mallopt(option, value)
     small = ClassificationTask(SwinTransformerV2(32, (2, 2), (1, 2), 8), 10).to(settings.device).train()
-    step(small, torch.optim.AdamW(small.parameters()), batch(1, 64, settings.device))
+    train_step(small, torch.optim.AdamW(small.parameters()), build_batch(1, 64, settings.device))
     del small
-    before = allocated(settings.device)
-    task = build(name).to(settings.device).train()
+    before = read_allocated_bytes(settings.device)
+    task = build_task(name).to(settings.device).train()
     optimizer = torch.optim.AdamW(task.parameters())
 
     def run() -> None:
-        step(task, optimizer, batch(settings.batch_size, settings.image_size, settings.device))
+        train_step(task, optimizer, build_batch(settings.batch_size, settings.image_size, settings.device))
 
     run()
     run()
-    queue.put(peak_bytes(run, settings.device) - before)
+    queue.put(measure_peak(run, settings.device) - before)
 
 
-def estimate(name: str, settings: Settings) -> int:
+def estimate_peak(name: str, settings: Settings) -> int:
     with torch.device("meta"):
-        task = build(name)
+        task = build_task(name)
     device = torch.device(settings.device).type
-    return step_memory(task, lambda: batch(settings.batch_size, settings.image_size), device=device).peak
+    return step_memory(task, lambda: build_batch(settings.batch_size, settings.image_size), device=device).peak
 
 
 def main(settings: Settings) -> None:
-    names = [f"{model}{kind}" for model in settings.models for kind in ("", ", checkpointed")]
-    measured = memory(peak, names, settings)
+    names = [f"{model}{suffix}" for model in settings.models for suffix in ("", ", checkpointed")]
+    measured = measure_peaks(report_peak, names, settings)
     for name in names:
-        estimated = estimate(name, settings)
-        found = {"estimated": estimated, "measured": measured[name], "ratio": round(estimated / measured[name], 3)}
-        print(json.dumps({"model": name, **found, "target_met": abs(found["ratio"] - 1) <= TARGET}), flush=True)
+        estimated = estimate_peak(name, settings)
+        figures = {"estimated": estimated, "measured": measured[name], "ratio": round(estimated / measured[name], 3)}
+        print(json.dumps({"model": name, **figures, "target_met": abs(figures["ratio"] - 1) <= TARGET}), flush=True)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim import AdamW
 
-from benchmarks.measuring import allocated, memory, parse_settings, peak_bytes
+from benchmarks.measuring import measure_peak, measure_peaks, parse_settings, read_allocated_bytes
 from swinv2_tasks.backbone import swinv2_tiny
 from swinv2_tasks.heads.classification import ClassificationHead
 
@@ -43,7 +43,7 @@ class Settings:
     """What is measured, and how.
 
     Args:
-        rounds: timed steps of each kind.
+        rounds: timed steps of each option.
         size: sides of the images in pixels.
         window: in tokens.
         batch_size: images of a batch.
@@ -61,7 +61,7 @@ class Settings:
     json: str | None = None
 
 
-def memory_options(settings: Settings) -> dict[str, dict[str, Any]]:
+def list_memory_options(settings: Settings) -> dict[str, dict[str, Any]]:
     """Arguments of the backbone for each memory-saving option, and whether it computes under autocast to bfloat16."""
     chunks = (settings.attention_chunk_size,) * 2 + (0, 0)
     return {
@@ -75,9 +75,9 @@ def memory_options(settings: Settings) -> dict[str, dict[str, Any]]:
     }
 
 
-def training_step(name: str, settings: Settings) -> Callable[[], None]:
-    arguments = memory_options(settings)[name]
-    narrow = arguments.pop("autocast", False)
+def build_training_step(name: str, settings: Settings) -> Callable[[], None]:
+    arguments = list_memory_options(settings)[name]
+    uses_autocast = arguments.pop("autocast", False)
     torch.manual_seed(0)
     device = torch.device(settings.device)
     backbone = swinv2_tiny(window_size=settings.window, drop_path_rate=DROP_PATH, **arguments)
@@ -88,7 +88,7 @@ def training_step(name: str, settings: Settings) -> Callable[[], None]:
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=narrow):
+        with torch.autocast(device.type, torch.bfloat16, enabled=uses_autocast):
             loss = F.cross_entropy(model(images), labels)
         loss.backward()
         optimizer.step()
@@ -98,9 +98,9 @@ def training_step(name: str, settings: Settings) -> Callable[[], None]:
     return step
 
 
-def time_all(settings: Settings) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+def time_steps(settings: Settings) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Wall and processor seconds per step of each, one step each in turn, after one that does not count."""
-    steps = {name: training_step(name, settings) for name in memory_options(settings)}
+    steps = {name: build_training_step(name, settings) for name in list_memory_options(settings)}
     wall: dict[str, list[float]] = {name: [] for name in steps}
     processor: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(settings.rounds + 1):
@@ -114,34 +114,37 @@ def time_all(settings: Settings) -> tuple[dict[str, list[float]], dict[str, list
     return wall, processor
 
 
-def ratios(times: dict[str, list[float]], name: str) -> list[float]:
+def compute_ratios(times: dict[str, list[float]], name: str) -> list[float]:
     """To the plain step, round by round."""
     return [own / plain for own, plain in zip(times[name], times[PLAIN], strict=True)]
 
 
-def peak(name: str, settings: Settings, threads: int, queue: Any) -> None:
+def report_peak(name: str, settings: Settings, threads: int, queue: Any) -> None:
     torch.set_num_threads(threads)
     swinv2_tiny()  # brings in the libraries
     gc.collect()
-    before = allocated(settings.device)
-    step = training_step(name, settings)
+    before = read_allocated_bytes(settings.device)
+    step = build_training_step(name, settings)
     step()
-    queue.put(peak_bytes(step, settings.device) - before)
+    queue.put(measure_peak(step, settings.device) - before)
 
 
 def main(settings: Settings) -> None:
 
-    where = torch.cuda.get_device_name() if settings.device.startswith("cuda") else f"{torch.get_num_threads()} threads"
-    print(
-        f"SwinV2-T/{settings.size}/w{settings.window}, batch {settings.batch_size}, torch {torch.__version__}, {where}"
+    hardware = (
+        torch.cuda.get_device_name() if settings.device.startswith("cuda") else f"{torch.get_num_threads()} threads"
     )
-    peaks = memory(peak, memory_options(settings), settings)
-    wall, processor = time_all(settings)
+    print(
+        f"SwinV2-T/{settings.size}/w{settings.window}, batch {settings.batch_size}, "
+        f"torch {torch.__version__}, {hardware}"
+    )
+    peaks = measure_peaks(report_peak, list_memory_options(settings), settings)
+    wall, processor = time_steps(settings)
     print(f"\n| option | step | ratio, median of {settings.rounds} rounds | of processor time | peak memory | ratio |")
     print("|---" * 6 + "|")
     results = {}
     for name, times in wall.items():
-        to_plain = (ratios(wall, name), ratios(processor, name))
+        to_plain = (compute_ratios(wall, name), compute_ratios(processor, name))
         results[name] = {"wall": times, "processor": processor[name], "peak_bytes": peaks[name]}
         cells = [f"{statistics.median(r):.2f} ({min(r):.2f} to {max(r):.2f})" for r in to_plain]
         print(

@@ -57,7 +57,7 @@ CLASSES = 4
 OPTIMIZER = partial(AdamW, lr=1e-3, weight_decay=0.05)
 SCHEDULE = CosineSchedule(warmup_epochs=0)
 TARGET = 1.02
-PART = "of it, "
+PART_OF = "of it, "
 
 
 class PlainTask(LightningModule):
@@ -114,7 +114,9 @@ class Turns(Callback):
         self.done += 1
 
 
-def train(kind: str, folder: Path, batch_size: int, steps: int, batches: int, threads: int, pipe: Connection) -> None:
+def train(
+    variant: str, folder: Path, batch_size: int, steps: int, batches: int, threads: int, pipe: Connection
+) -> None:
     """Trains in a process of its own, by turns, until it is killed."""
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -124,7 +126,7 @@ def train(kind: str, folder: Path, batch_size: int, steps: int, batches: int, th
     data = ImageNetDataModule(str(folder / "images"), SIZE, batch_size, num_workers=0, augmentation=augmentation)
     turns = Turns(pipe, steps)
     settings: dict[str, Any] = {
-        "default_root_dir": folder / kind,
+        "default_root_dir": folder / variant,
         "accelerator": "cpu",
         "precision": "32-true",
         "max_epochs": 1,
@@ -134,7 +136,7 @@ def train(kind: str, folder: Path, batch_size: int, steps: int, batches: int, th
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
-    if kind == "plain":
+    if variant == "plain":
         data.setup("fit")
         assert data.train_dataset is not None
         loader: Any = DataLoader(
@@ -146,12 +148,12 @@ def train(kind: str, folder: Path, batch_size: int, steps: int, batches: int, th
         backbone = swinv2_tiny(window_size=WINDOW, drop_path_rate=DROP_PATH)
         task = ClassificationTask(backbone, CLASSES, 0.0, SMOOTHING, optimizer=OPTIMIZER, schedule=SCHEDULE)
         save = RunCheckpoint(every_n_steps=10**9, every_n_minutes=10**6)  # asks at each step, and never saves
-        callbacks = [RunRecord(folder / kind), turns, save]
+        callbacks = [RunRecord(folder / variant), turns, save]
         trainer = Trainer(callbacks=callbacks, plugins=[AtomicCheckpointIO()], **settings)
         trainer.fit(task, datamodule=data)
 
 
-def microseconds(call: Callable[[], Any], repetitions: int = 1000) -> float:
+def measure_microseconds(call: Callable[[], Any], repetitions: int = 1000) -> float:
     """Median time of a call."""
     call()
     times = []
@@ -162,7 +164,7 @@ def microseconds(call: Callable[[], Any], repetitions: int = 1000) -> float:
     return 1e6 * statistics.median(times)
 
 
-class _Nothing(Dataset):
+class _FreeDataset(Dataset):
     """Samples that cost nothing to read."""
 
     def __len__(self) -> int:
@@ -180,9 +182,9 @@ def time_pieces(trainer: Any, task: LightningModule, outputs: Any, batch: Any, b
     spikes, noise = SpikeDetector(), (2 + math.sin(index) for index in itertools.count())
     spikes.recent.extend(itertools.islice(noise, 128))
     losses, norm = [torch.tensor(2.0)], torch.tensor(1.0)
-    order = BatchOrder(len(_Nothing()), size, 0, 1, 0, drop_last=True, shuffle=True)
-    ours = iter(BatchLoader(_Nothing(), order, default_collate, 0, FaultPolicy("error", 0)))
-    plain = iter(DataLoader(_Nothing(), size, shuffle=True, drop_last=True))
+    order = BatchOrder(len(_FreeDataset()), size, 0, 1, 0, drop_last=True, shuffle=True)
+    package_loader = iter(BatchLoader(_FreeDataset(), order, default_collate, 0, FaultPolicy("error", 0)))
+    torch_loader = iter(DataLoader(_FreeDataset(), size, shuffle=True, drop_last=True))
 
     def seed_samples() -> None:
         for seed in range(size + 1):  # one for the batch as a whole
@@ -193,16 +195,16 @@ def time_pieces(trainer: Any, task: LightningModule, outputs: Any, batch: Any, b
 
     end = (trainer, task, outputs, batch, batch_idx)
     return {
-        "BatchLoader, more than torch's DataLoader": microseconds(lambda: next(ours))
-        - microseconds(lambda: next(plain)),
-        f"{PART}seeds of {size} samples and their batch": microseconds(seed_samples),
-        "start of a step: its seed": microseconds(lambda: task.on_train_batch_start(batch, batch_idx)),
-        f"{PART}derive_seed": microseconds(lambda: derive_seed(0, 0, 0, batch_idx)),
-        f"{PART}seed_generators": microseconds(lambda: seed_generators(0)),
-        "loss and gradients' norm as numbers": microseconds(read_values),
-        "SpikeDetector over 128 losses": microseconds(lambda: spikes.is_spike(next(noise))),
-        "RunRecord": microseconds(lambda: record.on_train_batch_end(*end)),
-        "RunCheckpoint, nothing due": microseconds(lambda: save.on_train_batch_end(*end)),
+        "BatchLoader, more than torch's DataLoader": measure_microseconds(lambda: next(package_loader))
+        - measure_microseconds(lambda: next(torch_loader)),
+        f"{PART_OF}seeds of {size} samples and their batch": measure_microseconds(seed_samples),
+        "start of a step: its seed": measure_microseconds(lambda: task.on_train_batch_start(batch, batch_idx)),
+        f"{PART_OF}derive_seed": measure_microseconds(lambda: derive_seed(0, 0, 0, batch_idx)),
+        f"{PART_OF}seed_generators": measure_microseconds(lambda: seed_generators(0)),
+        "loss and gradients' norm as numbers": measure_microseconds(read_values),
+        "SpikeDetector over 128 losses": measure_microseconds(lambda: spikes.is_spike(next(noise))),
+        "RunRecord": measure_microseconds(lambda: record.on_train_batch_end(*end)),
+        "RunCheckpoint, nothing due": measure_microseconds(lambda: save.on_train_batch_end(*end)),
     }
 
 
@@ -234,23 +236,23 @@ def main(settings: Settings) -> None:
         pipes: dict[str, Connection] = {}
         processes = []
         try:
-            for kind in ("plain", "ours"):
-                pipes[kind], theirs = context.Pipe()
-                arguments = (kind, Path(folder), size, settings.steps, batches, threads, theirs)
+            for variant in ("plain", "ours"):
+                pipes[variant], child_pipe = context.Pipe()
+                arguments = (variant, Path(folder), size, settings.steps, batches, threads, child_pipe)
                 processes.append(context.Process(target=train, args=arguments, daemon=True))
                 processes[-1].start()
-                theirs.close()
+                child_pipe.close()
 
-            def turn(kind: str) -> tuple[float, float]:
-                pipes[kind].send(True)
-                return pipes[kind].recv()
+            def take_turn(variant: str) -> tuple[float, float]:
+                pipes[variant].send(True)
+                return pipes[variant].recv()
 
-            for kind in pipes:
-                turn(kind)  # does not count
+            for variant in pipes:
+                take_turn(variant)  # does not count
             rounds: list[dict[str, tuple[float, float]]] = []
             for number in range(settings.rounds):
-                kinds = ["plain", "ours"] if number % 2 == 0 else ["ours", "plain"]
-                rounds.append({kind: turn(kind) for kind in kinds})
+                variants = ["plain", "ours"] if number % 2 == 0 else ["ours", "plain"]
+                rounds.append({variant: take_turn(variant) for variant in variants})
                 ours, plain = rounds[-1]["ours"][0], rounds[-1]["plain"][0]
                 print(f"round {number + 1:2}: ours {ours:.3f} s, plain {plain:.3f} s, {ours / plain:.3f}", flush=True)
             pipes["ours"].send(False)
@@ -262,12 +264,17 @@ def main(settings: Settings) -> None:
     ratios = {}
     print("\n| time of a step | ours | plain | ratio, median of rounds | lowest | highest |\n|---|---|---|---|---|---|")
     for index, clock in enumerate(("wall", "processor")):
-        ours, plain = (statistics.median(one[kind][index] for one in rounds) for kind in ("ours", "plain"))
-        each = [one["ours"][index] / one["plain"][index] for one in rounds]
-        ratios[clock] = statistics.median(each)
-        print(f"| {clock} | {ours:.3f} s | {plain:.3f} s | {ratios[clock]:.3f} | {min(each):.3f} | {max(each):.3f} |")
-    step = statistics.median(one["plain"][0] for one in rounds)
-    pieces["together"] = sum(duration for name, duration in pieces.items() if not name.startswith(PART))
+        ours, plain = (
+            statistics.median(seconds[variant][index] for seconds in rounds) for variant in ("ours", "plain")
+        )
+        round_ratios = [seconds["ours"][index] / seconds["plain"][index] for seconds in rounds]
+        ratios[clock] = statistics.median(round_ratios)
+        print(
+            f"| {clock} | {ours:.3f} s | {plain:.3f} s | {ratios[clock]:.3f} | "
+            f"{min(round_ratios):.3f} | {max(round_ratios):.3f} |"
+        )
+    step = statistics.median(seconds["plain"][0] for seconds in rounds)
+    pieces["together"] = sum(duration for name, duration in pieces.items() if not name.startswith(PART_OF))
     print("\n| piece, alone | µs per step | share of a plain step |\n|---|---|---|")
     for name, duration in pieces.items():
         print(f"| {name} | {duration:.0f} | {duration / 1e6 / step:.4%} |")

@@ -26,7 +26,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.measuring import compare, parse_settings, resident
+from benchmarks.measuring import compare_steps, parse_settings, read_resident_bytes
 from swinv2_tasks import backbone as backbones
 from swinv2_tasks.backbone.swin_v2 import blocks_on_meta_device
 from swinv2_tasks.heads.classification import ClassificationHead
@@ -44,7 +44,7 @@ class Settings:
         size: tiny to giant.
         batch_size: images per process.
         image_size: sides of the images in pixels.
-        rounds: timed steps of each kind.
+        rounds: timed steps of each layout.
     """
 
     size: str = "tiny"
@@ -65,7 +65,7 @@ class Classifier(nn.Module):
         return self.head(self.backbone(x))
 
 
-def sharded(size: str) -> Classifier:
+def build_sharded(size: str) -> Classifier:
     with blocks_on_meta_device():
         model = Classifier(size)
     mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
@@ -73,7 +73,7 @@ def sharded(size: str) -> Classifier:
     return model
 
 
-def training_step(model: nn.Module, settings: Settings) -> Callable[[], None]:
+def build_training_step(model: nn.Module, settings: Settings) -> Callable[[], None]:
     images = torch.randn(settings.batch_size, 3, settings.image_size, settings.image_size)
     labels = torch.randint(CLASSES, (settings.batch_size,))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
@@ -89,7 +89,7 @@ def training_step(model: nn.Module, settings: Settings) -> Callable[[], None]:
     return step
 
 
-def join(rank: int, folder: str) -> None:
+def join_group(rank: int, folder: str) -> None:
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # nothing writes into maps
     torch.set_num_threads(1)
     store = torch.distributed.FileStore(str(Path(folder) / "store"), 2)
@@ -97,48 +97,51 @@ def join(rank: int, folder: str) -> None:
 
 
 def time_steps(rank: int, folder: str, settings: Settings) -> None:
-    join(rank, folder)
-    alone = training_step(Classifier(settings.size), settings) if rank == 0 else None
+    join_group(rank, folder)
+    single_step = build_training_step(Classifier(settings.size), settings) if rank == 0 else None
 
-    def one() -> None:
-        if alone is not None:
-            alone()
+    def step_alone() -> None:
+        if single_step is not None:
+            single_step()
         torch.distributed.barrier()
 
     both: dict[str, Callable[[], nn.Module]] = {
         "DDP": lambda: DistributedDataParallel(Classifier(settings.size)),
-        "sharded": lambda: sharded(settings.size),
+        "sharded": lambda: build_sharded(settings.size),
     }
     for name, build in both.items():
-        found = compare({"one process": one, name: training_step(build(), settings)}, settings.rounds, "cpu")
+        comparison = compare_steps(
+            {"one process": step_alone, name: build_training_step(build(), settings)}, settings.rounds, "cpu"
+        )
         if rank == 0:
-            seconds = "   ".join(f"{key} {value:.2f} s" for key, value in found["seconds"].items())
-            spread = f"{found['lowest']:.2f} to {found['highest']:.2f}"
+            seconds = "   ".join(f"{key} {value:.2f} s" for key, value in comparison["seconds"].items())
+            spread = f"{comparison['lowest']:.2f} to {comparison['highest']:.2f}"
             print(
-                f"{name}: {found['ratio']:.2f}× one process's step ({spread}, target {TARGET})   {seconds}", flush=True
+                f"{name}: {comparison['ratio']:.2f}× one process's step ({spread}, target {TARGET})   {seconds}",
+                flush=True,
             )
 
 
-def measure_memory(rank: int, folder: str, size: str, kind: str, found: Any) -> None:
-    join(rank, folder)
-    before = resident("VmRSS")
-    model = sharded(size) if kind == "sharded" else Classifier(size)
+def measure_memory(rank: int, folder: str, size: str, layout: str, peaks: Any) -> None:
+    join_group(rank, folder)
+    before = read_resident_bytes("VmRSS")
+    model = build_sharded(size) if layout == "sharded" else Classifier(size)
     optimizer = torch.optim.AdamW(model.parameters())
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    found[rank] = resident("VmHWM") - before
+    peaks[rank] = read_resident_bytes("VmHWM") - before
 
 
 def main(settings: Settings) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(time_steps, (folder, settings), nprocs=2)
-    for kind in ("unsharded", "sharded"):
+    for layout in ("unsharded", "sharded"):
         with tempfile.TemporaryDirectory() as folder, torch.multiprocessing.Manager() as manager:
-            found = manager.dict()
-            torch.multiprocessing.spawn(measure_memory, (folder, settings.size, kind, found), nprocs=2)
-            print(f"memory, {kind}: {statistics.mean(found.values()) / 2**20:.0f} MiB per process")
+            peaks = manager.dict()
+            torch.multiprocessing.spawn(measure_memory, (folder, settings.size, layout, peaks), nprocs=2)
+            print(f"memory, {layout}: {statistics.mean(peaks.values()) / 2**20:.0f} MiB per process")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def main(settings: Settings) -> None:
     torch.manual_seed(settings.seed)
     loader = data.train_dataloader()
     videos = data.train_samples
-    right = 0
+    correct = 0
     missed: Counter[str] = Counter()
     for time in range(settings.times):
         sums, labels = torch.zeros(videos, task.num_classes), torch.zeros(videos, dtype=torch.int64)
@@ -60,12 +60,12 @@ def main(settings: Settings) -> None:
                 with torch.inference_mode():
                     sums[batch["video_id"]] += task(batch["clip"][:, 0]).softmax(1)
                 labels[batch["video_id"]] = batch["label"]
-        wrong = labels[sums.argmax(1) != labels]
-        right += videos - len(wrong)
-        missed.update(data.class_names[k] for k in wrong.tolist())
-        print(f"  {time + 1} of {settings.times}: {right} of {(time + 1) * videos}", flush=True)
+        errors = labels[sums.argmax(1) != labels]
+        correct += videos - len(errors)
+        missed.update(data.class_names[k] for k in errors.tolist())
+        print(f"  {time + 1} of {settings.times}: {correct} of {(time + 1) * videos}", flush=True)
     samples = settings.times * videos
-    print(f"top-1 {right / samples:.4f}: {right} of {samples} samples; missed: {dict(missed) or 'none'}")
+    print(f"top-1 {correct / samples:.4f}: {correct} of {samples} samples; missed: {dict(missed) or 'none'}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python -m benchmarks.segmentation [--rounds 5] [--size 512] [--window 8] [--batch-size 2] [--parts …] [--json FILE]
 
 Both have 512 channels, 150 classes, the auxiliary FCN and drop path 0.3, and see the same images and labels, of which
-5 % are ignored. Ours has 2,880 parameters more, the norms of the four maps, which theirs leaves out. Parts:
+5 % are ignored. Ours has 2,880 parameters more, the norms of the four maps, which transformers leaves out. Parts:
 
 * training: forward, both losses, backward and a step of AdamW, with batches of two images (UPerNet's batch norm needs
   them), and its peak memory in a process of its own: on CUDA the allocator's peak, on a CPU the highest resident set
@@ -15,7 +15,7 @@ Both have 512 channels, 150 classes, the auxiliary FCN and drop path 0.3, and se
   stride of 340, by a backbone of 16 channels in a process of its own.
 
 Timed calls alternate, so that a machine whose speed drifts is fair to both; printed are medians, and the median of the
-rounds' ratios (theirs to ours). Target: at least 1.1× in training and inference.
+rounds' ratios (transformers to ours). Target: at least 1.1× in training and inference.
 """
 
 from __future__ import annotations
@@ -32,7 +32,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from benchmarks.measuring import allocated, autocast, compare, memory, parse_settings, peak_bytes
+from benchmarks.measuring import (
+    autocast,
+    compare_steps,
+    measure_peak,
+    measure_peaks,
+    parse_settings,
+    read_allocated_bytes,
+)
 from swinv2_tasks.backbone import SwinTransformerV2, swinv2_tiny
 from swinv2_tasks.batches import IGNORED
 from swinv2_tasks.evaluation.segmentation import Confusion
@@ -46,12 +53,12 @@ Part = Literal["training", "inference", "head", "metric", "large"]
 LARGE = 4096
 
 
-def build_ours(size: int, window: int) -> SegmentationTask:
+def build_task(size: int, window: int) -> SegmentationTask:
     backbone = swinv2_tiny(window_size=window, drop_path_rate=DROP_PATH)
     return SegmentationTask(backbone, CLASSES, UPerNet(CHANNELS), auxiliary_weight=AUXILIARY_WEIGHT)
 
 
-def build_theirs(size: int, window: int) -> nn.Module:
+def build_transformers(size: int, window: int) -> nn.Module:
     from transformers import Swinv2Config, UperNetConfig, UperNetForSemanticSegmentation
 
     backbone = Swinv2Config(
@@ -74,23 +81,23 @@ def build_theirs(size: int, window: int) -> nn.Module:
     return UperNetForSemanticSegmentation(config)
 
 
-def our_loss(task: SegmentationTask, images: Tensor, labels: Tensor) -> Tensor:
+def compute_task_loss(task: SegmentationTask, images: Tensor, labels: Tensor) -> Tensor:
     logits, auxiliary = task.head.with_auxiliary(task.backbone(images))
     assert auxiliary is not None
     return task.loss(logits, labels) + AUXILIARY_WEIGHT * task.loss(auxiliary, labels)
 
 
-def their_loss(model: Any, images: Tensor, labels: Tensor) -> Tensor:
+def compute_transformers_loss(model: Any, images: Tensor, labels: Tensor) -> Tensor:
     return model(pixel_values=images, labels=labels).loss
 
 
 MODELS: dict[str, tuple[Callable[..., Any], Callable[..., Tensor]]] = {
-    "ours": (build_ours, our_loss),
-    "transformers": (build_theirs, their_loss),
+    "ours": (build_task, compute_task_loss),
+    "transformers": (build_transformers, compute_transformers_loss),
 }
 
 
-def batch(size: int, number: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def build_batch(size: int, number: int, device: torch.device) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(number, 3, size, size, generator=generator)
     labels = torch.randint(CLASSES, (number, size, size), generator=generator)
@@ -123,28 +130,28 @@ class Settings:
     json: str | None = None
 
 
-def training_step(name: str, settings: Settings) -> Callable[[], None]:
-    build, loss_of = MODELS[name]
+def build_training_step(name: str, settings: Settings) -> Callable[[], None]:
+    build, compute_loss = MODELS[name]
     torch.manual_seed(0)
     device = torch.device(settings.device)
     model = build(settings.size, settings.window).to(device).train()
     optimizer = AdamW(model.parameters(), lr=6e-5, weight_decay=0.01)
-    images, labels = batch(settings.size, settings.batch_size, device)
+    images, labels = build_batch(settings.size, settings.batch_size, device)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         with autocast(settings):
-            loss = loss_of(model, images, labels)
+            loss = compute_loss(model, images, labels)
         loss.backward()
         optimizer.step()
 
     return step
 
 
-def inference_step(name: str, settings: Settings) -> Callable[[], None]:
+def build_inference_step(name: str, settings: Settings) -> Callable[[], None]:
     device = torch.device(settings.device)
     model = MODELS[name][0](settings.size, settings.window).to(device).eval()
-    image = batch(settings.size, 1, device)[0]
+    image = build_batch(settings.size, 1, device)[0]
 
     @torch.inference_mode()
     def step() -> None:
@@ -154,7 +161,7 @@ def inference_step(name: str, settings: Settings) -> Callable[[], None]:
     return step
 
 
-def head_step(name: str, settings: Settings, training: bool) -> Callable[[], None]:
+def build_head_step(name: str, settings: Settings, training: bool) -> Callable[[], None]:
     device = torch.device(settings.device)
     model = MODELS[name][0](settings.size, settings.window).to(device).train(training)
     head = model.head.decoder if name == "ours" else model.decode_head
@@ -174,9 +181,9 @@ def head_step(name: str, settings: Settings, training: bool) -> Callable[[], Non
     return step
 
 
-def metric_share(settings: Settings) -> dict[str, float]:
+def measure_metric(settings: Settings) -> dict[str, float]:
     device = torch.device(settings.device)
-    task = build_ours(settings.size, settings.window).to(device).eval()
+    task = build_task(settings.size, settings.window).to(device).eval()
     confusion = Confusion(CLASSES).to(device)
     image, mask = torch.randn(1, 3, 512, 683, device=device), torch.randint(CLASSES, (512, 683), device=device)
     seconds: dict[str, list[float]] = {"segment": [], "update": []}
@@ -196,7 +203,7 @@ def metric_share(settings: Settings) -> dict[str, float]:
     return {**medians, "share": medians["update"] / sum(medians.values())}
 
 
-def large_step(mode: Any, settings: Settings) -> Callable[[], None]:
+def build_large_step(mode: Any, settings: Settings) -> Callable[[], None]:
     """Segments a large image; its memory is the image's already."""
     backbone = SwinTransformerV2(16, (2, 2, 2, 2), (1, 2, 4, 8), settings.window)
     inference = Inference(mode, crop_size=512, stride=340)
@@ -211,64 +218,69 @@ def large_step(mode: Any, settings: Settings) -> Callable[[], None]:
     return step
 
 
-def training_peak(name: str, settings: Settings, threads: int, queue: Any) -> None:
+def report_training_peak(name: str, settings: Settings, threads: int, queue: Any) -> None:
     torch.set_num_threads(threads)
     MODELS[name][0](64, settings.window)  # brings in the libraries
     gc.collect()
-    before = allocated(settings.device)
-    step = training_step(name, settings)
+    before = read_allocated_bytes(settings.device)
+    step = build_training_step(name, settings)
     step()
-    queue.put(peak_bytes(step, settings.device) - before)
+    queue.put(measure_peak(step, settings.device) - before)
 
 
-def large_peak(mode: str, settings: Settings, threads: int, queue: Any) -> None:
+def report_large_peak(mode: str, settings: Settings, threads: int, queue: Any) -> None:
     torch.set_num_threads(threads)
-    step = large_step(mode, settings)
+    step = build_large_step(mode, settings)
     gc.collect()
-    before = allocated(settings.device)
-    queue.put(peak_bytes(step, settings.device) - before)
+    before = read_allocated_bytes(settings.device)
+    queue.put(measure_peak(step, settings.device) - before)
 
 
 def main(settings: Settings) -> None:
 
-    where = torch.cuda.get_device_name() if settings.device.startswith("cuda") else f"{torch.get_num_threads()} threads"
+    hardware = (
+        torch.cuda.get_device_name() if settings.device.startswith("cuda") else f"{torch.get_num_threads()} threads"
+    )
     sizes = {
         name: sum(p.numel() for p in build(settings.size, settings.window).parameters())
         for name, (build, _) in MODELS.items()
     }
     size = f"{settings.size}×{settings.size}"
-    print(f"torch {torch.__version__}, {where}, {size}, window {settings.window}, precision {settings.precision}")
+    print(f"torch {torch.__version__}, {hardware}, {size}, window {settings.window}, precision {settings.precision}")
     print(f"parameters: {sizes}")
     results: dict[str, Any] = {"parameters": sizes}
     comparisons: dict[str, Callable[[str], Callable[[], None]]] = {}
     if "training" in settings.parts:
-        comparisons["training step"] = lambda name: training_step(name, settings)
+        comparisons["training step"] = lambda name: build_training_step(name, settings)
     if "inference" in settings.parts:
-        comparisons["inference"] = lambda name: inference_step(name, settings)
+        comparisons["inference"] = lambda name: build_inference_step(name, settings)
     if "head" in settings.parts:
-        comparisons["head, training"] = lambda name: head_step(name, settings, True)
-        comparisons["head, inference"] = lambda name: head_step(name, settings, False)
-    for what, make in comparisons.items():
-        found = results[what] = compare({name: make(name) for name in MODELS}, settings.rounds, settings.device)
-        ours, theirs = found["seconds"].values()
+        comparisons["head, training"] = lambda name: build_head_step(name, settings, True)
+        comparisons["head, inference"] = lambda name: build_head_step(name, settings, False)
+    for title, build_step in comparisons.items():
+        figures = results[title] = compare_steps(
+            {name: build_step(name) for name in MODELS}, settings.rounds, settings.device
+        )
+        own, peer = figures["seconds"].values()
         print(
-            f"{what:16} ours {ours:7.3f} s  transformers {theirs:7.3f} s  ratio {found['ratio']:.2f} "
-            f"({found['lowest']:.2f} to {found['highest']:.2f})" + ("" if "head" in what else f", target {TARGET}"),
+            f"{title:16} ours {own:7.3f} s  transformers {peer:7.3f} s  ratio {figures['ratio']:.2f} "
+            f"({figures['lowest']:.2f} to {figures['highest']:.2f})"
+            + ("" if "head" in title else f", target {TARGET}"),
             flush=True,
         )
         gc.collect()
     if "training" in settings.parts:
-        results["memory"] = memory(training_peak, MODELS, settings)
-        ours, theirs = (value / 2**20 for value in results["memory"].values())
-        print(f"{'training memory':16} ours {ours:.0f} MiB  transformers {theirs:.0f} MiB  ratio {ours / theirs:.2f}")
+        results["memory"] = measure_peaks(report_training_peak, MODELS, settings)
+        own, peer = (value / 2**20 for value in results["memory"].values())
+        print(f"{'training memory':16} ours {own:.0f} MiB  transformers {peer:.0f} MiB  ratio {own / peer:.2f}")
     if "metric" in settings.parts:
-        found = results["metric"] = metric_share(settings)
+        shares = results["metric"] = measure_metric(settings)
         print(
-            f"{'metric':16} segment {found['segment']:.3f} s  confusion matrix {1000 * found['update']:.1f} ms  share "
-            f"{found['share']:.2%}, target {METRIC_TARGET:.0%}"
+            f"{'metric':16} segment {shares['segment']:.3f} s  confusion matrix "
+            f"{1000 * shares['update']:.1f} ms  share {shares['share']:.2%}, target {METRIC_TARGET:.0%}"
         )
     if "large" in settings.parts:
-        results["large"] = memory(large_peak, ("whole", "slide"), settings)
+        results["large"] = measure_peaks(report_large_peak, ("whole", "slide"), settings)
         whole, slide = (value / 2**20 for value in results["large"].values())
         print(f"{f'{LARGE}×{LARGE}':16} whole {whole:.0f} MiB  slide {slide:.0f} MiB")
     if settings.json:

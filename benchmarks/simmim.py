@@ -7,7 +7,7 @@
 * parts: what share of such a step goes to drawing the batch's masks and to normalizing its targets. Target: 3 %.
 
 Timed calls alternate, so that a machine whose speed drifts is fair to both; printed are medians, and the median of the
-rounds' ratios (theirs to ours). Target: at least 1.1×.
+rounds' ratios (transformers to ours). Target: at least 1.1×.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from benchmarks.measuring import autocast, compare, parse_settings
+from benchmarks.measuring import autocast, compare_steps, parse_settings
 from swinv2_tasks.backbone import swinv2_base, swinv2_tiny
 from swinv2_tasks.datamodules.datasets.simmim import random_mask
 from swinv2_tasks.tasks import SimMIMTask
@@ -34,7 +34,7 @@ TARGET, PARTS_TARGET = 1.1, 0.03
 FACTORIES = {"tiny": swinv2_tiny, "base": swinv2_base}
 
 
-def build_theirs(task: SimMIMTask, size: int, window: int) -> nn.Module:
+def build_transformers(task: SimMIMTask, size: int, window: int) -> nn.Module:
     from transformers import Swinv2Config, Swinv2ForMaskedImageModeling
 
     backbone = task.backbone
@@ -75,7 +75,7 @@ class Settings:
     json: str | None = None
 
 
-def training_step(model: nn.Module, loss: Callable[[], Tensor], settings: Settings) -> Callable[[], None]:
+def build_training_step(model: nn.Module, loss: Callable[[], Tensor], settings: Settings) -> Callable[[], None]:
     optimizer = AdamW(model.parameters(), lr=1e-4)
 
     def step() -> None:
@@ -88,23 +88,23 @@ def training_step(model: nn.Module, loss: Callable[[], Tensor], settings: Settin
     return step
 
 
-def training(settings: Settings) -> dict[str, Any]:
+def measure_training(settings: Settings) -> dict[str, Any]:
     task = SimMIMTask(
         FACTORIES[settings.variant](window_size=settings.window, drop_path_rate=0.1), norm_target_patch_size=0
     )
-    theirs = build_theirs(task, settings.size, settings.window).to(settings.device).train()
+    peer = build_transformers(task, settings.size, settings.window).to(settings.device).train()
     task.to(settings.device).train()
-    images, masks = batch(settings)
+    images, masks = build_batch(settings)
     side = task.backbone.patch_size[0]
     tokens = masks.repeat_interleave(MASK_PATCH // side, 1).repeat_interleave(MASK_PATCH // side, 2).flatten(1)
     steps = {
-        "ours": training_step(task, lambda: masked_l1(task(images, masks), images, masks), settings),
-        "transformers": training_step(theirs, lambda: theirs(images, bool_masked_pos=tokens).loss, settings),
+        "ours": build_training_step(task, lambda: masked_l1(task(images, masks), images, masks), settings),
+        "transformers": build_training_step(peer, lambda: peer(images, bool_masked_pos=tokens).loss, settings),
     }
-    return compare(steps, settings.rounds, settings.device)
+    return compare_steps(steps, settings.rounds, settings.device)
 
 
-def batch(settings: Settings) -> tuple[Tensor, Tensor]:
+def build_batch(settings: Settings) -> tuple[Tensor, Tensor]:
     images = torch.randn(settings.batch_size, 3, settings.size, settings.size, device=settings.device)
     return images, draw_masks(settings).to(settings.device)
 
@@ -114,10 +114,10 @@ def draw_masks(settings: Settings) -> Tensor:
     return torch.stack([random_mask(patches, RATIO) for _ in range(settings.batch_size)])
 
 
-def parts(settings: Settings) -> dict[str, float]:
+def measure_parts(settings: Settings) -> dict[str, float]:
     """Median seconds of drawing a batch's masks, and of normalizing its targets."""
     task = SimMIMTask(FACTORIES[settings.variant](window_size=settings.window), norm_target_patch_size=WINDOW)
-    images, _ = batch(settings)
+    images, _ = build_batch(settings)
     return {
         "masks": median_seconds(lambda: draw_masks(settings), settings),
         "targets": median_seconds(lambda: task.targets(images), settings),
@@ -138,16 +138,16 @@ def median_seconds(call: Callable[[], Any], settings: Settings) -> float:
 
 def main(settings: Settings) -> None:
     torch.manual_seed(0)
-    found = training(settings)
-    ours = found["seconds"]["ours"]
-    print(f"training step: {ours:.3f} s, transformers {found['seconds']['transformers']:.3f} s; ratio "
-          f"{found['ratio']:.2f} ({found['lowest']:.2f} to {found['highest']:.2f}), target {TARGET}")  # fmt: skip
-    found["parts"] = parts(settings)
-    for name, seconds in found["parts"].items():
-        print(f"{name}: {1000 * seconds:.1f} ms, {seconds / ours:.2%} of a step, target for both {PARTS_TARGET:.0%}")
+    figures = measure_training(settings)
+    step = figures["seconds"]["ours"]
+    print(f"training step: {step:.3f} s, transformers {figures['seconds']['transformers']:.3f} s; ratio "
+          f"{figures['ratio']:.2f} ({figures['lowest']:.2f} to {figures['highest']:.2f}), target {TARGET}")  # fmt: skip
+    figures["parts"] = measure_parts(settings)
+    for name, seconds in figures["parts"].items():
+        print(f"{name}: {1000 * seconds:.1f} ms, {seconds / step:.2%} of a step, target for both {PARTS_TARGET:.0%}")
     if settings.json:
         with open(settings.json, "w") as file:
-            json.dump({**found, "settings": asdict(settings), "torch": torch.__version__}, file, indent=2)
+            json.dump({**figures, "settings": asdict(settings), "torch": torch.__version__}, file, indent=2)
 
 
 if __name__ == "__main__":

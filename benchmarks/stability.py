@@ -2,7 +2,7 @@
 
     python -m benchmarks.stability [--data FOLDER] [--seeds 3] [--output runs/stability] [--reduced]
 
-https://arxiv.org/abs/2111.09883, section 3.2, figure 2 and table 6, at the smallest scale: three kinds of blocks at
+https://arxiv.org/abs/2111.09883, section 3.2, figure 2 and table 6, at the smallest scale: three types of blocks at
 several depths, widths and learning rates, from scratch on small images. They differ in what the section changes and in
 nothing else; position bias (log-spaced), downsampling and the order of batches are the same, and so are, by seed, the
 values that the linear layers start from.
@@ -55,8 +55,8 @@ from swinv2_tasks.sample_data.writer import write_sample_data
 from swinv2_tasks.training.guard import SpikeDetector
 from swinv2_tasks.training.optim import NO_WEIGHT_DECAY, parameter_groups
 
-PRE_NORM, RES_POST_NORM, COSINE = KINDS = ("pre-norm", "res-post-norm", "res-post-norm + cosine")
-COLORS = dict(zip(KINDS, ("tab:red", "tab:orange", "tab:blue"), strict=True))
+PRE_NORM, RES_POST_NORM, COSINE = BLOCK_TYPES = ("pre-norm", "res-post-norm", "res-post-norm + cosine")
+COLORS = dict(zip(BLOCK_TYPES, ("tab:red", "tab:orange", "tab:blue"), strict=True))
 STYLES = ("-", "--", ":", "-.")
 LAST_STEPS = 20
 """Steps at the end whose mean loss is the final loss."""
@@ -98,13 +98,13 @@ class PreNormBlock(nn.Module):
         return x + block.drop_path(block.mlp(block.norm2(x)))
 
 
-def change_blocks(backbone: SwinTransformerV2, kind: str) -> SwinTransformerV2:
-    """Makes the blocks of a live backbone those of a kind."""
+def change_blocks(backbone: SwinTransformerV2, block_type: str) -> SwinTransformerV2:
+    """Makes the blocks of a live backbone those of a type."""
     for stage in backbone.layers:
         for index, block in enumerate(stage.blocks):
-            if kind != COSINE:
+            if block_type != COSINE:
                 block.attn = DotProductAttention(block.attn)
-            if kind == PRE_NORM:
+            if block_type == PRE_NORM:
                 stage.blocks[index] = PreNormBlock(block)
     return backbone
 
@@ -114,7 +114,7 @@ class Run:
     """The settings of one training.
 
     Attributes:
-        kind: one of ``KINDS``.
+        block_type: one of ``BLOCK_TYPES``.
         embed_dim: channels of the first stage.
         depths: blocks per stage.
         lr: learning rate.
@@ -125,7 +125,7 @@ class Run:
         data: where the images come from.
     """
 
-    kind: str
+    block_type: str
     embed_dim: int
     depths: tuple[int, ...]
     lr: float
@@ -137,8 +137,8 @@ class Run:
 
     @property
     def file(self) -> str:
-        kind = self.kind.replace(" ", "")
-        return f"{kind}_C{self.embed_dim}_{'-'.join(map(str, self.depths))}_lr{self.lr:g}_seed{self.seed}.json"
+        block_type = self.block_type.replace(" ", "")
+        return f"{block_type}_C{self.embed_dim}_{'-'.join(map(str, self.depths))}_lr{self.lr:g}_seed{self.seed}.json"
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class Settings:
 
     Args:
         data: folder of the layout of ImageNet; the default is sample data.
-        seeds: trainings of each kind.
+        seeds: trainings of each block type.
         rates: learning rates.
         steps: steps of each training.
         batch_size: images of a batch.
@@ -166,18 +166,18 @@ class Settings:
     reduced: bool = False
 
 
-def plan(settings: Settings) -> list[Run]:
+def plan_runs(settings: Settings) -> list[Run]:
     """All runs; those of a seed together, so that an interrupted study has whole seeds."""
     sizes = [(16, (2, 2, depth, 2)) for depth in (6, 18, 42)] + [(dim, (2, 2, 6, 2)) for dim in (32, 64)]
     if settings.reduced:
         sizes = [(16, (1, 1)), (16, (1, 3)), (32, (1, 1))]
     data = settings.data or "sample data"
     return [
-        Run(kind, dim, depths, lr, seed, settings.steps, settings.batch_size, settings.image_size, data)
+        Run(block_type, dim, depths, lr, seed, settings.steps, settings.batch_size, settings.image_size, data)
         for seed in range(settings.seeds)
         for dim, depths in sizes
         for lr in settings.rates
-        for kind in KINDS
+        for block_type in BLOCK_TYPES
     ]
 
 
@@ -194,36 +194,36 @@ def read_images(root: str, size: int) -> Images:
     for split in ("train", "val"):
         data = ImageNetDataModule(root, size, num_workers=0, val_dir=split, crop_pct=1.0)
         data.setup("validate")
-        pictures, labels = zip(*(sample.values() for sample in data.val_dataset), strict=True)
-        images[split] = torch.stack(pictures), torch.tensor(labels)
+        inputs, labels = zip(*(sample.values() for sample in data.val_dataset), strict=True)
+        images[split] = torch.stack(inputs), torch.tensor(labels)
     return images
 
 
-def build(run: Run, classes: int) -> nn.ModuleDict:
+def build_model(run: Run, classes: int) -> nn.ModuleDict:
     torch.manual_seed(run.seed)
     heads = [max(1, run.embed_dim * 2**i // HEAD_WIDTH) for i in range(len(run.depths))]
     backbone = SwinTransformerV2(run.embed_dim, run.depths, heads, WINDOW)
     head = ClassificationHead(backbone.channels[-1], classes)
-    return nn.ModuleDict({"backbone": change_blocks(backbone, run.kind), "head": head})
+    return nn.ModuleDict({"backbone": change_blocks(backbone, run.block_type), "head": head})
 
 
 def train(run: Run, images: Images) -> dict[str, Any]:
     """One training and what is measured of it, plain values only."""
     start = time.process_time()
-    pictures, labels = images["train"]
-    model = build(run, int(labels.max()) + 1)
+    inputs, labels = images["train"]
+    model = build_model(run, int(labels.max()) + 1)
     names = [name for name, _ in model.named_parameters()]
     no_decay = [part for part in NO_WEIGHT_DECAY if any(part in name for name in names)]
     groups = parameter_groups(model.named_parameters(), run.depths, WEIGHT_DECAY, no_weight_decay=no_decay)
     optimizer = AdamW(groups, lr=run.lr)
-    held_out, right = (tensor[:256] for tensor in images["val"])
-    initial, _ = evaluate(model, held_out, right)
+    held_out, labels_held_out = (tensor[:256] for tensor in images["val"])
+    initial, _ = evaluate(model, held_out, labels_held_out)
 
     detector, spikes, losses = SpikeDetector(), 0, []
     model.train()
-    for chosen in batches(len(pictures), run):
-        logits = model["head"](model["backbone"](pictures[chosen]))
-        loss = F.cross_entropy(logits, labels[chosen], label_smoothing=LABEL_SMOOTHING)
+    for indices in draw_batches(len(inputs), run):
+        logits = model["head"](model["backbone"](inputs[indices]))
+        loss = F.cross_entropy(logits, labels[indices], label_smoothing=LABEL_SMOOTHING)
         losses.append(loss.item())
         if not math.isfinite(losses[-1]):
             break
@@ -231,7 +231,7 @@ def train(run: Run, images: Images) -> dict[str, Any]:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    trained, top1 = evaluate(model, held_out, right)
+    trained, top1 = evaluate(model, held_out, labels_held_out)
     return {
         **dataclasses.asdict(run),
         "seconds": time.process_time() - start,
@@ -245,7 +245,7 @@ def train(run: Run, images: Images) -> dict[str, Any]:
     }
 
 
-def batches(samples: int, run: Run) -> Iterator[Tensor]:
+def draw_batches(samples: int, run: Run) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(run.seed)
     order = torch.empty(0, dtype=torch.int64)
     for _ in range(run.steps):
@@ -273,9 +273,9 @@ def run_all(runs: Sequence[Run], images: Images, folder: Path) -> list[dict[str,
     results = []
     for number, run in enumerate(runs, start=1):
         file = folder / run.file
-        wanted = json.loads(json.dumps(dataclasses.asdict(run)))
+        settings = json.loads(json.dumps(dataclasses.asdict(run)))
         result = json.loads(file.read_text()) if file.is_file() else {}
-        if wanted.items() <= result.items():
+        if settings.items() <= result.items():
             results.append(result)
             continue
         result = train(run, images)
@@ -283,9 +283,9 @@ def run_all(runs: Sequence[Run], images: Images, folder: Path) -> list[dict[str,
         partial = file.with_suffix(".partial")
         partial.write_text(json.dumps(result))
         partial.replace(file)
-        size = size_name((run.embed_dim, run.depths))
+        size = format_size((run.embed_dim, run.depths))
         print(
-            f"{number}/{len(runs)} {run.kind}, {size}, lr {run.lr:g}, seed {run.seed}: "
+            f"{number}/{len(runs)} {run.block_type}, {size}, lr {run.lr:g}, seed {run.seed}: "
             f"loss {result['final_loss']:.3f}, spikes {result['spikes']}, {result['seconds']:.0f} s",
             file=sys.stderr,
             flush=True,
@@ -299,17 +299,19 @@ def run_all(runs: Sequence[Run], images: Images, folder: Path) -> list[dict[str,
 Results = list[dict[str, Any]]
 
 
-def sizes_of(results: Results) -> list[tuple[int, tuple[int, ...]]]:
+def list_sizes(results: Results) -> list[tuple[int, tuple[int, ...]]]:
     return list(dict.fromkeys((result["embed_dim"], tuple(result["depths"])) for result in results))
 
 
-def chosen(results: Results, size: tuple[int, tuple[int, ...]], kind: str, lr: float | None = None) -> Results:
-    """The runs of a size and kind, of all learning rates or one; they differ in their seeds."""
-    found = [r for r in results if (r["embed_dim"], tuple(r["depths"])) == size and r["kind"] == kind]
-    return [r for r in found if lr in (None, r["lr"])]
+def select_runs(
+    results: Results, size: tuple[int, tuple[int, ...]], block_type: str, lr: float | None = None
+) -> Results:
+    """The runs of a size and block type, of all learning rates or one; they differ in their seeds."""
+    matches = [r for r in results if (r["embed_dim"], tuple(r["depths"])) == size and r["block_type"] == block_type]
+    return [r for r in matches if lr in (None, r["lr"])]
 
 
-def spread(values: Sequence[float], digits: int = 2) -> str:
+def format_spread(values: Sequence[float], digits: int = 2) -> str:
     """Mean ± standard deviation, where there are several."""
     if not all(map(math.isfinite, values)):
         return "not finite"
@@ -317,66 +319,69 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
-def size_name(size: tuple[int, tuple[int, ...]]) -> str:
+def format_size(size: tuple[int, tuple[int, ...]]) -> str:
     return f"C {size[0]}, depths {','.join(map(str, size[1]))}"
 
 
-def markdown(results: Results) -> str:
+def format_tables(results: Results) -> str:
     """Amplitudes at the start; amplitudes and losses after training; counts over all runs."""
-    lines = table_head(["largest amplitude at the start", *KINDS])
-    for size in sizes_of(results):
-        cells = [spread([max(r["initial"]) for r in chosen(results, size, kind)]) for kind in KINDS]
-        lines.append(f"| {size_name(size)} | {' | '.join(cells)} |")
-    measured = [f"{what}, {kind}" for what in ("amplitude", "loss") for kind in KINDS]
-    lines += ["", *table_head(["after training", "learning rate", *measured])]
-    for size in sizes_of(results):
+    lines = format_head(["largest amplitude at the start", *BLOCK_TYPES])
+    for size in list_sizes(results):
+        cells = [
+            format_spread([max(r["initial"]) for r in select_runs(results, size, block_type)])
+            for block_type in BLOCK_TYPES
+        ]
+        lines.append(f"| {format_size(size)} | {' | '.join(cells)} |")
+    measured = [f"{what}, {block_type}" for what in ("amplitude", "loss") for block_type in BLOCK_TYPES]
+    lines += ["", *format_head(["after training", "learning rate", *measured])]
+    for size in list_sizes(results):
         for lr in sorted({r["lr"] for r in results}):
-            runs = [chosen(results, size, kind, lr) for kind in KINDS]
-            amplitudes = [spread([max(r["trained"]) for r in seeds], 1) for seeds in runs]
-            losses = [spread([r["final_loss"] for r in seeds]) for seeds in runs]
-            lines.append(f"| {size_name(size)} | {lr:g} | {' | '.join(amplitudes + losses)} |")
-    lines += ["", *table_head(["over all runs", "runs", "loss spikes", "losses not finite"])]
-    for kind in KINDS:
-        runs_of_kind = [r for r in results if r["kind"] == kind]
-        counts = [len(runs_of_kind), *(sum(r[name] for r in runs_of_kind) for name in ("spikes", "non_finite"))]
-        lines.append(f"| {kind} | {' | '.join(map(str, counts))} |")
+            runs = [select_runs(results, size, block_type, lr) for block_type in BLOCK_TYPES]
+            amplitudes = [format_spread([max(r["trained"]) for r in seeds], 1) for seeds in runs]
+            losses = [format_spread([r["final_loss"] for r in seeds]) for seeds in runs]
+            lines.append(f"| {format_size(size)} | {lr:g} | {' | '.join(amplitudes + losses)} |")
+    lines += ["", *format_head(["over all runs", "runs", "loss spikes", "losses not finite"])]
+    for block_type in BLOCK_TYPES:
+        runs = [r for r in results if r["block_type"] == block_type]
+        counts = [len(runs), *(sum(r[name] for r in runs) for name in ("spikes", "non_finite"))]
+        lines.append(f"| {block_type} | {' | '.join(map(str, counts))} |")
     return "\n".join(lines) + "\n"
 
 
-def table_head(columns: Sequence[str]) -> list[str]:
+def format_head(columns: Sequence[str]) -> list[str]:
     return [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
 
 
 def write_tables(results: Results, folder: Path) -> None:
     """runs.csv with a row per run, amplitudes.csv with a row per run and block, table.md."""
-    named = ("kind", "embed_dim", "depths", "lr", "seed")
-    measured = ("steps", "final_loss", "top1", "spikes", "non_finite", "seconds")
+    setting_names = ("block_type", "embed_dim", "depths", "lr", "seed")
+    result_names = ("steps", "final_loss", "top1", "spikes", "non_finite", "seconds")
     with (
         (folder / "runs.csv").open("w", newline="") as runs,
         (folder / "amplitudes.csv").open("w", newline="") as blocks,
     ):
         run_rows, block_rows = csv.writer(runs), csv.writer(blocks)
-        run_rows.writerow([*named, *measured])
-        block_rows.writerow([*named, "block", "initial", "trained"])
+        run_rows.writerow([*setting_names, *result_names])
+        block_rows.writerow([*setting_names, "block", "initial", "trained"])
         for result in results:
-            names = [result[name] for name in named]
+            names = [result[name] for name in setting_names]
             names[2] = "-".join(map(str, result["depths"]))
-            run_rows.writerow([*names, *(result[name] for name in measured)])
+            run_rows.writerow([*names, *(result[name] for name in result_names)])
             for block, pair in enumerate(zip(result["initial"], result["trained"], strict=True)):
                 block_rows.writerow([*names, block, *pair])
-    (folder / "table.md").write_text(markdown(results))
+    (folder / "table.md").write_text(format_tables(results))
 
 
-def draw(results: Results, picture: Path) -> None:
+def draw_figure(results: Results, path: Path) -> None:
     """A column per size: above, amplitude after each block; below, final loss over the learning rate."""
     from matplotlib.figure import Figure
 
-    sizes, rates = sizes_of(results), sorted({r["lr"] for r in results})
+    sizes, rates = list_sizes(results), sorted({r["lr"] for r in results})
     figure = Figure(figsize=(3.2 * len(sizes), 6), layout="constrained")
     above, below = figure.subplots(2, len(sizes), squeeze=False, sharey="row")
     for size, upper, lower in zip(sizes, above, below, strict=True):
-        for kind, color in COLORS.items():
-            runs = [chosen(results, size, kind, lr) for lr in rates]
+        for block_type, color in COLORS.items():
+            runs = [select_runs(results, size, block_type, lr) for lr in rates]
             for seeds, style in zip(runs, itertools.cycle(STYLES), strict=False):
                 means = [statistics.mean(values) for values in zip(*(r["trained"] for r in seeds), strict=True)]
                 upper.plot(range(1, len(means) + 1), means, style, color=color)
@@ -384,8 +389,8 @@ def draw(results: Results, picture: Path) -> None:
             means = [statistics.mean(values) for values in losses]
             down = [mean - min(values) for mean, values in zip(means, losses, strict=True)]
             up = [max(values) - mean for mean, values in zip(means, losses, strict=True)]
-            lower.errorbar(rates, means, (down, up), color=color, marker="o", capsize=3, label=kind)
-        upper.set(title=size_name(size), xlabel="block", yscale="log")
+            lower.errorbar(rates, means, (down, up), color=color, marker="o", capsize=3, label=block_type)
+        upper.set(title=format_size(size), xlabel="block", yscale="log")
         upper.xaxis.get_major_locator().set_params(integer=True)
         lower.set(xlabel="learning rate", xscale="log")
         lower.set_xticks(rates, [f"{lr:g}" for lr in rates])
@@ -398,7 +403,7 @@ def draw(results: Results, picture: Path) -> None:
         above[0].plot([], [], style, color="black", label=f"learning rate {lr:g}")
     above[0].legend(fontsize="small")
     below[0].legend(fontsize="small")
-    figure.savefig(picture, dpi=80)
+    figure.savefig(path, dpi=80)
 
 
 def main(settings: Settings) -> None:
@@ -409,9 +414,9 @@ def main(settings: Settings) -> None:
     if root is None:
         write_sample_data(settings.output / "data", scale=0.1 if settings.reduced else 1.0)
         root = str(settings.output / "data" / "imagenet")
-    results = run_all(plan(settings), read_images(root, settings.image_size), settings.output / "runs")
+    results = run_all(plan_runs(settings), read_images(root, settings.image_size), settings.output / "runs")
     write_tables(results, settings.output)
-    draw(results, settings.output / "stability.png")
+    draw_figure(results, settings.output / "stability.png")
     print((settings.output / "table.md").read_text())
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from benchmarks.measuring import parse_settings, resident
+from benchmarks.measuring import parse_settings, read_resident_bytes
 from swinv2_tasks.datamodules.datasets.video import EvaluatedClips
 from swinv2_tasks.datamodules.readers.video_packets import forget_indices
 from swinv2_tasks.datamodules.readers.videos import Video, list_videos
@@ -34,17 +34,17 @@ from swinv2_tasks.datamodules.transforms.video import EvalViews, FrameSampling
 Reader = Callable[[str, np.ndarray], np.ndarray]
 
 
-def ours_first(path: str, numbers: np.ndarray) -> np.ndarray:
+def read_first_time(path: str, numbers: np.ndarray) -> np.ndarray:
     forget_indices()
-    return ours_again(path, numbers)
+    return read_again(path, numbers)
 
 
-def ours_again(path: str, numbers: np.ndarray) -> np.ndarray:
+def read_again(path: str, numbers: np.ndarray) -> np.ndarray:
     with Video(path) as video:
         return video.frames(numbers)
 
 
-def decord_alone(path: str, numbers: np.ndarray) -> np.ndarray:
+def read_with_decord(path: str, numbers: np.ndarray) -> np.ndarray:
     """Its own seek, which is right for some files only."""
     import decord
 
@@ -53,24 +53,24 @@ def decord_alone(path: str, numbers: np.ndarray) -> np.ndarray:
     return np.stack([reader[number].asnumpy() for number in numbers.tolist()])
 
 
-def pyav_from_start(path: str, numbers: np.ndarray) -> np.ndarray:
-    wanted, found = set(numbers.tolist()), {}
+def read_with_pyav(path: str, numbers: np.ndarray) -> np.ndarray:
+    indices, frames = set(numbers.tolist()), {}
     with av.open(path) as file:
         stream = file.streams.video[0]
         stream.codec_context.thread_count = 1
         for number, frame in enumerate(file.decode(stream)):
-            if number in wanted:
-                found[number] = frame.to_ndarray(format="rgb24", threads=1)
-            if len(found) == len(wanted):
+            if number in indices:
+                frames[number] = frame.to_ndarray(format="rgb24", threads=1)
+            if len(frames) == len(indices):
                 break
-    return np.stack([found[number] for number in numbers.tolist()])
+    return np.stack([frames[number] for number in numbers.tolist()])
 
 
 READERS: dict[str, Reader] = {
-    "ours, first": ours_first,
-    "ours, again": ours_again,
-    "decord": decord_alone,
-    "PyAV": pyav_from_start,
+    "ours, first": read_first_time,
+    "ours, again": read_again,
+    "decord": read_with_decord,
+    "PyAV": read_with_pyav,
 }
 
 
@@ -84,21 +84,21 @@ def write_video(path: Path, frames: int, size: tuple[int, int] = (256, 336)) -> 
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
         stream.options = {"preset": "veryfast"}
         for number in range(frames):
-            picture = np.roll(scene, (2 * number, 3 * number), (0, 1)) // 2 + grain[number % 64]
-            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            image = np.roll(scene, (2 * number, 3 * number), (0, 1)) // 2 + grain[number % 64]
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         file.mux(stream.encode())
 
 
-def available(path: str) -> dict[str, Reader]:
+def list_available(path: str) -> dict[str, Reader]:
     """Those readers that work here."""
-    found = {}
+    readers = {}
     for name, read in READERS.items():
         try:
             read(path, np.array([0]))
-            found[name] = read
+            readers[name] = read
         except (ImportError, RuntimeError, OSError) as error:
             print(f"{name:12} left out: {str(error).strip().splitlines()[0][:100]}")
-    return found
+    return readers
 
 
 def measure(title: str, paths: list[str], sampling: FrameSampling, rounds: int) -> None:
@@ -110,21 +110,21 @@ def measure(title: str, paths: list[str], sampling: FrameSampling, rounds: int) 
     for path in paths:
         with Video(path) as video:
             lengths[path] = len(video)
-    readers = available(paths[0])
+    readers = list_available(paths[0])
     clock: dict[str, list[float]] = {name: [] for name in readers}
     processor: dict[str, list[float]] = {name: [] for name in readers}
     different = dict.fromkeys(readers, 0)
     for number in range(rounds):
         clips = [(path, sampling.draw(lengths[path])) for path in paths]
-        read: dict[str, list[np.ndarray]] = {}
+        clips_read: dict[str, list[np.ndarray]] = {}
         for name in readers if number % 2 else reversed(readers):
             times = time.perf_counter(), time.process_time()
-            read[name] = [readers[name](*clip) for clip in clips]
+            clips_read[name] = [readers[name](*clip) for clip in clips]
             clock[name].append(time.perf_counter() - times[0])
             processor[name].append(time.process_time() - times[1])
         for name in readers:
-            pairs = zip(read[name], read["PyAV"], strict=True)
-            different[name] += sum(np.abs(one.astype(int) - right).mean() > 1 for one, right in pairs)
+            pairs = zip(clips_read[name], clips_read["PyAV"], strict=True)
+            different[name] += sum(np.abs(frames.astype(int) - expected).mean() > 1 for frames, expected in pairs)
     print(f"{title}: {len(paths)} videos, clips of {sampling.frames} × {sampling.stride} frames, one thread")
     for name in readers:
         ratios = [
@@ -141,10 +141,10 @@ def measure_memory(paths: list[str], opens: int) -> None:
     """Print the memory of this process over many opens."""
     sizes = []
     for number in range(opens):
-        ours_again(paths[number % len(paths)], np.array([number % 20]))
+        read_again(paths[number % len(paths)], np.array([number % 20]))
         if number % max(1, opens // 10) == 0:
             gc.collect()
-            sizes.append(resident("VmRSS") // 2**20)
+            sizes.append(read_resident_bytes("VmRSS") // 2**20)
     print(f"memory over {opens} opens, MiB: {', '.join(map(str, sizes))}")
 
 

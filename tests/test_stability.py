@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.stability import COSINE, KINDS, PRE_NORM, RES_POST_NORM, Run, build, change_blocks, train
+from benchmarks.stability import BLOCK_TYPES, COSINE, PRE_NORM, RES_POST_NORM, Run, build_model, change_blocks, train
 from swinv2_tasks.backbone import SwinTransformerV2
 from tests.helpers.checkpoints import randomize
 
 WINDOW, HEADS, DIM = (3, 3), 2, 8
 
 
-def random_block(kind: str, seed: int = 0) -> nn.Module:
-    backbone = change_blocks(SwinTransformerV2(DIM, (1,), (HEADS,), 3, mlp_ratio=2.0), kind)
+def random_block(block_type: str, seed: int = 0) -> nn.Module:
+    backbone = change_blocks(SwinTransformerV2(DIM, (1,), (HEADS,), 3, mlp_ratio=2.0), block_type)
     return randomize(backbone, seed).double().layers[0].blocks[0]
 
 
@@ -51,13 +51,13 @@ def norm(weights: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
     return unit * weights[f"{name}.weight"] + weights[f"{name}.bias"]
 
 
-@pytest.mark.parametrize("kind", [PRE_NORM, RES_POST_NORM])
+@pytest.mark.parametrize("block_type", [PRE_NORM, RES_POST_NORM])
 @torch.no_grad()
-def test_blocks_with_dot_products_equal_the_formula_on_one_window(kind: str) -> None:
-    block, x = random_block(kind), tokens_of_a_window()
+def test_blocks_with_dot_products_equal_the_formula_on_one_window(block_type: str) -> None:
+    block, x = random_block(block_type), tokens_of_a_window()
     weights = {name.removeprefix("block."): value for name, value in block.state_dict().items()}
-    bias = (block.block if kind == PRE_NORM else block).attn.cpb_mlp(WINDOW, WINDOW)
-    if kind == PRE_NORM:
+    bias = (block.block if block_type == PRE_NORM else block).attn.cpb_mlp(WINDOW, WINDOW)
+    if block_type == PRE_NORM:
         expected = x + attention(weights, norm(weights, "norm1", x), bias)
         expected = expected + mlp(weights, norm(weights, "norm2", expected))
     else:
@@ -66,12 +66,12 @@ def test_blocks_with_dot_products_equal_the_formula_on_one_window(kind: str) -> 
     torch.testing.assert_close(block(x.view(1, *WINDOW, DIM), WINDOW, WINDOW).view(9, DIM), expected)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("block_type", BLOCK_TYPES)
 @torch.no_grad()
-def test_a_token_reaches_its_own_shifted_window_alone(kind: str) -> None:
+def test_a_token_reaches_its_own_shifted_window_alone(block_type: str) -> None:
     """A map of 5×4 in windows of 3: shifted by 1, token p of an axis lies in window ⌊(p − 1) / 3⌋."""
-    block = random_block(kind)
-    (block.block if kind == PRE_NORM else block).shifted = True
+    block = random_block(block_type)
+    (block.block if block_type == PRE_NORM else block).shifted = True
     x = torch.randn(1, 5, 4, DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     rows, columns = (torch.arange(side).sub(1).floor_divide(3) for side in (5, 4))
     for i, j in itertools.product(range(5), range(4)):
@@ -81,46 +81,46 @@ def test_a_token_reaches_its_own_shifted_window_alone(kind: str) -> None:
         assert torch.equal(reached, (rows == rows[i])[:, None] & (columns == columns[j]))
 
 
-RUN = Run(COSINE, 16, (1, 2), 1e-2, seed=3, steps=40, batch_size=4, image_size=16, data="made up")
+RUN = Run(COSINE, 16, (1, 2), 1e-2, seed=3, steps=40, batch_size=4, image_size=16, data="synthetic")
 
 
-def test_kinds_start_from_the_same_linear_layers_and_from_the_norms_of_their_kind() -> None:
-    models = {kind: build(dataclasses.replace(RUN, kind=kind), 2) for kind in KINDS}
+def test_block_types_start_from_the_same_linear_layers_and_from_norms_of_their_own() -> None:
+    models = {block_type: build_model(dataclasses.replace(RUN, block_type=block_type), 2) for block_type in BLOCK_TYPES}
     states = {
-        kind: {name.replace(".block.", "."): value for name, value in model.state_dict().items()}
-        for kind, model in models.items()
+        block_type: {name.replace(".block.", "."): value for name, value in model.state_dict().items()}
+        for block_type, model in models.items()
     }
     temperatures = {name for name in states[COSINE] if name.endswith("logit_scale")}
     assert len(temperatures) == 3
-    for kind, state in states.items():
-        assert state.keys() == states[COSINE].keys() - (set() if kind == COSINE else temperatures)
+    for block_type, state in states.items():
+        assert state.keys() == states[COSINE].keys() - (set() if block_type == COSINE else temperatures)
         for name, value in state.items():
             if "blocks" in name and "norm" in name:
-                assert (value == float(kind == PRE_NORM and name.endswith("weight"))).all()
+                assert (value == float(block_type == PRE_NORM and name.endswith("weight"))).all()
             else:
                 assert torch.equal(value, states[COSINE][name])
 
 
-def made_up_images() -> dict[str, tuple[Tensor, Tensor]]:
+def synthetic_images() -> dict[str, tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(12, 3, 16, 16, generator=generator)
     images[:6] += 1
     return {"train": (images, (torch.arange(12) >= 6).long()), "val": (images, (torch.arange(12) >= 6).long())}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_run_learns_and_measures_every_block(kind: str) -> None:
-    result = train(dataclasses.replace(RUN, kind=kind), made_up_images())
+@pytest.mark.parametrize("block_type", BLOCK_TYPES)
+def test_a_run_learns_and_measures_every_block(block_type: str) -> None:
+    result = train(dataclasses.replace(RUN, block_type=block_type), synthetic_images())
     assert len(result["losses"]) == 40 and result["non_finite"] == 0
     assert result["final_loss"] == pytest.approx(sum(result["losses"][-20:]) / 20)
     assert result["losses"][0] > 0.6 > result["final_loss"] and result["top1"] == 1
     assert len(result["initial"]) == len(result["trained"]) == 3
-    if kind != PRE_NORM:  # the embedding's norm, passed on by blocks that begin as the identity
+    if block_type != PRE_NORM:  # the embedding's norm, passed on by blocks that begin as the identity
         assert result["initial"] == pytest.approx([1, 1, 1], abs=0.05)
     assert result["trained"] != result["initial"]
 
 
 def test_a_loss_that_is_not_finite_ends_a_run_and_counts() -> None:
-    result = train(dataclasses.replace(RUN, lr=1e30), made_up_images())
+    result = train(dataclasses.replace(RUN, lr=1e30), synthetic_images())
     assert result["non_finite"] == 1
     assert len(result["losses"]) < 40 and not math.isfinite(result["losses"][-1])

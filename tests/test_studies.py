@@ -31,7 +31,7 @@ RUNS = [
 
 def test_transfer_means_and_deviations_are_over_the_seeds() -> None:
     """Of 0.7, 0.8, 0.9 the mean is 0.8 and the sample's deviation 0.1; of 0.5, 0.5, 0.8 they are 0.6 and √0.03."""
-    lines = transfer.table(RUNS).splitlines()
+    lines = transfer.format_table(RUNS).splitlines()
     assert lines[0] == "| signs, top1 (%) | 4@64 | 6@96 | bias |"
     assert lines[2] == "| log CPB | 80.0 ± 10.0 | 80.0 ± 10.0 | 1.00 ± 1.00 |"
     assert lines[3] == "| table, bicubic | 60.0 ± 17.3 | 60.0 ± 17.3 | 1.00 ± 1.00 |"
@@ -55,11 +55,11 @@ def test_transfer_deviation_of_a_bias(images: Path, tmp_path: Path) -> None:
     trainer.validate(task, new_data(images), verbose=False)
     trainer.save_checkpoint(tmp_path / "task.ckpt")
     eye = torch.eye(4)
-    assert transfer.deviation_of_bias(tmp_path / "task.ckpt") == pytest.approx(float(eye.std()))
+    assert transfer.measure_bias_deviation(tmp_path / "task.ckpt") == pytest.approx(float(eye.std()))
 
 
 @pytest.mark.slow
-def test_transfer_in_small(tmp_path: Path) -> None:
+def test_transfer_at_small_scale(tmp_path: Path) -> None:
     settings = transfer.Settings(reduced=True, output=str(tmp_path))
     transfer.main(settings)
     with (tmp_path / "runs.csv").open(newline="") as file:
@@ -84,13 +84,13 @@ def test_transfer_in_small(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_stability_in_small_is_written_and_finished_runs_are_not_made_again(tmp_path: Path) -> None:
+def test_stability_at_small_scale_is_written_and_finished_runs_are_not_made_again(tmp_path: Path) -> None:
     stability.main(stability.Settings(reduced=True, output=tmp_path))
     with (tmp_path / "runs.csv").open(newline="") as file:
         runs = list(csv.DictReader(file))
     with (tmp_path / "amplitudes.csv").open(newline="") as file:
         amplitudes = list(csv.DictReader(file))
-    assert len(runs) == 18 and {run["kind"] for run in runs} == set(stability.KINDS)
+    assert len(runs) == 18 and {run["block_type"] for run in runs} == set(stability.BLOCK_TYPES)
     assert len(amplitudes) == sum(sum(map(int, run["depths"].split("-"))) for run in runs)
     assert all(float(row["initial"]) > 0 and float(row["trained"]) > 0 for row in amplitudes)
     table = (tmp_path / "table.md").read_text().splitlines()
@@ -112,7 +112,7 @@ def test_stability_in_small_is_written_and_finished_runs_are_not_made_again(tmp_
 
 
 @pytest.mark.slow
-def test_data_efficiency_in_small_is_written_and_finished_runs_are_not_made_again(tmp_path: Path) -> None:
+def test_data_efficiency_at_small_scale_is_written_and_finished_runs_are_not_made_again(tmp_path: Path) -> None:
     data = write_images(tmp_path / "data", train=8, val=2)
     (tmp_path / "data" / "classes.csv").unlink()
     settings = data_efficiency.Settings(data, tmp_path / "out", shares=[0.5, 1], reduced=True)
