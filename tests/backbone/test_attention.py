@@ -110,7 +110,9 @@ def test_biases_of_queries_and_values_are_those_added_to_them(attention: Attenti
 def test_gradients_of_the_biases_pass_gradcheck() -> None:
     qkv, scale, bias = random_inputs(2, 2, 3, 2, 2, biases=2, forbidden=0.4)
     biases = torch.randn(2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(4)).unbind()
-    assert torch.autograd.gradcheck(cosine_attention, (qkv, scale, bias, *(one.requires_grad_() for one in biases)))
+    assert torch.autograd.gradcheck(
+        cosine_attention, (qkv, scale, bias, *(parameter.requires_grad_() for parameter in biases))
+    )
 
 
 HEADS = 2

@@ -82,8 +82,8 @@ def random_step(
 
 
 def assert_identical(own: Step, other: Step) -> None:
-    for one, two in zip(own.maps, other.maps, strict=True):
-        assert one.dtype == two.dtype and torch.equal(one, two)
+    for own_map, other_map in zip(own.maps, other.maps, strict=True):
+        assert own_map.dtype == other_map.dtype and torch.equal(own_map, other_map)
     assert own.gradients.keys() == other.gradients.keys()
     for name, gradient in own.gradients.items():
         assert torch.equal(gradient, other.gradients[name]), name

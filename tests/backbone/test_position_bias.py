@@ -75,25 +75,27 @@ def test_linear_bias_is_the_same_network_over_shares_of_the_window(window: Sides
         np.testing.assert_allclose(value, brute_force.continuous_bias(weights, shares), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", [LogCPB, LinearCPB])
+@pytest.mark.parametrize("bias_class", [LogCPB, LinearCPB])
 @pytest.mark.parametrize("pretrained", [(1, 1), (1, 4)], ids=str)
 @pytest.mark.parametrize("window", [(1, 1), (4, 1), (3, 4)], ids=str)
-def test_windows_of_a_single_token_divide_by_nothing(kind: type[LogCPB], pretrained: Sides, window: Sides) -> None:
-    bias = randomize(kind(2, window))
+def test_windows_of_a_single_token_divide_by_nothing(
+    bias_class: type[LogCPB], pretrained: Sides, window: Sides
+) -> None:
+    bias = randomize(bias_class(2, window))
     values = bias(window, pretrained)
     values.sum().backward()
     assert values.isfinite().all()
     assert all(p.grad.isfinite().all() for p in bias.parameters())
 
 
-@pytest.mark.parametrize("kind", [LogCPB, LinearCPB])
+@pytest.mark.parametrize("bias_class", [LogCPB, LinearCPB])
 @pytest.mark.parametrize(
     ("trained", "window"), [((4, 4), (7, 7)), ((4, 3), (5, 6)), ((5, 5), (3, 4)), ((2, 3, 3), (4, 4, 3))], ids=str
 )
 def test_a_transferred_window_keeps_the_bias_of_the_offsets_it_shares(
-    kind: type[LogCPB], trained: Sides, window: Sides
+    bias_class: type[LogCPB], trained: Sides, window: Sides
 ) -> None:
-    bias = randomize(kind(2, trained).double())
+    bias = randomize(bias_class(2, trained).double())
     before, after = (by_offset(bias(sides, trained).detach(), sides) for sides in (trained, window))
     shared = before.keys() & after.keys()
     assert len(shared) == math.prod(2 * min(pair) - 1 for pair in zip(trained, window, strict=True))
@@ -136,9 +138,9 @@ def test_coordinates_are_odd_and_grow_along_each_axis(coordinates: type) -> None
     assert (table[:, :, 1] == table[:1, :, 1]).all()
 
 
-@pytest.mark.parametrize("kind", [LogCPB, LinearCPB])
-def test_continuous_bias_lies_between_0_and_16_and_teaches_every_parameter(kind: type[LogCPB]) -> None:
-    bias = randomize(kind(2, (5, 5)))
+@pytest.mark.parametrize("bias_class", [LogCPB, LinearCPB])
+def test_continuous_bias_lies_between_0_and_16_and_teaches_every_parameter(bias_class: type[LogCPB]) -> None:
+    bias = randomize(bias_class(2, (5, 5)))
     values = bias((5, 5), (5, 5))
     assert values.min() >= 0
     assert values.max() <= 16
@@ -147,19 +149,21 @@ def test_continuous_bias_lies_between_0_and_16_and_teaches_every_parameter(kind:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("kind", [LogCPB, LinearCPB])
-def test_continuous_bias_of_half_parameters_is_computed_in_float32(kind: type[LogCPB], dtype: torch.dtype) -> None:
-    bias = randomize(kind(2, (4, 4))).to(dtype)
-    wide = kind(2, (4, 4))
+@pytest.mark.parametrize("bias_class", [LogCPB, LinearCPB])
+def test_continuous_bias_of_half_parameters_is_computed_in_float32(
+    bias_class: type[LogCPB], dtype: torch.dtype
+) -> None:
+    bias = randomize(bias_class(2, (4, 4))).to(dtype)
+    wide = bias_class(2, (4, 4))
     wide.load_state_dict(bias.state_dict())
     values = bias((4, 4), (4, 4))
     assert values.dtype == torch.float32
     assert torch.equal(values, wide((4, 4), (4, 4)))
 
 
-@pytest.mark.parametrize("kind", [LogCPB, LinearCPB])
-def test_autocast_does_not_narrow_a_continuous_bias(kind: type[LogCPB]) -> None:
-    bias = randomize(kind(2, (4, 4)))
+@pytest.mark.parametrize("bias_class", [LogCPB, LinearCPB])
+def test_autocast_does_not_narrow_a_continuous_bias(bias_class: type[LogCPB]) -> None:
+    bias = randomize(bias_class(2, (4, 4)))
     with torch.autocast("cpu", torch.bfloat16):
         narrow = bias((4, 4), (4, 4))
     assert torch.equal(narrow, bias((4, 4), (4, 4)))

@@ -182,10 +182,10 @@ def test_an_empty_batch_gives_empty_maps() -> None:
 
 def test_maps_are_what_the_last_block_of_each_stage_returns() -> None:
     model, x = small_model(), pixels(1, 3, 32, 32)
-    seen: list[Tensor] = []
+    maps: list[Tensor] = []
     for stage in model.layers:
-        stage.blocks[-1].register_forward_hook(lambda _, __, out: seen.append(out.movedim(-1, 1)))
-    assert_maps_equal(model(x), seen)
+        stage.blocks[-1].register_forward_hook(lambda _, __, out: maps.append(out.movedim(-1, 1)))
+    assert_maps_equal(model(x), maps)
 
 
 def test_patch_merging_takes_neighbors_in_the_official_order() -> None:
@@ -334,7 +334,7 @@ def test_tables_over_clips_are_resized_for_another_window_and_nothing_is_changed
     model.set_window((4, 3, 2))
     assert model.window_size == ((4, 3, 2), (4, 3, 2))
     assert model.layers[0].blocks[0].attn.cpb_mlp.relative_position_bias_table.shape[0] == 7 * 5 * 3
-    assert [one.shape for one in model(x)] == [one.shape for one in before]
+    assert [level.shape for level in model(x)] == [level.shape for level in before]
 
 
 # ---- wrong arguments
@@ -390,7 +390,7 @@ def test_numbers_that_could_mean_stages_or_axes_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "said"),
+    ("shape", "message"),
     [
         ((3, 32, 32), r"expected 4 axes.*\(3, 32, 32\)"),
         ((1, 3, 8, 32, 32), r"expected 4 axes.*\(1, 3, 8, 32, 32\)"),
@@ -399,18 +399,18 @@ def test_numbers_that_could_mean_stages_or_axes_are_refused() -> None:
     ],
     ids=str,
 )
-def test_an_image_that_cannot_be_read_is_described(shape: tuple[int, ...], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_an_image_that_cannot_be_read_is_described(shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         small_model()(torch.zeros(shape, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(
-    ("shape", "said"),
+    ("shape", "message"),
     [((1, 3, 32, 32), r"expected 5 axes.*\(1, 3, 32, 32\)"), ((1, 3, 1, 32, 32), "smaller than one patch")],
     ids=str,
 )
-def test_a_clip_that_cannot_be_read_is_described(shape: tuple[int, ...], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_a_clip_that_cannot_be_read_is_described(shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         small_clip_model()(torch.zeros(shape, dtype=torch.float64))
 
 
@@ -437,12 +437,12 @@ def test_attention_in_chunks_of_clips_changes_nothing() -> None:
 
 def test_no_more_windows_than_a_chunk_are_attended_to_at_once() -> None:
     model = small_model(3, attention_chunk_size=(4, 0))
-    seen: list[list[int]] = [[], []]
-    for stage, numbers in zip(model.layers, seen, strict=True):
+    chunk_sizes: list[list[int]] = [[], []]
+    for stage, numbers in zip(model.layers, chunk_sizes, strict=True):
         for block in stage.blocks:
             block.attn.register_forward_hook(lambda _, inputs, __, to=numbers: to.append(inputs[0].shape[1]))
     model(pixels(1, 3, 36, 36))  # 9×9 tokens: 9 windows, then 5×5: 4 windows
-    assert seen == [[4, 4, 1] * 2, [4, 4]]
+    assert chunk_sizes == [[4, 4, 1] * 2, [4, 4]]
 
 
 @pytest.mark.parametrize("stages", [True, (0,), (1,), (0, 1)], ids=str)
@@ -564,13 +564,13 @@ def test_drop_path_is_off_in_eval_mode() -> None:
 def test_extra_norms_follow_every_so_many_blocks_of_each_stage(every: int, expected: set[tuple[int, int]]) -> None:
     with torch.device("meta"):
         model = SwinTransformerV2(8, (7, 12), (1, 1), extra_norm_every=every)
-    places = {
+    positions = {
         (i, j)
         for i, stage in enumerate(model.layers)
         for j, block in enumerate(stage.blocks)
         if any(name.startswith("norm3") for name, _ in block.named_parameters())
     }
-    assert places == expected
+    assert positions == expected
 
 
 def test_an_extra_norm_normalizes_the_main_branch() -> None:

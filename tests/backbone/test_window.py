@@ -58,10 +58,10 @@ def test_partition_puts_each_token_where_the_shift_and_the_window_say(grid: Wind
     corners = product(*(range(0, padded, m) for padded, m in zip(grid.padded, grid.window, strict=True)))
     for tokens, corner in zip(windows, corners, strict=True):
         for value, inner in zip(tokens, product(*map(range, grid.window)), strict=True):
-            place = [c + i + s for c, i, s in zip(corner, inner, grid.shift, strict=True)]
-            place = [p % padded for p, padded in zip(place, grid.padded, strict=True)]
-            padding = any(p >= side for p, side in zip(place, grid.size, strict=True))
-            assert value == (0 if padding else x[tuple(place)].item())
+            position = [c + i + s for c, i, s in zip(corner, inner, grid.shift, strict=True)]
+            position = [p % padded for p, padded in zip(position, grid.padded, strict=True)]
+            padding = any(p >= side for p, side in zip(position, grid.size, strict=True))
+            assert value == (0 if padding else x[tuple(position)].item())
 
 
 @each_grid
@@ -76,11 +76,11 @@ def test_mask_lets_real_tokens_meet_exactly_when_no_window_edge_lies_between(gri
     """The shifted windows' edges lie ``shift`` tokens after 0, M, 2M, …: a token p is in window ⌊(p − shift) / M⌋."""
 
     def home(token: int) -> tuple[int, ...]:
-        place, rest = [], token - 1
+        position, rest = [], token - 1
         for side in reversed(grid.size):
             rest, inner = divmod(rest, side)
-            place.insert(0, inner)
-        return tuple((p - s) // m for p, s, m in zip(place, grid.shift, grid.window, strict=True))
+            position.insert(0, inner)
+        return tuple((p - s) // m for p, s, m in zip(position, grid.shift, grid.window, strict=True))
 
     windows = partition(numbered(grid), grid)[0, :, :, 0].tolist()
     mask = attention_mask(grid, CPU).tolist()

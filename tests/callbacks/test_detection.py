@@ -30,21 +30,21 @@ NAMES = {3: "cup", 90: "dog"}
 
 
 def result(category: int, box: list[float], score: float, mask: np.ndarray | None = None) -> dict[str, Any]:
-    found: dict[str, Any] = {"image_id": 1, "category_id": category, "bbox": box, "score": score}
+    entry: dict[str, Any] = {"image_id": 1, "category_id": category, "bbox": box, "score": score}
     if mask is not None:
         code = coco_masks.encode(np.asfortranarray(mask.astype(np.uint8)))
-        found["segmentation"] = {"size": code["size"], "counts": code["counts"].decode()}
-    return found
+        entry["segmentation"] = {"size": code["size"], "counts": code["counts"].decode()}
+    return entry
 
 
 def test_a_visualization_shows_boxes_masks_and_names() -> None:
     image = Image.new("RGB", (600, 450), (100, 100, 100))
     mask = np.zeros((450, 600), bool)
     mask[210:290, 110:190] = True
-    found = [result(3, [100, 200, 100, 100], 0.876, mask), result(90, [300, 100, 200, 250], 0.5)]
-    pixels = np.asarray(draw_detections(image, found, NAMES)).astype(int)
+    results = [result(3, [100, 200, 100, 100], 0.876, mask), result(90, [300, 100, 200, 250], 0.5)]
+    pixels = np.asarray(draw_detections(image, results, NAMES)).astype(int)
     assert pixels.shape == (450, 600, 3)
-    cup, dog = (np.array(bright_color(place)) for place in (0, 1))
+    cup, dog = (np.array(bright_color(index)) for index in (0, 1))
     assert np.abs(pixels[240:280, 130:170] - (cup + 100) // 2).max() <= 1  # half mask, half image
     assert (pixels[250, 100] == cup).all() and (pixels[200, 300] == dog).all()  # boxes' edges
     assert (pixels[220, 400] == 100).all()  # within a box without a mask nothing changes
@@ -54,8 +54,8 @@ def test_a_visualization_shows_boxes_masks_and_names() -> None:
 
 def test_small_images_are_enlarged_and_labels_stay_within() -> None:
     image = Image.new("RGB", (90, 60), (100, 100, 100))
-    found = [result(3, [85, 0, 5, 6], 1.0), result(90, [0, 0, 90, 60], 0.7)]
-    picture = draw_detections(image, found, NAMES)
+    results = [result(3, [85, 0, 5, 6], 1.0), result(90, [0, 0, 90, 60], 0.7)]
+    picture = draw_detections(image, results, NAMES)
     assert picture.size == (630, 420)
     pixels = np.asarray(picture).astype(int)
     cup = np.array(bright_color(0))
@@ -68,7 +68,7 @@ def test_nothing_found_is_the_image() -> None:
 
 
 def test_colors_of_classes_differ() -> None:
-    colors = [bright_color(place) for place in range(80)]
+    colors = [bright_color(index) for index in range(80)]
     assert len(set(colors)) == 80
     assert all(sum(abs(a - b) for a, b in zip(*pair, strict=True)) > 120 for pair in itertools.pairwise(colors))
 
@@ -102,18 +102,18 @@ def test_scores_are_written_and_shown(tmp_path: Path) -> None:
     console = Console(record=True, width=100)
     for table in score_tables(both, NAMES):
         console.print(table)
-    shown = console.export_text()
-    assert "ap large" in shown and "–" in shown and "0.1250" in shown and "cup" in shown and "dog" not in shown
+    output = console.export_text()
+    assert "ap large" in output and "–" in output and "0.1250" in output and "cup" in output and "dog" not in output
 
 
 def test_results_are_what_cocos_server_takes(tmp_path: Path) -> None:
-    found = [result(3, [1.5, 2.5, 3.0, 4.0], 0.5, np.ones((4, 5), bool))]
-    write_results(tmp_path / "x.json", found)
-    assert json.loads((tmp_path / "x.json").read_text()) == found
+    results = [result(3, [1.5, 2.5, 3.0, 4.0], 0.5, np.ones((4, 5), bool))]
+    write_results(tmp_path / "x.json", results)
+    assert json.loads((tmp_path / "x.json").read_text()) == results
 
 
 def test_many_metrics_are_drawn_in_a_panel_each_for_boxes_and_masks(tmp_path: Path) -> None:
-    names = [f"val/{kind}_{name}" for kind in ("box", "mask") for name in STATISTICS]
+    names = [f"val/{iou_type}_{name}" for iou_type in ("box", "mask") for name in STATISTICS]
     with (tmp_path / "metrics.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["step", "epoch", "train/loss", *names])

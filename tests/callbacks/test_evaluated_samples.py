@@ -40,8 +40,8 @@ def photos_of(root: Path) -> list[str]:
     return [data.val_dataset.sample_id(k) for k in range(6)]  # type: ignore[union-attr]
 
 
-def samples(folder: Path, kind: str) -> dict[str, Any]:
-    return json.loads(next(folder.rglob(f"{kind}_samples.json")).read_text())
+def read_samples(folder: Path, split: str) -> dict[str, Any]:
+    return json.loads(next(folder.rglob(f"{split}_samples.json")).read_text())
 
 
 @pytest.mark.parametrize("task", EVALUATED)
@@ -49,16 +49,16 @@ def test_what_an_evaluation_left_out_is_named_beside_the_score(
     task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, bad, number = spoiled(task, tmp_path)
-    for command, kind in (("validate", "val"), ("test", "test")):  # of videos, testing reads six views
+    for command, split in (("validate", "val"), ("test", "test")):  # of videos, testing reads six views
         arguments = [command, f"--config={config}", f"--runs={tmp_path / command}"]
         assert main(arguments) == 1
         assert str(bad) in capsys.readouterr().err  # by default it stops
         assert main([*arguments, "--data.faulty_samples=skip"]) == 0
-        told = capsys.readouterr().err
-        assert f"{kind}: the scores are of {number - 1} of {number} samples; left out" in told
-        assert str(bad) in told.partition("left out")[2]
-        found = samples(tmp_path / command, kind)
-        assert (found["scored"], found["of"], [*found["left_out"]]) == (number - 1, number, [str(bad)])
+        errors = capsys.readouterr().err
+        assert f"{split}: the scores are of {number - 1} of {number} samples; left out" in errors
+        assert str(bad) in errors.partition("left out")[2]
+        record = read_samples(tmp_path / command, split)
+        assert (record["scored"], record["of"], [*record["left_out"]]) == (number - 1, number, [str(bad)])
 
 
 def test_a_training_says_it_once_and_keeps_it_beside_the_scores(
@@ -68,7 +68,7 @@ def test_a_training_says_it_once_and_keeps_it_beside_the_scores(
     arguments = ["fit", f"--config={config}", f"--runs={tmp_path / 'runs'}", "--data.faulty_samples=skip"]
     assert main([*arguments, "--trainer.max_epochs=3"]) == 0
     assert capsys.readouterr().err.count("the scores are of 11 of 12 samples") == 1
-    assert [*samples(tmp_path / "runs", "val")["left_out"]] == [str(bad)]
+    assert [*read_samples(tmp_path / "runs", "val")["left_out"]] == [str(bad)]
 
 
 def test_whole_data_leave_nothing_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,7 +77,7 @@ def test_whole_data_leave_nothing_out(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main([*arguments, "--name=strict"]) == 0
     assert not [*(tmp_path / "runs").rglob("val_samples.json")]
     assert main([*arguments, "--data.faulty_samples=skip", "--trainer.limit_val_batches=1"]) == 0
-    assert samples(tmp_path / "runs", "val") == {"scored": 6, "of": 6, "left_out": {}}
+    assert read_samples(tmp_path / "runs", "val") == {"scored": 6, "of": 6, "left_out": {}}
     assert "the scores are of" not in capsys.readouterr().err
 
 
@@ -87,4 +87,4 @@ def test_processes_count_together(tmp_path: Path) -> None:
     done = run(["validate", f"--config={config}", "--data.faulty_samples=skip"], tmp_path, processes=2)
     assert done.status == 0, done.errors
     assert done.errors.count(f"the scores are of {number - 1} of {number} samples") == 1
-    assert [*samples(tmp_path / "runs", "val")["left_out"]] == [str(bad)]
+    assert [*read_samples(tmp_path / "runs", "val")["left_out"]] == [str(bad)]

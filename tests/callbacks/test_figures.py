@@ -58,8 +58,8 @@ def test_empty_cells_are_no_points(tmp_path: Path) -> None:
     (tmp_path / "without.csv").write_text("epoch,step,val/loss\n0,1,2.0\n0,3,1.0\n")
     for name in ("with", "without"):
         draw_learning_curve(tmp_path / f"{name}.csv", tmp_path / f"{name}.png")
-    with Image.open(tmp_path / "with.png") as one, Image.open(tmp_path / "without.png") as other:
-        assert np.array_equal(np.asarray(one), np.asarray(other))
+    with Image.open(tmp_path / "with.png") as first, Image.open(tmp_path / "without.png") as second:
+        assert np.array_equal(np.asarray(first), np.asarray(second))
 
 
 def test_nothing_logged_gives_no_picture(tmp_path: Path) -> None:
@@ -133,18 +133,18 @@ def predict(images: Path, folder: Path, classes: int, pictures: int = 48) -> Non
     )
 
 
-@pytest.mark.parametrize(("classes", "shown"), [(3, 3), (7, 5)])
-def test_table_holds_the_best_classes_of_each_image(classes: int, shown: int, images: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("classes", "columns"), [(3, 3), (7, 5)])
+def test_table_holds_the_best_classes_of_each_image(classes: int, columns: int, images: Path, tmp_path: Path) -> None:
     predict(images, tmp_path, classes)
     table = read_table(tmp_path / "out" / "predictions.csv")
     assert {row["path"] for row in table} == {str(path) for path in (images / "val").rglob("*.jpg")}
-    best = [f"{what}{k}" for k in range(1, shown + 1) for what in ("id", "name", "score")]
+    best = [f"{what}{k}" for k in range(1, columns + 1) for what in ("id", "name", "score")]
     assert list(table[0]) == ["path", *best, "error"]
     for row in table:
-        scores = [float(row[f"score{k}"]) for k in range(1, shown + 1)]
+        scores = [float(row[f"score{k}"]) for k in range(1, columns + 1)]
         assert scores == sorted(scores, reverse=True)
-        assert all(row[f"name{k}"] == f"name, {row[f'id{k}'].removeprefix('id')}" for k in range(1, shown + 1))
-        assert len({row[f"id{k}"] for k in range(1, shown + 1)}) == shown
+        assert all(row[f"name{k}"] == f"name, {row[f'id{k}'].removeprefix('id')}" for k in range(1, columns + 1))
+        assert len({row[f"id{k}"] for k in range(1, columns + 1)}) == columns
 
 
 def test_contact_sheet_shows_no_more_images_than_asked_for(images: Path, tmp_path: Path) -> None:

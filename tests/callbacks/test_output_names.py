@@ -44,9 +44,9 @@ def test_a_chain_of_names_that_take_each_others_places() -> None:
 
 def test_names_differ_where_case_does_not_count() -> None:
     names = ["A/x.jpg", "a/x.jpg", "b.jpg", "B.jpg", "\u00e9.jpg", "e\u0301.jpg", "straße.jpg", "STRASSE.jpg"]
-    found = named(*names)
-    assert len({name.casefold() for name in found}) == len(names)
-    assert named(*names) == found  # always the same
+    output_names = named(*names)
+    assert len({name.casefold() for name in output_names}) == len(names)
+    assert named(*names) == output_names  # always the same
 
 
 def test_a_file_named_twice_has_one_name() -> None:
@@ -56,10 +56,10 @@ def test_a_file_named_twice_has_one_name() -> None:
 def test_long_names_are_shortened_apart_and_stay_text() -> None:
     names = ["x" * 251 + end for end in (".jpg", ".png")] + ["語" * 84 + end for end in (".a", ".b")]
     names += [os.fsdecode(b"\xe9" * 253 + b".j")]
-    found = named(*names)
-    assert len(set(found)) == len(names)
-    assert all(len(os.fsencode(Path(name).name)) <= MAX_BYTES and name.endswith(".png") for name in found)
-    assert all(name.encode() for name in found[:4])
+    output_names = named(*names)
+    assert len(set(output_names)) == len(names)
+    assert all(len(os.fsencode(Path(name).name)) <= MAX_BYTES and name.endswith(".png") for name in output_names)
+    assert all(name.encode() for name in output_names[:4])
 
 
 def test_dots_do_not_lead_out_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,9 +20,9 @@ def test_records_come_back_in_order_whoever_wrote_them(tmp_path: Path) -> None:
     Journal(tmp_path, 0).append([record("d"), record("a")])
     Journal(tmp_path, 1).append([record(os.fsdecode(b"caf\xe9\n"))])
     names = ["a", "b", "c", "d", os.fsdecode(b"caf\xe9\n")]
-    found = list(Journal(tmp_path, 0).in_order({name: index for index, name in enumerate(names)}))
-    assert [index for index, _ in found] == [0, 1, 2, 3, 4]
-    assert [one and one["path"] for _, one in found] == ["a", None, "c", "d", names[4]]
+    records = list(Journal(tmp_path, 0).in_order({name: index for index, name in enumerate(names)}))
+    assert [index for index, _ in records] == [0, 1, 2, 3, 4]
+    assert [entry and entry["path"] for _, entry in records] == ["a", None, "c", "d", names[4]]
     assert Journal(tmp_path, 0).settings() == {"model": 1}
 
 
@@ -34,7 +34,7 @@ def test_a_line_that_was_cut_off_counts_as_not_written(tmp_path: Path) -> None:
     content = journal.own.read_bytes()
     for length in range(len(content) // 2 + 1, len(content)):
         journal.own.write_bytes(content[:length])
-        assert [one["path"] for one in journal.records()] == ["a"]
+        assert [entry["path"] for entry in journal.records()] == ["a"]
 
 
 def test_beginning_keeps_what_it_is_told(tmp_path: Path) -> None:
@@ -43,8 +43,8 @@ def test_beginning_keeps_what_it_is_told(tmp_path: Path) -> None:
     journal.append([record("a"), record("b", error="broken")])
     journal.end(1)
     assert journal.bad() == 1
-    journal.begin({}, (one for one in journal.records() if not one["error"]))
-    assert [one["path"] for one in journal.kept()] == ["a"]
+    journal.begin({}, (entry for entry in journal.records() if not entry["error"]))
+    assert [entry["path"] for entry in journal.kept()] == ["a"]
     assert journal.bad() == 0
     assert not journal.own.exists()
 

@@ -62,8 +62,8 @@ def test_lists_are_distinguished_from_what_may_be_a_list() -> None:
 
 
 def test_own_options_are_separated_from_those_of_the_other_command() -> None:
-    given = ["--gpu", "24GiB", "--config=a.yaml", "--num-classes=5", "--data.num_classes", "7", "--help"]
-    own, others = select_own(split_options(given), ["gpu", "num_classes"])
+    arguments = ["--gpu", "24GiB", "--config=a.yaml", "--num-classes=5", "--data.num_classes", "7", "--help"]
+    own, others = select_own(split_options(arguments), ["gpu", "num_classes"])
     assert join_options(own) == ["--gpu", "24GiB", "--num-classes=5", "--help"]
     assert join_options(others) == ["--config=a.yaml", "--data.num_classes", "7"]
 
@@ -108,8 +108,8 @@ def test_a_config_is_complete_by_what_it_holds_wherever_it_lies(
 ) -> None:
     for number, text in enumerate(texts):
         (tmp_path / f"{number}.yaml").write_text(text)
-    given = [f"--config={tmp_path / f'{number}.yaml'}" for number in range(len(texts))]
-    assert name_model_and_data(split_options([*given, *arguments])) == is_complete
+    configs = [f"--config={tmp_path / f'{number}.yaml'}" for number in range(len(texts))]
+    assert name_model_and_data(split_options([*configs, *arguments])) == is_complete
 
 
 # ---- a run to resume
@@ -125,8 +125,8 @@ def run(tmp_path: Path) -> Path:
 def test_a_run_is_found_by_its_folder_or_its_config(run: Path) -> None:
     more = "--trainer.max_epochs=3"
     expected = [f"--config={run / 'config.yaml'}", more]
-    for given in (["--resume", str(run), more], [more, f"--resume={run}"], [*expected, "--resume"]):
-        options, folder = find_resumed_run(split_options(given))
+    for arguments in (["--resume", str(run), more], [more, f"--resume={run}"], [*expected, "--resume"]):
+        options, folder = find_resumed_run(split_options(arguments))
         assert join_options(options) == expected
         assert folder == run
     options = split_options(expected)

@@ -101,7 +101,7 @@ def test_scales_are_made_of_the_files_pixels(limits: Any, sides: dict[Any, Any],
     arguments: dict[str, Any] = {"resize": limits, "mean": mean, "std": std}
     predicted = new_data(None, "predict", source=str(scenes / "images" / "validation"), **arguments)
     evaluated = new_data(scenes, "validate", **arguments)
-    found = 0
+    compared = 0
     for batch in [*evaluated.val_dataloader(), *predicted.predict_dataloader()]:
         pixels = cv2.imread(batch["path"][0])[..., ::-1]
         (rescaled,) = batch["rescaled"]
@@ -112,9 +112,9 @@ def test_scales_are_made_of_the_files_pixels(limits: Any, sides: dict[Any, Any],
             torch.testing.assert_close(
                 rescaled(scale)[0].movedim(0, -1), torch.from_numpy((expected - mean) / std).float()
             )
-            found += 1
+            compared += 1
         torch.testing.assert_close(rescaled(1.0), batch["image"])
-    assert found >= 2 * len(SCALES)
+    assert compared >= 2 * len(SCALES)
 
 
 def test_images_may_keep_their_size(scenes: Path) -> None:
@@ -135,14 +135,14 @@ def test_prediction_needs_images_only(scenes: Path) -> None:
 
 
 def test_batches_are_reproducible_whatever_the_number_of_workers(scenes: Path) -> None:
-    found = []
+    runs = []
     for seed, workers in ((0, 0), (0, 2), (1, 0)):
         torch.manual_seed(seed)
-        found.append(list(new_data(scenes, num_workers=workers).train_dataloader()))
-    for one, other in zip(found[0], found[1], strict=True):
-        assert one["path"] == other["path"]
-        assert torch.equal(one["image"], other["image"]) and torch.equal(one["mask"], other["mask"])
-    assert not torch.equal(found[0][0]["image"], found[2][0]["image"])
+        runs.append(list(new_data(scenes, num_workers=workers).train_dataloader()))
+    for batch, other in zip(runs[0], runs[1], strict=True):
+        assert batch["path"] == other["path"]
+        assert torch.equal(batch["image"], other["image"]) and torch.equal(batch["mask"], other["mask"])
+    assert not torch.equal(runs[0][0]["image"], runs[2][0]["image"])
 
 
 def test_real_pairs(real_data: Path) -> None:

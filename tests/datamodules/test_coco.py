@@ -55,7 +55,7 @@ def test_training_batches_hold_images_and_targets(objects: Path, capsys: Any) ->
     data = new_data(objects)
     theirs = COCO(str(objects / "annotations" / "instances_train2017.json"))
     capsys.readouterr()
-    seen = 0
+    images = 0
     for batch in data.train_dataloader():
         assert batch.keys() == {"images", "targets"} and len(batch["images"]) == len(batch["targets"]) == 4
         for image, target in zip(batch["images"], batch["targets"], strict=True):
@@ -67,21 +67,21 @@ def test_training_batches_hold_images_and_targets(objects: Path, capsys: Any) ->
             assert (target["area"] == target["masks"].sum((1, 2))).all()
             assert target["iscrowd"].tolist() == [0] * number
             annotated = theirs.imgToAnns[target["image_id"]]
-            wanted = sorted(one["category_id"] for one in annotated if not one["iscrowd"])
-            assert sorted(data.class_ids[label] for label in target["labels"].tolist()) == wanted
-            seen += number
-    assert seen > 5
+            expected = sorted(entry["category_id"] for entry in annotated if not entry["iscrowd"])
+            assert sorted(data.class_ids[label] for label in target["labels"].tolist()) == expected
+            images += number
+    assert images > 5
 
 
 def test_images_without_objects_are_dropped_or_kept(objects: Path) -> None:
     crowd_only = change(objects, "train", lambda content: None)
     content = json.loads(crowd_only.read_text())
-    full = {one["image_id"] for one in content["annotations"] if not one["iscrowd"]}
+    full = {entry["image_id"] for entry in content["annotations"] if not entry["iscrowd"]}
     assert len(full) < len(content["images"])
     assert new_data(objects).train_samples == len(full)
-    kept = new_data(objects, keep_empty=True)
-    assert kept.train_samples == len(content["images"])
-    empty = [sample for sample in kept.train_dataset if not len(sample["targets"]["boxes"])]  # type: ignore[union-attr]
+    data = new_data(objects, keep_empty=True)
+    assert data.train_samples == len(content["images"])
+    empty = [sample for sample in data.train_dataset if not len(sample["targets"]["boxes"])]  # type: ignore[union-attr]
     assert len(empty) == len(content["images"]) - len(full)
     assert all(sample["targets"]["masks"].shape[0] == 0 for sample in empty)
 
@@ -101,17 +101,17 @@ def test_evaluation_takes_everything_as_annotated(objects: Path, capsys: Any) ->
         assert size == (entry["height"], entry["width"]) and Path(path).name == entry["file_name"]
         assert min(image.shape[1:]) == 64 or max(image.shape[1:]) == 96
         pixels = np.asarray(Image.open(path).resize(image.shape[:0:-1], Image.Resampling.BILINEAR), np.float32)
-        shown = (image.permute(1, 2, 0).numpy() * IMAGENET_STD + IMAGENET_MEAN) * 255
-        assert np.abs(shown - pixels).mean() < 12
+        restored = (image.permute(1, 2, 0).numpy() * IMAGENET_STD + IMAGENET_MEAN) * 255
+        assert np.abs(restored - pixels).mean() < 12
         annotated = theirs.imgToAnns[image_id]
-        assert [data.class_ids[k] for k in target["labels"]] == [one["category_id"] for one in annotated]
-        boxes = np.array([one["bbox"] for one in annotated], np.float64).reshape(-1, 4)
+        assert [data.class_ids[k] for k in target["labels"]] == [entry["category_id"] for entry in annotated]
+        boxes = np.array([entry["bbox"] for entry in annotated], np.float64).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         assert np.array_equal(target["boxes"], boxes)
-        assert target["iscrowd"].tolist() == [one["iscrowd"] for one in annotated]
-        assert target["area"].tolist() == [one["area"] for one in annotated]
-        for mask, one in zip(target["masks"], annotated, strict=True):
-            assert (mask.numpy() == theirs.annToMask(one)).all()
+        assert target["iscrowd"].tolist() == [entry["iscrowd"] for entry in annotated]
+        assert target["area"].tolist() == [entry["area"] for entry in annotated]
+        for mask, entry in zip(target["masks"], annotated, strict=True):
+            assert (mask.numpy() == theirs.annToMask(entry)).all()
         crowds += int(target["iscrowd"].sum())
     assert crowds
 
@@ -123,7 +123,7 @@ def test_batches_are_of_one_shape_as_far_as_possible(objects: Path) -> None:
             torch.manual_seed(seed)
             data = new_data(objects, batch_size=3, aspect_ratio_grouping=group)
             shapes = [[i.shape[1] > i.shape[2] for i in batch["images"]] for batch in data.train_dataloader()]
-            mixed.append(sum(len(set(one)) > 1 for one in shapes))
+            mixed.append(sum(len(set(orientations)) > 1 for orientations in shapes))
         assert expected.start <= sum(mixed) / len(mixed) < expected.stop
 
 
@@ -139,18 +139,18 @@ def test_boxes_alone(objects: Path, tmp_path: Path) -> None:
 
 
 def test_an_object_that_has_only_a_box_among_others_with_masks(own: Path) -> None:
-    change(own, "train", lambda content: [one.pop("segmentation") for one in content["annotations"][1:3]])
+    change(own, "train", lambda content: [is_bare.pop("segmentation") for is_bare in content["annotations"][1:3]])
     data = new_data(own)
     targets = [sample["targets"] for sample in data.train_dataset]  # type: ignore[union-attr]
     bare = [(t["masks"].flatten(1).any(1) == 0) for t in targets]
-    assert sum(int(one.sum()) for one in bare) >= 1
-    for target, one in zip(targets, bare, strict=True):
-        assert (target["area"] > 0).all() and (target["boxes"][one][:, 2:] > target["boxes"][one][:, :2]).all()
+    assert sum(int(is_bare.sum()) for is_bare in bare) >= 1
+    for target, is_bare in zip(targets, bare, strict=True):
+        assert (target["area"] > 0).all() and (target["boxes"][is_bare][:, 2:] > target["boxes"][is_bare][:, :2]).all()
 
 
 def test_bad_boxes_are_counted_in_a_warning(own: Path, caplog: pytest.LogCaptureFixture) -> None:
     def spoil(content: Any) -> None:
-        good = next(one for one in content["annotations"] if not one["iscrowd"])
+        good = next(entry for entry in content["annotations"] if not entry["iscrowd"])
         for k, box in enumerate(([5, 5, 0, 9], [500, 5, 9, 9], [40, 40, 500, 500])):
             content["annotations"].append({**good, "id": 900 + k, "bbox": box, "segmentation": []})
 
@@ -165,9 +165,9 @@ def test_crowds_and_images_without_objects_are_counted(own: Path, caplog: pytest
     """Some annotation tools write iscrowd: 1 for every object."""
 
     def crowd(content: Any) -> None:
-        single = [one for one in content["annotations"] if not one["iscrowd"]]
-        for one in single[1:]:
-            one["iscrowd"] = 1
+        single = [entry for entry in content["annotations"] if not entry["iscrowd"]]
+        for entry in single[1:]:
+            entry["iscrowd"] = 1
 
     change(own, "train", crowd)
     change(own, "val", crowd)
@@ -183,7 +183,7 @@ def test_crowds_and_images_without_objects_are_counted(own: Path, caplog: pytest
 
 @pytest.mark.parametrize("keep_empty", [False, True])
 def test_nothing_but_crowds_is_refused_with_the_remedy(keep_empty: bool, own: Path) -> None:
-    change(own, "train", lambda content: [one.update(iscrowd=1) for one in content["annotations"]])
+    change(own, "train", lambda content: [entry.update(iscrowd=1) for entry in content["annotations"]])
     with pytest.raises(UserError, match=r"no object to train on: of (\d+), \1 are crowds .* set iscrowd to 0"):
         new_data(own, keep_empty=keep_empty)
 
@@ -278,12 +278,12 @@ def test_places_may_be_absolute_or_at_home(objects: Path, tmp_path: Path, monkey
     """The root is where relative ones are looked for, and nothing else."""
     monkeypatch.setenv("HOME", str(objects.parent))
     for start in (objects, Path("~", objects.name)):
-        places = {
-            f"{split}_{what}": str(start / place)
+        paths = {
+            f"{split}_{what}": str(start / path)
             for split in ("train", "val")
-            for what, place in (("images", f"{split}2017"), ("annotations", f"annotations/instances_{split}2017.json"))
+            for what, path in (("images", f"{split}2017"), ("annotations", f"annotations/instances_{split}2017.json"))
         }
-        data = new_data(tmp_path, files=CocoFiles(**places, train_stuff=str(start / "stuff")), stuff_classes=2)
+        data = new_data(tmp_path, files=CocoFiles(**paths, train_stuff=str(start / "stuff")), stuff_classes=2)
         assert data.num_classes == 3 and len(next(iter(data.train_dataloader()))["images"]) == 4
         assert len(data.val_dataloader()) == 5
     elsewhere = shutil.copy(objects / "annotations" / "instances_val2017.json", tmp_path / "own.json")
@@ -329,7 +329,7 @@ def test_an_image_of_another_size_than_declared_is_told(own: Path) -> None:
 
 def test_a_mask_that_does_not_add_up_is_told(own: Path) -> None:
     def spoil(content: Any) -> None:
-        good = next(one for one in content["annotations"] if not one["iscrowd"])
+        good = next(entry for entry in content["annotations"] if not entry["iscrowd"])
         size = next([i["height"], i["width"]] for i in content["images"] if i["id"] == good["image_id"])
         good["segmentation"] = {"size": size, "counts": [1, 2, 3]}
 

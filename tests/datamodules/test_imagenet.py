@@ -262,8 +262,8 @@ def test_folders_taken_as_indices_are_told(root: Path, capsys: pytest.CaptureFix
     for index, name in enumerate(["cat", "dog", "eel"]):
         (root / "val" / name).rename(root / "val" / str(index))
     assert evaluated(datamodule(root))["gray"].tolist() == [0, 10, 20]
-    told = capsys.readouterr().out
-    assert f"{root / 'val'}: labels are numbers and not the classes' ids" in told and "0 is cat" in told
+    output = capsys.readouterr().out
+    assert f"{root / 'val'}: labels are numbers and not the classes' ids" in output and "0 is cat" in output
 
 
 def test_imagenet_v2_folders_are_indices(root: Path) -> None:

@@ -90,11 +90,11 @@ def test_views_are_the_same_however_they_are_split(number: int, folders: Path) -
     def views(per_sample: int) -> dict[int, torch.Tensor]:
         module = data(folders, views=ViewCounts(test=(2, 3), per_sample=per_sample))
         module.setup("test")
-        found: dict[int, list[torch.Tensor]] = {}
+        views: dict[int, list[torch.Tensor]] = {}
         for batch in module.test_dataloader():
             for video, clip in zip(batch["video_id"].tolist(), batch["clip"], strict=True):
-                found.setdefault(video, []).extend(clip)
-        return {video: torch.stack(clips) for video, clips in found.items()}
+                views.setdefault(video, []).extend(clip)
+        return {video: torch.stack(clips) for video, clips in views.items()}
 
     split, whole = views(number), views(6)
     assert set(split) == {0, 1, 2, 3}
@@ -108,15 +108,15 @@ def test_augmentation_is_the_same_for_all_frames_of_a_clip(tmp_path: Path) -> No
         write_film(tmp_path / "val" / f"still {k}" / f"{k}.mp4", frames=1)
     module = data(tmp_path, augmentation=KineticsAugmentation(rand_augment_ops=2, crop_scale=(0.3, 1.0)))
     module.setup("fit")
-    seen = []
+    batches = []
     for epoch in range(6):
         loader = module.train_dataloader()
         loader.batch_sampler.set_epoch(epoch)
         for batch in loader:
             clips = batch["clip"]
             assert (clips == clips[:, :, :, :1]).all()
-            seen.append(clips)
-    assert len(torch.unique(torch.cat(seen), dim=0)) > 6
+            batches.append(clips)
+    assert len(torch.unique(torch.cat(batches), dim=0)) > 6
 
 
 def test_prediction_needs_no_classes(folders: Path) -> None:
@@ -166,8 +166,8 @@ def test_kinetics_csv_finds_videos_behind_links_once(tmp_path: Path) -> None:
     (folder / "abseiling").symlink_to(elsewhere / "inner", target_is_directory=True)
     (elsewhere / "inner" / "again").symlink_to(elsewhere / "inner")  # must not loop
     (folder / "myself").symlink_to(folder)
-    found = data(tmp_path).videos("train")
-    assert [path for path, _ in found] == [
+    videos = data(tmp_path).videos("train")
+    assert [path for path, _ in videos] == [
         str(folder / "zumba/abcdefghijk_000010_000020.mp4"),
         str(folder / "abseiling/lbcdefghijk_000000_000010.mp4"),
     ]
@@ -272,8 +272,8 @@ def test_faulty_videos_stop_or_are_skipped_by_name(folders: Path, tmp_path: Path
         list(module.val_dataloader())
     module = data(root, faulty_samples="skip", views=ViewCounts(val=(2, 1)))
     module.setup("validate")
-    seen = [video for batch in module.val_dataloader() for video in batch["video_id"].tolist()]
-    assert seen == [0, 0, 2, 2]
+    videos = [video for batch in module.val_dataloader() for video in batch["video_id"].tolist()]
+    assert videos == [0, 0, 2, 2]
     assert list(module.faults.skipped) == [str(root / "val" / "a" / "1.mp4")]
 
 

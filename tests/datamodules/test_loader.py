@@ -76,10 +76,10 @@ def new_loader(
     return BatchLoader(dataset, order(len(dataset), batch_size, train=train), collate, workers, faults)
 
 
-def assert_same(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
+def assert_same(batches: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:
     """To the last bit."""
-    assert len(one) == len(other) > 0
-    for batch, again in zip(one, other, strict=True):
+    assert len(batches) == len(others) > 0
+    for batch, again in zip(batches, others, strict=True):
         assert batch.keys() == again.keys()
         for key, value in batch.items():
             assert torch.equal(value, again[key]) if isinstance(value, Tensor) else value == again[key], key
@@ -187,23 +187,23 @@ def test_loading_leaves_the_generators_of_the_process_alone(workers: int) -> Non
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("taken", [0, 1, 5, 7])
-def test_a_loader_resumes_where_another_was_left(workers: int, taken: int) -> None:
-    left, whole, other = (new_loader(Draws(), workers) for _ in range(3))
-    for each in (left, whole):
+@pytest.mark.parametrize("batches", [0, 1, 5, 7])
+def test_a_loader_resumes_where_another_was_left(workers: int, batches: int) -> None:
+    interrupted, whole, other = (new_loader(Draws(), workers) for _ in range(3))
+    for each in (interrupted, whole):
         each.batch_sampler.set_epoch(2)
-    iterator = iter(left)
-    for _ in range(taken):
+    iterator = iter(interrupted)
+    for _ in range(batches):
         next(iterator)
-    if taken:
-        assert left.state_dict() == {"epoch": 2, "batches": taken}
-        other.load_state_dict(left.state_dict())
+    if batches:
+        assert interrupted.state_dict() == {"epoch": 2, "batches": batches}
+        other.load_state_dict(interrupted.state_dict())
     else:
         other.load_state_dict({"epoch": 2, "batches": 0})
     rest = list(other)
-    assert len(rest) == 7 - taken
+    assert len(rest) == 7 - batches
     if rest:
-        assert_same(rest, list(whole)[taken:])
+        assert_same(rest, list(whole)[batches:])
     assert other.state_dict() == {"epoch": 2, "batches": 7}
     assert len(list(other)) == 7  # only the first iteration is of the rest
 
@@ -218,12 +218,12 @@ def test_a_place_in_another_epoch_skips_nothing() -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_iteration_that_was_abandoned_takes_nothing_from_the_next(workers: int) -> None:
-    left, fresh = new_loader(Draws(), workers), new_loader(Draws())
-    for taken in (1, 3):
-        iterator = iter(left)
-        for _ in range(taken):
+    interrupted, fresh = new_loader(Draws(), workers), new_loader(Draws())
+    for batches in (1, 3):
+        iterator = iter(interrupted)
+        for _ in range(batches):
             next(iterator)
-        assert_same(list(left), list(fresh))
+        assert_same(list(interrupted), list(fresh))
 
 
 # ---- samples that cannot be read
@@ -249,14 +249,14 @@ def data_of(root: Path, **arguments: Any) -> ImageNetDataModule:
 
 def named_images(data: ImageNetDataModule, epochs: int = 1, without: tuple[str, ...] = ()) -> list[dict[str, Tensor]]:
     """The images of each training batch by their files' names."""
-    loader, found = data.train_dataloader(), []
+    loader, batches = data.train_dataloader(), []
     for epoch in range(epochs):
         loader.batch_sampler.set_epoch(epoch)
         for number, batch in enumerate(loader):
             names = [Path(name).name for name in data.train_sample_ids(number)]
             names = [name for name in names if name not in without]
-            found.append(dict(zip(names, batch["image"], strict=True)))
-    return found
+            batches.append(dict(zip(names, batch["image"], strict=True)))
+    return batches
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -277,13 +277,13 @@ def test_skipping_leaves_out_broken_images_and_changes_no_other(
     broken = ("n01_2.jpg", "n03_0.jpg")
     data = data_of(corrupted, num_workers=workers, faulty_samples="skip", faulty_budget=2)
     with caplog.at_level(logging.WARNING, "swinv2_tasks"):
-        found = named_images(data, epochs=3, without=broken)
+        batches = named_images(data, epochs=3, without=broken)
     whole = named_images(data_of(write_images(tmp_path / "whole")), epochs=3)
-    assert len(found) == len(whole) == 9
-    for batch, expected in zip(found, whole, strict=True):
+    assert len(batches) == len(whole) == 9
+    for batch, expected in zip(batches, whole, strict=True):
         assert batch.keys() == expected.keys() - set(broken)
         assert all(torch.equal(image, expected[name]) for name, image in batch.items())
-    assert sum(len(batch) for batch in found) == 3 * 16
+    assert sum(len(batch) for batch in batches) == 3 * 16
 
     assert {Path(name).name for name in data.faults.skipped} == set(broken)  # each once, though met three times
     assert all("truncated" in reason for reason in data.faults.skipped.values())
@@ -319,8 +319,8 @@ def test_a_training_batch_with_nothing_to_read(workers: int, corrupted: Path, tm
     order = [data.train_sample_ids(number)[0] for number in range(len(batches))]
     whole = data_of(write_images(tmp_path / "whole"), num_workers=0, batch_size=1)
     whole_batches = list(whole.train_dataloader())
-    for name, found, expected in zip(order, batches, whole_batches, strict=True):
-        assert torch.equal(found["image"], expected["image"]) == (name not in data.faults.skipped)
+    for name, batch, expected in zip(order, batches, whole_batches, strict=True):
+        assert torch.equal(batch["image"], expected["image"]) == (name not in data.faults.skipped)
 
 
 def test_a_hundred_bad_samples_in_a_row_are_enough() -> None:
@@ -360,8 +360,8 @@ def test_a_bug_in_a_dataset_keeps_its_traceback(workers: int) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_bug_at_one_sample_can_be_skipped(workers: int) -> None:
     faults = FaultPolicy("skip", 1)
-    found = list(new_loader(Mistaken(), workers, train=False, faults=faults))
-    assert [i for batch in found for i in batch["index"].tolist()] == [i for i in range(30) if i != 11]
+    batches = list(new_loader(Mistaken(), workers, train=False, faults=faults))
+    assert [i for batch in batches for i in batch["index"].tolist()] == [i for i in range(30) if i != 11]
     assert list(faults.skipped) == ["file_11.jpg"] and "no such key" in faults.skipped["file_11.jpg"]
 
 
@@ -430,8 +430,8 @@ def test_other_errors_are_no_death() -> None:
     pid = int(next(iter(data.val_dataloader()))["pid"][0])
     others = (f"out of memory in pid {pid}", f"pid {pid}", "DataLoader worker (pid 1) is killed by signal: Killed.")
     assert [data.worker_death(RuntimeError(message)) for message in others] == [None] * 3
-    told = data.worker_death(RuntimeError(f"DataLoader worker (pid {pid}) is killed by signal: Killed. "))
-    assert isinstance(told, UserError)
+    error = data.worker_death(RuntimeError(f"DataLoader worker (pid {pid}) is killed by signal: Killed. "))
+    assert isinstance(error, UserError)
 
 
 # ---- the end of DataLoader workers
@@ -557,15 +557,15 @@ def test_grouped_batches_hold_every_sample_once_and_are_mixed_only_at_the_end(ba
     rng = np.random.default_rng(seed)
     groups = rng.integers(0, 3, 50).tolist()
     order = rng.permutation(50)
-    found = group_batches(order, groups, batch_size).tolist()
-    assert sorted(found) == list(range(50))
-    batches = [found[k : k + batch_size] for k in range(0, 50, batch_size)]
+    samples = group_batches(order, groups, batch_size).tolist()
+    assert sorted(samples) == list(range(50))
+    batches = [samples[k : k + batch_size] for k in range(0, 50, batch_size)]
     pure = [len({groups[k] for k in batch}) == 1 for batch in batches]
     whole = sum(groups.count(group) // batch_size for group in range(3))
     assert all(pure[:whole])
     for batch in batches[:whole]:  # within a group the order stays
-        places = [order.tolist().index(k) for k in batch]
-        assert places == sorted(places)
+        positions = [order.tolist().index(k) for k in batch]
+        assert positions == sorted(positions)
     ends = [order.tolist().index(batch[-1]) for batch in batches[:whole]]
     assert ends == sorted(ends)
 

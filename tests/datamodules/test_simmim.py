@@ -67,9 +67,9 @@ def test_training_crops_are_the_published_ones(photos: Path) -> None:
     )
     for index, path in enumerate(data.train_dataset.paths):
         torch.manual_seed(index)
-        found = data.train_dataset[index]["image"]
+        crop = data.train_dataset[index]["image"]
         torch.manual_seed(index)
-        torch.testing.assert_close(found, published(Image.open(path).convert("RGB")))
+        torch.testing.assert_close(crop, published(Image.open(path).convert("RGB")))
 
 
 def test_batches_hold_images_and_masks_of_their_patches(photos: Path) -> None:
@@ -113,9 +113,9 @@ def test_masks_differ_between_samples_and_epochs_and_come_back_with_the_seed(pho
 def test_an_image_is_evaluated_with_one_mask(photos: Path) -> None:
     data = new_data(photos)
     data.setup("fit")
-    one, other = (torch.cat([batch["mask"] for batch in data.val_dataloader()]) for _ in range(2))
-    assert torch.equal(one, other)
-    assert len(set(map(tuple, one.flatten(1).tolist()))) == len(one)
+    masks, again = (torch.cat([batch["mask"] for batch in data.val_dataloader()]) for _ in range(2))
+    assert torch.equal(masks, again)
+    assert len(set(map(tuple, masks.flatten(1).tolist()))) == len(masks)
 
 
 @pytest.mark.parametrize(

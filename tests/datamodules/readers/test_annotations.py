@@ -81,11 +81,11 @@ def test_real_files_are_read_as_pycocotools_reads_them(real_data: Path, split: s
         assert len(read.images) == len(theirs.imgs) and read.class_ids == sorted(theirs.cats)
         for image in read.images:
             annotations = theirs.imgToAnns[image.id]
-            assert [one.id for one in image.objects] == [one["id"] for one in annotations]
-            for one, other in zip(image.objects, annotations, strict=True):
-                assert read.class_ids[one.label] == other["category_id"] and one.box == tuple(other["bbox"])
-                if one.segmentation is not None:
-                    mask = rasterize(one.segmentation, image.height, image.width, "")
+            assert [own.id for own in image.objects] == [own["id"] for own in annotations]
+            for own, other in zip(image.objects, annotations, strict=True):
+                assert read.class_ids[own.label] == other["category_id"] and own.box == tuple(other["bbox"])
+                if own.segmentation is not None:
+                    mask = rasterize(own.segmentation, image.height, image.width, "")
                     assert (mask == theirs.annToMask(other)).all()
     capsys.readouterr()
 
@@ -96,19 +96,19 @@ def test_real_files_are_read_as_pycocotools_reads_them(real_data: Path, split: s
 def edited(path: str, value: Any) -> dict[str, Any]:
     """The content with one place changed; a value of ... removes it."""
     changed: Any = content()
-    place: Any = changed
+    parent: Any = changed
     *steps, last = [int(step) if step.isdecimal() else step for step in path.split(".")]
     for step in steps:
-        place = place[step]
+        parent = parent[step]
     if value is ...:
-        del place[last]
+        del parent[last]
     else:
-        place[last] = value
+        parent[last] = value
     return changed
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "message"),
+    ("key_path", "value", "message"),
     [
         ("images", ..., "it has no list 'images'"),
         ("categories", {}, "it has no list 'categories'"),
@@ -157,8 +157,8 @@ def edited(path: str, value: Any) -> dict[str, Any]:
         ("annotations.0.segmentation.0", [0, 0, 60, 40] * 500, "a polygon of annotation 11 is 60000 pixels long"),
     ],
 )
-def test_what_is_wrong_is_told_with_ids(place: str, value: Any, message: str, tmp_path: Path) -> None:
-    path = write(tmp_path, edited(place, value))
+def test_what_is_wrong_is_told_with_ids(key_path: str, value: Any, message: str, tmp_path: Path) -> None:
+    path = write(tmp_path, edited(key_path, value))
     with pytest.raises(UserError, match=message) as caught:
         read_annotations(path)
     assert str(path) in str(caught.value)
@@ -230,9 +230,9 @@ def test_training_takes_boxes_with_an_area_within_the_image() -> None:
     objects = tuple(CocoObject(k, 0, box, 1.0, False, None) for k, box in enumerate(boxes.values()))
     crowd = CocoObject(99, 0, (1, 2, 3, 4), 1.0, True, None)
     counts: Counter[str] = Counter()
-    kept = clean(CocoImage(1, "x.jpg", 40, 60, (*objects, crowd)), counts)
+    cleaned = clean(CocoImage(1, "x.jpg", 40, 60, (*objects, crowd)), counts)
     names = list(boxes)
-    assert {names[one.id]: one.box for one in kept} == {
+    assert {names[item.id]: item.box for item in cleaned} == {
         "fine": (1, 2, 3, 4), "over": (50, 30, 10, 10), "rounded": (30, 30, 30, 10),
     }  # fmt: skip
     assert counts == {"crowd": 1, "no area": 2, "outside": 2, "clipped": 1}
@@ -249,7 +249,7 @@ def test_polygons_are_cleaned_as_boxes_are() -> None:
     objects = tuple(CocoObject(k, 0, (1, 1, 8, 8), 1.0, False, shape) for k, shape in enumerate(shapes.values()))
     image = CocoImage(1, "x.jpg", 40, 60, objects)
     counts: Counter[str] = Counter()
-    assert [one.id for one in clean(image, counts)] == [0, 1, 2]
+    assert [item.id for item in clean(image, counts)] == [0, 1, 2]
     assert counts == {"outside": 1, "clipped": 1}
     assert len(clean(image, Counter(), masks=False)) == 4  # nobody draws them
 
@@ -273,7 +273,7 @@ def test_objects_that_cannot_be_found_are_described(tmp_path: Path) -> None:
     ):  # fmt: skip
         assert words in line
     assert "set iscrowd to 0" in line  # a sixth are crowds
-    for one in changed["annotations"]:
-        one["iscrowd"] = 0
+    for entry in changed["annotations"]:
+        entry["iscrowd"] = 0
     line = describe_unmatched(read_annotations(write(tmp_path, changed)), masks=False)
     assert line is not None and "crowds" not in line and "only a box" not in line

@@ -164,9 +164,9 @@ def zeros_in(path: Path, start: float, length: int) -> None:
     path.write_bytes(content)
 
 
-def with_chunk(content: bytes, kind: bytes, data: bytes, checksum: int) -> bytes:
+def with_chunk(content: bytes, chunk_type: bytes, data: bytes, checksum: int) -> bytes:
     """A PNG with one more chunk before its end."""
-    chunk = len(data).to_bytes(4) + kind + data + checksum.to_bytes(4)
+    chunk = len(data).to_bytes(4) + chunk_type + data + checksum.to_bytes(4)
     return content[:-12] + chunk + content[-12:]
 
 
@@ -341,8 +341,8 @@ def test_folders_that_link_to_each_other_end(tmp_path: Path, caplog: pytest.LogC
     for name in names:
         for other in names:
             (tmp_path / name / f"to_{other}").symlink_to(tmp_path / other)
-    found = [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)]
-    assert found == [f"{name}/image.png" for name in names]
+    paths = [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)]
+    assert paths == [f"{name}/image.png" for name in names]
     assert "225 links lead to folders that are searched anyway" in caplog.text
 
 

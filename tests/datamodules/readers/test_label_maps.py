@@ -19,8 +19,10 @@ LABELS = np.array([[0, 1, 2, 3], [3, 3, 0, 1]], dtype=np.uint8)
 def write_gray(path: Path, labels: np.ndarray, bits: int) -> None:
     """A grayscale PNG of some bits per pixel, chunk by chunk: Pillow writes none below 8 but those of 1."""
 
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    def chunk(chunk_type: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + chunk_type + content + struct.pack(">I", zlib.crc32(chunk_type + content))
+        )
 
     height, width = labels.shape
     rows = b""
@@ -36,8 +38,8 @@ def write_gray(path: Path, labels: np.ndarray, bits: int) -> None:
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_grayscale_of_any_bits_holds_class_numbers(bits: int, tmp_path: Path) -> None:
     write_gray(tmp_path / "mask.png", LABELS, bits)
-    found = read_values(tmp_path / "mask.png")
-    assert found.dtype == np.uint8 and (found == LABELS).all()
+    values = read_values(tmp_path / "mask.png")
+    assert values.dtype == np.uint8 and (values == LABELS).all()
 
 
 def test_one_bit_holds_two_classes(tmp_path: Path) -> None:
@@ -75,8 +77,8 @@ def test_what_is_written_is_read_and_looks_as_it_should(tmp_path: Path) -> None:
     write_values(tmp_path / "mask.png", LABELS, colors)
     assert (read_values(tmp_path / "mask.png") == LABELS).all()
     with Image.open(tmp_path / "mask.png") as image:
-        seen = np.asarray(image.convert("RGB"))
-    assert (seen == np.array([(0, 0, 0), *colors.values()])[LABELS]).all()
+        pixels = np.asarray(image.convert("RGB"))
+    assert (pixels == np.array([(0, 0, 0), *colors.values()])[LABELS]).all()
 
 
 def broken(path: Path) -> None:

@@ -147,8 +147,8 @@ def test_a_palette_file_that_is_none_is_refused(text: str, words: str, tmp_path:
 def test_without_a_setting_label_maps_decide_where_they_can(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = new_data(write_maps(tmp_path / "a", [[[0, 1, 2, 2]], [[3, 1, 1, 1]]]))
     assert masks(data) == [[[NONE, 0, 1, 1]], [[2, 0, 0, 0]]]
-    told = capsys.readouterr().out
-    assert "data.background is not set" in told and "only fit ignore: 0 is left out, 1 is clay" in told
+    output = capsys.readouterr().out
+    assert "data.background is not set" in output and "only fit ignore: 0 is left out, 1 is clay" in output
     assert data.init_args["background"] == "ignore"  # so that a checkpoint says it
 
 
@@ -237,8 +237,8 @@ def test_shares_are_printed_with_what_is_left_out_and_what_is_missing(
 ) -> None:
     root = write_maps(tmp_path, [[[0, 1, 1, 1]], [[0, 3, 255, 1]]])
     new_data(root, background="ignore", ignore_label=255)
-    told = capsys.readouterr().out
-    rows = [" ".join(line.replace("│", " ").split()) for line in told.splitlines()]
+    output = capsys.readouterr().out
+    rows = [" ".join(line.replace("│", " ").split()) for line in output.splitlines()]
     assert {"1 clay 50.00 %", "2 moss 0.00 %", "3 slate 12.50 %"} <= set(rows)
     assert "Classes in 2 training label maps" in rows
     assert "left out: 0: 25.00 %, 255: 12.50 %" in rows
@@ -249,9 +249,9 @@ def test_a_last_class_without_a_pixel_may_mean_that_classes_count_from_0(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     new_data(write_maps(tmp_path, [[[0, 1, 2, 2]]]), background="ignore")
-    told = capsys.readouterr().out
-    assert "no pixel in them and cannot be learned: slate" in told
-    assert "If 0 is clay, set data.background=class" in " ".join(told.split())
+    output = capsys.readouterr().out
+    assert "no pixel in them and cannot be learned: slate" in output
+    assert "If 0 is clay, set data.background=class" in " ".join(output.split())
 
 
 def test_a_sample_of_many_maps_is_called_one(
@@ -285,7 +285,7 @@ def test_label_maps_that_are_jpegs_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "ids", "shown"),
+    ("settings", "ids", "color"),
     [
         (LabelSettings(background="ignore"), [1, 2, 3], (1, 2, 3)),
         (LabelSettings(background="class"), [0, 1, 2], (1, 2, 3)),
@@ -294,7 +294,7 @@ def test_label_maps_that_are_jpegs_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_predicted_is_written_as_what_was_learned(
-    settings: LabelSettings, ids: list[Any], shown: Any, tmp_path: Path
+    settings: LabelSettings, ids: list[Any], color: Any, tmp_path: Path
 ) -> None:
     (coding,) = possible_codings(NAMES, settings, is_ade20k=False)
     assert isinstance(coding, LabelCoding) and coding.class_ids == ids
@@ -302,4 +302,4 @@ def test_what_is_predicted_is_written_as_what_was_learned(
     write_label_map(tmp_path / "labels.png", labels, coding.class_ids, [(1, 2, 3), (4, 5, 6), (7, 8, 9)])
     assert (coding.read(tmp_path / "labels.png") == labels).all()
     with Image.open(tmp_path / "labels.png") as image:
-        assert image.mode == "P" and image.convert("RGB").getpixel((0, 0)) == tuple(shown)
+        assert image.mode == "P" and image.convert("RGB").getpixel((0, 0)) == tuple(color)

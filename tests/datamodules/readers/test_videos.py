@@ -40,11 +40,11 @@ def pyav_frames(path: Path) -> list[tuple[float, np.ndarray]]:
 
 def test_frames_come_by_number_in_the_order_asked_for(tmp_path: Path) -> None:
     path = write_film(tmp_path / "film.mp4")
-    asked = [19, 0, 7, 7, 6, 5, 13]
-    found = frames_of(path, asked)
-    assert found.dtype == np.uint8 and found.shape == (7, 48, 64, 3)
-    assert numbers(found) == asked
-    assert np.abs(found[1].astype(int) - picture(0)).mean() < 3  # RGB, not BGR, and the right way up
+    indices = [19, 0, 7, 7, 6, 5, 13]
+    frames = frames_of(path, indices)
+    assert frames.dtype == np.uint8 and frames.shape == (7, 48, 64, 3)
+    assert numbers(frames) == indices
+    assert np.abs(frames[1].astype(int) - picture(0)).mean() < 3  # RGB, not BGR, and the right way up
     with Video(path) as video:
         assert len(video) == 20
 
@@ -69,17 +69,17 @@ def test_headers_that_lie_about_the_number_of_frames(tmp_path: Path) -> None:
 def test_a_rotation_that_the_file_asks_for_is_applied(turns: int, tmp_path: Path) -> None:
     path = rotate(write_film(tmp_path / "film.mp4"), turns)
     expected = np.rot90(picture(4), -turns)
-    found = frames_of(path, [4])[0]
-    assert found.shape == expected.shape
-    assert np.abs(found.astype(int) - expected).mean() < 3
+    frame = frames_of(path, [4])[0]
+    assert frame.shape == expected.shape
+    assert np.abs(frame.astype(int) - expected).mean() < 3
 
 
 @pytest.mark.parametrize("width", [16, 24, 48, 70, 72, 100])
 def test_narrow_videos_keep_their_three_channels(width: int, tmp_path: Path) -> None:
     path = write_film(tmp_path / "film.mp4", frames=5, size=(40, width))
-    found = frames_of(path, [3])[0]
-    assert found.shape == (40, width, 3)
-    assert np.abs(found.astype(int) - picture(3, 40, width)).mean() < 4
+    frame = frames_of(path, [3])[0]
+    assert frame.shape == (40, width, 3)
+    assert np.abs(frame.astype(int) - picture(3, 40, width)).mean() < 4
 
 
 @pytest.mark.parametrize(
@@ -95,14 +95,14 @@ def test_every_shared_clip_gives_the_frames_of_pyav_by_time(folder: str, number:
             assert len(video) == len(expected)
             # The n-th by time is the n-th frame: avi files state times in the order of decoding.
             chosen = np.concatenate([[0, len(expected) - 1], rng.integers(len(expected), size=6)])
-            found = video.frames(chosen)
+            frames = video.frames(chosen)
         times = [time for time, _ in expected]
         if path.suffix != ".avi":
             assert times == sorted(times)
-        for index, frame in zip(chosen, found, strict=True):
+        for index, frame in zip(chosen, frames, strict=True):
             nearest = min(range(len(times)), key=lambda k, index=index: abs(times[k] - times[index]))
-            wanted = index if path.suffix == ".avi" else nearest
-            assert np.abs(frame.astype(int) - expected[wanted][1]).mean() < 1, path
+            expected_index = index if path.suffix == ".avi" else nearest
+            assert np.abs(frame.astype(int) - expected[expected_index][1]).mean() < 1, path
 
 
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
@@ -139,11 +139,11 @@ def assert_reads_as_decoded(path: Path, decoder: Any = "auto", reads: int = 12) 
     draw = np.random.default_rng(len(expected))
     with Video(path, decoder) as video:
         assert len(video) == len(expected), path.name
-        asked = [np.array([number]) for number in draw.permutation(len(expected))[:reads]]
+        requests = [np.array([number]) for number in draw.permutation(len(expected))[:reads]]
         starts = draw.integers(0, max(1, len(expected) - 20), 3)
-        asked += [np.arange(start, min(start + 20, len(expected)), 2) for start in starts]
-        asked.append(((np.arange(8) + draw.random(8)) * len(expected) / 8).astype(int))
-        for numbers in asked:
+        requests += [np.arange(start, min(start + 20, len(expected)), 2) for start in starts]
+        requests.append(((np.arange(8) + draw.random(8)) * len(expected) / 8).astype(int))
+        for numbers in requests:
             for number, frame in zip(numbers, video.frames(numbers), strict=True):
                 difference = np.abs(frame.astype(int) - expected[number])
                 assert difference.mean() < 0.5, f"{path.name} {video.decoder}: {number} of {len(expected)}"
@@ -234,8 +234,8 @@ def test_decord_alone_refuses_what_is_not_proved(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="may give other frames"):
         Video(path, "decord")
     closed = video_matrix.write_cell(tmp_path, video_matrix.Cell("h264", "mp4", 2, False))
-    with Video(closed, "decord") as one, Video(closed) as other:
-        assert (one.decoder, other.decoder) == ("decord", "pyav")
+    with Video(closed, "decord") as forced, Video(closed) as default:
+        assert (forced.decoder, default.decoder) == ("decord", "pyav")
 
 
 @pytest.mark.parametrize("matrix", [None, "bt709", "smpte170m", "bt2020nc"])
@@ -255,8 +255,8 @@ def test_both_decoders_give_the_same_colors(
         for _ in range(5):
             file.mux(stream.encode(av.VideoFrame.from_ndarray(colors, format="rgb24")))
         file.mux(stream.encode())
-    with Video(path, "decord") as one, Video(path, "pyav") as other:
-        difference = np.abs(one.frames(range(5)).astype(int) - other.frames(range(5)))
+    with Video(path, "decord") as decord, Video(path, "pyav") as pyav:
+        difference = np.abs(decord.frames(range(5)).astype(int) - pyav.frames(range(5)))
     assert difference.max() <= 1
 
 
@@ -270,9 +270,9 @@ def test_everything_works_without_decord(tmp_path: Path) -> None:
         f"try: Video({str(path)!r}, 'decord')\n"
         "except UserError as error: print(error)"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said.splitlines()[0] == "20 pyav (1, 48, 64, 3)"
-    assert "which is not installed" in said
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.splitlines()[0] == "20 pyav (1, 48, 64, 3)"
+    assert "which is not installed" in output
 
 
 CORRUPTION: dict[str, Callable[[bytearray], bytearray]] = {
@@ -354,17 +354,17 @@ def write_with(path: Path, other: str, frames: int = 30) -> Path:
 
 def test_other_streams_change_nothing(tmp_path: Path) -> None:
     for name, other in (("a.mp4", "sound"), ("a.mkv", "sound"), ("a.ts", "sound"), ("two.mp4", "pictures")):
-        found = frames_of(write_with(tmp_path / name, other), range(30))
-        assert [video_matrix.number_of(frame) for frame in found] == list(range(30)), name
+        frames = frames_of(write_with(tmp_path / name, other), range(30))
+        assert [video_matrix.number_of(frame) for frame in frames] == list(range(30)), name
 
 
 def test_edit_lists_fields_and_recordings_that_begin_in_the_middle(tmp_path: Path) -> None:
     """Frames left out by an mp4's edit list; interlaced and intra-refreshed H.264; 10 bits, odd sizes; ts, mpg cut."""
     source = video_matrix.write_cell(tmp_path, video_matrix.Cell("h264", "mp4", 2, False)).read_bytes()
-    place = source.index(b"elst") + 16
-    start = int.from_bytes(source[place : place + 4], "big") + 14 * 512  # fourteen frames of the muxer's time base
+    offset = source.index(b"elst") + 16
+    start = int.from_bytes(source[offset : offset + 4], "big") + 14 * 512  # fourteen frames of the muxer's time base
     path = tmp_path / "edited.mp4"
-    path.write_bytes(source[:place] + start.to_bytes(4, "big") + source[place + 4 :])
+    path.write_bytes(source[:offset] + start.to_bytes(4, "big") + source[offset + 4 :])
     assert_reads_as_decoded(path)
     with Video(path) as video:
         assert video_matrix.number_of(video.frames([0])[0]) == 14
@@ -381,12 +381,12 @@ def test_edit_lists_fields_and_recordings_that_begin_in_the_middle(tmp_path: Pat
             stream = file.add_stream("libx264", rate=25)
             stream.height, stream.width, stream.pix_fmt = *size, pixels
             for number in range(20):
-                shown = np.ascontiguousarray(video_matrix.picture(number)[: size[0], : size[1]])
-                file.mux(stream.encode(av.VideoFrame.from_ndarray(shown, format="rgb24")))
+                image = np.ascontiguousarray(video_matrix.picture(number)[: size[0], : size[1]])
+                file.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
             file.mux(stream.encode())
-        found = frames_of(path, [13, 2])
-        assert found.shape == (2, *size, 3)
-        assert [video_matrix.number_of(frame) for frame in found] == [13, 2]
+        frames = frames_of(path, [13, 2])
+        assert frames.shape == (2, *size, 3)
+        assert [video_matrix.number_of(frame) for frame in frames] == [13, 2]
 
 
 def test_flips_are_applied_as_players_do(tmp_path: Path) -> None:
@@ -395,8 +395,8 @@ def test_flips_are_applied_as_players_do(tmp_path: Path) -> None:
     header = content.index(b"tkhd") + 4 + 40
     content[header : header + 4] = (-65536).to_bytes(4, "big", signed=True)
     path.write_bytes(content)
-    found = frames_of(path, [4])[0]
-    assert np.abs(found.astype(int) - picture(4)[:, ::-1]).mean() < 3
+    frame = frames_of(path, [4])[0]
+    assert np.abs(frame.astype(int) - picture(4)[:, ::-1]).mean() < 3
     assert not index_video(str(path)).decord_seeks
 
 

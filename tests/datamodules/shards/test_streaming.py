@@ -72,35 +72,35 @@ def datamodule(root: object, cache: Path, **arguments: Any) -> ImageNetDataModul
     return ImageNetDataModule(str(root), **{**SETTINGS, "num_workers": 0, **arguments}, stream=stream)
 
 
-def batches(data: ImageNetDataModule, epochs: int = 2) -> list[dict[str, torch.Tensor]]:
+def read_batches(data: ImageNetDataModule, epochs: int = 2) -> list[dict[str, torch.Tensor]]:
     """Those of some epochs of training, then those of validation."""
     torch.manual_seed(7)
     data.setup("fit")
-    loader, found = data.train_dataloader(), []
+    loader, all_batches = data.train_dataloader(), []
     for epoch in range(epochs):
         loader.batch_sampler.set_epoch(epoch)
-        found += list(loader)
-    return found + list(data.val_dataloader())
+        all_batches += list(loader)
+    return all_batches + list(data.val_dataloader())
 
 
-def kept(cache: Path) -> list[Path]:
+def list_cached(cache: Path) -> list[Path]:
     return sorted(cache.rglob("*.bin"))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("place", ["path", "file", "memory"])
+@pytest.mark.parametrize("source", ["path", "file", "memory"])
 def test_batches_are_those_of_the_folder(
-    place: str, workers: int, folder: Path, shards: Path, url: str, tmp_path: Path
+    source: str, workers: int, folder: Path, shards: Path, url: str, tmp_path: Path
 ) -> None:
-    root = {"path": str(shards), "file": f"file://{shards}", "memory": url}[place]
+    root = {"path": str(shards), "file": f"file://{shards}", "memory": url}[source]
     streamed = datamodule(root, tmp_path / "cache", num_workers=workers)
     expected = datamodule(folder, tmp_path)
-    assert differences(batches(streamed), batches(expected)) == []
+    assert differences(read_batches(streamed), read_batches(expected)) == []
     assert (streamed.class_ids, streamed.train_samples) == (list(COLORS), 60)
     assert [name.rpartition("/")[2] for name in streamed.train_sample_ids(2)] == [
         Path(path).name for path in expected.train_sample_ids(2)
     ]
-    assert len(kept(tmp_path / "cache")) == (len(kept(shards)) if place == "memory" else 0)
+    assert len(list_cached(tmp_path / "cache")) == (len(list_cached(shards)) if source == "memory" else 0)
 
 
 @pytest.mark.parametrize("names", [["n03", "n01", "n02", "n99"], "classes.csv"])
@@ -108,7 +108,7 @@ def test_other_class_lists(names: Any, folder: Path, written: Path, tmp_path: Pa
     names = str(folder / names) if isinstance(names, str) else names
     pair = [datamodule(root, tmp_path, class_names=names, augmentation=UNMIXED) for root in (folder, written)]
     assert pair[0].class_names == pair[1].class_names
-    assert differences(*map(batches, pair)) == []
+    assert differences(*map(read_batches, pair)) == []
 
 
 def test_classes_of_the_writing_are_kept(folder: Path, tmp_path: Path) -> None:
@@ -120,18 +120,18 @@ def test_classes_of_the_writing_are_kept(folder: Path, tmp_path: Path) -> None:
 def test_real_labels(folder: Path, written: Path, tmp_path: Path) -> None:
     names = sorted(path.name for path in (folder / "val").rglob("*.jpg"))
     (tmp_path / "real.json").write_text(json.dumps({name: [i % 3] * (i % 2) for i, name in enumerate(names)}))
-    found = []
+    evaluated = []
     for root in (folder, written):
         data = datamodule(root, tmp_path, real_labels=str(tmp_path / "real.json"))
         data.setup("validate")
-        found.append(list(data.val_dataloader()))
-    assert differences(*found) == []
-    assert found[1][0]["label"].shape == (8, 3)
+        evaluated.append(list(data.val_dataloader()))
+    assert differences(*evaluated) == []
+    assert evaluated[1][0]["label"].shape == (8, 3)
 
 
 def test_shards_beside_a_plain_folder(folder: Path, written: Path, tmp_path: Path) -> None:
     mixed = datamodule(written, tmp_path, val_dir=str(folder / "val"))
-    assert differences(batches(mixed), batches(datamodule(folder, tmp_path))) == []
+    assert differences(read_batches(mixed), read_batches(datamodule(folder, tmp_path))) == []
 
 
 def test_litdata_reads_the_shards(folder: Path, written: Path) -> None:
@@ -146,69 +146,69 @@ def test_training_images_of_a_shard_are_of_several_classes(written: Path) -> Non
     shards = open_shards(f"{written}/train", Streaming())
     assert shards is not None
     classes: dict[int, set[str]] = {}
-    for index, place in enumerate(shards.order):
-        classes.setdefault(int(np.searchsorted(shards.starts, place, side="right")), set()).add(shards[index][1])
-    assert sum(len(found) > 1 for found in classes.values()) > len(classes) / 2
+    for index, position in enumerate(shards.order):
+        classes.setdefault(int(np.searchsorted(shards.starts, position, side="right")), set()).add(shards[index][1])
+    assert sum(len(names) > 1 for names in classes.values()) > len(classes) / 2
 
 
 # ---- windows and the cache
 
 
-def opened(place: object, **streaming: Any) -> Shards:
-    shards = open_shards(str(place), Streaming(**streaming))
+def open_folder(root: object, **streaming: Any) -> Shards:
+    shards = open_shards(str(root), Streaming(**streaming))
     assert shards is not None
     return shards
 
 
 @pytest.mark.parametrize("window", [1, 3])
 def test_a_window_keeps_few_shards_in_use(window: int, written: Path) -> None:
-    shards = opened(written / "train", window=window)
+    shards = open_folder(written / "train", window=window)
     orders = [shards.shuffling()(np.random.default_rng(seed)) for seed in (0, 0, 1)]
     assert orders[0].tolist() == orders[1].tolist() != orders[2].tolist()
     for order in orders:
         assert sorted(order.tolist()) == list(range(60))
         shard = np.searchsorted(shards.starts, shards.order[order], side="right")
         used = [np.flatnonzero(shard == number) for number in np.unique(shard)]
-        in_use = [sum(places[0] <= now <= places[-1] for places in used) for now in range(60)]
+        in_use = [sum(steps[0] <= now <= steps[-1] for steps in used) for now in range(60)]
         assert max(in_use) <= window + 1
         assert np.mean(shard[1:] == shard[:-1]) < 0.9  # mixed, not one after the other
 
 
 def test_a_window_changes_the_order_alone(url: str, shards: Path, tmp_path: Path) -> None:
     remote, local = (datamodule(root, tmp_path / "cache", stream={"window": 2}) for root in (url, shards))
-    assert differences(batches(remote), batches(local)) == []
+    assert differences(read_batches(remote), read_batches(local)) == []
     plain = datamodule(shards, tmp_path)
     plain.setup("fit"), plain.train_dataloader()
     assert sorted(remote.train_sample_ids(0)) != sorted(plain.train_sample_ids(0))
 
 
 def test_the_cache_is_kept_small(url: str, shards: Path, tmp_path: Path) -> None:
-    largest = max(path.stat().st_size for path in kept(shards))
+    largest = max(path.stat().st_size for path in list_cached(shards))
     limit = 4.5 * largest
     stream = {"window": 1, "cache_gb": limit / 1e9}
     remote = datamodule(url, tmp_path / "cache", stream=stream, num_workers=2)
     expected = datamodule(shards, tmp_path, stream={"window": 1})
-    assert differences(batches(remote), batches(expected)) == []
-    assert 0 < sum(path.stat().st_size for path in kept(tmp_path / "cache")) <= limit
+    assert differences(read_batches(remote), read_batches(expected)) == []
+    assert 0 < sum(path.stat().st_size for path in list_cached(tmp_path / "cache")) <= limit
     with pytest.raises(UserError, match=r"shuffled among all shards.*cache_gb allows.*data\.stream\.window"):
         datamodule(url, tmp_path / "cache", stream={"cache_gb": limit / 1e9}).setup("fit")
 
 
 def test_only_the_cache_of_this_package_is_emptied(url: str, shards: Path, tmp_path: Path) -> None:
-    stream = {"window": 1, "cache_gb": 4.5 * max(path.stat().st_size for path in kept(shards)) / 1e9}
-    before = kept(shards)
-    batches(datamodule(url, shards, stream=stream))
-    assert set(before) <= set(kept(shards))
+    stream = {"window": 1, "cache_gb": 4.5 * max(path.stat().st_size for path in list_cached(shards)) / 1e9}
+    before = list_cached(shards)
+    read_batches(datamodule(url, shards, stream=stream))
+    assert set(before) <= set(list_cached(shards))
 
 
 def test_shards_written_anew_are_fetched_anew(folder: Path, url: str, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    batches(datamodule(url, cache))
+    read_batches(datamodule(url, cache))
     other = write_images(tmp_path / "other", train=3, val=1)
     assert main(["data", "optimize", "imagenet", str(other), str(tmp_path / "out"), "--workers=1"]) == 0
     fsspec.filesystem("memory").rm("/shards", recursive=True)
     fsspec.filesystem("memory").put(f"{tmp_path / 'out'}/", "/shards", recursive=True)
-    assert differences(batches(datamodule(url, cache)), batches(datamodule(other, cache))) == []
+    assert differences(read_batches(datamodule(url, cache)), read_batches(datamodule(other, cache))) == []
 
 
 # ---- resuming
@@ -241,11 +241,11 @@ def test_a_training_from_a_url_killed_twice_ends_as_one_from_the_folder(
     assert run(["fit", "--config=tiny.yaml", "--save.every_n_steps=3", *data], killed, **send_at(7)).status == -9
     assert run(RESUME, killed, **send_at(14)).status == -9
     assert run(RESUME, killed).status == 0
-    assert kept(tmp_path / "cache")
+    assert list_cached(tmp_path / "cache")
     for entry in ("state_dict", "optimizer_states", "lr_schedulers", "loops"):
         assert differences(last(straight)[entry], last(killed)[entry]) == []
-    seen = [set((folder / "journal" / "seen_0.txt").read_text().splitlines()) for folder in (straight, killed)]
-    assert seen[0] == seen[1]
+    samples = [set((folder / "journal" / "seen_0.txt").read_text().splitlines()) for folder in (straight, killed)]
+    assert samples[0] == samples[1]
     assert run(["validate", "--ckpt_path=runs/tiny/0/checkpoints/last.ckpt"], killed).status == 0
 
 
@@ -257,10 +257,10 @@ def test_a_missing_or_cut_off_shard(shards: Path, tmp_path: Path) -> None:
     content = victim.read_bytes()
     victim.write_bytes(content[:-1])
     with pytest.raises(UserError, match=r"train/chunk-0-1\.bin has [\d,]+ bytes, its index says"):
-        batches(datamodule(shards, tmp_path))
+        read_batches(datamodule(shards, tmp_path))
     victim.unlink()
     with pytest.raises(UserError, match=r"train/chunk-0-1\.bin is missing"):
-        batches(datamodule(shards, tmp_path))
+        read_batches(datamodule(shards, tmp_path))
     victim.write_bytes(content)
     data = datamodule(shards, tmp_path)
     data.setup("fit")
@@ -274,11 +274,11 @@ def test_a_missing_or_cut_off_shard_behind_a_url(url: str, tmp_path: Path) -> No
     content = files.cat_file("/shards/train/chunk-0-1.bin")
     files.pipe_file("/shards/train/chunk-0-1.bin", content[:-1])
     with pytest.raises(UserError, match=r"memory://shards/train/chunk-0-1\.bin has [\d,]+ bytes, its index says"):
-        batches(datamodule(url, tmp_path / "cache"))
+        read_batches(datamodule(url, tmp_path / "cache"))
     files.rm("/shards/train/chunk-0-1.bin")
     with pytest.raises(UserError, match=r"memory://shards/train/chunk-0-1\.bin is missing"):
-        batches(datamodule(url, tmp_path / "cache"))
-    assert "chunk-0-1.bin" not in {path.name for path in kept(tmp_path / "cache")}
+        read_batches(datamodule(url, tmp_path / "cache"))
+    assert "chunk-0-1.bin" not in {path.name for path in list_cached(tmp_path / "cache")}
 
 
 def test_shards_written_without_some_images_say_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -291,8 +291,8 @@ def test_shards_written_without_some_images_say_so(tmp_path: Path, caplog: pytes
     data = datamodule(out, tmp_path / "cache")
     data.setup("fit")
     data.setup("validate")
-    said = [record.getMessage() for record in caplog.records if "were written without" in record.getMessage()]
-    (line,) = said
+    warnings = [record.getMessage() for record in caplog.records if "were written without" in record.getMessage()]
+    (line,) = warnings
     assert f"{out}/val" in line and "without 1 images" in line and broken.name in line
 
 
@@ -325,21 +325,21 @@ def test_pickled_samples_are_refused_and_not_run(shards: Path, tmp_path: Path) -
     pickle.loads(pickle.dumps(Bomb(trace)))
     assert trace.exists()  # so it would do harm
     trace.unlink()
-    place = shards / "train"
-    for path in place.glob("*.bin"):
+    folder = shards / "train"
+    for path in folder.glob("*.bin"):
         path.unlink()
-    writer = BinaryWriter(str(place), chunk_bytes=10**6)
+    writer = BinaryWriter(str(folder), chunk_bytes=10**6)
     for number in range(60):
         writer.add_item(number, (Bomb(trace), b"n01", b"a.jpg"))
-    (place / "index.json").unlink()
+    (folder / "index.json").unlink()
     writer.done()
     writer.merge()
-    index = json.loads((place / "index.json").read_text())
+    index = json.loads((folder / "index.json").read_text())
     assert index["config"]["data_format"] == ["pickle", "bytes", "bytes"]
     index["classes"] = {"ids": ["n01"], "names": ["n01"]}
-    (place / "index.json").write_text(json.dumps(index))
+    (folder / "index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=r"index\.json does not list shards of images.*another kind"):
-        batches(datamodule(shards, tmp_path))
+        read_batches(datamodule(shards, tmp_path))
     assert not trace.exists()
 
 
@@ -365,7 +365,7 @@ def test_an_index_of_something_else(change: Any, message: str, shards: Path, tmp
     else:
         path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(UserError, match=rf"train/index\.json.*{message}"):
-        batches(datamodule(shards, tmp_path))
+        read_batches(datamodule(shards, tmp_path))
 
 
 def test_an_order_of_something_else(shards: Path, tmp_path: Path) -> None:
@@ -373,10 +373,10 @@ def test_an_order_of_something_else(shards: Path, tmp_path: Path) -> None:
     for order in (np.zeros(60, np.uint32), np.arange(59), np.array([Bomb(tmp_path / "trace")])):
         np.save(path, order, allow_pickle=True)
         with pytest.raises(UserError, match=r"Cannot read .*train/order\.npy"):
-            batches(datamodule(shards, tmp_path))
+            read_batches(datamodule(shards, tmp_path))
     path.unlink()
     with pytest.raises(UserError, match=r"train/order\.npy: it is missing"):
-        batches(datamodule(shards, tmp_path))
+        read_batches(datamodule(shards, tmp_path))
     assert not (tmp_path / "trace").exists()
 
 
@@ -391,14 +391,14 @@ def test_an_order_of_something_else(shards: Path, tmp_path: Path) -> None:
 )
 def test_places_without_shards(root: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
-        batches(datamodule(root, tmp_path))
+        read_batches(datamodule(root, tmp_path))
 
 
 def test_settings_that_do_not_fit(written: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"not in the class list: n03\. The class list is n01, n02"):
-        batches(datamodule(written, tmp_path, class_names=["n01", "n02"]))
+        read_batches(datamodule(written, tmp_path, class_names=["n01", "n02"]))
     with pytest.raises(UserError, match=r"data\.val_list is list\.txt, but .*/val holds shards"):
-        batches(datamodule(written, tmp_path, val_list="list.txt"))
+        read_batches(datamodule(written, tmp_path, val_list="list.txt"))
     for wrong in ({"window": -1}, {"cache_gb": 0.0}):
         with pytest.raises(UserError, match=rf"data\.stream\.{next(iter(wrong))}"):
             Streaming(**wrong)
@@ -407,7 +407,7 @@ def test_settings_that_do_not_fit(written: Path, tmp_path: Path) -> None:
 def test_shards_that_are_being_written(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "train.partial").mkdir()
     with pytest.raises(UserError, match=r"train is being written: run `swinv2-tasks data optimize` again"):
-        batches(datamodule(tmp_path, tmp_path))
+        read_batches(datamodule(tmp_path, tmp_path))
 
 
 def test_the_extra_is_asked_for(
@@ -415,7 +415,7 @@ def test_the_extra_is_asked_for(
 ) -> None:
     monkeypatch.setitem(sys.modules, "litdata", None)
     with pytest.raises(UserError, match=r"need litdata.*pip install 'swinv2-tasks\[stream\]'"):
-        batches(datamodule(written, tmp_path))
+        read_batches(datamodule(written, tmp_path))
     assert main(["data", "optimize", "imagenet", str(folder), str(tmp_path / "out"), "--workers=1"]) == 1
     assert "pip install 'swinv2-tasks[stream]'" in capsys.readouterr().err
 
@@ -445,5 +445,5 @@ def checksum(folder: Path) -> str:
 
 def test_reading_changes_nothing(shards: Path, tmp_path: Path) -> None:
     before = checksum(shards), sorted(shards.rglob("*"))
-    batches(datamodule(shards, tmp_path))
+    read_batches(datamodule(shards, tmp_path))
     assert (checksum(shards), sorted(shards.rglob("*"))) == before

@@ -103,11 +103,11 @@ def test_training_augments_unless_told_not_to() -> None:
 
 def test_each_drawn_rand_augment_operation_is_applied_half_of_the_time() -> None:
     image = photograph(64, 64)
-    one = train_transform(32, replace(PLAIN, rand_augment_ops=1, rand_augment_magnitude=10))
+    transform = train_transform(32, replace(PLAIN, rand_augment_ops=1, rand_augment_magnitude=10))
     changed = 0
     for seed in range(200):
         torch.manual_seed(seed)
-        augmented = one(image)
+        augmented = transform(image)
         torch.manual_seed(seed)
         changed += not torch.equal(augmented, train_transform(32, PLAIN)(image))
     assert 60 < changed < 120  # half of 200, less where the identity or nothing to change was drawn
@@ -137,16 +137,16 @@ def test_rand_augment_is_the_published_one() -> None:
     changed = compared = 0
     for seed in range(400):
         seed_generators(seed)
-        found = ours(image)
+        augmented = ours(image)
         seed_generators(seed)
         try:
             expected = theirs(image)
         except ValueError as error:  # today's Pillow does not keep 0 bits, see below
             assert "bits must be" in str(error)
             continue
-        assert np.array_equal(found, expected), seed
+        assert np.array_equal(augmented, expected), seed
         compared += 1
-        changed += not np.array_equal(found, image)
+        changed += not np.array_equal(augmented, image)
     assert compared > 390 and 250 < changed < 350
 
 
@@ -163,10 +163,10 @@ def test_erasing_is_the_published_one() -> None:
     erased = 0
     for seed in range(100):
         seed_generators(seed)
-        found = ours(image.clone())
+        erased_image = ours(image.clone())
         seed_generators(seed)
-        assert torch.equal(found, theirs(image.clone()))
-        erased += bool(found.any())
+        assert torch.equal(erased_image, theirs(image.clone()))
+        erased += bool(erased_image.any())
     assert 10 < erased < 40
 
 
@@ -175,11 +175,11 @@ def test_crops_are_distributed_as_the_published_ones() -> None:
     theirs = RandomResizedCropAndInterpolation(32, interpolation="bicubic")
     ours = train_transform(32).transforms[0]
     seed_generators(0)
-    places = np.array([theirs.get_params(image, theirs.scale, theirs.ratio) for _ in range(2000)])
+    their_crops = np.array([theirs.get_params(image, theirs.scale, theirs.ratio) for _ in range(2000)])
     drawn = [ours.make_params([image]) for _ in range(2000)]
-    found = np.array([[one[name] for name in ("top", "left", "height", "width")] for one in drawn])
+    our_crops = np.array([[parameters[name] for name in ("top", "left", "height", "width")] for parameters in drawn])
     for column in range(4):
-        assert ks_2samp(places[:, column], found[:, column]).pvalue > 1e-3
+        assert ks_2samp(their_crops[:, column], our_crops[:, column]).pvalue > 1e-3
     assert (ours.interpolation, theirs.interpolation) == (BICUBIC, BICUBIC)
 
 
@@ -203,7 +203,7 @@ def test_the_whole_transform_is_distributed_as_the_published_one() -> None:
         lambda x: x[:, 1, 0, 0],
     ):
         # Many results have the fill color there: what is equal but for its last bit must be equal.
-        theirs, ours = (statistic(one).numpy().round(4) for one in results)
+        theirs, ours = (statistic(images).numpy().round(4) for images in results)
         assert ks_2samp(theirs, ours).pvalue > 1e-3
 
 
@@ -227,10 +227,10 @@ def test_all_frames_of_a_clip_are_treated_alike() -> None:
     results = []
     for seed in range(20):
         seed_generators(seed)
-        found = transform(clip)
-        assert type(found) is torch.Tensor and found.shape == (3, 3, 32, 32)
-        assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
-        results.append(found[0])
+        frames = transform(clip)
+        assert type(frames) is torch.Tensor and frames.shape == (3, 3, 32, 32)
+        assert torch.equal(frames[0], frames[1]) and torch.equal(frames[0], frames[2])
+        results.append(frames[0])
     assert not torch.equal(results[0], results[1])
 
 

@@ -56,15 +56,15 @@ def scene(seed: int, height: int = 120, width: int = 150) -> tuple[np.ndarray, l
         else:
             cv2.rectangle(mask, (middle - size // 2).tolist(), (middle + size // 2).tolist(), 1, -1)
         image[..., k] = 255 * mask
-        made = annotation(mask.astype(bool), crowd=k == 1)  # run lengths
-        segmentation = None if k == 2 else made["segmentation"]
-        objects.append(CocoObject(k, k, tuple(made["bbox"]), made["area"], False, segmentation))
+        entry = annotation(mask.astype(bool), crowd=k == 1)  # run lengths
+        segmentation = None if k == 2 else entry["segmentation"]
+        objects.append(CocoObject(k, k, tuple(entry["bbox"]), entry["area"], False, segmentation))
         masks.append(mask)
     return image, objects, masks
 
 
-def overlap(one: np.ndarray, other: np.ndarray) -> float:
-    return float((one & other).sum() / max(1, (one | other).sum()))
+def overlap(mask: np.ndarray, other: np.ndarray) -> float:
+    return float((mask & other).sum() / max(1, (mask | other).sum()))
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
@@ -73,13 +73,13 @@ def overlap(one: np.ndarray, other: np.ndarray) -> float:
 def test_boxes_are_bounds_of_masks_and_masks_lie_on_their_objects(name: str, flip: float, seed: int) -> None:
     torch.manual_seed(seed)
     image, objects, _ = scene(seed)
-    found = replace(AUGMENTATIONS[name], horizontal_flip=flip).build(masks=True)(image, objects, image[..., 0])
-    height, width = found["image"].shape[:2]
-    masks = found["masks"]
-    assert masks is not None and masks.dtype == np.uint8 and masks.shape == (len(found["labels"]), height, width)
-    assert found["boxes"].dtype == np.float32 and found["labels"].dtype == np.int64
-    for box, label, mask in zip(found["boxes"], found["labels"], masks, strict=True):
-        there = found["image"][..., label] > 127
+    sample = replace(AUGMENTATIONS[name], horizontal_flip=flip).build(masks=True)(image, objects, image[..., 0])
+    height, width = sample["image"].shape[:2]
+    masks = sample["masks"]
+    assert masks is not None and masks.dtype == np.uint8 and masks.shape == (len(sample["labels"]), height, width)
+    assert sample["boxes"].dtype == np.float32 and sample["labels"].dtype == np.int64
+    for box, label, mask in zip(sample["boxes"], sample["labels"], masks, strict=True):
+        there = sample["image"][..., label] > 127
         if label == 2:  # only a box: it stays a box, around the object and within the image
             assert not mask.any()
             assert 0 <= box[0] < box[2] <= width and 0 <= box[1] < box[3] <= height
@@ -91,11 +91,11 @@ def test_boxes_are_bounds_of_masks_and_masks_lie_on_their_objects(name: str, fli
         if there.sum() > 200:
             assert overlap(mask.astype(bool), there) > 0.85
     for label in range(3):  # nothing that is to be seen is lost
-        if (found["image"][..., label] > 127).sum() > 30:
-            assert label in found["labels"]
-    assert found["stuff"] is not None and found["stuff"].shape == (height, width)
-    if ((found["image"][..., 0] > 127).sum()) > 200:
-        assert overlap(found["stuff"] > 127, found["image"][..., 0] > 127) > 0.85
+        if (sample["image"][..., label] > 127).sum() > 30:
+            assert label in sample["labels"]
+    assert sample["stuff"] is not None and sample["stuff"].shape == (height, width)
+    if ((sample["image"][..., 0] > 127).sum()) > 200:
+        assert overlap(sample["stuff"] > 127, sample["image"][..., 0] > 127) > 0.85
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
@@ -116,15 +116,15 @@ def test_boxes_without_masks_are_those_with_masks_to_a_pixel(name: str) -> None:
 
 def test_an_untouched_polygon_is_drawn_as_annotated() -> None:
     image, objects, masks = scene(3)
-    found = FlipAugmentation().build(masks=True)(image, objects)
+    sample = FlipAugmentation().build(masks=True)(image, objects)
     for k in (0, 1):
-        assert (found["masks"][k] == masks[k]).all()  # type: ignore[index]
+        assert (sample["masks"][k] == masks[k]).all()  # type: ignore[index]
     flipped = FlipAugmentation(1.0).build(masks=True)(image, objects)
     assert (flipped["image"] == image[:, ::-1]).all()
     for k in (0, 1):
         assert (flipped["masks"][k] == masks[k][:, ::-1]).mean() > 0.999  # type: ignore[index]
-    assert flipped["boxes"][1].tolist() == [150 - found["boxes"][1][2], *found["boxes"][1][1:2].tolist(),
-                                             150 - found["boxes"][1][0], found["boxes"][1][3]]  # fmt: skip
+    assert flipped["boxes"][1].tolist() == [150 - sample["boxes"][1][2], *sample["boxes"][1][1:2].tolist(),
+                                             150 - sample["boxes"][1][0], sample["boxes"][1][3]]  # fmt: skip
 
 
 def test_short_sides_are_drawn_from_the_list_and_long_ones_limited() -> None:
@@ -157,9 +157,9 @@ def test_augmentation_follows_torchs_seed() -> None:
 
 def test_nothing_annotated_is_nothing() -> None:
     image, _, _ = scene(0)
-    found = AUGMENTATIONS["jitter"].build(masks=True)(image, [])
-    assert found["boxes"].shape == (0, 4) and found["labels"].shape == (0,)
-    assert found["masks"] is not None and found["masks"].shape == (0, *found["image"].shape[:2])
+    sample = AUGMENTATIONS["jitter"].build(masks=True)(image, [])
+    assert sample["boxes"].shape == (0, 4) and sample["labels"].shape == (0,)
+    assert sample["masks"] is not None and sample["masks"].shape == (0, *sample["image"].shape[:2])
 
 
 # ---- copy-paste
@@ -173,17 +173,17 @@ def transformed(seed: int, **size: int) -> Scene:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_pasted_objects_hide_what_lies_below(seed: int) -> None:
-    one, other = transformed(seed), transformed(seed + 100, height=90, width=170)
-    before = {key: None if value is None else value.copy() for key, value in one.items()}  # type: ignore[attr-defined]
+    sample, other = transformed(seed), transformed(seed + 100, height=90, width=170)
+    before = {key: None if value is None else value.copy() for key, value in sample.items()}  # type: ignore[attr-defined]
     torch.manual_seed(seed)
-    pasted = paste_objects(one, other)
+    pasted = paste_objects(sample, other)
     assert pasted["masks"] is not None and pasted["stuff"] is not None
-    assert pasted["image"].shape == one["image"].shape
-    assert all(np.array_equal(one[key], before[key]) for key in ("image", "masks", "boxes"))  # type: ignore[literal-required]
+    assert pasted["image"].shape == sample["image"].shape
+    assert all(np.array_equal(sample[key], before[key]) for key in ("image", "masks", "boxes"))  # type: ignore[literal-required]
     for box, mask in zip(pasted["boxes"], pasted["masks"], strict=True):
         assert box.tolist() == mask_bounds(mask).tolist()  # type: ignore[union-attr]
-    changed = (pasted["image"] != one["image"]).any(2)
-    new = [k for k in range(len(pasted["masks"])) if not any((pasted["masks"][k] <= m).all() for m in one["masks"])]  # type: ignore[union-attr]
+    changed = (pasted["image"] != sample["image"]).any(2)
+    new = [k for k in range(len(pasted["masks"])) if not any((pasted["masks"][k] <= m).all() for m in sample["masks"])]  # type: ignore[union-attr]
     over = np.any([pasted["masks"][k] for k in new], axis=0) if new else np.zeros(changed.shape, bool)
     assert not (changed & ~over).any()
     assert ((pasted["stuff"] == 255) == over).all() or not new
@@ -194,13 +194,13 @@ def test_pasted_objects_hide_what_lies_below(seed: int) -> None:
 
 
 def test_objects_that_are_only_boxes_stay_when_others_are_pasted() -> None:
-    one, other = transformed(0), transformed(1)
-    assert one["masks"] is not None
-    one["masks"][1] = 0
+    sample, other = transformed(0), transformed(1)
+    assert sample["masks"] is not None
+    sample["masks"][1] = 0
     for seed in range(5):
         torch.manual_seed(seed)
-        pasted = paste_objects(one, other)
-        assert any((box == one["boxes"][1]).all() for box in pasted["boxes"])
+        pasted = paste_objects(sample, other)
+        assert any((box == sample["boxes"][1]).all() for box in pasted["boxes"])
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -32,16 +32,16 @@ def test_image_and_mask_stay_aligned_to_the_pixel() -> None:
     flips = set()
     for seed in range(40):
         torch.manual_seed(seed)
-        found, labels = transform(image, mask)
-        assert found.shape[:2] == labels.shape and labels.shape <= (48, 40)
+        pixels, labels = transform(image, mask)
+        assert pixels.shape[:2] == labels.shape and labels.shape <= (48, 40)
         assert set(np.unique(labels)) <= set(range(4))
         inside = np.zeros(labels.shape, dtype=bool)
         inside[2:-2, 2:-2] = True
         for down, across in ((-2, 0), (2, 0), (0, -2), (0, 2), (1, 1), (-1, 1), (1, -1), (-1, -1)):
             inside &= labels == np.roll(labels, (down, across), (0, 1))
         assert inside.mean() > 0.2
-        assert (found[inside] == 60 * labels[inside][:, None]).all()
-        flips.add(found.tobytes())
+        assert (pixels[inside] == 60 * labels[inside][:, None]).all()
+        flips.add(pixels.tobytes())
     assert len(flips) == 40
 
 
@@ -107,8 +107,8 @@ def test_transforms_draw_independently_of_each_other() -> None:
     rows = []
     for seed in range(400):
         torch.manual_seed(seed)
-        found, labels = transform(image, mask)
-        rows.append([labels[0, 0] == 0, found.mean() > 100, found.mean() < 100, labels.shape[0]])
+        pixels, labels = transform(image, mask)
+        rows.append([labels[0, 0] == 0, pixels.mean() > 100, pixels.mean() < 100, labels.shape[0]])
     correlation = np.corrcoef(np.array(rows, dtype=float).T)
     assert abs(correlation[0, 1:]).max() < 0.2
     assert abs(correlation[3, :3]).max() < 0.2
@@ -122,10 +122,10 @@ def test_distortion_changes_colors_only() -> None:
     changed = 0
     for seed in range(20):
         torch.manual_seed(seed)
-        found, labels = transform(image, mask)
-        assert found.dtype == np.uint8 and found.shape == image.shape
+        pixels, labels = transform(image, mask)
+        assert pixels.dtype == np.uint8 and pixels.shape == image.shape
         assert (labels == mask).all()
-        changed += (found != image).any()
+        changed += (pixels != image).any()
     assert changed > 10
 
 
@@ -133,11 +133,11 @@ def test_a_seed_of_torch_decides_all() -> None:
     image, mask = scene()
     transform = ADE20KAugmentation().build((32, 32), (96, 72))
     torch.manual_seed(3)
-    one = [transform(image, mask) for _ in range(3)]
+    samples = [transform(image, mask) for _ in range(3)]
     torch.manual_seed(3)
-    for (first, labels), (again, same) in zip(one, [transform(image, mask) for _ in range(3)], strict=True):
+    for (first, labels), (again, same) in zip(samples, [transform(image, mask) for _ in range(3)], strict=True):
         assert (first == again).all() and (labels == same).all()
-    assert (one[0][0].shape != one[1][0].shape) or (one[0][0] != one[1][0]).any()
+    assert (samples[0][0].shape != samples[1][0].shape) or (samples[0][0] != samples[1][0]).any()
 
 
 def test_rescaling_by_itself_is_drawn_from_its_generator() -> None:

@@ -45,10 +45,10 @@ def test_segments_take_one_frame_of_each_part(total: int) -> None:
     torch.manual_seed(0)
     sampling = FrameSampling(8, mode="segments")
     edges = np.arange(9) * total / 8
-    found = np.stack([sampling.draw(total) for _ in range(200)])
-    assert (found >= np.floor(edges[:-1])).all() and (found < np.ceil(edges[1:])).all()
+    draws = np.stack([sampling.draw(total) for _ in range(200)])
+    assert (draws >= np.floor(edges[:-1])).all() and (draws < np.ceil(edges[1:])).all()
     if total >= 16:
-        assert all(len(set(column)) > 1 for column in found.T)
+        assert all(len(set(column)) > 1 for column in draws.T)
     middle = sampling.spread(total, 1)[0]
     assert middle.tolist() == [int((k + 0.5) * total / 8) for k in range(8)]
     three = sampling.spread(total, 3)
