@@ -50,9 +50,9 @@ def test_faulty_videos_are_listed_and_stop_no_others(
     films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["data", "check", "kinetics", str(films), "--output", str(tmp_path / "out"), "--workers", "2"]) == 1
-    shown, told = capsys.readouterr()
-    assert f"5 of 9 videos are faulty: {tmp_path / 'out' / 'faulty_videos.csv'}" in told
-    assert "train: 2 of 5 videos decode fully" in shown and "val: 2 of 4 videos decode fully" in shown
+    output, errors = capsys.readouterr()
+    assert f"5 of 9 videos are faulty: {tmp_path / 'out' / 'faulty_videos.csv'}" in errors
+    assert "train: 2 of 5 videos decode fully" in output and "val: 2 of 4 videos decode fully" in output
     with (tmp_path / "out" / "faulty_videos.csv").open(newline="") as file:
         reasons = {Path(row["path"]).name: row["reason"] for row in csv.DictReader(file)}
     assert reasons.keys() == {"cut.mp4", "cut.mkv", "scrambled.mp4", "empty.mp4", "sound.mp4"}
@@ -193,8 +193,8 @@ def test_a_check_that_is_stopped_keeps_its_verdicts_and_resumes(number: signal.S
     begun = table.read_text()
     assert 20 < begun.count("\n") < 1000
     assert "crashed" not in begun
-    found = [row["path"] for row in rows(table) if row["reason"]]
-    with pytest.raises(UserError, match=f"{len(found)} of 1000 train videos cannot be read"):
+    faulty = [row["path"] for row in rows(table) if row["reason"]]
+    with pytest.raises(UserError, match=f"{len(faulty)} of 1000 train videos cannot be read"):
         KineticsDataModule(str(many_films)).setup("fit")
 
     wait_for(lambda: not is_alive(group), 20)  # no process is left behind
@@ -258,10 +258,10 @@ def test_what_check_calls_faulty_stops_every_command_or_is_skipped(
 
     skip = "--data.faulty_samples=skip"
     assert main(["fit", *arguments, skip]) == 0
-    shown = capsys.readouterr()
+    printed = capsys.readouterr()
     for path in spoiled:
-        assert shown.err.count(f"skipped: Cannot read the video {path}: {listed[str(path)]}") == 1
-    assert "have not been decoded in full" not in shown.out
+        assert printed.err.count(f"skipped: Cannot read the video {path}: {listed[str(path)]}") == 1
+    assert "have not been decoded in full" not in printed.out
     for command in ("validate", "test"):
         assert main([command, *evaluate, skip]) == 0
         assert f"the scores are of 3 of 4 samples; left out, since they could not be read: {spoiled[1]}" in (
@@ -351,8 +351,8 @@ def test_a_check_that_is_stopped_is_gone_by(long_films: Path) -> None:
         verdicts.add(crashing, Verdict("its decoder crashed", is_final=False))
         raise KeyboardInterrupt
     other = str(long_films / "val" / "air drumming" / "0.mp4")
-    found = look_up([sound, spoiled, crashing, other, "nowhere.mp4"], [long_films])
-    assert list(found.faulty) == [spoiled, crashing] and found.missing == ["nowhere.mp4"] and found.unchecked == 1
+    report = look_up([sound, spoiled, crashing, other, "nowhere.mp4"], [long_films])
+    assert list(report.faulty) == [spoiled, crashing] and report.missing == ["nowhere.mp4"] and report.unchecked == 1
 
 
 ODD_NAMES = [
@@ -375,10 +375,10 @@ def test_videos_of_any_name_are_checked_listed_and_read(tmp_path: Path, capsys: 
     os.link(bad, folder / os.fsdecode(b"b\xe4d\n.mp4"))
     plain = write_film(tmp_path / "train" / "air drumming" / "good.mp4")
     assert check(tmp_path) == 1
-    shown, told = capsys.readouterr()
-    assert "train: 7 of 9 videos decode fully" in shown and "2 of 9 videos are faulty" in told
-    assert r"b\xe4d\n.mp4: " in shown and r"line\nbreak.mp4: it decodes, but no list can hold its name" in shown
-    assert all(line.isprintable() for line in shown.splitlines())
+    output, errors = capsys.readouterr()
+    assert "train: 7 of 9 videos decode fully" in output and "2 of 9 videos are faulty" in errors
+    assert r"b\xe4d\n.mp4: " in output and r"line\nbreak.mp4: it decodes, but no list can hold its name" in output
+    assert all(line.isprintable() for line in output.splitlines())
     reasons = {row["path"]: row["reason"] for row in rows(tmp_path / "faulty_videos.csv")}
     assert reasons.keys() == {str(folder / os.fsdecode(name)) for name in (b"b\xe4d\n.mp4", b"line\nbreak.mp4")}
     module = KineticsDataModule(
@@ -396,15 +396,15 @@ def test_videos_of_any_name_are_checked_listed_and_read(tmp_path: Path, capsys: 
     assert len(list(module.train_dataloader())) == 3
 
 
-@pytest.mark.parametrize("place", ["taken", "taken/below"])
+@pytest.mark.parametrize("folder", ["taken", "taken/below"])
 def test_a_folder_that_cannot_be_written_to_is_told_before_the_work(
-    place: str, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: str, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "taken").write_text("a file")
     monkeypatch.setattr(data_command, "decoding_fault", decoded)
-    assert check(films, f"--output={tmp_path / place}") == 1
-    shown, told = capsys.readouterr()
-    assert f"cannot write in {tmp_path / place} (--output)" in told and "decode fully" not in shown
+    assert check(films, f"--output={tmp_path / folder}") == 1
+    output, errors = capsys.readouterr()
+    assert f"cannot write in {tmp_path / folder} (--output)" in errors and "decode fully" not in output
 
 
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -451,10 +451,10 @@ def test_optimized_images_are_told_and_written_once(
 ) -> None:
     out = tmp_path / "out"
     assert optimize(pictures, out) == 0
-    shown = capsys.readouterr()
+    printed = capsys.readouterr()
     shards = len(list((out / "train").glob("*.bin")))
-    assert f"train: 60 of 60 images in {shards} shards: {out / 'train'}" in shown.out and shards > 5
-    assert "val: 12 of 12 images" in shown.out and shown.err == ""
+    assert f"train: 60 of 60 images in {shards} shards: {out / 'train'}" in printed.out and shards > 5
+    assert "val: 12 of 12 images" in printed.out and printed.err == ""
     assert {path.name for path in (out / "val").iterdir()} >= {"index.json", "order.npy", "chunk-0-0.bin"}
     before = state(out)
     assert optimize(pictures, out) == 0
@@ -496,10 +496,10 @@ def test_a_corrupt_image_is_refused_by_every_command(
     ):
         capsys.readouterr()
         assert main(command) == 1
-        shown = "".join(capsys.readouterr())
-        found = re.search(rf"Cannot read the image {path}: (.*?)\. Replace", shown)
-        assert found is not None, shown
-        reasons.add(found[1])
+        output = "".join(capsys.readouterr())
+        match = re.search(rf"Cannot read the image {path}: (.*?)\. Replace", output)
+        assert match is not None, output
+        reasons.add(match[1])
     assert len(reasons) == 1 and words in reasons.pop()
 
 
@@ -521,10 +521,10 @@ def test_an_unreadable_image_is_named_and_may_be_left_out(
     content_of_empty = empty.read_bytes()
     empty.write_bytes(b"")
     assert optimize(pictures, out) == 1
-    shown, errors = capsys.readouterr()
+    output, errors = capsys.readouterr()
     assert "2 images cannot be read" in errors and "--skip_faulty" in errors and "Traceback" not in errors
-    assert f"faulty: train/n02/n02_3.jpg: Cannot read the image {broken}" in shown
-    assert f"faulty: val/n01/n01_1.jpg: Cannot read the image {empty}" in shown
+    assert f"faulty: train/n02/n02_3.jpg: Cannot read the image {broken}" in output
+    assert f"faulty: val/n01/n01_1.jpg: Cannot read the image {empty}" in output
     assert [row["image"] for row in rows(out / "faulty_images.csv")] == ["train/n02/n02_3.jpg", "val/n01/n01_1.jpg"]
     assert not (out / "train").exists() and not (out / "val").exists()
     empty.write_bytes(content_of_empty)
@@ -536,10 +536,10 @@ def test_an_unreadable_image_is_named_and_may_be_left_out(
 
     assert len(list(filter(is_train_shard, finished))) == len(planned) - 2  # shards, and one of them is missing
     assert optimize(pictures, out, "--skip_faulty=true") == 0
-    shown = capsys.readouterr().out
-    assert "train: 59 of 60 images" in shown and "left out: train/n02/n02_3.jpg: Cannot read the image" in shown
-    kept = {Path(path).name: entry for path, entry in state(out).items() if "/train/" in path}
-    assert all(kept[Path(path).name] == entry for path, entry in finished.items() if is_train_shard(path))
+    output = capsys.readouterr().out
+    assert "train: 59 of 60 images" in output and "left out: train/n02/n02_3.jpg: Cannot read the image" in output
+    entries = {Path(path).name: entry for path, entry in state(out).items() if "/train/" in path}
+    assert all(entries[Path(path).name] == entry for path, entry in finished.items() if is_train_shard(path))
     for split in ("train", "val"):
         assert names(out, split) == [name for name in names(pictures, split) if name != "train/n02/n02_3.jpg"]
     assert optimize(pictures, out) == 1

@@ -36,8 +36,8 @@ def write(folder: Path, maps: Maps) -> Path:
 
 
 def score(folder: Path, *arguments: str) -> int:
-    places = [f"--annotations={folder / 'truth'}", f"--predictions={folder / 'predicted'}"]
-    return main(["score", "ade20k", *places, f"--json={folder / 'scores.json'}", *arguments])
+    paths = [f"--annotations={folder / 'truth'}", f"--predictions={folder / 'predicted'}"]
+    return main(["score", "ade20k", *paths, f"--json={folder / 'scores.json'}", *arguments])
 
 
 def scores(folder: Path, *arguments: str) -> dict[str, Any]:
@@ -53,19 +53,19 @@ def pairs(tmp_path: Path) -> Path:
 
 
 def test_scores_are_those_worked_out_by_hand(pairs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = scores(pairs)
-    assert found["miou"] == pytest.approx(sum(IOU.values()) / 4)
-    assert found["mean_accuracy"] == pytest.approx(sum(ACCURACY.values()) / 3)
-    assert found["pixel_accuracy"] == pytest.approx(4 / 7)
-    rows = {row["id"]: row for row in found["classes"]}
+    result = scores(pairs)
+    assert result["miou"] == pytest.approx(sum(IOU.values()) / 4)
+    assert result["mean_accuracy"] == pytest.approx(sum(ACCURACY.values()) / 3)
+    assert result["pixel_accuracy"] == pytest.approx(4 / 7)
+    rows = {row["id"]: row for row in result["classes"]}
     assert len(rows) == 150 and rows[1]["name"] == "wall"
     for k, row in rows.items():
         assert row["iou"] == (pytest.approx(IOU[k]) if k in IOU else None)
         assert row["accuracy"] == (pytest.approx(ACCURACY[k]) if k in ACCURACY else None)
         assert row["pixels"] == {1: 2, 2: 3, 4: 2}.get(k, 0)
-    shown = capsys.readouterr().out
-    assert "wall" in shown and "0.6667" in shown and "4 of 150 classes" in shown
-    assert "tree" not in shown  # class 5 is nowhere
+    output = capsys.readouterr().out
+    assert "wall" in output and "0.6667" in output and "4 of 150 classes" in output
+    assert "tree" not in output  # class 5 is nowhere
 
 
 def test_options_may_be_written_apart(pairs: Path) -> None:
@@ -76,18 +76,18 @@ def test_options_may_be_written_apart(pairs: Path) -> None:
 
 def test_other_classes_have_a_list(pairs: Path) -> None:
     (pairs / "names.txt").write_text("one\ntwo\nthree\nfour\n")
-    found = scores(pairs, f"--class_names={pairs / 'names.txt'}")
-    assert [row["name"] for row in found["classes"]] == ["one", "two", "three", "four"]
-    assert found["miou"] == pytest.approx(sum(IOU.values()) / 4)
+    result = scores(pairs, f"--class_names={pairs / 'names.txt'}")
+    assert [row["name"] for row in result["classes"]] == ["one", "two", "three", "four"]
+    assert result["miou"] == pytest.approx(sum(IOU.values()) / 4)
 
 
 def test_subfolders_and_predictions_to_spare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "truth", {"x/a": [[1, 2]], "y/a": [[2, 2]]})
     write(tmp_path / "predicted", {"x/a": [[1, 2]], "y/a": [[2, 1]], "z/a": [[9, 9]]})
-    found = scores(tmp_path)
-    assert found["pixel_accuracy"] == pytest.approx(3 / 4)
-    told = " ".join(capsys.readouterr().err.split())
-    assert "1 predictions without an annotation were left out: z/a.png" in told
+    result = scores(tmp_path)
+    assert result["pixel_accuracy"] == pytest.approx(3 / 4)
+    errors = " ".join(capsys.readouterr().err.split())
+    assert "1 predictions without an annotation were left out: z/a.png" in errors
 
 
 def test_scores_are_those_of_the_benchmarks_rules(tmp_path: Path) -> None:
@@ -104,20 +104,20 @@ def test_scores_are_those_of_the_benchmarks_rules(tmp_path: Path) -> None:
     for name, labels in truth.items():
         masked = predicted[name] * (labels > 0)
         inter += np.histogram(masked * (masked == labels), 150, (1, 150))[0]
-        areas = [np.histogram(one, 150, (1, 150))[0] for one in (masked, labels)]
+        areas = [np.histogram(classes, 150, (1, 150))[0] for classes in (masked, labels)]
         union += areas[0] + areas[1]
         right += ((masked == labels) & (labels > 0)).sum()
         labeled += (labels > 0).sum()
-    found = scores(tmp_path)
-    assert found["miou"] == pytest.approx((inter / (union - inter)).mean())
-    assert found["pixel_accuracy"] == pytest.approx(right / labeled)
+    result = scores(tmp_path)
+    assert result["miou"] == pytest.approx((inter / (union - inter)).mean())
+    assert result["pixel_accuracy"] == pytest.approx(right / labeled)
 
 
 def test_nothing_labeled_is_no_score(tmp_path: Path) -> None:
     write(tmp_path / "truth", {"a": [[0, 0]]})
     write(tmp_path / "predicted", {"a": [[1, 2]]})
-    found = scores(tmp_path)
-    assert found["miou"] is found["pixel_accuracy"] is None
+    result = scores(tmp_path)
+    assert result["miou"] is result["pixel_accuracy"] is None
 
 
 def remove(folder: Path) -> None:
@@ -155,9 +155,9 @@ def test_mistakes_are_told_and_nothing_is_written(
 ) -> None:
     corrupt(pairs)
     assert score(pairs) == 1
-    told = capsys.readouterr().err
-    assert all(word in told for word in words), told
-    assert "Traceback" not in told
+    errors = capsys.readouterr().err
+    assert all(word in errors for word in words), errors
+    assert "Traceback" not in errors
     assert not (pairs / "scores.json").is_file()
 
 
@@ -187,18 +187,18 @@ def test_a_pair_that_cannot_be_scored_is_listed_and_the_others_are_scored(
 ) -> None:
     corrupt(pairs)
     assert score(pairs) == 1
-    shown, told = capsys.readouterr()
-    found = json.loads((pairs / "scores.json").read_text())
-    assert found["label_maps"] == 1 and found["faulty"].keys() == {"a.png"}
-    assert found["pixel_accuracy"] == pytest.approx(1 / 2)  # of pair b alone
-    assert "1 of 2 label maps are scored" in shown and "not scored: a.png: " in shown
-    assert all(word in found["faulty"]["a.png"] and word in shown for word in words), found
-    assert "1 of 2 label maps cannot be scored" in told and "Traceback" not in told
+    output, errors = capsys.readouterr()
+    result = json.loads((pairs / "scores.json").read_text())
+    assert result["label_maps"] == 1 and result["faulty"].keys() == {"a.png"}
+    assert result["pixel_accuracy"] == pytest.approx(1 / 2)  # of pair b alone
+    assert "1 of 2 label maps are scored" in output and "not scored: a.png: " in output
+    assert all(word in result["faulty"]["a.png"] and word in output for word in words), result
+    assert "1 of 2 label maps cannot be scored" in errors and "Traceback" not in errors
 
 
 def test_a_score_says_how_many_files_it_rests_on(pairs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = scores(pairs)
-    assert (found["label_maps"], found["faulty"]) == (2, {})
+    result = scores(pairs)
+    assert (result["label_maps"], result["faulty"]) == (2, {})
     assert "2 of 2 label maps are scored" in capsys.readouterr().out
 
 
@@ -210,14 +210,14 @@ def test_label_maps_of_any_name_are_scored_or_told(tmp_path: Path, capsys: pytes
     for name in names[:3]:
         (tmp_path / "predicted" / f"{name}.png").write_bytes(b"no picture")
     assert score(tmp_path) == 1
-    shown, told = capsys.readouterr()
-    assert "2 of 5 label maps are scored" in shown
+    output, errors = capsys.readouterr()
+    assert "2 of 5 label maps are scored" in output
     for name in (r"caf\xe9.png", r"a\nb.png", r"\x1b[31mred.png"):
-        assert f"not scored: {name}: " in shown
-    assert r"left out: caf\xe9 too.png" in told
-    assert all(line.isprintable() for line in (shown + told).splitlines())
-    found = json.loads((tmp_path / "scores.json").read_text())
-    assert found["faulty"].keys() == {f"{name}.png" for name in names[:3]}
+        assert f"not scored: {name}: " in output
+    assert r"left out: caf\xe9 too.png" in errors
+    assert all(line.isprintable() for line in (output + errors).splitlines())
+    result = json.loads((tmp_path / "scores.json").read_text())
+    assert result["faulty"].keys() == {f"{name}.png" for name in names[:3]}
 
 
 def test_where_nothing_can_be_written_is_told_before_the_work(
@@ -225,8 +225,8 @@ def test_where_nothing_can_be_written_is_told_before_the_work(
 ) -> None:
     (pairs / "predicted" / "a.png").write_bytes(b"")  # which would be told of, if it were read
     assert score(pairs, "--json=/proc/scores.json") == 1
-    shown, told = capsys.readouterr()
-    assert "cannot write in /proc (--json)" in told and "label maps" not in shown
+    output, errors = capsys.readouterr()
+    assert "cannot write in /proc (--json)" in errors and "label maps" not in output
 
 
 @pytest.mark.slow
@@ -259,16 +259,16 @@ def test_published_detections_score_the_published_numbers(
 ) -> None:
     folder = real_data / "cocoeval"
     expected = json.loads((folder / "expected.json").read_text())
-    for kind, name, key in (("bbox", "fakebbox100", "box"), ("segm", "fakesegm100", "mask")):
+    for iou_type, name, key in (("bbox", "fakebbox100", "box"), ("segm", "fakesegm100", "mask")):
         files = ["--annotations", str(folder / "instances_val2014_100.json")]
         files += ["--predictions", str(folder / f"{name}_results.json"), "--json", str(tmp_path / "scores.json")]
-        for more in ([], ["--iou-type", kind], [f"--iou_type={kind}", "--backend", "faster_coco_eval"]):
+        for more in ([], ["--iou-type", iou_type], [f"--iou_type={iou_type}", "--backend", "faster_coco_eval"]):
             assert main(["score", "coco", *files, *more]) == 0
-            found = json.loads((tmp_path / "scores.json").read_text())
-            assert [*found[key].values()] == pytest.approx(expected[kind], abs=1e-6)
-            assert len(found["classes"]) == 80
-    shown = capsys.readouterr().out
-    assert "0.5046" in shown and "0.3195" in shown and "person" in shown
+            result = json.loads((tmp_path / "scores.json").read_text())
+            assert [*result[key].values()] == pytest.approx(expected[iou_type], abs=1e-6)
+            assert len(result["classes"]) == 80
+    output = capsys.readouterr().out
+    assert "0.5046" in output and "0.3195" in output and "person" in output
 
 
 BOXES: dict[str, Any] = {
@@ -279,26 +279,26 @@ BOXES: dict[str, Any] = {
     ],
     "categories": [{"id": 7, "name": "cup"}, {"id": 9, "name": "dog"}],
 }
-FOUND: list[dict[str, Any]] = [
+DETECTIONS: list[dict[str, Any]] = [
     {"image_id": 4, "category_id": 7, "bbox": [0, 0, 10, 8], "score": 0.9},
     {"image_id": 4, "category_id": 9, "bbox": [0, 0, 5, 5], "score": 0.8},
 ]
 
 
-def score_boxes(folder: Path, found: Any, truth: Any, *arguments: str) -> int:
+def score_boxes(folder: Path, detections: Any, truth: Any, *arguments: str) -> int:
     (folder / "truth.json").write_text(json.dumps(truth))
-    (folder / "found.json").write_text(found if isinstance(found, str) else json.dumps(found))
+    (folder / "found.json").write_text(detections if isinstance(detections, str) else json.dumps(detections))
     files = [f"--annotations={folder / 'truth.json'}", f"--predictions={folder / 'found.json'}"]
     return main(["score", "coco", *files, f"--json={folder / 'scores.json'}", *arguments])
 
 
 def test_scores_of_boxes_are_those_worked_out_by_hand(tmp_path: Path) -> None:
     """The cup overlaps by 0.8: found at seven of ten thresholds. The dog is missed."""
-    assert score_boxes(tmp_path, FOUND, BOXES) == 0
-    found = json.loads((tmp_path / "scores.json").read_text())
-    assert found["box"]["ap"] == pytest.approx(0.35) and found["box"]["ap50"] == pytest.approx(0.5)
-    assert found["box"]["ap_large"] == -1 and "mask" not in found
-    assert found["classes"] == [
+    assert score_boxes(tmp_path, DETECTIONS, BOXES) == 0
+    result = json.loads((tmp_path / "scores.json").read_text())
+    assert result["box"]["ap"] == pytest.approx(0.35) and result["box"]["ap50"] == pytest.approx(0.5)
+    assert result["box"]["ap_large"] == -1 and "mask" not in result
+    assert result["classes"] == [
         {"id": 7, "name": "cup", "box_ap": pytest.approx(0.7)},
         {"id": 9, "name": "dog", "box_ap": 0.0},
     ]
@@ -314,14 +314,14 @@ def test_more_objects_than_detections_that_count_are_noted(tmp_path: Path, capsy
         "annotations": [{"id": k, "image_id": 4, "category_id": 7, "bbox": box} for k, box in enumerate(boxes)],
         "categories": BOXES["categories"],
     }
-    found = [{"image_id": 4, "category_id": 7, "bbox": box, "score": 0.5} for box in boxes]
+    detections = [{"image_id": 4, "category_id": 7, "bbox": box, "score": 0.5} for box in boxes]
     for backend in ("pycocotools", "faster_coco_eval"):
-        assert score_boxes(tmp_path, found, truth, "--max-dets", "2", "--backend", backend) == 0
+        assert score_boxes(tmp_path, detections, truth, "--max-dets", "2", "--backend", backend) == 0
         scored = json.loads((tmp_path / "scores.json").read_text())
         assert scored["box"]["ap"] == pytest.approx(67 / 101) and scored["box"]["ar2"] == pytest.approx(2 / 3)
         assert "1 of 1 images has more objects of a class (up to 3) than the 2 detections" in scored["note"]
         assert scored["note"] in " ".join(capsys.readouterr().err.split())
-        assert score_boxes(tmp_path, found, truth, "--max-dets=3", f"--backend={backend}") == 0
+        assert score_boxes(tmp_path, detections, truth, "--max-dets=3", f"--backend={backend}") == 0
         scored = json.loads((tmp_path / "scores.json").read_text())
         assert scored["box"]["ap"] == pytest.approx(1) and "note" not in scored
         assert "more objects" not in capsys.readouterr().err
@@ -330,10 +330,10 @@ def test_more_objects_than_detections_that_count_are_noted(tmp_path: Path, capsy
 def test_what_cannot_be_found_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     truth = json.loads(json.dumps(BOXES))
     truth["annotations"][0]["iscrowd"] = 1
-    assert score_boxes(tmp_path, [{**FOUND[1], "bbox": [15, 5, -3, 2]}], truth) == 0
-    told = " ".join(capsys.readouterr().err.split())
-    assert "of 2 objects 1 are crowds" in told and "set iscrowd to 0" in told
-    assert "1 of 1 detections have a box without area" in told
+    assert score_boxes(tmp_path, [{**DETECTIONS[1], "bbox": [15, 5, -3, 2]}], truth) == 0
+    errors = " ".join(capsys.readouterr().err.split())
+    assert "of 2 objects 1 are crowds" in errors and "set iscrowd to 0" in errors
+    assert "1 of 1 detections have a box without area" in errors
 
 
 def masks(**changes: Any) -> dict[str, Any]:
@@ -347,17 +347,17 @@ def masks(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("found", "arguments", "words"),
+    ("detections", "arguments", "words"),
     [
         ("{", [], ["found.json is no JSON"]),
         ({"a": 1}, [], ["no list of objects"]),
         ([1], [], ["no list of objects"]),
         ([{"image_id": 4, "score": 1}], [], ["detection 0", "lacks category_id"]),
-        ([{**FOUND[0], "image_id": 5}], [], ["detection 0", "image_id 5", "does not know"]),
-        ([FOUND[0], {**FOUND[0], "category_id": 8}], [], ["detection 1", "category_id 8"]),
-        ([{**FOUND[0], "score": float("nan")}], [], ["the score nan"]),
-        ([{**FOUND[0], "bbox": [1, 2, 3]}], [], ["bbox [1, 2, 3]"]),
-        ([{**FOUND[0], "bbox": [1, 2, 3, float("inf")]}], [], ["four finite numbers"]),
+        ([{**DETECTIONS[0], "image_id": 5}], [], ["detection 0", "image_id 5", "does not know"]),
+        ([DETECTIONS[0], {**DETECTIONS[0], "category_id": 8}], [], ["detection 1", "category_id 8"]),
+        ([{**DETECTIONS[0], "score": float("nan")}], [], ["the score nan"]),
+        ([{**DETECTIONS[0], "bbox": [1, 2, 3]}], [], ["bbox [1, 2, 3]"]),
+        ([{**DETECTIONS[0], "bbox": [1, 2, 3, float("inf")]}], [], ["four finite numbers"]),
         (
             [masks(segmentation={"size": [20, 10], "counts": "abc"})],
             [],
@@ -366,26 +366,26 @@ def masks(**changes: Any) -> dict[str, Any]:
         ([masks(segmentation=[[1, 2, 3, 4, 5, 6]])], [], ["no run lengths"]),
         ([masks(segmentation={"size": [10, 20], "counts": [199]})], [], ["do not add up to the 200 pixels"]),
         ([masks()], [], ["has masks", "only boxes"]),
-        ([{**FOUND[0], "bbox": [0, 0, 1e308, 1e308]}], [], ["detection 0", "far outside of its image 4"]),
-        ([{**FOUND[0], "bbox": [-1e9, 0, 9, 9]}], [], ["detection 0", "far outside"]),
-        ([{**FOUND[0], "bbox": [0, 0, 10**400, 9]}], [], ["four finite numbers"]),
+        ([{**DETECTIONS[0], "bbox": [0, 0, 1e308, 1e308]}], [], ["detection 0", "far outside of its image 4"]),
+        ([{**DETECTIONS[0], "bbox": [-1e9, 0, 9, 9]}], [], ["detection 0", "far outside"]),
+        ([{**DETECTIONS[0], "bbox": [0, 0, 10**400, 9]}], [], ["four finite numbers"]),
         ([masks(segmentation={"size": [10, 20], "counts": [10**30]})], [], ["do not add up to the 200 pixels"]),
-        (FOUND, ["--max-dets=0"], ["--max-dets is 0", "at least 1"]),
-        (FOUND, ["--iou-type", "segm"], ["has no masks, only boxes"]),
-        (FOUND, ["--json=nowhere/x.json"], ["nowhere", "make it first"]),
+        (DETECTIONS, ["--max-dets=0"], ["--max-dets is 0", "at least 1"]),
+        (DETECTIONS, ["--iou-type", "segm"], ["has no masks, only boxes"]),
+        (DETECTIONS, ["--json=nowhere/x.json"], ["nowhere", "make it first"]),
     ],
 )
 def test_detections_that_cannot_be_scored_are_told(
-    found: Any, arguments: list[str], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    detections: Any, arguments: list[str], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert score_boxes(tmp_path, found, BOXES, *arguments) == 1
-    shown = capsys.readouterr().err
-    assert all(word in shown for word in words), shown
-    assert "Traceback" not in shown and not (tmp_path / "scores.json").exists()
+    assert score_boxes(tmp_path, detections, BOXES, *arguments) == 1
+    errors = capsys.readouterr().err
+    assert all(word in errors for word in words), errors
+    assert "Traceback" not in errors and not (tmp_path / "scores.json").exists()
 
 
 def test_annotations_that_cannot_be_scored_against_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert score_boxes(tmp_path, FOUND, {k: v for k, v in BOXES.items() if k != "annotations"}) == 1
+    assert score_boxes(tmp_path, DETECTIONS, {k: v for k, v in BOXES.items() if k != "annotations"}) == 1
     assert "no annotations to score against" in capsys.readouterr().err
     assert main(["score", "coco", "--annotations=nowhere.json", f"--predictions={tmp_path / 'found.json'}"]) == 1
     assert "Cannot read nowhere.json" in capsys.readouterr().err
@@ -394,7 +394,7 @@ def test_annotations_that_cannot_be_scored_against_are_told(tmp_path: Path, caps
 def test_objects_with_only_a_box_have_no_pixels(tmp_path: Path) -> None:
     truth = json.loads(json.dumps(BOXES))
     truth["annotations"][0]["segmentation"] = [[0, 0, 10, 0, 10, 10, 0, 10]]
-    found = [masks(segmentation={"size": [10, 20], "counts": [0, 100, 100]}), masks(category_id=9)]
-    assert score_boxes(tmp_path, found, truth) == 0
+    detections = [masks(segmentation={"size": [10, 20], "counts": [0, 100, 100]}), masks(category_id=9)]
+    assert score_boxes(tmp_path, detections, truth) == 0
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert [row["mask_ap"] for row in scores["classes"]] == pytest.approx([1.0, 0.0])

@@ -63,12 +63,12 @@ def test_updates_add_up() -> None:
 def test_counts_of_several_processes_are_summed() -> None:
     """Merging two metrics' states is what torchmetrics does across processes."""
     first, second = batch(30, 5, seed=2), batch(8, 5, seed=3)
-    one, two = AnyLabelAccuracy(), AnyLabelAccuracy()
-    one.update(*first)
-    two.update(*second)
-    one.merge_state(two)
+    metric, other_metric = AnyLabelAccuracy(), AnyLabelAccuracy()
+    metric.update(*first)
+    other_metric.update(*second)
+    metric.merge_state(other_metric)
     together = [torch.cat(pair) for pair in zip(first, second, strict=True)]
-    assert one.compute().item() == pytest.approx(by_hand(together[0], together[1], 1))
+    assert metric.compute().item() == pytest.approx(by_hand(together[0], together[1], 1))
 
 
 def test_reset_and_copies_start_from_nothing() -> None:

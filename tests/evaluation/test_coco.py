@@ -57,9 +57,9 @@ def rebuilt(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     targets = []
     for batch in data.val_dataloader():
         (target,), (size,) = batch["targets"], batch["sizes"]
-        one = as_annotations(target, size, data.class_ids)
-        truth["images"].append(one["image"])
-        truth["annotations"] += one["annotations"]
+        entry = as_annotations(target, size, data.class_ids)
+        truth["images"].append(entry["image"])
+        truth["annotations"] += entry["annotations"]
         targets.append((target, size))
     for number, annotation in enumerate(truth["annotations"], start=1):
         annotation["id"] = number
@@ -68,16 +68,18 @@ def rebuilt(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("kind", KIND_FILES)
-def test_the_numbers_are_those_of_cocos_tools(kind: IoUType, backend: Backend, real_data: Path, rebuilt: Any) -> None:
+@pytest.mark.parametrize("iou_type", KIND_FILES)
+def test_the_numbers_are_those_of_cocos_tools(
+    iou_type: IoUType, backend: Backend, real_data: Path, rebuilt: Any
+) -> None:
     folder = real_data / "cocoeval"
-    expected = json.loads((folder / "expected.json").read_text())[kind]
-    results = json.loads((folder / KIND_FILES[kind]).read_text())
+    expected = json.loads((folder / "expected.json").read_text())[iou_type]
+    results = json.loads((folder / KIND_FILES[iou_type]).read_text())
     for truth in (json.loads((folder / "instances_val2014_100.json").read_text()), rebuilt[0]):
-        found = coco_scores(truth, results, [kind], backend)[kind]
-        assert list(found.statistics) == list(STATISTICS)
-        assert [*found.statistics.values()] == pytest.approx(expected, abs=1e-6)
-        known = [value for value in found.class_ap.values() if not math.isnan(value)]
+        scores = coco_scores(truth, results, [iou_type], backend)[iou_type]
+        assert list(scores.statistics) == list(STATISTICS)
+        assert [*scores.statistics.values()] == pytest.approx(expected, abs=1e-6)
+        known = [value for value in scores.class_ap.values() if not math.isnan(value)]
         assert sum(known) / len(known) == pytest.approx(expected[0], abs=1e-6)
 
 
@@ -86,9 +88,13 @@ def test_the_truth_as_predictions_scores_one(backend: Backend, rebuilt: Any, rea
     truth, targets = rebuilt
     results: list[dict[str, Any]] = []
     for target, size in targets:
-        found = {"boxes": target["boxes"], "labels": target["labels"], "scores": torch.ones(len(target["labels"]))}
-        found["masks"] = target["masks"][:, None].float()
-        results += as_results(found, target["image_id"], size, truth["ids"])
+        predictions = {
+            "boxes": target["boxes"],
+            "labels": target["labels"],
+            "scores": torch.ones(len(target["labels"])),
+        }
+        predictions["masks"] = target["masks"][:, None].float()
+        results += as_results(predictions, target["image_id"], size, truth["ids"])
     results = json.loads(json.dumps(results))
     official = json.loads((real_data / "cocoeval" / "instances_val2014_100.json").read_text())
     for annotated in (truth, official):
@@ -101,7 +107,7 @@ def test_the_truth_as_predictions_scores_one(backend: Backend, rebuilt: Any, rea
 def random_objects(seed: int, images: int = 6) -> tuple[list[dict[str, Any]], list[list[dict[str, Any]]]]:
     """Annotated images, and results that find some of their objects roughly and some that are not there."""
     rng = np.random.default_rng(seed)
-    truth, found = [], []
+    truth, detections = [], []
     for k in range(images):
         number = int(rng.integers(0, 5))
         corners = rng.random((number, 2)) * 60
@@ -118,35 +124,37 @@ def random_objects(seed: int, images: int = 6) -> tuple[list[dict[str, Any]], li
         shifted = masks.roll((int(rng.integers(0, 4)), int(rng.integers(0, 4))), (1, 2))[:, None].float()
         scores = torch.from_numpy(rng.random(number).round(1)).float()
         prediction = {"boxes": moved, "labels": labels, "scores": scores, "masks": shifted}
-        found.append(as_results(prediction, 10 * k, (120, 120), list(CATEGORIES)))
-    return truth, found
+        detections.append(as_results(prediction, 10 * k, (120, 120), list(CATEGORIES)))
+    return truth, detections
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_backends_agree_and_the_order_of_images_does_not_matter(seed: int) -> None:
-    truth, found = random_objects(seed, images=20)
+    truth, detections = random_objects(seed, images=20)
     values = []
     for backend in BACKENDS:
         for order in (range(20), reversed(range(20))):
             metric = CocoMetric(masks=True, backend=backend)
             metric.classes = (list(CATEGORIES), list(CATEGORIES.values()))
             for k in order:
-                metric.update(10 * k, found[k], truth[k])
+                metric.update(10 * k, detections[k], truth[k])
             values.append({name: value.item() for name, value in metric.compute().items()})
-            assert [one["image_id"] for one in metric.results] == sorted(one["image_id"] for one in metric.results)
+            assert [entry["image_id"] for entry in metric.results] == sorted(
+                entry["image_id"] for entry in metric.results
+            )
     assert values[0] == values[1] and values[2] == values[3]
     assert values[2] == pytest.approx(values[0], abs=1e-9)
-    assert set(values[0]) == {f"{kind}_{name}" for kind in ("box", "mask") for name in STATISTICS}
+    assert set(values[0]) == {f"{iou_type}_{name}" for iou_type in ("box", "mask") for name in STATISTICS}
     assert 0 < values[0]["box_ap"] < 1 and 0 < values[0]["mask_ap"] < 1
 
 
 def test_a_metric_starts_again_after_reset() -> None:
-    truth, found = random_objects(0)
+    truth, detections = random_objects(0)
     metric = CocoMetric(masks=False)
     metric.classes = (list(CATEGORIES), list(CATEGORIES.values()))
     values = []
     for _ in range(2):
-        for k, results in enumerate(found):
+        for k, results in enumerate(detections):
             metric.update(10 * k, results, truth[k])
         values.append(metric.compute())
         metric.reset()
@@ -158,32 +166,34 @@ def test_no_detection_scores_zero_and_no_object_of_a_size_minus_one(backend: Bac
     truth, _ = random_objects(1)
     metric = CocoMetric(masks=True, backend=backend)
     metric.classes = (list(CATEGORIES), list(CATEGORIES.values()))
-    for k, one in enumerate(truth):
-        metric.update(10 * k, [], one)
+    for k, image in enumerate(truth):
+        metric.update(10 * k, [], image)
     values = {name: value.item() for name, value in metric.compute().items()}
     assert values["box_ap"] == values["mask_ar100"] == 0
-    large = any(annotation["area"] > 96**2 for one in truth for annotation in one["annotations"])
+    large = any(annotation["area"] > 96**2 for image in truth for annotation in image["annotations"])
     assert (values["box_ap_large"] == -1) == (not large)
 
 
 def test_images_without_annotations_are_not_scored() -> None:
-    _, found = random_objects(0)
+    _, detections = random_objects(0)
     metric = CocoMetric(masks=True)
-    for k, results in enumerate(found):
+    for k, results in enumerate(detections):
         metric.update(10 * k, results, None)
     assert metric.compute() == {}
-    assert len(metric.results) == sum(map(len, found))
+    assert len(metric.results) == sum(map(len, detections))
 
 
 def test_a_class_without_objects_has_no_precision() -> None:
-    truth, found = random_objects(2, images=10)
-    annotations = [annotation for one in truth for annotation in one["annotations"] if annotation["category_id"] != 5]
+    truth, detections = random_objects(2, images=10)
+    annotations = [
+        annotation for entry in truth for annotation in entry["annotations"] if annotation["category_id"] != 5
+    ]
     content = {
-        "images": [one["image"] for one in truth],
-        "annotations": [{**one, "id": k} for k, one in enumerate(annotations, start=1)],
+        "images": [entry["image"] for entry in truth],
+        "annotations": [{**entry, "id": k} for k, entry in enumerate(annotations, start=1)],
         "categories": [{"id": k, "name": name} for k, name in CATEGORIES.items()],
     }
-    (scores,) = coco_scores(content, [one for many in found for one in many]).values()
+    (scores,) = coco_scores(content, [entry for results in detections for entry in results]).values()
     assert math.isnan(scores.class_ap[5]) and scores.class_ap[3] >= 0 and TYPE_NAMES["bbox"] == "box"
 
 
@@ -201,25 +211,25 @@ def many_objects(number: int, first_id: int = 1, classes: int = 1) -> tuple[dict
         "annotations": annotations,
         "categories": [{"id": 1 + k, "name": f"{k}"} for k in range(classes)],
     }
-    codes = [coco_masks.frPyObjects(one["segmentation"], 400, 400)[0] for one in annotations]
-    found = [
+    codes = [coco_masks.frPyObjects(annotation["segmentation"], 400, 400)[0] for annotation in annotations]
+    detections = [
         {"image_id": 1, "category_id": 1 + k % classes, "bbox": box, "score": 0.9 - k / 1000, "segmentation": code}
         for k, (box, code) in enumerate(zip(boxes, codes, strict=True))
     ]
-    return truth, found
+    return truth, detections
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_detections_beyond_the_limit_do_not_count(backend: Backend) -> None:
     """Of 200 objects 100 count as found: precision is 1 up to a recall of .5, at 51 of COCO's 101 recalls."""
-    truth, found = many_objects(200)
+    truth, detections = many_objects(200)
     for limit, recall, names in (
         (100, 0.5, ["ar1", "ar10", "ar100"]),
         (300, 1.0, ["ar1", "ar10", "ar300"]),
         (10, 0.05, ["ar1", "ar10"]),
         (1, 0.005, ["ar1"]),
     ):
-        for scores in coco_scores(truth, found, ("bbox", "segm"), backend, limit).values():
+        for scores in coco_scores(truth, detections, ("bbox", "segm"), backend, limit).values():
             reached = sum(threshold <= recall + 1e-9 for threshold in np.linspace(0, 1, 101)) / 101
             for name in ("ap", "ap50", "ap75", "ap_small"):
                 assert scores.statistics[name] == pytest.approx(reached)
@@ -235,9 +245,9 @@ def test_annotations_may_be_numbered_from_zero(backend: Backend) -> None:
 
     The object would count as missed, and its detection as wrong.
     """
-    truth, found = many_objects(3, first_id=0)
+    truth, detections = many_objects(3, first_id=0)
     before = json.dumps(truth)
-    for scores in coco_scores(truth, found, ("bbox", "segm"), backend).values():
+    for scores in coco_scores(truth, detections, ("bbox", "segm"), backend).values():
         assert scores.statistics["ap"] == scores.statistics["ar100"] == pytest.approx(1.0)
     assert json.dumps(truth) == before
 
@@ -255,12 +265,12 @@ def test_images_with_more_objects_than_detections_that_count_are_described() -> 
 
 
 def test_the_metric_scores_as_many_detections_as_the_model_may_find() -> None:
-    truth, found = many_objects(200)
-    one = {"image": truth["images"][0], "annotations": truth["annotations"]}
+    truth, detections = many_objects(200)
+    image = {"image": truth["images"][0], "annotations": truth["annotations"]}
     for limit, ap in ((100, 51 / 101), (300, 1.0)):
         metric = CocoMetric(masks=True, max_detections=limit)
         metric.classes = ([1], ["thing"])
-        metric.update(1, found[:limit], one)
+        metric.update(1, detections[:limit], image)
         values = metric.compute()
         assert values["box_ap"] == values["mask_ap"] == pytest.approx(ap)
         assert f"box_ar{limit}" in values
@@ -268,13 +278,13 @@ def test_the_metric_scores_as_many_detections_as_the_model_may_find() -> None:
 
 
 def test_what_cannot_be_scored_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    truth, found = random_objects(0)
+    truth, detections = random_objects(0)
     content = {
-        "images": [one["image"] for one in truth],
+        "images": [entry["image"] for entry in truth],
         "annotations": [],
         "categories": [{"id": k, "name": name} for k, name in CATEGORIES.items()],
     }
-    results = [one for many in found for one in many]
+    results = [entry for image_results in detections for entry in image_results]
     with pytest.raises(UserError, match="image 999, which is not among"):
         coco_scores(content, [{**results[0], "image_id": 999}])
     without = [{name: value for name, value in results[0].items() if name != "segmentation"}]
@@ -294,10 +304,10 @@ def test_targets_of_the_datamodule_score_one_against_themselves(tmp_path: Path) 
     metric.classes = (data.class_ids, data.class_names)
     for batch in data.val_dataloader():
         (target,), (size,), (image_id,) = batch["targets"], batch["sizes"], batch["image_ids"]
-        found = {name: target[name] for name in ("boxes", "labels")}
-        found |= {"scores": torch.ones(len(target["labels"])), "masks": target["masks"][:, None].float()}
-        results = as_results(found, image_id, size, data.class_ids)
-        assert {one["category_id"] for one in results} <= set(CATEGORIES)
+        predictions = {name: target[name] for name in ("boxes", "labels")}
+        predictions |= {"scores": torch.ones(len(target["labels"])), "masks": target["masks"][:, None].float()}
+        results = as_results(predictions, image_id, size, data.class_ids)
+        assert {entry["category_id"] for entry in results} <= set(CATEGORIES)
         metric.update(image_id, results, as_annotations(target, size, data.class_ids))
     values = metric.compute()
     assert values["box_ap"] == values["mask_ap"] == 1

@@ -56,16 +56,16 @@ def test_scores_are_those_of_brute_force_in_one_piece_and_in_many() -> None:
     valid = labels >= 0
     ious = []
     for k in range(6):
-        one, other = (labels == k) & valid, (predictions == k) & valid
-        ious.append((one & other).sum() / (one | other).sum())
+        is_label, is_predicted = (labels == k) & valid, (predictions == k) & valid
+        ious.append((is_label & is_predicted).sum() / (is_label | is_predicted).sum())
     whole, pieces = Confusion(6), Confusion(6)
     whole.update(torch.from_numpy(predictions), torch.from_numpy(labels))
     for prediction, label in zip(predictions.astype(np.uint8), labels, strict=True):
         pieces.update(torch.from_numpy(prediction), torch.from_numpy(label))
-    found = whole.compute()
-    assert found == pieces.compute()
-    assert found["miou"].item() == pytest.approx(np.mean(ious))
-    assert found["pixel_accuracy"].item() == pytest.approx((labels == predictions)[valid].mean())
+    scores = whole.compute()
+    assert scores == pieces.compute()
+    assert scores["miou"].item() == pytest.approx(np.mean(ious))
+    assert scores["pixel_accuracy"].item() == pytest.approx((labels == predictions)[valid].mean())
 
 
 def test_without_labels_there_are_no_scores() -> None:

@@ -24,7 +24,7 @@ def test_videos_are_scored_by_the_mean_over_their_views() -> None:
     logits, labels, ids = views_of_videos()
     metric = VideoScores(7)
     metric.update(logits, labels, ids)
-    found = metric.compute()
+    scores = metric.compute()
     hits, fives, losses = [], [], []
     for video in range(30):
         mean = logits[ids == video].double().softmax(1).mean(0)
@@ -33,9 +33,9 @@ def test_videos_are_scored_by_the_mean_over_their_views() -> None:
         hits.append(order[0] == label)
         fives.append(label in order[:5])
         losses.append(-math.log(mean[label]))
-    assert found["top1"].item() == pytest.approx(np.mean(hits)) and 0 < np.mean(hits) < np.mean(fives) < 1
-    assert found["top5"].item() == pytest.approx(np.mean(fives))
-    assert found["loss"].item() == pytest.approx(np.mean(losses), rel=1e-6)
+    assert scores["top1"].item() == pytest.approx(np.mean(hits)) and 0 < np.mean(hits) < np.mean(fives) < 1
+    assert scores["top5"].item() == pytest.approx(np.mean(fives))
+    assert scores["loss"].item() == pytest.approx(np.mean(losses), rel=1e-6)
 
 
 def test_scores_of_videos_do_not_depend_on_order_and_batches() -> None:
@@ -45,11 +45,11 @@ def test_scores_of_videos_do_not_depend_on_order_and_batches() -> None:
     order = torch.randperm(150, generator=torch.Generator().manual_seed(2))
     for part in order.split(13):
         parts.update(logits[part], labels[part], ids[part])
-    one, other = whole.compute(), parts.compute()
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    scores, scores_of_parts = whole.compute(), parts.compute()
+    assert all(torch.equal(scores[name], scores_of_parts[name]) for name in scores)
     parts.reset()
     parts.update(logits[:5], labels[:5], torch.arange(5))
-    assert not torch.equal(parts.compute()["loss"], one["loss"])
+    assert not torch.equal(parts.compute()["loss"], scores["loss"])
 
 
 def test_thousands_of_views_are_summed_as_they_come() -> None:
@@ -64,12 +64,12 @@ def test_thousands_of_views_are_summed_as_they_come() -> None:
     for start in range(0, len(ids), 100):
         part = slice(start, start + 100)
         metric.update(logits[part], labels[part], ids[part])
-    found = metric.compute()
+    scores = metric.compute()
     sums = torch.zeros(900, 7, dtype=torch.float64).index_add(0, ids, logits.double().softmax(1))
-    seen = sums.sum(1) > 0
-    means, right = sums[seen] / sums[seen].sum(1, keepdim=True), (torch.arange(900) % 7)[seen]
-    assert found["top1"].item() == pytest.approx((means.argmax(1) == right).double().mean().item())
-    assert found["loss"].item() == pytest.approx(-means[torch.arange(len(right)), right].log().mean().item(), rel=1e-6)
+    has_views = sums.sum(1) > 0
+    means, right = sums[has_views] / sums[has_views].sum(1, keepdim=True), (torch.arange(900) % 7)[has_views]
+    assert scores["top1"].item() == pytest.approx((means.argmax(1) == right).double().mean().item())
+    assert scores["loss"].item() == pytest.approx(-means[torch.arange(len(right)), right].log().mean().item(), rel=1e-6)
     metric.update(logits[:9], labels[:9], ids[:9])
     metric.reset()
     metric.update(logits[:1], labels[:1], ids[:1])
@@ -92,5 +92,5 @@ def test_views_that_were_seen_without_gradients_in_inference_mode_count_outside_
 def test_a_sure_and_wrong_answer_has_a_finite_loss() -> None:
     metric = VideoScores(3)
     metric.update(torch.tensor([[200.0, 0.0, 0.0]]), torch.tensor([1]), torch.tensor([4]))
-    found = metric.compute()
-    assert found["top1"] == 0 and 20 < found["loss"] < 30
+    scores = metric.compute()
+    assert scores["top1"] == 0 and 20 < scores["loss"] < 30

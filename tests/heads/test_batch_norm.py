@@ -45,7 +45,7 @@ def test_an_exported_norm_is_that_of_eval_mode() -> None:
         torch.testing.assert_close(program(x, chosen), module(x, chosen))
 
 
-def one_of_two(rank: int, folder: str, shares: tuple[int, int]) -> None:
+def run_process(rank: int, folder: str, shares: tuple[int, int]) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     norm = randomized(BatchNorm2d(4))
     inputs, weights = (x[: sum(shares)].split(shares)[rank] for x in samples())
@@ -54,17 +54,17 @@ def one_of_two(rank: int, folder: str, shares: tuple[int, int]) -> None:
     (outputs * weights).sum().backward()
     for parameter in norm.parameters():
         torch.distributed.all_reduce(parameter.grad)
-    found = {"outputs": outputs.detach(), "inputs": inputs.grad}
-    found |= {f"grad {name}": parameter.grad for name, parameter in norm.named_parameters()}
-    torch.save(found | norm.state_dict(), f"{folder}/{rank}.pt")
+    tensors = {"outputs": outputs.detach(), "inputs": inputs.grad}
+    tensors |= {f"grad {name}": parameter.grad for name, parameter in norm.named_parameters()}
+    torch.save(tensors | norm.state_dict(), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("shares", [(3, 5), (0, 8)])
 def test_two_processes_normalize_as_one(shares: tuple[int, int], tmp_path: Path) -> None:
     """Also where one of them has no sample, as a detector without a proposal."""
-    torch.multiprocessing.spawn(one_of_two, args=(str(tmp_path), shares), nprocs=2)
-    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    torch.multiprocessing.spawn(run_process, args=(str(tmp_path), shares), nprocs=2)
+    results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     norm = randomized(nn.BatchNorm2d(4))
     inputs, weights = samples()
     inputs.requires_grad_()
@@ -72,8 +72,8 @@ def test_two_processes_normalize_as_one(shares: tuple[int, int], tmp_path: Path)
     (outputs * weights).sum().backward()
     expected = {"outputs": outputs.detach(), "inputs": inputs.grad}
     for name, value in expected.items():
-        torch.testing.assert_close(torch.cat([part[name] for part in found]), value, rtol=1e-4, atol=1e-5)
-    for part in found:
+        torch.testing.assert_close(torch.cat([part[name] for part in results]), value, rtol=1e-4, atol=1e-5)
+    for part in results:
         for name, parameter in norm.named_parameters():
             torch.testing.assert_close(part[f"grad {name}"], parameter.grad, rtol=1e-4, atol=1e-4)
         for name, value in norm.state_dict().items():
@@ -81,15 +81,15 @@ def test_two_processes_normalize_as_one(shares: tuple[int, int], tmp_path: Path)
 
 
 def test_without_a_sample_in_any_process_the_running_statistics_stay(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(one_of_two, args=(str(tmp_path), (0, 0)), nprocs=2)
+    torch.multiprocessing.spawn(run_process, args=(str(tmp_path), (0, 0)), nprocs=2)
     norm = randomized(nn.BatchNorm2d(4))
     for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert found["outputs"].shape == found["inputs"].shape == (0, 4, 5, 6)
-        assert torch.equal(found["running_mean"], norm.running_mean)
-        assert torch.equal(found["running_var"], norm.running_var)
-        assert not found["grad weight"].any()
-        assert not found["grad bias"].any()
+        result = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert result["outputs"].shape == result["inputs"].shape == (0, 4, 5, 6)
+        assert torch.equal(result["running_mean"], norm.running_mean)
+        assert torch.equal(result["running_var"], norm.running_var)
+        assert not result["grad weight"].any()
+        assert not result["grad bias"].any()
 
 
 def test_one_process_normalizes_as_torch_does() -> None:
@@ -104,8 +104,8 @@ def test_a_lone_value_per_channel_takes_the_running_statistics() -> None:
     norm = randomized(BatchNorm2d(4))
     before = {name: value.clone() for name, value in norm.state_dict().items()}
     inputs = torch.randn(1, 4, 1, 1)
-    found = norm.train()(inputs)
-    torch.testing.assert_close(found, norm.eval()(inputs))
+    outputs = norm.train()(inputs)
+    torch.testing.assert_close(outputs, norm.eval()(inputs))
     assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
 
 

@@ -95,13 +95,13 @@ def test_losses_are_weighted_by_stage_and_measure_decoded_boxes() -> None:
         torch.testing.assert_close(losses[f"class{stage + 1}"], weight * F.cross_entropy(logits, labels))
 
 
-def plain_giou(one: list[float], other: list[float]) -> float:
+def plain_giou(first: list[float], second: list[float]) -> float:
     def area(box: list[float]) -> float:
         return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
 
-    inner = [max(one[0], other[0]), max(one[1], other[1]), min(one[2], other[2]), min(one[3], other[3])]
-    outer = [min(one[0], other[0]), min(one[1], other[1]), max(one[2], other[2]), max(one[3], other[3])]
-    union = area(one) + area(other) - area(inner)
+    inner = [max(first[0], second[0]), max(first[1], second[1]), min(first[2], second[2]), min(first[3], second[3])]
+    outer = [min(first[0], second[0]), min(first[1], second[1]), max(first[2], second[2]), max(first[3], second[3])]
+    union = area(first) + area(second) - area(inner)
     return area(inner) / union - (area(outer) - union) / area(outer)
 
 
@@ -115,16 +115,16 @@ def test_giou_of_no_object_is_no_loss() -> None:
 
 def test_logits_and_masks_are_means_over_the_stages() -> None:
     head, images = new_head().eval(), pad_images(IMAGES, 32)
-    seen: list[tuple[Tensor, Tensor]] = []
+    outputs: list[tuple[Tensor, Tensor]] = []
     inputs: list[Tensor] = []
     for branch in head.boxes:
-        branch.register_forward_hook(lambda _, given, out: (seen.append(out), inputs.append(given[0]))[0])
+        branch.register_forward_hook(lambda _, arguments, out: (outputs.append(out), inputs.append(arguments[0]))[0])
     with torch.no_grad():
         features = head.features(new_maps())
         proposals = head.propose(features, images)
         results = head.classify(features, images)
         scores = torch.cat([image_scores for _, image_scores in results])
-        torch.testing.assert_close(scores, (sum(out[0] for out in seen) / 3).softmax(1)[:, 1:])
+        torch.testing.assert_close(scores, (sum(out[0] for out in outputs) / 3).softmax(1)[:, 1:])
         assert [boxes.shape for boxes, _ in results] == [(len(boxes), 1, 4) for boxes in proposals]
         # Each stage took other boxes: those that the one before it gave.
         assert not torch.allclose(inputs[0], inputs[1]) and not torch.allclose(inputs[1], inputs[2])

@@ -38,7 +38,7 @@ def test_mask_branches_are_trained_on_the_boxes_that_their_stage_refined() -> No
             torch.testing.assert_close(pooled[stage][k], stage_samples.boxes[k][positive])
         if stage < 2:
             following = samples[2 * stage + 2][0]
-            assert all(torch.equal(one, two) for one, two in zip(proposals, following, strict=True))
+            assert all(torch.equal(first, second) for first, second in zip(proposals, following, strict=True))
 
 
 def test_mask_information_flows_from_stage_to_stage() -> None:
@@ -47,14 +47,16 @@ def test_mask_information_flows_from_stage_to_stage() -> None:
     x = torch.randn(4, 16, 14, 14)
     first, second, third = head.masks
     with torch.no_grad():
-        one = first.convs(x)
-        two = second.convs(x + F.relu(second.before[0](one)))
-        three = third.convs(x + F.relu(third.before[0](two)))
-        expected = [branch.predictor(y) for branch, y in zip(head.masks, (one, two, three), strict=True)]
+        first_maps = first.convs(x)
+        second_maps = second.convs(x + F.relu(second.before[0](first_maps)))
+        third_maps = third.convs(x + F.relu(third.before[0](second_maps)))
+        expected = [
+            branch.predictor(y) for branch, y in zip(head.masks, (first_maps, second_maps, third_maps), strict=True)
+        ]
         for stage in range(3):
             torch.testing.assert_close(head.mask_logits(stage, x), expected[stage])
-        for got, wanted in zip(head.all_mask_logits(x), expected, strict=True):
-            torch.testing.assert_close(got, wanted)
+        for logits, expected_logits in zip(head.all_mask_logits(x), expected, strict=True):
+            torch.testing.assert_close(logits, expected_logits)
 
 
 def test_the_last_mask_loss_trains_the_convolutions_of_all_stages() -> None:
@@ -85,7 +87,7 @@ def test_the_semantic_branch_adds_its_features_to_rois_and_its_loss() -> None:
     assert features.context is not None and features.stuff_logits is not None
     assert features.context.shape == (2, 16, 16, 24) and features.stuff_logits.shape == (2, 7, 16, 24)
     boxes = [torch.tensor([[3.0, 5.0, 60.0, 77.0]]), torch.tensor([[0.0, 0.0, 20.0, 20.0], [9.0, 9.0, 90.0, 120.0]])]
-    rois = torch.cat([F.pad(one, (1, 0), value=k) for k, one in enumerate(boxes)])
+    rois = torch.cat([F.pad(image_boxes, (1, 0), value=k) for k, image_boxes in enumerate(boxes)])
     for method, pool, side in ((head.box_features, head.box_pool, 7), (head.mask_features, head.mask_pool, 14)):
         plain = pool(features.levels, boxes)
         extra = roi_align(features.context, rois, side, spatial_scale=1 / 8, sampling_ratio=0, aligned=True)

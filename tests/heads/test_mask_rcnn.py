@@ -102,8 +102,8 @@ def test_losses_and_gradients_are_torchvisions(monkeypatch: pytest.MonkeyPatch) 
     torch.manual_seed(3)
     losses = head.losses(new_maps(), images, targets)
 
-    def l1_loss(one: Tensor, other: Tensor, beta: float, reduction: str) -> Tensor:
-        return F.l1_loss(one, other, reduction=reduction)
+    def l1_loss(predictions: Tensor, targets: Tensor, beta: float, reduction: str) -> Tensor:
+        return F.l1_loss(predictions, targets, reduction=reduction)
 
     def targets_of(masks: Tensor, boxes: Tensor, matched: Tensor, side: int) -> Tensor:
         rois = torch.cat([matched[:, None].to(boxes), boxes], 1)
@@ -130,25 +130,25 @@ def test_losses_and_gradients_are_torchvisions(monkeypatch: pytest.MonkeyPatch) 
     other = torch.autograd.grad(
         expected["mask"] + expected["box"], [*head.pyramid.parameters()], allow_unused=True, materialize_grads=True
     )
-    for one, two in zip(ours, other, strict=True):
-        torch.testing.assert_close(one, two)
+    for own, their in zip(ours, other, strict=True):
+        torch.testing.assert_close(own, their)
 
 
 def test_detections_are_torchvisions() -> None:
     head, images = new_head().eval(), pad_images(IMAGES, 64)
     theirs = torchvision_with(head).eval()
     maps = new_maps()
-    found = detect(lambda _: maps, head, IMAGES, DetectionInference(), multiple=64)
+    detections = detect(lambda _: maps, head, IMAGES, DetectionInference(), multiple=64)
     with torch.no_grad():
         levels = head.pyramid(maps)
         proposals, _ = theirs.rpn(images, levels)
         expected, _ = theirs.roi_heads(levels, proposals, images.image_sizes)
-    assert sum(len(one.boxes) for one in found) > 50
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one.boxes, other["boxes"])
-        torch.testing.assert_close(one.labels, other["labels"] - 1)
-        torch.testing.assert_close(one.scores, other["scores"])
-        torch.testing.assert_close(one.masks, other["masks"][:, 0])
+    assert sum(len(own.boxes) for own in detections) > 50
+    for own, their in zip(detections, expected, strict=True):
+        torch.testing.assert_close(own.boxes, their["boxes"])
+        torch.testing.assert_close(own.labels, their["labels"] - 1)
+        torch.testing.assert_close(own.scores, their["scores"])
+        torch.testing.assert_close(own.masks, their["masks"][:, 0])
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -204,10 +204,10 @@ def test_masks_to_learn_are_shares_of_cells() -> None:
     torch.manual_seed(0)
     masks = (torch.rand(3, 90, 80) < 0.5).to(torch.uint8)
     boxes = torch.tensor([[5.0, 9.0, 61.0, 65.0], [20.0, 30.0, 76.0, 86.0]])
-    found = mask_targets(masks, boxes, torch.tensor([2, 0]), 28)
-    for one, mask, (left, top) in zip(found, (masks[2], masks[0]), ((5, 9), (20, 30)), strict=True):
+    targets = mask_targets(masks, boxes, torch.tensor([2, 0]), 28)
+    for target, mask, (left, top) in zip(targets, (masks[2], masks[0]), ((5, 9), (20, 30)), strict=True):
         cells = mask[top : top + 56, left : left + 56].float().reshape(28, 2, 28, 2)
-        torch.testing.assert_close(one, cells.mean((1, 3)))
+        torch.testing.assert_close(target, cells.mean((1, 3)))
 
 
 def without_proposals(head: DetectionHead) -> None:
@@ -249,9 +249,11 @@ def test_a_detector_that_proposes_nothing_finds_nothing(settings: Any, how: dict
     def backbone(batch: Tensor) -> list[Tensor]:
         return new_maps(len(batch), *batch.shape[2:])
 
-    for found in detect(backbone, head, IMAGES, DetectionInference(**how)):
-        assert found.boxes.shape == (0, 4) and found.masks is not None and found.masks.shape == (0, 28, 28)
-        assert len(found.labels) == len(found.scores) == 0
+    for detections in detect(backbone, head, IMAGES, DetectionInference(**how)):
+        assert (
+            detections.boxes.shape == (0, 4) and detections.masks is not None and detections.masks.shape == (0, 28, 28)
+        )
+        assert len(detections.labels) == len(detections.scores) == 0
 
 
 def test_an_image_without_objects_trains_the_background() -> None:
@@ -283,8 +285,8 @@ def test_data_without_masks_are_refused_by_a_mask_branch_only() -> None:
         new_head().losses(new_maps(), images, [target, target])
     losses = new_head(masks=False).losses(new_maps(), images, [target, target])
     assert losses.keys() == {"rpn_class", "rpn_box", "class", "box"}
-    found = detect(lambda _: new_maps(), new_head(masks=False).eval(), IMAGES, DetectionInference())
-    assert found[0].masks is None and len(found[0].boxes)
+    detections = detect(lambda _: new_maps(), new_head(masks=False).eval(), IMAGES, DetectionInference())
+    assert detections[0].masks is None and len(detections[0].boxes)
 
 
 def test_boxes_stay_exact_under_bfloat16() -> None:

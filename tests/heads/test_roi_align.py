@@ -16,7 +16,7 @@ def value_at(x: Tensor, column: float, row: float) -> float:
     height, width = x.shape
     if not -1 <= row - 0.5 <= height or not -1 <= column - 0.5 <= width:
         return 0.0
-    row, column = (min(max(place - 0.5, 0.0), side - 1) for place, side in ((row, height), (column, width)))
+    row, column = (min(max(position - 0.5, 0.0), side - 1) for position, side in ((row, height), (column, width)))
     top, left = min(int(row), height - 1), min(int(column), width - 1)
     bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
     below, beside = row - top, column - left
@@ -54,18 +54,18 @@ def test_rois_are_pooled_as_by_plain_sampling_from_the_level_of_their_size() -> 
     expected_levels = [0, 1, 2, 0, 0, 2]
     pooled = MultiLevelRoIAlign(strides, 5)(levels, boxes)
     assert pooled.shape == (6, 1, 5, 5)
-    for k, (one, level) in enumerate(zip(pooled, expected_levels, strict=True)):
+    for k, (roi, level) in enumerate(zip(pooled, expected_levels, strict=True)):
         box = torch.cat(boxes)[k].tolist()
         expected = plainly_pooled(levels[str(level)][k // 3, 0], box, 5, strides[level])
-        torch.testing.assert_close(one[0], expected, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(roi[0], expected, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("stride", [4, 8])
 @pytest.mark.parametrize("side", [7, 14])
 def test_a_roi_of_a_ramp_reads_its_own_positions(side: int, stride: int) -> None:
     """A map whose cells hold the positions of their centers, in pixels: each cell of a RoI must find its own."""
-    places = stride * (torch.arange(40) + 0.5)
-    levels = {"0": torch.stack([places.expand(40, 40), places[:, None].expand(40, 40)])[None]}
+    positions = stride * (torch.arange(40) + 0.5)
+    levels = {"0": torch.stack([positions.expand(40, 40), positions[:, None].expand(40, 40)])[None]}
     left, top, right, bottom = 17.3, 21.9, 98.2, 75.4
     pooled = MultiLevelRoIAlign((stride,), side)(levels, [torch.tensor([[left, top, right, bottom]])])[0]
     parts = (torch.arange(side) + 0.5) / side

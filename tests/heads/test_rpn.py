@@ -141,7 +141,7 @@ def test_losses_are_means_over_sampled_anchors(beta: float) -> None:
     rpn = RegionProposals(4, Anchors([16.0], [4]), (10, 10), beta=beta)
     labels = [torch.tensor([1.0, -1, 0, 0, 1]), torch.tensor([0.0, 0, -1, -1, 0])]
     logits, deltas, regression_targets = torch.randn(10, 1), torch.randn(10, 4), torch.randn(10, 4)
-    found = rpn.compute_loss(logits, deltas, labels, [*regression_targets.split(5)])
+    losses = rpn.compute_loss(logits, deltas, labels, [*regression_targets.split(5)])
     class_sum, box_sum, number = 0.0, 0.0, 0
     for logit, delta, regression_target, label in zip(
         logits, deltas, regression_targets, torch.cat(labels).tolist(), strict=True
@@ -153,13 +153,13 @@ def test_losses_are_means_over_sampled_anchors(beta: float) -> None:
         if label == 1:
             for offset in (delta - regression_target).abs().tolist():
                 box_sum += offset**2 / (2 * beta) if offset < beta else offset - beta / 2
-    assert [one.item() for one in found] == pytest.approx([class_sum / number, box_sum / number], rel=1e-5)
+    assert [loss.item() for loss in losses] == pytest.approx([class_sum / number, box_sum / number], rel=1e-5)
 
 
 def test_no_anchor_to_train_on_is_no_loss() -> None:
     rpn = RegionProposals(4, Anchors([16.0], [4]), (10, 10))
     logits, deltas = torch.randn(6, 1, requires_grad=True), torch.randn(6, 4, requires_grad=True)
     losses = rpn.compute_loss(logits, deltas, [torch.full((6,), -1.0)], [torch.zeros(6, 4)])
-    assert [one.item() for one in losses] == [0, 0]
+    assert [loss.item() for loss in losses] == [0, 0]
     sum(losses).backward()  # type: ignore[union-attr]
     assert logits.grad is not None and not logits.grad.any()

@@ -79,9 +79,9 @@ def random_maps(sizes: Sequence[tuple[int, int]], number: int = 2) -> list[Tenso
     return [torch.randn(number, width, *size, requires_grad=True) for width, size in zip(WIDTHS, sizes, strict=True)]
 
 
-def assert_close(one: Tensor, other: Tensor) -> None:
+def assert_close(actual: Tensor, expected: Tensor) -> None:
     """Within 1e-4 of the largest value."""
-    assert (one - other).abs().max() <= 1e-4 * other.abs().max()
+    assert (actual - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -90,17 +90,17 @@ def test_logits_and_gradients_are_those_of_transformers(sizes: list[tuple[int, i
     (their_upernet, upernet), (their_fcn, fcn) = pairs()
     for module in (their_upernet, upernet, their_fcn, fcn):
         module.train(training)
-    found = []
+    results = []
     for heads in ((their_upernet, their_fcn), (upernet, fcn)):
         maps = random_maps(sizes)
         logits = heads[0](maps), heads[1](maps) if heads[1] is their_fcn else heads[1](maps[2])
         weights = [torch.linspace(-1, 1, x.numel()).view_as(x) for x in logits]
         sum((x * weight).sum() for x, weight in zip(logits, weights, strict=True)).backward()
-        found.append((logits, [x.grad for x in maps], heads))
-    (their_logits, their_grads, their_heads), (logits, grads, our_heads) = found
-    for one, other in zip((*logits, *grads), (*their_logits, *their_grads), strict=True):
-        assert one.shape == other.shape
-        assert_close(one, other)
+        results.append((logits, [x.grad for x in maps], heads))
+    (their_logits, their_grads, their_heads), (logits, grads, our_heads) = results
+    for own, their in zip((*logits, *grads), (*their_logits, *their_grads), strict=True):
+        assert own.shape == their.shape
+        assert_close(own, their)
     for our_head, their_head in zip(our_heads, their_heads, strict=True):
         ours = dict(our_head.named_parameters())
         for name, parameter in their_head.named_parameters():
@@ -131,12 +131,12 @@ def test_a_hooked_convolution_sees_the_enlarged_maps_and_gives_the_same() -> Non
     maps = random_maps(SIZES["odd"])
     head = UPerNetHead(WIDTHS, 7, 24).eval()
     expected = head(maps)
-    seen = []
+    shapes = []
     for conv in (head.fuse[0], head.pyramid[0]):
-        conv.register_forward_hook(lambda _, args, out: seen.append((args[0].shape, out.shape)))
+        conv.register_forward_hook(lambda _, args, out: shapes.append((args[0].shape, out.shape)))
     assert_close(head(maps), expected)
     pooled = WIDTHS[3] + 4 * 24
-    assert seen == [((2, pooled, 5, 7), (2, 24, 5, 7)), ((2, 4 * 24, 37, 50), (2, 24, 37, 50))]
+    assert shapes == [((2, pooled, 5, 7), (2, 24, 5, 7)), ((2, 4 * 24, 37, 50), (2, 24, 37, 50))]
 
 
 def test_each_map_has_a_norm_over_its_channels() -> None:
@@ -146,11 +146,11 @@ def test_each_map_has_a_norm_over_its_channels() -> None:
         nn.init.normal_(norm.weight)
         nn.init.normal_(norm.bias)
     maps = [torch.randn(2, 3, 4, 6), torch.randn(2, 5, 2, 3)]
-    for x, found, norm in zip(maps, norms(maps), norms, strict=True):
+    for x, normalized, norm in zip(maps, norms(maps), norms, strict=True):
         centered = x - x.mean(1, keepdim=True)
         expected = centered / (x.var(1, unbiased=False, keepdim=True) + norm.eps).sqrt()
         expected = expected * norm.weight[:, None, None] + norm.bias[:, None, None]
-        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(normalized, expected)
 
 
 def test_the_auxiliary_head_is_on_the_last_map_but_one_and_for_training_only() -> None:

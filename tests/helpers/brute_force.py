@@ -65,11 +65,11 @@ def patch_embedding(weights: Weights, image: Array, patch: Sides) -> Array:
     kernel, bias = weights["proj.weight"], weights["proj.bias"]
     size = tuple(math.ceil(side / p) for side, p in zip(image.shape[1:], patch, strict=True))
     tokens = np.empty((*size, len(kernel)))
-    for place in np.ndindex(*size):
-        region = tuple(slice(t * p, (t + 1) * p) for t, p in zip(place, patch, strict=True))
+    for position in np.ndindex(*size):
+        region = tuple(slice(t * p, (t + 1) * p) for t, p in zip(position, patch, strict=True))
         pixels = image[:, *region]
         used = kernel[:, :, *(slice(0, side) for side in pixels.shape[1:])]
-        tokens[place] = (used * pixels).reshape(len(kernel), -1).sum(1) + bias
+        tokens[position] = (used * pixels).reshape(len(kernel), -1).sum(1) + bias
     return layer_norm(tokens, weights, "norm")
 
 
@@ -77,11 +77,11 @@ def patch_merging(weights: Weights, x: Array) -> Array:
     """2×2 neighbors side by side in the official order; neighbors beyond the map count as zero."""
     *time, height, width, dim = x.shape
     merged = np.zeros((*time, math.ceil(height / 2), math.ceil(width / 2), 4 * dim))
-    for place in np.ndindex(*merged.shape[:-1]):
-        *t, row, column = place
+    for position in np.ndindex(*merged.shape[:-1]):
+        *t, row, column = position
         for k, (down, right) in enumerate([(0, 0), (1, 0), (0, 1), (1, 1)]):
             if 2 * row + down < height and 2 * column + right < width:
-                merged[place][k * dim : (k + 1) * dim] = x[*t, 2 * row + down, 2 * column + right]
+                merged[position][k * dim : (k + 1) * dim] = x[*t, 2 * row + down, 2 * column + right]
     return layer_norm(merged @ weights["reduction.weight"].T, weights, "norm")
 
 

@@ -97,9 +97,9 @@ def official_state(
             }
             shapes |= {f"layers.{i}.blocks.{j}.{name}": shape for name, shape in block.items()}
             m = windows[i]
-            place = f"layers.{i}.blocks.{j}.attn"
-            buffers[f"{place}.relative_coords_table"] = coordinate_table((m, m), ((pretrained or windows)[i],) * 2)
-            buffers[f"{place}.relative_position_index"] = _position_index(m)
+            prefix = f"layers.{i}.blocks.{j}.attn"
+            buffers[f"{prefix}.relative_coords_table"] = coordinate_table((m, m), ((pretrained or windows)[i],) * 2)
+            buffers[f"{prefix}.relative_position_index"] = _position_index(m)
         if i < 3:
             shapes[f"layers.{i}.downsample.reduction.weight"] = (2 * d, 4 * d)
             shapes[f"layers.{i}.downsample.norm.weight"] = (2 * d,)

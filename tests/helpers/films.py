@@ -67,10 +67,10 @@ def rotate(path: Path, quarter_turns: int) -> Path:
     """Writes into an mp4's header that players are to turn its pictures clockwise."""
     content = bytearray(path.read_bytes())
     header = content.index(b"tkhd") + 4
-    place = header + 4 + (20 if content[header] == 0 else 32) + 16
+    offset = header + 4 + (20 if content[header] == 0 else 32) + 16
     a, b, c, d = ((1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0))[quarter_turns]
-    one = 1 << 16
-    content[place : place + 36] = struct.pack(">9i", a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30)
+    unit = 1 << 16
+    content[offset : offset + 36] = struct.pack(">9i", a * unit, b * unit, 0, c * unit, d * unit, 0, 0, 0, 1 << 30)
     path.write_bytes(content)
     return path
 
@@ -91,7 +91,7 @@ def count_as(path: Path, frames: int) -> Path:
     """Makes an avi's headers claim another number of frames."""
     content = bytearray(path.read_bytes())
     for mark, offset in ((b"avih", 8 + 16), (b"strh", 8 + 32)):
-        place = content.index(mark) + offset
-        content[place : place + 4] = struct.pack("<I", frames)
+        start = content.index(mark) + offset
+        content[start : start + 4] = struct.pack("<I", frames)
     path.write_bytes(content)
     return path

@@ -33,9 +33,9 @@ def torchvision_model() -> nn.Module:
     return SwinTransformer([4, 4], CHANNELS, list(DEPTHS), list(HEADS), [4, 4], num_classes=CLASSES, **blocks)
 
 
-def huggingface_model(kind: type = Swinv2ForImageClassification, **changes: Any) -> Any:
+def huggingface_model(model_class: type = Swinv2ForImageClassification, **changes: Any) -> Any:
     settings = {"embed_dim": CHANNELS, "depths": DEPTHS, "num_heads": HEADS, "window_size": 4, "image_size": 128}
-    return kind(Swinv2Config(num_labels=CLASSES, **(settings | changes)))
+    return model_class(Swinv2Config(num_labels=CLASSES, **(settings | changes)))
 
 
 def foreign_state(format: str) -> dict[str, Tensor]:

@@ -56,23 +56,23 @@ def write_objects(root: Path, train: int = 12, val: int = 5, *, masks: bool = Tr
             height, width = ((64, 80), (80, 64), (72, 72))[k % 3]
             pixels = rng.normal(128, 20, (height, width, 3))
             stuff = np.zeros((height, width), np.uint8)
-            taken = np.zeros((height, width), bool)
+            occupied = np.zeros((height, width), bool)
             entry = {"id": 100 * (split == "val") + 7 * k + 1, "file_name": f"{split}_{k}.jpg"}
             images.append({**entry, "height": height, "width": width})
             for _ in range(0 if k == 1 else int(rng.integers(1, 4))):
                 category = int(rng.choice(list(CATEGORIES)))
-                mask = draw_object(rng, category, height, width) & ~taken
+                mask = draw_object(rng, category, height, width) & ~occupied
                 if mask.sum() < 100:
                     continue
-                taken |= mask
+                occupied |= mask
                 pixels[mask] = np.array(COLORS[category]) + rng.normal(0, 10, (int(mask.sum()), 3))
                 stuff[mask] = 255
                 crowd = k == 0 and category == 3
-                one = {"id": len(annotations) + 1, "image_id": entry["id"], "category_id": category}
-                annotations.append(one | annotation(mask, crowd=crowd))
+                record = {"id": len(annotations) + 1, "image_id": entry["id"], "category_id": category}
+                annotations.append(record | annotation(mask, crowd=crowd))
                 if not masks:
                     del annotations[-1]["segmentation"]
-            stuff[height // 2 :][~taken[height // 2 :]] = 1
+            stuff[height // 2 :][~occupied[height // 2 :]] = 1
             for folder, picture in ((f"{split}2017", pixels.clip(0, 255).astype(np.uint8)), ("stuff", stuff)):
                 (root / folder).mkdir(parents=True, exist_ok=True)
                 name = entry["file_name"] if folder != "stuff" else f"{split}_{k}.png"

@@ -36,9 +36,9 @@ class PatientPlateau(Plateau):
     """One whose metric need not be there at the first epochs' ends."""
 
     def configure_optimizers(self) -> Any:
-        made = super().configure_optimizers()
-        made["lr_scheduler"]["strict"] = False
-        return made
+        optimizers = super().configure_optimizers()
+        optimizers["lr_scheduler"]["strict"] = False
+        return optimizers
 
 
 class PlateauOfSteps(Plateau):

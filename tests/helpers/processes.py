@@ -90,10 +90,11 @@ def run_together(arguments: Sequence[str], folder: Path, processes: int = 2, **e
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    places = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "NODE_RANK": "0"}
+    variables = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "NODE_RANK": "0"}
     many = [f"--trainer.devices={processes}", "--trainer.accelerator=cpu"]
     running = [
-        start([*arguments, *many], folder, **places, LOCAL_RANK=str(rank), **environment) for rank in range(processes)
+        start([*arguments, *many], folder, **variables, LOCAL_RANK=str(rank), **environment)
+        for rank in range(processes)
     ]
     return [process.wait(240) for process in running]
 
@@ -104,12 +105,12 @@ def run(
     """Runs ``swinv2-tasks ARGUMENTS`` in a folder to its end; with several processes, in DDP by gloo on the CPU."""
     if processes == 1:
         return start(arguments, folder, **environment).wait()
-    places = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    variables = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     many = [f"--trainer.devices={processes}", f"--trainer.strategy={strategy}", "--trainer.accelerator=cpu"]
     done = subprocess.run(
         [sys.executable, "-m", "swinv2_tasks", *arguments, *many],
         cwd=folder,
-        env={**os.environ, **places, **environment},
+        env={**os.environ, **variables, **environment},
         capture_output=True,
         text=True,
         timeout=180,

@@ -37,20 +37,22 @@ def last(folder: Path) -> dict[str, Any]:
     return torch.load(folder / "runs" / "tiny" / "0" / "checkpoints" / "last.ckpt", weights_only=True)
 
 
-def differences(one: Any, other: Any, path: str = "") -> list[str]:
+def differences(first: Any, second: Any, path: str = "") -> list[str]:
     """Where two nested structures are not bitwise identical."""
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return [] if one.dtype == other.dtype and torch.equal(one, other) else [path]
-    if isinstance(one, dict) and isinstance(other, dict):
-        found = [f"{path}.{key}" for key in one.keys() ^ other.keys()]
-        return found + [
-            line for key in one.keys() & other.keys() for line in differences(one[key], other[key], f"{path}.{key}")
+    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
+        return [] if first.dtype == second.dtype and torch.equal(first, second) else [path]
+    if isinstance(first, dict) and isinstance(second, dict):
+        paths = [f"{path}.{key}" for key in first.keys() ^ second.keys()]
+        return paths + [
+            line
+            for key in first.keys() & second.keys()
+            for line in differences(first[key], second[key], f"{path}.{key}")
         ]
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
+    if isinstance(first, list | tuple) and isinstance(second, list | tuple) and len(first) == len(second):
         return [
-            line for i, pair in enumerate(zip(one, other, strict=True)) for line in differences(*pair, f"{path}.{i}")
+            line for i, pair in enumerate(zip(first, second, strict=True)) for line in differences(*pair, f"{path}.{i}")
         ]
-    return [] if one == other else [f"{path}: {one} and {other}"]
+    return [] if first == second else [f"{path}: {first} and {second}"]
 
 
 def assert_same_training(straight: Path, resumed: Path, *, generators: bool = True) -> None:

@@ -92,9 +92,9 @@ def as_config(arguments: dict[str, Any]) -> dict[str, Any]:
     return stated
 
 
-def merge(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    merged = copy.deepcopy(one)
-    for key, value in other.items():
+def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = copy.deepcopy(base)
+    for key, value in changes.items():
         merged[key] = merge(merged[key], value) if isinstance(value, dict) and key in merged else value
     return merged
 

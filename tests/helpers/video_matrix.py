@@ -41,8 +41,8 @@ class Cell:
 
     @property
     def name(self) -> str:
-        kind = f"b{self.b_frames}" + ("-open" if self.open_gop else "")
-        return f"{self.codec}-{kind}.{self.container}"
+        coding = f"b{self.b_frames}" + ("-open" if self.open_gop else "")
+        return f"{self.codec}-{coding}.{self.container}"
 
 
 def all_cells() -> list[Cell]:
@@ -60,13 +60,13 @@ def all_cells() -> list[Cell]:
 
 def missing_encoders() -> list[str]:
     """Encoders of the matrix that PyAV's FFmpeg lacks."""
-    found = []
+    missing = []
     for encoder, _ in CODECS.values():
         try:
             av.codec.Codec(encoder, "w")
         except av.codec.codec.UnknownCodecError:
-            found.append(encoder)
-    return found
+            missing.append(encoder)
+    return missing
 
 
 def picture(number: int, height: int = _SIZE[0], width: int = _SIZE[1]) -> np.ndarray:
@@ -124,9 +124,9 @@ def _options(cell: Cell, gop: int) -> dict[str, str]:
             return {"bf": b_frames} | (closed if cell.b_frames and not cell.open_gop else {})
         case "vp8" | "vp9":
             hidden = {"auto-alt-ref": "1", "lag-in-frames": "16", "arnr-maxframes": "5"}
-            shown = {"auto-alt-ref": "0", "lag-in-frames": "0"}
+            visible = {"auto-alt-ref": "0", "lag-in-frames": "0"}
             return {"deadline": "realtime" if not cell.b_frames else "good", "cpu-used": "4"} | (
-                hidden if cell.b_frames else shown
+                hidden if cell.b_frames else visible
             )
         case "av1":
             return {"preset": "12", "svtav1-params": "lp=1"}

@@ -44,29 +44,29 @@ def random_boxes(seed: int, number: int = 60) -> tuple[Tensor, Tensor, Tensor]:
     return boxes, torch.rand(number), torch.randint(0, 3, (number,))
 
 
-def plain_iou(one: list[float], other: list[float]) -> float:
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
+def plain_iou(first: list[float], second: list[float]) -> float:
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
     inner = max(0.0, width) * max(0.0, height)
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
     return inner / (sum(areas) - inner)
 
 
 def plain_soft_nms(boxes: Tensor, scores: Tensor, labels: Tensor, how: DetectionInference) -> list[tuple[int, float]]:
     """The paper's algorithm in loops, a class at a time; then the highest-scoring of all classes."""
-    kept = []
+    selected = []
     for label in set(labels.tolist()):
         waiting = {k: scores[k].item() for k in range(len(boxes)) if labels[k] == label}
         while waiting:
             best = max(waiting, key=lambda k: waiting[k])
-            kept.append((best, waiting.pop(best)))
+            selected.append((best, waiting.pop(best)))
             for k in waiting:
                 overlap = plain_iou(boxes[best].tolist(), boxes[k].tolist())
                 if how.nms == "soft_gaussian":
                     waiting[k] *= math.exp(-(overlap**2) / how.sigma)
                 elif overlap > how.nms_threshold:
                     waiting[k] *= 1 - overlap
-    ordered = sorted(kept, key=lambda entry: -entry[1])
+    ordered = sorted(selected, key=lambda entry: -entry[1])
     return [entry for entry in ordered if entry[1] > how.score_threshold][: how.max_detections]
 
 
@@ -76,11 +76,11 @@ def plain_soft_nms(boxes: Tensor, scores: Tensor, labels: Tensor, how: Detection
 def test_soft_nms_is_the_plain_algorithm(nms: Any, limit: int, seed: int) -> None:
     how = DetectionInference(nms=nms, nms_threshold=0.3, sigma=0.5, max_detections=limit)
     boxes, scores, labels = random_boxes(seed)
-    taken, lowered = soft_nms(boxes, scores, labels, how)
+    indices, lowered = soft_nms(boxes, scores, labels, how)
     expected = plain_soft_nms(boxes, scores, labels, how)
-    assert taken.tolist() == [k for k, _ in expected]
+    assert indices.tolist() == [k for k, _ in expected]
     assert lowered.tolist() == pytest.approx([score for _, score in expected], rel=1e-4)
-    assert len(taken) < len(boxes) or limit == 100
+    assert len(indices) < len(boxes) or limit == 100
 
 
 @pytest.mark.parametrize("nms", ["soft_linear", "soft_gaussian"])
@@ -89,9 +89,9 @@ def test_equal_boxes_do_not_suppress_the_one_that_was_taken(nms: Any) -> None:
     how = DetectionInference(nms=nms)
     boxes, scores = torch.tensor([[0.0, 0.0, 10.0, 10.0]] * 4), torch.tensor([0.9, 0.8, 0.7, 0.6])
     labels = torch.zeros(4, dtype=torch.int64)
-    taken, lowered = soft_nms(boxes, scores, labels, how)
+    indices, lowered = soft_nms(boxes, scores, labels, how)
     expected = plain_soft_nms(boxes, scores, labels, how)
-    assert taken.tolist() == [k for k, _ in expected]
+    assert indices.tolist() == [k for k, _ in expected]
     assert lowered.tolist() == pytest.approx([score for _, score in expected], rel=1e-4)
 
 
@@ -120,9 +120,9 @@ def test_exported_soft_nms_is_the_same(nms: Any) -> None:
 
 def test_hard_nms_is_torchvisions() -> None:
     boxes, scores, labels = random_boxes(0)
-    kept = batched_nms(boxes, scores, labels, 0.5)[:20]
-    found = suppress(boxes, scores, labels, DetectionInference(max_detections=20))
-    assert all(torch.equal(one, other[kept]) for one, other in zip(found, (boxes, scores, labels), strict=True))
+    indices = batched_nms(boxes, scores, labels, 0.5)[:20]
+    detections = suppress(boxes, scores, labels, DetectionInference(max_detections=20))
+    assert all(torch.equal(own, whole[indices]) for own, whole in zip(detections, (boxes, scores, labels), strict=True))
 
 
 @pytest.mark.parametrize("nms", ["hard", "soft_linear", "soft_gaussian"])
@@ -143,18 +143,18 @@ class Finder:
         return Features(OrderedDict(image=maps[0]))
 
     def classify(self, features: Features, images: Any) -> list[tuple[Tensor, Tensor]]:
-        found = []
+        results = []
         for image in features.levels["image"]:
             rows, columns = (image[0] > 0.5).nonzero(as_tuple=True)
             box = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
-            found.append((box[None, None], torch.tensor([[0.1, 0.9]])))
-        return found
+            results.append((box[None, None], torch.tensor([[0.1, 0.9]])))
+        return results
 
     def mask_probabilities(self, features: Features, boxes: Any, labels: Any, images: Any) -> list[Tensor]:
         """The left half of each box, as the network sees it, times the image's mean."""
         masks = []
-        for image, one in zip(features.levels["image"], boxes, strict=True):
-            mask = torch.zeros(len(one), 28, 28)
+        for image, image_boxes in zip(features.levels["image"], boxes, strict=True):
+            mask = torch.zeros(len(image_boxes), 28, 28)
             mask[:, :, :14] = 1
             dark = image[0, :, : image.shape[2] // 2].mean() > image[0, :, image.shape[2] // 2 :].mean()
             masks.append(mask if dark else mask.flip(2))
@@ -169,31 +169,31 @@ def bright_image() -> Tensor:
 
 def test_views_are_brought_back_upright_and_to_size() -> None:
     how = DetectionInference(scales=(0.5, 1.0, 2.0), flip=True, score_threshold=0.2)
-    (found,) = detect(lambda x: [x], Finder(), [bright_image()], how)  # type: ignore[arg-type]
-    assert found.labels.tolist() == [1]  # the six views agree, and one detection stays
-    torch.testing.assert_close(found.boxes, torch.tensor([[8.0, 16.0, 32.0, 40.0]]), atol=1.01, rtol=0)
+    (detections,) = detect(lambda x: [x], Finder(), [bright_image()], how)  # type: ignore[arg-type]
+    assert detections.labels.tolist() == [1]  # the six views agree, and one detection stays
+    torch.testing.assert_close(detections.boxes, torch.tensor([[8.0, 16.0, 32.0, 40.0]]), atol=1.01, rtol=0)
     expected = torch.zeros(28, 28)
     expected[:, :14] = 1
-    torch.testing.assert_close(found.masks, expected[None])  # flipped masks were flipped back
+    torch.testing.assert_close(detections.masks, expected[None])  # flipped masks were flipped back
 
 
 def test_scales_are_those_that_come_with_the_images() -> None:
     """Only what is not an image's own size is asked for; what is found comes back in the image's own pixels."""
-    asked = []
-    seen = []
+    scales = []
+    inputs = []
 
     def rescaled(scale: float) -> Tensor:
-        asked.append(scale)
+        scales.append(scale)
         return F.interpolate(bright_image()[None], scale_factor=scale, mode="nearest") * 0.75
 
     def backbone(x: Tensor) -> list[Tensor]:
-        seen.append((tuple(x.shape[2:]), x.max().item()))
+        inputs.append((tuple(x.shape[2:]), x.max().item()))
         return [x]
 
     how = DetectionInference(scales=(1.0, 2.0), score_threshold=0.2)
-    (found,) = detect(backbone, Finder(), [bright_image()], how, rescaled=[rescaled])  # type: ignore[arg-type]
-    assert asked == [2.0] and seen == [((64, 96), 1.0), ((128, 192), 0.75)]
-    torch.testing.assert_close(found.boxes, torch.tensor([[8.0, 16.0, 32.0, 40.0]]))
+    (detections,) = detect(backbone, Finder(), [bright_image()], how, rescaled=[rescaled])  # type: ignore[arg-type]
+    assert scales == [2.0] and inputs == [((64, 96), 1.0), ((128, 192), 0.75)]
+    torch.testing.assert_close(detections.boxes, torch.tensor([[8.0, 16.0, 32.0, 40.0]]))
 
 
 def test_images_of_several_sizes_go_through_together() -> None:
@@ -201,7 +201,7 @@ def test_images_of_several_sizes_go_through_together() -> None:
     high[:, 70:90, 20:45] = 1
     how = DetectionInference(score_threshold=0.2)
     together = detect(lambda x: [x], Finder(), [wide, high], how)  # type: ignore[arg-type]
-    assert [one.boxes[0].tolist() for one in together] == [[8, 16, 32, 40], [20, 70, 45, 90]]
+    assert [detections.boxes[0].tolist() for detections in together] == [[8, 16, 32, 40], [20, 70, 45, 90]]
 
 
 def test_padding_fills_up_at_the_right_and_below() -> None:
@@ -223,8 +223,8 @@ def sampled_over_the_image(mask: Tensor, box: Tensor, size: tuple[int, int]) -> 
     down = (torch.arange(size[0], dtype=torch.float64) + 0.5 - top) / (bottom - top) * 2 - 1
     across = (torch.arange(size[1], dtype=torch.float64) + 0.5 - left) / (right - left) * 2 - 1
     rows, columns = torch.meshgrid(down, across, indexing="ij")
-    places = torch.stack([columns, rows], dim=-1)[None]
-    return F.grid_sample(mask.double()[None, None], places, align_corners=False)[0, 0]
+    positions = torch.stack([columns, rows], dim=-1)[None]
+    return F.grid_sample(mask.double()[None, None], positions, align_corners=False)[0, 0]
 
 
 def detections_of(masks: Tensor, boxes: Tensor) -> Detections:
@@ -235,7 +235,7 @@ def decoded(codes: list[dict[str, Any]]) -> Tensor:
     return torch.from_numpy(coco_masks.decode(codes)).permute(2, 0, 1).bool()
 
 
-def boxes_of_all_kinds(size: tuple[int, int]) -> Tensor:
+def boxes_of_every_shape(size: tuple[int, int]) -> Tensor:
     """Inside, across each edge, around the whole image, beside it, of less than a pixel, of whole pixels."""
     height, width = size
     return torch.tensor(
@@ -261,7 +261,7 @@ def boxes_of_all_kinds(size: tuple[int, int]) -> Tensor:
 def test_masks_are_drawn_between_pixels(size: tuple[int, int], full: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also beyond their boxes, by half a cell; and run lengths are those of the drawn pixels, however few at a time."""
     torch.manual_seed(0)
-    boxes = boxes_of_all_kinds(size)
+    boxes = boxes_of_every_shape(size)
     masks = torch.ones(len(boxes), 28, 28) if full else torch.rand(len(boxes), 28, 28)
     expected = torch.stack([sampled_over_the_image(*both, size) for both in zip(masks, boxes, strict=True)])
     drawn = torch.stack([paste_mask(*both, size) for both in zip(masks, boxes, strict=True)])
@@ -288,7 +288,7 @@ class PastingOfSome(nn.Module):
 
 def test_exported_masks_are_drawn_between_pixels_too() -> None:
     torch.manual_seed(0)
-    boxes = boxes_of_all_kinds((48, 40))
+    boxes = boxes_of_every_shape((48, 40))
     masks = torch.rand(len(boxes), 28, 28)
     every = torch.ones(len(boxes), dtype=torch.bool)
     program = torch.export.export(PastingOfSome(), (masks, boxes, every)).module()
@@ -334,7 +334,7 @@ def test_drawing_masks_takes_memory_of_neither_image_nor_number() -> None:
 # ---- how near perfect masks come to the objects
 
 
-def perfectly_found(masks: Tensor, boxes: Tensor, rounded: bool) -> Detections:
+def perfect_detections(masks: Tensor, boxes: Tensor, rounded: bool) -> Detections:
     """Objects (n, H, W) in their boxes (n, 4), with the masks that training would teach.
 
     The masks are rounded to 0 and 1, as the published code does.
@@ -351,9 +351,9 @@ def scored(targets: list[dict[str, Any]], rounded: bool) -> dict[str, float]:
     numbers = range(max(ids) + 1)
     for target in targets:
         size = target["masks"].shape[1:]
-        found = perfectly_found(target["masks"], target["boxes"], rounded)
-        found.labels = target["labels"]
-        results = as_results(found, target["image_id"], size, numbers)
+        detections = perfect_detections(target["masks"], target["boxes"], rounded)
+        detections.labels = target["labels"]
+        results = as_results(detections, target["image_id"], size, numbers)
         metric.update(target["image_id"], results, as_annotations(target, size, numbers))
     return {name: float(value) for name, value in metric.compute().items()}
 
@@ -382,9 +382,9 @@ def drawn_shapes(seed: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("rounded", [False, True])
 def test_perfect_masks_come_near_drawn_objects(rounded: bool) -> None:
-    found = scored([drawn_shapes(seed) for seed in range(6)], rounded)
-    assert found["mask_ap"] >= (0.95 if rounded else 0.99)
-    assert found["mask_ap_small"] >= 0.985
+    scores = scored([drawn_shapes(seed) for seed in range(6)], rounded)
+    assert scores["mask_ap"] >= (0.95 if rounded else 0.99)
+    assert scores["mask_ap_small"] >= 0.985
 
 
 @pytest.mark.parametrize("rounded", [False, True])
@@ -399,21 +399,21 @@ def test_perfect_masks_come_near_cocos_objects(rounded: bool, real_data: Path) -
     targets = []
     for dataset in (data.val_dataset, data.test_dataset):
         for image in dataset.images:  # type: ignore[union-attr]
-            objects = tuple(one for one in image.objects if not one.crowd)
+            objects = tuple(entry for entry in image.objects if not entry.crowd)
             targets.append(dataset.target(dataclasses.replace(image, objects=objects)))  # type: ignore[union-attr]
     assert sum(len(target["boxes"]) for target in targets) == 557
-    found = scored(targets, rounded)
-    assert found["mask_ap"] >= (0.965 if rounded else 0.99)
-    assert found["mask_ap_small"] >= 0.985
+    scores = scored(targets, rounded)
+    assert scores["mask_ap"] >= (0.965 if rounded else 0.99)
+    assert scores["mask_ap_small"] >= 0.985
 
 
 def test_boxes_come_to_the_pixels_of_their_file_in_float64() -> None:
     """Of an image of 1333×800 to its file of 640×427: exactly as the factors say, and edges stay edges."""
     boxes = torch.tensor([[0.0, 0.0, 1333.0, 800.0], [123.456, 7.89, 1332.1, 799.99]])
-    found = Detections(boxes, torch.zeros(2, dtype=torch.int64), torch.ones(2), None).at((427, 640), (800, 1333))
-    assert found.boxes.dtype == torch.float64
-    assert found.boxes[0].tolist() == [0, 0, 640, 427]
-    for box, exact in zip(found.boxes.tolist(), boxes.tolist(), strict=True):
+    detections = Detections(boxes, torch.zeros(2, dtype=torch.int64), torch.ones(2), None).at((427, 640), (800, 1333))
+    assert detections.boxes.dtype == torch.float64
+    assert detections.boxes[0].tolist() == [0, 0, 640, 427]
+    for box, exact in zip(detections.boxes.tolist(), boxes.tolist(), strict=True):
         expected = [
             float(Fraction(x) * Fraction(*factor))
             for x, factor in zip(exact, [(640, 1333), (427, 800)] * 2, strict=True)

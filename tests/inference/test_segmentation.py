@@ -72,10 +72,10 @@ def slide_by_brute_force(x: Tensor, window: int, stride: int, blend: str, revers
 )
 def test_windows_are_those_of_brute_force(size: tuple[int, int], window: int, stride: int, blend: Any) -> None:
     settings = Inference("slide", window, stride, blend, sliding_window_batch_size=3)
-    (found,) = view_logits(network(), image(*size), settings, STRIDE)
+    (logits,) = view_logits(network(), image(*size), settings, STRIDE)
     for reverse in (False, True):
         expected = slide_by_brute_force(image(*size), window, stride, blend, reverse)
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("blend", ["uniform", "gaussian"])
@@ -87,24 +87,24 @@ def test_a_window_that_covers_the_image_is_the_whole(size: tuple[int, int], blen
 
 
 def test_windows_of_a_square_have_one_size_and_those_of_a_strip_another() -> None:
-    seen: set[tuple[int, ...]] = set()
+    shapes: set[tuple[int, ...]] = set()
     net = network()
 
     def watched(x: Tensor) -> Tensor:
-        seen.add(tuple(x.shape))
+        shapes.add(tuple(x.shape))
         return net(x)
 
     run(Inference("slide", (16, 32), (8, 16), sliding_window_batch_size=2), image(40, 64), net=watched)
-    assert {shape[2:] for shape in seen} == {(16, 32)}
-    assert max(shape[0] for shape in seen) == 2
+    assert {shape[2:] for shape in shapes} == {(16, 32)}
+    assert max(shape[0] for shape in shapes) == 2
 
 
 @pytest.mark.parametrize("number", [1, 2, 100])
 def test_answers_do_not_depend_on_windows_per_pass(number: int) -> None:
     expected = run(Inference("slide", 16, 12, sliding_window_batch_size=5), image(45, 61))
-    found = run(Inference("slide", 16, 12, sliding_window_batch_size=number), image(45, 61))
-    assert torch.equal(found[0], expected[0])
-    torch.testing.assert_close(found[1], expected[1])
+    result = run(Inference("slide", 16, 12, sliding_window_batch_size=number), image(45, 61))
+    assert torch.equal(result[0], expected[0])
+    torch.testing.assert_close(result[1], expected[1])
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -119,9 +119,9 @@ def test_every_cell_is_seen(seed: int) -> None:
     settings = Inference("slide", window, random(1, window + 1), "gaussian", sliding_window_batch_size=7)
     size = (random(1, 80), random(1, 80))
     ones = lambda x: torch.ones(len(x), 2, -(-x.shape[2] // 4), -(-x.shape[3] // 4))  # noqa: E731
-    (found,) = view_logits(ones, image(*size), settings, STRIDE)
-    assert found.shape == (2, math.ceil(size[0] / 4), math.ceil(size[1] / 4))
-    torch.testing.assert_close(found, torch.ones_like(found))
+    (logits,) = view_logits(ones, image(*size), settings, STRIDE)
+    assert logits.shape == (2, math.ceil(size[0] / 4), math.ceil(size[1] / 4))
+    torch.testing.assert_close(logits, torch.ones_like(logits))
 
 
 @pytest.mark.parametrize("size", [(40, 52), (64, 30), (9, 9), (200, 131)])
@@ -138,26 +138,26 @@ def test_strips_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = run(settings, image(37, 50), (81, 70))
     for strip in (1, 1000, 5000):
         monkeypatch.setattr(inference, "STRIP", strip)
-        found = run(settings, image(37, 50), (81, 70))
-        assert torch.equal(found[0], expected[0])
-        torch.testing.assert_close(found[1], expected[1])
+        result = run(settings, image(37, 50), (81, 70))
+        assert torch.equal(result[0], expected[0])
+        torch.testing.assert_close(result[1], expected[1])
 
 
 def test_scales_are_those_that_come_with_the_image() -> None:
     """Only what is not the image's own size is asked for."""
     x, net = image(40, 52), network()
     others = {scale: image(round(40 * scale) + 1, round(52 * scale)) for scale in (0.5, 1.75)}
-    asked = []
+    scales = []
 
     def rescaled(scale: float) -> Tensor:
-        asked.append(scale)
+        scales.append(scale)
         return others[scale]
 
     views = list(view_logits(net, x, Inference(scales=(0.5, 1.0, 1.75), flip=True), STRIDE, rescaled))
-    assert asked == [0.5, 1.75]
-    for pair, seen in zip((views[:2], views[2:4], views[4:]), (others[0.5], x, others[1.75]), strict=True):
-        torch.testing.assert_close(pair[0], net(seen)[0])
-        torch.testing.assert_close(pair[1], net(seen.flip(3))[0].flip(2))
+    assert scales == [0.5, 1.75]
+    for pair, input_image in zip((views[:2], views[2:4], views[4:]), (others[0.5], x, others[1.75]), strict=True):
+        torch.testing.assert_close(pair[0], net(input_image)[0])
+        torch.testing.assert_close(pair[1], net(input_image.flip(3))[0].flip(2))
 
 
 def test_scales_and_flips_average_probabilities() -> None:
