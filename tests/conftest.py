@@ -41,12 +41,12 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
     """Makes something in a folder of that name, once for all processes of a test run; the folder."""
     own = tmp_path_factory.getbasetemp()
     shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
-    def make_once(name: str, make: Callable[[Path], object]) -> Path:
+    def make_folder(name: str, make: Callable[[Path], object]) -> Path:
         folder, done = shared / name, shared / f"{name}.done"
         with (shared / f"{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -55,23 +55,23 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callab
                 done.touch()
         return folder
 
-    return make_once
+    return make_folder
 
 
 @pytest.fixture(scope="session")
-def dataset(made_once: Callable[..., Path]) -> Callable[[str], Path]:
+def dataset(make_once: Callable[..., Path]) -> Callable[[str], Path]:
     """The tiny dataset of a task, by its name in ``tests.helpers.tiny_tasks``; not to be changed."""
     from tests.helpers.tiny_tasks import TINY_TASKS
 
     def find(name: str) -> Path:
         write = TINY_TASKS[name].write_data  # of all detectors the same
-        return made_once(write.__name__.removeprefix("write_"), write)
+        return make_once(write.__name__.removeprefix("write_"), write)
 
     return find
 
 
 @pytest.fixture(scope="session")
-def trained_run(dataset: Callable[[str], Path], made_once: Callable[..., Path]) -> Callable[[str], Path]:
+def trained_run(dataset: Callable[[str], Path], make_once: Callable[..., Path]) -> Callable[[str], Path]:
     """The folder of a run in which a task learned its tiny dataset by the command line; not to be changed."""
     from tests.helpers.runs import fit, newest_run
     from tests.helpers.tiny_tasks import TINY_TASKS
@@ -82,7 +82,7 @@ def trained_run(dataset: Callable[[str], Path], made_once: Callable[..., Path]) 
         def train(folder: Path) -> None:
             fit(task.config(folder, data, trainer=task.trainer), folder / "runs")
 
-        return newest_run(made_once(f"trained_{name}", train) / "runs")
+        return newest_run(make_once(f"trained_{name}", train) / "runs")
 
     return find
 

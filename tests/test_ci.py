@@ -47,8 +47,8 @@ print("done")
 def test_what_reads_like_a_failure_is_one(program: str, line: str) -> None:
     done = check(program)
     assert done.returncode == 1
-    told = done.stderr.partition("a reader would take for a failure:")[2]
-    assert f"  {line}" in told
+    reported = done.stderr.partition("a reader would take for a failure:")[2]
+    assert f"  {line}" in reported
 
 
 def test_what_the_demo_prints_when_all_is_well() -> None:

@@ -187,15 +187,15 @@ def parse_own(arguments: list[str], task: str, capsys: pytest.CaptureFixture[str
 
 def settle(command: str, arguments: list[str], task: str) -> None:
     """Lets the command line say which settings the arguments come to; a run's config and checkpoint are its task's."""
-    given = " ".join(["", *(word.replace(" ", "") for word in arguments)])
-    for name in re.findall(r"runs/(\w+)/", given):
+    words = " ".join(["", *(word.replace(" ", "") for word in arguments)])
+    for name in re.findall(r"runs/(\w+)/", words):
         task = name if name in TASKS else task
-    given = re.sub(r"runs/\w+/\d+/config\.yaml", f"{task}.yaml", given)
-    given = re.sub(r" --(ckpt_path|resume)( [^-]\S*)?", "", given)
-    configs = re.findall(r" --config[ =](\S+)", given)
+    words = re.sub(r"runs/\w+/\d+/config\.yaml", f"{task}.yaml", words)
+    words = re.sub(r" --(ckpt_path|resume)( [^-]\S*)?", "", words)
+    configs = re.findall(r" --config[ =](\S+)", words)
     complete = any("overlays/" not in config for config in configs)
     with pytest.raises(SystemExit) as end:
-        main([command, *([] if complete else [f"--config={task}.yaml"]), *given.split(), "--print_config"])
+        main([command, *([] if complete else [f"--config={task}.yaml"]), *words.split(), "--print_config"])
     assert end.value.code == 0, f"{command} {arguments}"
 
 
@@ -268,8 +268,8 @@ def as_detections(content: dict[str, Any]) -> list[dict[str, Any]]:
         mask = coco_masks.frPyObjects(each["segmentation"], *sizes[each["image_id"]])
         mask = coco_masks.merge(mask) if isinstance(mask, list) else mask
         mask["counts"] = mask["counts"].decode()
-        wanted = {key: each[key] for key in ("image_id", "category_id", "bbox")}
-        detections.append({**wanted, "segmentation": mask, "score": 0.9})
+        entry = {key: each[key] for key in ("image_id", "category_id", "bbox")}
+        detections.append({**entry, "segmentation": mask, "score": 0.9})
     return detections
 
 

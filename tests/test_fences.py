@@ -234,8 +234,8 @@ class Net(nn.Module):
 )
 def test_a_use_is_found(text: str, fault: str, tmp_path: Path) -> None:
     (tmp_path / "module.py").write_text(f"{CLEAN}\n{text}\n")
-    (found,) = text_faults(tmp_path / "module.py")
-    assert found.endswith(f" {fault}")
+    (message,) = text_faults(tmp_path / "module.py")
+    assert message.endswith(f" {fault}")
 
 
 def test_what_is_a_modules_own_is_no_fault(tmp_path: Path) -> None:
@@ -431,19 +431,23 @@ def test_names_of_python_2_are_translated() -> None:
 
 def requirements() -> dict[str, Requirement]:
     project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
-    return {one.name: one for one in map(Requirement, project["dependencies"])}
+    return {requirement.name: requirement for requirement in map(Requirement, project["dependencies"])}
 
 
 @pytest.mark.parametrize("name", ["torch", "torchvision", "lightning", "pytorch-lightning"])
 def test_a_library_behind_a_fence_is_bounded_by_its_next_major_version(name: str) -> None:
     """Below it, the versions that these tests run with; a new one may drop any private member."""
     installed = Version(version(name))
-    bounds = {one.operator: Version(one.version) for one in requirements()[name].specifier}
+    bounds = {specifier.operator: Version(specifier.version) for specifier in requirements()[name].specifier}
     assert bounds[">="] <= installed
     assert bounds["<"] == Version(str(installed.major + 1))
 
 
 def test_a_library_without_a_fence_has_no_upper_bound() -> None:
     """Except where its license changed."""
-    bounded = {name for name, one in requirements().items() if any("<" in spec.operator for spec in one.specifier)}
+    bounded = {
+        name
+        for name, requirement in requirements().items()
+        if any("<" in spec.operator for spec in requirement.specifier)
+    }
     assert bounded == {"torch", "torchvision", "lightning", "pytorch-lightning"}

@@ -138,11 +138,11 @@ def test_detections_are_those_of_the_cpu() -> None:
     images = [torch.randn(3, 64, 96), torch.randn(3, 80, 50)]
     expected = task(images)
     with torch.backends.cudnn.flags(allow_tf32=False):
-        found = task.cuda()([image.cuda() for image in images])
-    for one, other in zip(found, expected, strict=True):
-        assert one["boxes"].is_cuda and len(one["boxes"]) == len(other["boxes"]) > 0
-        torch.testing.assert_close(one["boxes"].cpu(), other["boxes"], atol=1e-2, rtol=1e-3)
-        torch.testing.assert_close(one["scores"].cpu(), other["scores"], atol=1e-3, rtol=1e-3)
+        detections = task.cuda()([image.cuda() for image in images])
+    for own, reference in zip(detections, expected, strict=True):
+        assert own["boxes"].is_cuda and len(own["boxes"]) == len(reference["boxes"]) > 0
+        torch.testing.assert_close(own["boxes"].cpu(), reference["boxes"], atol=1e-2, rtol=1e-3)
+        torch.testing.assert_close(own["scores"].cpu(), reference["scores"], atol=1e-3, rtol=1e-3)
 
 
 def test_video_trains_evaluates_and_predicts(tmp_path: Path) -> None:
@@ -213,10 +213,10 @@ def test_compiled_training_equals_eager(position_bias: type[nn.Module]) -> None:
     eager: Any = randomize(task_with_padding(position_bias)).cuda()
     compiled = copy.deepcopy(eager)
     compiled.backbone.compile(fullgraph=True)
-    expected, found = loss_and_gradients(eager), loss_and_gradients(compiled)
-    assert len(found) == len(expected) == 1 + len(list(eager.parameters()))
-    for one, other in zip(found, expected, strict=True):
-        assert (one - other).norm() <= 1e-3 * other.norm() + 1e-6
+    expected, tensors = loss_and_gradients(eager), loss_and_gradients(compiled)
+    assert len(tensors) == len(expected) == 1 + len(list(eager.parameters()))
+    for own, reference in zip(tensors, expected, strict=True):
+        assert (own - reference).norm() <= 1e-3 * reference.norm() + 1e-6
 
 
 @pytest.mark.usefixtures("fresh_compiler")
@@ -321,7 +321,7 @@ def test_steps_over_clips_wait_for_nothing(no_waiting: Any) -> None:
 def test_a_disturbed_training_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     """With kernels that are deterministic, also on the device; averaged weights, DataLoader workers, half precision."""
     data = write_images(tmp_path / "images", train=20)
-    straight, disturbed = (write_run(tmp_path / kind, data, EMA) for kind in ("straight", "disturbed"))
+    straight, disturbed = (write_run(tmp_path / name, data, EMA) for name in ("straight", "disturbed"))
     device = ("--trainer.accelerator=gpu", "--trainer.devices=1", "--trainer.deterministic=true")
     options = (
         "--trainer.max_epochs=3",

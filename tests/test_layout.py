@@ -52,14 +52,14 @@ A name stands for a module or for a whole folder; the longest name that fits cou
 
 def layer_of(module: str) -> int | None:
     """The layer of a module given without the package's name; None where the list has no place for it."""
-    places = {name: index for index, names in enumerate(LAYERS) for name in names}
+    layers = {name: index for index, names in enumerate(LAYERS) for name in names}
     while module:
-        if module in places:
-            return places[module]
+        if module in layers:
+            return layers[module]
         module = module.rpartition(".")[0]
         if not module:
             return None
-    return places[""]
+    return layers[""]
 
 
 def find_modules(root: Path) -> dict[str, Path]:
@@ -225,7 +225,7 @@ def test_a_sound_package_has_no_faults(tmp_path: Path) -> None:
 )
 def test_an_import_the_wrong_way_round_is_found(tmp_path: Path, name: str, text: str, fault: str) -> None:
     faults = layout_faults(write_package(tmp_path, **{name: text}))
-    assert any(found.startswith(fault) for found in faults), faults
+    assert any(message.startswith(fault) for message in faults), faults
 
 
 def test_a_circle_within_a_layer_is_found(tmp_path: Path) -> None:

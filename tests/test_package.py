@@ -70,6 +70,6 @@ def test_sizes_hand_their_settings_on() -> None:
     settings = {"window_size": 4, "patch_size": 2, "in_channels": 5, "mlp_ratio": 2.0, "drop_path_rate": 0.3}
     settings |= {"position_bias": backbone.BiasTable, "extra_norm_every": 1, "checkpoint_stages": [0]}
     settings |= {"attention_chunk_size": 3, "frozen_stages": 1, "pretrained_window_size": 3}
-    made = swinv2_tasks.swinv2_tiny(**settings)
+    built = swinv2_tasks.swinv2_tiny(**settings)
     direct = SwinTransformerV2(96, (2, 2, 6, 2), (3, 6, 12, 24), **settings)
-    assert made.config == direct.config
+    assert built.config == direct.config

@@ -99,13 +99,13 @@ def test_stability_at_small_scale_is_written_and_finished_runs_are_not_made_agai
     assert Image.open(tmp_path / "stability.png").size[0] > 500
 
     files = sorted((tmp_path / "runs").iterdir())
-    lost, *kept = files
-    before = {file: file.stat().st_mtime_ns for file in kept}
-    expected = json.loads(lost.read_text())
-    lost.unlink()
+    deleted, *others = files
+    before = {file: file.stat().st_mtime_ns for file in others}
+    expected = json.loads(deleted.read_text())
+    deleted.unlink()
     stability.main(stability.Settings(reduced=True, output=tmp_path))
-    assert {file: file.stat().st_mtime_ns for file in kept} == before
-    assert {**json.loads(lost.read_text()), "seconds": 0} == {**expected, "seconds": 0}
+    assert {file: file.stat().st_mtime_ns for file in others} == before
+    assert {**json.loads(deleted.read_text()), "seconds": 0} == {**expected, "seconds": 0}
 
 
 # ---- data efficiency
@@ -148,15 +148,15 @@ def test_every_benchmark_says_what_can_be_set(name: str, capsys: pytest.CaptureF
 
 
 def test_settings_are_what_the_arguments_say() -> None:
-    given = ["--batch-size", "4", "--rates", "1e-3", "0.03", "--reduced", "--output=here"]
-    settings = parse_settings(stability.Settings, None, given)
+    arguments = ["--batch-size", "4", "--rates", "1e-3", "0.03", "--reduced", "--output=here"]
+    settings = parse_settings(stability.Settings, None, arguments)
     assert settings == stability.Settings(batch_size=4, rates=[1e-3, 0.03], reduced=True, output=Path("here"))
     assert parse_settings(stability.Settings, None, []) == stability.Settings()
 
 
-@pytest.mark.parametrize("given", [["--batchsize=4"], ["--rates", "fast"], ["--output"]])
-def test_wrong_settings_are_refused(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("arguments", [["--batchsize=4"], ["--rates", "fast"], ["--output"]])
+def test_wrong_settings_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        parse_settings(stability.Settings, None, given)
+        parse_settings(stability.Settings, None, arguments)
     assert end.value.code == 2
-    assert given[0].partition("=")[0].removeprefix("--") in capsys.readouterr().err
+    assert arguments[0].partition("=")[0].removeprefix("--") in capsys.readouterr().err

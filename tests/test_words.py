@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-PLACES = (
+ROOTS = (
     "swinv2_tasks",
     "tests",
     "benchmarks",
@@ -93,19 +93,19 @@ QUOTED: dict[tuple[str, str], str] = {
 """What is quoted from elsewhere, each with its reason."""
 
 
-def is_left_out(name: str) -> bool:
-    return any(name == place or name.startswith(f"{place}/") for place in NOT_YET)
+def is_excluded(name: str) -> bool:
+    return any(name == folder or name.startswith(f"{folder}/") for folder in NOT_YET)
 
 
 def lines() -> Iterator[tuple[str, int, str]]:
     """Path, number and text of every line that is to be in one language."""
     paths = [ROOT / page for page in PAGES]
-    for place in PLACES:
-        path = ROOT / place
+    for root in ROOTS:
+        path = ROOT / root
         paths += sorted(path.rglob("*")) if path.is_dir() else [path]
     for path in paths:
         name = path.relative_to(ROOT).as_posix()
-        if not path.is_file() or path.suffix not in ENDINGS or is_left_out(name):
+        if not path.is_file() or path.suffix not in ENDINGS or is_excluded(name):
             continue
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
             if not any(name == file and part in line for file, part in QUOTED):
@@ -133,7 +133,7 @@ def test_spelling_is_american() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "is_found"),
+    ("text", "matches"),
     [
         ("a lever that saves memory", True),
         ("clever", False),
@@ -144,11 +144,11 @@ def test_spelling_is_american() -> None:
         ("def test_it_goes_on() -> None:", True),
     ],
 )
-def test_the_search_itself(text: str, is_found: bool) -> None:
-    assert any(holds(text, term) for term in TERMS) == is_found
+def test_the_search_itself(text: str, matches: bool) -> None:
+    assert any(holds(text, term) for term in TERMS) == matches
 
 
 def test_what_is_left_out_is_there() -> None:
     """A folder or a quotation that is gone would leave out nothing, unnoticed."""
-    assert [place for place in NOT_YET if not (ROOT / place).exists()] == []
+    assert [path for path in NOT_YET if not (ROOT / path).exists()] == []
     assert [(file, part) for file, part in QUOTED if part not in (ROOT / file).read_text(encoding="utf-8")] == []

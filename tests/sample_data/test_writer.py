@@ -254,13 +254,13 @@ def test_ade20k_labels_fit_their_images(sample: Path, split: str) -> None:
     assert len(set(classes)) == len(classes) == 9
     images = sorted((root / "images" / split).iterdir())
     assert [path.stem for path in images] == sorted(path.stem for path in (root / "annotations" / split).iterdir())
-    seen = set()
+    values = set()
     for path in images:
         labels = cv2.imread(str(root / "annotations" / split / f"{path.stem}.png"), cv2.IMREAD_UNCHANGED)
         assert labels.dtype == np.uint8
         assert labels.shape == cv2.imread(str(path)).shape[:2]
-        seen |= set(np.unique(labels).tolist())
-    assert seen == set(range(10))
+        values |= set(np.unique(labels).tolist())
+    assert values == set(range(10))
 
 
 def test_ade20k_unlabeled_pixels_are_the_dark_lines(sample: Path) -> None:

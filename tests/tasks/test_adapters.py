@@ -83,8 +83,8 @@ def test_a_hook_that_changes_what_a_layer_gives_changes_the_loss(name: str) -> N
 
 def with_adapters(task: BaseTask) -> dict[str, nn.Parameter]:
     """Low-rank adapters on every linear layer and convolution; their parameters, which alone are trained."""
-    kinds = nn.Linear | nn.Conv2d | nn.Conv3d
-    layers = [name for name, part in task.named_modules() if isinstance(part, kinds)]
+    layer_types = nn.Linear | nn.Conv2d | nn.Conv3d
+    layers = [name for name, part in task.named_modules() if isinstance(part, layer_types)]
     inject_adapter_in_model(LoraConfig(r=2, target_modules=layers, init_lora_weights=False), task)
     adapters = {name: p for name, p in task.named_parameters() if "lora_" in name}
     assert len(adapters) == 2 * len(layers)
@@ -150,10 +150,10 @@ class Doubled(nn.Module):
 def test_a_layer_of_another_kind_takes_the_place_of_a_linear_one(layer: str) -> None:
     """It computes what the linear layer with twice the weights does."""
     task, doubled = new_task("classification"), new_task("classification")
-    place = f"backbone.layers.0.blocks.1.{layer}"
-    task.set_submodule(place, Doubled(task.get_submodule(place)))
+    name = f"backbone.layers.0.blocks.1.{layer}"
+    task.set_submodule(name, Doubled(task.get_submodule(name)))
     with torch.no_grad():
-        for parameter in doubled.get_submodule(place).parameters():
+        for parameter in doubled.get_submodule(name).parameters():
             parameter *= 2
     plain = evaluate(new_task("classification"), "classification")
     expected = evaluate(doubled, "classification")

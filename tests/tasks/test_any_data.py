@@ -210,13 +210,15 @@ def test_detectors_learn_from_several_loaders(name: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("name", ["classification", "segmentation", "video", "simmim", "mask_rcnn"])
 def test_several_evaluation_loaders_have_scores_of_their_own(name: str, tmp_path: Path) -> None:
     task, trainer = new_task(name), new_trainer(tmp_path)
-    one, other = evaluation_batch(name), evaluation_batch(name)
+    first, second = evaluation_batch(name), evaluation_batch(name)
     if name == "mask_rcnn":
-        other["images"] = [image * 2 for image in other["images"]]
+        second["images"] = [image * 2 for image in second["images"]]
     else:
-        other["image" if "image" in other else "clip"].mul_(2)
-    alone = [trainer.validate(task, DataLoader([batch], batch_size=None), verbose=False)[0] for batch in (one, other)]
-    loaders = [DataLoader([batch], batch_size=None) for batch in (one, other)]
+        second["image" if "image" in second else "clip"].mul_(2)
+    alone = [
+        trainer.validate(task, DataLoader([batch], batch_size=None), verbose=False)[0] for batch in (first, second)
+    ]
+    loaders = [DataLoader([batch], batch_size=None) for batch in (first, second)]
     logged = {key: value for part in trainer.validate(task, loaders, verbose=False) for key, value in part.items()}
     for key, value in alone[0].items():
         assert logged[key] == pytest.approx(value, nan_ok=True)

@@ -63,11 +63,11 @@ def test_the_progress_bar_shows_loss_learning_rate_and_speed(
     arguments = ["--data.batch_size=1", "--trainer.enable_progress_bar=true", "--model.optimizer.lr=3e-5"]
     arguments += ["--model.schedule={warmup_epochs: 0, base_batch_size: 0, min_lr: 3e-5}"]
     fit(tmp_path, images, *arguments, trainer={"max_epochs": 1})
-    shown = capsys.readouterr().out
-    found = {name: re.findall(rf"{name}:\s+([\d.e+-]+)", shown) for name in ("train/loss", "lr", "img/s")}
-    assert all(found.values()), shown
-    assert float(found["lr"][-1]) == pytest.approx(3e-5)
-    assert float(found["img/s"][-1]) > 0
+    output = capsys.readouterr().out
+    values = {name: re.findall(rf"{name}:\s+([\d.e+-]+)", output) for name in ("train/loss", "lr", "img/s")}
+    assert all(values.values()), output
+    assert float(values["lr"][-1]) == pytest.approx(3e-5)
+    assert float(values["img/s"][-1]) > 0
 
 
 def test_the_published_augmentation_runs(images: Path, tmp_path: Path) -> None:
@@ -122,8 +122,8 @@ def test_a_runs_config_starts_the_same_run_again(trained: Path, tmp_path: Path) 
     again = tmp_path / "tiny" / "0"
     assert {path.name for path in (again / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt", "previous.ckpt"}
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before  # its own folder, and no other
-    for one, other in zip(read_metrics(trained), read_metrics(again), strict=True):
-        assert one == pytest.approx(other, rel=1e-4)
+    for row, other_row in zip(read_metrics(trained), read_metrics(again), strict=True):
+        assert row == pytest.approx(other_row, rel=1e-4)
 
 
 def test_averaged_weights_are_what_a_checkpoint_holds(images: Path, tmp_path: Path) -> None:
@@ -167,9 +167,9 @@ def by_hand(task: ClassificationTask, root: Path, **arguments: Any) -> dict[str,
 
 def test_metrics_are_those_counted_by_hand(random_checkpoint: Path, images: Path, tmp_path: Path) -> None:
     """Also where the last batch is smaller: 12 images in batches of 5."""
-    found = validate(tmp_path, f"--ckpt_path={random_checkpoint}", "--data.batch_size=5")
+    metrics = validate(tmp_path, f"--ckpt_path={random_checkpoint}", "--data.batch_size=5")
     expected = by_hand(ClassificationTask.load_from_checkpoint(random_checkpoint), images)
-    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected, rel=1e-5)
     assert 0 < expected["val/top1"] < 1
 
 
@@ -179,8 +179,8 @@ def test_real_labels_have_a_metric_of_their_own(trained: Path, images: Path, tmp
     labels = {path.name: right[path.parent.name] for path in (images / "val").rglob("*.jpg")}
     (tmp_path / "real.json").write_text(json.dumps(labels))
     checkpoint = trained / "checkpoints" / "best.ckpt"
-    found = validate(tmp_path, f"--ckpt_path={checkpoint}", f"--data.real_labels={tmp_path / 'real.json'}")
-    assert found == {"val/real_top1": 0.5, "val/real_top5": 1.0}
+    metrics = validate(tmp_path, f"--ckpt_path={checkpoint}", f"--data.real_labels={tmp_path / 'real.json'}")
+    assert metrics == {"val/real_top1": 0.5, "val/real_top5": 1.0}
 
 
 @pytest.mark.parametrize("several_labels", [False, True])
@@ -192,8 +192,8 @@ def test_top1_and_top5_are_counted_apart(several_labels: bool) -> None:
     for labels in (torch.tensor([6, 6, 6, 6]), torch.tensor([6, 2, 2, 0])):
         metrics.update(scores, nn.functional.one_hot(labels, 7) if several_labels else labels)
     prefix = "val/real_" if several_labels else "val/"
-    found = {name: value.item() for name, value in metrics.compute().items()}
-    assert {name: found[f"{prefix}{name}"] for name in ("top1", "top5")} == {"top1": 5 / 8, "top5": 7 / 8}
+    values = {name: value.item() for name, value in metrics.compute().items()}
+    assert {name: values[f"{prefix}{name}"] for name in ("top1", "top5")} == {"top1": 5 / 8, "top5": 7 / 8}
 
 
 # ---- window transfer
@@ -207,7 +207,7 @@ def test_weights_are_transferred_to_another_window_in_one_line(
     config = write_config(tmp_path / "config.yaml", images)
     arguments = [f"--config={config}", f"--model.weights={random_checkpoint}"]
     arguments += ["--model.backbone.window_size=16", f"--data.image_size={side}"]
-    found = validate(tmp_path, *arguments)
+    metrics = validate(tmp_path, *arguments)
     report = capsys.readouterr().out
     assert "stage 1" in report
     assert report.count("4×4 → 16×16") == 2
@@ -215,7 +215,7 @@ def test_weights_are_transferred_to_another_window_in_one_line(
     task.backbone.set_window(16)
     task.backbone.set_pretrained_window(4)
     expected = by_hand(task, images, image_size=side)
-    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected, rel=1e-5)
     task.backbone.set_pretrained_window(None)  # what a loader that ignores the training's windows evaluates
     assert by_hand(task, images, image_size=side)["val/loss"] != pytest.approx(expected["val/loss"], rel=1e-4)
 
@@ -223,14 +223,14 @@ def test_weights_are_transferred_to_another_window_in_one_line(
 def test_a_checkpoint_is_transferred_with_its_recorded_windows(
     random_checkpoint: Path, images: Path, tmp_path: Path
 ) -> None:
-    found = validate(
+    metrics = validate(
         tmp_path, f"--ckpt_path={random_checkpoint}", "--model.backbone.window_size=8", "--data.image_size=64"
     )
     task = new_task(window=8)
     task.load_state_dict(torch.load(random_checkpoint, weights_only=True)["state_dict"])
     task.backbone.set_pretrained_window(4)
     expected = by_hand(task, images, image_size=64)
-    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected, rel=1e-4)
 
 
 # ---- fine-tuning
@@ -363,9 +363,9 @@ def test_the_order_of_a_heads_rows_is_said_where_folders_are_numbers(
     config = write_config(tmp_path / "tiny.yaml", root, data={"init_args": {"class_names": None}})
     arguments = [f"--config={config}", f"--runs={tmp_path / 'runs'}", f"--model.weights={source}"]
     assert main(["validate", *arguments]) == 0
-    told = capsys.readouterr().out
-    assert f"the rows of {source} are taken in this order of the classes: 1, 2, 10." in told
-    assert "1, 10, 2; for such a head, state data.class_names in its order" in told
+    output = capsys.readouterr().out
+    assert f"the rows of {source} are taken in this order of the classes: 1, 2, 10." in output
+    assert "1, 10, 2; for such a head, state data.class_names in its order" in output
 
 
 def test_nothing_is_said_of_a_head_that_is_new_or_of_names(
@@ -392,7 +392,7 @@ def test_one_class_folder_ends_a_run_with_the_folders_below(
         (root / "archive").rename(root / split / "archive")
     config = write_config(tmp_path / "tiny.yaml", root, data={"init_args": {"class_names": None}})
     assert main([command, f"--config={config}", f"--runs={tmp_path / 'runs'}"]) == 1
-    told = capsys.readouterr().err
-    assert "one class folder, archive" in told and "data.train_dir=train/archive" in told
-    assert all(name in told for name in COLORS)
+    errors = capsys.readouterr().err
+    assert "one class folder, archive" in errors and "data.train_dir=train/archive" in errors
+    assert all(name in errors for name in COLORS)
     assert not [*(tmp_path / "runs").glob("*/*")]

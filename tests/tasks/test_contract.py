@@ -147,8 +147,8 @@ def test_several_processes_score_as_one(
     assert main([*arguments, "--name=one", f"--runs={tmp_path / 'runs'}"]) == 0
     for ended in run_together([*arguments, "--name=several"], tmp_path, processes):
         assert ended.status == 0, ended.errors
-    one, several = (scores_in(tmp_path / "runs" / name / "0") for name in ("one", "several"))
-    assert one == several
+    single, several = (scores_in(tmp_path / "runs" / name / "0") for name in ("one", "several"))
+    assert single == several
     assert read_scores(tmp_path / "runs" / "one" / "0")[next(iter(task.scores))] > 0
 
 

@@ -88,17 +88,19 @@ def test_losses_and_scores_are_logged_with_their_parts(finder: Path) -> None:
 def test_validate_prints_the_scores_of_each_class_and_writes_detections_that_score_the_same(
     finder: Path, objects: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, found = validate(finder, tmp_path)
-    shown = capsys.readouterr().out
-    assert all(name in shown for name in CATEGORIES.values()) and f"{found['val/box_ap50']:.4f}" in shown
+    folder, metrics = validate(finder, tmp_path)
+    output = capsys.readouterr().out
+    assert all(name in output for name in CATEGORIES.values()) and f"{metrics['val/box_ap50']:.4f}" in output
     # What it wrote scores the same, by COCO's own rules for files.
     files = [f"--annotations={objects / 'annotations' / 'instances_val2017.json'}"]
     files += [f"--predictions={folder / 'val_detections.json'}", f"--json={tmp_path / 'scores.json'}"]
     assert main(["score", "coco", *files, "--iou-type", "bbox", "segm"]) == 0
     scores = json.loads((tmp_path / "scores.json").read_text())
-    for kind in ("box", "mask"):
-        assert {f"val/{kind}_{name}": value for name, value in scores[kind].items()} == {
-            name: pytest.approx(value, abs=1e-6) for name, value in found.items() if name.startswith(f"val/{kind}_")
+    for iou_type in ("box", "mask"):
+        assert {f"val/{iou_type}_{name}": value for name, value in scores[iou_type].items()} == {
+            name: pytest.approx(value, abs=1e-6)
+            for name, value in metrics.items()
+            if name.startswith(f"val/{iou_type}_")
         }
 
 
@@ -106,14 +108,14 @@ def test_images_with_more_objects_than_detections_that_count_are_noted(
     finder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for command, name in (("validate", "val"), ("test", "test")):
-        folder, found = validate(finder, tmp_path, "--model.inference.max_detections=1", command=command)
-        assert f"{name}/box_ar100" in found
+        folder, metrics = validate(finder, tmp_path, "--model.inference.max_detections=1", command=command)
+        assert f"{name}/box_ar100" in metrics
         note = json.loads((folder / f"{name}_classes.json").read_text())["note"]
         assert "3 of 5 images have more objects (up to 2) than the 1 detections that count" in note
         assert "--model.inference.max_detections 2" in note
         assert note in capsys.readouterr().err
-    folder, found = validate(finder, tmp_path, "--model.inference.max_detections=150")
-    assert "val/box_ar150" in found and "val/box_ar100" not in found
+    folder, metrics = validate(finder, tmp_path, "--model.inference.max_detections=150")
+    assert "val/box_ar150" in metrics and "val/box_ar100" not in metrics
     assert "note" not in json.loads((folder / "val_classes.json").read_text())
     assert "detections that count" not in capsys.readouterr().err
 
@@ -133,9 +135,9 @@ def test_a_polygon_far_outside_of_its_image_is_refused(
     change(data, split, spoil)
     config = write_config(tmp_path / "objects.yaml", data)
     assert main(["fit", f"--config={config}", f"--runs={tmp_path / 'runs'}"]) == 1
-    told = capsys.readouterr().err
-    assert f"a polygon of annotation {number} has the coordinate 1e+09, far outside" in told
-    assert "Traceback" not in told and not [*(tmp_path / "runs").glob("*/*")]
+    errors = capsys.readouterr().err
+    assert f"a polygon of annotation {number} has the coordinate 1e+09, far outside" in errors
+    assert "Traceback" not in errors and not [*(tmp_path / "runs").glob("*/*")]
 
 
 def test_the_fast_backend_gives_the_same_numbers(finder: Path, tmp_path: Path) -> None:
@@ -145,19 +147,19 @@ def test_the_fast_backend_gives_the_same_numbers(finder: Path, tmp_path: Path) -
 
 
 def test_test_writes_a_submission_where_annotations_are_not_public(finder: Path, objects: Path, tmp_path: Path) -> None:
-    _, found = validate(finder, tmp_path, command="test")
+    _, metrics = validate(finder, tmp_path, command="test")
     _, expected = validate(finder, tmp_path)
-    assert found["test/box_ap"] == expected["val/box_ap"]
+    assert metrics["test/box_ap"] == expected["val/box_ap"]
     content = json.loads((objects / "annotations" / "instances_val2017.json").read_text())
     del content["annotations"]
     (tmp_path / "image_info.json").write_text(json.dumps(content))
     (objects / "annotations" / "image_info.json").write_text(json.dumps(content))
-    places = ["--data.files.test_images=val2017", "--data.files.test_annotations=annotations/image_info.json"]
-    command = ["test", from_last(finder), f"--runs={tmp_path}", "--name=server", *places]
+    files = ["--data.files.test_images=val2017", "--data.files.test_annotations=annotations/image_info.json"]
+    command = ["test", from_last(finder), f"--runs={tmp_path}", "--name=server", *files]
     assert main(command) == 0
     results = json.loads((tmp_path / "server" / "0" / "test_detections.json").read_text())
-    assert {one["category_id"] for one in results} <= set(CATEGORIES) and results
-    assert all(one.keys() == {"image_id", "category_id", "bbox", "score", "segmentation"} for one in results)
+    assert {entry["category_id"] for entry in results} <= set(CATEGORIES) and results
+    assert all(entry.keys() == {"image_id", "category_id", "bbox", "score", "segmentation"} for entry in results)
 
 
 DETECTORS: dict[str, dict[str, Any]] = {
@@ -184,10 +186,10 @@ def test_each_detector_trains_evaluates_and_predicts(name: str, objects: Path, t
     assert (used["masks"], used["stuff_classes"]) == (name != "boxes", 2 * (name == "htc_stuff"))
     stated = yaml.safe_load((folder / "config.yaml").read_text())["data"]["init_args"]
     assert not stated.keys() & {"masks", "stuff_classes"}
-    _, found = validate(folder, tmp_path)
-    assert ("val/mask_ap" in found) == (name != "boxes")
+    _, metrics = validate(folder, tmp_path)
+    assert ("val/mask_ap" in metrics) == (name != "boxes")
     output, results = predict(folder, objects / "val2017", tmp_path)
-    assert results and all(("segmentation" in one) == (name != "boxes") for one in results)
+    assert results and all(("segmentation" in entry) == (name != "boxes") for entry in results)
     assert len([*(output / "pictures").iterdir()]) == 5
     task = DetectionTask.load_from_checkpoint(last_checkpoint(folder))
     assert type(task.head).__name__ == {"m": "MaskRCNN", "b": "MaskRCNN", "c": "CascadeMaskRCNN", "h": "HTC"}[name[0]]
@@ -279,11 +281,11 @@ def test_evaluation_batches_need_not_state_the_ids_of_images(objects: Path, tmp_
     bare = [{name: batch[name] for name in ("images", "paths", "sizes")} for batch in batches]
     trainer = new_trainer(tmp_path)
     expected = trainer.validate(task, loader_of(batches))
-    assert {one["image_id"] for one in task.val_scores.results} <= set(ids) and expected[0]
+    assert {entry["image_id"] for entry in task.val_scores.results} <= set(ids) and expected[0]
     assert trainer.validate(task, loader_of(without)) == expected
-    assert {one["image_id"] for one in task.val_scores.results} <= set(ids)
+    assert {entry["image_id"] for entry in task.val_scores.results} <= set(ids)
     trainer.test(task, loader_of(bare))
-    assert {one["image_id"] for one in task.test_scores.results} == {1, 2, 3, 4, 5}
+    assert {entry["image_id"] for entry in task.test_scores.results} == {1, 2, 3, 4, 5}
 
 
 def test_detections_are_due_at_the_files_size() -> None:
@@ -293,7 +295,7 @@ def test_detections_are_due_at_the_files_size() -> None:
     (plain,), (large,) = task.detect([image]), task.detect([image], [(80, 180)])
     torch.testing.assert_close(large.boxes, plain.boxes.double() * torch.tensor([3.0, 2.0, 3.0, 2.0]))
     results = as_results(large, 4, (80, 180), [3, 5, 90])
-    assert all(one["segmentation"]["size"] == [80, 180] for one in results)
+    assert all(entry["segmentation"]["size"] == [80, 180] for entry in results)
 
 
 def test_weights_of_other_windows_start_a_detector(tmp_path: Path) -> None:
@@ -307,8 +309,8 @@ def test_weights_of_other_windows_start_a_detector(tmp_path: Path) -> None:
     direct = SwinTransformerV2(**{**BACKBONE, "window_size": 6})
     load_weights(direct, tmp_path / "weights.safetensors")
     x = torch.randn(1, 3, 48, 48)
-    for one, other in zip(task.backbone.eval()(x), direct.eval()(x), strict=True):
-        torch.testing.assert_close(one, other)
+    for own, direct_map in zip(task.backbone.eval()(x), direct.eval()(x), strict=True):
+        torch.testing.assert_close(own, direct_map)
 
 
 # ---- prediction
@@ -322,17 +324,18 @@ def test_predict_writes_results_pictures_and_a_table(finder: Path, objects: Path
     for row in rows:
         with Image.open(row["path"]) as image, Image.open(output / row["picture"]) as picture:
             assert min(picture.size) >= 400 and picture.width % image.width == 0
-            found = [one for one in results if one["image_id"] == int(row["image_id"])]
-            for one in found:
-                x, y, width, height = one["bbox"]
+            detections = [detection for detection in results if detection["image_id"] == int(row["image_id"])]
+            for detection in detections:
+                x, y, width, height = detection["bbox"]
                 assert 0 <= x <= x + width <= image.width + 1e-3 and 0 <= y <= y + height <= image.height + 1e-3
-                assert one["segmentation"]["size"] == [image.height, image.width]
+                assert detection["segmentation"]["size"] == [image.height, image.width]
             for name in CATEGORIES.values():
-                shown = [o for o in found if CATEGORIES[o["category_id"]] == name and o["score"] >= 0.3]
+                visible = [o for o in detections if CATEGORIES[o["category_id"]] == name and o["score"] >= 0.3]
                 cell = row["objects of score 0.3 or more"]
-                assert (f"{len(shown)} {name}" in cell) == bool(shown)
+                assert (f"{len(visible)} {name}" in cell) == bool(visible)
     # A disc that was found covers green pixels.
-    best = max((one for one in results if one["category_id"] == 5), key=lambda one: one["score"])
+    discs = [detection for detection in results if detection["category_id"] == 5]
+    best = max(discs, key=lambda detection: detection["score"])
     pixels = np.asarray(Image.open(objects / "val2017" / f"val_{best['image_id'] - 1}.jpg"))
     inside = pixels[coco_masks.decode(best["segmentation"]).astype(bool)].mean(0)
     assert inside[1] > inside[0] + 40 and inside[1] > inside[2] + 40
@@ -343,7 +346,8 @@ def test_images_named_by_numbers_keep_them_as_ids(finder: Path, objects: Path, t
     for k, number in enumerate((139, 285, 7)):
         (tmp_path / "images" / f"{number:012d}.jpg").write_bytes((objects / "val2017" / f"val_{k}.jpg").read_bytes())
     _, results = predict(finder, tmp_path / "images", tmp_path)
-    assert {one["image_id"] for one in results} <= {7, 139, 285} and len({one["image_id"] for one in results}) > 1
+    image_ids = {entry["image_id"] for entry in results}
+    assert image_ids <= {7, 139, 285} and len(image_ids) > 1
 
 
 # ---- several processes
@@ -357,8 +361,8 @@ def test_training_on_two_processes_with_batch_norm(objects: Path, tmp_path: Path
     done = run(["fit", "--config=objects.yaml", "--data.batch_size=2"], tmp_path, processes=2)
     assert done.status == 0, done.errors
     trained = tmp_path / "runs" / "objects" / "0"
-    _, found = validate(trained, tmp_path)
-    assert found == read_scores(trained) and "val/box_ap" in found
+    _, metrics = validate(trained, tmp_path)
+    assert metrics == read_scores(trained) and "val/box_ap" in metrics
 
 
 @pytest.mark.slow
@@ -382,13 +386,13 @@ def test_a_handful_of_real_images_can_be_overfitted(detector: Any, real_data: Pa
     root = tmp_path / "handful"
     content = json.loads((real_data / "coco-mini" / "annotations" / "instances_train2017.json").read_text())
     counts = {image["id"]: 0 for image in content["images"]}
-    for one in content["annotations"]:
-        counts[one["image_id"]] += 1 + 100 * one["iscrowd"]
+    for entry in content["annotations"]:
+        counts[entry["image_id"]] += 1 + 100 * entry["iscrowd"]
     chosen = [key for key, number in counts.items() if 2 <= number <= 6][:5]
     content["images"] = [image for image in content["images"] if image["id"] in chosen]
-    content["annotations"] = [one for one in content["annotations"] if one["image_id"] in chosen]
-    kept = {one["category_id"] for one in content["annotations"]}
-    content["categories"] = [one for one in content["categories"] if one["id"] in kept]
+    content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] in chosen]
+    category_ids = {entry["category_id"] for entry in content["annotations"]}
+    content["categories"] = [entry for entry in content["categories"] if entry["id"] in category_ids]
     (root / "annotations").mkdir(parents=True)
     for split in ("train", "val"):
         (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))
@@ -444,9 +448,9 @@ def test_mistakes_in_settings_are_told(
         assert main(["fit", f"--config={config}", f"--runs={tmp_path / 'runs'}", *arguments]) == 1
     except SystemExit as end:
         assert end.code == 2
-    shown = capsys.readouterr().err
-    assert all(word in shown for word in words), shown
-    assert "Traceback" not in shown
+    errors = capsys.readouterr().err
+    assert all(word in errors for word in words), errors
+    assert "Traceback" not in errors
     assert not [*(tmp_path / "runs").glob("*/*")]
 
 

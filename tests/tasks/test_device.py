@@ -101,8 +101,8 @@ def test_evaluation_steps_compute_on_the_device_alone(several_labels: bool) -> N
 def test_predictions_stay_on_the_device() -> None:
     task = task_on_device().eval()
     with torch.no_grad():
-        found = task.predict_step(batch(False), 0)
-    tensors: list[Tensor] = [found["scores"], found["classes"]]
+        predictions = task.predict_step(batch(False), 0)
+    tensors: list[Tensor] = [predictions["scores"], predictions["classes"]]
     assert all(tensor.shape == (6, 5) and tensor.device.type == "cuda" for tensor in tensors)
 
 

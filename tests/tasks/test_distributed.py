@@ -22,8 +22,8 @@ def evaluate(folder: Path, checkpoint: Path, data: Path, processes: int, *settin
     arguments = [f"--ckpt_path={checkpoint}", f"--data.root={data}", f"--data.class_names={data / 'classes.csv'}"]
     done = run(["validate", *arguments, f"--name={processes}", *settings], folder, processes)
     assert done.status == 0, done.errors
-    (found,) = read_table(folder / "runs" / str(processes) / "0" / "metrics.csv")
-    return found
+    (row,) = read_table(folder / "runs" / str(processes) / "0" / "metrics.csv")
+    return row
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +38,9 @@ def poor(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_processes_that_the_program_starts_score_as_one(trained: Path, images: Path, tmp_path: Path) -> None:
     """12 images in batches of 5: one process has two batches, the other one."""
-    found = [evaluate(tmp_path, last_checkpoint(trained), images, number, "--data.batch_size=5") for number in (1, 2)]
-    assert found[0] == found[1]
-    assert 0 < float(found[0]["val/loss"]) < 10
+    rows = [evaluate(tmp_path, last_checkpoint(trained), images, number, "--data.batch_size=5") for number in (1, 2)]
+    assert rows[0] == rows[1]
+    assert 0 < float(rows[0]["val/loss"]) < 10
 
 
 @pytest.mark.slow
@@ -49,9 +49,9 @@ def test_several_answers_per_image_on_several_processes(poor: Path, tmp_path: Pa
     data = write_images(tmp_path / "images", train=1, val=1)
     (tmp_path / "real.json").write_text(json.dumps({f"n0{k}_0.jpg": [0, k - 1] for k in (1, 2, 3)}))
     settings = (f"--data.real_labels={tmp_path / 'real.json'}", "--data.batch_size=2")
-    found = [evaluate(tmp_path, poor, data, processes, *settings) for processes in (1, 3)]
-    assert found[0] == found[1]
-    assert "val/real_top1" in found[0] and "val/top1" not in found[0]
+    rows = [evaluate(tmp_path, poor, data, processes, *settings) for processes in (1, 3)]
+    assert rows[0] == rows[1]
+    assert "val/real_top1" in rows[0] and "val/top1" not in rows[0]
 
 
 @pytest.mark.slow
@@ -66,8 +66,8 @@ def test_validations_within_a_training_are_exact(task: str, tmp_path: Path) -> N
     alone = ["--config=tiny.yaml", "--data.batch_size=2", "--ckpt_path=runs/tiny/0/checkpoints/last.ckpt", "--name=one"]
     checked = run(["validate", *alone], tmp_path)
     assert checked.status == 0, checked.errors
-    (found,) = read_table(tmp_path / "runs/one/0/metrics.csv")
-    assert {name: found[name] for name in ("val/top1", "val/loss")} == {
+    (row,) = read_table(tmp_path / "runs/one/0/metrics.csv")
+    assert {name: row[name] for name in ("val/top1", "val/loss")} == {
         name: last[name] for name in ("val/top1", "val/loss")
     }
 
@@ -81,7 +81,7 @@ def corrupt(data: Path, *names: str) -> None:
         path.write_bytes(path.read_bytes()[:300])
 
 
-def seen(folder: Path) -> dict[str, list[str]]:
+def read_samples(folder: Path) -> dict[str, list[str]]:
     """Sum of pixels and names of the samples of each step."""
     lines = [line.split() for line in (folder / "journal" / "seen_0.txt").read_text().splitlines()]
     return {f"{epoch} {batch}": names for epoch, batch, _, *names in lines}
@@ -110,7 +110,7 @@ def test_skipped_samples_are_logged_and_counted(workers: int, tmp_path: Path) ->
     (tmp_path / "intact").mkdir()
     write_config(tmp_path / "intact" / "tiny.yaml", whole, trainer={"callbacks": [JOURNAL]})
     assert run(["fit", "--config=tiny.yaml"], tmp_path / "intact").status == 0
-    assert seen(tmp_path) == seen(tmp_path / "intact")  # the same samples in the same batches
+    assert read_samples(tmp_path) == read_samples(tmp_path / "intact")  # the same samples in the same batches
 
 
 def test_more_bad_samples_than_allowed_stop_the_run(tmp_path: Path) -> None:
@@ -242,11 +242,11 @@ def test_a_mistake_met_in_a_spawned_process_is_one_message(strategy: str, tmp_pa
     corrupt(data, "val/n01/n01_2.jpg")
     write_config(tmp_path / "tiny.yaml", data)
     arguments = ["fit", "--config=tiny.yaml", "--data.batch_size=3"]
-    for settings, left in ((), []), (("--trainer.num_sanity_val_steps=0", "--save.every_n_steps=1"), ["0"]):
+    for settings, folders in ((), []), (("--trainer.num_sanity_val_steps=0", "--save.every_n_steps=1"), ["0"]):
         ended = run([*arguments, *settings], tmp_path, processes=2, strategy=strategy)
         assert ended.status == 1
         assert ended.errors.splitlines()[-1].startswith("swinv2-tasks: Cannot read the image")
-        assert [path.name for path in (tmp_path / "runs/tiny").iterdir()] == left
+        assert [path.name for path in (tmp_path / "runs/tiny").iterdir()] == folders
     assert (tmp_path / "runs/tiny/0/checkpoints/last.ckpt").is_file()
 
 

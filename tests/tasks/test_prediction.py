@@ -239,9 +239,9 @@ def test_the_folder_is_proven_writable_before_the_work(
     (tmp_path / "file").write_text("mine")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / ".progress").write_text("mine")
-    for place in (tmp_path / "file", tmp_path / "file" / "a" / "b", Path("/dev/full"), tmp_path / "taken"):
+    for output in (tmp_path / "file", tmp_path / "file" / "a" / "b", Path("/dev/full"), tmp_path / "taken"):
         capfd.readouterr()
-        assert main(command(model, source, place, f"--runs={tmp_path / 'runs'}")) == 1
+        assert main(command(model, source, output, f"--runs={tmp_path / 'runs'}")) == 1
         errors = capfd.readouterr().err
         assert "predictions cannot go to" in errors and "is a file" in errors and "--output" in errors
         assert "Restoring" not in errors  # not even the weights were read

@@ -98,8 +98,8 @@ def test_metrics_are_those_counted_by_hand(segmenter: Path, scenes: Path, tmp_pa
         for k in (1, 2, 3):
             inter[k] += ((answer == k) & (labels == k)).sum()
             union[k] += (((answer == k) | (labels == k)) & (labels > 0)).sum()
-    found = validate(segmenter, tmp_path)
-    assert found["val/miou"] == pytest.approx((inter[1:] / union[1:]).mean(), abs=1e-6)
+    metrics = validate(segmenter, tmp_path)
+    assert metrics["val/miou"] == pytest.approx((inter[1:] / union[1:]).mean(), abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -192,16 +192,16 @@ def test_a_config_moves_weights_to_its_window(
     segmenter: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fit(tmp_path, scenes, f"--model.weights={last_checkpoint(segmenter)}", "--model.backbone.window_size=8")
-    shown = capsys.readouterr().out
-    assert re.search(r"stage 1 +4×4 → 8×8", shown)
-    assert "head" in shown
+    output = capsys.readouterr().out
+    assert re.search(r"stage 1 +4×4 → 8×8", output)
+    assert "head" in output
 
 
 def test_fine_tuning_for_other_classes_keeps_all_but_the_classifiers(segmenter: Path) -> None:
     task = new_segmenter(classes=7)
     report = load_weights(task, last_checkpoint(segmenter))
     assert set(report.randomly_initialized) == {
-        f"head.{part}.classifier.1.{kind}" for part in ("decoder", "auxiliary") for kind in ("weight", "bias")
+        f"head.{part}.classifier.1.{leaf}" for part in ("decoder", "auxiliary") for leaf in ("weight", "bias")
     }
 
 
@@ -242,9 +242,9 @@ def test_predictions_do_not_depend_on_windows_per_pass() -> None:
     for task in tasks[1:]:
         task.load_state_dict(tasks[0].state_dict())
     with torch.no_grad():
-        one, *others = [task.probabilities(image) for task in tasks]
-    for other in others:
-        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)
+        expected, *others = [task.probabilities(image) for task in tasks]
+    for probabilities in others:
+        torch.testing.assert_close(probabilities, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_inference_is_chosen_when_evaluating(segmenter: Path, tmp_path: Path) -> None:
@@ -278,8 +278,8 @@ def test_scales_are_evaluated_and_predicted_from_the_files_pixels(
         answers[path.stem] = total.argmax(0)
         counts.update(answers[path.stem], torch.from_numpy(labels).long() - 1)
     stated = [f"--model.inference.scales={list(scales)}"]
-    found = validate(segmenter, tmp_path, *stated)
-    assert found["val/miou"] == pytest.approx(float(counts.compute()["miou"]), abs=1e-4)
+    metrics = validate(segmenter, tmp_path, *stated)
+    assert metrics["val/miou"] == pytest.approx(float(counts.compute()["miou"]), abs=1e-4)
 
     source = scenes / "images" / "validation"
     out = predict(tmp_path, from_last(segmenter), f"--data.source={source}", *stated)
@@ -322,15 +322,15 @@ def test_saved_predictions_score_as_the_evaluation_does(segmenter: Path, scenes:
     files = [f"--class_names={scenes / 'names.txt'}", f"--json={tmp_path / 'scores.json'}"]
     assert main(["score", "ade20k", *folders, *files]) == 0
     scores = json.loads((tmp_path / "scores.json").read_text())
-    found = validate(segmenter, tmp_path)
+    metrics = validate(segmenter, tmp_path)
     for name in ("miou", "mean_accuracy", "pixel_accuracy"):
-        assert scores[name] == pytest.approx(found[f"val/{name}"], abs=1e-6)
+        assert scores[name] == pytest.approx(metrics[f"val/{name}"], abs=1e-6)
 
 
 def test_images_of_one_name_keep_apart(segmenter: Path, scenes: Path, tmp_path: Path) -> None:
-    for place in ("a/x.jpg", "b/x.jpg", "b/x.png"):
-        (tmp_path / "images" / place).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (40, 40), "red").save(tmp_path / "images" / place)
+    for name in ("a/x.jpg", "b/x.jpg", "b/x.png"):
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), "red").save(tmp_path / "images" / name)
     out = predict(tmp_path, from_last(segmenter), f"--data.source={tmp_path / 'images'}")
     names = {str(path.relative_to(out / "labels")) for path in (out / "labels").rglob("*.png")}
     assert names == {"a/x.png", "b/x.jpg.png", "b/x.png.png"}
@@ -355,14 +355,14 @@ def test_training_on_two_processes_is_that_on_one(tmp_path: Path) -> None:
         settings = [f"--data.batch_size={4 // processes}", f"--name={processes}"]
         done = run(["fit", "--config=scenes.yaml", *settings], tmp_path, processes)
         assert done.status == 0, done.errors
-    one, two = (
+    single, double = (
         torch.load(tmp_path / "runs" / name / "0" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
         for name in ("1", "2")
     )
-    assert one.keys() == two.keys()
-    for name, value in one.items():
+    assert single.keys() == double.keys()
+    for name, value in single.items():
         torch.testing.assert_close(
-            two[name], value, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+            double[name], value, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
         )
 
 
@@ -387,9 +387,9 @@ def test_mistakes_in_settings_are_told(
 ) -> None:
     config = write_config(tmp_path / "scenes.yaml", scenes)
     assert main(["fit", f"--config={config}", f"--runs={tmp_path / 'runs'}", *arguments]) == 1
-    shown = capsys.readouterr().err
-    assert all(word in shown for word in words), shown
-    assert "Traceback" not in shown
+    errors = capsys.readouterr().err
+    assert all(word in errors for word in words), errors
+    assert "Traceback" not in errors
     assert not [*(tmp_path / "runs").glob("*/*")]
 
 
@@ -456,7 +456,7 @@ def test_what_label_maps_mean_holds_from_training_to_scores(
     """Trained on the same scenes with labels written otherwise: the same scores, from the checkpoint and from files."""
     data = recode(write_scenes(tmp_path / "scenes"), change)
     run_folder = fit(tmp_path, data, trainer={"max_epochs": 1}, data={"init_args": settings})
-    found = validate(run_folder, tmp_path)
+    metrics = validate(run_folder, tmp_path)
     (table,) = (tmp_path / "evaluation").glob("*/val_classes.json")
     assert [row["id"] for row in json.loads(table.read_text())["classes"]] == ids
 
@@ -467,7 +467,7 @@ def test_what_label_maps_mean_holds_from_training_to_scores(
     assert main(["score", "ade20k", *folders, *files, *stated]) == 0
     scored, validated = (json.loads(path.read_text()) for path in (tmp_path / "scores.json", table))
     assert {name: scored[name] for name in validated} == validated  # score also counts the label maps
-    assert found["val/miou"] == pytest.approx(json.loads(table.read_text())["miou"], abs=1e-6)
+    assert metrics["val/miou"] == pytest.approx(json.loads(table.read_text())["miou"], abs=1e-6)
 
 
 def test_a_background_that_is_a_class_is_learned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -504,8 +504,8 @@ def test_label_maps_read_otherwise_than_in_training_stop_the_evaluation(
     data = recode(write_scenes(tmp_path / "scenes"), lambda labels: labels - np.uint8(1))
     arguments = [f"--data.root={data}", "--data.background=class", "--data.ignore_label=255", f"--runs={tmp_path}"]
     assert main(["validate", from_last(segmenter), *arguments]) == 1
-    told = capsys.readouterr().err
-    assert "other values for the same classes" in told and "0, 1, 2" in told and "1, 2, 3" in told
+    errors = capsys.readouterr().err
+    assert "other values for the same classes" in errors and "0, 1, 2" in errors and "1, 2, 3" in errors
 
 
 @pytest.mark.slow

@@ -67,7 +67,7 @@ def test_loss_and_reconstruction_are_those_of_transformers(image: int, window: i
         ours, answer.reconstruction, rtol=1e-4, atol=1e-4 * float(answer.reconstruction.detach().std())
     )
     torch.testing.assert_close(loss, answer.loss, rtol=1e-5, atol=0)
-    grads = [torch.autograd.grad(one, parameters)[0] for one, parameters in (
+    grads = [torch.autograd.grad(loss_of_model, parameters)[0] for loss_of_model, parameters in (
         (loss, task.head.mask_token), (answer.loss, theirs.swinv2.embeddings.mask_token)
     )]  # fmt: skip
     torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-3 * float(grads[1].abs().max()))
@@ -138,21 +138,21 @@ def test_predictions_are_a_table_of_losses_and_reconstructions(pretrained: Path,
 # ---- its weights in other tasks
 
 
-def other_task(kind: str, numbers: dict[str, Any]) -> LightningModule:
+def other_task(task_name: str, numbers: dict[str, Any]) -> LightningModule:
     """A task over a backbone of these numbers, with a window of its own."""
-    if kind == "video":
+    if task_name == "video":
         return VideoClassificationTask(SwinTransformerV2(**numbers, window_size=(2, 8, 8), patch_size=(2, 4, 4)), 2)
     backbone = SwinTransformerV2(**numbers, window_size=8)
-    if kind == "classification":
+    if task_name == "classification":
         return ClassificationTask(backbone, 3)
-    if kind == "segmentation":
+    if task_name == "segmentation":
         return SegmentationTask(backbone, 3, decoder=UPerNet(channels=16), auxiliary_channels=8)
     return DetectionTask(backbone, MaskRCNNConfig(**DETECTOR), 3)
 
 
 @pytest.mark.parametrize("origin", ["own", "official"])
-@pytest.mark.parametrize("kind", ["classification", "segmentation", "detection", "video"])
-def test_every_other_task_starts_from_it(kind: str, origin: str, pretrained: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("task_name", ["classification", "segmentation", "detection", "video"])
+def test_every_other_task_starts_from_it(task_name: str, origin: str, pretrained: Path, tmp_path: Path) -> None:
     if origin == "own":
         file = pretrained / "checkpoints" / "best.ckpt"
         numbers = {name: value for name, value in BACKBONE.items() if name != "window_size"}
@@ -161,23 +161,23 @@ def test_every_other_task_starts_from_it(kind: str, origin: str, pretrained: Pat
         file, numbers = tmp_path / "simmim.pth", {"embed_dim": CHANNELS, "depths": DEPTHS, "num_heads": HEADS}
         torch.save({"model": simmim_state((6, 6, 6, 3))}, file)
         windows = ((6, 6), (6, 6), (6, 6), (3, 3))
-    task: Any = other_task(kind, numbers)
+    task: Any = other_task(task_name, numbers)
     report = load_weights(task, file)
     backbone = SwinTransformerV2(**numbers, window_size=8)
     load_weights(backbone, file)
     assert backbone.pretrained_window_size == windows
     image = torch.randn(1, 3, 64, 64)
     expected = backbone.eval()(image)
-    if kind == "video":
-        found = [one[:, :, 0] for one in task.eval().backbone(image[:, :, None].repeat(1, 1, 4, 1, 1))]
+    if task_name == "video":
+        maps = [own[:, :, 0] for own in task.eval().backbone(image[:, :, None].repeat(1, 1, 4, 1, 1))]
     else:
-        found = task.eval().backbone(image)
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+        maps = task.eval().backbone(image)
+    for own, reference in zip(maps, expected, strict=True):
+        torch.testing.assert_close(own, reference, rtol=1e-4, atol=1e-4)
     assert task.backbone.window_size[0][-2:] == (8, 8)
     assert {"mask_token", "decoder.0.weight", "decoder.0.bias"} <= set(report.unused)
     assert [name for name in report.randomly_initialized if name.startswith("backbone.")] == []
-    assert f"{windows[0][0]}×{windows[0][0]} → 8×8" in str(report) or kind == "video"
+    assert f"{windows[0][0]}×{windows[0][0]} → 8×8" in str(report) or task_name == "video"
 
 
 def test_official_files_are_read_and_written_whole(tmp_path: Path) -> None:
@@ -230,5 +230,5 @@ def test_unreadable_files_stop_by_name_or_are_left_out(
     config = write_config(tmp_path / "photos.yaml", root)
     arguments = ["fit", f"--config={config}", f"--runs={tmp_path / 'runs'}"]
     assert main(arguments) == 1
-    assert "Cannot read the image" in (told := capsys.readouterr().err) and str(root) in told
+    assert "Cannot read the image" in (errors := capsys.readouterr().err) and str(root) in errors
     assert main([*arguments, "--data.faulty_samples=skip", "--trainer.num_sanity_val_steps=0"]) == 0

@@ -53,9 +53,9 @@ def ours(window: int = 2, classes: int = CLASSES, **arguments: Any) -> Segmentat
 def assert_same_logits(task: nn.Module, model: nn.Module, *size: int) -> None:
     """Within 1e-5 of the largest logit."""
     images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
-    found, expected = task(images), model(pixel_values=images).logits
-    assert found.shape == expected.shape == (2, CLASSES, *size)
-    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    logits, expected = task(images), model(pixel_values=images).logits
+    assert logits.shape == expected.shape == (2, CLASSES, *size)
+    assert (logits - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def folder(model: Any, path: Path) -> Path:
@@ -96,10 +96,10 @@ def test_the_auxiliary_head_is_that_of_transformers() -> None:
     images = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         maps = model.backbone(images).feature_maps
-        _, found = task.head.with_auxiliary(task.backbone(images))
+        _, auxiliary = task.head.with_auxiliary(task.backbone(images))
         expected = model.auxiliary_head(maps)
-    assert found is not None
-    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert auxiliary is not None
+    assert (auxiliary - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def test_windows_come_from_the_backbone_within_the_config(tmp_path: Path) -> None:
@@ -140,15 +140,15 @@ def test_norms_of_maps_are_loaded_where_a_file_has_them() -> None:
     model, task = theirs(), ours(map_norms=True)
     norms = {f"hidden_states_norms.stage{k + 1}": norm for k, norm in enumerate(task.head.norms)}
     random = {
-        f"backbone.{place}.{name}": torch.randn(value.shape)
-        for place, norm in norms.items()
+        f"backbone.{prefix}.{name}": torch.randn(value.shape)
+        for prefix, norm in norms.items()
         for name, value in norm.state_dict().items()
     }
     report = load_weights(task, {**model.state_dict(), **random})
     assert report.randomly_initialized == report.unused == []
-    for place, norm in norms.items():
-        assert torch.equal(norm.weight, random[f"backbone.{place}.weight"])
-        assert torch.equal(norm.bias, random[f"backbone.{place}.bias"])
+    for prefix, norm in norms.items():
+        assert torch.equal(norm.weight, random[f"backbone.{prefix}.weight"])
+        assert torch.equal(norm.bias, random[f"backbone.{prefix}.bias"])
 
 
 def test_classifiers_of_other_classes_stay_randomly_initialized() -> None:

@@ -44,14 +44,14 @@ def test_scores_are_those_of_probabilities_averaged_by_hand(watcher: Path, motio
                 probabilities = task(clips).softmax(1).mean(0)
                 right.append(float(probabilities.argmax() == label))
                 losses.append(-float(probabilities[label].log()))
-    found = read_scores(evaluate(tmp_path, from_last(watcher), command="test"), "test")
+    scores = read_scores(evaluate(tmp_path, from_last(watcher), command="test"), "test")
     assert len(right) == 8
-    assert found["test/top1"] == pytest.approx(sum(right) / 8)
-    assert found["test/loss"] == pytest.approx(sum(losses) / 8, rel=1e-5)
-    one_by_one = ["--data.views.per_sample=1", "--data.batch_size=4"]
-    split = read_scores(evaluate(tmp_path, from_last(watcher), *one_by_one, command="test"), "test")
-    assert split["test/loss"] == pytest.approx(found["test/loss"], rel=1e-5)
-    assert split["test/top1"] == found["test/top1"]
+    assert scores["test/top1"] == pytest.approx(sum(right) / 8)
+    assert scores["test/loss"] == pytest.approx(sum(losses) / 8, rel=1e-5)
+    one_view_each = ["--data.views.per_sample=1", "--data.batch_size=4"]
+    split = read_scores(evaluate(tmp_path, from_last(watcher), *one_view_each, command="test"), "test")
+    assert split["test/loss"] == pytest.approx(scores["test/loss"], rel=1e-5)
+    assert split["test/top1"] == scores["test/top1"]
 
 
 def test_predict_writes_tables_and_a_picture(watcher: Path, motions: Path, tmp_path: Path) -> None:
@@ -65,8 +65,9 @@ def test_predict_writes_tables_and_a_picture(watcher: Path, motions: Path, tmp_p
     assert right == round(8 * tested["test/top1"])
     for row, answer in zip(rows, answers, strict=True):
         assert answer["path"] == row["path"]
-        assert answer["classes"][0]["name"] == row["name1"] and set(LABELS) == {one["id"] for one in answer["classes"]}
-        assert sum(one["score"] for one in answer["classes"]) == pytest.approx(1, abs=1e-5)
+        assert answer["classes"][0]["name"] == row["name1"]
+        assert {entry["id"] for entry in answer["classes"]} == set(LABELS)
+        assert sum(entry["score"] for entry in answer["classes"]) == pytest.approx(1, abs=1e-5)
     assert min(Image.open(output / "contact_sheet.png").size) > 200
 
 
@@ -77,8 +78,8 @@ def test_views_on_two_processes_score_as_on_one(watcher: Path, tmp_path: Path) -
     assert main([*arguments, "--name=one", f"--runs={tmp_path / 'runs'}"]) == 0
     for ended in run_together([*arguments, "--name=two"], tmp_path):
         assert ended.status == 0, ended.errors
-    one, two = ((tmp_path / "runs" / name / "0" / "metrics.csv").read_text() for name in ("one", "two"))
-    assert one == two
+    single, double = ((tmp_path / "runs" / name / "0" / "metrics.csv").read_text() for name in ("one", "two"))
+    assert single == double
 
 
 def test_starts_from_image_weights(motions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

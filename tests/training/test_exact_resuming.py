@@ -140,7 +140,7 @@ def test_a_disturbed_training_ends_as_an_undisturbed_one(name: str, data: Path, 
     signals, callbacks = case.pop("signals"), case.pop("callbacks", [])
     generators = case.pop("generators", True)  # each step seeds them: where none follows, they are as a process starts
     settings = [f"--{key}={value}" for key, value in {"trainer.max_epochs": 3, **case}.items()]
-    straight, disturbed = (write_run(tmp_path / kind, data, *callbacks) for kind in ("straight", "disturbed"))
+    straight, disturbed = (write_run(tmp_path / folder, data, *callbacks) for folder in ("straight", "disturbed"))
     first = ("fit", "--config=tiny.yaml", *settings)
     assert run(first, straight).status == 0
 
@@ -162,7 +162,7 @@ def test_a_disturbed_training_ends_as_an_undisturbed_one(name: str, data: Path, 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_disturbed_training_on_two_processes(workers: int, data: Path, tmp_path: Path) -> None:
-    straight, disturbed = (write_run(tmp_path / kind, data, EMA) for kind in ("straight", "disturbed"))
+    straight, disturbed = (write_run(tmp_path / folder, data, EMA) for folder in ("straight", "disturbed"))
     settings = ("--trainer.max_epochs=3", "--save.every_n_steps=2", f"--data.num_workers={workers}")
     first = ("fit", "--config=tiny.yaml", *settings, "--trainer.accumulate_grad_batches=2")
     assert run(first, straight, processes=2).status == 0
@@ -176,14 +176,14 @@ def test_a_disturbed_training_on_two_processes(workers: int, data: Path, tmp_pat
 @pytest.mark.slow
 def test_a_signal_to_all_processes_of_a_run(data: Path, tmp_path: Path) -> None:
     """As a terminal's Ctrl-C or a cluster sends it, also to DataLoader workers and to those of other ranks."""
-    straight, disturbed = (write_run(tmp_path / kind, data) for kind in ("straight", "disturbed"))
+    straight, disturbed = (write_run(tmp_path / folder, data) for folder in ("straight", "disturbed"))
     first = ("fit", "--config=tiny.yaml", "--trainer.max_epochs=3", "--data.num_workers=2")
     assert run(first, straight).status == 0
     for number in (signal.SIGTERM, signal.SIGINT):
         going = start(RESUME if number == signal.SIGINT else first, disturbed)
-        seen = disturbed / "journal" / "seen_0.txt"
-        before = len(seen.read_text()) if seen.exists() else 0
-        wait_for(lambda: seen.exists() and len(seen.read_text()) > before)  # noqa: B023
+        journal = disturbed / "journal" / "seen_0.txt"
+        before = len(journal.read_text()) if journal.exists() else 0
+        wait_for(lambda: journal.exists() and len(journal.read_text()) > before)  # noqa: B023
         os.killpg(going.process.pid or 0, number)
         assert going.wait().status == 128 + number
     assert run(RESUME, disturbed).status == 0

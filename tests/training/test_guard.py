@@ -105,8 +105,8 @@ def test_a_bad_batch_stops_the_training_before_it_changes_anything(
     task, poison = new_task(), Poison(batch, value=value)
     torch.manual_seed(2)
     trainer = new_trainer(tmp_path, poison, max_epochs=2, limit_val_batches=0)
-    place = rf"step {batch} \(epoch {batch // 3}, batch {batch % 3}\)"
-    with pytest.raises(UserError, match=place) as error:
+    message = rf"step {batch} \(epoch {batch // 3}, batch {batch % 3}\)"
+    with pytest.raises(UserError, match=message) as error:
         trainer.fit(task, new_data(images))
     assert "\n" not in str(error.value)
     assert "gradients are not finite: backbone.patch_embed.proj.weight, " in str(error.value)
@@ -139,12 +139,12 @@ def test_the_last_step_of_an_epoch_may_have_fewer_batches(images: Path, tmp_path
     journal = Journal()
     settings: dict[str, Any] = {"accumulate_grad_batches": 2}
     train(new_task(), images, tmp_path, journal, **settings)
-    for batch, place, samples in [
+    for batch, message, samples in [
         (2, r"step 1 \(epoch 0, batch 2\)", journal.samples[2]),
         (3, r"step 2 \(epoch 1, batch 1\)", journal.samples[3] + journal.samples[4]),
     ]:
         folder = tmp_path / str(batch)
-        with pytest.raises(UserError, match=place):
+        with pytest.raises(UserError, match=message):
             train(new_task(), images, folder, Poison(batch), **settings)
         (record,) = written(folder)
         assert record["samples"] == samples
@@ -166,8 +166,8 @@ def test_some_bad_steps_may_be_skipped(images: Path, tmp_path: Path, caplog: pyt
     assert all(p.isfinite().all() for p in task.parameters())
     assert [record["samples"] for record in written(tmp_path)] == [journal.samples[1], journal.samples[3]]
     messages = [record.getMessage() for record in caplog.records]
-    for place in ("skipped step 1 (epoch 0, batch 1)", "skipped step 3 (epoch 1, batch 0)"):
-        assert sum(message.startswith(place) for message in messages) == 1
+    for prefix in ("skipped step 1 (epoch 0, batch 1)", "skipped step 3 (epoch 1, batch 0)"):
+        assert sum(message.startswith(prefix) for message in messages) == 1
 
 
 def test_one_bad_step_too_many_stops(images: Path, tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_a_gradient_scaler_finds_its_scale(images: Path, tmp_path: Path) -> None
     task, journal = new_task(), Journal()
     train(task, images, tmp_path, journal, gradient_clip_val=5.0, max_epochs=12, **half(scale=2.0**34))
     pairs = zip(journal.states, journal.states[1:], strict=False)
-    moved = [bool(differences(one["weights"], other["weights"])) for one, other in pairs]
+    moved = [bool(differences(before["weights"], after["weights"])) for before, after in pairs]
     assert not moved[0] and any(moved)
     assert task.skipped_steps == 0 and written(tmp_path) == []
     assert all(p.isfinite().all() for p in task.parameters())
@@ -419,9 +419,9 @@ def test_a_training_logs_a_spike(images: Path, tmp_path: Path, caplog: pytest.Lo
 
 
 def test_no_spike_is_made_up(images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    found, _, losses = spikes(-1, images, tmp_path, caplog)
+    warnings, _, losses = spikes(-1, images, tmp_path, caplog)
     assert len(losses) == 54
-    assert found == []
+    assert warnings == []
 
 
 def test_the_loss_of_several_batches_is_their_mean(

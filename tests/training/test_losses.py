@@ -36,12 +36,12 @@ def test_value_and_gradient_are_those_of_torch(weights: list[float] | None, igno
         labels[1] = 255
     loss = PixelCrossEntropy(weights)(logits, labels)
     (2.5 * loss).backward()
-    found, logits.grad = logits.grad, None
+    gradient, logits.grad = logits.grad, None
     own = None if weights is None else torch.tensor(weights)
     expected = F.cross_entropy(enlarged(logits, labels), labels, own, ignore_index=255)
     (2.5 * expected).backward()
     torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(found, logits.grad, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(gradient, logits.grad, rtol=1e-4, atol=1e-7)
 
 
 def test_without_gradients_the_value_is_the_same() -> None:
@@ -137,10 +137,10 @@ def test_local_statistics_are_those_of_a_window_moved_by_hand(height: int, width
     half = window // 2
     for row, column in np.ndindex(height, width):
         part = images[..., max(0, row - half) : row + half + 1, max(0, column - half) : column + half + 1]
-        place = (..., row, column)
-        np.testing.assert_allclose(mean[place], part.mean((2, 3)), rtol=1e-9, atol=1e-12)
+        index = (..., row, column)
+        np.testing.assert_allclose(mean[index], part.mean((2, 3)), rtol=1e-9, atol=1e-12)
         expected = np.sqrt(part.var((2, 3), ddof=1) + 1e-6)
-        np.testing.assert_allclose(deviation[place], expected, rtol=1e-7)
+        np.testing.assert_allclose(deviation[index], expected, rtol=1e-7)
 
 
 def test_local_statistics_in_float32_are_those_in_float64() -> None:

@@ -45,13 +45,13 @@ def classifier(**arguments: Any) -> Any:
 
 def groups_by_name(module: nn.Module, **arguments: Any) -> dict[str, dict]:
     """Each parameter's group, under its name; a parameter in two groups fails."""
-    found: dict[str, dict] = {}
+    groups: dict[str, dict] = {}
     names = {parameter: name for name, parameter in module.named_parameters()}
     for group in parameter_groups(module.named_parameters(), DEPTHS, DECAY, **arguments):
         for parameter in group["params"]:
-            assert names[parameter] not in found
-            found[names[parameter]] = group
-    return found
+            assert names[parameter] not in groups
+            groups[names[parameter]] = group
+    return groups
 
 
 # ---- weight decay
@@ -220,21 +220,21 @@ def rates(schedule: CosineSchedule, samples: int, steps: int, lr: float = 1e-3) 
     optimizer, scheduler = build_optimizer(
         partial(AdamW, lr=lr, weight_decay=DECAY), classifier().named_parameters(), DEPTHS, schedule, samples, 10, 40
     )
-    found = []
+    history = []
     for _ in range(steps):
-        found.append([group["lr"] for group in optimizer.param_groups])
+        history.append([group["lr"] for group in optimizer.param_groups])
         optimizer.step()
         scheduler.step()
-    return found
+    return history
 
 
 def test_learning_rates_grow_with_the_global_batch() -> None:
     """Reference, section 3: lr × global batch / 512, for the peak, the warmup and the minimum alike."""
     schedule = CosineSchedule(warmup_epochs=1, warmup_lr=1e-5, min_lr=1e-6)
     for samples, scale in ((512, 1.0), (1024, 2.0), (64, 0.125)):
-        found = rates(schedule, samples, 41)
+        history = rates(schedule, samples, 41)
         for step, expected in ((0, 1e-5), (10, 1e-3), (40, 1e-6)):
-            assert found[step] == pytest.approx([expected * scale] * 2), (samples, step)
+            assert history[step] == pytest.approx([expected * scale] * 2), (samples, step)
 
 
 def test_a_base_batch_size_of_zero_leaves_rates_as_stated() -> None:
@@ -243,13 +243,13 @@ def test_a_base_batch_size_of_zero_leaves_rates_as_stated() -> None:
 
 
 def test_rates_change_at_every_step_of_an_epoch() -> None:
-    found = [groups[0] for groups in rates(CosineSchedule(warmup_epochs=1, base_batch_size=0), 1, 30)]
-    assert len(set(found)) == 30
+    history = [groups[0] for groups in rates(CosineSchedule(warmup_epochs=1, base_batch_size=0), 1, 30)]
+    assert len(set(history)) == 30
 
 
 def test_half_an_epoch_of_warmup() -> None:
-    found = [groups[0] for groups in rates(CosineSchedule(warmup_epochs=0.5, warmup_lr=0, base_batch_size=0), 1, 6)]
-    assert found == pytest.approx([0, 2e-4, 4e-4, 6e-4, 8e-4, 1e-3])
+    history = [groups[0] for groups in rates(CosineSchedule(warmup_epochs=0.5, warmup_lr=0, base_batch_size=0), 1, 6)]
+    assert history == pytest.approx([0, 2e-4, 4e-4, 6e-4, 8e-4, 1e-3])
 
 
 LAYERS = (4, 4, 3, 3, 2, 2, 1, 1, 0, 0)
@@ -272,12 +272,12 @@ def test_with_layer_decay_warmup_starts_and_the_cosine_ends_at_one_rate() -> Non
         t_in_epochs=False,
         warmup_prefix=True,
     )
-    found = rates(schedule, 24, 45)
-    for step, ours in enumerate(found):
+    history = rates(schedule, 24, 45)
+    for step, ours in enumerate(history):
         theirs.step_update(step)
         assert ours == pytest.approx([group["lr"] for group in optimizer.param_groups])
-    assert found[0] == pytest.approx([3e-5] * 10) and found[-1] == pytest.approx([6e-6] * 10)
-    assert found[10] == pytest.approx([3e-3 * 0.5**k for k in LAYERS])
+    assert history[0] == pytest.approx([3e-5] * 10) and history[-1] == pytest.approx([6e-6] * 10)
+    assert history[10] == pytest.approx([3e-3 * 0.5**k for k in LAYERS])
 
 
 @pytest.mark.parametrize(
@@ -332,14 +332,14 @@ def test_the_kinetics_recipe_warms_up_from_a_tenth() -> None:
     schedule = EpochCosineSchedule(**config["schedule"])
     build = partial(AdamW, lr=config["optimizer"]["init_args"]["lr"])
     optimizer, scheduler = build_optimizer(build, classifier().named_parameters(), DEPTHS, schedule, 64, 10, 300)
-    found = []
+    history = []
     for _ in range(151):
-        found.append(sorted({group["lr"] for group in optimizer.param_groups}))
+        history.append(sorted({group["lr"] for group in optimizer.param_groups}))
         optimizer.step()
         scheduler.step()
-    assert found[0] == pytest.approx([1e-5, 1e-4])
-    assert found[25] == pytest.approx([rate * 0.5 * (1 + math.cos(math.pi * 2 / 30)) for rate in (1e-4, 1e-3)])
-    assert found[150] == pytest.approx([0.5e-4, 0.5e-3])  # half of the epochs, wherever the warmup ended
+    assert history[0] == pytest.approx([1e-5, 1e-4])
+    assert history[25] == pytest.approx([rate * 0.5 * (1 + math.cos(math.pi * 2 / 30)) for rate in (1e-4, 1e-3)])
+    assert history[150] == pytest.approx([0.5e-4, 0.5e-3])  # half of the epochs, wherever the warmup ended
 
 
 def test_weight_decay_and_other_settings_are_those_of_the_optimizer() -> None:

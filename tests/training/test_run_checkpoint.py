@@ -70,12 +70,12 @@ def test_every_altered_tensor_byte_is_found(trained: Path, tmp_path: Path) -> No
     path.write_bytes(original)
     expected = torch.load(path, weights_only=True)["state_dict"]
     missed = 0
-    for place in range(200, len(original), len(original) // 40):
-        path.write_bytes(original[:place] + bytes([original[place] ^ 0xFF]) + original[place + 1 :])
+    for offset in range(200, len(original), len(original) // 40):
+        path.write_bytes(original[:offset] + bytes([original[offset] ^ 0xFF]) + original[offset + 1 :])
         if find_corruption(path) is None:
             missed += 1
-            found = torch.load(path, weights_only=True)["state_dict"]
-            assert all(torch.equal(found[name], expected[name]) for name in expected)
+            tensors = torch.load(path, weights_only=True)["state_dict"]
+            assert all(torch.equal(tensors[name], expected[name]) for name in expected)
     assert missed < 20
 
 
@@ -258,7 +258,7 @@ def test_exported_weights_evaluate_and_predict(trained: Path, images: Path, tmp_
 def test_two_runs_started_at_once_have_folders_of_their_own(images: Path, tmp_path: Path) -> None:
     write_config(tmp_path / "tiny.yaml", images)
     both = [start(["fit", "--config=tiny.yaml"], tmp_path) for _ in range(3)]
-    assert [one.wait().status for one in both] == [0, 0, 0]
+    assert [process.wait().status for process in both] == [0, 0, 0]
     runs = tmp_path / "runs" / "tiny"
     assert sorted(path.name for path in runs.iterdir()) == ["0", "1", "2"]
     assert all((path / "summary.json").is_file() and (path / "metrics.csv").is_file() for path in runs.iterdir())
@@ -311,8 +311,8 @@ def test_a_requeued_job_resumes_in_its_folder(
     signals = send_at(step, number=signal.SIGUSR1, **where)
     assert run(command, tmp_path, **job, **signals).status == (-9 if ended_by == signal.SIGKILL else 143)
     assert (tmp_path / "scontrol.log").read_text().split() == ["requeue", "77"]
-    left = [path.name for path in (tmp_path / "runs/tiny/0").glob("hpc_ckpt_*.ckpt")]
-    assert left == (["hpc_ckpt_1.ckpt"] if ended_by == signal.SIGKILL else [])  # what is saved later replaces it
+    checkpoints = [path.name for path in (tmp_path / "runs/tiny/0").glob("hpc_ckpt_*.ckpt")]
+    assert checkpoints == (["hpc_ckpt_1.ckpt"] if ended_by == signal.SIGKILL else [])  # what is saved later replaces it
     again = run(command, tmp_path, **job, SLURM_RESTART_COUNT="1")
     assert again.status == 0, again.errors
     resumed = step if ended_by == signal.SIGKILL else step + 1  # SIGTERM leaves time for one more step, which is saved
@@ -437,33 +437,33 @@ def test_as_many_samples_per_step_resume_with_fewer_processes(images: Path, tmp_
     assert stopped.status == 143, stopped.errors
     assert run([*first[:3], "--runs=straight"], tmp_path, processes=2).status == 0
 
-    def seen(*names: str) -> dict[str, set[str]]:
+    def read_samples(*names: str) -> dict[str, set[str]]:
         """Samples of each epoch's step, over ranks and accumulated batches."""
-        found: dict[str, set[str]] = {}
+        samples_of: dict[str, set[str]] = {}
         for name in names:
             for line in (tmp_path / "journal" / name).read_text().splitlines():
                 epoch, batch, _, *samples = line.split()
-                found.setdefault(f"{epoch} {batch}", set()).update(samples)
-        return found
+                samples_of.setdefault(f"{epoch} {batch}", set()).update(samples)
+        return samples_of
 
-    expected = seen("seen_0.txt", "seen_1.txt")
-    one = ["--trainer.devices=1", "--trainer.strategy=auto", "--trainer.accelerator=cpu"]
-    refused = run([*RESUME, *one], tmp_path)
+    expected = read_samples("seen_0.txt", "seen_1.txt")
+    single = ["--trainer.devices=1", "--trainer.strategy=auto", "--trainer.accelerator=cpu"]
+    refused = run([*RESUME, *single], tmp_path)
     assert refused.status == 1
     assert "took 2 processes × 3 samples × 1 accumulated = 6 per step" in refused.errors
     shutil.rmtree(tmp_path / "journal")
     shutil.copytree(tmp_path / "runs", tmp_path / "copy")
-    again = run([*RESUME, *one, "--data.batch_size=6"], tmp_path)
+    again = run([*RESUME, *single, "--data.batch_size=6"], tmp_path)
     assert again.status == 0, again.errors
     assert "samples and their order stay the same" in again.output
-    found = seen("seen_0.txt")
-    assert len(found) == 5 and all(found[key] == expected[key] for key in found)
+    resumed = read_samples("seen_0.txt")
+    assert len(resumed) == 5 and all(resumed[key] == expected[key] for key in resumed)
     shutil.rmtree(tmp_path / "journal")
-    accumulated = run(["fit", "--resume", "copy/tiny/0", *one, "--trainer.accumulate_grad_batches=2"], tmp_path)
+    accumulated = run(["fit", "--resume", "copy/tiny/0", *single, "--trainer.accumulate_grad_batches=2"], tmp_path)
     assert accumulated.status == 0, accumulated.errors
-    halves = seen("seen_0.txt")
+    halves = read_samples("seen_0.txt")
     whole: dict[str, set[str]] = {}
     for key, samples in halves.items():
         epoch, batch = key.split()
         whole.setdefault(f"{epoch} {int(batch) // 2}", set()).update(samples)
-    assert whole == found
+    assert whole == resumed

@@ -84,8 +84,8 @@ def test_a_second_run_does_not_write_over_the_checkpoints_of_the_first(
     assert fit(tmp_path, images) == 0
     best = tmp_path / "kept" / "best.ckpt"
     before = best.read_bytes()
-    for place in ("runs", "elsewhere"):
-        assert fit(tmp_path, images, f"--runs={tmp_path / place}") == 1
+    for runs in ("runs", "elsewhere"):
+        assert fit(tmp_path, images, f"--runs={tmp_path / runs}") == 1
         message = capsys.readouterr().err
         assert str(tmp_path / "kept") in message and str(tmp_path / "runs/tiny/0") in message
         assert "checkpoint.dirpath" in message and "Traceback" not in message

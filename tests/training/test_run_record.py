@@ -107,11 +107,11 @@ def test_deterministic_mode_is_one_flag(images: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         done = run(["fit", "--config=tiny.yaml", "--trainer.deterministic=true", f"--name={name}"], tmp_path)
         assert done.status == 0, done.errors
-    one, two = (
+    first, second = (
         torch.load(tmp_path / "runs" / name / "0" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
         for name in ("one", "two")
     )
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_a_second_ctrl_c_ends_at_once(images: Path, tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_a_run_that_failed_listens_no_longer(images: Path, tmp_path: Path) -> No
     before = [*logger.handlers]
     write_config(tmp_path / "tiny.yaml", images, data={"class_path": "tests.helpers.faults.NotANumber"})
     assert main(["fit", f"--config={tmp_path / 'tiny.yaml'}", f"--runs={tmp_path / 'runs'}"]) == 1
-    assert [one for one in logger.handlers if one not in before and one is not logging.lastResort] == []
+    assert [handler for handler in logger.handlers if handler not in before and handler is not logging.lastResort] == []
 
 
 # ---- rows that belong together

@@ -75,9 +75,9 @@ def sharded_run(world: Path, tmp_path: Path) -> Path:
 
 
 def test_two_fully_sharded_processes_learn_as_one_does(world: Path) -> None:
-    one, two = (losses(world / "runs" / name) for name in ("plain", "sharded"))
-    assert len(one) == 2 and one[1] < one[0]
-    assert two == pytest.approx(one, abs=TOLERANCE)
+    plain, sharded = (losses(world / "runs" / name) for name in ("plain", "sharded"))
+    assert len(plain) == 2 and plain[1] < plain[0]
+    assert sharded == pytest.approx(plain, abs=TOLERANCE)
 
 
 def resumed(world: Path, processes: int, source: str, name: str, *settings: str) -> list[float]:
@@ -89,8 +89,8 @@ def resumed(world: Path, processes: int, source: str, name: str, *settings: str)
 
 
 def test_one_process_resumes_a_sharded_run_of_two(world: Path) -> None:
-    found = resumed(world, 1, "sharded", "sharded_then_one", *ALONE)
-    assert found == pytest.approx(losses(world / "runs" / "plain")[1:], abs=TOLERANCE)
+    resumed_losses = resumed(world, 1, "sharded", "sharded_then_one", *ALONE)
+    assert resumed_losses == pytest.approx(losses(world / "runs" / "plain")[1:], abs=TOLERANCE)
 
 
 @pytest.mark.slow
@@ -108,8 +108,10 @@ def test_one_process_resumes_a_sharded_run_of_two(world: Path) -> None:
 def test_each_strategy_resumes_another(
     processes: int, source: str, settings: list[str], world: Path, request: pytest.FixtureRequest
 ) -> None:
-    found = resumed(world, processes, source, request.node.callspec.id.replace(", ", "_").replace(" ", "_"), *settings)
-    assert found == pytest.approx(losses(world / "runs" / "plain")[1:], abs=TOLERANCE)
+    resumed_losses = resumed(
+        world, processes, source, request.node.callspec.id.replace(", ", "_").replace(" ", "_"), *settings
+    )
+    assert resumed_losses == pytest.approx(losses(world / "runs" / "plain")[1:], abs=TOLERANCE)
 
 
 def test_a_sharded_checkpoint_becomes_one_file(world: Path, tmp_path: Path) -> None:
@@ -155,8 +157,8 @@ def test_initial_weights_are_the_same_on_any_number_of_processes(world: Path) ->
     for processes, settings in ((1, [*ALONE[:1], *ALONE[2:]]), (2, [])):
         process = together([*begin, *settings, f"--name=drawn_{processes}"], world, processes)
         assert process.status == 0, process.errors
-    one, two = (losses(world / "runs" / f"drawn_{processes}") for processes in (1, 2))
-    assert one == pytest.approx(two, abs=TOLERANCE)
+    single, double = (losses(world / "runs" / f"drawn_{processes}") for processes in (1, 2))
+    assert single == pytest.approx(double, abs=TOLERANCE)
 
 
 # ---- ZeRO stage 1
@@ -173,8 +175,8 @@ def test_sharded_optimizer_states_change_nothing(world: Path) -> None:
     assert before["state"].keys() == after["state"].keys()
     for number, entries in before["state"].items():
         assert all(torch.equal(tensor, after["state"][number][name]) for name, tensor in entries.items())
-    found = resumed(world, 1, "zero1", "zero1_then_one", *ALONE)
-    assert found == pytest.approx(losses(world / "runs" / "plain")[1:], abs=TOLERANCE)
+    resumed_losses = resumed(world, 1, "zero1", "zero1_then_one", *ALONE)
+    assert resumed_losses == pytest.approx(losses(world / "runs" / "plain")[1:], abs=TOLERANCE)
 
 
 def test_sharded_8_bit_optimizer_states(world: Path) -> None:
@@ -261,9 +263,9 @@ def test_a_fused_optimizer_gives_the_same(algorithm: str, world: Path) -> None:
         settings = [f"--model.optimizer.init_args.fused={fused}", f"--name={algorithm}_{fused}"]
         process = run([*begin, *settings], world)
         assert process.status == 0, process.errors
-    one, two = (losses(world / "runs" / f"{algorithm}_{fused}") for fused in ("false", "true"))
-    assert one == pytest.approx(two, abs=1e-3)  # bfloat16 enlarges what is rounded differently
-    assert one != losses(world / "runs" / "plain")
+    plain, fused_losses = (losses(world / "runs" / f"{algorithm}_{fused}") for fused in ("false", "true"))
+    assert plain == pytest.approx(fused_losses, abs=1e-3)  # bfloat16 enlarges what is rounded differently
+    assert plain != losses(world / "runs" / "plain")
 
 
 @pytest.mark.slow

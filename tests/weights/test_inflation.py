@@ -50,9 +50,9 @@ def assert_same_in_every_frame(
     x = torch.randn(2, 3, 70, 45, generator=torch.Generator().manual_seed(1))
     if tolerance < 1e-6:
         x, image, clips = x.double(), image.double(), clips.double()
-    for one, many in zip(image(x), clips(still(x, frames)), strict=True):
-        assert many.shape[2] == frames // clips.patch_size[0]
-        assert (many - one[:, :, None]).abs().max() <= tolerance * one.abs().max()
+    for image_map, clip_map in zip(image(x), clips(still(x, frames)), strict=True):
+        assert clip_map.shape[2] == frames // clips.patch_size[0]
+        assert (clip_map - image_map[:, :, None]).abs().max() <= tolerance * image_map.abs().max()
 
 
 @pytest.mark.parametrize("bias", [LogCPB, LinearCPB, BiasTable])
@@ -80,10 +80,10 @@ def test_also_at_another_window_in_space(bias: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("format", FORMATS)
 def test_from_every_format(format: Any) -> None:
     state = foreign_state(format)
-    told = {} if "relative_coords_table" in str(list(state)) else AT_128
+    windows = {} if "relative_coords_table" in str(list(state)) else AT_128
     image, clips = tiny_backbone(4).eval(), over_clips(2)
-    load_weights(image, state, **told)
-    load_weights(clips, state, **told)
+    load_weights(image, state, **windows)
+    load_weights(clips, state, **windows)
     assert_same_in_every_frame(image, clips, 4)
     assert clips.pretrained_window_size == tuple((2, *window) for window in image.pretrained_window_size)
 
@@ -128,8 +128,8 @@ def test_clips_move_to_another_window_and_length(window: tuple[int, int, int], b
     trained.set_window(window)
     x = torch.randn(1, 3, 16, 50, 40, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
-        for one, other in zip(moved(x), trained(x), strict=True):
-            torch.testing.assert_close(one, other)
+        for own, expected in zip(moved(x), trained(x), strict=True):
+            torch.testing.assert_close(own, expected)
 
 
 def test_clips_do_not_become_images_and_other_variants_are_refused(tmp_path: Path) -> None:

@@ -144,12 +144,12 @@ def rewrite(path: Path, change: Callable[[str, bytes], bytes]) -> None:
             archive.writestr(name, change(name, content))
 
 
-@pytest.mark.parametrize("left", [0.0, 0.5, 0.99])
-def test_a_storage_shorter_than_its_tensor_is_refused(left: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fraction", [0.0, 0.5, 0.99])
+def test_a_storage_shorter_than_its_tensor_is_refused(fraction: float, tmp_path: Path) -> None:
     path, state = tmp_path / "weights.pth", official_state()
     write_zip(state, path)
     content = state[KEY].numpy().tobytes()
-    rewrite(path, lambda _, record: record[: int(left * len(record)) // 4 * 4] if record == content else record)
+    rewrite(path, lambda _, record: record[: int(fraction * len(record)) // 4 * 4] if record == content else record)
     for message in refusals(path):
         assert str(path) in message
         assert KEY in message
@@ -199,8 +199,8 @@ def test_safetensors_with_wrong_offsets_are_refused(tmp_path: Path) -> None:
     content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")
     header = content[8 : 8 + length]
-    place = header.index(b'"data_offsets":[') + len(b'"data_offsets":[')
-    moved = header[:place] + (b"9" if header[place : place + 1] != b"9" else b"8") + header[place + 1 :]
+    offset = header.index(b'"data_offsets":[') + len(b'"data_offsets":[')
+    moved = header[:offset] + (b"9" if header[offset : offset + 1] != b"9" else b"8") + header[offset + 1 :]
     path.write_bytes(content[:8] + moved + content[8 + length :])
     for message in refusals(path):
         assert str(path) in message

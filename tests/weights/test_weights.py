@@ -150,9 +150,9 @@ def test_huggingface_backbone_without_its_prefix() -> None:
 def test_simmim_files_may_say_cpb_or_rpe() -> None:
     state = simmim_state()
     renamed = {name.replace("rpe_mlp", "cpb_mlp"): v for name, v in state.items()}
-    for given in (state, renamed):
+    for weights in (state, renamed):
         backbone = tiny_backbone()
-        report = load_weights(backbone, given)
+        report = load_weights(backbone, weights)
         assert not report.randomly_initialized
         name = "layers.2.blocks.0.attn.cpb_mlp.0.weight"
         assert torch.equal(backbone.state_dict()[name], state[f"encoder.{name.replace('cpb_mlp', 'rpe_mlp')}"])
@@ -529,9 +529,9 @@ def test_22k_heads_of_other_libraries_need_their_rows(tmp_path: Path) -> None:
     assert report.randomly_initialized == ["head.fc.weight", "head.fc.bias"]
     rows = list(range(20_000, 21_000))
     (tmp_path / "rows.txt").write_text("\n".join(map(str, rows)))
-    for given in (rows, tmp_path / "rows.txt"):
+    for head_rows in (rows, tmp_path / "rows.txt"):
         task = new_task(classes=1000)
-        load_weights(task, large_head("timm"), **AT_128, head_rows=given)
+        load_weights(task, large_head("timm"), **AT_128, head_rows=head_rows)
         assert task.head.fc.bias.tolist() == rows
 
 
