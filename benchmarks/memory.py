@@ -49,7 +49,7 @@ class Settings:
 
 
 def build_task(name: str) -> ClassificationTask:
-    """The task of a name such as ``tiny`` or ``tiny, checkpointed``."""
+    """The task of a name such as ``tiny`` or ``tiny, activation checkpointing``."""
     model, _, checkpointed = name.partition(", ")
     return ClassificationTask(MODELS[model](window_size=8, checkpoint_stages=bool(checkpointed)), CLASSES)
 
@@ -62,7 +62,7 @@ def build_batch(size: int, side: int, device: str = "cpu") -> dict[str, Tensor]:
 
 
 def train_step(task: Any, optimizer: Any, batch: Any) -> None:
-    """As Lightning does it: the last step's gradients are freed after the forward pass."""
+    """A training step as Lightning's: the last step's gradients are freed after the forward pass."""
     loss = task.loss(task(batch["image"]), batch["label"])
     optimizer.zero_grad()
     loss.backward()
@@ -96,7 +96,7 @@ def estimate_peak(name: str, settings: Settings) -> int:
 
 
 def main(settings: Settings) -> None:
-    names = [f"{model}{suffix}" for model in settings.models for suffix in ("", ", checkpointed")]
+    names = [f"{model}{suffix}" for model in settings.models for suffix in ("", ", activation checkpointing")]
     measured = measure_peaks(report_peak, names, settings)
     for name in names:
         estimated = estimate_peak(name, settings)

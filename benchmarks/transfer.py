@@ -37,7 +37,7 @@ from swinv2_tasks import tasks
 from swinv2_tasks.cli import tasks_cli
 from swinv2_tasks.commands.sample_data import sample_data
 from swinv2_tasks.commands.sweep.sweep import Setting, sweep
-from swinv2_tasks.commands.sweep.validation_process import Measured
+from swinv2_tasks.commands.sweep.validation_process import Measurement
 from swinv2_tasks.weights.files import read_checkpoint
 
 BIASES = {"LogCPB": "log CPB", "LinearCPB": "linear CPB", "BiasTable": "table, bicubic"}
@@ -149,7 +149,7 @@ def train_and_evaluate(task: str, bias: str, seed: int, data: Sequence[str], out
     deviation = measure_bias_deviation(checkpoint)
     outcomes = sweep([f"--ckpt_path={checkpoint}", *ON_CPU, *(few if reduced else ())], settings)
     values = {
-        setting: result.metrics[study.metric] for setting, result in outcomes.items() if isinstance(result, Measured)
+        setting: result.metrics[study.metric] for setting, result in outcomes.items() if isinstance(result, Measurement)
     }
     return [Run(task, bias, seed, *setting, value, deviation) for setting, value in values.items()]
 

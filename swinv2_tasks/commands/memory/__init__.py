@@ -1,1 +1,1 @@
-"""What a training takes of a GPU's memory."""
+"""The command ``memory``: how much memory a training takes of a GPU."""

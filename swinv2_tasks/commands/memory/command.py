@@ -1,10 +1,10 @@
-"""``swinv2-tasks memory --config CONFIG``: what a training takes of a GPU's memory, and what would make it fit.
+"""``swinv2-tasks memory --config CONFIG``: the memory that a training takes of a GPU, and what would make it fit.
 
-The arguments are those of ``fit``. The model is built on the meta device, and nothing is read but class
-lists. How a step's memory is found: ``swinv2_tasks.commands.memory.step_memory``. Sharded over N processes: of
-optimizer states (ZeRO stage 1) and of everything but activations (full sharding), https://arxiv.org/abs/1910.02054,
-each process holds one Nth; full sharding also holds two of the model's units (its blocks, or all the rest) as a
-whole, and one's gradients.
+The arguments are those of ``fit``. The model is built on the meta device, and nothing is read but class lists. How a
+step's memory is estimated: ``swinv2_tasks.commands.memory.step_memory``. Sharded over N processes, each holds one Nth:
+of the optimizer states (ZeRO-1), or of everything but activations (full sharding), https://arxiv.org/abs/1910.02054.
+Under full sharding it also holds the parameters of two of the model's units (a block, or all that is in no block) and
+the gradients of one.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from swinv2_tasks.commands.memory.estimate import (
     LOST_SHARE,
     Estimate,
     Estimates,
-    available,
-    changes,
-    cheapest,
+    available_bytes,
+    find_cheapest,
+    list_changes,
     memory_saving_plans,
 )
 from swinv2_tasks.commands.memory.planned_training import Training, read_training
@@ -47,7 +47,7 @@ GPUS = {
     "RTX3090": 23 * GIB,
     "T4": 14 * GIB,
 }
-"""What a driver leaves of a GPU's memory, rounded down."""
+"""Bytes of a GPU's memory that its driver leaves, rounded down to whole GiB."""
 
 
 def memory(
@@ -58,26 +58,27 @@ def memory(
     num_classes: int | None = None,
     json: str | None = None,
 ) -> None:
-    """Prints what a training takes of a GPU's memory, and what would make it fit, without doing it.
+    """Prints the memory that a training takes of a GPU, and what would make it fit, without running it.
 
     The model is built on the meta device, and nothing is read but class lists. As in:
     swinv2-tasks memory --config imagenet.yaml --gpu 24GiB
 
     Args:
-        arguments: what says the training, as ``fit`` takes it: ``["--config", "imagenet.yaml"]``, say.
+        arguments: those of ``fit`` that describe the training, such as ``["--config", "imagenet.yaml"]``.
         gpu: memory to fit into: 24GiB, 80GB, or a name such as H100.
-        device: kind of device that trains.
-        processes: processes of the training; default: as the config says, else 1.
-        num_classes: number of classes, where there is no dataset to tell.
-        json: file to write the figures to as well.
+        device: type of the device that trains.
+        processes: processes of the training; default: as in the config, else 1.
+        num_classes: number of classes, where there is no dataset to read it from.
+        json: file to write the figures to as well, in bytes.
 
     Raises:
-        UserError: for a mistake in configs or settings.
+        UserError: there is a mistake in configs or settings.
     """
     for name, number in (("processes", processes), ("num_classes", num_classes)):
         if number is not None and number < 1:
             raise UserError(f"--{name} must be at least 1, not {number}")
-    size = None if gpu is None else gpu_bytes(gpu)
+    size = None if gpu is None else parse_gpu(gpu)
+    limit = None if size is None else available_bytes(size)
     if not values_of(split_options(arguments), "--config"):
         raise UserError(f"memory needs --config CONFIG, as fit does. Configs: {', '.join(known_configs())}.")
 
@@ -85,29 +86,29 @@ def memory(
     estimates = Estimates(training, device)
     base = estimates[training.plan]
     console = Console()
-    console.print(parts_table(base))
+    console.print(build_parts_table(base))
     for note in training.notes:
         console.print(f"[dim]{note}[/dim]", highlight=False)
 
     alternatives = [base, *(estimates[plan] for plan in memory_saving_plans(training))]
-    console.print(plans_table(alternatives, training, None if size is None else available(size)))
+    console.print(build_plans_table(alternatives, training, limit))
 
-    found = None
-    if size is not None:
-        found = cheapest(estimates, training, available(size))
-        console.print(verdict(base, found, training, size), highlight=False)
+    cheapest = None
+    if size is not None and limit is not None:
+        cheapest = find_cheapest(estimates, training, limit)
+        console.print(describe_fit(base, cheapest, training, size), highlight=False)
     if json is not None:
-        write_json(Path(json), record(alternatives, found, training, device, size))
+        write_json(Path(json), build_record(alternatives, cheapest, training, device, size))
 
 
-# ---- what is shown
+# ---- sizes
 
 
-def gpu_bytes(text: str) -> int:
-    """Bytes of ``24GiB``, ``80GB`` or a GPU's name.
+def parse_gpu(text: str) -> int:
+    """Bytes of memory that ``24GiB``, ``80GB`` or a GPU's name stands for.
 
     Raises:
-        UserError: when it is neither.
+        UserError: the text is none of these.
     """
     for name, size in GPUS.items():
         if text.lower().replace(" ", "") == name.lower():
@@ -118,12 +119,16 @@ def gpu_bytes(text: str) -> int:
     return int(float(match[1]) * UNITS[match[2]])
 
 
-def shown(size: float) -> str:
-    """A size in GiB or MiB."""
+def format_size(size: float) -> str:
+    """A number of bytes as text, in GiB or MiB."""
     return f"{size / GIB:,.2f} GiB" if abs(size) >= GIB else f"{size / 2**20:,.1f} MiB"
 
 
-def parts_table(estimate: Estimate) -> Table:
+# ---- what is printed
+
+
+def build_parts_table(estimate: Estimate) -> Table:
+    """Builds the table of a step's memory by the parts of the model, in MiB."""
     step, plan = estimate.step, estimate.plan
     table = Table(
         title=f"a training step, batch {plan.batch_size}, {plan.precision}: MiB on one device",
@@ -137,11 +142,12 @@ def parts_table(estimate: Estimate) -> Table:
         cells = [""] * (5 - len(sizes)) + [f"{size / 2**20:,.1f}" for size in sizes]
         table.add_row(name, "" if weights is None else f"{weights / 1e6:,.2f} M", *cells, style=style)
 
-    kinds = ("parameters", "gradients", "optimizer", "activations", "total")
+    names = ("parameters", "gradients", "optimizer", "activations", "total")
     for part in step.parts:
-        row(part.name, part.weights, *(getattr(part, kind) for kind in kinds))
+        row(part.name, part.weights, *(getattr(part, name) for name in names))
     table.add_row()
-    row("all", step.sum("weights"), *(step.sum(kind) for kind in kinds))
+    row("all", step.sum("weights"), *(step.sum(name) for name in names))
+
     if step.buffers:
         row("buffers", None, step.buffers)
     row("temporary buffers", None, step.temporary)
@@ -153,47 +159,71 @@ def parts_table(estimate: Estimate) -> Table:
     return table
 
 
-def plans_table(estimates: Sequence[Estimate], training: Training, room: int | None) -> Table:
-    table = Table(
-        title=f"on each of {training.processes} processes" if training.processes > 1 else "what would change it"
-    )
-    for column in ("", "peak", *(["fits"] if room is not None else []), "arguments"):
+def build_plans_table(estimates: Sequence[Estimate], training: Training, limit: int | None) -> Table:
+    """Builds the table of the peaks that single memory-saving options give.
+
+    Args:
+        estimates: of the training's own plan, then of plans that each change one option.
+        training: what the plans change.
+        limit: bytes to fit into; None: there is no column for it.
+    """
+    title = f"on each of {training.processes} processes" if training.processes > 1 else "memory-saving options"
+    table = Table(title=title)
+    columns = ("", "peak", "arguments") if limit is None else ("", "peak", "fits", "arguments")
+    for column in columns:
         table.add_column(column, justify="right" if column == "peak" else "left", overflow="fold")
+
     for estimate in estimates:
-        found = changes(estimate.plan, training)
-        name, arguments = found[0] if found else ("as configured", "")
-        fits = [] if room is None else ["yes" if estimate.total <= room else "no"]
-        table.add_row(name, shown(estimate.total), *fits, arguments)
+        changes = list_changes(estimate.plan, training)
+        name, arguments = changes[0] if changes else ("as configured", "")
+        fits = [] if limit is None else ["yes" if estimate.total <= limit else "no"]
+        table.add_row(name, format_size(estimate.total), *fits, arguments)
     return table
 
 
-def verdict(base: Estimate, found: Estimate | None, training: Training, gpu: int) -> str:
-    """Whether a training fits, and the cheapest way to make it fit."""
-    room = f"{shown(available(gpu))} of {shown(gpu)} (the rest for CUDA, {shown(CONTEXT_BYTES)}, and {LOST_SHARE:.0%})"
-    if found is not None and found.plan == base.plan:
-        return f"fits: {shown(base.total)} into {room}"
-    lines = [f"does not fit: {shown(base.total)} into {room}"]
-    if found is None:
-        more = (
-            f"more than {training.processes} processes"
-            if training.processes > 1
-            else "several processes, --processes N"
-        )
-        lines.append(f"nor does anything that is known here: it takes {more}, smaller images or another model")
-    else:
-        lines += [f"cheapest that fits: {shown(found.total)}, with"]
-        lines += [f"  {arguments}" for _, arguments in changes(found.plan, training)]
+def describe_fit(base: Estimate, cheapest: Estimate | None, training: Training, gpu: int) -> str:
+    """Describes whether a training fits a GPU, and the cheapest way to make it fit.
+
+    Args:
+        base: of the training's own plan.
+        cheapest: of the cheapest plan that fits; None when none does.
+        training: what the plans change.
+        gpu: the GPU's memory in bytes.
+    """
+    allowance = f"the rest for CUDA, {format_size(CONTEXT_BYTES)}, and {LOST_SHARE:.0%}"
+    room = f"{format_size(available_bytes(gpu))} of {format_size(gpu)} ({allowance})"
+    if cheapest is not None and cheapest.plan == base.plan:
+        return f"fits: {format_size(base.total)} into {room}"
+
+    lines = [f"does not fit: {format_size(base.total)} into {room}"]
+    if cheapest is not None:
+        lines += [f"cheapest that fits: {format_size(cheapest.total)}, with"]
+        lines += [f"  {arguments}" for _, arguments in list_changes(cheapest.plan, training)]
+        return "\n".join(lines)
+
+    processes = "several processes (--processes N)"
+    if training.processes > 1:
+        processes = f"more than {training.processes} processes"
+    lines += [f"no combination of memory-saving options fits: use {processes}, smaller images or another model"]
     return "\n".join(lines)
 
 
-def record(
-    estimates: Sequence[Estimate], found: Estimate | None, training: Training, device: str, gpu: int | None
+def build_record(
+    estimates: Sequence[Estimate], cheapest: Estimate | None, training: Training, device: str, gpu: int | None
 ) -> dict[str, Any]:
-    """The figures as plain values; ``gpu`` is in bytes."""
+    """Collects the figures as plain values, in bytes.
+
+    Args:
+        estimates: of the training's own plan, then of plans that each change one option.
+        cheapest: of the cheapest plan that fits; None when none does or there is no GPU to fit.
+        training: what the plans change.
+        device: type of the device that trains.
+        gpu: the memory to fit into; None: nothing is said of fitting.
+    """
     base = estimates[0]
 
     def plain(estimate: Estimate) -> dict[str, Any]:
-        arguments = [arguments for _, arguments in changes(estimate.plan, training)]
+        arguments = [arguments for _, arguments in list_changes(estimate.plan, training)]
         return {"plan": asdict(estimate.plan), "bytes": estimate.total, "arguments": arguments}
 
     return {
@@ -207,12 +237,17 @@ def record(
         "ddp_buckets": base.ddp_buckets,
         "peak": base.step.peak + base.ema_copy + base.ddp_buckets,
         "plans": [plain(estimate) for estimate in estimates],
-        "gpu": None if gpu is None else {"bytes": gpu, "available": available(gpu)},
-        "fits": None if gpu is None else base.total <= available(gpu),
-        "cheapest": None if found is None else plain(found),
+        "gpu": None if gpu is None else {"bytes": gpu, "available": available_bytes(gpu)},
+        "fits": None if gpu is None else base.total <= available_bytes(gpu),
+        "cheapest": None if cheapest is None else plain(cheapest),
     }
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes plain values to a JSON file.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     text = json.dumps(content, indent=2) + "\n"
     replace_file(path, lambda file: file.write_text(text))

@@ -1,4 +1,4 @@
-"""What plans of a training take of a device's memory, and the cheapest that fits into it."""
+"""Estimates of the memory that plans of a training take of a device, and the cheapest plan that fits into it."""
 
 from __future__ import annotations
 
@@ -24,31 +24,32 @@ from swinv2_tasks.training.optim import optimizer_class
 GIB = 2**30
 
 CONTEXT_BYTES, LOST_SHARE = 3 * GIB // 4, 0.05
-"""Of a GPU's memory: what CUDA and its libraries take, and the share that an allocator loses between blocks. These are
-allowances, not measurements."""
+"""Of a GPU's memory: the bytes of CUDA and its libraries, and the share that an allocator loses to fragmentation. These
+are allowances, not measurements."""
 
-
-EIGHT_BIT = "bitsandbytes.optim.AdamW8bit"
+EIGHT_BIT_OPTIMIZER = "bitsandbytes.optim.AdamW8bit"
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a plan takes of one device, in bytes."""
+    """Memory that a plan takes of each device, in bytes."""
 
     plan: Plan
     total: int
+    """Of the step at its peak, sharded as the plan says, with EMA copy and DDP buckets."""
     step: StepMemory
+    """Of a process alone, without sharding."""
     ema_copy: int
     """The average of the weights."""
     ddp_buckets: int
-    """In which processes exchange gradients."""
+    """The buffers in which processes exchange gradients."""
 
 
-# ---- what plans take
+# ---- the memory of a plan
 
 
 class Estimates:
-    """Estimates of plans of a training, each made once.
+    """Estimates of plans of a training, each computed once.
 
     Args:
         training: as a config describes it.
@@ -60,79 +61,108 @@ class Estimates:
         self._step = lru_cache(None)(self._new_step)
 
     def __getitem__(self, plan: Plan) -> Estimate:
-        step = self._step(replace(plan, sharding="none"))
+        """The estimate of a plan.
+
+        Raises:
+            UserError: the plan's precision is not known.
+        """
+        step = self._step(replace(plan, sharding="none"))  # sharding is arithmetic on top of a step
         processes = self.training.processes
+
         ema_copy = _ema_copy(self.training, step, plan.sharding)
         ddp_buckets = step.sum("gradients") if processes > 1 and plan.sharding != "full" else 0
         total = total_bytes(step, plan.sharding, processes) + ema_copy + ddp_buckets
         return Estimate(plan, total, step, ema_copy, ddp_buckets)
 
     def _new_step(self, plan: Plan) -> StepMemory:
+        """Memory of a step of the training with the plan's settings, without sharding."""
         training = self.training
         task = copy.deepcopy(training.task)
-        if plan.eight_bit:
-            logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # without a GPU it tells of kernels it lacks
-            task.optimizer = cast(Any, resolve_name(EIGHT_BIT))
+
+        if plan.eight_bit_states:
+            logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # without a GPU it warns of missing kernels
+            task.optimizer = cast(Any, resolve_name(EIGHT_BIT_OPTIMIZER))
+
         for stage in cast(list[SwinStage], list(task.backbone.layers)):
-            if plan.checkpointed is not None:
-                stage.use_checkpoint = plan.checkpointed
-            for block in cast(list[SwinBlock], list(stage.blocks)):
-                if plan.chunk is not None:
-                    block.attention_chunk_size = plan.chunk
+            if plan.checkpoint_stages is not None:
+                stage.use_checkpoint = plan.checkpoint_stages
+            if plan.attention_chunk_size is not None:
+                for block in cast(list[SwinBlock], list(stage.blocks)):
+                    block.attention_chunk_size = plan.attention_chunk_size
+
         return step_memory(
             task,
             lambda: training.example_batch(plan.batch_size),
             device=self.device,
             precision=plan.precision,
-            accumulates=plan.accumulated > 1,
+            accumulates=plan.accumulate_grad_batches > 1,
         )
 
 
 def _ema_copy(training: Training, step: StepMemory, sharding: Sharding) -> int:
-    if not training.averaged:
+    """Bytes of the EMA copy on each device."""
+    if not training.has_ema_copy:
         return 0
-    return (step.sum("parameters") + step.buffers) // (training.processes if sharding == "full" else 1)
+    whole = step.sum("parameters") + step.buffers
+    return whole // training.processes if sharding == "full" else whole
 
 
 def total_bytes(step: StepMemory, sharding: Sharding, processes: int) -> int:
-    """The most that a step takes on each of several processes, without EMA copy and DDP buckets."""
-    left = 1 - 1 / processes
+    """Peak of a step on each of several processes, in bytes, without EMA copy and DDP buckets.
+
+    Args:
+        step: of one process, without sharding.
+        sharding: what is sharded over the processes.
+        processes: number of processes.
+    """
     if sharding == "none" or processes == 1:
         return step.peak
+
     states = step.sum("optimizer")
-    held = step.sum("parameters") + step.sum("gradients") + states
-    scratch = step.optimizer_peak - held - step.buffers
+    persistent = step.sum("parameters") + step.sum("gradients") + states
+    scratch = step.optimizer_peak - persistent - step.buffers  # of the optimizer's step, which goes with what it steps
+
+    elsewhere = 1 - 1 / processes  # the share that the other processes hold
     if sharding == "optimizer":
-        return max(step.passes_peak - round(left * states), step.optimizer_peak - round(left * (states + scratch)))
-    whole = 3 * step.largest_unit
-    return max(step.passes_peak - round(left * held) + whole, step.optimizer_peak - round(left * (held + scratch)))
+        passes_peak = step.passes_peak - round(elsewhere * states)
+        optimizer_peak = step.optimizer_peak - round(elsewhere * (states + scratch))
+        return max(passes_peak, optimizer_peak)
+
+    gathered = 3 * step.largest_unit  # parameters of two units, and gradients of one
+    passes_peak = step.passes_peak - round(elsewhere * persistent) + gathered
+    optimizer_peak = step.optimizer_peak - round(elsewhere * (persistent + scratch))
+    return max(passes_peak, optimizer_peak)
+
+
+# ---- plans
 
 
 def memory_saving_plans(training: Training) -> list[Plan]:
     """Plans that each change one memory-saving option of a training."""
-    plan, plans = training.plan, []
+    plan = training.plan
+    plans = []
     if not all(stage.use_checkpoint for stage in training.task.backbone.stages):
-        plans.append(replace(plan, checkpointed=True))
-    plans.append(replace(plan, chunk=chunk_size(training)))
+        plans.append(replace(plan, checkpoint_stages=True))
+    plans.append(replace(plan, attention_chunk_size=chunk_size(training)))
     if plan.batch_size > 1:
-        plans.append(_smaller(plan, plan.batch_size // 2))
+        plans.append(_accumulate(plan, plan.batch_size // 2))
     if plan.precision != "bf16-true":
         plans.append(replace(plan, precision="bf16-true"))
-    if takes_eight_bits(training):
-        plans.append(replace(plan, eight_bit=True))
+    if supports_eight_bit_states(training):
+        plans.append(replace(plan, eight_bit_states=True))
     if training.processes > 1:
-        plans += [replace(plan, sharding=kind) for kind in ("optimizer", "full") if kind != plan.sharding]
+        plans += [replace(plan, sharding=sharding) for sharding in ("optimizer", "full") if sharding != plan.sharding]
     return plans
 
 
-def takes_eight_bits(training: Training) -> bool:
-    """Whether there is an optimizer that does as a training's own with 8-bit states."""
-    adamw = optimizer_class(training.task.optimizer) is torch.optim.AdamW
-    return adamw and training.plan.sharding != "full" and find_spec("bitsandbytes") is not None
+def supports_eight_bit_states(training: Training) -> bool:
+    """Whether an installed optimizer with 8-bit states computes what the training's own does."""
+    is_adamw = optimizer_class(training.task.optimizer) is torch.optim.AdamW
+    return is_adamw and training.plan.sharding != "full" and find_spec("bitsandbytes") is not None
 
 
 def chunk_size(training: Training) -> int:
-    """Windows attended to at once so that the first stage takes eight turns."""
+    """An attention chunk size, in windows, with which the first stage attends to an image in eight chunks."""
     with torch.device("meta"):
         batch = training.example_batch(1)
     if "images" in batch:
@@ -142,90 +172,118 @@ def chunk_size(training: Training) -> int:
         size = training.task.input_size_of(batch)
         if "clip" in batch:
             size = tuple(batch["clip"].shape[3:])
+
     backbone = training.task.backbone
     tokens = tuple(-(-side // patch) for side, patch in zip(size, backbone.patch_size, strict=True))
     counts = WindowGrid.fit(tokens, backbone.window_size[0], shifted=False).counts
     return max(1, math.prod(counts) // 8)
 
 
-def _smaller(plan: Plan, batch_size: int) -> Plan:
-    """As many samples per step in smaller batches, where the number can be divided so."""
-    samples = plan.batch_size * plan.accumulated
-    return replace(plan, batch_size=batch_size, accumulated=-(-samples // batch_size))
+def _accumulate(plan: Plan, batch_size: int) -> Plan:
+    """The plan with smaller batches, of which as many are accumulated as keep the samples per step, or a few more."""
+    samples = plan.batch_size * plan.accumulate_grad_batches
+    return replace(plan, batch_size=batch_size, accumulate_grad_batches=-(-samples // batch_size))
 
 
-def available(gpu: int) -> int:
-    """What a training can use of a GPU's memory."""
+def candidates(training: Training) -> Iterator[Plan]:
+    """Yields plans from the one that costs least, in time and precision, to the one that costs most.
+
+    In this order: the training's own; sharded optimizer states; batches down to 8; activation checkpointing; smaller
+    batches; attention in chunks; full sharding; 8-bit optimizer states; parameters in bfloat16.
+    """
+    plan = training.plan
+
+    shardings: list[Sharding] = [plan.sharding]
+    if training.processes > 1:
+        order: list[Sharding] = ["none", "optimizer", "full"]
+        end = 2 if training.has_ema_copy else 3  # full sharding and an EMA copy do not go together
+        shardings = order[order.index(plan.sharding) : end]
+
+    batch_sizes = [plan.batch_size]
+    while batch_sizes[-1] > 1:
+        batch_sizes.append(batch_sizes[-1] // 2)
+
+    attention_chunk_size = chunk_size(training)
+    states = (False, True) if supports_eight_bit_states(training) else (False,)
+    precisions = dict.fromkeys((plan.precision, "bf16-true"))
+    for precision, eight_bit_states, sharding in itertools.product(precisions, states, shardings):
+        if eight_bit_states and sharding == "full":
+            continue  # bitsandbytes cannot step sharded weights
+
+        base = replace(plan, precision=precision, sharding=sharding, eight_bit_states=eight_bit_states)
+        plans = [_accumulate(base, batch_size) for batch_size in batch_sizes]
+        for smaller in plans:
+            if smaller.batch_size == plan.batch_size or smaller.batch_size >= 8:
+                yield smaller
+        for smaller in plans:
+            yield replace(smaller, checkpoint_stages=True)
+        yield replace(plans[-1], checkpoint_stages=True, attention_chunk_size=attention_chunk_size)
+
+
+def list_changes(plan: Plan, training: Training) -> list[tuple[str, str]]:
+    """Lists what a plan changes of a training: for each change its name, and the arguments of ``fit`` that make it."""
+    base = training.plan
+    changes = []
+    if plan.sharding != base.sharding:
+        name, overlay = {
+            "optimizer": ("sharded optimizer states (ZeRO-1)", "--config overlays/zero1.yaml"),
+            "full": ("full sharding (FSDP)", "--config overlays/fsdp.yaml"),
+        }[plan.sharding]
+        changes.append((f"{name} over {training.processes}", overlay))
+    if plan.batch_size != base.batch_size:
+        batches = plan.accumulate_grad_batches
+        arguments = f"--data.batch_size {plan.batch_size} --trainer.accumulate_grad_batches {batches}"
+        changes.append((f"batch {plan.batch_size}, {batches} accumulated", arguments))
+    if plan.checkpoint_stages:
+        changes.append(("activation checkpointing", "--model.backbone.init_args.checkpoint_stages true"))
+    if plan.attention_chunk_size is not None:
+        windows = plan.attention_chunk_size
+        argument = f"--model.backbone.init_args.attention_chunk_size {windows}"
+        changes.append((f"attention in chunks of {windows} windows", argument))
+    if plan.eight_bit_states:
+        changes.append(("8-bit optimizer states", f"--model.optimizer {EIGHT_BIT_OPTIMIZER}"))
+    if plan.precision != base.precision:
+        changes.append((f"parameters in {plan.precision}", f"--trainer.precision {plan.precision}"))
+    return changes
+
+
+# ---- what fits
+
+
+def available_bytes(gpu: int) -> int:
+    """Bytes that a training can use of a GPU with ``gpu`` bytes of memory."""
     return int((gpu - CONTEXT_BYTES) * (1 - LOST_SHARE))
 
 
-def cheapest(estimates: Estimates, training: Training, room: int) -> Estimate | None:
-    """The first plan that fits, from the one that costs least to the one that costs most; None when none does."""
+def find_cheapest(estimates: Estimates, training: Training, limit: int) -> Estimate | None:
+    """Finds the first of a training's ``candidates`` that takes at most ``limit`` bytes; None when none does."""
     base = estimates[training.plan]
     for plan in candidates(training):
-        if least_bytes(base, plan, training.processes) > room:
-            continue  # whatever is done about activations
+        if least_bytes(base, plan, training.processes) > limit:
+            continue  # it would not fit without activations either, and needs no estimate
+
         estimate = estimates[plan]
-        if estimate.total <= room:
+        if estimate.total <= limit:
             return estimate
     return None
 
 
 def least_bytes(base: Estimate, plan: Plan, processes: int) -> int:
-    """What another plan takes in parameters, gradients and optimizer states alone."""
-    scale = PRECISIONS[plan.precision][0].itemsize / PRECISIONS[base.plan.precision][0].itemsize
-    weights = base.step.sum("parameters") + base.step.sum("gradients")
-    states = base.step.sum("optimizer") / (4 if plan.eight_bit else 1)
-    shares = {"none": weights + states, "optimizer": weights + states / processes}
-    return int(scale * shares.get(plan.sharding, (weights + states) / processes))
+    """Bytes of another plan's parameters, gradients and optimizer states alone, on each process.
 
-
-def candidates(training: Training) -> Iterator[Plan]:
-    """Plans by what they cost, the cheapest first.
-
-    Nothing; sharded optimizer states; batches down to 8; activation checkpointing; smaller batches; attention in
-    chunks; everything sharded; 8-bit optimizer states; parameters in bfloat16.
+    Args:
+        base: estimate of the training's own plan.
+        plan: the other plan.
+        processes: number of processes.
     """
-    plan = training.plan
-    kinds: list[Sharding] = [plan.sharding]
-    if training.processes > 1:
-        order: list[Sharding] = ["none", "optimizer", "full"]
-        kinds = order[order.index(plan.sharding) : 2 if training.averaged else 3]  # an average is kept whole
-    batches = [plan.batch_size]
-    while batches[-1] > 1:
-        batches.append(batches[-1] // 2)
-    chunk = chunk_size(training)
-    states = (False, True) if takes_eight_bits(training) else (False,)
-    precisions = dict.fromkeys((plan.precision, "bf16-true"))
-    for precision, eight_bit, kind in itertools.product(precisions, states, kinds):
-        if eight_bit and kind == "full":
-            continue
-        start = replace(plan, precision=precision, sharding=kind, eight_bit=eight_bit)
-        plans = [_smaller(start, size) for size in batches]
-        yield from (one for one in plans if one.batch_size == plan.batch_size or one.batch_size >= 8)
-        yield from (replace(one, checkpointed=True) for one in plans)
-        yield replace(plans[-1], checkpointed=True, chunk=chunk)
+    weights = base.step.sum("parameters") + base.step.sum("gradients")
+    states = base.step.sum("optimizer") / (4 if plan.eight_bit_states else 1)
+    if plan.sharding == "none":
+        total = weights + states
+    elif plan.sharding == "optimizer":
+        total = weights + states / processes
+    else:
+        total = (weights + states) / processes
 
-
-def changes(plan: Plan, training: Training) -> list[tuple[str, str]]:
-    """What a plan changes, in words, and the arguments that do so."""
-    base, found = training.plan, []
-    if plan.sharding != base.sharding:
-        name, overlay = {
-            "optimizer": ("optimizer states sharded (ZeRO-1)", "--config overlays/zero1.yaml"),
-            "full": ("everything sharded (FSDP)", "--config overlays/fsdp.yaml"),
-        }[plan.sharding]
-        found.append((f"{name} over {training.processes}", overlay))
-    if plan.batch_size != base.batch_size:
-        arguments = f"--data.batch_size {plan.batch_size} --trainer.accumulate_grad_batches {plan.accumulated}"
-        found.append((f"batch {plan.batch_size}, {plan.accumulated} accumulated", arguments))
-    if plan.checkpointed:
-        found.append(("activation checkpointing", "--model.backbone.init_args.checkpoint_stages true"))
-    if plan.chunk is not None:
-        argument = f"--model.backbone.init_args.attention_chunk_size {plan.chunk}"
-        found.append((f"attention in chunks of {plan.chunk} windows", argument))
-    if plan.eight_bit:
-        found.append(("8-bit optimizer states", f"--model.optimizer {EIGHT_BIT}"))
-    if plan.precision != base.precision:
-        found.append((f"parameters in {plan.precision}", f"--trainer.precision {plan.precision}"))
-    return found
+    scale = PRECISIONS[plan.precision][0].itemsize / PRECISIONS[base.plan.precision][0].itemsize
+    return int(scale * total)

@@ -1,5 +1,4 @@
-"""A training as a config describes it, with a model that has no memory for its weights: what can be asked of it without
-doing it."""
+"""A training as a config describes it, with its model on the meta device: its memory can be estimated without it."""
 
 from __future__ import annotations
 
@@ -25,19 +24,21 @@ Sharding = Literal["none", "optimizer", "full"]
 
 @dataclass(frozen=True)
 class Plan:
-    """The settings of a training that its memory depends on and that can be changed without changing the model."""
+    """The settings of a training that its memory depends on and that leave the model as the config describes it."""
 
     precision: str
+    """Lightning's full name, such as ``bf16-mixed``."""
     batch_size: int
-    accumulated: int
+    """Samples per batch and process."""
+    accumulate_grad_batches: int
     """Batches per optimizer step."""
-    checkpointed: bool | None = None
-    """Whether all blocks are computed again in the backward pass; None: as the config says."""
-    chunk: int | None = None
-    """Windows attended to at once; None: as the config says."""
+    checkpoint_stages: bool | None = None
+    """Whether all blocks are under activation checkpointing; None: as in the config."""
+    attention_chunk_size: int | None = None
+    """Windows attended to at once; None: as in the config."""
     sharding: Sharding = "none"
-    eight_bit: bool = False
-    """Whether the optimizer's states are in 8 bits where they are not in the config."""
+    eight_bit_states: bool = False
+    """Whether 8-bit optimizer states take the place of those in the config."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,16 @@ class Training:
     """A training as a config describes it."""
 
     task: BaseTask
-    """Without memory for its weights."""
+    """On the meta device."""
     data: Any
+    """The datamodule, a ``TaskData``."""
     plan: Plan
+    """The settings of the config."""
     processes: int
-    averaged: bool
-    """Whether an average of the weights is kept beside them."""
+    has_ema_copy: bool
+    """Whether an EMA copy of the weights is on the device."""
     notes: tuple[str, ...]
-    """What was assumed."""
+    """What was assumed, in sentences to print."""
 
     def example_batch(self, batch_size: int) -> dict[str, Any]:
         """A batch of the training's data, of arbitrary values."""
@@ -60,15 +63,16 @@ class Training:
 
 
 def read_training(arguments: Sequence[str], num_classes: int | None = None, processes: int | None = None) -> Training:
-    """The training that arguments of ``fit`` describe.
+    """Reads the training that arguments of ``fit`` describe.
 
     Args:
         arguments: as on the command line, ``--config`` among them.
         num_classes: number of classes; None: that of the data, or the usual one where there is no dataset.
-        processes: of the training; None: as the config says.
+        processes: of the training; None: as in the config.
 
     Raises:
-        UserError: for a mistake in the arguments, or data or a task that cannot be asked.
+        UserError: there is a mistake in the arguments, the data has no example batch, or the task is of another
+            package.
     """
     config = run_as(ParseOnlyCLI, "fit", arguments).config["fit"]
     trainer = config["trainer"]
@@ -83,31 +87,40 @@ def read_training(arguments: Sequence[str], num_classes: int | None = None, proc
 
     model = copy.deepcopy(config["model"].as_dict())
     init_args = model.setdefault("init_args", {})
-    init_args["weights"] = None  # whatever they are, they take no more
+    init_args["weights"] = None  # they are not read, and the memory does not depend on them
     if "num_classes" in inspect.signature(resolve_name(model["class_path"])).parameters:
         if num_classes is None:
             num_classes, note = count_classes(data)
             notes += [note] if note else []
         init_args["num_classes"] = num_classes
+
     with torch.device("meta"):
         task = _instantiate("model", LightningModule, model)
     if not isinstance(task, BaseTask):
-        raise UserError(f"memory knows the tasks of this package, not {type(task).__name__}")
+        raise UserError(
+            f"memory estimates tasks of this package, and {type(task).__name__} is none: derive it from BaseTask"
+        )
 
     sharding = _sharding_of(trainer["strategy"])
     if processes is None:
         processes = _count_processes(trainer)
         if sharding != "none" and processes == 1:
-            notes.append("on 1 process; --processes N tells over how many it is sharded")
+            notes.append("on 1 process; set the number over which it is sharded by --processes N")
     if data.example_note is not None:
         notes.append(data.example_note)
 
-    precision, accumulated = _full_name(trainer["precision"]), trainer["accumulate_grad_batches"]
-    plan = Plan(precision, data.batch_size, accumulated, sharding=sharding)
-    return Training(task, data, plan, processes, _averages_weights(trainer["callbacks"] or []), tuple(notes))
+    plan = Plan(
+        precision=_full_precision_name(trainer["precision"]),
+        batch_size=data.batch_size,
+        accumulate_grad_batches=trainer["accumulate_grad_batches"],
+        sharding=sharding,
+    )
+    has_ema_copy = _has_ema_copy(trainer["callbacks"] or [])
+    return Training(task, data, plan, processes, has_ema_copy, tuple(notes))
 
 
 def _sharding_of(strategy: Any) -> Sharding:
+    """What is sharded under a strategy, which is a name or a class path with arguments."""
     name = strategy if isinstance(strategy, str) else strategy["class_path"]
     if re.search(r"Sharded|ModelParallel|fsdp", name, re.IGNORECASE):
         return "full"
@@ -115,8 +128,9 @@ def _sharding_of(strategy: Any) -> Sharding:
 
 
 def _count_processes(trainer: Any) -> int:
+    """Number of processes that the trainer's settings ask for."""
     devices = trainer["devices"]
-    number = 1  # auto: nobody knows of which machine
+    number = 1  # with auto, the number depends on a machine that is not known here
     if isinstance(devices, list):
         number = len(devices)
     elif str(devices).isdecimal():
@@ -124,38 +138,46 @@ def _count_processes(trainer: Any) -> int:
     return max(1, number) * trainer["num_nodes"]
 
 
-def _averages_weights(callbacks: Sequence[Any]) -> bool:
+def _has_ema_copy(callbacks: Sequence[Any]) -> bool:
     """Whether callbacks keep an average of the weights on the device."""
     averages = [callback for callback in callbacks if _class_path(callback).endswith("WeightAveraging")]
-    return any(str(_arguments(callback).get("device")) != "cpu" for callback in averages)
+    return any(str(_init_args(callback).get("device")) != "cpu" for callback in averages)
 
 
 def _instantiate(name: str, base: type, part: dict[str, Any]) -> Any:
+    """Instantiates the class that a part of a config describes, a subclass of ``base``; ``name`` is the part's."""
     parser = TasksArgumentParser()
     parser.add_lightning_class_args(base, name, subclass_mode=True)
     return parser.instantiate_classes(parser.parse_object({name: part}))[name]
 
 
 def _class_path(part: Any) -> str:
+    """Class path of a part of a config, which may be an instance already."""
     return str(part["class_path"]) if "class_path" in part else type(part).__name__
 
 
-def _arguments(part: Any) -> dict[str, Any]:
+def _init_args(part: Any) -> dict[str, Any]:
+    """Arguments of a part of a config; none of an instance."""
     arguments = part.get("init_args") if "class_path" in part else None
-    return {} if arguments is None else dict(arguments.as_dict() if hasattr(arguments, "as_dict") else arguments)
+    if arguments is None:
+        return {}
+    return dict(arguments.as_dict() if hasattr(arguments, "as_dict") else arguments)
 
 
-def _full_name(precision: Any) -> str:
-    """Lightning's full name of a precision."""
-    return {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "None": "32-true"}.get(
-        str(precision), str(precision)
-    )
+def _full_precision_name(precision: Any) -> str:
+    """Lightning's full name of a precision, of which it takes short ones as well."""
+    full_names = {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "None": "32-true"}
+    return full_names.get(str(precision), str(precision))
 
 
 def count_classes(data: Any) -> tuple[int, str]:
-    """Number of classes of a dataset, and what to say where it was assumed."""
+    """Counts the classes of a dataset, or assumes the usual number where there is no dataset.
+
+    Returns:
+        The number of classes, and a note where it was assumed, else an empty string.
+    """
     try:
         return data.num_classes, ""
     except UserError:
         number = 21_841 if "22k" in str(data.root) else data.published_classes
-        return number, f"{number} classes assumed: no dataset in {data.root}; --num_classes says another number"
+        return number, f"{number} classes assumed: no dataset in {data.root}; set another number by --num_classes"

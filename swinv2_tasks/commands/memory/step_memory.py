@@ -1,13 +1,13 @@
 """Memory of a training step, measured on tensors that have shapes and no data.
 
-Forward pass, loss and backward pass run unchanged on fake tensors (``fake_training``); what is allocated and freed is
-recorded (``allocations``), and the peak is read off. So activation checkpointing, attention in chunks, frozen stages
-and precision count as they do in training, and nothing here has to follow changes of the model. Optimizer states are
+Forward pass, loss and backward pass run unchanged on fake tensors (``fake_training``), allocations are recorded
+(``allocations``), and the peak follows from them. So activation checkpointing, attention in chunks, frozen stages and
+precision count as they do in training, and nothing here has to follow changes of the model. Optimizer states are
 those of the optimizer itself, after a step on two small parameters.
 
-What it cannot see: buffers inside kernels and libraries, and what an allocator loses between blocks. Of a detector,
-whose proposals depend on data, each sampler takes as many as it does at most, a quarter of them with objects, spread
-evenly over the levels; decoding and matching of proposals are left out, its branches are not.
+Not counted: buffers inside kernels and libraries, and what an allocator loses to fragmentation. A detector's proposals
+depend on data; each sampler is assumed to take as many as it may at most, a quarter of them with objects, spread
+evenly over the levels. Decoding and matching of proposals are left out, the detector's branches are not.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
     "bf16-mixed": (torch.float32, torch.bfloat16),
     "16-mixed": (torch.float32, torch.float16),
 }
-"""Type of the parameters and, with mixed precision, that of the operations."""
+"""Dtype of the parameters and, in mixed precision, of the operations under autocast."""
 
 Device = str
 """``cuda`` or ``cpu``."""
@@ -55,7 +55,7 @@ Device = str
 
 @dataclass
 class Part:
-    """What a part of a model takes, in bytes."""
+    """Memory of a part of a model, in bytes."""
 
     name: str
     weights: int = 0
@@ -63,41 +63,43 @@ class Part:
     parameters: int = 0
     gradients: int = 0
     optimizer: int = 0
+    """States of the optimizer."""
     activations: int = 0
-    """Kept from the forward pass for the backward pass."""
+    """Saved by the forward pass for the backward pass."""
 
     @property
     def total(self) -> int:
+        """Parameters, gradients, optimizer states and activations, in bytes."""
         return self.parameters + self.gradients + self.optimizer + self.activations
 
 
 @dataclass
 class StepMemory:
-    """What a training step takes, in bytes."""
+    """Memory of a training step on one device, in bytes."""
 
     parts: list[Part]
     """From the input to the loss."""
     buffers: int
-    """What is no parameter and stays: statistics of batch norms, say."""
+    """The model's buffers, such as statistics of batch norms."""
     passes_peak: int
     """The most at any time of the forward and the backward pass."""
     optimizer_peak: int
-    """The most during the optimizer's step alone."""
+    """The most at any time of the optimizer's step."""
     largest_unit: int
-    """Parameters of the largest block, or of the rest of the model: what full sharding brings together at once."""
+    """Parameters of the largest unit that full sharding gathers at once: a block, or all that is in no block."""
 
     def sum(self, name: str) -> int:
-        """Of one of ``Part``'s numbers, over all parts."""
+        """The sum of one of ``Part``'s attributes over all parts."""
         return sum(getattr(part, name) for part in self.parts)
 
     @property
     def peak(self) -> int:
-        """The most at any time of a step."""
+        """The most at any time of a step, in bytes."""
         return max(self.passes_peak, self.optimizer_peak)
 
     @property
     def temporary(self) -> int:
-        """What the peak has beyond the parts: operands and results of the operations that run at that moment."""
+        """Temporary buffers at the peak, in bytes: operands and results of the operations that run at that moment."""
         return self.peak - self.buffers - sum(part.total for part in self.parts)
 
 
@@ -109,23 +111,26 @@ def step_memory(
     precision: str = "32-true",
     accumulates: bool = False,
 ) -> StepMemory:
-    """What a step of a task takes on one device.
+    """Estimates the memory of a training step of a task on one device.
 
     Args:
         task: on the meta device; left unchanged.
-        batch: builds the batch of a step, of any values.
-        device: ``cuda`` or ``cpu``, whose attention differs; nothing needs to be there.
-        precision: as the trainer's, ``bf16-mixed`` say.
-        accumulates: gradients are summed over several batches, so that a batch's come on top of the sum.
+        batch: builds the batch of a step, of arbitrary values.
+        device: ``cuda`` or ``cpu``, whose attention differs; no such device needs to be there.
+        precision: one of Lightning's names, such as ``bf16-mixed``.
+        accumulates: whether gradients are summed over several batches, so that a batch's gradients come on top of the
+            sum.
 
     Raises:
-        UserError: for a precision that is not known.
+        UserError: the precision is not one of ``PRECISIONS``.
     """
     if precision not in PRECISIONS:
-        raise UserError(f"precision {precision!r} cannot be estimated; known: {', '.join(PRECISIONS)}")
+        raise UserError(
+            f"memory with precision {precision!r} cannot be estimated: choose one of {', '.join(PRECISIONS)}"
+        )
     dtype, autocast = PRECISIONS[precision]
-
     optimizer = measure_optimizer(task, device, dtype)
+
     parts = {name: Part(name) for name in part_names(task)}
     for name, parameter in task.named_parameters():
         part = parts[part_of(name)]
@@ -138,29 +143,33 @@ def step_memory(
     buffers = sum(_bytes(buffer, dtype) for buffer in task.buffers())
 
     log = _record_step(copy.deepcopy(task), batch, device, dtype, autocast)
-    for name, size in log.kept().items():
+    for name, size in log.saved_bytes().items():
         parts[name].activations += size
-    forward, backward = log.peaks()
 
-    held = sum(part.parameters + part.optimizer for part in parts.values()) + buffers
+    persistent = sum(part.parameters + part.optimizer for part in parts.values()) + buffers
     gradients = sum(part.gradients for part in parts.values())
-    # Lightning frees the gradients of the last step only when the forward pass is over.
-    passes_peak = held + max(gradients + forward, (gradients if accumulates else 0) + backward)
+
+    # Lightning frees the gradients of the last step only when the forward pass is over. Those of this step are in the
+    # backward pass's own peak, and with accumulation come on top of the sum.
+    forward, backward = log.peaks()
+    summed_gradients = gradients if accumulates else 0
+    passes_peak = persistent + max(gradients + forward, summed_gradients + backward)
 
     largest = max((_bytes(parameter, dtype) for parameter in task.parameters()), default=0)
-    scratch = round(optimizer.scratch * (gradients if optimizer.at_once else largest))
-    optimizer_peak = held + gradients + scratch
+    scratch = round(optimizer.scratch * (gradients if optimizer.uses_foreach else largest))
+    optimizer_peak = persistent + gradients + scratch
+
     return StepMemory([*parts.values()], buffers, passes_peak, optimizer_peak, _largest_unit(task, dtype))
 
 
 def part_names(task: BaseTask) -> list[str]:
-    """The parts of a task, from the input to the loss."""
+    """Names of a task's parts, from the input to the loss."""
     stages = [f"stage {k + 1}" for k in range(len(task.backbone.depths))]
     return ["batch", "patches", *stages, "head, loss"]
 
 
 def part_of(name: str) -> str:
-    """The part that a parameter belongs to, by its name; a downsample belongs to the stage before it."""
+    """Name of the part that a parameter of this name belongs to; a downsample belongs to the stage before it."""
     if name.startswith("backbone.patch_embed."):
         return "patches"
     if name.startswith("backbone.layers."):
@@ -169,16 +178,21 @@ def part_of(name: str) -> str:
 
 
 def _bytes(tensor: Tensor, dtype: torch.dtype) -> int:
-    """Of a parameter or buffer in a model of a type."""
+    """Bytes of a parameter or buffer in a model whose floating-point tensors have a dtype."""
     width = dtype.itemsize if tensor.is_floating_point() else tensor.element_size()
     return tensor.numel() * width
 
 
 def _largest_unit(task: BaseTask, dtype: torch.dtype) -> int:
+    """Bytes of the parameters of the largest unit of full sharding."""
     blocks = [module for module in task.modules() if isinstance(module, SwinBlock)]
-    sizes = [sum(p.numel() for p in block.parameters()) for block in blocks]
-    rest = sum(p.numel() for p in task.parameters()) - sum(sizes)
-    return max([rest, *sizes]) * dtype.itemsize
+    block_weights = [_count_weights(block) for block in blocks]
+    other_weights = _count_weights(task) - sum(block_weights)
+    return max([other_weights, *block_weights]) * dtype.itemsize
+
+
+def _count_weights(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 # ---- the optimizer
@@ -186,28 +200,38 @@ def _largest_unit(task: BaseTask, dtype: torch.dtype) -> int:
 
 @dataclass(frozen=True)
 class OptimizerMemory:
-    """What an optimizer takes, in bytes per byte of the parameters it steps."""
+    """Memory of an optimizer."""
 
     states: float
+    """Bytes per byte of the parameters."""
     scratch: float
-    """During its step, of all parameters or of the largest one."""
-    at_once: bool
-    """Whether it steps all parameters at once, as it does on GPUs."""
+    """Temporary bytes of a step, per byte of all parameters with ``uses_foreach``, else of the largest one."""
+    uses_foreach: bool
+    """Whether it steps all parameters at once (torch's ``foreach``), as it does on GPUs."""
 
 
 def measure_optimizer(task: BaseTask, device: Device, dtype: torch.dtype) -> OptimizerMemory:
-    """What the optimizer of a task takes for parameters of a type, by a step on two small ones."""
+    """Measures the memory of a task's optimizer, by a step on two small parameters on the CPU.
+
+    Args:
+        task: whose optimizer is measured.
+        device: ``cuda`` or ``cpu``: where the optimizer is to step.
+        dtype: of the parameters.
+    """
     parameters = [nn.Parameter(torch.zeros(256, 256, dtype=dtype, device="cpu")) for _ in range(2)]
     optimizer: Optimizer = task.optimizer(parameters)
+
+    # By default, foreach=None, torch steps all parameters at once on a GPU and one by one on a CPU.
     is_fused = bool(optimizer.defaults.get("fused"))
-    at_once = device == "cuda" and not is_fused and optimizer.defaults.get("foreach", False) is not False
+    uses_foreach = device == "cuda" and not is_fused and optimizer.defaults.get("foreach", False) is not False
     for group in optimizer.param_groups:
         if "foreach" in group and not is_fused:
-            group["foreach"] = at_once
+            group["foreach"] = uses_foreach
 
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()  # which makes the states
+    optimizer.step()  # the first step allocates the states
+
     log = AllocationLog()
     with log:
         optimizer.step()
@@ -215,10 +239,13 @@ def measure_optimizer(task: BaseTask, device: Device, dtype: torch.dtype) -> Opt
     scratch, _ = log.peaks()
 
     size = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
-    values = [value for state in optimizer.state.values() for value in tree_leaves(state) if isinstance(value, Tensor)]
-    values = [value for value in values if value.numel() > 1]  # the others count steps
-    states = sum(value.numel() * value.element_size() for value in values)
-    return OptimizerMemory(states / size, scratch / (size if at_once else size / 2), at_once)
+    states = 0
+    for value in tree_leaves([*optimizer.state.values()]):
+        if isinstance(value, Tensor) and value.numel() > 1:  # scalars count steps
+            states += value.numel() * value.element_size()
+
+    scratch_of = size if uses_foreach else size / 2
+    return OptimizerMemory(states / size, scratch / scratch_of, uses_foreach)
 
 
 # ---- the step
@@ -231,19 +258,21 @@ def _record_step(
     dtype: torch.dtype,
     autocast: torch.dtype | None,
 ) -> AllocationLog:
-    """What is allocated in the forward and the backward pass of a step; the task is of no other use then.
+    """Records the allocations of a step's forward and backward pass; the task is of no other use then.
 
-    Of blocks that repeat, the first ones are gone through, and counted as often as there are blocks like them.
+    Of blocks that repeat, the first ones run, and what they allocate counts as often as there are blocks like them.
     """
     repeats = _keep_first_blocks(task)
     log = AllocationLog()
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with warnings.catch_warnings(), fake, _default_dtype(dtype), isolated_cache():
-        warnings.simplefilter("ignore")  # a task without a trainer that logs
+        warnings.simplefilter("ignore")  # a task that logs without a trainer warns
+
         replace_tensors(task, dtype)
         for tensor in (*task.parameters(), *task.buffers()):
             log.ignore(tensor)
-        outputs = _follow_parts(task, log)
+        outputs = _track_parts(task, log)
+
         if device == "cuda":
             attend_as_on_gpu(task)
         if device == "cuda" and autocast is not None:
@@ -253,10 +282,11 @@ def _record_step(
         task.train()
 
         with log:
-            taken = convert(batch(), dtype)
+            inputs = convert(batch(), dtype)
             log.part = "head, loss"
             with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
-                loss = task.training_step(cast(Any, taken), 0)
+                loss = task.training_step(cast(Any, inputs), 0)
+
             log.end_forward()
             for stage, times in repeats.items():
                 log.repeat(stage, times, outputs[stage])
@@ -264,14 +294,20 @@ def _record_step(
             log.part = "backward"
             _count_gradients(task, log, repeats)
             torch.autograd.backward(loss)
-            del loss, taken
+            del loss, inputs
     return log
 
 
 def _keep_first_blocks(task: BaseTask) -> dict[int, int]:
-    """Leaves of each stage the first blocks that the others repeat; how often, for the stages where some do."""
+    """Removes from each stage the blocks that repeat its first ones.
+
+    Returns:
+        How often the blocks that are left were in their stage, by the stage's index; nothing of stages that are whole.
+    """
+    # Every second block has shifted windows, and every so many an extra norm.
     extra_norm_every = task.backbone.extra_norm_every
-    period = math.lcm(2, extra_norm_every) if extra_norm_every else 2  # every second block is shifted
+    period = math.lcm(2, extra_norm_every) if extra_norm_every else 2
+
     repeats = {}
     for index, stage in enumerate(task.backbone.stages):
         depth = len(stage.blocks)
@@ -291,13 +327,17 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _follow_parts(task: BaseTask, log: AllocationLog) -> dict[int, list[int]]:
-    """Puts what is allocated down to the part that runs; returns the storages of each stage's blocks' outputs."""
+def _track_parts(task: BaseTask, log: AllocationLog) -> dict[int, list[int]]:
+    """Lets a log attribute allocations to the part of the task that runs.
+
+    Returns:
+        Numbers of the storages of each block's output, by the stage's index; filled as the task runs.
+    """
     outputs: dict[int, list[int]] = {}
 
     def enter(part: str, stage: int = -1) -> Callable[..., None]:
         def hook(*_: Any) -> None:
-            if log.part != "backward":  # where activation checkpointing runs blocks again
+            if log.part != "backward":  # in which activation checkpointing recomputes blocks
                 log.part, log.stage = part, stage
 
         return hook
@@ -320,7 +360,7 @@ def _follow_parts(task: BaseTask, log: AllocationLog) -> dict[int, list[int]]:
 
 
 def _count_gradients(task: BaseTask, log: AllocationLog, repeats: dict[int, int]) -> None:
-    """Counts gradients of blocks as often as there are blocks like theirs."""
+    """Counts gradients of each stage's blocks as often as the blocks repeat."""
 
     def count(times: int) -> Callable[[Tensor], None]:
         def hook(parameter: Tensor) -> None:
@@ -328,7 +368,7 @@ def _count_gradients(task: BaseTask, log: AllocationLog, repeats: dict[int, int]
                 return
             number = log.number_of(parameter.grad)
             if number != EARLIER:
-                log.times[number] = times
+                log.counts[number] = times
 
         return hook
 

@@ -1,1 +1,1 @@
-"""A trained model at many windows and sizes."""
+"""The command ``sweep``: a trained model at many windows and image sizes."""

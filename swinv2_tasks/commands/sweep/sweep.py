@@ -1,4 +1,4 @@
-"""``swinv2-tasks sweep``: a trained model of any task at many windows and sizes: its metric, its speed, its memory."""
+"""``swinv2-tasks sweep``: metric, speed and memory of a trained model of any task at many windows and image sizes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from swinv2_tasks.batches import TaskData
 from swinv2_tasks.cli.arguments import split_options
 from swinv2_tasks.cli.tasks_cli import ParseOnlyCLI, run_as
 from swinv2_tasks.commands.progress import in_words
-from swinv2_tasks.commands.sweep.validation_process import Failed, Measured, validate_apart
+from swinv2_tasks.commands.sweep.validation_process import Failure, Measurement, validate_in_child_process
 from swinv2_tasks.datamodules.classes import abbreviate
 from swinv2_tasks.errors import Interrupted, UserError, printable
 from swinv2_tasks.files import replace_file
@@ -33,7 +33,7 @@ from swinv2_tasks.training.run_folder import open_folder
 from swinv2_tasks.weights.files import read_checkpoint
 
 MAIN_METRICS = ("val/top1", "val/real_top1", "val/miou", "val/box_ap", "val/loss")
-"""What a task is judged by where nothing else is known."""
+"""The main metrics of tasks; the first one that was measured is shown when no metric was watched."""
 
 
 class Setting(NamedTuple):
@@ -46,7 +46,8 @@ class Setting(NamedTuple):
         return f"{self.window}@{self.size}"
 
 
-Outcomes = dict[Setting, Measured | Failed]
+Outcomes = dict[Setting, Measurement | Failure]
+"""What came of each setting, in the order of the table's rows."""
 
 
 def sweep(
@@ -54,89 +55,114 @@ def sweep(
     settings: Sequence[tuple[int, int]],
     output: str | None = None,
 ) -> Outcomes:
-    """Evaluates a trained model at windows and sizes, each in a process of its own, and writes a table and a plot.
+    """Evaluates a trained model at windows and sizes, each in a child process, and writes a table and a figure.
 
     Settings that are in the output folder's sweep.csv already are not evaluated again, unless they failed.
 
     Args:
-        arguments: what says the model and its data, as ``validate`` takes it: ``["--ckpt_path", FILE]``, say.
-        settings: windows in tokens and sizes in pixels; of images that keep their proportions the short side.
+        arguments: those of ``validate`` that name the model and its data, such as ``["--ckpt_path", FILE]``.
+        settings: windows in tokens and image sizes in pixels; of images that keep their proportions the short side.
         output: folder for sweep.csv, sweep.png, runs and their logs; default: ``sweep`` in the run's folder.
 
     Returns:
-        What came of each setting, in their order.
+        The measurement or failure of each setting, in the order of ``settings``.
 
     Raises:
-        UserError: for a mistake in the arguments, a folder that holds another sweep, or when every setting failed.
+        UserError: there is a mistake in the arguments, the folder holds another sweep, or every setting failed.
     """
-    wanted = checked_settings(settings)
-    swept = read_arguments(arguments)
-    overrides = {setting: swept.at(setting) for setting in wanted}  # complains
-    folder = Path(output) if output is not None else swept.folder
-    table = folder / "sweep.csv"
-    found = _begin(folder, table, swept)
-    missing = [setting for setting in wanted if not isinstance(found.get(setting), Measured)]
+    wanted = check_settings(settings)
+    model = read_arguments(arguments)
+    overrides = {setting: model.arguments_at(setting) for setting in wanted}  # raises before anything is written
+
+    folder = Path(output) if output is not None else model.folder
+    table, figure = folder / "sweep.csv", folder / "sweep.png"
+    outcomes = _open_sweep(folder, table, model)
+    missing = [setting for setting in wanted if not isinstance(outcomes.get(setting), Measurement)]
     console = Console()
     if len(missing) < len(wanted):
-        _show(console, f"{len(wanted) - len(missing)} of {len(wanted)} settings are in {table} already")
-    start, left = time.monotonic(), len(missing)
+        _print_line(console, f"{len(wanted) - len(missing)} of {len(wanted)} settings are in {table} already")
+
+    start = time.monotonic()
+    left = len(missing)
     try:
         columns = (*Progress.get_default_columns(), TimeElapsedColumn())
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
             bar = progress.add_task("", total=len(missing))
-            for number, setting in enumerate(missing):
-                progress.update(bar, completed=number, description=str(setting))
-                outcome = validate_apart(
+            for index, setting in enumerate(missing):
+                progress.update(bar, completed=index, description=str(setting))
+                outcome = validate_in_child_process(
                     [*arguments, *overrides[setting], f"--runs={folder / 'runs'}", f"--name={setting}"],
-                    _made(folder / "runs" / str(setting)) / "log.txt",
-                    partial(_advance, progress, bar, number),
+                    _make_folder(folder / "runs" / str(setting)) / "log.txt",
+                    partial(_update_bar, progress, bar, index),
                 )
-                found.pop(setting, None)
-                found[setting] = outcome
-                replace_file(table, lambda file: _write(file, found))
+
+                outcomes.pop(setting, None)  # the row of an earlier failure, so that the new one comes last
+                outcomes[setting] = outcome
+                replace_file(table, lambda file: _write_table(file, outcomes))
+
                 left -= 1
-                seconds = (time.monotonic() - start) / (number + 1) * left
-                rest = f"  ({number + 1} of {len(missing)}, about {in_words(seconds)} left)" if left else ""
-                _show(console, _line(setting, outcome, swept.metric) + rest)
+                line = _format_line(setting, outcome, model.metric)
+                if left:
+                    seconds = (time.monotonic() - start) / (index + 1) * left
+                    line += f"  ({index + 1} of {len(missing)}, about {in_words(seconds)} left)"
+                _print_line(console, line)
     except (KeyboardInterrupt, Interrupted):
-        _show(
+        _print_line(
             Console(stderr=True),
             f"stopped: {len(wanted) - left} of {len(wanted)} settings are in {table}. "
-            "The same command goes on with the others.",
+            "The same command evaluates the others.",
         )
         raise
     finally:
-        if any(isinstance(outcome, Measured) for outcome in found.values()):
-            replace_file(folder / "sweep.png", lambda file: draw(found, swept.metric, file))
-    outcomes = {setting: found[setting] for setting in wanted}
-    console.print(_table(outcomes, swept.metric))
-    _show(console, f"{table}, {folder / 'sweep.png'}")
-    failures = [f"{setting}: {one.reason}" for setting, one in outcomes.items() if isinstance(one, Failed)]
-    if len(failures) == len(outcomes):
-        raise UserError(
-            f"none of {len(failures)} settings could be evaluated (logs: {printable(folder / 'runs')}). "
-            f"{printable(failures[0])}"
-        )
-    for failure in failures:
-        _show(console, f"failed: {failure}")
-    for name, reason in _left_out(outcomes).items():
-        _show(console, f"left out: {name}: {reason}")
+        if any(isinstance(outcome, Measurement) for outcome in outcomes.values()):
+            replace_file(figure, lambda file: draw(outcomes, model.metric, file))
+
+    outcomes = {setting: outcomes[setting] for setting in wanted}
+    console.print(_build_table(outcomes, model.metric))
+    _print_line(console, f"{table}, {figure}")
+    _report_failures(console, outcomes, folder / "runs")
     return outcomes
 
 
-def _left_out(outcomes: Outcomes) -> dict[str, str]:
-    """The samples that some settings were evaluated without, and why."""
-    measured = [one for one in outcomes.values() if isinstance(one, Measured)]
-    return {name: reason for one in measured for name, reason in one.left_out.items()}
+def _report_failures(console: Console, outcomes: Outcomes, runs: Path) -> None:
+    """Prints which settings failed, and which samples the others were evaluated without.
+
+    Raises:
+        UserError: all settings failed.
+    """
+    failures = [f"{setting}: {outcome.reason}" for setting, outcome in outcomes.items() if isinstance(outcome, Failure)]
+    if len(failures) == len(outcomes):
+        raise UserError(
+            f"none of {len(failures)} settings could be evaluated (logs: {printable(runs)}). {printable(failures[0])}"
+        )
+
+    for failure in failures:
+        _print_line(console, f"failed: {failure}")
+    for name, reason in _left_out_samples(outcomes).items():
+        _print_line(console, f"left out: {name}: {reason}")
 
 
-def _show(console: Console, text: str) -> None:
-    """Prints a line as it is."""
+def _measurements(outcomes: Outcomes) -> dict[Setting, Measurement]:
+    """The settings that did not fail."""
+    return {setting: outcome for setting, outcome in outcomes.items() if isinstance(outcome, Measurement)}
+
+
+def _left_out_samples(outcomes: Outcomes) -> dict[str, str]:
+    """The samples that some settings were evaluated without: the reason for each, by its name."""
+    reasons: dict[str, str] = {}
+    for measurement in _measurements(outcomes).values():
+        reasons |= measurement.left_out
+    return reasons
+
+
+def _print_line(console: Console, text: str) -> None:
+    """Prints text without markup, highlighting or line breaks."""
     console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
-def _advance(progress: Progress, bar: TaskID, number: int, done: int, of: int) -> None:
-    progress.update(bar, completed=number + done / of)
+def _update_bar(progress: Progress, bar: TaskID, settings: int, batches: int, total_batches: int) -> None:
+    """Sets a progress bar to a number of settings that are done and the share of the running one."""
+    progress.update(bar, completed=settings + batches / total_batches)
 
 
 def sweep_grid(
@@ -151,19 +177,19 @@ def sweep_grid(
     As in: swinv2-tasks sweep --ckpt_path CKPT --windows 8 12 16 --sizes 256 384 512
 
     Args:
-        arguments: what says the model and its data, as ``validate`` takes it.
+        arguments: those of ``validate`` that name the model and its data.
         windows: window sides in tokens; each is combined with each size.
         sizes: image sides in pixels; the short one where proportions are kept.
         settings: WINDOW@SIZE …, as in 8@256 16@512, instead of both.
         output: folder for sweep.csv and sweep.png; default: `sweep` in the run's folder.
 
     Raises:
-        UserError: for a mistake in the arguments, or when some settings or samples could not be evaluated.
+        UserError: there is a mistake in the arguments, or some settings or samples could not be evaluated.
     """
     if settings is not None and (windows is not None or sizes is not None):
-        raise UserError("--settings takes the place of --windows and --sizes: give either it or them")
+        raise UserError("--settings replaces --windows and --sizes: give either it or them")
     if settings is not None:
-        wanted = [_parsed(text) for text in settings]
+        wanted = [_parse_setting(text) for text in settings]
     elif not windows or not sizes:
         raise UserError(
             "sweep needs windows and sizes: --windows 8 12 16 --sizes 256 384 512, each with each, or single "
@@ -171,188 +197,233 @@ def sweep_grid(
         )
     else:
         wanted = [Setting(window, size) for window in windows for size in sizes]
+
     outcomes = sweep(arguments, wanted, output)
-    if left_out := _left_out(outcomes):
+    if left_out := _left_out_samples(outcomes):
         raise UserError(
             f"{len(left_out)} samples could not be read, for the reasons above: the scores do without them. "
-            "Once they are mended, name another --output to evaluate anew."
+            "Once they are mended, name another --output to evaluate again."
         )
-    if failed := sum(isinstance(outcome, Failed) for outcome in outcomes.values()):
+    if failures := len(outcomes) - len(_measurements(outcomes)):
         raise UserError(
-            f"{failed} of {len(outcomes)} settings could not be evaluated, for the reasons above; the same command "
+            f"{failures} of {len(outcomes)} settings could not be evaluated, for the reasons above; the same command "
             "evaluates them again."
         )
 
 
-def _parsed(text: str) -> Setting:
+def _parse_setting(text: str) -> Setting:
+    """The setting that ``16@512`` stands for."""
     if not re.fullmatch(r"\d+@\d+", text):
         raise UserError(f"--settings: {text!r} is no setting; expected WINDOW@SIZE, as in 16@512")
     window, size = map(int, text.split("@"))
     return Setting(window, size)
 
 
-def checked_settings(settings: Sequence[tuple[int, int]]) -> list[Setting]:
-    """The settings, each once.
+def check_settings(settings: Sequence[tuple[int, int]]) -> list[Setting]:
+    """Checks windows and sizes.
+
+    Returns:
+        The settings in their order, each once.
 
     Raises:
         UserError: there are none, or a window or size is less than 1.
     """
-    found = [*dict.fromkeys(Setting(*setting) for setting in settings)]
-    if not found:
+    unique = [*dict.fromkeys(Setting(*setting) for setting in settings)]
+    if not unique:
         raise UserError("there is no setting to evaluate at: name windows in tokens and sizes in pixels")
-    if bad := [str(setting) for setting in found if min(setting) < 1]:
+    if bad := [str(setting) for setting in unique if min(setting) < 1]:
         raise UserError(f"window@size {abbreviate(bad)}: windows are tokens, sizes pixels, both at least 1")
-    return found
+    return unique
 
 
-# ---- what is swept
+# ---- the model
 
 
 @dataclass(frozen=True)
-class Swept:
+class SweptModel:
     """A trained model and its data.
 
     Attributes:
         config: all settings of ``validate``, as plain values.
-        weights: the checkpoint or weights.
-        metric: the metric that its training watched, None where that is not known.
-        chooses_faults: whether the arguments say what happens on samples that cannot be read.
+        weights: file or folder of the checkpoint or weights.
+        metric: the metric that its training watched; None where that is not known.
+        sets_faulty_samples: whether the arguments set what happens with samples that cannot be read.
     """
 
     config: dict[str, Any]
     weights: Path
     metric: str | None
-    chooses_faults: bool = False
+    sets_faulty_samples: bool = False
 
     @property
     def folder(self) -> Path:
-        """Where results go by default: the run's folder; of weights of other origin a folder of the config's name."""
+        """The default folder of results: in the run's folder; for foreign weights in a folder of the config's name."""
         if self.config["ckpt_path"] is None:
             return Path(self.config["runs"]) / self.config["name"] / "sweep"
         parent = self.weights.parent
-        return (parent.parent if parent.name == "checkpoints" else parent) / "sweep"
+        run = parent.parent if parent.name == "checkpoints" else parent
+        return run / "sweep"
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        """All that results depend on: {checkpoint, sha256, settings by their names}."""
-        apart = ("name", "runs", "output", "save", "checkpoint", "ckpt_path", "verbose")
-        settings = dict(_flat({name: value for name, value in self.config.items() if name not in apart}))
-        settings.pop("model.init_args.weights", None)
-        return {"checkpoint": str(self.weights), "sha256": _digest(self.weights), "settings": settings}
+        """All that results depend on: {checkpoint, sha256, settings by their dotted names}."""
+        irrelevant = ("name", "runs", "output", "save", "checkpoint", "ckpt_path", "verbose")
+        relevant = {name: value for name, value in self.config.items() if name not in irrelevant}
+        settings = dict(_flatten(relevant))
+        settings.pop("model.init_args.weights", None)  # what the checksum is of
+        return {"checkpoint": str(self.weights), "sha256": _checksum(self.weights), "settings": settings}
 
     def differences(self, before: Mapping[str, Any]) -> list[str]:
-        """How this differs from what an earlier sweep wrote down, in words."""
-        now, told = self.record, []
+        """Differences to the record of an earlier sweep, as sentences."""
+        now = self.record
+        sentences = []
         if before["sha256"] != now["sha256"]:
-            path = before["checkpoint"]
-            told.append(f"the checkpoint {'has changed' if path == now['checkpoint'] else f'was {path}'}")
-        old, new = before["settings"], now["settings"]
-        changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-        return [*told, *(f"{name} was {old.get(name)!r}, is {new.get(name)!r}" for name in changed)]
+            is_same_file = before["checkpoint"] == now["checkpoint"]
+            sentences.append(f"the checkpoint {'has changed' if is_same_file else 'was ' + before['checkpoint']}")
 
-    def at(self, setting: Setting) -> list[str]:
-        """The arguments that make ``validate`` evaluate at a setting, on one device.
+        old, new = before["settings"], now["settings"]
+        for name in {**old, **new}:
+            if old.get(name) != new.get(name):
+                sentences.append(f"{name} was {old.get(name)!r}, is {new.get(name)!r}")
+        return sentences
+
+    def arguments_at(self, setting: Setting) -> list[str]:
+        """The arguments with which ``validate`` evaluates at a setting, on one device.
 
         Raises:
-            UserError: the model cannot have such a window, or the data no such size.
+            UserError: the model has no window to set or larger patches than the images, or the data has no size to
+                set.
         """
         model, data, trainer = self.config["model"], self.config["data"], self.config["trainer"]
         backbone = (model.get("init_args") or {}).get("backbone")
         if not backbone:
             raise UserError(f"{model['class_path']} has no argument `backbone`: there is no window to change")
-        patch = _sides(backbone["init_args"].get("patch_size", 4))[-2:]
-        if setting.size < max(patch):
-            raise UserError(
-                f"a size of {setting.size} pixels is less than a patch of the model, which has {max(patch)}"
-            )
-        datamodule = resolve_name(data["class_path"])
-        name = datamodule.size_setting if issubclass(datamodule, TaskData) else None
-        if name is None or name not in data["init_args"]:
-            raise UserError(
-                f"{data['class_path']} does not say by `size_setting` which of its arguments is the size of the images"
-            )
-        now = data["init_args"][name]
-        if now is None:
-            raise UserError(
-                f"data.{name} is null, which leaves images at their own sizes: say by --data.{name} which proportions "
-                "the sizes are to keep, as in --data.resize [2048,512]"
-            )
-        factor = setting.size / min(_sides(now))
-        resized = setting.size if isinstance(now, int) else [int(side * factor + 0.5) for side in now]
+        patch = max(_sides(backbone["init_args"].get("patch_size", 4))[-2:])
+        if setting.size < patch:
+            raise UserError(f"a size of {setting.size} pixels is less than a patch of the model, which has {patch}")
+
+        size_setting, size = self._find_size()
+        factor = setting.size / min(_sides(size))
+        resized = setting.size if isinstance(size, int) else [int(side * factor + 0.5) for side in size]
+
         changes = {
-            "model.init_args.backbone.init_args.window_size": window_in_space(backbone["init_args"], setting.window),
-            f"data.init_args.{name}": resized,
-            "trainer.devices": trainer["devices"] if _is_one(trainer["devices"]) else 1,
+            "model.init_args.backbone.init_args.window_size": spatial_window(backbone["init_args"], setting.window),
+            f"data.init_args.{size_setting}": resized,
+            "trainer.devices": trainer["devices"] if _names_one_device(trainer["devices"]) else 1,
             "trainer.num_nodes": 1,
             "trainer.strategy": "auto",
             "trainer.enable_progress_bar": False,
         }
-        if "faulty_samples" in data["init_args"] and not self.chooses_faults:
-            # A bad file costs neither a setting nor the sweep; it is told with each score.
+        if "faulty_samples" in data["init_args"] and not self.sets_faulty_samples:
+            # A bad file costs neither a setting nor the sweep; it is reported with each score.
             changes |= {"data.init_args.faulty_samples": "skip", "data.init_args.faulty_budget": 10**9}
+
         if get_type_hints(resolve_name(model["class_path"]).__init__).get("inference") is Inference:
             inference = Inference(**model["init_args"]["inference"])
-            grown = inference.rescale(factor, max(patch))
-            names = ("crop_size", "stride") if inference.mode == "slide" else ()
-            changes |= {f"model.init_args.inference.{name}": getattr(grown, name) for name in names}
+            if inference.mode == "slide":
+                rescaled = inference.rescale(factor, patch)
+                changes["model.init_args.inference.crop_size"] = rescaled.crop_size
+                changes["model.init_args.inference.stride"] = rescaled.stride
+
         return [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in changes.items()]
 
+    def _find_size(self) -> tuple[str, int | list[int]]:
+        """Name and value of the data's argument that is the size of images: a side in pixels, or several.
 
-def window_in_space(backbone: Mapping[str, Any], window: int) -> int | list[list[int]]:
-    """The window of a backbone with these arguments that has other sides in space; over clips, time stays as it is."""
+        Raises:
+            UserError: there is no such argument, or it leaves images at their own sizes.
+        """
+        data = self.config["data"]
+        datamodule = resolve_name(data["class_path"])
+        name = datamodule.size_setting if issubclass(datamodule, TaskData) else None
+        if name is None or name not in data["init_args"]:
+            raise UserError(
+                f"{data['class_path']} does not state by `size_setting` which of its arguments is the size of the "
+                "images"
+            )
+        size = data["init_args"][name]
+        if size is None:
+            raise UserError(
+                f"data.{name} is null, which leaves images at their own sizes: set by --data.{name} which proportions "
+                "the sizes are to keep, as in --data.resize [2048,512]"
+            )
+        return name, size
+
+
+def spatial_window(backbone: Mapping[str, Any], window: int) -> int | list[list[int]]:
+    """A backbone's window with other sides in space; the side in time of a backbone over clips stays.
+
+    Args:
+        backbone: the backbone's arguments.
+        window: height and width of the window, in tokens.
+
+    Returns:
+        The side of a window over images, or (T, H, W) of each stage's window over clips.
+    """
     axes = len(_sides(backbone.get("patch_size", 4)))
     if axes == 2:
         return window
+
     stages = len(backbone.get("depths") or range(4))  # the size factories have no depths to set, and four stages
-    return [[time, window, window] for time, _, _ in expand_window(backbone["window_size"], stages, axes)]
+    windows = expand_window(backbone["window_size"], stages, axes)
+    return [[time, window, window] for time, _, _ in windows]
 
 
 def _sides(value: int | Sequence[int]) -> list[int]:
+    """The sides of a square of one number, or the numbers themselves."""
     return [value, value] if isinstance(value, int) else [*value]
 
 
-def _is_one(devices: Any) -> bool:
+def _names_one_device(devices: Any) -> bool:
     """Whether trainer.devices names one device by its number."""
     return isinstance(devices, list) and len(devices) == 1
 
 
-def read_arguments(arguments: Sequence[str]) -> Swept:
-    """What arguments of ``validate`` say.
+def read_arguments(arguments: Sequence[str]) -> SweptModel:
+    """Reads the trained model and its data from arguments of ``validate``.
 
     Raises:
-        UserError: for a mistake in them, or when they name no trained model.
+        UserError: there is a mistake in the arguments, or they name no trained model.
     """
     cli = run_as(ParseOnlyCLI, "validate", arguments)
     config = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
     config = config.get("validate", config)
-    checkpoint, weights = config["ckpt_path"], (config["model"].get("init_args") or {}).get("weights")
-    model = checkpoint or weights
-    if model is None:
+
+    checkpoint = config["ckpt_path"]
+    weights = checkpoint or (config["model"].get("init_args") or {}).get("weights")
+    if weights is None:
         raise UserError("sweep needs a trained model: --ckpt_path CHECKPOINT of a run, or --model.weights FILE")
-    if not Path(model).exists():
-        raise UserError(f"{model} does not exist: there is nothing to evaluate")
+    if not Path(weights).exists():
+        raise UserError(f"{weights} does not exist: there is nothing to evaluate")
+
     metric = config["checkpoint"]["monitor"]
     if metric is None and checkpoint:
-        callbacks = read_checkpoint(checkpoint).contents.get("callbacks") or {}
-        metric = next(
-            (state["monitor"] for name, state in callbacks.items() if name.startswith("ModelCheckpoint")), None
-        )
-    faults = ("--data.faulty_samples", "--data.init_args.faulty_samples")
-    chooses_faults = any(option.name in faults for option in split_options(arguments))
-    return Swept(config, Path(model), metric, chooses_faults)
+        metric = _read_watched_metric(checkpoint)
+    options = ("--data.faulty_samples", "--data.init_args.faulty_samples")
+    sets_faulty_samples = any(option.name in options for option in split_options(arguments))
+    return SweptModel(config, Path(weights), metric, sets_faulty_samples)
 
 
-def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings as pairs of a dotted name and a value."""
+def _read_watched_metric(checkpoint: str) -> str | None:
+    """The metric by which the training of a checkpoint chose its best one; None where there was none."""
+    callbacks = read_checkpoint(checkpoint).contents.get("callbacks") or {}
+    for name, state in callbacks.items():
+        if name.startswith("ModelCheckpoint"):
+            return state["monitor"]
+    return None
+
+
+def _flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields nested settings as pairs of a dotted name and a value."""
     if isinstance(value, dict) and value:
         for key, item in value.items():
-            yield from _flat(item, f"{name}.{key}" if name else str(key))
+            yield from _flatten(item, f"{name}.{key}" if name else str(key))
     else:
         yield name, value
 
 
-def _digest(path: Path) -> str:
-    """A checksum of a file, or of all files in a folder."""
+def _checksum(path: Path) -> str:
+    """SHA-256 of the checksums of a file, or of all files in a folder."""
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():
@@ -364,33 +435,43 @@ def _digest(path: Path) -> str:
 # ---- the folder of results
 
 
-def _begin(folder: Path, table: Path, swept: Swept) -> Outcomes:
-    """Claims the folder and reads what is there already.
+def _open_sweep(folder: Path, table: Path, model: SweptModel) -> Outcomes:
+    """Claims the folder and reads the outcomes that are in its table already.
 
     Raises:
-        UserError: it cannot be written, another process works in it, or what is there is of another sweep.
+        UserError: the folder cannot be written, another process works in it, or it holds another sweep.
     """
     record = folder / "sweep.json"
-    if record.is_file() or table.is_file():
-        try:
-            told, found = swept.differences(json.loads(record.read_text())), _read(table)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{printable(folder)} holds no sweep that could be gone on with ({error}): name another --output"
-            ) from error
-        if told:
-            raise UserError(
-                f"{printable(folder)} holds a sweep of another checkpoint or with other arguments: "
-                f"{abbreviate(told, 3)}. Name another folder by --output, or remove this one."
-            )
+    if not record.is_file() and not table.is_file():
         open_folder(folder, "--output")
-        return found
+        replace_file(record, lambda file: file.write_text(json.dumps(model.record, indent=2) + "\n"))
+        return {}
+
+    try:
+        differences = model.differences(json.loads(record.read_text()))
+        outcomes = _read_table(table)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{printable(folder)} holds no sweep that could be resumed ({error}): name another --output"
+        ) from error
+    if differences:
+        raise UserError(
+            f"{printable(folder)} holds a sweep of another checkpoint or with other arguments: "
+            f"{abbreviate(differences, 3)}. Name another folder by --output, or remove this one."
+        )
     open_folder(folder, "--output")
-    replace_file(record, lambda file: file.write_text(json.dumps(swept.record, indent=2) + "\n"))
-    return {}
+    return outcomes
 
 
-def _made(folder: Path) -> Path:
+def _make_folder(folder: Path) -> Path:
+    """Makes a folder where it is missing.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: it cannot be made.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -398,110 +479,154 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-_MEASURES = ("samples", "samples_per_second", "memory_mib", "device")
+_FIGURES = ("samples", "samples_per_second", "memory_mib", "device")
+"""Attributes of a measurement that are columns of the table, beside its metrics."""
 
 
-def _write(path: Path, outcomes: Outcomes) -> None:
-    measured = [one for one in outcomes.values() if isinstance(one, Measured)]
-    metrics = [*dict.fromkeys(name for one in measured for name in one.metrics)]
+def _write_table(path: Path, outcomes: Outcomes) -> None:
+    """Writes outcomes to a CSV file, a row per setting."""
+    metrics = _metric_names(outcomes)
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["window", "size", *metrics, *_MEASURES, "left_out", "error"])
+        writer = csv.DictWriter(file, ["window", "size", *metrics, *_FIGURES, "left_out", "error"])
         writer.writeheader()
-        for setting, one in outcomes.items():
+        for setting, outcome in outcomes.items():
             row: dict[str, Any] = setting._asdict()
-            if isinstance(one, Failed):
-                row["error"] = one.reason
+            if isinstance(outcome, Failure):
+                row["error"] = outcome.reason
             else:
-                row |= {**one.metrics, **{name: getattr(one, name) for name in _MEASURES}}
-                row["left_out"] = json.dumps(one.left_out) if one.left_out else ""
+                row |= outcome.metrics
+                row |= {name: getattr(outcome, name) for name in _FIGURES}
+                row["left_out"] = json.dumps(outcome.left_out) if outcome.left_out else ""
             writer.writerow(row)
 
 
-def _read(path: Path) -> Outcomes:
+def _read_table(path: Path) -> Outcomes:
+    """Reads the outcomes that ``_write_table`` wrote; none where there is no file.
+
+    Raises:
+        ValueError: a cell is not a number that should be one.
+        KeyError: a column is missing.
+    """
     outcomes: Outcomes = {}
-    if not path.is_file():  # the first setting was never done
+    if not path.is_file():  # the sweep was stopped before its first setting was done
         return outcomes
+
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
             setting = Setting(int(row["window"]), int(row["size"]))
             if row["error"]:
-                outcomes[setting] = Failed(row["error"])
+                outcomes[setting] = Failure(row["error"])
                 continue
-            metrics = {name: float(cell) for name, cell in row.items() if name.startswith("val/") and cell}
-            speed, memory = float(row["samples_per_second"]), float(row["memory_mib"])
-            left_out = json.loads(row.get("left_out") or "{}")
-            outcomes[setting] = Measured(metrics, row["samples"], speed, memory, row["device"], left_out)
+            outcomes[setting] = Measurement(
+                metrics={name: float(cell) for name, cell in row.items() if name.startswith("val/") and cell},
+                samples=row["samples"],
+                samples_per_second=float(row["samples_per_second"]),
+                memory_mib=float(row["memory_mib"]),
+                device=row["device"],
+                left_out=json.loads(row.get("left_out") or "{}"),
+            )
     return outcomes
 
 
-# ---- what is shown
+# ---- what is printed and drawn
 
 
-def shown_metric(outcomes: Outcomes, watched: str | None) -> str:
-    """The metric that is shown: the one that the training watched if it was measured, else the task's main one."""
-    measured = dict.fromkeys(name for one in outcomes.values() if isinstance(one, Measured) for name in one.metrics)
-    return next((name for name in (watched, *MAIN_METRICS, *measured) if name in measured), watched or "metric")
+def _metric_names(outcomes: Outcomes) -> list[str]:
+    """Names of the metrics of all outcomes, each once."""
+    return [*dict.fromkeys(name for measurement in _measurements(outcomes).values() for name in measurement.metrics)]
 
 
-def _cells(one: Measured, metric: str) -> tuple[str, str, str]:
-    value = one.metrics.get(metric)
-    speed = f"{one.samples_per_second:,.{0 if one.samples_per_second >= 100 else 1}f} {one.samples}/s"
-    return "" if value is None else f"{value:.4f}", speed, f"{one.memory_mib:,.0f} MiB"
+def choose_metric(outcomes: Outcomes, watched: str | None) -> str:
+    """Chooses the metric to show: the one that the training watched if it was measured, else the task's main one."""
+    measured = _metric_names(outcomes)
+    for name in (watched, *MAIN_METRICS, *measured):
+        if name in measured:
+            return name
+    return watched or "metric"
 
 
-def _line(setting: Setting, outcome: Measured | Failed, watched: str | None) -> str:
-    if isinstance(outcome, Failed):
+def _format_cells(measurement: Measurement, metric: str) -> tuple[str, str, str]:
+    """Metric, speed and memory as text."""
+    value = measurement.metrics.get(metric)
+    decimals = 0 if measurement.samples_per_second >= 100 else 1
+    speed = f"{measurement.samples_per_second:,.{decimals}f} {measurement.samples}/s"
+    return "" if value is None else f"{value:.4f}", speed, f"{measurement.memory_mib:,.0f} MiB"
+
+
+def _format_line(setting: Setting, outcome: Measurement | Failure, watched: str | None) -> str:
+    """The line that is printed as soon as a setting is done."""
+    if isinstance(outcome, Failure):
         return f"{setting!s:10} failed: {outcome.reason}"
-    metric = shown_metric({setting: outcome}, watched)
-    value, speed, memory = _cells(outcome, metric)
+
+    metric = choose_metric({setting: outcome}, watched)
+    value, speed, memory = _format_cells(outcome, metric)
     left_out = f"  without {abbreviate([*outcome.left_out])}, which cannot be read" if outcome.left_out else ""
     return f"{setting!s:10} {metric.removeprefix('val/')} {value}  {speed:>15}  {memory:>11}{left_out}"
 
 
-def _table(outcomes: Outcomes, watched: str | None) -> Table:
-    metric = shown_metric(outcomes, watched)
-    devices = {one.device for one in outcomes.values() if isinstance(one, Measured)}
-    table = Table(title=f"sweep on {', '.join(sorted(devices))}" if devices else "sweep")
+def _build_table(outcomes: Outcomes, watched: str | None) -> Table:
+    """Builds the table of all settings that is printed at the end."""
+    metric = choose_metric(outcomes, watched)
+    table = Table(title=_title(outcomes))
     for column in ("window", "size", metric.removeprefix("val/"), "speed", "memory"):
         table.add_column(column, justify="right")
-    for setting, one in outcomes.items():
-        cells = _cells(one, metric) if isinstance(one, Measured) else ("failed", "", "")
+    for setting, outcome in outcomes.items():
+        cells = _format_cells(outcome, metric) if isinstance(outcome, Measurement) else ("failed", "", "")
         table.add_row(str(setting.window), str(setting.size), *cells)
     return table
 
 
-def draw(outcomes: Outcomes, watched: str | None, picture: Path) -> None:
-    """Plots metric, speed and memory over the size, a line per window.
+def _title(outcomes: Outcomes) -> str:
+    """Title of table and figure, which names the devices."""
+    devices = {measurement.device for measurement in _measurements(outcomes).values()}
+    return f"sweep on {', '.join(sorted(devices))}" if devices else "sweep"
+
+
+def draw(outcomes: Outcomes, watched: str | None, path: Path) -> None:
+    """Plots metric, speed and memory over the image size, a line per window.
 
     Args:
-        outcomes: what came of each setting; those that failed are left out.
+        outcomes: of each setting, at least one of them a measurement; failures are left out.
         watched: the metric; where it was not measured, the task's main one.
-        picture: PNG file to write.
+        path: PNG file to write.
     """
     from matplotlib.figure import Figure  # slow to import, needed once
 
-    metric = shown_metric(outcomes, watched)
-    points = {setting: one for setting, one in sorted(outcomes.items()) if isinstance(one, Measured)}
+    points = dict(sorted(_measurements(outcomes).items()))
+    windows = sorted({setting.window for setting in points})
+    sizes = sorted({setting.size for setting in points})
+
+    metric = choose_metric(outcomes, watched)
+    metric_label = metric.removeprefix("val/")
     samples = next(iter(points.values())).samples
     panels = {
-        metric.removeprefix("val/"): lambda one: one.metrics.get(metric, float("nan")),
-        f"{samples} per second": lambda one: one.samples_per_second,
-        "peak memory (MiB)": lambda one: one.memory_mib,
+        metric_label: lambda measurement: measurement.metrics.get(metric, float("nan")),
+        f"{samples} per second": lambda measurement: measurement.samples_per_second,
+        "peak memory (MiB)": lambda measurement: measurement.memory_mib,
     }
-    windows, sizes = (sorted(set(values)) for values in zip(*points, strict=True))
+
     figure = Figure(figsize=(13, 4), layout="constrained")
-    for axes, (label, value) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-        if len(windows) == len(points):  # each window at a size of its own
+    for axes, (label, value_of) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+        values = {setting: value_of(measurement) for setting, measurement in points.items()}
+
+        if len(windows) == len(points):  # a window has one point and no line: a gray one joins the points of all
             by_size = sorted(points, key=lambda setting: setting.size)
-            axes.plot([s.size for s in by_size], [value(points[s]) for s in by_size], color="0.7", zorder=1)
+            axes.plot(
+                [setting.size for setting in by_size],
+                [values[setting] for setting in by_size],
+                color="0.7",
+                zorder=1,
+            )
         for window in windows:
-            line = {setting.size: value(one) for setting, one in points.items() if setting.window == window}
+            line = {setting.size: value for setting, value in values.items() if setting.window == window}
             axes.plot([*line], [*line.values()], marker="o", label=f"window {window}")
+
         axes.set(xlabel="image size (pixels)", ylabel=label, xticks=sizes)
         axes.tick_params(axis="x", rotation=45 if len(sizes) > 6 else 0)
         axes.grid(alpha=0.3)
-        if label != metric.removeprefix("val/"):
-            axes.set_ylim(0, 1.1 * max(map(value, points.values())))
+        if label != metric_label:
+            axes.set_ylim(0, 1.1 * max(values.values()))
+
     figure.axes[0].legend()
-    figure.suptitle(f"sweep on {', '.join(sorted({one.device for one in points.values()}))}", fontsize="medium")
-    figure.savefig(picture, dpi=100, format="png")
+    figure.suptitle(_title(outcomes), fontsize="medium")
+    figure.savefig(path, dpi=100, format="png")

@@ -1,4 +1,4 @@
-"""The command ``memory``: every config gets figures, options save what they say, and what is said to fit fits."""
+"""The command ``memory``: every config has an estimate, options change it, and plans that fit do."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import pytest
 
 from swinv2_tasks.cli.configs import shipped_configs
 from swinv2_tasks.cli.main import main
-from swinv2_tasks.commands.memory.command import gpu_bytes
+from swinv2_tasks.commands.memory.command import parse_gpu
 from swinv2_tasks.commands.memory.estimate import (
     GIB,
     Estimates,
-    available,
+    available_bytes,
     candidates,
-    changes,
-    cheapest,
+    find_cheapest,
     least_bytes,
+    list_changes,
     memory_saving_plans,
 )
 from swinv2_tasks.commands.memory.planned_training import read_training
@@ -37,15 +37,15 @@ SMALL += ["--model.backbone.init_args.depths=[1,1,1]"]
 def test_every_config_gets_an_estimate(name: str) -> None:
     training = read_training([f"--config={name}"])
     for device in ("cuda", "cpu") if name.startswith("demo") else ("cuda",):  # a CPU takes many small steps
-        found = Estimates(training, device)[training.plan]
-        step = found.step
+        estimate = Estimates(training, device)[training.plan]
+        step = estimate.step
         assert step.sum("weights") > 0
         assert all(part.activations > 0 for part in step.parts)
         assert all(part.gradients == part.parameters for part in step.parts)
         assert step.sum("optimizer") == 2 * step.sum("parameters")  # AdamW everywhere
         assert step.temporary >= 0
-        held = step.sum("parameters") + step.sum("gradients") + step.sum("optimizer") + step.sum("activations")
-        assert held < found.total < 2**44
+        parts = sum(step.sum(name) for name in ("parameters", "gradients", "optimizer", "activations"))
+        assert parts < estimate.total < 2**44
 
 
 @pytest.mark.parametrize("name", ["ema", "small"])
@@ -53,7 +53,7 @@ def test_overlays_count(name: str) -> None:
     arguments = SMALL if name == "ema" else ["--config=imagenet.yaml"]
     overlay = [*arguments, f"--config=overlays/{name}.yaml"]
     plain, over = (read_training([*given, "--data.batch_size=2"]) for given in (arguments, overlay))
-    before, after = (Estimates(one, "cuda")[one.plan] for one in (plain, over))
+    before, after = (Estimates(training, "cuda")[training.plan] for training in (plain, over))
     if name == "ema":  # the average of the weights
         assert after.ema_copy == after.step.sum("parameters") + after.step.buffers
         assert after.total == before.total + after.ema_copy
@@ -62,14 +62,16 @@ def test_overlays_count(name: str) -> None:
 
 
 def test_overridden_values_count() -> None:
-    training = read_training([*SMALL, "--model.backbone.init_args.checkpoint_stages=true", "--trainer.precision=bf16"])
-    assert training.plan.precision == "bf16-mixed"
     plain = read_training([*SMALL, "--trainer.precision=bf16"])
-    found, before = (Estimates(one, "cuda")[one.plan].step for one in (training, plain))
-    assert found.sum("activations") < before.sum("activations") / 2
+    assert plain.plan.precision == "bf16-mixed"
+    checkpointed = read_training(
+        [*SMALL, "--model.backbone.init_args.checkpoint_stages=true", "--trainer.precision=bf16"]
+    )
+    before, after = (Estimates(training, "cuda")[training.plan].step for training in (plain, checkpointed))
+    assert after.sum("activations") < before.sum("activations") / 2
 
 
-def test_classes_are_the_data_s_or_stated_or_assumed_and_said(tmp_path: Path) -> None:
+def test_classes_are_the_data_s_or_stated_or_assumed_with_a_note(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("a\nb\nc\n")
     stated = read_training([*SMALL, f"--data.class_names={tmp_path}/classes.txt"])
     assert (stated.task.num_classes, stated.notes) == (3, ())
@@ -90,19 +92,19 @@ def test_detection_takes_the_largest_images_of_a_batch() -> None:
     assert any("objects" in note for note in plain.notes)
 
 
-def test_shares_of_processes() -> None:
+def test_sharding_over_processes() -> None:
     training = read_training([*SMALL, "--trainer.devices=4"])
     assert training.processes == 4
     estimates = Estimates(training, "cuda")
-    kinds = {plan.sharding: plan for plan in reversed([*candidates(training)])}
-    whole, optimizer, full = (estimates[kinds[kind]] for kind in ("none", "optimizer", "full"))
-    assert whole.plan == training.plan
-    step = whole.step
-    assert whole.ddp_buckets == step.sum("gradients")  # what processes exchange
-    assert full.ddp_buckets == 0
-    saved = whole.total - optimizer.total
+    plans = {plan.sharding: plan for plan in reversed([*candidates(training)])}  # the first of each
+    ddp, zero1, fsdp = (estimates[plans[sharding]] for sharding in ("none", "optimizer", "full"))
+    assert ddp.plan == training.plan
+    step = ddp.step
+    assert ddp.ddp_buckets == step.sum("gradients")
+    assert fsdp.ddp_buckets == 0
+    saved = ddp.total - zero1.total
     assert saved == pytest.approx(0.75 * step.sum("optimizer"), rel=0.01)
-    assert full.total < optimizer.total
+    assert fsdp.total < zero1.total
 
 
 @pytest.mark.parametrize(
@@ -110,58 +112,59 @@ def test_shares_of_processes() -> None:
     [("24GiB", 24 * GIB), ("80GB", 80 * 10**9), ("1.5 GiB", 3 * GIB // 2), ("512MiB", GIB // 2), ("h100", 79 * GIB)],
 )
 def test_sizes_of_gpus(text: str, size: int) -> None:
-    assert gpu_bytes(text) == size
+    assert parse_gpu(text) == size
 
 
 @pytest.mark.parametrize("text", ["24", "GiB", "-3GiB", "0GB", "24 parsecs", "H1000"])
-def test_sizes_that_are_none_are_refused(text: str) -> None:
+def test_other_texts_than_sizes_are_refused(text: str) -> None:
     with pytest.raises(UserError, match=r"24GiB.*H100"):
-        gpu_bytes(text)
+        parse_gpu(text)
 
 
-def test_the_cheapest_that_fits_fits_as_the_arguments_say() -> None:
+def test_the_cheapest_plan_that_fits_fits_when_read_from_its_arguments() -> None:
     training = read_training(SMALL)
     estimates = Estimates(training, "cuda")
     total = estimates[training.plan].total
     for share in (1.0, 0.7, 0.5):
-        found = cheapest(estimates, training, int(share * total))
-        assert found is not None
-        assert found.total <= share * total
-        assert (found.plan == training.plan) == (share == 1.0)
-        arguments = [part for _, text in changes(found.plan, training) for part in text.split()]
+        cheapest = find_cheapest(estimates, training, int(share * total))
+        assert cheapest is not None
+        assert cheapest.total <= share * total
+        assert (cheapest.plan == training.plan) == (share == 1.0)
+        arguments = [part for _, text in list_changes(cheapest.plan, training) for part in text.split()]
         again = read_training([*SMALL, *arguments])
-        assert Estimates(again, "cuda")[again.plan].total == found.total
-        assert again.plan.batch_size * again.plan.accumulated == 16
-    assert cheapest(estimates, training, 2**20) is None
+        assert Estimates(again, "cuda")[again.plan].total == cheapest.total
+        assert again.plan.batch_size * again.plan.accumulate_grad_batches == 16
+    assert find_cheapest(estimates, training, 2**20) is None
 
 
-def test_optimizer_states_in_8_bits() -> None:
+def test_8bit_optimizer_states() -> None:
     """Two moments of a byte and, of 256 values each, a scale in float32; the tables of values are one for all."""
     training = read_training(SMALL)
     estimates = Estimates(training, "cuda")
-    plan = replace(training.plan, eight_bit=True)
+    plan = replace(training.plan, eight_bit_states=True)
     assert plan in [*memory_saving_plans(training), *candidates(training)]
-    ((_, arguments),) = changes(plan, training)
+    ((_, arguments),) = list_changes(plan, training)
     for precision in ("32-true", "bf16-true"):
-        found = estimates[replace(plan, precision=precision)]
-        assert found.step.sum("optimizer") == pytest.approx(2 * (1 + 4 / 256) * found.step.sum("weights"), rel=0.05)
+        estimate = estimates[replace(plan, precision=precision)]
+        expected = 2 * (1 + 4 / 256) * estimate.step.sum("weights")
+        assert estimate.step.sum("optimizer") == pytest.approx(expected, rel=0.05)
         again = read_training([*SMALL, *arguments.split(), f"--trainer.precision={precision}"])
-        assert Estimates(again, "cuda")[again.plan].total == found.total
-        assert not any(one.eight_bit for one in [*memory_saving_plans(again), *candidates(again)])
+        assert Estimates(again, "cuda")[again.plan].total == estimate.total
+        assert not any(other.eight_bit_states for other in [*memory_saving_plans(again), *candidates(again)])
 
 
-def test_plans_that_cannot_fit_are_passed_over() -> None:
+def test_plans_have_a_lower_bound_by_which_they_are_skipped() -> None:
     training = read_training([*SMALL, "--trainer.devices=2"])
     estimates = Estimates(training, "cuda")
     base = estimates[training.plan]
-    for kind, eight_bit in (
+    for sharding, eight_bit_states in (
         ("none", False),
         ("optimizer", False),
         ("full", False),
         ("none", True),
         ("optimizer", True),
     ):
-        plan = replace(training.plan, sharding=kind, eight_bit=eight_bit)
+        plan = replace(training.plan, sharding=sharding, eight_bit_states=eight_bit_states)
         assert 0 < least_bytes(base, plan, training.processes) < estimates[plan].total
     half = replace(training.plan, precision="bf16-true")
     assert least_bytes(base, half, 2) == least_bytes(base, training.plan, 2) // 2
@@ -176,16 +179,16 @@ def test_the_command_prints_and_writes(
     printed = capsys.readouterr().out
     for words in ("patches", "stage 3", "head, loss", "checkpoint_stages true", "fits:"):
         assert words in printed
-    found: dict[str, Any] = json.loads(file.read_text())
-    assert found["fits"] is True
-    assert found["gpu"]["available"] == available(24 * GIB) < 24 * GIB
-    parts = sum(part["total"] for part in found["parts"])
-    beside = sum(found[name] for name in ("buffers", "temporary", "ema_copy", "ddp_buckets"))
-    assert found["peak"] == parts + beside
-    assert found["plans"][0]["bytes"] == found["peak"]
+    record: dict[str, Any] = json.loads(file.read_text())
+    assert record["fits"] is True
+    assert record["gpu"]["available"] == available_bytes(24 * GIB) < 24 * GIB
+    parts = sum(part["total"] for part in record["parts"])
+    others = sum(record[name] for name in ("buffers", "temporary", "ema_copy", "ddp_buckets"))
+    assert record["peak"] == parts + others
+    assert record["plans"][0]["bytes"] == record["peak"]
 
 
-def test_what_does_not_fit_is_said_with_a_way(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_training_that_does_not_fit_is_reported_with_a_plan_that_does(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["memory", *SMALL, "--data.batch_size=256", "--gpu=1GiB"]) == 0
     printed = capsys.readouterr().out
     assert "does not fit" in printed

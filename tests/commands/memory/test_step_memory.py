@@ -1,4 +1,4 @@
-"""Memory of training steps: what is counted is there, and a step without data allocates what one with data does."""
+"""Memory of training steps: parts are those of the model, and a step without data allocates what one with data does."""
 
 from __future__ import annotations
 
@@ -62,23 +62,23 @@ def estimate(
     ],
 )
 def test_weights_are_those_published(build: Any, published: float, within: float) -> None:
-    """Which count the norm that the head has here, and no classifier."""
-    found = estimate(build, size=1)
+    """They count the last norm, which the head has here, and no classifier."""
+    step = estimate(build, size=1)
     with torch.device("meta"):
         classifier = CLASSES * (build().channels[-1] + 1)
-    assert abs(found.sum("weights") - classifier - published) <= within
-    assert found.sum("parameters") == 4 * found.sum("weights")
+    assert abs(step.sum("weights") - classifier - published) <= within
+    assert step.sum("parameters") == 4 * step.sum("weights")
 
 
 def test_parts_are_those_of_the_model() -> None:
-    found = estimate()
-    assert [part.name for part in found.parts] == ["batch", "patches", "stage 1", "stage 2", "head, loss"]
+    step = estimate()
+    assert [part.name for part in step.parts] == ["batch", "patches", "stage 1", "stage 2", "head, loss"]
     model = small()
-    by_name = {part.name: part for part in found.parts}
+    by_name = {part.name: part for part in step.parts}
     assert by_name["patches"].weights == sum(p.numel() for p in model.patch_embed.parameters())
     assert by_name["stage 1"].weights == sum(p.numel() for p in model.layers[0].parameters())
     assert by_name["batch"].activations == 2 * 3 * 64 * 64 * 4 + 2 * 8
-    assert all(part.activations > 0 for part in found.parts[1:])
+    assert all(part.activations > 0 for part in step.parts[1:])
 
 
 @pytest.mark.parametrize(
@@ -91,18 +91,18 @@ def test_parts_are_those_of_the_model() -> None:
     ],
 )
 def test_optimizer_states_are_those_of_the_optimizer(optimizer: Any, states: int) -> None:
-    found = estimate(optimizer=optimizer)
-    assert found.sum("gradients") == found.sum("parameters")
-    assert found.sum("optimizer") == states * found.sum("parameters")
+    step = estimate(optimizer=optimizer)
+    assert step.sum("gradients") == step.sum("parameters")
+    assert step.sum("optimizer") == states * step.sum("parameters")
 
 
 def test_adamw_on_a_gpu_makes_a_copy_of_all_weights_in_its_step() -> None:
-    """One root of all second moments at once; on a CPU it takes one parameter after the other."""
+    """The roots of all second moments at once; on a CPU it steps one parameter after the other."""
     with torch.device("meta"):
         task = ClassificationTask(small(), CLASSES)
-    assert measure_optimizer(task, "cuda", torch.float32).at_once
+    assert measure_optimizer(task, "cuda", torch.float32).uses_foreach
     assert measure_optimizer(task, "cuda", torch.float32).scratch == pytest.approx(1, abs=0.1)
-    assert not measure_optimizer(task, "cpu", torch.float32).at_once
+    assert not measure_optimizer(task, "cpu", torch.float32).uses_foreach
 
 
 def test_frozen_stages_have_no_gradients() -> None:
@@ -114,21 +114,22 @@ def test_frozen_stages_have_no_gradients() -> None:
 
 
 def real_step(size: int, side: int, **settings: Any) -> tuple[int, int]:
-    """Bytes kept at the end of the forward pass of a step with data, and the most in its passes, without weights."""
+    """Bytes saved at the end of the forward pass of a step with data, and the peak of its passes, without weights."""
     task = ClassificationTask(small(**settings), CLASSES).train()
-    with module.isolated_cache():  # as in a process that has not seen such maps before
+    with module.isolated_cache():  # as in a process that has computed no constants yet
         log = AllocationLog()
         for tensor in task.parameters():
             log.ignore(tensor)
         with log:
-            made = batch(size, side)
-            loss = task.loss(task(made["image"]), made["label"])
+            inputs = batch(size, side)
+            loss = task.loss(task(inputs["image"]), inputs["label"])
             log.end_forward()
             torch.autograd.backward(loss)
-            del loss, made
-    kept, (forward, backward) = sum(log.kept().values()), log.peaks()
+            del loss, inputs
+    saved = sum(log.saved_bytes().values())
+    forward, backward = log.peaks()
     gradients = 4 * sum(p.numel() for p in task.parameters())
-    return kept, max(gradients + forward, backward)
+    return saved, max(gradients + forward, backward)
 
 
 @pytest.mark.parametrize(
@@ -142,11 +143,12 @@ def real_step(size: int, side: int, **settings: Any) -> tuple[int, int]:
 )
 def test_a_step_without_data_allocates_what_one_with_data_does(drop_path_rate: float, checkpointed: bool) -> None:
     settings = {"checkpoint_stages": checkpointed, "drop_path_rate": drop_path_rate}
-    kept, peak = real_step(4, 128, **settings)
-    found = estimate(size=4, side=128, **settings)
-    held = found.sum("parameters") + found.sum("optimizer")
-    assert found.sum("activations") == pytest.approx(kept, rel=0.01)
-    assert found.passes_peak - held == pytest.approx(peak, rel=0.05)  # some operations are decomposed otherwise
+    saved, peak = real_step(4, 128, **settings)
+    step = estimate(size=4, side=128, **settings)
+    persistent = step.sum("parameters") + step.sum("optimizer")
+    assert step.sum("activations") == pytest.approx(saved, rel=0.01)
+    # Fake tensors decompose some operations differently.
+    assert step.passes_peak - persistent == pytest.approx(peak, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +176,7 @@ def test_blocks_that_repeat_count_as_often_as_they_are_there(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_what_saves_memory_does(device: str) -> None:
+def test_memory_saving_options_save_memory(device: str) -> None:
     settings: dict[str, Any] = {"size": 8, "side": 256, "device": device}
     plain = estimate(**settings)
     checkpointed = estimate(**settings, checkpoint_stages=True)
@@ -189,8 +191,8 @@ def test_what_saves_memory_does(device: str) -> None:
         plain.sum("activations") / 2, rel=0.02
     )
     half = estimate(**settings, precision="bf16-true")
-    for kind in ("parameters", "gradients", "optimizer"):
-        assert half.sum(kind) == plain.sum(kind) / 2
+    for name in ("parameters", "gradients", "optimizer"):
+        assert half.sum(name) == plain.sum(name) / 2
     assert half.sum("activations") < 0.7 * plain.sum("activations")
     mixed = estimate(**settings, precision="bf16-mixed")
     assert mixed.sum("parameters") == plain.sum("parameters")
@@ -203,7 +205,7 @@ def test_gradients_of_accumulated_batches_stay_beside_new_ones() -> None:
     assert summed.passes_peak <= plain.passes_peak + plain.sum("gradients")
 
 
-def test_an_estimate_leaves_the_task_as_it_is() -> None:
+def test_an_estimate_leaves_the_task_unchanged() -> None:
     with torch.device("meta"):
         task = ClassificationTask(small(), CLASSES)
     names = [name for name, _ in task.named_parameters()]

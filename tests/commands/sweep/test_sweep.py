@@ -1,4 +1,4 @@
-"""``sweep``: rows are what ``validate`` gives, failures cost their own row, and what is done is not done again."""
+"""``sweep``: rows hold the metrics of ``validate``, failures cost their own row, and a sweep is resumed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image
 from swinv2_tasks.backbone import BiasTable, swinv2_tiny
 from swinv2_tasks.cli.main import main
 from swinv2_tasks.commands.sweep.sweep import Setting, read_arguments, sweep
-from swinv2_tasks.commands.sweep.validation_process import Measured
+from swinv2_tasks.commands.sweep.validation_process import Measurement
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.inference.segmentation import Inference
 from swinv2_tasks.weights import save_weights
@@ -32,7 +32,7 @@ def table(folder: Path) -> list[dict[str, str]]:
 
 
 def validated(folder: Path, *arguments: str) -> dict[str, float]:
-    """What ``validate`` logs of its metrics."""
+    """The metrics that ``validate`` logs."""
     assert main(["validate", *arguments, *QUIETLY, f"--runs={folder}", "--name=plain"]) == 0
     return read_scores(folder / "plain" / "0")
 
@@ -45,7 +45,7 @@ def check_row(row: dict[str, str], metrics: dict[str, float]) -> None:
 
 
 class KillItself(Callback):
-    """Kills the process in an evaluation of images of a size, as a system does that has no memory left."""
+    """Kills the process during an evaluation of images of a size, as a system does that is out of memory."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -69,11 +69,13 @@ def swept(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# ---- what a row says
+# ---- rows
 
 
 @pytest.mark.parametrize(("window", "size"), [(4, 32), (8, 64)])
-def test_a_row_is_what_validate_gives(window: int, size: int, swept: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_row_holds_the_metrics_of_validate(
+    window: int, size: int, swept: Path, checkpoint: Path, tmp_path: Path
+) -> None:
     settings = [f"--model.backbone.init_args.window_size={window}", f"--data.image_size={size}"]
     metrics = validated(tmp_path, f"--ckpt_path={checkpoint}", *settings)
     (row,) = [row for row in table(swept) if (row["window"], row["size"]) == (str(window), str(size))]
@@ -92,13 +94,13 @@ def test_windows_and_sizes_are_crossed(swept: Path) -> None:
     assert len({row["val/loss"] for row in table(swept)}) == 4
 
 
-def test_a_picture_is_drawn(swept: Path) -> None:
-    with Image.open(swept / "sweep.png") as picture:
-        assert picture.width > 2 * picture.height > 400
-        assert len(picture.convert("RGB").getcolors(maxcolors=10**6)) > 10  # not an empty page
+def test_a_figure_is_drawn(swept: Path) -> None:
+    with Image.open(swept / "sweep.png") as figure:
+        assert figure.width > 2 * figure.height > 400
+        assert len(figure.convert("RGB").getcolors(maxcolors=10**6)) > 10  # not an empty page
 
 
-def test_weights_of_other_origin_are_swept(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_foreign_weights_are_swept(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With a config instead of a checkpoint; a single setting, whose line and table name the config's metric."""
     save_weights(tiny.new_task(), tmp_path / "official.pth", image_size=32)
     config = tiny.write_config(tmp_path / "tiny.yaml", images)
@@ -124,8 +126,8 @@ def test_samples_left_out_are_named_in_each_row(
         assert row["error"] == "" and row["val/loss"]
         ((name, reason),) = json.loads(row["left_out"]).items()
         assert name == str(bad) and "runcated" in reason
-        shown, told = capsys.readouterr()
-        assert f"left out: {bad}: {reason}" in shown and "1 samples could not be read" in told
+        printed, errors = capsys.readouterr()
+        assert f"left out: {bad}: {reason}" in printed and "1 samples could not be read" in errors
 
 
 def test_bias_tables_are_resized(images: Path, tmp_path: Path) -> None:
@@ -138,20 +140,20 @@ def test_bias_tables_are_resized(images: Path, tmp_path: Path) -> None:
     task = tiny.ClassificationTask.load_from_checkpoint(checkpoint)
     assert task.backbone.position_bias is BiasTable
     task.backbone.set_window(6)
-    (measured,) = outcomes.values()
-    assert isinstance(measured, Measured)
+    (measurement,) = outcomes.values()
+    assert isinstance(measurement, Measurement)
     trainer = tiny.new_trainer(tmp_path)
     (expected,) = trainer.validate(task, tiny.new_data(images, image_size=48), verbose=False)
-    assert measured.metrics == pytest.approx(expected)
+    assert measurement.metrics == pytest.approx(expected)
 
 
-# ---- going on
+# ---- resuming
 
 
-def test_what_is_done_is_not_done_again(
+def test_settings_with_a_row_are_not_evaluated_again(
     swept: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Speeds would be others; a new setting adds its row."""
+    """A second evaluation would write another speed; a new setting adds its row."""
     folder = Path(shutil.copytree(swept, tmp_path / "sweep"))
     before = (folder / "sweep.csv").read_text()
     command = ["sweep", "--ckpt_path", str(checkpoint), "--output", str(folder), *QUIETLY]
@@ -184,7 +186,7 @@ def test_other_arguments_or_another_checkpoint_are_refused(
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=str
 )
-def test_interrupted_it_keeps_whole_rows_and_goes_on(
+def test_a_killed_sweep_keeps_whole_rows_and_is_resumed(
     number: int, status: int, checkpoint: Path, tmp_path: Path
 ) -> None:
     sizes = ["--windows", "4", "--sizes", "32", "36", "40", "44"]
@@ -196,17 +198,17 @@ def test_interrupted_it_keeps_whole_rows_and_goes_on(
     result = running.wait()
     assert result.status == status, result.errors
     assert "Traceback" not in result.errors
-    processes.wait_for(lambda: not processes.is_alive(group), 20)  # nor does the evaluation that was begun go on
-    begun = table(tmp_path / "out")
-    assert 1 <= len(begun) < 4
-    assert all(row["val/loss"] for row in begun)
+    processes.wait_for(lambda: not processes.is_alive(group), 20)  # the evaluation in its child process is ended too
+    before = table(tmp_path / "out")
+    assert 1 <= len(before) < 4
+    assert all(row["val/loss"] for row in before)
     if number != signal.SIGKILL:
         assert (tmp_path / "out" / "sweep.png").is_file()
-        assert f"{len(begun)} of 4 settings are in" in result.errors
+        assert f"{len(before)} of 4 settings are in" in result.errors
     assert main([*command[:2], f"--output={tmp_path / 'out'}", *command[3:]]) == 0
-    ended = table(tmp_path / "out")
-    assert ended[: len(begun)] == begun
-    assert [row["size"] for row in ended] == ["32", "36", "40", "44"]
+    after = table(tmp_path / "out")
+    assert after[: len(before)] == before
+    assert [row["size"] for row in after] == ["32", "36", "40", "44"]
 
 
 # ---- settings that fail
@@ -215,13 +217,13 @@ def test_interrupted_it_keeps_whole_rows_and_goes_on(
 def test_a_setting_that_fails_costs_its_row(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """No image has sides of a billion pixels; a process that is killed can say nothing itself."""
+    """No image has sides of a billion pixels; a process that is killed cannot report its end itself."""
     killer = ["--trainer.callbacks+=tests.commands.sweep.test_sweep.KillItself", "--trainer.callbacks.size=40"]
     settings = ["--settings", "4@1000000000", "4@40", "4@32"]
     command = ["sweep", f"--ckpt_path={checkpoint}", f"--output={tmp_path / 'out'}", *settings, *killer, *QUIETLY]
     assert main(command) == 1
-    printed, told = capsys.readouterr()
-    assert "2 of 3 settings could not be evaluated" in told
+    printed, errors = capsys.readouterr()
+    assert "2 of 3 settings could not be evaluated" in errors
     assert printed.count("failed: ") == 4  # at once, and in a list at the end
     huge, killed, sound = table(tmp_path / "out")
     assert "MemoryError" in huge["error"]
@@ -295,7 +297,7 @@ def test_an_untrained_model_is_refused(images: Path, tmp_path: Path, capsys: pyt
     assert "gone.pth does not exist" in capsys.readouterr().err
 
 
-# ---- what a setting means for each kind of data
+# ---- the arguments of a setting, for each dataset
 
 
 @pytest.fixture(scope="module")
@@ -334,24 +336,24 @@ WINDOW = "--model.init_args.backbone.init_args.window_size"
 def test_a_setting_as_arguments(
     config: str, arguments: list[str], setting: tuple[int, int], expected: list[str], weights: str
 ) -> None:
-    found = read_arguments([f"--config={config}", weights, *arguments]).at(Setting(*setting))
-    assert [argument for argument in expected if argument not in found] == []
-    sliding = any("inference" in argument for argument in found)
-    assert sliding == ("--model.inference.mode=slide" in arguments)
+    overrides = read_arguments([f"--config={config}", weights, *arguments]).arguments_at(Setting(*setting))
+    assert [argument for argument in expected if argument not in overrides] == []
+    is_rescaled = any("inference" in argument for argument in overrides)
+    assert is_rescaled == ("--model.inference.mode=slide" in arguments)
 
 
 def test_images_at_their_own_sizes_have_no_size_to_sweep(weights: str) -> None:
-    arguments = read_arguments(["--config=ade20k.yaml", weights, "--data.resize=null"])
+    model = read_arguments(["--config=ade20k.yaml", weights, "--data.resize=null"])
     with pytest.raises(UserError, match=r"data\.resize is null.*\[2048,512\]"):
-        arguments.at(Setting(8, 512))
+        model.arguments_at(Setting(8, 512))
 
 
 @pytest.mark.parametrize(
     ("given", "devices"), [([], "1"), (["--trainer.devices=8"], "1"), (["--trainer.devices=[3]"], "[3]")]
 )
 def test_one_device_evaluates(given: list[str], devices: str, weights: str) -> None:
-    found = read_arguments(["--config=imagenet.yaml", weights, *given]).at(Setting(8, 256))
-    assert f"--trainer.devices={devices}" in found
+    overrides = read_arguments(["--config=imagenet.yaml", weights, *given]).arguments_at(Setting(8, 256))
+    assert f"--trainer.devices={devices}" in overrides
 
 
 def test_the_metric_is_the_one_that_the_training_watched(checkpoint: Path, trained: Path, weights: str) -> None:
@@ -361,11 +363,11 @@ def test_the_metric_is_the_one_that_the_training_watched(checkpoint: Path, train
 
 
 @pytest.mark.parametrize("mode", ["whole", "slide"])
-def test_inference_grows_with_the_images(mode: Any) -> None:
+def test_sliding_windows_are_rescaled_with_the_images(mode: Any) -> None:
     inference = Inference(mode, crop_size=(64, 32), stride=(48, 16))
     assert inference.rescale(1.0, 4) == inference
-    grown = inference.rescale(1.4, 4)
-    assert (grown.crop_size, grown.stride) == (((64, 32), (48, 16)) if mode == "whole" else ((88, 44), (66, 22)))
+    rescaled = inference.rescale(1.4, 4)
+    assert (rescaled.crop_size, rescaled.stride) == (((64, 32), (48, 16)) if mode == "whole" else ((88, 44), (66, 22)))
 
 
 # ---- every task
@@ -430,8 +432,8 @@ def test_a_sliding_window_is_swept(tmp_path: Path) -> None:
     checkpoint = f"--ckpt_path={tmp_path / 'it' / '0' / 'checkpoints' / 'best.ckpt'}"
     sliding = ["--model.inference.mode=slide", "--model.inference.crop_size=32", "--model.inference.stride=20"]
     assert main(["sweep", checkpoint, "--settings", "4@32", "6@48", *sliding, *QUIETLY]) == 0
-    own, grown = table(tmp_path / "it" / "0" / "sweep")
-    check_row(own, validated(tmp_path, checkpoint, *sliding))
+    original, rescaled = table(tmp_path / "it" / "0" / "sweep")
+    check_row(original, validated(tmp_path, checkpoint, *sliding))
     larger = ["--model.inference.mode=slide", "--model.inference.crop_size=48", "--model.inference.stride=30"]
     settings = ["--model.backbone.init_args.window_size=6", "--data.resize=[96,48]", *larger]
-    check_row(grown, validated(tmp_path / "grown", checkpoint, *settings))
+    check_row(rescaled, validated(tmp_path / "rescaled", checkpoint, *settings))
