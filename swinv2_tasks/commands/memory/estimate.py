@@ -120,7 +120,7 @@ def total_bytes(step: StepMemory, sharding: Sharding, processes: int) -> int:
 
     states = step.sum("optimizer")
     persistent = step.sum("parameters") + step.sum("gradients") + states
-    scratch = step.optimizer_peak - persistent - step.buffers  # of the optimizer's step, which goes with what it steps
+    scratch = step.optimizer_peak - persistent - step.buffers  # of the optimizer's step, sharded as its states are
 
     elsewhere = 1 - 1 / processes  # the share that the other processes hold
     if sharding == "optimizer":

@@ -325,7 +325,8 @@ class SweptModel:
                 changes["model.init_args.inference.crop_size"] = rescaled.crop_size
                 changes["model.init_args.inference.stride"] = rescaled.stride
 
-        return [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in changes.items()]
+        texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in changes.items()}
+        return [f"--{name}={text}" for name, text in texts.items()]
 
     def _find_size(self) -> tuple[str, int | list[int]]:
         """Name and value of the data's argument that is the size of images: a side in pixels, or several.
