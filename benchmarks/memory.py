@@ -1,12 +1,12 @@
-"""Estimated memory of training steps beside what the steps take.
+"""Estimated memory of training steps beside measured memory.
 
     python -m benchmarks.memory [--models tiny base] [--batch-size 4] [--image-size 256] [--device cpu]
 
-Classification by SwinV2-T and SwinV2-B with AdamW in float32, with and without checkpointing. The estimate is that of
-``swinv2-tasks memory`` for the device. What a step takes is the most that the process has while it runs its third step
-beyond what it had before the model was built, each in a process of its own; on a CPU, of resident memory. There the C
-library is told to give each larger tensor memory of its own (M_MMAP_THRESHOLD, M_ARENA_MAX), or the peak would be that
-of memory kept for reuse as well, and a step of a very small model comes first, for libraries to load what they need.
+Classification by SwinV2-T and SwinV2-B with AdamW in float32, with and without activation checkpointing. The estimate
+is that of ``swinv2-tasks memory`` for the device. Measured is the peak of a process's memory during its third step,
+less what it had before the model was built, each in a process of its own; on a CPU, of resident memory. There the C
+library is set to map each larger tensor by itself (M_MMAP_THRESHOLD, M_ARENA_MAX), or the peak would include freed
+memory that it retains for reuse; and a step of a very small model comes first, for libraries to load what they need.
 Target: estimates within 15 %.
 """
 
