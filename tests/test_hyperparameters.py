@@ -63,7 +63,7 @@ def test_copies_keep_the_record(duplicate: Callable[[Thing], Thing]) -> None:
     assert duplicate(Thing(7, names=("a",))).init_args == Thing(7, names=("a",)).init_args
 
 
-def test_wrong_arguments_are_told_as_ever() -> None:
+def test_wrong_arguments_are_reported_as_ever() -> None:
     with pytest.raises(TypeError, match="sizes"):
         Thing(sizes=3)  # type: ignore[call-arg]
 

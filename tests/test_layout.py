@@ -236,5 +236,5 @@ def test_a_circle_within_a_layer_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["helpers.py", "extras/tools.py"])
-def test_a_module_without_a_place_in_the_list_is_found(tmp_path: Path, name: str) -> None:
+def test_a_module_that_the_list_lacks_is_found(tmp_path: Path, name: str) -> None:
     assert layout_faults(write_package(tmp_path, **{name: ""})) == [f"{name} has no place in the list of layers"]

@@ -41,7 +41,7 @@ def test_the_package_imports_nothing_until_it_is_asked() -> None:
     assert run.stdout.split() == ["False", "True"]
 
 
-def test_type_checkers_are_told_that_there_are_types() -> None:
+def test_type_checkers_are_reported_that_there_are_types() -> None:
     assert (Path(swinv2_tasks.__file__).parent / "py.typed").is_file()
 
 

@@ -90,7 +90,7 @@ def scores(value: float, large: float) -> CocoScores:
     return CocoScores({**dict.fromkeys(STATISTICS, value), "ap_large": large}, {3: value, 90: math.nan})
 
 
-def test_scores_are_written_and_shown(tmp_path: Path) -> None:
+def test_scores_are_written_and_printed(tmp_path: Path) -> None:
     both: Any = {"bbox": scores(0.5, -1.0), "segm": scores(0.25, 0.125)}
     write_scores(tmp_path / "scores.json", both, NAMES)
     content = json.loads((tmp_path / "scores.json").read_text())

@@ -117,7 +117,7 @@ def test_contact_sheet_has_a_cell_per_image(number: int, columns: int, rows: int
     assert cells.sum() == number
 
 
-def test_nothing_to_draw_is_told(tmp_path: Path) -> None:
+def test_nothing_to_draw_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no image"):
         draw_contact_sheet([], tmp_path / "sheet.png")
     assert not (tmp_path / "sheet.png").exists()
@@ -154,7 +154,7 @@ def test_contact_sheet_shows_no_more_images_than_asked_for(images: Path, tmp_pat
     assert len(read_table(tmp_path / "out" / "predictions.csv")) == 12
 
 
-def test_a_file_in_the_place_of_the_folder_is_told_before_the_work(images: Path, tmp_path: Path) -> None:
+def test_a_file_in_the_place_of_the_folder_is_reported_before_the_work(images: Path, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("mine")
     with pytest.raises(UserError, match="out is a file"):
         predict(images, tmp_path, 3)

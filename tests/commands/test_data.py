@@ -96,7 +96,7 @@ def crash(path: str) -> str | None:
 
 
 @pytest.mark.slow
-def test_crashes_and_hangs_are_told_of_their_file(films: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_crashes_and_hangs_are_reported_of_their_file(films: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_command, "decoding_fault", crash)
     paths = [str(path) for path in sorted(films.rglob("*.mp4"))]
     reasons = {
@@ -397,7 +397,7 @@ def test_videos_of_any_name_are_checked_listed_and_read(tmp_path: Path, capsys: 
 
 
 @pytest.mark.parametrize("folder", ["taken", "taken/below"])
-def test_a_folder_that_cannot_be_written_to_is_told_before_the_work(
+def test_a_folder_that_cannot_be_written_to_is_reported_before_the_work(
     folder: str, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "taken").write_text("a file")
@@ -446,7 +446,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(Path(path).relative_to(folder)): data for path, (_, data) in state(folder).items()}
 
 
-def test_optimized_images_are_told_and_written_once(
+def test_optimized_images_are_reported_and_written_once(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"

@@ -150,7 +150,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
 
 
 @pytest.mark.parametrize(("corrupt", "words"), MISTAKES.values(), ids=MISTAKES)
-def test_mistakes_are_told_and_nothing_is_written(
+def test_mistakes_are_reported_and_nothing_is_written(
     corrupt: Callable[[Path], Any], words: list[str], pairs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     corrupt(pairs)
@@ -202,7 +202,7 @@ def test_a_score_says_how_many_files_it_rests_on(pairs: Path, capsys: pytest.Cap
     assert "2 of 2 label maps are scored" in capsys.readouterr().out
 
 
-def test_label_maps_of_any_name_are_scored_or_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_label_maps_of_any_name_are_scored_or_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = [os.fsdecode(name) for name in (b"caf\xe9", b"a\nb", b"\x1b[31mred", b"$x_1$[red]", b"x" * 251)]
     pairs: Maps = {name: [[1, 2]] for name in names}
     write(tmp_path / "truth", pairs)
@@ -220,7 +220,7 @@ def test_label_maps_of_any_name_are_scored_or_told(tmp_path: Path, capsys: pytes
     assert result["faulty"].keys() == {f"{name}.png" for name in names[:3]}
 
 
-def test_where_nothing_can_be_written_is_told_before_the_work(
+def test_where_nothing_can_be_written_is_reported_before_the_work(
     pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (pairs / "predicted" / "a.png").write_bytes(b"")  # which would be told of, if it were read
@@ -244,7 +244,7 @@ def test_a_signal_stops_the_scoring_at_once(number: int, status: int, tmp_path: 
     assert ended.status == status and "Traceback" not in ended.errors
 
 
-def test_a_file_for_scores_in_no_folder_is_told_before_the_work(
+def test_a_file_for_scores_in_no_folder_is_reported_before_the_work(
     pairs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert score(pairs, f"--json={pairs / 'nowhere' / 'scores.json'}") == 1
@@ -375,7 +375,7 @@ def masks(**changes: Any) -> dict[str, Any]:
         (DETECTIONS, ["--json=nowhere/x.json"], ["nowhere", "make it first"]),
     ],
 )
-def test_detections_that_cannot_be_scored_are_told(
+def test_detections_that_cannot_be_scored_are_reported(
     detections: Any, arguments: list[str], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert score_boxes(tmp_path, detections, BOXES, *arguments) == 1
@@ -384,7 +384,9 @@ def test_detections_that_cannot_be_scored_are_told(
     assert "Traceback" not in errors and not (tmp_path / "scores.json").exists()
 
 
-def test_annotations_that_cannot_be_scored_against_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_annotations_that_cannot_be_scored_against_are_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert score_boxes(tmp_path, DETECTIONS, {k: v for k, v in BOXES.items() if k != "annotations"}) == 1
     assert "no annotations to score against" in capsys.readouterr().err
     assert main(["score", "coco", "--annotations=nowhere.json", f"--predictions={tmp_path / 'found.json'}"]) == 1

@@ -198,7 +198,7 @@ def test_class_lists_are_names_line_by_line_or_a_table(text: str, tmp_path: Path
         ("Idx\tName\n1\ta\n2\n", "number of columns"),
     ],
 )
-def test_class_lists_that_cannot_be_are_told(text: str, words: str, tmp_path: Path) -> None:
+def test_class_lists_that_cannot_be_are_reported(text: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text(text)
     with pytest.raises(UserError, match=words):
         _ = ADE20KDataModule(class_names=str(tmp_path / "names.txt")).class_names
@@ -239,7 +239,7 @@ PAIRS = {
 
 
 @pytest.mark.parametrize(("corrupt", "words"), PAIRS.values(), ids=PAIRS)
-def test_a_pair_that_is_none_is_told_with_its_file(corrupt: Any, words: str, tmp_path: Path) -> None:
+def test_a_pair_that_is_none_is_reported_with_its_file(corrupt: Any, words: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words) as error:
         read_all(new_data(corrupted(tmp_path / "scenes", corrupt)))
     assert "scene_2" in str(error.value) and "\n" not in str(error.value)
@@ -253,7 +253,7 @@ def test_by_policy_such_a_pair_is_left_out(corrupt: Any, tmp_path: Path) -> None
     assert [Path(name).name for name in data.faults.skipped] == ["scene_2.jpg"]
 
 
-def test_missing_folders_are_told(scenes: Path, tmp_path: Path) -> None:
+def test_missing_folders_are_reported(scenes: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.root"):
         new_data(None)
     with pytest.raises(UserError, match="nowhere"):
@@ -268,7 +268,7 @@ def test_missing_folders_are_told(scenes: Path, tmp_path: Path) -> None:
         new_data(tmp_path)
 
 
-def test_names_without_overlap_are_told_with_an_example(tmp_path: Path) -> None:
+def test_names_without_overlap_are_reported_with_an_example(tmp_path: Path) -> None:
     root = write_scenes(tmp_path / "scenes")
     for mask in (root / "annotations" / "training").iterdir():
         mask.rename(mask.with_name(f"label_{mask.name}"))
@@ -288,7 +288,7 @@ def test_names_without_overlap_are_told_with_an_example(tmp_path: Path) -> None:
         ({"batch_size": 0}, "batch_size"),
     ],
 )
-def test_arguments_out_of_range_are_told(arguments: dict[str, Any], words: str) -> None:
+def test_arguments_out_of_range_are_reported(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         ADE20KDataModule(**arguments)
 
@@ -298,7 +298,7 @@ def test_arguments_out_of_range_are_told(arguments: dict[str, Any], words: str) 
     [{"scale_range": (2.0, 0.5)}, {"scale_range": (0.0, 1.0)}, {"cat_max_ratio": 1.5}, {"horizontal_flip": -0.5}],
     ids=str,
 )
-def test_settings_of_the_augmentation_out_of_range_are_told(wrong: dict[str, Any]) -> None:
+def test_settings_of_the_augmentation_out_of_range_are_reported(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=rf"data\.augmentation\.{next(iter(wrong))} is"):
         ADE20KAugmentation(**wrong)
 

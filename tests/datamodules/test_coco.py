@@ -274,7 +274,9 @@ def test_scales_are_made_of_the_files_pixels(objects: Path) -> None:
         torch.testing.assert_close(rescaled(1.0)[0], image)
 
 
-def test_places_may_be_absolute_or_at_home(objects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_may_be_absolute_or_in_the_home_folder(
+    objects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The root is where relative ones are looked for, and nothing else."""
     monkeypatch.setenv("HOME", str(objects.parent))
     for start in (objects, Path("~", objects.name)):
@@ -293,7 +295,7 @@ def test_places_may_be_absolute_or_at_home(objects: Path, tmp_path: Path, monkey
 # ---- what is refused
 
 
-def test_missing_places_are_told(own: Path, tmp_path: Path) -> None:
+def test_missing_paths_are_reported(own: Path, tmp_path: Path) -> None:
     for settings, message in (
         ({"root": str(tmp_path / "no")}, "The dataset folder .*no does not exist"),
         ({"files": CocoFiles(train_annotations="annotations/no.json")}, "There are no annotations .*no.json"),
@@ -319,7 +321,7 @@ def test_missing_images_stop_or_are_skipped(own: Path) -> None:
         new_data(own, faulty_samples="skip")
 
 
-def test_an_image_of_another_size_than_declared_is_told(own: Path) -> None:
+def test_an_image_of_another_size_than_declared_is_reported(own: Path) -> None:
     path = own / "train2017" / "train_2.jpg"
     Image.open(path).resize((50, 40)).save(path)
     data = new_data(own)
@@ -327,7 +329,7 @@ def test_an_image_of_another_size_than_declared_is_told(own: Path) -> None:
         [*data.train_dataloader()]
 
 
-def test_a_mask_that_does_not_add_up_is_told(own: Path) -> None:
+def test_a_mask_that_does_not_add_up_is_reported(own: Path) -> None:
     def spoil(content: Any) -> None:
         good = next(entry for entry in content["annotations"] if not entry["iscrowd"])
         size = next([i["height"], i["width"]] for i in content["images"] if i["id"] == good["image_id"])
@@ -344,7 +346,7 @@ def test_other_categories_in_validation_are_refused_with_both_lists(own: Path) -
         new_data(own)
 
 
-def test_nothing_to_train_on_is_told(own: Path) -> None:
+def test_nothing_to_train_on_is_reported(own: Path) -> None:
     change(own, "train", lambda content: content.update(annotations=[]))
     with pytest.raises(UserError, match="no object to train on"):
         new_data(own)

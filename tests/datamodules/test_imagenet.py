@@ -258,7 +258,7 @@ def test_validation_images_may_be_of_one_class(root: Path) -> None:
     assert evaluated(datamodule(root))["label"].tolist() == [0]
 
 
-def test_folders_taken_as_indices_are_told(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folders_taken_as_indices_are_reported(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for index, name in enumerate(["cat", "dog", "eel"]):
         (root / "val" / name).rename(root / "val" / str(index))
     assert evaluated(datamodule(root))["gray"].tolist() == [0, 10, 20]

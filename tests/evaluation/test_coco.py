@@ -79,8 +79,8 @@ def test_the_numbers_are_those_of_cocos_tools(
         scores = coco_scores(truth, results, [iou_type], backend)[iou_type]
         assert list(scores.statistics) == list(STATISTICS)
         assert [*scores.statistics.values()] == pytest.approx(expected, abs=1e-6)
-        known = [value for value in scores.class_ap.values() if not math.isnan(value)]
-        assert sum(known) / len(known) == pytest.approx(expected[0], abs=1e-6)
+        class_aps = [value for value in scores.class_ap.values() if not math.isnan(value)]
+        assert sum(class_aps) / len(class_aps) == pytest.approx(expected[0], abs=1e-6)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -277,7 +277,7 @@ def test_the_metric_scores_as_many_detections_as_the_model_may_find() -> None:
         assert (metric.limit is None) == (limit == 300)
 
 
-def test_what_cannot_be_scored_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_scored_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     truth, detections = random_objects(0)
     content = {
         "images": [entry["image"] for entry in truth],

@@ -128,13 +128,13 @@ def test_logits_and_masks_are_means_over_the_stages() -> None:
         assert [boxes.shape for boxes, _ in results] == [(len(boxes), 1, 4) for boxes in proposals]
         # Each stage took other boxes: those that the one before it gave.
         assert not torch.allclose(inputs[0], inputs[1]) and not torch.allclose(inputs[1], inputs[2])
-        boxes, labels = [one[:3] for one in proposals], [torch.tensor([0, 2, 4])] * 2
+        boxes, labels = [image_proposals[:3] for image_proposals in proposals], [torch.tensor([0, 2, 4])] * 2
         masks = head.mask_probabilities(features, boxes, labels, images)
         pooled = head.mask_pool(features.levels, boxes)
         mean = sum(branch(pooled).sigmoid() for branch in head.masks) / 3
         expected = mean[torch.arange(6), torch.cat(labels)].split(3)
-    for one, other in zip(masks, expected, strict=True):
-        torch.testing.assert_close(one, other)
+    for own, reference in zip(masks, expected, strict=True):
+        torch.testing.assert_close(own, reference)
 
 
 @pytest.mark.parametrize("empty", [1, 2])

@@ -119,7 +119,7 @@ def test_the_semantic_loss_is_a_mean_over_known_cells() -> None:
     assert stuff_loss(logits[:1], unknown, 1 / 8) == 0
 
 
-def test_missing_stuff_maps_are_told() -> None:
+def test_missing_stuff_maps_are_reported() -> None:
     head, images = new_head(stuff_classes=7), pad_images(IMAGES, 32)
     with pytest.raises(UserError, match=r"data.files.train_stuff"):
         head.losses(new_maps(), images, [new_target(1), new_target(2)])

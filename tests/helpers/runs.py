@@ -78,6 +78,6 @@ def user_error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return errors[errors.index("swinv2-tasks: ") :].strip()
 
 
-def has_left_nothing(runs: Path) -> bool:
+def has_no_runs(runs: Path) -> bool:
     """Whether there is no run below a folder, and no file."""
     return not any(path.is_file() or path.name.isdecimal() for path in runs.rglob("*"))

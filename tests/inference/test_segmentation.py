@@ -219,11 +219,11 @@ def test_memory_for_a_large_image_is_its_logits_and_little_more() -> None:
         ({"scales": (1.0, 0.0)}, "scales"),
     ],
 )
-def test_arguments_out_of_range_are_told(arguments: dict[str, Any], words: str) -> None:
+def test_arguments_out_of_range_are_reported(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=f"inference.{words}"):
         Inference(**arguments)
 
 
-def test_a_window_between_the_networks_cells_is_told() -> None:
+def test_a_window_between_the_networks_cells_is_reported() -> None:
     with pytest.raises(UserError, match="multiples of 4"):
         run(Inference("slide", 30, 20), image(40, 40))

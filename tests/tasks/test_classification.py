@@ -353,7 +353,7 @@ def test_a_checkpoints_record_is_plain(trained: Path) -> None:
 # ---- rows of a head
 
 
-def test_the_order_of_a_heads_rows_is_said_where_folders_are_numbers(
+def test_the_order_of_a_heads_rows_is_printed_where_folders_are_numbers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As text they would be 1, 10, 2: a head that was trained so is as large and says something else."""

@@ -32,7 +32,7 @@ from tests.helpers.runs import (
     evaluate,
     fit,
     from_last,
-    has_left_nothing,
+    has_no_runs,
     last_checkpoint,
     read_column,
     read_metrics,
@@ -258,7 +258,7 @@ def test_mistakes_in_settings_are_reported(
     config = TINY_TASKS[name].config(tmp_path, dataset(name))
     message = user_error(capsys, "fit", f"--config={config}", f"--runs={tmp_path / 'runs'}", argument)
     assert all(word in message for word in MISTAKES[argument]), message
-    assert has_left_nothing(tmp_path / "runs")
+    assert has_no_runs(tmp_path / "runs")
 
 
 LAYOUT: dict[str, str] = {
@@ -281,7 +281,7 @@ def test_a_dataset_that_is_missing_or_empty_is_reported(
         arguments = [f"--config={config}", f"--runs={tmp_path / 'runs'}", f"--data.root={root}"]
         message = user_error(capsys, "fit", *arguments)
         assert str(root) in message and LAYOUT[name] in message
-        assert has_left_nothing(tmp_path / "runs")
+        assert has_no_runs(tmp_path / "runs")
 
 
 @pytest.mark.parametrize("name", ON_ONE_DETECTOR)
@@ -296,7 +296,7 @@ def test_weights_of_another_size_are_reported(
     message = user_error(capsys, "fit", *arguments)
     assert "wider.pth" in message and "Choose the model that the file holds" in message
     assert all(f"embed_dim {factor * backbone['embed_dim']}" in message for factor in (1, 2))
-    assert has_left_nothing(tmp_path / "runs")
+    assert has_no_runs(tmp_path / "runs")
 
 
 @pytest.mark.parametrize("name", ON_ONE_DETECTOR)
@@ -308,7 +308,7 @@ def test_a_checkpoint_of_another_task_is_reported(
     checkpoint = from_last(trained_run(other))
     message = user_error(capsys, "validate", f"--config={config}", f"--runs={tmp_path / 'runs'}", checkpoint)
     assert TINY_TASKS[other].task.__name__ in message and TINY_TASKS[name].task.__name__ in message
-    assert has_left_nothing(tmp_path / "runs")
+    assert has_no_runs(tmp_path / "runs")
 
 
 @pytest.mark.parametrize("name", ["segmentation", "video", "simmim", "mask_rcnn"])
@@ -328,7 +328,7 @@ def test_files_to_predict_that_are_not_there_are_reported(
     arguments = ["predict", from_last(trained_run(name)), f"--runs={tmp_path / 'runs'}"]
     assert "data.source" in user_error(capsys, *arguments)
     assert "nowhere does not exist" in user_error(capsys, *arguments, "--data.source=nowhere")
-    assert has_left_nothing(tmp_path / "runs")
+    assert has_no_runs(tmp_path / "runs")
 
 
 # ---- other classes
@@ -401,7 +401,7 @@ def test_other_classes_than_the_checkpoints_are_reported_with_both_lists(
     for command in ("validate", "fit"):
         message = user_error(capsys, command, *arguments)
         assert all(word in message for word in words), message
-        assert has_left_nothing(tmp_path / "runs")
+        assert has_no_runs(tmp_path / "runs")
 
 
 @pytest.mark.parametrize("name", [task for task in ON_ONE_DETECTOR if task != "simmim"])

@@ -440,7 +440,7 @@ def test_a_handful_of_real_images_can_be_overfitted(detector: Any, real_data: Pa
         ),
     ],
 )
-def test_mistakes_in_settings_are_told(
+def test_mistakes_in_settings_are_reported(
     arguments: list[str], words: list[str], objects: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = write_config(tmp_path / "objects.yaml", objects)

@@ -149,7 +149,7 @@ def test_a_dead_worker_names_what_it_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_mistake_met_by_one_process_is_told_once(tmp_path: Path) -> None:
+def test_a_mistake_met_by_one_process_is_reported_once(tmp_path: Path) -> None:
     """The first process then only learns that the other one is gone."""
     data = write_images(tmp_path / "images", train=8)
     corrupt(data, *(f"train/{name}/{name}_{k}.jpg" for name in ("n01", "n02") for k in range(8)))

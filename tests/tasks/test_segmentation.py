@@ -382,7 +382,7 @@ def test_training_on_two_processes_is_that_on_one(tmp_path: Path) -> None:
         (["--model.backbone.depths=[1]", "--model.backbone.num_heads=[1]"], ["two feature maps"]),
     ],
 )
-def test_mistakes_in_settings_are_told(
+def test_mistakes_in_settings_are_reported(
     arguments: list[str], words: list[str], scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = write_config(tmp_path / "scenes.yaml", scenes)
@@ -393,7 +393,7 @@ def test_mistakes_in_settings_are_told(
     assert not [*(tmp_path / "runs").glob("*/*")]
 
 
-def test_windows_that_do_not_fit_the_stride_are_told(
+def test_windows_that_do_not_fit_the_stride_are_reported(
     segmenter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--model.inference.mode=slide", "--model.inference.crop_size=30", "--model.inference.stride=10"]
@@ -409,7 +409,7 @@ def test_fewer_classes_than_the_checkpoints_are_reported(
     assert "the model" in message or "the checkpoint" in message, message
 
 
-def test_more_classes_than_a_label_map_holds_are_told(scenes: Path, tmp_path: Path) -> None:
+def test_more_classes_than_a_label_map_holds_are_reported(scenes: Path, tmp_path: Path) -> None:
     data = ADE20KDataModule(source=str(scenes / "images" / "validation"), **DATA)
     trainer = new_trainer(tmp_path, SegmentationPredictions(str(tmp_path / "out")))
     with pytest.raises(UserError, match="254 classes, the model has 300"):

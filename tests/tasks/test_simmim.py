@@ -25,7 +25,7 @@ from swinv2_tasks.weights import load_weights, save_weights
 from tests.helpers.checkpoints import CHANNELS, DEPTHS, HEADS, randomize, simmim_state
 from tests.helpers.objects import DETECTOR
 from tests.helpers.photos import DATA, new_simmim, write_config
-from tests.helpers.runs import from_last, has_left_nothing, predict, read_column, read_table, user_error
+from tests.helpers.runs import from_last, has_no_runs, predict, read_column, read_table, user_error
 from tests.helpers.tiny import BACKBONE, new_trainer
 
 
@@ -217,7 +217,7 @@ def test_mistakes_in_settings_are_reported(
     config = write_config(tmp_path / "photos.yaml", photos)
     message = user_error(capsys, "fit", f"--config={config}", f"--runs={tmp_path / 'runs'}", argument)
     assert [word for word in words if word not in message] == []
-    assert has_left_nothing(tmp_path / "runs")
+    assert has_no_runs(tmp_path / "runs")
 
 
 def test_unreadable_files_stop_by_name_or_are_left_out(

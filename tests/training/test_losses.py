@@ -120,7 +120,7 @@ def test_easy_pixels_get_no_gradient() -> None:
         {"class_weights": []},
     ],
 )
-def test_arguments_out_of_range_are_told(arguments: dict[str, Any]) -> None:
+def test_arguments_out_of_range_are_reported(arguments: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(arguments))):
         PixelCrossEntropy(**arguments)
 

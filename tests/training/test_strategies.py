@@ -352,7 +352,7 @@ def test_a_checkpoint_of_another_variant_is_refused(
         ),
     ],
 )
-def test_what_a_strategy_cannot_do_is_told(
+def test_what_a_strategy_cannot_do_is_reported(
     settings: list[str], expected: str, images: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)

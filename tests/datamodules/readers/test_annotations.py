@@ -157,7 +157,7 @@ def edited(path: str, value: Any) -> dict[str, Any]:
         ("annotations.0.segmentation.0", [0, 0, 60, 40] * 500, "a polygon of annotation 11 is 60000 pixels long"),
     ],
 )
-def test_what_is_wrong_is_told_with_ids(key_path: str, value: Any, message: str, tmp_path: Path) -> None:
+def test_what_is_wrong_is_reported_with_ids(key_path: str, value: Any, message: str, tmp_path: Path) -> None:
     path = write(tmp_path, edited(key_path, value))
     with pytest.raises(UserError, match=message) as caught:
         read_annotations(path)
@@ -165,7 +165,7 @@ def test_what_is_wrong_is_told_with_ids(key_path: str, value: Any, message: str,
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", '"text"', "[" * 100_000])
-def test_what_is_no_annotation_file_is_told(text: str, tmp_path: Path) -> None:
+def test_what_is_no_annotation_file_is_reported(text: str, tmp_path: Path) -> None:
     path = write(tmp_path, text)
     with pytest.raises(UserError, match=r"is no JSON|not in COCO's format"):
         read_annotations(path)

@@ -98,7 +98,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("write", "words"), MISTAKES.values(), ids=MISTAKES)
-def test_what_is_no_label_map_is_told_with_its_file(write: object, words: str, tmp_path: Path) -> None:
+def test_what_is_no_label_map_is_reported_with_its_file(write: object, words: str, tmp_path: Path) -> None:
     path = tmp_path / "mask.png"
     write(path)  # type: ignore[operator]
     with pytest.raises(UserError, match=words) as error:
@@ -115,7 +115,7 @@ def test_a_label_map_whose_checksum_fails_is_refused(tmp_path: Path) -> None:
         read_values(tmp_path / "mask.png")
 
 
-def test_an_empty_label_map_is_told(tmp_path: Path) -> None:
+def test_an_empty_label_map_is_reported(tmp_path: Path) -> None:
     (tmp_path / "mask.png").touch()
     with pytest.raises(UserError, match=r"mask\.png.*empty"):
         read_values(tmp_path / "mask.png")

@@ -124,7 +124,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_cannot_be_read_is_told_with_its_path(name: str, tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_reported_with_its_path(name: str, tmp_path: Path) -> None:
     write, reason = BROKEN[name]
     path = tmp_path / name
     write(path)

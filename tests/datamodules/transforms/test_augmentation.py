@@ -199,7 +199,7 @@ def test_one_value_is_overridden_by_its_name_alone(config: str, capsys: pytest.C
     assert after == before
 
 
-def test_a_mistake_in_a_name_or_a_value_is_told(
+def test_a_mistake_in_a_name_or_a_value_is_reported(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = write_config(tmp_path / "tiny.yaml", images)

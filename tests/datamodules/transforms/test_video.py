@@ -13,7 +13,7 @@ from swinv2_tasks.errors import UserError
 
 @pytest.mark.parametrize("total", [16, 17, 40, 300])
 @pytest.mark.parametrize(("frames", "stride"), [(8, 2), (16, 1), (5, 3)])
-def test_a_dense_clip_is_a_stretch_at_any_place(total: int, frames: int, stride: int) -> None:
+def test_a_dense_clip_is_a_stretch_at_any_position(total: int, frames: int, stride: int) -> None:
     torch.manual_seed(0)
     sampling = FrameSampling(frames, stride)
     starts = set()
