@@ -57,7 +57,7 @@ def fit(*arguments: str) -> Path:
     return Path("runs") / "outside" / "0"
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+def read_refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """What is said of a checkpoint that does not do alone."""
     assert main([*arguments]) == 1
     return capsys.readouterr().err
@@ -88,7 +88,7 @@ def test_a_task(outside: Callable[[str], Any], images: Path, capsys: pytest.Capt
     assert 0 <= metrics(folder)["val/top1"] <= 1
 
     checkpoint = folder / "checkpoints" / "last.ckpt"
-    assert "RotationTask" in refused(capsys, "validate", f"--ckpt_path={checkpoint}")
+    assert "RotationTask" in read_refusal(capsys, "validate", f"--ckpt_path={checkpoint}")
     assert validate(folder, f"--config={folder / 'config.yaml'}").keys() >= {"val/top1"}
     again = rotation.RotationTask.load_from_checkpoint(checkpoint)
     assert again.backbone.config["embed_dim"] == 48
@@ -117,7 +117,7 @@ def test_a_dataset(outside: Callable[[str], Any], images: Path, capsys: pytest.C
     assert record["classes"]["ids"] == ["cat", "dog"]
     assert record["data"]["class"] == "TableDataModule"
 
-    assert "TableDataModule" in refused(capsys, "validate", f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}")
+    assert "TableDataModule" in read_refusal(capsys, "validate", f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}")
     assert validate(run, f"--config={run / 'config.yaml'}").keys() >= {"val/top1"}
 
 
@@ -129,7 +129,7 @@ def test_a_decoder(outside: Callable[[str], Any], tmp_path: Path, capsys: pytest
     scenes.write_config(Path("scenes.yaml"), scenes.write_scenes(tmp_path / "scenes"))
     folder = fit("--config=scenes.yaml", "--config=pyramid.yaml")
     checkpoint = folder / "checkpoints" / "last.ckpt"
-    assert "SumDecoder" in refused(capsys, "validate", f"--ckpt_path={checkpoint}")
+    assert "SumDecoder" in read_refusal(capsys, "validate", f"--ckpt_path={checkpoint}")
     assert validate(folder, f"--config={folder / 'config.yaml'}").keys() >= {"val/miou"}
     again = SegmentationTask.load_from_checkpoint(checkpoint, decoder=pyramid.SumDecoder(channels=64))
     assert isinstance(again.head.decoder, pyramid.SumOfMaps)

@@ -25,13 +25,13 @@ def plain_attention(qkv: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     return ((cosine * scale + bias).softmax(-1) @ v).transpose(2, 3).flatten(3)
 
 
-def traced_attention(*inputs: Tensor) -> Tensor:
+def run_traced(*inputs: Tensor) -> Tensor:
     """The path that other devices, compile and export take: scaled_dot_product_attention and its own gradients."""
     torch.compiler.reset()
     return torch.compile(cosine_attention, backend="eager", fullgraph=True, dynamic=False)(*inputs)
 
 
-each_path = pytest.mark.parametrize("attention", [cosine_attention, traced_attention])
+each_path = pytest.mark.parametrize("attention", [cosine_attention, run_traced])
 
 
 def random_inputs(
@@ -145,7 +145,7 @@ def test_attention_in_several_chunks_equals_attention_at_once(
     inputs = random_inputs(images, windows, tokens, HEADS, 4, biases=1 if shared_bias else windows, forbidden=0.2)
     qkv, _, bias = inputs
     assert [tuple(qkv[part].shape[:2]) for part, _ in chunks(qkv, bias)] == expected
-    own, traced = outputs_and_gradients(cosine_attention, inputs), outputs_and_gradients(traced_attention, inputs)
+    own, traced = outputs_and_gradients(cosine_attention, inputs), outputs_and_gradients(run_traced, inputs)
     torch.testing.assert_close(own, traced, rtol=1e-9, atol=1e-9)
 
 

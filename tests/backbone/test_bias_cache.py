@@ -45,7 +45,7 @@ def assert_maps_equal(own: list[Tensor], other: list[Tensor]) -> None:
     torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-6)
 
 
-def uncached(model: SwinTransformerV2, x: Tensor) -> list[Tensor]:
+def run_without_cache(model: SwinTransformerV2, x: Tensor) -> list[Tensor]:
     """Maps of a model that is built afresh around the same weights and settings."""
     fresh = SwinTransformerV2(
         8,
@@ -160,14 +160,14 @@ def test_bias_follows_every_change(
         after = model(x)
     if not (position_bias is BiasTable and change is change_pretrained_window):  # tables know of no such window
         assert not torch.allclose(before[0], after[0], rtol=1e-3)
-    assert_maps_equal(after, uncached(model, x))
+    assert_maps_equal(after, run_without_cache(model, x))
 
 
 def test_bias_follows_the_input_size() -> None:
     model = small_model()
     with torch.no_grad():
         for side in (25, 32, 9, 25, 16):  # padded and shifted, shifted, one small window, …
-            assert_maps_equal(model(image(side)), uncached(model, image(side)))
+            assert_maps_equal(model(image(side)), run_without_cache(model, image(side)))
 
 
 @KINDS
@@ -176,7 +176,7 @@ def test_bias_follows_the_precision_of_the_weights(position_bias: type[nn.Module
     with torch.no_grad():
         model(x)
         wide = model.double()(x.double())
-        torch.testing.assert_close(wide, uncached(model, x.double()), rtol=0, atol=1e-12)
+        torch.testing.assert_close(wide, run_without_cache(model, x.double()), rtol=0, atol=1e-12)
         assert model.float()(x)[0].dtype == torch.float32
 
 
@@ -229,7 +229,7 @@ def test_weights_born_in_inference_mode_may_change() -> None:
         scale_in_place(model)
         after = model(image())
     assert not torch.allclose(before[0], after[0], rtol=1e-3)
-    assert_maps_equal(after, uncached(model, image()))
+    assert_maps_equal(after, run_without_cache(model, image()))
 
 
 def by_pickle(model: SwinTransformerV2) -> SwinTransformerV2:
@@ -256,7 +256,7 @@ def test_copies_of_a_used_model_go_their_own_way(
     with torch.no_grad():
         assert_maps_equal(other(x), expected)
         scale_in_place(other)
-        assert_maps_equal(other(x), uncached(other, x))
+        assert_maps_equal(other(x), run_without_cache(other, x))
         assert_maps_equal(model(x), expected)
     sum(y.square().mean() for y in other.train()(x)).backward()
 

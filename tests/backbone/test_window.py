@@ -40,7 +40,7 @@ GRIDS = [
 each_grid = pytest.mark.parametrize("grid", GRIDS, ids=lambda g: f"{g.size}-{g.window}-{g.shift}".replace(" ", ""))
 
 
-def numbered(grid: WindowGrid) -> Tensor:
+def number_tokens(grid: WindowGrid) -> Tensor:
     """A map (1, S…, 1) of one that holds each token's place in reading order, counted from 1."""
     return torch.arange(1, math.prod(grid.size) + 1).view(1, *grid.size, 1)
 
@@ -53,8 +53,8 @@ def test_reverse_undoes_partition(grid: WindowGrid) -> None:
 
 @each_grid
 def test_partition_puts_each_token_where_the_shift_and_the_window_say(grid: WindowGrid) -> None:
-    windows = partition(numbered(grid), grid)[0, :, :, 0].tolist()
-    x = numbered(grid)[0, ..., 0]
+    windows = partition(number_tokens(grid), grid)[0, :, :, 0].tolist()
+    x = number_tokens(grid)[0, ..., 0]
     corners = product(*(range(0, padded, m) for padded, m in zip(grid.padded, grid.window, strict=True)))
     for tokens, corner in zip(windows, corners, strict=True):
         for value, inner in zip(tokens, product(*map(range, grid.window)), strict=True):
@@ -82,7 +82,7 @@ def test_mask_lets_real_tokens_meet_exactly_when_no_window_edge_lies_between(gri
             position.insert(0, inner)
         return tuple((p - s) // m for p, s, m in zip(position, grid.shift, grid.window, strict=True))
 
-    windows = partition(numbered(grid), grid)[0, :, :, 0].tolist()
+    windows = partition(number_tokens(grid), grid)[0, :, :, 0].tolist()
     mask = attention_mask(grid, CPU).tolist()
     for tokens, allowed in zip(windows, mask, strict=True):
         for i, token in enumerate(tokens):

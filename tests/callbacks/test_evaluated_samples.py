@@ -25,7 +25,7 @@ EVALUATED = {
 """Of each task the evaluated file that will be cut off, and how many are evaluated."""
 
 
-def spoiled(name: str, folder: Path) -> tuple[Path, Path, int]:
+def write_spoiled(name: str, folder: Path) -> tuple[Path, Path, int]:
     """A config, a file that cannot be read any more, and the number of files."""
     task = TINY_TASKS[name]
     root = task.write_data(folder / "data")
@@ -48,7 +48,7 @@ def read_samples(folder: Path, split: str) -> dict[str, Any]:
 def test_what_an_evaluation_left_out_is_named_beside_the_score(
     task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config, bad, number = spoiled(task, tmp_path)
+    config, bad, number = write_spoiled(task, tmp_path)
     for command, split in (("validate", "val"), ("test", "test")):  # of videos, testing reads six views
         arguments = [command, f"--config={config}", f"--runs={tmp_path / command}"]
         assert main(arguments) == 1
@@ -64,7 +64,7 @@ def test_what_an_evaluation_left_out_is_named_beside_the_score(
 def test_a_training_says_it_once_and_keeps_it_beside_the_scores(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config, bad, _ = spoiled("classification", tmp_path)
+    config, bad, _ = write_spoiled("classification", tmp_path)
     arguments = ["fit", f"--config={config}", f"--runs={tmp_path / 'runs'}", "--data.faulty_samples=skip"]
     assert main([*arguments, "--trainer.max_epochs=3"]) == 0
     assert capsys.readouterr().err.count("the scores are of 11 of 12 samples") == 1
@@ -83,7 +83,7 @@ def test_whole_data_leave_nothing_out(tmp_path: Path, capsys: pytest.CaptureFixt
 
 @pytest.mark.slow
 def test_processes_count_together(tmp_path: Path) -> None:
-    config, bad, number = spoiled("mask_rcnn", tmp_path)
+    config, bad, number = write_spoiled("mask_rcnn", tmp_path)
     done = run(["validate", f"--config={config}", "--data.faulty_samples=skip"], tmp_path, processes=2)
     assert done.status == 0, done.errors
     assert done.errors.count(f"the scores are of {number - 1} of {number} samples") == 1

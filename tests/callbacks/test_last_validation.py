@@ -86,12 +86,12 @@ def test_a_longer_training_continues_by_the_interval(images: Path, tmp_path: Pat
     assert main(["fit", f"--config={config}", f"--runs={tmp_path / 'runs'}"]) == 0
     folder = tmp_path / "runs" / "tiny" / "0"
 
-    def validated() -> list[tuple[str, str]]:
+    def list_validations() -> list[tuple[str, str]]:
         return [(row["epoch"], row["step"]) for row in read_table(folder / "metrics.csv") if row["val/loss"]]
 
-    assert validated() == [("1", "5"), ("2", "8")]
+    assert list_validations() == [("1", "5"), ("2", "8")]
     assert json.loads((folder / "summary.json").read_text())["last_metrics"]["epoch"] == 2
     assert main(["fit", f"--resume={folder}", "--trainer.max_epochs=5"]) == 0
-    assert validated() == [("1", "5"), ("2", "8"), ("3", "11"), ("4", "14")]
+    assert list_validations() == [("1", "5"), ("2", "8"), ("3", "11"), ("4", "14")]
     summary = json.loads((folder / "summary.json").read_text())["last_metrics"]
     assert summary["epoch"] == 4 and "train/loss" in summary and "val/loss" in summary

@@ -48,7 +48,7 @@ PAIRS: dict[type, tuple[type, str]] = {
 
 
 @cache
-def parsed(*names: str) -> dict[str, Any]:
+def parse_configs(*names: str) -> dict[str, Any]:
     """What ``fit`` makes of configs, all defaults filled in."""
     printed = io.StringIO()
     with redirect_stdout(printed), pytest.raises(SystemExit) as end:
@@ -57,7 +57,7 @@ def parsed(*names: str) -> dict[str, Any]:
     return yaml.safe_load(printed.getvalue())
 
 
-def built(config: dict[str, Any]) -> tuple[Any, LightningDataModule]:
+def build_task(config: dict[str, Any]) -> tuple[Any, LightningDataModule]:
     """The task of a config, on the meta device, and its datamodule."""
     classes = {} if config["model"]["class_path"].endswith(".SimMIMTask") else {"num_classes": 10}
     model = {**config["model"], "init_args": {**config["model"]["init_args"], "weights": None, **classes}}
@@ -80,12 +80,12 @@ def test_all_configs_can_be_named() -> None:
 
 @pytest.mark.parametrize("name", COMPLETE)
 def test_a_config_is_complete(name: str) -> None:
-    config = parsed(name)
+    config = parse_configs(name)
     assert config["name"] not in (None, "run")  # runs of different configs do not mix
     assert config["trainer"]["accelerator"] == "auto"
     assert config["trainer"]["max_epochs"] or config["trainer"]["max_steps"] > 0
     assert config["checkpoint"]["monitor"]
-    task, data = built(config)
+    task, data = build_task(config)
     datamodule, size_name = PAIRS[type(task)]
     assert isinstance(data, datamodule)
     size = config["model"]["init_args"]["backbone"]["class_path"].rpartition(".")[2]
@@ -110,16 +110,16 @@ def test_an_overlay_goes_over_its_config(name: str) -> None:
     """That of the task which its name ends with; without one, over all."""
     ends = [f"{task}.yaml" for task in ("ade20k", "coco", "kinetics", "simmim") if name.endswith(f"_{task}.yaml")]
     under = ends[0] if ends else "imagenet.yaml"
-    config, base = parsed(under, name), parsed(under)
+    config, base = parse_configs(under, name), parse_configs(under)
     assert config != base
     assert config["name"] == base["name"]
-    built(config)
+    build_task(config)
 
 
 @pytest.mark.parametrize("overlay", ["ddp", "zero1", "fsdp"])
 @pytest.mark.parametrize("name", ["imagenet.yaml", "coco.yaml", "ade20k.yaml", "kinetics.yaml", "simmim.yaml"])
 def test_an_overlay_of_processes_changes_nothing_else(name: str, overlay: str) -> None:
-    config, base = parsed(name, f"overlays/{overlay}.yaml"), parsed(name)
+    config, base = parse_configs(name, f"overlays/{overlay}.yaml"), parse_configs(name)
     trainer, strategy = config["trainer"], config["trainer"]["strategy"]
     assert trainer["devices"] == "auto"
     assert strategy != base["trainer"]["strategy"]
@@ -128,7 +128,7 @@ def test_an_overlay_of_processes_changes_nothing_else(name: str, overlay: str) -
 
 def test_the_imagenet_config_is_the_published_recipe() -> None:
     """Reference, section 3, first row."""
-    config = parsed("imagenet.yaml")
+    config = parse_configs("imagenet.yaml")
     trainer, model, data = config["trainer"], config["model"]["init_args"], config["data"]["init_args"]
     assert (trainer["max_epochs"], trainer["gradient_clip_val"], trainer["precision"]) == (300, 5.0, "bf16-mixed")
     assert model["backbone"]["init_args"]["window_size"] == 8
@@ -194,7 +194,7 @@ OBJECT_RECIPES = {
 @pytest.mark.parametrize("name", OBJECT_RECIPES)
 def test_a_detection_config_is_the_published_recipe(name: str) -> None:
     detector, window, drop_path, epochs, milestones, scales, nms = OBJECT_RECIPES[name]
-    config = parsed("coco.yaml" if name == "coco" else f"paper/{name}.yaml")
+    config = parse_configs("coco.yaml" if name == "coco" else f"paper/{name}.yaml")
     model, data = config["model"]["init_args"], config["data"]["init_args"]
     backbone, optimizer, schedule = model["backbone"], model["optimizer"]["init_args"], model["schedule"]
     size = "tiny" if name == "coco" else name.split("_")[2]
@@ -230,7 +230,7 @@ def test_a_detection_config_is_the_published_recipe(name: str) -> None:
 
 def test_heads_of_all_configs_are_detectors() -> None:
     for name in OBJECT_RECIPES:
-        task, _ = built(parsed("coco.yaml" if name == "coco" else f"paper/{name}.yaml"))
+        task, _ = build_task(parse_configs("coco.yaml" if name == "coco" else f"paper/{name}.yaml"))
         assert isinstance(task.head, DetectionHead)
 
 
@@ -244,7 +244,7 @@ def test_every_paper_config_is_a_row_of_the_reference() -> None:
 def test_a_segmentation_config_is_the_published_recipe(name: str) -> None:
     expected = {"ade20k": (16, 512, False, 6e-5, 0.01, 1.0, 1), **SCENE_RECIPES}
     window, crop, starts_from_weights, lr, weight_decay, layer_decay, scales = expected[name]
-    config = parsed(f"{name}.yaml" if name == "ade20k" else f"paper/{name}.yaml")
+    config = parse_configs(f"{name}.yaml" if name == "ade20k" else f"paper/{name}.yaml")
     model, data = config["model"]["init_args"], config["data"]["init_args"]
     backbone, optimizer, schedule = model["backbone"], model["optimizer"]["init_args"], model["schedule"]
     size = "tiny" if name == "ade20k" else name.split("_")[2]
@@ -267,7 +267,7 @@ def test_a_segmentation_config_is_the_published_recipe(name: str) -> None:
 
 def test_the_simmim_config_is_the_published_recipe() -> None:
     """Reference, section 3."""
-    config = parsed("simmim.yaml")
+    config = parse_configs("simmim.yaml")
     model, data = config["model"]["init_args"], config["data"]["init_args"]
     assert config["trainer"]["max_epochs"] == 800
     assert model["backbone"]["class_path"] == "swinv2_tasks.backbone.swinv2_base"
@@ -298,7 +298,7 @@ CLIP_RECIPES = {
 @pytest.mark.parametrize("name", CLIP_RECIPES)
 def test_a_video_config_is_the_published_recipe(name: str) -> None:
     patch, window, drop_path, weight_decay, side, frames, stride, sampling, views, from_weights = CLIP_RECIPES[name]
-    config = parsed("kinetics.yaml" if name == "kinetics" else f"paper/{name}.yaml")
+    config = parse_configs("kinetics.yaml" if name == "kinetics" else f"paper/{name}.yaml")
     model, data = config["model"]["init_args"], config["data"]["init_args"]
     backbone, optimizer, schedule = model["backbone"], model["optimizer"]["init_args"], model["schedule"]
     size = "tiny" if name == "kinetics" else name.split("_")[2]
@@ -320,7 +320,7 @@ def test_a_video_config_is_the_published_recipe(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in COMPLETE if "_giant_" in name])
 def test_the_giants_are_trained_with_the_memory_saving_options_of_the_paper(name: str) -> None:
     """Reference, section 3, large models: activation checkpointing, attention in turns in the first two stages."""
-    backbone = parsed(name)["model"]["init_args"]["backbone"]["init_args"]
+    backbone = parse_configs(name)["model"]["init_args"]["backbone"]["init_args"]
     assert backbone["checkpoint_stages"] is True
     assert backbone["attention_chunk_size"] == [1, 1, 0, 0]
 
@@ -328,7 +328,7 @@ def test_the_giants_are_trained_with_the_memory_saving_options_of_the_paper(name
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_paper_config_is_the_published_recipe(name: str) -> None:
     drop_path, windows, window, size, epochs, warmup, lr, warmup_lr, min_lr, weight_decay, layer_decay = RECIPES[name]
-    config = parsed(f"paper/{name}.yaml")
+    config = parse_configs(f"paper/{name}.yaml")
     model, data = config["model"]["init_args"], config["data"]["init_args"]
     backbone, optimizer = model["backbone"]["init_args"], model["optimizer"]["init_args"]
     assert config["name"] == name

@@ -117,7 +117,7 @@ def rows(table: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def decoded(path: str) -> str | None:
+def record_decoding(path: str) -> str | None:
     """In place of a decoder, to see what is decoded."""
     return "decoded"
 
@@ -134,7 +134,7 @@ def test_a_verdict_holds_as_long_as_the_file_is_the_same(
     os.utime(spoiled, ns=(time_before, time_before))  # as copying tools do
     capsys.readouterr()
 
-    monkeypatch.setattr(data_command, "decoding_fault", decoded)
+    monkeypatch.setattr(data_command, "decoding_fault", record_decoding)
     assert check(films) == 1
     assert "7 of 9 videos have not changed since they were checked" in capsys.readouterr().out
     after = {row["path"]: row["reason"] for row in rows(films / "faulty_videos.csv")}
@@ -401,7 +401,7 @@ def test_a_folder_that_cannot_be_written_to_is_reported_before_the_work(
     folder: str, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "taken").write_text("a file")
-    monkeypatch.setattr(data_command, "decoding_fault", decoded)
+    monkeypatch.setattr(data_command, "decoding_fault", record_decoding)
     assert check(films, f"--output={tmp_path / folder}") == 1
     output, errors = capsys.readouterr()
     assert f"cannot write in {tmp_path / folder} (--output)" in errors and "decode fully" not in output

@@ -216,7 +216,7 @@ def test_every_class_has_a_color() -> None:
 # ---- mistakes
 
 
-def corrupted(root: Path, corrupt: Any) -> Path:
+def corrupt_scenes(root: Path, corrupt: Any) -> Path:
     """Scenes of which the training pair scene_2 was corrupted."""
     write_scenes(root)
     corrupt(root / "images" / "training" / "scene_2.jpg", root / "annotations" / "training" / "scene_2.png")
@@ -241,13 +241,13 @@ PAIRS = {
 @pytest.mark.parametrize(("corrupt", "words"), PAIRS.values(), ids=PAIRS)
 def test_a_pair_that_is_none_is_reported_with_its_file(corrupt: Any, words: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words) as error:
-        read_all(new_data(corrupted(tmp_path / "scenes", corrupt)))
+        read_all(new_data(corrupt_scenes(tmp_path / "scenes", corrupt)))
     assert "scene_2" in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("corrupt", [corrupt for corrupt, _ in PAIRS.values()], ids=PAIRS)
 def test_by_policy_such_a_pair_is_left_out(corrupt: Any, tmp_path: Path) -> None:
-    data = new_data(corrupted(tmp_path / "scenes", corrupt), faulty_samples="skip", batch_size=3)
+    data = new_data(corrupt_scenes(tmp_path / "scenes", corrupt), faulty_samples="skip", batch_size=3)
     batches = list(data.train_dataloader())
     assert sum(len(batch["image"]) for batch in batches) == 11
     assert [Path(name).name for name in data.faults.skipped] == ["scene_2.jpg"]

@@ -36,7 +36,7 @@ def datamodule(root: Path | None, **arguments: object) -> ImageNetDataModule:
     return ImageNetDataModule(str(root) if root else None, **(QUIET | arguments))  # type: ignore[arg-type]
 
 
-def evaluated(data: ImageNetDataModule) -> dict[str, torch.Tensor]:
+def read_validation(data: ImageNetDataModule) -> dict[str, torch.Tensor]:
     """The validation set as one batch; images become their gray value."""
     data.setup("validate")
     batches = list(data.val_dataloader())
@@ -49,7 +49,7 @@ def evaluated(data: ImageNetDataModule) -> dict[str, torch.Tensor]:
 def test_folders(root: Path) -> None:
     data = datamodule(root)
     assert (data.num_classes, data.class_names, data.class_ids) == (3, ["cat", "dog", "eel"], ["cat", "dog", "eel"])
-    batch = evaluated(data)
+    batch = read_validation(data)
     assert batch["label"].dtype == torch.int64
     assert batch["label"].tolist() == [0, 1, 2]
     assert batch["gray"].tolist() == [0, 10, 20]
@@ -122,7 +122,7 @@ def test_arguments_out_of_range(root: Path, wrong: dict) -> None:
 def test_workers_yield_the_same_batches(root: Path) -> None:
     for number in range(9):
         write(root / "val/dog" / f"{number}.png", 3 * number)
-    alone, helped = evaluated(datamodule(root)), evaluated(datamodule(root, num_workers=2))
+    alone, helped = read_validation(datamodule(root)), read_validation(datamodule(root, num_workers=2))
     assert alone["gray"].unique().numel() > 8
     for key in alone:
         torch.testing.assert_close(alone[key], helped[key], rtol=0, atol=0)
@@ -154,7 +154,7 @@ def test_datasets_can_be_sent_to_spawned_workers(root: Path) -> None:
 def test_an_error_in_a_worker_stays_a_user_error(root: Path) -> None:
     (root / "val/dog/broken.jpg").write_text("no image")
     with pytest.raises(UserError, match=r"broken\.jpg"):
-        evaluated(datamodule(root, num_workers=1))
+        read_validation(datamodule(root, num_workers=1))
 
 
 # Class lists
@@ -179,11 +179,11 @@ def test_class_files(root: Path, tmp_path: Path, file: str, text: str, names: li
     data = datamodule(root, class_names=str(tmp_path / file))
     assert data.class_ids == ["eel", "dog", "cat", "fox"]
     assert data.class_names == names
-    assert evaluated(data)["label"].tolist() == [2, 1, 0]
+    assert read_validation(data)["label"].tolist() == [2, 1, 0]
 
 
 def test_a_list_of_ids_is_a_class_list(root: Path) -> None:
-    assert evaluated(datamodule(root, class_names=["eel", "x", "cat", "dog"]))["label"].tolist() == [2, 3, 0]
+    assert read_validation(datamodule(root, class_names=["eel", "x", "cat", "dog"]))["label"].tolist() == [2, 3, 0]
 
 
 def test_classes_come_from_val_without_a_train_folder(root: Path) -> None:
@@ -193,7 +193,7 @@ def test_classes_come_from_val_without_a_train_folder(root: Path) -> None:
 def test_a_val_folder_with_some_of_the_classes(root: Path) -> None:
     (root / "val/cat/cat.png").unlink()
     (root / "val/cat").rmdir()
-    assert evaluated(datamodule(root))["label"].tolist() == [1, 2]
+    assert read_validation(datamodule(root))["label"].tolist() == [1, 2]
 
 
 def test_class_file_mistakes(root: Path, tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_one_class_folder_is_refused_with_the_folders_below(root: Path) -> None:
         data.setup("fit")
     data = datamodule(root, train_dir="train/ILSVRC", val_dir="val/ILSVRC")
     assert data.class_names == ["cat", "dog", "eel"]
-    assert evaluated(data)["gray"].tolist() == [0, 10, 20]
+    assert read_validation(data)["gray"].tolist() == [0, 10, 20]
 
 
 def test_one_class_folder_is_refused_with_a_class_list_as_well(root: Path) -> None:
@@ -255,13 +255,13 @@ def test_one_class_alone_is_refused(root: Path) -> None:
 def test_validation_images_may_be_of_one_class(root: Path) -> None:
     for folder in ("dog", "eel"):
         shutil.rmtree(root / "val" / folder)
-    assert evaluated(datamodule(root))["label"].tolist() == [0]
+    assert read_validation(datamodule(root))["label"].tolist() == [0]
 
 
 def test_folders_taken_as_indices_are_reported(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for index, name in enumerate(["cat", "dog", "eel"]):
         (root / "val" / name).rename(root / "val" / str(index))
-    assert evaluated(datamodule(root))["gray"].tolist() == [0, 10, 20]
+    assert read_validation(datamodule(root))["gray"].tolist() == [0, 10, 20]
     output = capsys.readouterr().out
     assert f"{root / 'val'}: labels are numbers and not the classes' ids" in output and "0 is cat" in output
 
@@ -270,7 +270,7 @@ def test_imagenet_v2_folders_are_indices(root: Path) -> None:
     classes = [f"n{index:08d}" for index in range(12)]
     for index in range(12):
         write(root / "v2" / str(index) / "x.png", 10 * index)
-    batch = evaluated(datamodule(root, val_dir="v2", class_names=classes))
+    batch = read_validation(datamodule(root, val_dir="v2", class_names=classes))
     assert batch["gray"].tolist() == (10 * batch["label"]).tolist()
     assert sorted(batch["label"].tolist()) == list(range(12))
 
@@ -278,9 +278,13 @@ def test_imagenet_v2_folders_are_indices(root: Path) -> None:
 def test_numbers_that_are_ids_are_ids(root: Path) -> None:
     for name in ["1", "7", "90"]:
         write(root / "numbers" / name / "x.png")
-    assert evaluated(datamodule(root, val_dir="numbers", class_names=["90", "7", "1"]))["label"].tolist() == [2, 1, 0]
+    assert read_validation(datamodule(root, val_dir="numbers", class_names=["90", "7", "1"]))["label"].tolist() == [
+        2,
+        1,
+        0,
+    ]
     with pytest.raises(UserError, match=r"not in the class list: 7, 90\b"):
-        evaluated(datamodule(root, val_dir="numbers", class_names=["1", "2", "3"]))
+        read_validation(datamodule(root, val_dir="numbers", class_names=["1", "2", "3"]))
 
 
 def test_folders_of_numbers_sort_as_numbers(root: Path) -> None:
@@ -288,7 +292,7 @@ def test_folders_of_numbers_sort_as_numbers(root: Path) -> None:
         write(root / "v2" / str(index) / "x.png", 10 * index)
     data = datamodule(root, val_dir="v2", train_dir="none")
     assert data.class_ids == [str(index) for index in range(12)]
-    batch = evaluated(data)
+    batch = read_validation(data)
     assert batch["gray"].tolist() == (10 * batch["label"]).tolist()
 
 
@@ -313,7 +317,7 @@ def test_val_list(flat: Path, labels: tuple[str, str]) -> None:
     write(flat / "flat/deep er/x y.png", 99)
     first, second = labels
     text = f"ILSVRC2012_val_00000003.JPEG {first}\n\ndeep er/x y.png\t{second}\n"
-    batch = evaluated(listing(flat, text))
+    batch = read_validation(listing(flat, text))
     assert batch["label"].tolist() == [2, 0]
     assert batch["gray"].tolist() == [3, 99]
 
@@ -330,19 +334,19 @@ def test_val_list(flat: Path, labels: tuple[str, str]) -> None:
 def test_val_list_mistakes(flat: Path, line: str, message: str) -> None:
     good = "cat" if "class" in message else "0"
     with pytest.raises(UserError, match=message):
-        evaluated(listing(flat, f"ILSVRC2012_val_00000002.JPEG {good}\n{line}\n"))
+        read_validation(listing(flat, f"ILSVRC2012_val_00000002.JPEG {good}\n{line}\n"))
 
 
 def test_val_list_missing_or_empty(flat: Path) -> None:
     with pytest.raises(UserError, match=r"gone\.txt"):
-        evaluated(datamodule(flat, val_dir="flat", val_list=str(flat / "gone.txt")))
+        read_validation(datamodule(flat, val_dir="flat", val_list=str(flat / "gone.txt")))
     with pytest.raises(UserError, match=r"list\.txt is empty"):
-        evaluated(listing(flat, ""))
+        read_validation(listing(flat, ""))
 
 
 def test_a_flat_folder_without_a_list(flat: Path) -> None:
     with pytest.raises(UserError, match=r"flat holds no class folders.*val_list"):
-        evaluated(datamodule(flat, val_dir="flat"))
+        read_validation(datamodule(flat, val_dir="flat"))
 
 
 ALL_FOUR = "".join(f"ILSVRC2012_val_{number:08d}.JPEG 0\n" for number in (4, 3, 2, 1))
@@ -354,7 +358,7 @@ def real(flat: Path, content: object, text: str = ALL_FOUR) -> ImageNetDataModul
 
 
 def test_real_labels_in_order_of_the_numbers(flat: Path) -> None:
-    batch = evaluated(real(flat, [[0], [1, 2], [], [2]]))
+    batch = read_validation(real(flat, [[0], [1, 2], [], [2]]))
     assert batch["gray"].tolist() == [4, 3, 2, 1]
     assert batch["label"].dtype == torch.float32
     assert batch["label"].tolist() == [[0, 0, 1], [0, 0, 0], [0, 1, 1], [1, 0, 0]]
@@ -362,7 +366,7 @@ def test_real_labels_in_order_of_the_numbers(flat: Path) -> None:
 
 def test_real_labels_by_file_name(root: Path) -> None:
     (root / "real.json").write_text(json.dumps({"eel.png": [], "cat.png": [0, 2], "dog.png": [1]}))
-    batch = evaluated(datamodule(root, real_labels=str(root / "real.json")))
+    batch = read_validation(datamodule(root, real_labels=str(root / "real.json")))
     assert batch["label"].tolist() == [[1, 0, 1], [0, 1, 0], [0, 0, 0]]
 
 
@@ -379,26 +383,26 @@ def test_real_labels_by_file_name(root: Path) -> None:
 )
 def test_real_label_mistakes(flat: Path, content: object, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        evaluated(real(flat, content))
+        read_validation(real(flat, content))
 
 
 def test_real_labels_that_are_no_json(root: Path) -> None:
     (root / "real.json").write_text("[[1], ")
     with pytest.raises(UserError, match=r"real\.json.*not JSON"):
-        evaluated(datamodule(root, real_labels=str(root / "real.json")))
+        read_validation(datamodule(root, real_labels=str(root / "real.json")))
 
 
 def test_real_labels_in_order_need_numbered_images(root: Path) -> None:
     (root / "real.json").write_text("[[0], [1], [2]]")
     with pytest.raises(UserError, match=r"named cat\.png"):
-        evaluated(datamodule(root, real_labels=str(root / "real.json")))
+        read_validation(datamodule(root, real_labels=str(root / "real.json")))
 
 
 def test_real_labels_by_name_need_distinct_names(root: Path) -> None:
     write(root / "val/dog/cat.png")
     (root / "real.json").write_text(json.dumps({"eel.png": [0], "cat.png": [0], "dog.png": [1]}))
     with pytest.raises(UserError, match=r"several validation images share one"):
-        evaluated(datamodule(root, real_labels=str(root / "real.json")))
+        read_validation(datamodule(root, real_labels=str(root / "real.json")))
 
 
 # Predicting
@@ -440,12 +444,12 @@ def test_missing_training_folder(root: Path) -> None:
 def test_folder_that_is_no_class(root: Path) -> None:
     write(root / "val/owl/x.png")
     with pytest.raises(UserError, match=r"val has folders.*: owl\. The class list is cat, dog, eel\."):
-        evaluated(datamodule(root))
+        read_validation(datamodule(root))
 
 
 def test_folders_of_another_dataset_are_abbreviated(root: Path) -> None:
     with pytest.raises(UserError, match=r"cat, dog, eel\. The class list is n0, n1, n2, n3, n4, n5, … \(1000 in all\)"):
-        evaluated(datamodule(root, class_names=[f"n{index}" for index in range(1000)]))
+        read_validation(datamodule(root, class_names=[f"n{index}" for index in range(1000)]))
 
 
 @pytest.mark.parametrize("folder", ["train", "val"])
@@ -460,11 +464,11 @@ def test_empty_class_folder(root: Path, folder: str) -> None:
 
 def test_empty_class_folders_pass_with_a_class_list(root: Path) -> None:
     (root / "val/cat/cat.png").unlink()
-    assert evaluated(datamodule(root, class_names=["cat", "dog", "eel"]))["label"].tolist() == [1, 2]
+    assert read_validation(datamodule(root, class_names=["cat", "dog", "eel"]))["label"].tolist() == [1, 2]
     (root / "val/dog/dog.png").unlink()
     (root / "val/eel/eel.png").unlink()
     with pytest.raises(UserError, match=r"val: cat, dog, eel\."):
-        evaluated(datamodule(root, class_names=["cat", "dog", "eel"]))
+        read_validation(datamodule(root, class_names=["cat", "dog", "eel"]))
 
 
 def test_hidden_folders_are_no_classes(root: Path) -> None:

@@ -247,7 +247,9 @@ def data_of(root: Path, **arguments: Any) -> ImageNetDataModule:
     return data
 
 
-def named_images(data: ImageNetDataModule, epochs: int = 1, without: tuple[str, ...] = ()) -> list[dict[str, Tensor]]:
+def read_named_images(
+    data: ImageNetDataModule, epochs: int = 1, without: tuple[str, ...] = ()
+) -> list[dict[str, Tensor]]:
     """The images of each training batch by their files' names."""
     loader, batches = data.train_dataloader(), []
     for epoch in range(epochs):
@@ -277,8 +279,8 @@ def test_skipping_leaves_out_broken_images_and_changes_no_other(
     broken = ("n01_2.jpg", "n03_0.jpg")
     data = data_of(corrupted, num_workers=workers, faulty_samples="skip", faulty_budget=2)
     with caplog.at_level(logging.WARNING, "swinv2_tasks"):
-        batches = named_images(data, epochs=3, without=broken)
-    whole = named_images(data_of(write_images(tmp_path / "whole")), epochs=3)
+        batches = read_named_images(data, epochs=3, without=broken)
+    whole = read_named_images(data_of(write_images(tmp_path / "whole")), epochs=3)
     assert len(batches) == len(whole) == 9
     for batch, expected in zip(batches, whole, strict=True):
         assert batch.keys() == expected.keys() - set(broken)
@@ -297,13 +299,13 @@ def test_skipping_leaves_out_broken_images_and_changes_no_other(
 def test_more_broken_images_than_allowed(workers: int, corrupted: Path) -> None:
     data = data_of(corrupted, num_workers=workers, faulty_samples="skip", faulty_budget=1)
     with pytest.raises(UserError, match=r"2 samples.*faulty_budget allows 1") as error:
-        named_images(data, without=("n01_2.jpg", "n03_0.jpg"))
+        read_named_images(data, without=("n01_2.jpg", "n03_0.jpg"))
     assert "n01_2.jpg" in str(error.value) and "n03_0.jpg" in str(error.value)
 
 
 def test_skipped_images_count_after_a_resume(corrupted: Path) -> None:
     data = data_of(corrupted, faulty_samples="skip", faulty_budget=2)
-    named_images(data, without=("n01_2.jpg", "n03_0.jpg"))
+    read_named_images(data, without=("n01_2.jpg", "n03_0.jpg"))
     resumed = data_of(corrupted, faulty_samples="skip", faulty_budget=2)
     resumed.load_state_dict(data.state_dict())
     with pytest.raises(UserError, match=r"3 samples.*faulty_budget allows 2"):

@@ -19,7 +19,7 @@ def samples() -> tuple[Tensor, Tensor]:
     return torch.randn(8, 4, 5, 6, generator=generator) * 3 + 7, torch.randn(8, 4, 5, 6, generator=generator)
 
 
-def randomized(norm: nn.BatchNorm2d) -> Any:
+def randomize_norm(norm: nn.BatchNorm2d) -> Any:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
@@ -32,7 +32,7 @@ class NormOfSome(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm = randomized(BatchNorm2d(4)).eval()
+        self.norm = randomize_norm(BatchNorm2d(4)).eval()
 
     def forward(self, x: Tensor, chosen: Tensor) -> Tensor:
         return self.norm(x[chosen])
@@ -47,7 +47,7 @@ def test_an_exported_norm_is_that_of_eval_mode() -> None:
 
 def run_process(rank: int, folder: str, shares: tuple[int, int]) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    norm = randomized(BatchNorm2d(4))
+    norm = randomize_norm(BatchNorm2d(4))
     inputs, weights = (x[: sum(shares)].split(shares)[rank] for x in samples())
     inputs = inputs.clone().requires_grad_()
     outputs = norm(inputs)
@@ -65,7 +65,7 @@ def test_two_processes_normalize_as_one(shares: tuple[int, int], tmp_path: Path)
     """Also where one of them has no sample, as a detector without a proposal."""
     torch.multiprocessing.spawn(run_process, args=(str(tmp_path), shares), nprocs=2)
     results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    norm = randomized(nn.BatchNorm2d(4))
+    norm = randomize_norm(nn.BatchNorm2d(4))
     inputs, weights = samples()
     inputs.requires_grad_()
     outputs = norm(inputs)
@@ -82,7 +82,7 @@ def test_two_processes_normalize_as_one(shares: tuple[int, int], tmp_path: Path)
 
 def test_without_a_sample_in_any_process_the_running_statistics_stay(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(run_process, args=(str(tmp_path), (0, 0)), nprocs=2)
-    norm = randomized(nn.BatchNorm2d(4))
+    norm = randomize_norm(nn.BatchNorm2d(4))
     for rank in range(2):
         result = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert result["outputs"].shape == result["inputs"].shape == (0, 4, 5, 6)
@@ -94,14 +94,14 @@ def test_without_a_sample_in_any_process_the_running_statistics_stay(tmp_path: P
 
 def test_one_process_normalizes_as_torch_does() -> None:
     inputs = samples()[0]
-    ours, torchs = randomized(BatchNorm2d(4)), randomized(nn.BatchNorm2d(4))
+    ours, torchs = randomize_norm(BatchNorm2d(4)), randomize_norm(nn.BatchNorm2d(4))
     for training in (True, False):
         assert torch.equal(ours.train(training)(inputs), torchs.train(training)(inputs))
     assert all(torch.equal(value, torchs.state_dict()[name]) for name, value in ours.state_dict().items())
 
 
 def test_a_lone_value_per_channel_takes_the_running_statistics() -> None:
-    norm = randomized(BatchNorm2d(4))
+    norm = randomize_norm(BatchNorm2d(4))
     before = {name: value.clone() for name, value in norm.state_dict().items()}
     inputs = torch.randn(1, 4, 1, 1)
     outputs = norm.train()(inputs)

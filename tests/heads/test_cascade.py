@@ -17,7 +17,7 @@ from swinv2_tasks.heads.mask_rcnn import SampledProposals
 from swinv2_tasks.heads.torchvision_internals import BoxCoder
 from swinv2_tasks.inference.detection import pad_images
 from tests.helpers import detectors
-from tests.helpers.detectors import CLASSES, IMAGES, new_maps, new_target, spied
+from tests.helpers.detectors import CLASSES, IMAGES, new_maps, new_target, spy_on_stages
 
 new_head = partial(detectors.new_head, CascadeMaskRCNNConfig)
 
@@ -35,7 +35,7 @@ def test_the_box_branch_is_that_of_the_papers() -> None:
 def test_each_stage_samples_at_its_threshold_from_the_boxes_that_the_one_before_refined() -> None:
     head, images = new_head(masks=False), pad_images(IMAGES, 32)
     targets = [new_target(1), new_target(2, number=6)]
-    samples, deltas = spied(head)
+    samples, deltas = spy_on_stages(head)
     head.losses(new_maps(), images, targets)
     assert len(samples) == len(deltas) == 3
     for stage, threshold in enumerate((0.5, 0.6, 0.7)):
@@ -74,7 +74,7 @@ def test_losses_are_weighted_by_stage_and_measure_decoded_boxes() -> None:
     """A plain computation of GIoU over all sampled proposals, times ten, times the stage's weight."""
     head, images = new_head(masks=False), pad_images(IMAGES, 32)
     targets = [new_target(1), new_target(2, number=6)]
-    samples, _ = spied(head)
+    samples, _ = spy_on_stages(head)
     outputs: list[tuple[Tensor, Tensor]] = []
     for branch in head.boxes:
         branch.register_forward_hook(lambda _, inputs, out: outputs.append(out))

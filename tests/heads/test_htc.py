@@ -15,7 +15,7 @@ from swinv2_tasks.heads import HTCConfig
 from swinv2_tasks.heads.htc import InformationFlowMaskBranch, stuff_loss
 from swinv2_tasks.inference.detection import pad_images
 from tests.helpers import detectors
-from tests.helpers.detectors import IMAGES, new_maps, new_target, spied
+from tests.helpers.detectors import IMAGES, new_maps, new_target, spy_on_stages
 
 new_head = partial(detectors.new_head, HTCConfig)
 
@@ -24,7 +24,7 @@ def test_mask_branches_are_trained_on_the_boxes_that_their_stage_refined() -> No
     """Samplers are asked box, mask, box, mask, …; each stage's masks and the next stage's boxes start from the same."""
     head, images = new_head(), pad_images(IMAGES, 32)
     targets = [new_target(1), new_target(2, number=6)]
-    samples, _ = spied(head)
+    samples, _ = spy_on_stages(head)
     pooled: list[list[Tensor]] = []
     head.mask_pool.register_forward_hook(lambda _, inputs, out: pooled.append(inputs[1]))
     head.losses(new_maps(), images, targets)

@@ -43,19 +43,19 @@ def new_target(seed: int, number: int = 4, height: int = 100, width: int = 180) 
 IMAGES = [torch.zeros(3, 100, 180), torch.zeros(3, 128, 192)]
 
 
-def spied(head: CascadeMaskRCNN) -> tuple[list[tuple[list[Tensor], SampledProposals]], list[Tensor]]:
+def spy_on_stages(head: CascadeMaskRCNN) -> tuple[list[tuple[list[Tensor], SampledProposals]], list[Tensor]]:
     """What comes into each stage's sampler and out of it, and the offsets of each stage, as a training step goes."""
     samples: list[tuple[list[Tensor], SampledProposals]] = []
     deltas: list[Tensor] = []
 
-    def wrapped(sampler: Any) -> Any:
+    def wrap_sampler(sampler: Any) -> Any:
         def sample(proposals: Any, targets: Any) -> SampledProposals:
             samples.append((list(proposals), sampler(proposals, targets)))
             return samples[-1][1]
 
         return sample
 
-    head.samplers = [wrapped(sampler) for sampler in head.samplers]
+    head.samplers = [wrap_sampler(sampler) for sampler in head.samplers]
     for branch in head.boxes:
         branch.register_forward_hook(lambda _, inputs, outputs: deltas.append(outputs[1].detach()))
     return samples, deltas

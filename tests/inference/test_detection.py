@@ -217,7 +217,7 @@ def test_padding_fills_up_at_the_right_and_below() -> None:
 # ---- drawing masks
 
 
-def sampled_over_the_image(mask: Tensor, box: Tensor, size: tuple[int, int]) -> Tensor:
+def sample_over_image(mask: Tensor, box: Tensor, size: tuple[int, int]) -> Tensor:
     """The mask (M, M) of a box at the middle of every pixel of an image, by ``grid_sample``, as detectron2 pastes."""
     left, top, right, bottom = box.tolist()
     down = (torch.arange(size[0], dtype=torch.float64) + 0.5 - top) / (bottom - top) * 2 - 1
@@ -231,7 +231,7 @@ def detections_of(masks: Tensor, boxes: Tensor) -> Detections:
     return Detections(boxes, torch.zeros(len(boxes), dtype=torch.int64), torch.ones(len(boxes)), masks)
 
 
-def decoded(codes: list[dict[str, Any]]) -> Tensor:
+def decode_masks(codes: list[dict[str, Any]]) -> Tensor:
     return torch.from_numpy(coco_masks.decode(codes)).permute(2, 0, 1).bool()
 
 
@@ -263,7 +263,7 @@ def test_masks_are_drawn_between_pixels(size: tuple[int, int], full: bool, monke
     torch.manual_seed(0)
     boxes = boxes_of_every_shape(size)
     masks = torch.ones(len(boxes), 28, 28) if full else torch.rand(len(boxes), 28, 28)
-    expected = torch.stack([sampled_over_the_image(*both, size) for both in zip(masks, boxes, strict=True)])
+    expected = torch.stack([sample_over_image(*both, size) for both in zip(masks, boxes, strict=True)])
     drawn = torch.stack([paste_mask(*both, size) for both in zip(masks, boxes, strict=True)])
     assert drawn.dtype == torch.float32
     torch.testing.assert_close(drawn, expected.float(), atol=1e-5, rtol=0)
@@ -272,7 +272,7 @@ def test_masks_are_drawn_between_pixels(size: tuple[int, int], full: bool, monke
     for chunk in (1, 100, 2**20):
         monkeypatch.setattr(detection_inference, "CHUNK_PIXELS", chunk)
         codes = encode_masks(detections_of(masks, boxes), size, 0.5)
-        pixels = decoded(codes)
+        pixels = decode_masks(codes)
         assert (pixels == (expected >= 0.5))[clear].all()
         again = coco_masks.encode(np.asfortranarray(pixels.permute(1, 2, 0).numpy().astype(np.uint8)))
         assert [code["counts"].encode() for code in codes] == [code["counts"] for code in again]
@@ -293,7 +293,7 @@ def test_exported_masks_are_drawn_between_pixels_too() -> None:
     every = torch.ones(len(boxes), dtype=torch.bool)
     program = torch.export.export(PastingOfSome(), (masks, boxes, every)).module()
 
-    expected = torch.stack([sampled_over_the_image(*both, (48, 40)) for both in zip(masks, boxes, strict=True)])
+    expected = torch.stack([sample_over_image(*both, (48, 40)) for both in zip(masks, boxes, strict=True)])
     torch.testing.assert_close(program(masks, boxes, every), expected.float(), atol=1e-5, rtol=0)
     assert program(masks, boxes, ~every).shape == (0, 48, 40)
 
@@ -301,13 +301,13 @@ def test_exported_masks_are_drawn_between_pixels_too() -> None:
 def test_boxes_without_an_area_draw_nothing() -> None:
     boxes = torch.tensor([[5.0, 5.0, 5.0, 20.0], [5.0, 5.0, 20.0, 5.0], [9.0, 9.0, 4.0, 4.0]])
     codes = encode_masks(detections_of(torch.ones(3, 28, 28), boxes), (30, 30), 0.5)
-    assert not decoded(codes).any()
+    assert not decode_masks(codes).any()
     assert not any(paste_mask(torch.ones(28, 28), box, (30, 30)).any() for box in boxes)
 
 
 def test_a_mask_reaches_its_threshold_at_the_edge_of_its_box() -> None:
     """At the box's edge a full mask is a half; whole pixels of a box of whole pixels belong to it, no others."""
-    pixels = decoded(
+    pixels = decode_masks(
         encode_masks(detections_of(torch.ones(1, 28, 28), torch.tensor([[4.0, 6.0, 17.0, 25.0]])), (40, 30), 0.5)
     )
     expected = torch.zeros(1, 40, 30, dtype=torch.bool)
@@ -343,7 +343,7 @@ def perfect_detections(masks: Tensor, boxes: Tensor, rounded: bool) -> Detection
     return detections_of((learned >= 0.5).float() if rounded else learned, boxes)
 
 
-def scored(targets: list[dict[str, Any]], rounded: bool) -> dict[str, float]:
+def score_perfect(targets: list[dict[str, Any]], rounded: bool) -> dict[str, float]:
     """COCO's numbers of perfect detections of the objects of images, which are given as the evaluation's targets."""
     metric = CocoMetric(masks=True)
     ids = sorted({label for target in targets for label in target["labels"].tolist()})
@@ -358,7 +358,7 @@ def scored(targets: list[dict[str, Any]], rounded: bool) -> dict[str, float]:
     return {name: float(value) for name, value in metric.compute().items()}
 
 
-def drawn_shapes(seed: int) -> dict[str, Any]:
+def draw_shapes(seed: int) -> dict[str, Any]:
     """The objects of an image: ellipses and stars of 8 to 200 pixels, at positions between pixels.
 
     Masks are the outlines as COCO's tools draw them; boxes are the outlines' own bounds.
@@ -382,7 +382,7 @@ def drawn_shapes(seed: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("rounded", [False, True])
 def test_perfect_masks_come_near_drawn_objects(rounded: bool) -> None:
-    scores = scored([drawn_shapes(seed) for seed in range(6)], rounded)
+    scores = score_perfect([draw_shapes(seed) for seed in range(6)], rounded)
     assert scores["mask_ap"] >= (0.95 if rounded else 0.99)
     assert scores["mask_ap_small"] >= 0.985
 
@@ -402,7 +402,7 @@ def test_perfect_masks_come_near_cocos_objects(rounded: bool, real_data: Path) -
             objects = tuple(entry for entry in image.objects if not entry.crowd)
             targets.append(dataset.target(dataclasses.replace(image, objects=objects)))  # type: ignore[union-attr]
     assert sum(len(target["boxes"]) for target in targets) == 557
-    scores = scored(targets, rounded)
+    scores = score_perfect(targets, rounded)
     assert scores["mask_ap"] >= (0.965 if rounded else 0.99)
     assert scores["mask_ap_small"] >= 0.985
 

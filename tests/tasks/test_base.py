@@ -32,7 +32,7 @@ def pixels(side: int = 32) -> Tensor:
     return torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(3))
 
 
-def fitted(images: Path, folder: Path, window: Any = 4, image_size: int = 32, **arguments: Any) -> ClassificationTask:
+def fit_task(images: Path, folder: Path, window: Any = 4, image_size: int = 32, **arguments: Any) -> ClassificationTask:
     """A task that took a step of training, and its checkpoint in folder/task.ckpt."""
     task = new_task(window=window, **arguments)
     trainer = new_trainer(folder, limit_train_batches=1, limit_val_batches=1)
@@ -45,11 +45,11 @@ def fitted(images: Path, folder: Path, window: Any = 4, image_size: int = 32, **
 @pytest.fixture(scope="module")
 def checkpoint(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint")
-    fitted(images, folder)
+    fit_task(images, folder)
     return folder / "task.ckpt"
 
 
-def changed(checkpoint: Path, path: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
+def change_checkpoint(checkpoint: Path, path: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
     contents = torch.load(checkpoint, weights_only=True)
     change(contents["swinv2_tasks"])
     torch.save(contents, path)
@@ -69,7 +69,7 @@ def test_checkpoints_hold_nothing_but_data(checkpoint: Path) -> None:
 @torch.no_grad()
 def test_windows_are_recorded_as_in_effect_at_the_training_size(images: Path, tmp_path: Path) -> None:
     """Window 16 at 64 pixels: maps of 16×16 and 8×8, so that the second stage's window is 8."""
-    task = fitted(images, tmp_path, window=16, image_size=64)
+    task = fit_task(images, tmp_path, window=16, image_size=64)
     record = torch.load(tmp_path / "task.ckpt", weights_only=True)["swinv2_tasks"]
     assert record["windows"] == {"effective": [[16, 16], [8, 8]], "pretrained": [[16, 16], [8, 8]]}
     loaded = ClassificationTask.load_from_checkpoint(tmp_path / "task.ckpt")
@@ -162,14 +162,18 @@ def test_tasks_and_datamodules_can_be_copied_and_pickled(duplicate: Callable[[An
 
 
 def test_a_checkpoint_of_another_class_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    path = changed(checkpoint, tmp_path / "other.ckpt", lambda record: record["task"].update({"class": "os.system"}))
+    path = change_checkpoint(
+        checkpoint, tmp_path / "other.ckpt", lambda record: record["task"].update({"class": "os.system"})
+    )
     with pytest.raises(UserError, match=r"other\.ckpt holds a os\.system, not a ClassificationTask"):
         ClassificationTask.load_from_checkpoint(path)
 
 
 @pytest.mark.parametrize("name", ["os.system", "swin_v2.torch.nn.Linear", "LogCPB.forward", ""])
 def test_only_known_position_biases_are_built(name: str, checkpoint: Path, tmp_path: Path) -> None:
-    path = changed(checkpoint, tmp_path / "bias.ckpt", lambda record: record["backbone"].update(position_bias=name))
+    path = change_checkpoint(
+        checkpoint, tmp_path / "bias.ckpt", lambda record: record["backbone"].update(position_bias=name)
+    )
     with pytest.raises(UserError, match="LogCPB, LinearCPB, BiasTable"):
         ClassificationTask.load_from_checkpoint(path)
 
@@ -177,14 +181,18 @@ def test_only_known_position_biases_are_built(name: str, checkpoint: Path, tmp_p
 @pytest.mark.parametrize("part", ["backbone", "optimizer", "schedule"])
 def test_a_checkpoint_that_names_parts_to_build_is_refused(part: str, checkpoint: Path, tmp_path: Path) -> None:
     hostile = {part: {"class_path": "os.system", "init_args": {"command": "true"}}}
-    path = changed(checkpoint, tmp_path / "parts.ckpt", lambda record: record["task"]["init_args"].update(hostile))
+    path = change_checkpoint(
+        checkpoint, tmp_path / "parts.ckpt", lambda record: record["task"]["init_args"].update(hostile)
+    )
     with pytest.raises(UserError, match=rf"parts\.ckpt .* does not record its '{part}'"):
         ClassificationTask.load_from_checkpoint(path)
 
 
 def test_a_checkpoint_does_not_choose_files_to_read(checkpoint: Path, tmp_path: Path) -> None:
     hostile = {"weights": str(tmp_path / "elsewhere.pth")}
-    path = changed(checkpoint, tmp_path / "files.ckpt", lambda record: record["task"]["init_args"].update(hostile))
+    path = change_checkpoint(
+        checkpoint, tmp_path / "files.ckpt", lambda record: record["task"]["init_args"].update(hostile)
+    )
     ClassificationTask.load_from_checkpoint(path)  # would not find the file
 
 

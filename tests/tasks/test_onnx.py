@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.helpers.every_task import SIDE, new_input, new_task
 
 
-def exported(task: torch.nn.Module, x: Tensor, gradients: bool, path: Path) -> onnxruntime.InferenceSession:
+def export_session(task: torch.nn.Module, x: Tensor, gradients: bool, path: Path) -> onnxruntime.InferenceSession:
     with torch.set_grad_enabled(gradients), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own, about torch, torchvision and onnxscript
         torch.onnx.export(task, (x,), path, verbose=False)
@@ -41,7 +41,7 @@ def outputs(session: onnxruntime.InferenceSession, x: Tensor) -> list[Tensor]:
 )
 def test_an_exported_task_computes_what_the_task_does(name: str, gradients: bool, tmp_path: Path) -> None:
     task, x = new_task(name).eval(), new_input(name)
-    [out] = outputs(exported(task, x, gradients, tmp_path / "task.onnx"), x)
+    [out] = outputs(export_session(task, x, gradients, tmp_path / "task.onnx"), x)
     with torch.no_grad():
         expected = task(x)
     assert (out - expected).abs().max() <= 1e-4 * expected.abs().max()
@@ -59,7 +59,7 @@ def test_an_exported_detector_finds_what_the_task_does(name: str, gradients: boo
     best = sorted(task(x)[0]["scores"][0].item() for x in images)
     task.inference = dataclasses.replace(task.inference, score_threshold=(best[0] + best[1]) / 2)
 
-    session = exported(task, images[0], gradients, tmp_path / "task.onnx")
+    session = export_session(task, images[0], gradients, tmp_path / "task.onnx")
     numbers = []
     for x in images:
         [expected] = task(x)

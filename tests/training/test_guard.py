@@ -90,7 +90,7 @@ def undisturbed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Journ
     return journal
 
 
-def written(folder: Path) -> list[dict[str, Any]]:
+def read_bad_batches(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("nonfinite_step_*.json"))]
 
 
@@ -112,7 +112,7 @@ def test_a_bad_batch_stops_the_training_before_it_changes_anything(
     assert "gradients are not finite: backbone.patch_embed.proj.weight, " in str(error.value)
     assert differences(state(trainer), undisturbed.states[batch - 1]) == []
 
-    (record,) = written(tmp_path)
+    (record,) = read_bad_batches(tmp_path)
     file = tmp_path / f"nonfinite_step_{batch}_rank_0.json"
     assert file.exists() and str(file) in str(error.value)
     assert record["step"] == batch and record["epoch"] == batch // 3
@@ -129,7 +129,7 @@ def test_all_samples_of_a_step_of_several_batches_are_listed(batch: int, images:
     train(new_task(), images, tmp_path, journal, batch_size=3, max_epochs=1, accumulate_grad_batches=2)
     with pytest.raises(UserError, match=r"step 1 \(epoch 0, batch 3\)"):
         train(new_task(), images, tmp_path, Poison(batch), batch_size=3, max_epochs=1, accumulate_grad_batches=2)
-    (record,) = written(tmp_path)
+    (record,) = read_bad_batches(tmp_path)
     assert record["samples"] == journal.samples[2] + journal.samples[3]
     assert len(set(record["samples"])) == 6
 
@@ -146,7 +146,7 @@ def test_the_last_step_of_an_epoch_may_have_fewer_batches(images: Path, tmp_path
         folder = tmp_path / str(batch)
         with pytest.raises(UserError, match=message):
             train(new_task(), images, folder, Poison(batch), **settings)
-        (record,) = written(folder)
+        (record,) = read_bad_batches(folder)
         assert record["samples"] == samples
 
 
@@ -164,7 +164,7 @@ def test_some_bad_steps_may_be_skipped(images: Path, tmp_path: Path, caplog: pyt
     for step in (1, 3):
         assert differences(states[step]["optimizer"]["state"], states[step - 1]["optimizer"]["state"]) == []
     assert all(p.isfinite().all() for p in task.parameters())
-    assert [record["samples"] for record in written(tmp_path)] == [journal.samples[1], journal.samples[3]]
+    assert [record["samples"] for record in read_bad_batches(tmp_path)] == [journal.samples[1], journal.samples[3]]
     messages = [record.getMessage() for record in caplog.records]
     for prefix in ("skipped step 1 (epoch 0, batch 1)", "skipped step 3 (epoch 1, batch 0)"):
         assert sum(message.startswith(prefix) for message in messages) == 1
@@ -175,7 +175,7 @@ def test_one_bad_step_too_many_stops(images: Path, tmp_path: Path) -> None:
     task.max_skipped_steps = 2
     with pytest.raises(UserError, match=r"step 4 \(epoch 1, batch 1\) after 2 skipped"):
         train(task, images, tmp_path, Poison(0, 2, 4), journal)
-    assert len(written(tmp_path)) == 3
+    assert len(read_bad_batches(tmp_path)) == 3
     assert differences(task.state_dict(), journal.states[3]["weights"]) == []
 
 
@@ -201,7 +201,7 @@ def test_gradients_are_checked_where_the_loss_is_finite(images: Path, tmp_path: 
     with pytest.raises(UserError, match="step 2 ") as error:
         train(task, images, tmp_path)
     assert name in str(error.value)
-    (record,) = written(tmp_path)
+    (record,) = read_bad_batches(tmp_path)
     assert record["tensors"] == [name]
     assert math.isfinite(float(record["loss"]))
     assert differences(task.state_dict(), undisturbed.states[1]["weights"]) == []
@@ -231,19 +231,19 @@ def test_a_gradient_scaler_finds_its_scale(images: Path, tmp_path: Path) -> None
     pairs = zip(journal.states, journal.states[1:], strict=False)
     moved = [bool(differences(before["weights"], after["weights"])) for before, after in pairs]
     assert not moved[0] and any(moved)
-    assert task.skipped_steps == 0 and written(tmp_path) == []
+    assert task.skipped_steps == 0 and read_bad_batches(tmp_path) == []
     assert all(p.isfinite().all() for p in task.parameters())
 
 
 def test_a_fused_optimizer_is_not_clipped_with_a_gradient_scaler(images: Path, tmp_path: Path) -> None:
     """It undoes the scaling by itself, so that gradients are still scaled when they are clipped."""
 
-    def fused(parameters: Any) -> AdamW:
+    def build_fused(parameters: Any) -> AdamW:
         return AdamW(parameters, lr=1e-3, fused=True)
 
     with pytest.raises(UserError, match="a fused optimizer undoes the scaling of float16"):
-        train(new_task(optimizer=fused), images, tmp_path, gradient_clip_val=1.0, **half())
-    train(new_task(optimizer=fused), images, tmp_path, **half())
+        train(new_task(optimizer=build_fused), images, tmp_path, gradient_clip_val=1.0, **half())
+    train(new_task(optimizer=build_fused), images, tmp_path, **half())
 
 
 # ---- clipping
@@ -334,7 +334,7 @@ def test_a_bad_batch_stops_manual_optimization_before_it_changes_anything(
     with pytest.raises(UserError, match=r"stopped before .*batch 2\).*the loss is nan"):
         train(task, images, tmp_path, Before(), Poison(2))
     assert differences(task.state_dict(), before) == []
-    (record,) = written(tmp_path)
+    (record,) = read_bad_batches(tmp_path)
     assert len(record["samples"]) == 6 and record["tensors"]
 
 
@@ -493,7 +493,7 @@ def scores(images: int, classes: int = 7, seed: int = 0, scale: float = 5.0) -> 
     return logits, torch.randint(classes, (images,), generator=generator)
 
 
-def measured(logits: Tensor, labels: Tensor, sizes: list[int]) -> Tensor:
+def measure_loss(logits: Tensor, labels: Tensor, sizes: list[int]) -> Tensor:
     metric = CrossEntropy()
     for batch, label in zip(logits.split(sizes), labels.split(sizes), strict=True):
         metric.update(batch, label)
@@ -505,22 +505,22 @@ def measured(logits: Tensor, labels: Tensor, sizes: list[int]) -> Tensor:
 def test_cross_entropy_is_torchs(images: int, scale: float) -> None:
     logits, labels = scores(images, scale=scale)
     exact = nn.functional.cross_entropy(logits.double(), labels)
-    assert measured(logits, labels, [images]).item() == pytest.approx(exact.item(), abs=1e-6)
+    assert measure_loss(logits, labels, [images]).item() == pytest.approx(exact.item(), abs=1e-6)
 
 
 def test_cross_entropy_does_not_depend_on_order_or_batches() -> None:
     logits, labels = scores(1000)
-    whole = measured(logits, labels, [1000])
+    whole = measure_loss(logits, labels, [1000])
     for seed, sizes in enumerate([[1] * 1000, [999, 1], [7] * 142 + [6], [128] * 7 + [104]]):
         shuffled = torch.randperm(1000, generator=torch.Generator().manual_seed(seed))
-        assert torch.equal(measured(logits[shuffled], labels[shuffled], sizes), whole)
+        assert torch.equal(measure_loss(logits[shuffled], labels[shuffled], sizes), whole)
 
 
 @pytest.mark.parametrize("value", [-math.inf, math.nan])
 def test_one_loss_that_is_not_finite_shows(value: float) -> None:
     logits, labels = scores(20)
     logits[13, labels[13]] = value
-    assert measured(logits, labels, [8, 8, 4]).item() == math.inf
+    assert measure_loss(logits, labels, [8, 8, 4]).item() == math.inf
 
 
 @pytest.mark.parametrize("size", [1e9, 1e13, 1e20, 1e38])
@@ -528,7 +528,7 @@ def test_a_huge_loss_never_looks_small(size: float) -> None:
     """Or the checkpoint of a training that diverged were the best one."""
     logits, labels = torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64)
     logits[1, 1] = size
-    assert measured(logits, labels, [3]).item() > 1e8
+    assert measure_loss(logits, labels, [3]).item() > 1e8
 
 
 def test_a_lasting_rise_is_a_new_level() -> None:

@@ -24,7 +24,7 @@ def random_batch(size: tuple[int, int] = (21, 30), ignored: float = 0.2) -> tupl
     return logits.requires_grad_(), labels
 
 
-def enlarged(logits: Tensor, labels: Tensor) -> Tensor:
+def enlarge(logits: Tensor, labels: Tensor) -> Tensor:
     return F.interpolate(logits, size=labels.shape[1:], mode="bilinear", align_corners=False)
 
 
@@ -38,7 +38,7 @@ def test_value_and_gradient_are_those_of_torch(weights: list[float] | None, igno
     (2.5 * loss).backward()
     gradient, logits.grad = logits.grad, None
     own = None if weights is None else torch.tensor(weights)
-    expected = F.cross_entropy(enlarged(logits, labels), labels, own, ignore_index=255)
+    expected = F.cross_entropy(enlarge(logits, labels), labels, own, ignore_index=255)
     (2.5 * expected).backward()
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(gradient, logits.grad, rtol=1e-4, atol=1e-7)
@@ -67,14 +67,14 @@ def test_logits_of_half_precision_are_summed_in_full() -> None:
     half = logits.detach().bfloat16().requires_grad_()
     loss = PixelCrossEntropy()(half, labels)
     loss.backward()
-    expected = F.cross_entropy(enlarged(half.detach().float(), labels), labels, ignore_index=255)
+    expected = F.cross_entropy(enlarge(half.detach().float(), labels), labels, ignore_index=255)
     assert loss.dtype == torch.float32 and half.grad is not None and half.grad.dtype == torch.bfloat16
     torch.testing.assert_close(loss, expected)
 
 
 def brute_force(logits: Tensor, labels: Tensor, threshold: float, least: int, weights: list[float] | None) -> float:
     """Image by image: pixels below the threshold, and the hardest ones up to a number."""
-    probabilities = enlarged(logits, labels).softmax(1).detach().numpy().astype(np.float64)
+    probabilities = enlarge(logits, labels).softmax(1).detach().numpy().astype(np.float64)
     total = count = 0.0
     for image, label in zip(probabilities, labels.numpy(), strict=True):
         own = sorted((image[k, y, x], k) for y, row in enumerate(label) for x, k in enumerate(row) if k != 255)

@@ -80,7 +80,7 @@ def test_two_fully_sharded_processes_learn_as_one_does(world: Path) -> None:
     assert sharded == pytest.approx(plain, abs=TOLERANCE)
 
 
-def resumed(world: Path, processes: int, source: str, name: str, *settings: str) -> list[float]:
+def resume_losses(world: Path, processes: int, source: str, name: str, *settings: str) -> list[float]:
     """Losses of a run that was resumed from a checkpoint after one of two epochs."""
     checkpoint = f"--ckpt_path=runs/{source}/0/checkpoints/previous.ckpt"
     process = together(["fit", "--config=tiny.yaml", *settings, checkpoint, f"--name={name}"], world, processes)
@@ -89,7 +89,7 @@ def resumed(world: Path, processes: int, source: str, name: str, *settings: str)
 
 
 def test_one_process_resumes_a_sharded_run_of_two(world: Path) -> None:
-    resumed_losses = resumed(world, 1, "sharded", "sharded_then_one", *ALONE)
+    resumed_losses = resume_losses(world, 1, "sharded", "sharded_then_one", *ALONE)
     assert resumed_losses == pytest.approx(losses(world / "runs" / "plain")[1:], abs=TOLERANCE)
 
 
@@ -108,7 +108,7 @@ def test_one_process_resumes_a_sharded_run_of_two(world: Path) -> None:
 def test_each_strategy_resumes_another(
     processes: int, source: str, settings: list[str], world: Path, request: pytest.FixtureRequest
 ) -> None:
-    resumed_losses = resumed(
+    resumed_losses = resume_losses(
         world, processes, source, request.node.callspec.id.replace(", ", "_").replace(" ", "_"), *settings
     )
     assert resumed_losses == pytest.approx(losses(world / "runs" / "plain")[1:], abs=TOLERANCE)
@@ -175,7 +175,7 @@ def test_sharded_optimizer_states_change_nothing(world: Path) -> None:
     assert before["state"].keys() == after["state"].keys()
     for number, entries in before["state"].items():
         assert all(torch.equal(tensor, after["state"][number][name]) for name, tensor in entries.items())
-    resumed_losses = resumed(world, 1, "zero1", "zero1_then_one", *ALONE)
+    resumed_losses = resume_losses(world, 1, "zero1", "zero1_then_one", *ALONE)
     assert resumed_losses == pytest.approx(losses(world / "runs" / "plain")[1:], abs=TOLERANCE)
 
 
@@ -189,7 +189,7 @@ def test_sharded_8_bit_optimizer_states(world: Path) -> None:
     assert straight[1] < straight[0]
     (states,) = read_checkpoint(world / "runs/eight_bit/0/checkpoints/last.ckpt").contents["optimizer_states"]
     assert "torch.uint8" in {str(leaf.dtype) for leaf in tree_leaves(states) if isinstance(leaf, torch.Tensor)}
-    assert resumed(world, 2, "eight_bit", "eight_bit_resumed", *settings) == straight[1:]
+    assert resume_losses(world, 2, "eight_bit", "eight_bit_resumed", *settings) == straight[1:]
 
 
 # ---- other tasks and settings

@@ -32,7 +32,7 @@ def over_clips(time: int, patch: int = 2, space: int = 4, **settings: Any) -> Sw
     return tiny_backbone((time, space, space), patch_size=(patch, 4, 4), **settings).eval()
 
 
-def saved(model: torch.nn.Module, path: Path) -> Path:
+def save_model(model: torch.nn.Module, path: Path) -> Path:
     save_weights(model, path, format="lightning")
     return path
 
@@ -62,7 +62,7 @@ def test_a_repeated_image_gives_the_images_features(case: str, bias: Any, tmp_pa
     image = randomize(tiny_backbone(4, position_bias=bias)).eval()
     image.set_pretrained_window(4)
     clips = over_clips(time, patch, position_bias=bias)
-    load_weights(clips, saved(image, tmp_path / "image.pth"))
+    load_weights(clips, save_model(image, tmp_path / "image.pth"))
     assert_same_in_every_frame(image, clips, frames, 1e-5)
     assert_same_in_every_frame(image, clips, frames)
 
@@ -72,7 +72,7 @@ def test_also_at_another_window_in_space(bias: Any, tmp_path: Path) -> None:
     image = randomize(tiny_backbone(4, position_bias=bias)).eval()
     image.set_pretrained_window(4)
     clips = over_clips(2, space=6, position_bias=bias)
-    load_weights(clips, saved(image, tmp_path / "image.pth"))
+    load_weights(clips, save_model(image, tmp_path / "image.pth"))
     image.set_window(6)
     assert_same_in_every_frame(image, clips, 8)
 
@@ -98,7 +98,7 @@ def test_a_file_that_does_not_state_its_windows() -> None:
 def test_the_report_says_what_was_inflated(tmp_path: Path) -> None:
     torch.manual_seed(0)
     image = Classifier(tiny_backbone(4), 5)
-    report = load_weights(Classifier(over_clips(3), 7), saved(image, tmp_path / "image.pth"))
+    report = load_weights(Classifier(over_clips(3), 7), save_model(image, tmp_path / "image.pth"))
     blocks = sum(image.backbone.depths)
     assert len(report.inflated) == 1 + blocks and "patch_embed.proj.weight" in report.inflated
     assert report.windows[0] == ((3, 4, 4), (3, 4, 4))
@@ -109,7 +109,7 @@ def test_the_report_says_what_was_inflated(tmp_path: Path) -> None:
 
 def test_time_can_be_learned_after_inflation(tmp_path: Path) -> None:
     clips = over_clips(2)
-    load_weights(clips, saved(randomize(tiny_backbone(4)), tmp_path / "image.pth"))
+    load_weights(clips, save_model(randomize(tiny_backbone(4)), tmp_path / "image.pth"))
     x = torch.randn(1, 3, 4, 32, 32, generator=torch.Generator().manual_seed(2))
     clips(x)[-1].square().sum().backward()
     gradient = clips.layers[0].blocks[0].attn.cpb_mlp[0].weight.grad
@@ -123,7 +123,7 @@ def test_clips_move_to_another_window_and_length(window: tuple[int, int, int], b
     trained = randomize(over_clips(2, position_bias=bias))
     trained.set_pretrained_window((2, 4, 4))
     moved = tiny_backbone(window, patch_size=(2, 4, 4), position_bias=bias).eval()
-    report = load_weights(moved, saved(trained, tmp_path / "clips.pth"))
+    report = load_weights(moved, save_model(trained, tmp_path / "clips.pth"))
     assert report.inflated == []
     trained.set_window(window)
     x = torch.randn(1, 3, 16, 50, 40, generator=torch.Generator().manual_seed(3))
@@ -133,7 +133,7 @@ def test_clips_move_to_another_window_and_length(window: tuple[int, int, int], b
 
 
 def test_clips_do_not_become_images_and_other_variants_are_refused(tmp_path: Path) -> None:
-    clips = saved(randomize(over_clips(2)), tmp_path / "clips.pth")
+    clips = save_model(randomize(over_clips(2)), tmp_path / "clips.pth")
     image = tiny_backbone(4)
     before = {name: value.clone() for name, value in image.state_dict().items()}
     with pytest.raises(UserError, match=r"for clips, the model for images.*patch_size \[2, 4, 4\]"):
@@ -142,5 +142,5 @@ def test_clips_do_not_become_images_and_other_variants_are_refused(tmp_path: Pat
         load_weights(over_clips(2, patch=4), clips)
     other = SwinTransformerV2(8, (1, 1), (1, 2), 4, patch_size=(2, 4, 4))
     with pytest.raises(UserError, match="depths"):
-        load_weights(other, saved(image, tmp_path / "image.pth"))
+        load_weights(other, save_model(image, tmp_path / "image.pth"))
     assert all(torch.equal(value, before[name]) for name, value in image.state_dict().items())

@@ -615,11 +615,11 @@ def write_official(path: Path, **kwargs: Any) -> Path:
     return path
 
 
-def truncated_zip(path: Path) -> None:
+def truncate_zip(path: Path) -> None:
     cut_off(write_official(path), 0.6)
 
 
-def truncated_legacy(path: Path) -> None:
+def truncate_legacy(path: Path) -> None:
     cut_off(write_official(path, _use_new_zipfile_serialization=False), 0.6)
 
 
@@ -638,8 +638,8 @@ def half_safetensors(path: Path) -> None:
         (lambda p: p.write_bytes(bytes(4096)), "zeros"),
         (lambda p: p.write_text("not found"), "text"),
         (lambda p: p.write_bytes(random.Random(0).randbytes(2048)), "not a checkpoint|corrupt"),
-        (truncated_zip, "corrupt, incomplete"),
-        (truncated_legacy, "corrupt, incomplete"),
+        (truncate_zip, "corrupt, incomplete"),
+        (truncate_legacy, "corrupt, incomplete"),
         (half_safetensors, "corrupt, incomplete"),
         (lambda p: torch.save([1, 2], p), "holds a list"),
         (lambda p: torch.save({"epoch": 3}, p), "no tensors"),

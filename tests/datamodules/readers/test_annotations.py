@@ -93,7 +93,7 @@ def test_real_files_are_read_as_pycocotools_reads_them(real_data: Path, split: s
 # ---- what is refused
 
 
-def edited(path: str, value: Any) -> dict[str, Any]:
+def edit_content(path: str, value: Any) -> dict[str, Any]:
     """The content with one place changed; a value of ... removes it."""
     changed: Any = content()
     parent: Any = changed
@@ -158,7 +158,7 @@ def edited(path: str, value: Any) -> dict[str, Any]:
     ],
 )
 def test_what_is_wrong_is_reported_with_ids(key_path: str, value: Any, message: str, tmp_path: Path) -> None:
-    path = write(tmp_path, edited(key_path, value))
+    path = write(tmp_path, edit_content(key_path, value))
     with pytest.raises(UserError, match=message) as caught:
         read_annotations(path)
     assert str(path) in str(caught.value)
@@ -197,7 +197,7 @@ def test_run_lengths_without_end_are_refused_at_once() -> None:
 
 
 def test_sizes_of_run_lengths_may_be_written_with_a_point(tmp_path: Path) -> None:
-    read = read_annotations(write(tmp_path, edited("annotations.2.segmentation.size", [50.0, 20.0])))
+    read = read_annotations(write(tmp_path, edit_content("annotations.2.segmentation.size", [50.0, 20.0])))
     (crowd,) = read.images[1].objects
     assert rasterize(crowd.segmentation, 50, 20, "").shape == (50, 20)  # type: ignore[arg-type]
 
@@ -258,7 +258,7 @@ def test_polygons_are_cleaned_as_boxes_are() -> None:
 
 
 def test_objects_that_cannot_be_found_are_described(tmp_path: Path) -> None:
-    assert describe_unmatched(read_annotations(write(tmp_path, edited("annotations.2", ...))), False) is None
+    assert describe_unmatched(read_annotations(write(tmp_path, edit_content("annotations.2", ...))), False) is None
     changed = content()
     changed["annotations"] += [
         {"id": 20, "image_id": 7, "category_id": 1, "bbox": [5, 5, -3, 9]},

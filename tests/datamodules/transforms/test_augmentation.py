@@ -183,7 +183,7 @@ def test_the_published_one_is_the_default_and_recorded_with_all_its_values(case:
         case.published.horizontal_flip = 0.0  # type: ignore[attr-defined]
 
 
-def parsed(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+def parse_augmentation(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
     with pytest.raises(SystemExit) as end:
         main(["fit", *arguments, "--print_config"])
     assert end.value.code == 0
@@ -193,8 +193,10 @@ def parsed(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any
 @pytest.mark.parametrize("config", ["imagenet", "simmim", "kinetics", "ade20k", "coco"])
 def test_one_value_is_overridden_by_its_name_alone(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Also where the config leaves the augmentation to its default, as kinetics.yaml does."""
-    before = parsed(capsys, f"--config={config}.yaml")["augmentation"]
-    after = parsed(capsys, f"--config={config}.yaml", "--data.augmentation.horizontal_flip=0.125")["augmentation"]
+    before = parse_augmentation(capsys, f"--config={config}.yaml")["augmentation"]
+    after = parse_augmentation(capsys, f"--config={config}.yaml", "--data.augmentation.horizontal_flip=0.125")[
+        "augmentation"
+    ]
     assert after["init_args"].pop("horizontal_flip") == 0.125 != before["init_args"].pop("horizontal_flip")
     assert after == before
 

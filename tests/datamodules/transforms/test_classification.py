@@ -116,7 +116,7 @@ def test_each_drawn_rand_augment_operation_is_applied_half_of_the_time() -> None
 # ---- the published training transform: timm's create_transform with the arguments of the published code
 
 
-def published(size: int = 32) -> Any:
+def build_published(size: int = 32) -> Any:
     return create_transform(
         size,
         is_training=True,
@@ -132,7 +132,7 @@ def published(size: int = 32) -> Any:
 def test_rand_augment_is_the_published_one() -> None:
     """Pixel by pixel, from the same random numbers."""
     image = photograph(64, 64)
-    theirs = next(step for step in published(64).transforms if type(step).__name__ == "RandAugment")
+    theirs = next(step for step in build_published(64).transforms if type(step).__name__ == "RandAugment")
     ours = RandAugment(2, 9, IMAGENET_MEAN, BICUBIC)
     changed = compared = 0
     for seed in range(400):
@@ -159,7 +159,7 @@ def test_posterizing_keeps_the_highest_bits_down_to_none() -> None:
 
 def test_erasing_is_the_published_one() -> None:
     image = torch.zeros(3, 40, 56)
-    theirs, ours = published().transforms[-1], RandomErasing(0.25)
+    theirs, ours = build_published().transforms[-1], RandomErasing(0.25)
     erased = 0
     for seed in range(100):
         seed_generators(seed)
@@ -187,7 +187,7 @@ def test_the_whole_transform_is_distributed_as_the_published_one() -> None:
     """Statistics of 1,500 results each."""
     image = photograph(90, 120)
     results = []
-    for transform in (published(), PUBLISHED.build((32, 32), IMAGENET_MEAN, IMAGENET_STD)):
+    for transform in (build_published(), PUBLISHED.build((32, 32), IMAGENET_MEAN, IMAGENET_STD)):
         seed_generators(0)
         drawn: list[torch.Tensor] = []
         while len(drawn) < 1500:
@@ -269,16 +269,16 @@ def test_mixed_labels_tell_the_shares_of_the_pixels(mixup: float, cutmix: float)
 
 
 def test_switch_chooses_between_mixup_and_cutmix() -> None:
-    def blended(switch: float) -> float:
+    def blend_share(switch: float) -> float:
         """Share of the batches with pixels that are neither the one image nor the other."""
         mix = ImageNetAugmentation(mixup_switch_prob=switch).build_mixing(6)
         assert mix is not None
         torch.manual_seed(0)
         return sum(bool((mix(batch())["image"] % 1).any()) for _ in range(100)) / 100
 
-    assert blended(0.0) > 0.95
-    assert blended(1.0) == 0
-    assert 0.3 < blended(0.5) < 0.7
+    assert blend_share(0.0) > 0.95
+    assert blend_share(1.0) == 0
+    assert 0.3 < blend_share(0.5) < 0.7
 
 
 def test_no_mixing_when_both_are_off() -> None:

@@ -165,7 +165,7 @@ def test_nothing_annotated_is_nothing() -> None:
 # ---- copy-paste
 
 
-def transformed(seed: int, **size: int) -> Scene:
+def transform_scene(seed: int, **size: int) -> Scene:
     torch.manual_seed(seed)
     image, objects, _ = scene(seed, **size)
     return FlipAugmentation().build(masks=True)(image, objects[:2], np.zeros(image.shape[:2], np.uint8))
@@ -173,7 +173,7 @@ def transformed(seed: int, **size: int) -> Scene:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_pasted_objects_hide_what_lies_below(seed: int) -> None:
-    sample, other = transformed(seed), transformed(seed + 100, height=90, width=170)
+    sample, other = transform_scene(seed), transform_scene(seed + 100, height=90, width=170)
     before = {key: None if value is None else value.copy() for key, value in sample.items()}  # type: ignore[attr-defined]
     torch.manual_seed(seed)
     pasted = paste_objects(sample, other)
@@ -194,7 +194,7 @@ def test_pasted_objects_hide_what_lies_below(seed: int) -> None:
 
 
 def test_objects_that_are_only_boxes_stay_when_others_are_pasted() -> None:
-    sample, other = transformed(0), transformed(1)
+    sample, other = transform_scene(0), transform_scene(1)
     assert sample["masks"] is not None
     sample["masks"][1] = 0
     for seed in range(5):
