@@ -23,7 +23,7 @@ from swinv2_tasks.cli.main import main
 from swinv2_tasks.cli.parser import ParsedTrainer, int_before_float
 from swinv2_tasks.errors import UserError
 from tests.helpers.broken_files import cut_off
-from tests.helpers.runs import has_left_nothing, user_error
+from tests.helpers.runs import has_no_runs, user_error
 from tests.helpers.tiny import QUIET, new_task, write_config, write_images
 
 QUIETLY = [f"--trainer.{name}={value}" for name, value in QUIET.items()]
@@ -222,7 +222,7 @@ class Start:
 
     def fails(self, *arguments: str, command: str = "fit") -> str:
         message = user_error(self.capsys, command, f"--config={self.config}", f"--runs={self.runs}", *arguments)
-        assert has_left_nothing(self.runs)
+        assert has_no_runs(self.runs)
         return message
 
 
