@@ -2,7 +2,7 @@
 
     python .ci/check_output.py COMMAND [ARGUMENT …]
 
-That is a traceback, an exception that was ignored, a warning, or a complaint of a decoder in either stream; and on
+That is a traceback, an exception that was ignored, a warning, or a message of a decoder in either stream; and on
 standard error each line that is not known to be harmless. The exit status is the command's own where that is not 0,
 else 1 when there were such lines, which are listed at the end, else 0.
 """

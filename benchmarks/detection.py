@@ -10,7 +10,7 @@ Parts:
   loader, beside torchvision's Mask R-CNN (ResNet-50, all layers trained) on the same ones. Both are printed in images
   per second beside the loader's, as is what the loader could feed. Both predict boxes and masks of 80 classes.
 * inference: an image of the evaluation size to its detections, masks at full size.
-* evaluation: COCO's numbers for boxes of 5,000 images with 36,000 objects and 100 detections each, made up, by both
+* evaluation: COCO's numbers for boxes of 5,000 images with 36,000 objects and 100 detections each, synthetic, by both
   backends; target of faster_coco_eval: at most 10 s. Memory is what the process has grown by.
 
 Timed calls alternate, so that a machine whose speed drifts is fair to both; printed are medians, and the median of the

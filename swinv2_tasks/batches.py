@@ -42,7 +42,7 @@ class ClassificationBatch(TypedDict):
     label: Tensor
     """Either (B,) int64 class indices in [0, classes), or (B, classes) float32 in [0, 1].
 
-    Training mixes images, so its rows sum to 1. Evaluation with several right answers per image (ReaL) yields
+    Training mixes images, so its rows sum to 1. Evaluation with several correct labels per image (ReaL) yields
     multi-hot rows of 0 and 1; a row of zeros is an image that nobody could label and that no metric counts.
     """
 

@@ -271,12 +271,12 @@ class Recorder(Callback):
     """Notes what the fence of Lightning says as each training batch ends."""
 
     def __init__(self) -> None:
-        self.answers: dict[str, list[bool]] = {}
+        self.results: dict[str, list[bool]] = {}
         self.checkpoints: list[dict[str, Any]] = []
 
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
         for name in ("is_accumulating", "is_last_batch", "is_epoch_done", "is_validation_next", "may_stop_early"):
-            self.answers.setdefault(name, []).append(getattr(lightning_internals, name)(trainer))
+            self.results.setdefault(name, []).append(getattr(lightning_internals, name)(trainer))
         self.checkpoints.append(lightning_internals.make_checkpoint(trainer))
 
 
@@ -393,7 +393,7 @@ def test_what_is_used_of_other_libraries_is_there(library: str, name: str) -> No
 def test_lightnings_loops_say_where_a_training_stands() -> None:
     recorder = Recorder()
     fit_line(callbacks=[recorder], min_epochs=1, check_val_every_n_epoch=2)
-    assert recorder.answers == {
+    assert recorder.results == {
         "is_accumulating": [True, False, False] * 2,
         "is_last_batch": [False, False, True] * 2,
         "is_epoch_done": [False, False, True] * 2,

@@ -70,8 +70,8 @@ def test_transfer_at_small_scale(tmp_path: Path) -> None:
     assert all(0 <= float(run["value"]) <= 1 for run in runs)
     assert (tmp_path / "table.md").read_text().count("±") == len(runs) + len(expected)
     assert all(float(run["deviation"]) > 0 for run in runs)
-    with Image.open(tmp_path / "transfer.png") as picture:
-        assert picture.width > picture.height
+    with Image.open(tmp_path / "transfer.png") as figure:
+        assert figure.width > figure.height
     before = (tmp_path / "runs.csv").read_bytes()
     trained = {path: path.stat().st_mtime_ns for path in tmp_path.glob("trained/*/0/weights.safetensors")}
     transfer.main(settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,19 +28,21 @@ ENDINGS = {".py", ".md", ".yaml", ".toml", ""}
 TERMS: dict[str, str] = {
     # what is not to be written (a regular expression, in any case): what to write instead
     r"loading process": "DataLoader worker",
-    r"(weights|states?|everything|optimizer|model|head) in shares|shares of weights|dealt out": "sharded, distributed",
+    r"(weights|states?|everything|optimizer|model|head) in shares|shares of weights|\bdealt\b(?! with)": (
+        "sharded, distributed"
+    ),
     r"(checkpoints?|tensors?|lies?|is|are|with) in parts": "sharded checkpoint, sharded tensor",
     r"computed again": "recomputed; activation checkpointing",
     r"states in 8 bits": "8-bit optimizer states",
     r"\blevers?\b": "memory-saving option",
     r"mirror image|\bmirrored\b|\bmirroring\b": "horizontal flip",
     r"by heart": "overfit",
-    r"label hunger": "data efficiency",
+    r"label hunger|\bin small\b(?! model)": "data efficiency, small-scale study",
     r"\bread anew\b|\brereads?\b": "re-augmented, test-time re-sampling",
     r"killed thirty times|what safety costs": "fault injection, overhead of the training guards",
     r"\b(go|goes|going|went) on\b(?! top)": "resume, continue",
     r"bit (by|for) bit": "bitwise identical",
-    r"whole or not": "atomic",
+    r"whole or not|all or nothing": "atomic",
     r"without[ _]memory": "on the meta device",
     r"constants[ _]of[ _]their[ _]own": "isolated cache",
     r"\bmee?t(s|_)?( its| no| any)? classes": "check classes, set classes",
@@ -49,7 +52,7 @@ TERMS: dict[str, str] = {
     r"\bhomeless": "unsupported keys, unexpected keys",
     r"\b(take_out|put_back)\b": "flatten, unflatten",
     r"damage": "corrupt, checksum mismatch",
-    r"\b(left|stays?|keeps?) fresh\b": "randomly initialized",
+    r"\b(left|stays?|keeps?) fresh\b|\bfresh (models?|blocks?|weights)\b": "randomly initialized",
     r"reading CLI\b": "parse-only CLI",
     r"log[ _]measured": "log epoch metrics",
     r"\bunder way\b": "temporary buffers, EMA copy, DDP buckets",
@@ -58,7 +61,7 @@ TERMS: dict[str, str] = {
     r"\bflowing\b": "mask information flow",
     r"\baims?\b": "regression targets",
     r"\blikeli(est|er)\b": "top-k, highest-scoring",
-    r"\bweighting\b|inference\.(window|tiles)\b": "blend, crop_size, sliding_window_batch_size",
+    r"\bweighting\b|inference\.(window|tiles)\b|\btiles?\b": "blend, crop_size, sliding_window_batch_size",
     r"\b(short_sides|max_side)\b": "min_size, max_size",
     r"\b(sampled_regions|hidden_channels)\b": "batch_size_per_image, representation_size",
     r"\b(group_shapes|jitter_size)\b": "aspect_ratio_grouping, scale_jitter",
@@ -66,8 +69,11 @@ TERMS: dict[str, str] = {
         "norm_target_patch_size, base_batch_size, backbone_lr_mult"
     ),
     r"\bcrop_ratio\b": "crop_pct",
-    r"made-up world|\bpainter\b": "synthetic data, renderer",
-    r"\bcomplain(s|ed)?\b": "raises",
+    r"\bmade[- ]up\b(?! for)|\b(synthetic|sample) world\b|\bpaint(s|ed|ers?)\b": "synthetic data, renderer",
+    r"(?<!docs/)(?<!\()\bpictures?/|\"pictures?\"\]|and pictures\b": "image, figure, visualization",
+    r"\bpictures? of (a |the )?(prediction|detection|reconstruction|result)": "visualization",
+    r"\bcomplain(s|ed|ts?)?\b": "raises",
+    r"\banswer(s|ed)?\b": "returns, predicts; label, prediction",
     r"\bas (it is|they are)(?=[.,;:)]|$)": "unchanged",
 }
 
@@ -76,6 +82,9 @@ BRITISH = (
     r"(normal|random|optim|initial|organ|recogn|summar|synchron|visual|general|special|minim|maxim|serial)is(e|ed|es|er|ing|ation)\b|"
     r"\banalyse|\bgrey|\b(un)?labelled|labelling|modelling|cancelled|travelled|\blicence|\bcatalogue|artefact|\bwhilst\b"
 )
+
+VAGUE = {"found", "kind", "kinds", "one", "place", "places", "annotated", "looks"}
+"""Names that say nothing of a value: write what it is, as in ``detections``, ``task_name``, ``sample``, ``index``."""
 
 QUOTED: dict[tuple[str, str], str] = {
     # (file, part of the line): why it stands there
@@ -119,6 +128,28 @@ def test_spelling_is_american() -> None:
     assert not matches, "\n".join(matches)
 
 
+def stored_names(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Names that a module gives to variables, parameters and attributes, with their lines."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id, node.lineno
+        elif isinstance(node, ast.arg):
+            yield node.arg, node.lineno
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.attr, node.lineno
+
+
+def test_variables_of_the_package_are_named_by_what_they_are() -> None:
+    matches = []
+    for path in sorted((ROOT / "swinv2_tasks").rglob("*.py")):
+        name = path.relative_to(ROOT).as_posix()
+        if is_left_out(name):
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        matches += [f"{name}:{line}: {variable}" for variable, line in stored_names(tree) if variable in VAGUE]
+    assert not matches, "\n".join(matches)
+
+
 @pytest.mark.parametrize(
     ("text", "matches"),
     [
@@ -129,6 +160,9 @@ def test_spelling_is_american() -> None:
         ("it is left as it is.", True),
         ("drawn as it is read", False),
         ("def test_it_goes_on() -> None:", True),
+        ("a table and pictures of detections", True),
+        ("![Bias](pictures/transfer.png)", False),
+        ("coded pictures", False),
     ],
 )
 def test_the_search_itself(text: str, matches: bool) -> None:

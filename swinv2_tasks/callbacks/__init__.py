@@ -6,7 +6,7 @@ from swinv2_tasks.callbacks.evaluated_samples import EvaluatedSamples
 from swinv2_tasks.callbacks.figures import LearningCurve
 from swinv2_tasks.callbacks.last_validation import LastValidation
 from swinv2_tasks.callbacks.segmentation import ClassTable, SegmentationPredictions
-from swinv2_tasks.callbacks.simmim import SimMIMPictures, SimMIMPredictions
+from swinv2_tasks.callbacks.simmim import SimMIMPredictions, SimMIMVisualizations
 from swinv2_tasks.callbacks.throughput import Throughput
 from swinv2_tasks.callbacks.video import VideoPredictions
 
@@ -19,8 +19,8 @@ __all__ = [
     "LastValidation",
     "LearningCurve",
     "SegmentationPredictions",
-    "SimMIMPictures",
     "SimMIMPredictions",
+    "SimMIMVisualizations",
     "Throughput",
     "VideoPredictions",
 ]

@@ -33,7 +33,7 @@ log = logging.getLogger("swinv2_tasks")
 class DetectionPredictions(Predictions):
     """Writes detections.json, all detections as COCO takes submissions; a visualization of each image; a table of all.
 
-    ``pictures/`` holds the visualizations, named like the images. predictions.csv says which id each image has in
+    ``visualizations/`` holds the visualizations, named like the images. predictions.csv says which id each image has in
     detections.json: the number that its file is named, where all images are named by different numbers, otherwise its
     position in the order.
 
@@ -42,7 +42,7 @@ class DetectionPredictions(Predictions):
         least_score: visualizations show detections of at least this score.
     """
 
-    folders = ("pictures",)
+    folders = ("visualizations",)
     products = ("detections.json",)
 
     def __init__(self, folder: str | None = None, least_score: float = 0.3) -> None:
@@ -63,8 +63,8 @@ class DetectionPredictions(Predictions):
         return self._ids[self.paths[index]]
 
     def columns(self, task: Any) -> list[str]:
-        """Image id, picture, and the objects counted by class."""
-        return ["image_id", "picture", f"objects of score {self.least_score} or more"]
+        """Image id, visualization, and the objects counted by class."""
+        return ["image_id", "visualization", f"objects of score {self.least_score} or more"]
 
     def parts(self, outputs: Any, batch: Any) -> Iterable[tuple[str, Any]]:
         """Yields each image's file with its detections and its (height, width) in pixels."""
@@ -76,7 +76,7 @@ class DetectionPredictions(Predictions):
         names = class_names(task)
         results = as_results(detections, self._ids[path], size, task.ids, task.inference.mask_threshold)
         visible = [result for result in results if result["score"] >= self.least_score]
-        file = self.save(draw_detections(read_image(path), visible, names), "pictures", path)
+        file = self.save(draw_detections(read_image(path), visible, names), "visualizations", path)
         counts = Counter(names[result["category_id"]] for result in visible)
         summary = "; ".join(f"{number} {name}" for name, number in counts.most_common())
         return Result([str(self._ids[path]), file, summary], [file], results)
@@ -93,7 +93,8 @@ class DetectionPredictions(Predictions):
 
         file = self.results_folder / "detections.json"
         replace_file(file, lambda unfinished: write_json_list(unfinished, results()))
-        return f"{number} detections: {printable(file)}, pictures: {printable(self.results_folder / 'pictures')}"
+        folder = self.results_folder / "visualizations"
+        return f"{number} detections: {printable(file)}, visualizations: {printable(folder)}"
 
 
 class DetectionScores(Callback):

@@ -18,8 +18,8 @@ from swinv2_tasks.errors import printable
 from swinv2_tasks.heads.simmim import enlarge_mask
 
 
-class SimMIMPictures(Callback):
-    """Draws the first validation images with their reconstructions as pictures/epoch_0012.png, at each validation.
+class SimMIMVisualizations(Callback):
+    """Draws the first validation images and their reconstructions, as visualizations/epoch_0012.png.
 
     Args:
         folder: the run's folder.
@@ -27,7 +27,7 @@ class SimMIMPictures(Callback):
     """
 
     def __init__(self, folder: Path, images: int = 8) -> None:
-        self.folder, self.images = folder / "pictures", images
+        self.folder, self.images = folder / "visualizations", images
 
     def on_validation_batch_end(
         self,
@@ -60,7 +60,7 @@ class SimMIMPredictions(Predictions):
     The argument is that of ``Predictions``.
     """
 
-    folders = ("pictures",)
+    folders = ("visualizations",)
 
     def prepare(self, trainer: Any, task: Any) -> None:
         """Looks up the mean and the std by which the data is normalized."""
@@ -71,8 +71,8 @@ class SimMIMPredictions(Predictions):
         return index  # the patches that are masked follow from it
 
     def columns(self, task: Any) -> list[str]:
-        """The picture, and the loss on the masked patches."""
-        return ["picture", "loss"]
+        """The visualization, and the loss on the masked patches."""
+        return ["visualization", "loss"]
 
     def parts(self, outputs: Any, batch: Any) -> Iterable[tuple[str, Any]]:
         """Yields each file with its image, mask, reconstruction and loss."""
@@ -83,12 +83,12 @@ class SimMIMPredictions(Predictions):
         """Draws a file's image, masked image and reconstruction side by side."""
         ((image, mask, reconstruction, loss),) = parts
         row = Image.fromarray(draw_reconstruction(image, mask, reconstruction, *self._normalization))
-        file = self.save(row, "pictures", path)
+        file = self.save(row, "visualizations", path)
         return Result([file, f"{loss:.6f}"], [file])
 
     def finish(self, records: Callable[[], Iterator[Record]], task: Any) -> str:
-        """Says where the pictures are."""
-        return f"pictures: {printable(self.results_folder / 'pictures')}"
+        """Says where the visualizations are."""
+        return f"visualizations: {printable(self.results_folder / 'visualizations')}"
 
 
 def draw_reconstruction(

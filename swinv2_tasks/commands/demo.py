@@ -37,7 +37,7 @@ def demo(data: str = "data/sample", runs: str = "runs", short: bool = False) -> 
 
     Args:
         data: folder of the sample data; made when it is missing.
-        runs: folder for the runs and their pictures.
+        runs: folder for the runs and their figures.
         short: take six steps of each training, to see whether everything works; nothing is learned.
     """
     sample_data(data)
@@ -61,7 +61,8 @@ def demo(data: str = "data/sample", runs: str = "runs", short: bool = False) -> 
     tuning += ["--trainer.max_epochs=16", *steps]
     (metric, value, *_), _ = _run("demo_imagenet.yaml", runs, dataset, source, "val/top1", tuning)
     seconds = f"{time.perf_counter() - start:.0f}"
-    table.add_row("SimMIM, then classification", metric, value, seconds, escape(str(pretraining.folder / "pictures")))
+    visualizations = escape(str(pretraining.folder / "visualizations"))
+    table.add_row("SimMIM, then classification", metric, value, seconds, visualizations)
 
     folder = Path(data) / "coco"
     dataset, source = [f"--data.root={folder}"], folder / "val2017"
@@ -118,21 +119,21 @@ def draw_predictions(folders: Mapping[str, Path], figure: Path, number: int = 3)
             rows = list(csv.DictReader(file))
         for k, axes in enumerate(column):
             row = rows[k * len(rows) // number]
-            axes.imshow(ImageOps.pad(_picture(row, folder), (400, 400), color="white"))
+            axes.imshow(ImageOps.pad(_visualization(row, folder), (400, 400), color="white"))
             axes.set_xlabel(f"{row['name1']} {float(row['score1']):.0%}" if "name1" in row else "")
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
         column[0].set_title(task)
     content = io.BytesIO()
     drawing.savefig(content, dpi=100)
-    picture = Image.open(content).convert("RGB").quantize()
-    replace_file(figure, lambda file: picture.save(file, format="PNG", optimize=True))
+    image = Image.open(content).convert("RGB").quantize()
+    replace_file(figure, lambda file: image.save(file, format="PNG", optimize=True))
 
 
-def _picture(row: Mapping[str, str], folder: Path) -> Image.Image:
+def _visualization(row: Mapping[str, str], folder: Path) -> Image.Image:
     """What was drawn of a prediction; of one that is a class, the image or frames of the video."""
-    drawn = row.get("picture") or row.get("overlay")
-    if drawn:
-        return read_image(folder / drawn)
+    name = row.get("visualization") or row.get("overlay")
+    if name:
+        return read_image(folder / name)
     path = row["path"]
     return draw_frames(path) if path.endswith(".mp4") else read_image(path)

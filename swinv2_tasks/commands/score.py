@@ -101,15 +101,15 @@ def ade20k(
         )
 
     def count(name: str) -> Tensor:
-        labels, answer = coding.read(truth[name]), coding.read(predicted[name])
-        if labels.shape != answer.shape:
-            sizes = [f"{width}×{height}" for height, width in (labels.shape, answer.shape)]
+        labels, prediction = coding.read(truth[name]), coding.read(predicted[name])
+        if labels.shape != prediction.shape:
+            sizes = [f"{width}×{height}" for height, width in (labels.shape, prediction.shape)]
             raise UserError(
                 f"{predicted[name]} has {sizes[1]} pixels, its annotation {truth[name]} {sizes[0]}: predictions are "
                 "scored at the annotation's size."
             )
         confusion = Confusion(len(names))
-        confusion.update(torch.from_numpy(answer), torch.from_numpy(labels))
+        confusion.update(torch.from_numpy(prediction), torch.from_numpy(labels))
         return confusion.counts
 
     counts = torch.zeros(len(names), len(names) + 1, dtype=torch.int64)
@@ -199,7 +199,7 @@ def coco(
     if max_dets < 1:
         raise UserError(f"--max-dets is {max_dets}; expected a number of detections, at least 1.")
     read = read_annotations(Path(annotations).expanduser())
-    if not read.annotated:
+    if not read.has_objects:
         raise UserError(f"--annotations: {annotations} has no annotations to score against.")
     results = _detections(predictions, read)
     iou_types: list[IoUType]

@@ -282,7 +282,7 @@ class CocoDataModule(BaseDataModule):
 
     def _training_objects(self) -> "TrainingObjects":
         annotations, folder = self._read_split("train")
-        if not annotations.annotated:
+        if not annotations.has_objects:
             raise UserError(f"{annotations.path} has no annotations: nothing can be learned from it.")
         masks = self.masks and annotations.has_masks
         if self.augmentation.copy_paste and not masks:
@@ -351,7 +351,7 @@ class CocoDataModule(BaseDataModule):
         if unmatched := describe_unmatched(annotations, masks):
             rank_zero_only(log.warning)(unmatched)
         return EvaluatedObjects(
-            annotations.images, folder, self.resize, masks, annotations.annotated, self.mean, self.std
+            annotations.images, folder, self.resize, masks, annotations.has_objects, self.mean, self.std
         )
 
 

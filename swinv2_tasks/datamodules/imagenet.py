@@ -66,7 +66,7 @@ class ImageNetDataModule(BaseDataModule):
             to val_dir, labels are class ids or indices.
         real_labels: JSON of ReaL labels: a list with one list of class indices for each validation image, in the order
             of the numbers in their names (ILSVRC2012_val_00000001.JPEG is the first), or an object of file names
-            and such lists. Evaluation labels then have several right answers, or none.
+            and such lists. Evaluation then has several correct labels of an image, or none.
         source: What to predict: an image, a folder or a glob pattern.
         mean: Normalization, per RGB channel: subtracted from values in [0, 1].
         std: Normalization, per RGB channel: divides the difference.

@@ -201,7 +201,7 @@ class DetectionTask(BaseTask):
         self.log_epoch_metrics(metric, name, in_progress_bar=("_ap", "_ap50"))
 
     def result_writers(self, run_folder: Path, output: str | None) -> list[Callback]:
-        """What writes detections.json and pictures, and the table of scores."""
+        """What writes detections.json and visualizations, and the table of scores."""
         return [DetectionPredictions(output), DetectionScores(run_folder)]
 
     def predict_step(self, batch: DetectionPredictBatch, batch_idx: int, dataloader_idx: int = 0) -> list[Detections]:

@@ -16,7 +16,7 @@ from torch.optim import AdamW
 
 from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.batches import SimMIMBatch
-from swinv2_tasks.callbacks import SimMIMPictures, SimMIMPredictions
+from swinv2_tasks.callbacks import SimMIMPredictions, SimMIMVisualizations
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.evaluation.mean_loss import MeanLoss
 from swinv2_tasks.heads.simmim import SimMIMHead, enlarge_mask
@@ -155,8 +155,8 @@ class SimMIMTask(BaseTask):
         return torch.where(is_masked, pixels.to(images.dtype), images), losses
 
     def result_writers(self, run_folder: Path, output: str | None) -> list[Callback]:
-        """What writes pictures of reconstructions, of predictions and of each validation."""
-        return [SimMIMPredictions(output), SimMIMPictures(run_folder)]
+        """What writes visualizations of predictions and of each validation."""
+        return [SimMIMPredictions(output), SimMIMVisualizations(run_folder)]
 
     def predict_step(self, batch: SimMIMBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """{path: list or None, losses (B,), reconstruction (B, 3, H, W)}."""

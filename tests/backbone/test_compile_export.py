@@ -127,7 +127,7 @@ def test_compiled_by_inductor_in_bfloat16_stays_close_to_float32() -> None:
     with torch.no_grad():
         for stage in model.layers:
             for block in stage.blocks:
-                block.attn.logit_scale.clamp_(max=2.3)  # 10, as in fresh models
+                block.attn.logit_scale.clamp_(max=2.3)  # 10, as in randomly initialized models
     compiled = torch.compile(model, fullgraph=True)
     with torch.no_grad():
         expected = model(x)

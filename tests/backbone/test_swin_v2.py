@@ -619,7 +619,7 @@ def test_norms_temperatures_and_biases_start_as_published() -> None:
 
 
 @KINDS
-def test_a_fresh_block_is_the_identity(position_bias: type[nn.Module]) -> None:
+def test_a_randomly_initialized_block_is_the_identity(position_bias: type[nn.Module]) -> None:
     model = SwinTransformerV2(8, (2, 2), (2, 4), 4, position_bias=position_bias, drop_path_rate=0.5)
     x = torch.randn(2, 7, 5, 8)
     for block in model.layers[0].blocks:
@@ -627,7 +627,7 @@ def test_a_fresh_block_is_the_identity(position_bias: type[nn.Module]) -> None:
     assert torch.equal(model(torch.ones(1, 3, 20, 28))[0], model.patch_embed(torch.ones(1, 3, 20, 28)).movedim(-1, 1))
 
 
-def test_a_fresh_model_learns_in_every_parameter_once_its_norms_have_moved() -> None:
+def test_a_randomly_initialized_model_learns_in_every_parameter_once_its_norms_have_moved() -> None:
     """At the very start only the norms on the branches learn; after one step, everything does."""
     model = SwinTransformerV2(8, (2, 2), (2, 4), 3)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)

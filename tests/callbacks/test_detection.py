@@ -1,4 +1,4 @@
-"""Pictures and tables of detections."""
+"""Visualizations and tables of detections."""
 
 from __future__ import annotations
 
@@ -120,5 +120,5 @@ def test_many_metrics_are_drawn_in_a_panel_each_for_boxes_and_masks(tmp_path: Pa
         for step in range(4):
             table.writerow([step, 0, 1 / (step + 1), *(-1 if "large" in name else 0.1 * step for name in names)])
     draw_learning_curve(tmp_path / "metrics.csv", tmp_path / "curve.png")
-    with Image.open(tmp_path / "curve.png") as picture:
-        assert picture.width == 3 * picture.height * 5 // 4  # losses, boxes, masks
+    with Image.open(tmp_path / "curve.png") as figure:
+        assert figure.width == 3 * figure.height * 5 // 4  # losses, boxes, masks

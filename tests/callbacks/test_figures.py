@@ -37,20 +37,20 @@ def test_curve_has_a_panel_per_kind_of_column(tmp_path: Path) -> None:
         {"train/loss": [1.0, 0.5], "val/loss": [None, 0.6], "val/top1": [None, 0.5], "lr": [0.1, 0.2], "img/s": [1, 2]},
     )
     draw_learning_curve(metrics, tmp_path / "curve.png")
-    with Image.open(tmp_path / "curve.png") as picture:
-        assert picture.format == "PNG"
-        assert picture.size == (4 * 500, 400)  # loss, metric, lr, img/s
+    with Image.open(tmp_path / "curve.png") as figure:
+        assert figure.format == "PNG"
+        assert figure.size == (4 * 500, 400)  # loss, metric, lr, img/s
 
 
 def test_curve_follows_the_values(tmp_path: Path) -> None:
-    pictures = []
+    figures = []
     for name, values in (("falling", [3.0, 2.0, 1.0]), ("rising", [1.0, 2.0, 3.0])):
         metrics = write_metrics(tmp_path / f"{name}.csv", {"train/loss": list(values)})
         draw_learning_curve(metrics, tmp_path / f"{name}.png")
-        with Image.open(tmp_path / f"{name}.png") as picture:
-            pictures.append(np.asarray(picture.convert("L"), dtype=float))
-    assert pictures[0].shape == pictures[1].shape
-    assert np.abs(pictures[0] - pictures[1]).max() > 100
+        with Image.open(tmp_path / f"{name}.png") as figure:
+            figures.append(np.asarray(figure.convert("L"), dtype=float))
+    assert figures[0].shape == figures[1].shape
+    assert np.abs(figures[0] - figures[1]).max() > 100
 
 
 def test_empty_cells_are_no_points(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_empty_cells_are_no_points(tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(first), np.asarray(second))
 
 
-def test_nothing_logged_gives_no_picture(tmp_path: Path) -> None:
+def test_nothing_logged_gives_no_figure(tmp_path: Path) -> None:
     draw_learning_curve(write_metrics(tmp_path / "metrics.csv", {}), tmp_path / "curve.png")
     assert not (tmp_path / "curve.png").exists()
 
@@ -85,8 +85,8 @@ def test_curve_is_drawn_when_training_is_interrupted(images: Path, tmp_path: Pat
     finally:
         signal.signal(signal.SIGINT, handler)  # Lightning ignores further interrupts while it ends
     assert {row["epoch"] for row in read_table(tmp_path / "metrics.csv")} == {"0"}
-    with Image.open(tmp_path / "learning_curve.png") as picture:
-        assert picture.size[0] >= 500
+    with Image.open(tmp_path / "learning_curve.png") as figure:
+        assert figure.size[0] >= 500
 
 
 # ---- contact sheet and table of predictions
@@ -102,8 +102,8 @@ def squares(folder: Path, number: int) -> list[tuple[str, list[str]]]:
     ]
 
 
-def magenta(picture: Path) -> np.ndarray:
-    with Image.open(picture) as image:
+def magenta(figure: Path) -> np.ndarray:
+    with Image.open(figure) as image:
         pixels = np.asarray(image.convert("RGB"))
     return (pixels == (255, 0, 255)).all(-1)
 
@@ -123,12 +123,12 @@ def test_nothing_to_draw_is_reported(tmp_path: Path) -> None:
     assert not (tmp_path / "sheet.png").exists()
 
 
-def predict(images: Path, folder: Path, classes: int, pictures: int = 48) -> None:
+def predict(images: Path, folder: Path, classes: int, figures: int = 48) -> None:
     task = new_task(classes)
     task.class_ids = [f"id{k}" for k in range(classes)]
     task.class_names = [f"name, {k}" for k in range(classes)]
     data = new_data(images, source=str(images / "val"))
-    new_trainer(folder, ClassificationPredictions(str(folder / "out"), pictures)).predict(
+    new_trainer(folder, ClassificationPredictions(str(folder / "out"), figures)).predict(
         task, data, return_predictions=False
     )
 
@@ -148,9 +148,9 @@ def test_table_holds_the_best_classes_of_each_image(classes: int, columns: int, 
 
 
 def test_contact_sheet_shows_no_more_images_than_asked_for(images: Path, tmp_path: Path) -> None:
-    predict(images, tmp_path, 3, pictures=2)
-    with Image.open(tmp_path / "out" / "contact_sheet.png") as picture:
-        assert picture.size == (440, 310)
+    predict(images, tmp_path, 3, figures=2)
+    with Image.open(tmp_path / "out" / "contact_sheet.png") as figure:
+        assert figure.size == (440, 310)
     assert len(read_table(tmp_path / "out" / "predictions.csv")) == 12
 
 

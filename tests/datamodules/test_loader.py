@@ -89,36 +89,36 @@ def assert_same(batches: list[dict[str, Any]], others: list[dict[str, Any]]) -> 
 
 
 @pytest.mark.parametrize(("samples", "batch_size", "world_size"), SIZES)
-def test_training_deals_full_batches_to_all_processes(samples: int, batch_size: int, world_size: int) -> None:
-    dealt = ranks(samples, batch_size, world_size, train=True, epoch=2)
-    assert {len(plans) for plans in dealt} == {samples // (batch_size * world_size)}
-    assert len(order(samples, batch_size, world_size=world_size)) == len(dealt[0])
-    indices = [index for plans in dealt for plan in plans for index in plan.indices]
+def test_training_distributes_full_batches_over_all_processes(samples: int, batch_size: int, world_size: int) -> None:
+    batches_by_rank = ranks(samples, batch_size, world_size, train=True, epoch=2)
+    assert {len(plans) for plans in batches_by_rank} == {samples // (batch_size * world_size)}
+    assert len(order(samples, batch_size, world_size=world_size)) == len(batches_by_rank[0])
+    indices = [index for plans in batches_by_rank for plan in plans for index in plan.indices]
     assert len(set(indices)) == len(indices) and set(indices) <= set(range(samples))
-    assert all(len(plan.indices) == len(plan.seeds) == batch_size for plans in dealt for plan in plans)
+    assert all(len(plan.indices) == len(plan.seeds) == batch_size for plans in batches_by_rank for plan in plans)
 
 
 @pytest.mark.parametrize(("samples", "batch_size", "world_size"), SIZES)
 def test_many_processes_train_on_the_batches_of_one(samples: int, batch_size: int, world_size: int) -> None:
-    dealt = ranks(samples, batch_size, world_size, train=True, epoch=1)
+    batches_by_rank = ranks(samples, batch_size, world_size, train=True, epoch=1)
     (alone,) = ranks(samples, batch_size * world_size, 1, train=True, epoch=1)
-    together = list(zip(*dealt, strict=True))
+    together = list(zip(*batches_by_rank, strict=True))
     assert [[i for plan in step for i in plan.indices] for step in together] == [plan.indices for plan in alone]
     assert [[s for plan in step for s in plan.seeds] for step in together] == [plan.seeds for plan in alone]
 
 
 @pytest.mark.parametrize(("samples", "batch_size", "world_size"), SIZES)
 def test_evaluation_takes_every_sample_once(samples: int, batch_size: int, world_size: int) -> None:
-    dealt = ranks(samples, batch_size, world_size, train=False)
-    assert sorted(i for plans in dealt for plan in plans for i in plan.indices) == list(range(samples))
-    assert len(order(samples, batch_size, world_size=world_size, train=False)) == len(dealt[0]) >= 1
-    assert {len(dealt[0]) - len(plans) for plans in dealt} <= {0, 1}
+    batches_by_rank = ranks(samples, batch_size, world_size, train=False)
+    assert sorted(i for plans in batches_by_rank for plan in plans for i in plan.indices) == list(range(samples))
+    assert len(order(samples, batch_size, world_size=world_size, train=False)) == len(batches_by_rank[0]) >= 1
+    assert {len(batches_by_rank[0]) - len(plans) for plans in batches_by_rank} <= {0, 1}
 
     def content(plans: list[Any]) -> set[tuple[tuple[int, ...], tuple[int, ...]]]:
         return {(tuple(plan.indices), tuple(plan.seeds)) for plan in plans}
 
     (alone,) = ranks(samples, batch_size, 1, train=False)
-    assert content([plan for plans in dealt for plan in plans]) == content(alone)
+    assert content([plan for plans in batches_by_rank for plan in plans]) == content(alone)
 
 
 def test_order_follows_from_seed_and_epoch() -> None:
@@ -576,9 +576,9 @@ def test_grouping_changes_neither_the_number_of_batches_nor_what_processes_share
     groups = np.random.default_rng(0).integers(0, 2, 23).tolist()
     for world_size in (1, 2, 3):
         orders = [BatchOrder(23, 2, rank, world_size, 7, True, True, groups) for rank in range(world_size)]
-        dealt = [[plan.indices for plan in order.plans()] for order in orders]
-        assert all(len(batches) == len(orders[0]) for batches in dealt)
-        together = [batch for turn in zip(*dealt, strict=True) for batch in turn]
+        batches_by_rank = [[plan.indices for plan in order.plans()] for order in orders]
+        assert all(len(batches) == len(orders[0]) for batches in batches_by_rank)
+        together = [batch for turn in zip(*batches_by_rank, strict=True) for batch in turn]
         alone = [plan.indices for plan in BatchOrder(23, 2, 0, 1, 7, True, True, groups).plans()]
         assert together == alone[: len(together)]
 

@@ -12,7 +12,7 @@ from swinv2_tasks.evaluation.classification import AnyLabelAccuracy
 
 
 def batch(images: int, classes: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Random scores and none to three right answers per image."""
+    """Random scores and none to three correct labels per image."""
     generator = torch.Generator().manual_seed(seed)
     labels = (torch.rand(images, classes, generator=generator) < 0.15).float()
     labels[::4] = 0  # nobody could label these
@@ -22,15 +22,15 @@ def batch(images: int, classes: int, seed: int) -> tuple[Tensor, Tensor]:
 def by_hand(scores: Tensor, labels: Tensor, k: int) -> float:
     hits, images = 0, 0
     for row, right in zip(scores.tolist(), labels.tolist(), strict=True):
-        answers = {index for index, value in enumerate(right) if value}
+        correct = {index for index, value in enumerate(right) if value}
         best = sorted(range(len(row)), key=lambda index: -row[index])[:k]
-        images += bool(answers)
-        hits += bool(answers & set(best))
+        images += bool(correct)
+        hits += bool(correct & set(best))
     return hits / images
 
 
 @pytest.mark.parametrize("k", [1, 3, 7])
-def test_share_of_images_with_a_right_answer_among_the_best(k: int) -> None:
+def test_share_of_images_with_a_correct_label_among_the_best(k: int) -> None:
     scores, labels = batch(40, 7, seed=0)
     metric = AnyLabelAccuracy(k)
     metric.update(scores, labels)

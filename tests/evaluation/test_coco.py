@@ -97,8 +97,8 @@ def test_the_truth_as_predictions_scores_one(backend: Backend, rebuilt: Any, rea
         results += as_results(predictions, target["image_id"], size, truth["ids"])
     results = json.loads(json.dumps(results))
     official = json.loads((real_data / "cocoeval" / "instances_val2014_100.json").read_text())
-    for annotated in (truth, official):
-        for scores in coco_scores(annotated, results, ("bbox", "segm"), backend).values():
+    for ground_truth in (truth, official):
+        for scores in coco_scores(ground_truth, results, ("bbox", "segm"), backend).values():
             precise = {name: value for name, value in scores.statistics.items() if name.startswith("ap")}
             assert precise == pytest.approx(dict.fromkeys(precise, 1.0))
             assert scores.statistics["ar100"] == pytest.approx(1.0)

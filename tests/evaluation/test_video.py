@@ -89,7 +89,7 @@ def test_views_that_were_seen_without_gradients_in_inference_mode_count_outside_
     assert metric.compute() == plain.compute()
 
 
-def test_a_sure_and_wrong_answer_has_a_finite_loss() -> None:
+def test_a_sure_and_wrong_prediction_has_a_finite_loss() -> None:
     metric = VideoScores(3)
     metric.update(torch.tensor([[200.0, 0.0, 0.0]]), torch.tensor([1]), torch.tensor([4]))
     scores = metric.compute()

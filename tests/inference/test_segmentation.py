@@ -100,7 +100,7 @@ def test_windows_of_a_square_have_one_size_and_those_of_a_strip_another() -> Non
 
 
 @pytest.mark.parametrize("number", [1, 2, 100])
-def test_answers_do_not_depend_on_windows_per_pass(number: int) -> None:
+def test_predictions_do_not_depend_on_windows_per_pass(number: int) -> None:
     expected = run(Inference("slide", 16, 12, sliding_window_batch_size=5), image(45, 61))
     result = run(Inference("slide", 16, 12, sliding_window_batch_size=number), image(45, 61))
     assert torch.equal(result[0], expected[0])
@@ -125,7 +125,7 @@ def test_every_cell_is_seen(seed: int) -> None:
 
 
 @pytest.mark.parametrize("size", [(40, 52), (64, 30), (9, 9), (200, 131)])
-def test_the_answer_is_that_of_the_logits_enlarged(size: tuple[int, int]) -> None:
+def test_the_prediction_is_that_of_the_logits_enlarged(size: tuple[int, int]) -> None:
     logits = F.interpolate(network()(image(37, 50)), size=size, mode="bilinear", align_corners=False)[0]
     labels, probabilities = run(Inference(), image(37, 50), size)
     torch.testing.assert_close(probabilities, logits.softmax(0))
@@ -198,7 +198,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 @pytest.mark.slow
 def test_memory_for_a_large_image_is_its_logits_and_little_more() -> None:
-    """150 classes at 4096×4096: logits of 600 MiB, image 192, answer 128; enlarged at once they would be 9.6 GiB."""
+    """150 classes at 4096×4096: logits of 600 MiB, image 192, labels 128; enlarged at once they would be 9.6 GiB."""
     small, large = (
         int(subprocess.run([sys.executable, "-c", MEMORY, side], capture_output=True, check=True).stdout)
         for side in ("256", "4096")

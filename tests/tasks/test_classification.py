@@ -188,7 +188,7 @@ def test_top1_and_top5_are_counted_apart(several_labels: bool) -> None:
     """Also after a first batch that is all right, where both have counted the same."""
     task = new_task(7)
     metrics = task.val_real_metrics if several_labels else task.val_metrics
-    scores = torch.arange(7.0).expand(4, 7)  # 6 is the first answer, 2 the fifth
+    scores = torch.arange(7.0).expand(4, 7)  # 6 is the first prediction, 2 the fifth
     for labels in (torch.tensor([6, 6, 6, 6]), torch.tensor([6, 2, 2, 0])):
         metrics.update(scores, nn.functional.one_hot(labels, 7) if several_labels else labels)
     prefix = "val/real_" if several_labels else "val/"
@@ -306,8 +306,8 @@ def test_predictions_are_a_table_of_classes_and_a_contact_sheet(trained: Path, i
         assert [row[f"name{k}"] for k in (1, 2, 3)] == [NAMES[row[f"id{k}"]] for k in (1, 2, 3)]
         assert sum(float(row[f"score{k}"]) for k in (1, 2, 3)) == pytest.approx(1, abs=1e-5)
         assert {row[f"id{k}"] for k in (1, 2, 3)} == set(COLORS)
-    with Image.open(predictions / "contact_sheet.png") as picture:
-        assert picture.size == (6 * 220, 2 * 310)
+    with Image.open(predictions / "contact_sheet.png") as figure:
+        assert figure.size == (6 * 220, 2 * 310)
 
 
 def test_predictions_are_those_of_the_task(random_checkpoint: Path, images: Path, tmp_path: Path) -> None:

@@ -221,18 +221,18 @@ def test_plain_inference_gives_torchvisions_dicts(objects: Path) -> None:
     randomize(task)
     task.train()
     images = [torch.randn(3, 40, 64), torch.randn(3, 72, 50)]
-    answers = task(images)
+    detections = task(images)
     assert task.training  # as it was
-    for image, answer in zip(images, answers, strict=True):
-        number = len(answer["boxes"])
+    for image, detected in zip(images, detections, strict=True):
+        number = len(detected["boxes"])
         assert 0 < number <= 100
         height, width = image.shape[1:]
-        assert answer["boxes"].shape == (number, 4) and answer["labels"].dtype == torch.int64
-        assert answer["masks"].shape == (number, 1, height, width)
-        assert 0 <= answer["masks"].min() <= answer["masks"].max() <= 1
-        assert (answer["scores"].diff() <= 0).all() and answer["labels"].max() < 3
-        assert (answer["boxes"] >= 0).all() and (answer["boxes"] <= torch.tensor([width, height] * 2)).all()
-        assert not answer["boxes"].requires_grad
+        assert detected["boxes"].shape == (number, 4) and detected["labels"].dtype == torch.int64
+        assert detected["masks"].shape == (number, 1, height, width)
+        assert 0 <= detected["masks"].min() <= detected["masks"].max() <= 1
+        assert (detected["scores"].diff() <= 0).all() and detected["labels"].max() < 3
+        assert (detected["boxes"] >= 0).all() and (detected["boxes"] <= torch.tensor([width, height] * 2)).all()
+        assert not detected["boxes"].requires_grad
     alone = task(torch.stack([images[0]]))
     torch.testing.assert_close(alone[0]["boxes"], task([images[0]])[0]["boxes"])
 
@@ -316,7 +316,7 @@ def test_weights_of_other_windows_start_a_detector(tmp_path: Path) -> None:
 # ---- prediction
 
 
-def test_predict_writes_results_pictures_and_a_table(finder: Path, objects: Path, tmp_path: Path) -> None:
+def test_predict_writes_results_visualizations_and_a_table(finder: Path, objects: Path, tmp_path: Path) -> None:
     output, results = predict(finder, objects / "val2017", tmp_path)
     rows = read_table(output / "predictions.csv")
     assert [Path(row["path"]).name for row in rows] == [f"val_{k}.jpg" for k in range(5)]

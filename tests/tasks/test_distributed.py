@@ -28,7 +28,7 @@ def evaluate(folder: Path, checkpoint: Path, data: Path, processes: int, *settin
 
 @pytest.fixture(scope="module")
 def poor(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint that answers some images wrongly."""
+    """A checkpoint that classifies some images wrongly."""
     folder = tmp_path_factory.mktemp("poor")
     data = write_images(folder / "images")
     write_config(folder / "tiny.yaml", data, trainer={"max_epochs": 1})
@@ -44,7 +44,7 @@ def test_processes_that_the_program_starts_score_as_one(trained: Path, images: P
 
 
 @pytest.mark.slow
-def test_several_answers_per_image_on_several_processes(poor: Path, tmp_path: Path) -> None:
+def test_several_labels_per_image_on_several_processes(poor: Path, tmp_path: Path) -> None:
     """ReaL labels: the process without a batch does not even know that its labels would be of that kind."""
     data = write_images(tmp_path / "images", train=1, val=1)
     (tmp_path / "real.json").write_text(json.dumps({f"n0{k}_0.jpg": [0, k - 1] for k in (1, 2, 3)}))

@@ -220,7 +220,7 @@ def test_any_name_has_a_place_of_its_own(
     assert len(rows) == expected and not any(row["error"] for row in rows)
     assert f"{expected} predictions: " in capfd.readouterr().out
     assert any(row["path"].endswith("caf\\xe9.png") for row in rows)
-    for folder in ("labels", "overlays", "pictures"):
+    for folder in ("labels", "overlays", "visualizations"):
         if (out / folder).exists():
             written = [path for path in (out / folder).rglob("*") if path.is_file()]
             assert len(written) == len({str(path).casefold() for path in written}) == expected

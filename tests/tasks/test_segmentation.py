@@ -94,7 +94,7 @@ def test_metrics_are_those_counted_by_hand(segmenter: Path, scenes: Path, tmp_pa
         with torch.no_grad():
             small = task.head(task.backbone(batch["image"]))
         large = F.interpolate(small, size=labels.shape, mode="bilinear", align_corners=False)
-        answer = large[0].argmax(0).numpy() + 1
+        prediction = large[0].argmax(0).numpy() + 1
         for k in (1, 2, 3):
             inter[k] += ((answer == k) & (labels == k)).sum()
             union[k] += (((answer == k) | (labels == k)) & (labels > 0)).sum()
@@ -262,7 +262,7 @@ def test_scales_are_evaluated_and_predicted_from_the_files_pixels(
     scales = (0.5, 1.0, 1.75)
     task = SegmentationTask.load_from_checkpoint(last_checkpoint(segmenter))
     mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
-    counts, answers = Confusion(3), {}
+    counts, predictions = Confusion(3), {}
     for path in sorted((scenes / "images" / "validation").iterdir()):
         labels = np.array(Image.open(scenes / "annotations" / "validation" / f"{path.stem}.png"))
         pixels = np.asarray(Image.open(path))
@@ -275,17 +275,17 @@ def test_scales_are_evaluated_and_predicted_from_the_files_pixels(
             with torch.no_grad():
                 small = task.small_logits(x[None])
             total += F.interpolate(small, labels.shape, mode="bilinear", align_corners=False).softmax(1)[0]
-        answers[path.stem] = total.argmax(0)
-        counts.update(answers[path.stem], torch.from_numpy(labels).long() - 1)
+        predictions[path.stem] = total.argmax(0)
+        counts.update(predictions[path.stem], torch.from_numpy(labels).long() - 1)
     stated = [f"--model.inference.scales={list(scales)}"]
     metrics = validate(segmenter, tmp_path, *stated)
     assert metrics["val/miou"] == pytest.approx(float(counts.compute()["miou"]), abs=1e-4)
 
     source = scenes / "images" / "validation"
     out = predict(tmp_path, from_last(segmenter), f"--data.source={source}", *stated)
-    for name, answer in answers.items():
+    for name, prediction in predictions.items():
         predicted = np.asarray(Image.open(out / "labels" / f"{name}.png")).astype(int) - 1
-        assert (predicted == answer.numpy()).mean() > 0.999
+        assert (predicted == prediction.numpy()).mean() > 0.999
 
 
 # ---- prediction

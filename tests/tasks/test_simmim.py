@@ -62,9 +62,9 @@ def test_loss_and_reconstruction_are_those_of_transformers(image: int, window: i
     tokens = mask.repeat_interleave(4, 1).repeat_interleave(4, 2).flatten(1)
     ours = task(x, mask)
     loss = masked_l1(ours, task.targets(x), mask)
-    answer = theirs(x, bool_masked_pos=tokens)
+    output = theirs(x, bool_masked_pos=tokens)
     torch.testing.assert_close(
-        ours, answer.reconstruction, rtol=1e-4, atol=1e-4 * float(answer.reconstruction.detach().std())
+        ours, output.reconstruction, rtol=1e-4, atol=1e-4 * float(output.reconstruction.detach().std())
     )
     torch.testing.assert_close(loss, answer.loss, rtol=1e-5, atol=0)
     grads = [torch.autograd.grad(loss_of_model, parameters)[0] for loss_of_model, parameters in (
@@ -117,8 +117,9 @@ def test_reconstruction_changes_masked_patches_alone() -> None:
 
 def test_each_validation_draws_reconstructions(pretrained: Path) -> None:
     assert len(read_column(pretrained, "val/loss")) == 2
-    assert [path.name for path in sorted((pretrained / "pictures").iterdir())] == ["epoch_0005.png", "epoch_0011.png"]
-    sheet = np.asarray(Image.open(pretrained / "pictures" / "epoch_0011.png"))
+    folder = pretrained / "visualizations"
+    assert [path.name for path in sorted(folder.iterdir())] == ["epoch_0005.png", "epoch_0011.png"]
+    sheet = np.asarray(Image.open(folder / "epoch_0011.png"))
     assert sheet.shape == (4 * 36, 3 * 36, 3)  # a batch of four: image, masked, reconstruction
     image, masked, filled = (sheet[:32, k * 36 : k * 36 + 32].astype(int) for k in range(3))
     hidden = (image != masked).any(2)
@@ -131,7 +132,7 @@ def test_predictions_are_a_table_of_losses_and_reconstructions(pretrained: Path,
     rows = read_table(output / "predictions.csv")
     assert len(rows) == 12
     for row in rows:
-        assert Image.open(output / row["picture"]).size == (3 * 36, 36)
+        assert Image.open(output / row["visualization"]).size == (3 * 36, 36)
         assert 0 < float(row["loss"]) < 10
 
 

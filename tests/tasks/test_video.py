@@ -54,11 +54,11 @@ def test_scores_are_those_of_probabilities_averaged_by_hand(watcher: Path, motio
     assert split["test/top1"] == scores["test/top1"]
 
 
-def test_predict_writes_tables_and_a_picture(watcher: Path, motions: Path, tmp_path: Path) -> None:
+def test_predict_writes_tables_and_a_contact_sheet(watcher: Path, motions: Path, tmp_path: Path) -> None:
     output = predict(tmp_path, from_last(watcher), f"--data.source={motions / 'val'}")
     rows = read_table(output / "predictions.csv")
-    answers = json.loads((output / "predictions.json").read_text())
-    assert len(rows) == len(answers) == 8
+    predictions = json.loads((output / "predictions.json").read_text())
+    assert len(rows) == len(predictions) == 8
     truth = {row["youtube_id"]: row["label"] for row in read_table(motions / "val.csv")}
     right = sum(row["name1"] == truth[Path(row["path"]).name[:11]] for row in rows)
     tested = read_scores(evaluate(tmp_path, from_last(watcher), command="test"), "test")

@@ -129,14 +129,14 @@ class TrainingObjects(CocoImages):
 class EvaluatedObjects(CocoImages):
     """Samples {images, paths, sizes, image_ids, rescaled, targets} for `DetectionEvalBatch`.
 
-    Targets are as they are annotated.
+    Targets are those of the annotations, unchanged.
 
     Args:
         images: Images and their objects.
         folder: Where the image files are.
         limits: What the long and the short side may have, in pixels.
         masks: Whether targets hold masks.
-        annotated: Whether there are targets.
+        has_targets: Whether there are targets.
         mean: Subtracted from RGB in [0, 1].
         std: Divides the difference.
     """
@@ -147,14 +147,14 @@ class EvaluatedObjects(CocoImages):
         folder: Path,
         limits: tuple[int, int],
         masks: bool,
-        annotated: bool,
+        has_targets: bool,
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
     ) -> None:
         super().__init__(images, folder)
         self.limits = limits
         self.masks = masks
-        self.annotated = annotated
+        self.has_targets = has_targets
         self.mean = mean
         self.std = std
 
@@ -165,7 +165,7 @@ class EvaluatedObjects(CocoImages):
         path = str(self.folder / entry.file_name)
         rescaled = RescaledFile(self.folder / entry.file_name, self.limits, self.mean, self.std)
         sample = {"images": image, "paths": path, "sizes": size, "image_ids": entry.id, "rescaled": rescaled}
-        return {**sample, "targets": self.target(entry)} if self.annotated else sample
+        return {**sample, "targets": self.target(entry)} if self.has_targets else sample
 
     def target(self, entry: CocoImage) -> dict[str, Any]:
         """All annotated objects of an image, crowds as well.

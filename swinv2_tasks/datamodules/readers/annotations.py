@@ -102,7 +102,7 @@ class CocoAnnotations:
     class_ids: list[int]
     """Category ids in ascending order; the position of an id is its class index."""
     class_names: list[str]
-    annotated: bool
+    has_objects: bool
     """Whether there are annotations at all: those of COCO's test images are not public."""
     has_masks: bool
     """Whether any object has a mask."""
@@ -133,8 +133,8 @@ def read_annotations(path: Path) -> CocoAnnotations:
     for image in images.values():
         _check_image(path, image)
 
-    annotated = "annotations" in content
-    objects = _objects_of_images(path, content, ids, images) if annotated else {image_id: [] for image_id in images}
+    has_objects = "annotations" in content
+    objects = _objects_of_images(path, content, ids, images) if has_objects else {image_id: [] for image_id in images}
     has_masks = any(annotation.segmentation is not None for of_image in objects.values() for annotation in of_image)
     # An image's objects are let go as they are packed, so that memory holds them only once.
     packed = PackedImages(
@@ -142,7 +142,7 @@ def read_annotations(path: Path) -> CocoAnnotations:
         for image_id, image in images.items()
     )
     portrait = np.array([image["height"] > image["width"] for image in images.values()], dtype=bool)
-    return CocoAnnotations(path, packed, ids, names, annotated, has_masks, portrait)
+    return CocoAnnotations(path, packed, ids, names, has_objects, has_masks, portrait)
 
 
 def _check_image(path: Path, image: dict[str, Any]) -> None:

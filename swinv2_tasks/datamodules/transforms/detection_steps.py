@@ -105,7 +105,7 @@ class DetectionTransform:
             stuff: Classes of its background, uint8 (H, W).
             where: What messages call the image.
         """
-        outlines = [self._outline(annotated) for annotated in objects]
+        outlines = [self._outline(scene_object) for scene_object in objects]
         points = np.concatenate([np.empty((0, 2)), *itertools.chain(*outlines)])
         inputs: dict[str, Any] = {"image": image, "keypoints": points}
         if run_lengths := self._run_lengths(objects, image.shape[:2], where):
@@ -122,18 +122,18 @@ class DetectionTransform:
         moved_run_lengths = iter(outputs.get("masks", []))
 
         boxes, labels, masks = [], [], []
-        for annotated, (corners, *polygons) in zip(objects, moved_outlines, strict=True):
+        for scene_object, (corners, *polygons) in zip(objects, moved_outlines, strict=True):
             mask = None
-            if self.masks and isinstance(annotated.segmentation, list):
+            if self.masks and isinstance(scene_object.segmentation, list):
                 mask = rasterize([polygon.ravel().tolist() for polygon in polygons], height, width, where)
-            elif self.masks and isinstance(annotated.segmentation, dict):
+            elif self.masks and isinstance(scene_object.segmentation, dict):
                 mask = next(moved_run_lengths)
 
             box = _clip_box(corners, height, width) if mask is None else mask_bounds(mask)
             if box is None:
                 continue
             boxes.append(box)
-            labels.append(annotated.label)
+            labels.append(scene_object.label)
             if self.masks:
                 masks.append(np.zeros((height, width), np.uint8) if mask is None else mask)
 
@@ -145,21 +145,21 @@ class DetectionTransform:
             "stuff": np.ascontiguousarray(outputs["mask"]) if stuff is not None else None,
         }
 
-    def _outline(self, annotated: CocoObject) -> list[np.ndarray]:
+    def _outline(self, scene_object: CocoObject) -> list[np.ndarray]:
         """An object as points (n, 2) each: its box's corners, then its polygons where masks are drawn."""
-        left, top, width, height = annotated.box
+        left, top, width, height = scene_object.box
         corners = np.array([[left, top], [left + width, top + height]], dtype=np.float64)
-        if not self.masks or not isinstance(annotated.segmentation, list):
+        if not self.masks or not isinstance(scene_object.segmentation, list):
             return [corners]
-        polygons = [np.asarray(polygon, dtype=np.float64).reshape(-1, 2) for polygon in annotated.segmentation]
+        polygons = [np.asarray(polygon, dtype=np.float64).reshape(-1, 2) for polygon in scene_object.segmentation]
         return [corners, *polygons]
 
     def _run_lengths(self, objects: Sequence[CocoObject], size: tuple[int, int], where: str) -> list[np.ndarray]:
         """The masks of those objects that are annotated by run lengths, which go through as pixels."""
         return [
-            rasterize(annotated.segmentation, *size, f"annotation {annotated.id} of {where}")
-            for annotated in objects
-            if self.masks and isinstance(annotated.segmentation, dict)
+            rasterize(scene_object.segmentation, *size, f"annotation {scene_object.id} of {where}")
+            for scene_object in objects
+            if self.masks and isinstance(scene_object.segmentation, dict)
         ]
 
 

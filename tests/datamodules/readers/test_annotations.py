@@ -56,7 +56,7 @@ def test_reading_keeps_ids_order_and_all_kinds_of_masks(tmp_path: Path) -> None:
     read = read_annotations(write(tmp_path, content()))
     assert (read.class_ids, read.class_names) == ([1, 90], ["person", "brush"])
     assert read_categories(read.path) == (read.class_ids, read.class_names)
-    assert read.annotated and read.has_masks and read.portrait.tolist() == [False, True]
+    assert read.has_objects and read.has_masks and read.portrait.tolist() == [False, True]
     first, second = read.images
     assert (first.id, first.height, first.width) == (7, 40, 60)
     brush, person = first.objects
@@ -70,7 +70,7 @@ def test_reading_keeps_ids_order_and_all_kinds_of_masks(tmp_path: Path) -> None:
 
 def test_files_without_annotations_are_those_of_test_images(tmp_path: Path) -> None:
     read = read_annotations(write(tmp_path, {k: v for k, v in content().items() if k != "annotations"}))
-    assert not read.annotated and [len(image.objects) for image in read.images] == [0, 0]
+    assert not read.has_objects and [len(image.objects) for image in read.images] == [0, 0]
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
