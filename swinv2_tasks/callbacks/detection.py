@@ -220,14 +220,17 @@ def draw_detections(image: Image.Image, results: Sequence[Mapping[str, Any]], na
     """
     palette = {category: bright_color(index) for index, category in enumerate(names)}
     ordered = sorted(results, key=lambda result: result["score"])
+
     pixels = np.asarray(image).astype(np.float32)
     for result in ordered:
         if "segmentation" in result:
             inside = coco_masks.decode(result["segmentation"]).astype(bool)
-            pixels[inside] = 0.5 * pixels[inside] + 0.5 * np.array(palette[result["category_id"]], dtype=np.float32)
+            color = np.array(palette[result["category_id"]], dtype=np.float32)
+            pixels[inside] = 0.5 * pixels[inside] + 0.5 * color
 
     factor = max(1, min(math.ceil(400 / min(image.size)), 4000 // max(image.size)))
-    drawing = Image.fromarray(pixels.astype(np.uint8)).resize((factor * image.width, factor * image.height))
+    drawing = Image.fromarray(pixels.astype(np.uint8))
+    drawing = drawing.resize((factor * image.width, factor * image.height))
     for result in ordered:
         text = f"{names[result['category_id']]} {result['score']:.0%}"
         box = tuple(factor * side for side in result["bbox"])

@@ -249,6 +249,7 @@ class TasksCLI(CheckpointCheckingCLI):
         # Model and data are built by now: most errors of the user are raised before there is a folder.
         self.folder = folder = self.resume or run_folder(Path(config["runs"]) / config["name"])
         os.environ[RUN_DIR] = str(folder)
+
         if config["trainer"]["logger"] is not False:
             others = self.config_init[self.subcommand]["trainer"]["logger"]
             if others in (None, True):
@@ -256,35 +257,44 @@ class TasksCLI(CheckpointCheckingCLI):
             kwargs["logger"] = [*self._run_loggers(), *(others if isinstance(others, list) else [others])]
         plugins = config["trainer"]["plugins"] or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
+
         try:
             trainer: Any = super().instantiate_trainer(default_root_dir=str(folder), **kwargs)
         except (TypeError, ValueError) as error:
             raise UserError(f"the trainer cannot be set up so: {error}") from error
         check_strategy(trainer, self.model)
+
         for callback in trainer.callbacks:
-            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-                # Not in the config, which may start further runs.
-                callback.dirpath = str(folder.absolute() / "checkpoints")
-            elif isinstance(callback, ModelCheckpoint) and callback.dirpath is not None and self.subcommand == "fit":
-                claim_folder(Path(callback.dirpath), folder)
-            if isinstance(callback, RichProgressBar) and callback.theme == RichProgressBarTheme():
-                callback.theme = dataclasses.replace(callback.theme, metrics_format=".4g")  # for small learning rates
-            if isinstance(callback, RunCheckpoint):
-                callback.folder = folder.absolute() / "checkpoints"
-                callback.resume_command = f"swinv2-tasks fit --config {folder}/config.yaml --resume"
-        record = RunRecord(
-            folder, Path(config["ckpt_path"]) if self.resume else None, self.resumed_step, self.arguments
-        )
+            self._set_up_callback(callback)
+        resumed_from = Path(config["ckpt_path"]) if self.resume else None
+        record = RunRecord(folder, resumed_from, self.resumed_step, self.arguments)
         trainer.callbacks += [record, Throughput(), LastValidation(), LearningCurve()]
         trainer.callbacks.append(EvaluatedSamples(folder))
         # Checkpoints come after what others log at the end of an epoch, and the last one holds the state of the others.
         trainer.callbacks.sort(
             key=lambda callback: isinstance(callback, Checkpoint) + isinstance(callback, RunCheckpoint)
         )
+
         self.model.run_name = config["name"]
         self.model.run_folder, self.model.output = folder, config["output"]
         self.model.max_skipped_steps = config["guard"]["max_skipped_steps"]
         return trainer
+
+    def _set_up_callback(self, callback: Any) -> None:
+        """Gives a callback the run's folder; of a progress bar, sets digits enough for small learning rates."""
+        checkpoints = self.folder.absolute() / "checkpoints"
+        if isinstance(callback, ModelCheckpoint):
+            if callback.dirpath is None:
+                callback.dirpath = str(checkpoints)  # not in the config, which may start further runs
+            elif self.subcommand == "fit":
+                claim_folder(Path(callback.dirpath), self.folder)
+
+        if isinstance(callback, RunCheckpoint):
+            callback.folder = checkpoints
+            callback.resume_command = f"swinv2-tasks fit --config {self.folder}/config.yaml --resume"
+
+        if isinstance(callback, RichProgressBar) and callback.theme == RichProgressBarTheme():
+            callback.theme = dataclasses.replace(callback.theme, metrics_format=".4g")
 
     def _run_loggers(self) -> list[Logger]:
         """What writes the run's metrics.csv and TensorBoard events."""

@@ -274,12 +274,14 @@ def _detections(path: str, read: CocoAnnotations) -> list[dict[str, Any]]:
     expected = "expected a list of {image_id, category_id, score, and bbox or segmentation or both}"
     if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
         raise UserError(f"The detections {path} are no list of objects; {expected}.")
+
     sizes = {image.id: [image.height, image.width] for image in read.images}
     class_ids = set(read.class_ids)
     for index, entry in enumerate(content):
         where = f"detection {index} in {path}"
         if absent := {"image_id", "category_id", "score"} - entry.keys():
             raise UserError(f"{where} lacks {', '.join(sorted(absent))}; {expected}.")
+
         if entry["image_id"] not in sizes or entry["category_id"] not in class_ids:
             wrong = "image_id" if entry["image_id"] not in sizes else "category_id"
             raise UserError(
@@ -287,11 +289,14 @@ def _detections(path: str, read: CocoAnnotations) -> list[dict[str, Any]]:
             )
         if not is_finite(entry["score"]):
             raise UserError(f"{where} has the score {entry['score']!r}, expected a finite number.")
-        box, code = entry.get("bbox"), entry.get("segmentation")
+
+        box = entry.get("bbox")
         if box is not None and not (isinstance(box, list) and len(box) == 4 and all(map(is_finite, box))):
             raise UserError(f"{where} has the bbox {box!r}, expected four finite numbers: x, y, width, height.")
         if box is not None and is_far_outside(box, *sizes[entry["image_id"]]):
             raise UserError(f"{where} has the bbox {box!r}, far outside of its image {entry['image_id']}.")
+
+        code = entry.get("segmentation")
         if code is not None:
             if not isinstance(code, dict) or code.get("size") != sizes[entry["image_id"]] or "counts" not in code:
                 raise UserError(

@@ -35,25 +35,30 @@ def inspect(file: str) -> None:
     format, state = _official(checkpoint.state, file)
     variant = describe_variant(state)
     origin = find_windows(checkpoint, state, variant)
+
     learned = {name: tensor for name, tensor in state.items() if not is_buffer(name)}
     own = from_official(learned, "lightning")
     in_backbone = sum(tensor.numel() for name, tensor in own.items() if name.startswith("backbone."))
     in_all = sum(tensor.numel() for tensor in learned.values())
+    precisions = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in learned.values()})
+
     rows = [
         ("file", file),
         ("format", format),
         ("variant", str(variant)),
         ("parameters", f"{in_backbone:,} in the backbone, {in_all:,} in all"),
-        ("precision", ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in learned.values()}))),
+        ("precision", ", ".join(precisions)),
         ("head", f"{len(state['head.weight'])} classes" if "head.weight" in state else "none for classification"),
         ("windows", f"pre-training → last trained with, from {origin[1]}" if origin else _NO_WINDOWS),
         *(_window_rows(origin[0]) if origin else []),
     ]
+
     has_tables = any(name.endswith("relative_position_bias_table") for name in state)
     window = origin[0].effective if origin else 8
     expected = backbone_on_meta_device(variant, window, BiasTable if has_tables else LogCPB)
     names = {f"backbone.{name}": tensor for name, tensor in expected.state_dict().items()}
     rows.append(("do not fit", "; ".join(find_incompatible_keys(own, names)) or "none"))
+
     other_names = [name for name in own if not name.startswith(("backbone.", "head."))]
     if other_names:
         rows.append(("other names", f"{len(other_names)}: {some(other_names)}"))

@@ -252,11 +252,14 @@ class ADE20KDataModule(BaseDataModule):
         """The images of a split and their label maps, which are all there unless faulty samples are skipped."""
         if self.root is None:
             raise UserError(f"No dataset: set data.root to its folder. {_EXPECTED}")
-        root, name = Path(self.root).expanduser(), self._folder(split)
-        folder, labels = root / "images" / name, root / "annotations" / name
+
+        root = Path(self.root).expanduser()
+        folder = root / "images" / self._folder(split)
+        labels = root / "annotations" / self._folder(split)
         for required in (root, folder, labels):
             if not required.is_dir():
                 raise UserError(f"The dataset folder {required} does not exist. {_EXPECTED}")
+
         pairs = [(path, labels / path.relative_to(folder).with_suffix(".png")) for path in list_images(folder)]
         missing = [str(image) for image, mask in pairs if not mask.is_file()]
         if len(missing) == len(pairs):
@@ -268,6 +271,7 @@ class ADE20KDataModule(BaseDataModule):
                 f"None of the {len(pairs)} images in {folder} has a label map of its name in {labels}: "
                 f"{pairs[0][1]} should be that of {pairs[0][0].name}.{hint} {_EXPECTED}"
             )
+
         if missing and self.faults.policy == "error":
             raise UserError(
                 f"{len(missing)} of {len(pairs)} images have no label map of their name in {labels}: "

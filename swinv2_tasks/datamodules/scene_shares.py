@@ -54,14 +54,16 @@ def share_table(coding: LabelCoding, maps: Sequence[MapCounts], whole: int) -> G
     pixels = class_pixels(coding, maps)
     total = total_pixels(maps)
     number = total.total()
+    counted = f"{len(maps):,} of {whole:,}" if len(maps) < whole else f"{whole:,}"
+
     columns = -(-len(pixels) // _ROWS)
     rows = -(-len(pixels) // columns)
-    counted = f"{len(maps):,} of {whole:,}" if len(maps) < whole else f"{whole:,}"
     table = Table()
     for _ in range(columns):
         table.add_column("id", justify="right")
         table.add_column("class", overflow="fold")
         table.add_column("pixels", justify="right", no_wrap=True)
+
     for row in range(rows):
         cells: list[str] = []
         for index in range(row, len(pixels), rows):

@@ -64,14 +64,17 @@ class VideoScores(Metric):
             torch.distributed.all_reduce(length, torch.distributed.ReduceOp.MAX)
             rows = torch.cat([rows, self._no_rows(int(length) - len(rows))])
             torch.distributed.all_reduce(rows)
-        rows = rows[rows[:, -1] > 0]
+
+        rows = rows[rows[:, -1] > 0]  # of videos that have been seen
         views = rows[:, -1]
         labels = rows[:, -2] // views
         means = rows[:, :-2].double() / (self.SCALE * views[:, None])
+
         own = means.gather(1, labels[:, None])
         # Of classes with the probability of the right one, those before it rank higher.
         is_before = torch.arange(self.num_classes, device=means.device) < labels[:, None]
         rank = ((means > own) | ((means == own) & is_before)).sum(1)
+
         losses = -own[:, 0].clamp(min=1 / self.SCALE).log()
         return {
             "top1": (rank < 1).double().mean(),

@@ -43,17 +43,22 @@ class BatchNorm2d(nn.BatchNorm2d):
         values = x.float()
         total = torch.tensor(values.numel() / values.shape[1], device=x.device)
         torch.distributed.all_reduce(total)
+
+        # Statistics of all processes' values, of each channel.
         divisor = total.clamp(min=1)
         mean = all_reduce(values.sum((0, 2, 3))) / divisor
         centered = values - mean[:, None, None]
         variance = all_reduce(centered.square().sum((0, 2, 3))) / divisor
+
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
         assert self.num_batches_tracked is not None
         with torch.no_grad():
             momentum = self.momentum * (total > 0)  # without a value in any process they stay
+            unbiased_variance = variance * (total / (total - 1).clamp(min=1))
             self.running_mean.lerp_(mean, momentum)
-            self.running_var.lerp_(variance * (total / (total - 1).clamp(min=1)), momentum)
+            self.running_var.lerp_(unbiased_variance, momentum)
             self.num_batches_tracked.add_(1)
+
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return torch.addcmul(self.bias[:, None, None], centered, scale[:, None, None]).to(x.dtype)
 

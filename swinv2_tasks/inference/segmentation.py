@@ -169,6 +169,7 @@ def _slide(network: Network, image: Tensor, inference: Inference, stride: int) -
         raise UserError(
             f"inference.crop_size is {inference.crop_size}; expected multiples of {stride}, the network's stride"
         )
+
     cells = [-(-side // stride) for side in image.shape[2:]]
     window = [min(side // stride, number) for side, number in zip(crop_size, cells, strict=True)]
     steps = [step / stride for step in pair(inference.stride)]
@@ -185,9 +186,11 @@ def _slide(network: Network, image: Tensor, inference: Inference, stride: int) -
         for (top, left), logits in zip(batch_corners, network(crops).float().cpu(), strict=True):
             if total is None:
                 total = torch.zeros(len(logits), *cells)
+
             inside = (slice(top, top + window[0]), slice(left, left + window[1]))
             total[:, *inside] += logits * kernel
             weights[inside] += kernel
+
     assert total is not None
     return total.div_(weights)
 

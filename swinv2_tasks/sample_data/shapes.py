@@ -266,8 +266,10 @@ def _pattern(rng: Generator, name: str, height: int, width: int) -> np.ndarray:
         clouds = coarse + middle / 2 + fine / 4
         return (clouds - clouds.min()) / np.ptp(clouds)
 
-    angle, period = rng.uniform(0, np.pi), rng.uniform(10, 18)
-    x, y = np.arange(width), np.arange(height)[:, None]
+    angle = rng.uniform(0, np.pi)
+    period = rng.uniform(10, 18)
+    x = np.arange(width)
+    y = np.arange(height)[:, None]
     along = x * np.cos(angle) + y * np.sin(angle)
     across = y * np.cos(angle) - x * np.sin(angle)
     if name == "gradient":
@@ -276,7 +278,11 @@ def _pattern(rng: Generator, name: str, height: int, width: int) -> np.ndarray:
     phase = rng.uniform(0, 2 * np.pi, 2)
     wave = np.sin(2 * np.pi * along / period + phase[0])
     cross_wave = np.sin(2 * np.pi * across / period + phase[1])
-    waves = {"stripes": 2 * wave, "checker": 4 * wave * cross_wave, "dots": 4 * (wave + cross_wave - 1)}
+    waves = {
+        "stripes": 2 * wave,
+        "checker": 4 * wave * cross_wave,
+        "dots": 4 * (wave + cross_wave - 1),
+    }
     return np.clip(0.5 + waves[name], 0, 1)  # cut off, steep waves are flat patches with soft edges
 
 
@@ -305,12 +311,14 @@ def detection_scene(rng: Generator, class_names: Sequence[str], crowd: str | Non
     """
     height, width = ((128, 160), (120, 160), (144, 160), (160, 128))[rng.integers(4)]
     scene = Scene(*texture(rng, rng.choice(TEXTURES), height, width, dark_color(rng)))
+
     if crowd:
         color = contrasting(class_colors(rng, crowd), scene.colors)
         shape = random_shape(rng, crowd, (height, width), (6, 6), 1, color)
         grid = np.array([(13 * column, 13 * row) for column in range(4) for row in range(3)])
         centers = rng.uniform(12, 50, 2) + grid + rng.uniform(-2, 2, grid.shape)
         scene.add([replace(shape, center=(x, y), angle=rng.uniform(0, 2 * np.pi)) for x, y in centers])
+
     for class_name in rng.choice(class_names, rng.integers(1, 6)):
         scene.add_at_random(rng, str(class_name), radius=(14, 32))
     return scene
@@ -333,24 +341,36 @@ def segmentation_scene(rng: Generator, things: Sequence[str]) -> tuple[np.ndarra
     textures = [texture(rng, name, height, width, class_colors(rng, name)[0]) for name in names]
     layers, pairs = zip(*textures, strict=True)
 
-    # A pixel shows the texture whose site is nearest (a Voronoi diagram); the sites lie around the middle, and noise
-    # bends the lines between them.
-    x, y = np.arange(width) / width - 0.5, np.arange(height)[:, None] / height - 0.5
-    sites = 0.3 * _regular(len(stuff)) @ _rotation(rng.uniform(0, 2 * np.pi))
-    distances = [np.hypot(x - site[0], y - site[1]) + 0.2 * _smooth_noise(rng, 4, height, width) for site in sites]
-    nearest = np.argmin(distances, axis=0)
-    closest, second = np.sort(distances, axis=0)[:2]
-    line = second - closest < 0.02
-
+    nearest, line = _cells(rng, len(stuff), height, width)
     image = np.choose(nearest[..., None], layers)
     image[line] = 0.1
     labels = np.where(line, 0, stuff[nearest] + 1).astype(np.uint8)
+
     scene = Scene(image, np.concatenate(pairs))
     for class_name in rng.choice(things, rng.integers(2, 5)):
         scene.add_at_random(rng, str(class_name), radius=(16, 34))
     for class_name, mask in zip(scene.class_names, scene.masks, strict=True):
         labels[mask] = 1 + len(TEXTURES) + things.index(class_name)
     return scene.image, labels
+
+
+def _cells(rng: Generator, number: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Divides an image into cells: each pixel belongs to the nearest of so many sites (a Voronoi diagram).
+
+    Returns:
+        The index of each pixel's cell, int64 (H, W), and which pixels lie on a line between cells, bool (H, W).
+    """
+    x = np.arange(width) / width - 0.5
+    y = np.arange(height)[:, None] / height - 0.5
+    sites = 0.3 * _regular(number) @ _rotation(rng.uniform(0, 2 * np.pi))  # around the middle
+
+    distances = []
+    for site_x, site_y in sites:
+        noise = _smooth_noise(rng, 4, height, width)  # bends the lines
+        distances.append(np.hypot(x - site_x, y - site_y) + 0.2 * noise)
+
+    closest, second = np.sort(distances, axis=0)[:2]
+    return np.argmin(distances, axis=0), second - closest < 0.02
 
 
 def motion_clip(rng: Generator, motion: str) -> np.ndarray:
@@ -365,8 +385,9 @@ def motion_clip(rng: Generator, motion: str) -> np.ndarray:
     color = contrasting(light_colors(rng), colors)
     shape = random_shape(rng, str(rng.choice(list(OUTLINES))), (height, width), (12, 26), 1, color)
     column = int(rng.integers(width // 4, 3 * width // 4))
+
     phases = dict(zip(("position", "size", "opacity"), rng.uniform(size=3), strict=True))
-    moving, direction = MOTIONS[motion]
+    changing, direction = MOTIONS[motion]
     length = int(rng.integers(16, 25))
     step = direction * rng.uniform(0.6, 1.0) / length
 
@@ -376,9 +397,11 @@ def motion_clip(rng: Generator, motion: str) -> np.ndarray:
         row, below = divmod(phases["position"] * height, 1)
         shift = (int(row) - height // 2, column - width // 2)
         frame = np.roll(background, (-shift[0], -shift[1]), axis=(0, 1))
+
         radius = 12 * (26 / 12) ** phases["size"]
         opacity = 0.3 + 0.7 * phases["opacity"]
         replace(shape, center=(width / 2, height // 2 + below), radius=radius).draw(frame, opacity)
         frames.append(np.roll(frame, shift, axis=(0, 1)))
-        phases[moving] = (phases[moving] + step) % 1
+
+        phases[changing] = (phases[changing] + step) % 1
     return np.stack(frames)

@@ -195,16 +195,21 @@ def polygons(mask: np.ndarray) -> list[list[float]]:
     up = 4  # enlarged, the outline through the pixels' middles comes close enough to their edges to be rounded to them
     large = mask.astype(np.uint8).repeat(up, axis=0).repeat(up, axis=1)
     lines, tree = cv2.findContours(large, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+
     for line, (_, _, _, parent) in zip(lines, tree[0], strict=True):
         if parent >= 0:  # a hole, which a polygon cannot have: cut the mask in two through it
             cut = math.ceil(line[..., 0].mean() / up)
-            left, right = mask.copy(), mask.copy()
-            left[:, cut:] = right[:, :cut] = False
+            left = mask.copy()
+            left[:, cut:] = False
+            right = mask.copy()
+            right[:, :cut] = False
             return polygons(left) + polygons(right)
+
     outlines = []
     for line in lines:
         corners = np.round((line[:, 0] + 0.5) / up)
-        corners = corners[np.any(corners != np.roll(corners, 1, axis=0), axis=1)]
+        is_repeated = np.all(corners == np.roll(corners, 1, axis=0), axis=1)
+        corners = corners[~is_repeated]
         outlines.append(corners.ravel().tolist())
     return outlines
 

@@ -102,6 +102,7 @@ class _PixelCrossEntropy(torch.autograd.Function):
                 image_logits = logits[k : k + 1].detach().float().requires_grad_(gradients is not None)
                 losses, weight = loss.pixel_losses(image_logits, labels[k : k + 1])
                 image_total = losses.sum()
+
             if gradients is not None:
                 gradients[k : k + 1] = torch.autograd.grad(image_total, image_logits)[0]
             total = total + image_total.detach()

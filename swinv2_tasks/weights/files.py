@@ -76,13 +76,17 @@ def read_checkpoint(source: str | PathLike[str] | Mapping[str, Any]) -> Checkpoi
     if isinstance(source, Mapping):
         state, prefix = without_prefix(_state_of(source, "the state dict"), "the state dict")
         return Checkpoint("the state dict", state, source, prefix=prefix)
+
     path = Path(source)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; weights are read from disk, not downloaded by name")
+
     if is_sharded(path):
-        contents = assemble({key: value for key, value in read_shards(path).items() if key != "optimizer_states"})
+        shards = {key: value for key, value in read_shards(path).items() if key != "optimizer_states"}
+        contents = assemble(shards)
         state, prefix = without_prefix(_state_of(contents, str(path)), str(path))
         return Checkpoint(str(path), state, contents, prefix=prefix)
+
     files = _weight_files(path) if path.is_dir() else [path]
     parts = [_read_file(file) for file in files]
     tensors = {name: tensor for part in parts for name, tensor in _state_of(part, str(path)).items()}

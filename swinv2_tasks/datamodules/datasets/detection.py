@@ -93,6 +93,7 @@ class TrainingObjects(CocoImages):
         if self.copy_paste and torch.rand(()) < self.copy_paste:
             _, other = self._scene(int(torch.randint(len(self), ())))
             scene = paste_objects(scene, other)
+
         boxes = torch.from_numpy(scene["boxes"])
         target: dict[str, Any] = {
             "boxes": boxes,
@@ -101,10 +102,12 @@ class TrainingObjects(CocoImages):
             "area": (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]),
             "iscrowd": torch.zeros(len(boxes), dtype=torch.int64),
         }
+
         if scene["masks"] is not None:
             target["masks"] = torch.from_numpy(scene["masks"])
             pixels = torch.from_numpy(scene["masks"].sum((1, 2), dtype=np.int64)).float()
-            target["area"] = pixels.where(pixels > 0, target["area"])
+            target["area"] = pixels.where(pixels > 0, target["area"])  # an object that has only a box keeps the box's
+
         if scene["stuff"] is not None:
             target["stuff"] = torch.from_numpy(scene["stuff"])
         return {"images": normalize(scene["image"], self.mean, self.std), "targets": target}
@@ -174,7 +177,8 @@ class EvaluatedObjects(CocoImages):
         """
         objects = entry.objects
         boxes = torch.tensor([annotation.box for annotation in objects], dtype=torch.float64).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
+        boxes[:, 2:] += boxes[:, :2]  # width and height become right and bottom
+
         target = {
             "boxes": boxes,
             "labels": torch.tensor([annotation.label for annotation in objects], dtype=torch.int64),
@@ -182,6 +186,7 @@ class EvaluatedObjects(CocoImages):
             "area": torch.tensor([annotation.area for annotation in objects], dtype=torch.float64),
             "iscrowd": torch.tensor([int(annotation.crowd) for annotation in objects], dtype=torch.int64),
         }
+
         if self.masks:
             masks = np.zeros((len(objects), entry.height, entry.width), np.uint8)
             for mask, annotation in zip(masks, objects, strict=True):

@@ -109,17 +109,21 @@ class LabeledScenes(Dataset):
                 f"The label map {mask_path} has {width}×{height} pixels, its image {image_path} "
                 f"{image.shape[1]}×{image.shape[0]}; expected one label per pixel."
             )
+
         image, mask = self.transform(image, mask)
         pixels = normalize(image, self.mean, self.std)
         targets = torch.from_numpy(mask.astype(np.int64))
         if self.size is not None:
-            below, right = (side - have for side, have in zip(self.size, mask.shape, strict=True))
+            below = self.size[0] - mask.shape[0]
+            right = self.size[1] - mask.shape[1]
             if min(below, right) < 0:
                 raise UserError(
                     f"data.augmentation gives an image of {mask.shape[1]}×{mask.shape[0]} pixels; expected at most "
                     f"data.crop_size, {self.size[1]}×{self.size[0]}."
                 )
-            pixels, targets = F.pad(pixels, (0, right, 0, below)), F.pad(targets, (0, right, 0, below), value=IGNORED)
+            pixels = F.pad(pixels, (0, right, 0, below))
+            targets = F.pad(targets, (0, right, 0, below), value=IGNORED)
+
         sample = {"image": pixels, "mask": targets, "path": str(image_path)}
         if isinstance(self.transform, Resize):
             sample["rescaled"] = RescaledFile(image_path, self.transform.limits, self.mean, self.std)

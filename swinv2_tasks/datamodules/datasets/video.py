@@ -111,13 +111,16 @@ class EvaluatedClips(Dataset):
         if reason is not None:
             raise unreadable_video(path, reason)
 
-        crops: dict[int, list[int]] = {}
+        crops_of_clips: dict[int, list[int]] = {}
         for view in range(part * self.number, (part + 1) * self.number):
-            crops.setdefault(view // self.transform.crops, []).append(view % self.transform.crops)
+            clip_index, crop = divmod(view, self.transform.crops)
+            crops_of_clips.setdefault(clip_index, []).append(crop)
+
         with Video(path, self.decoder) as video:
-            numbers = self.sampling.spread(len(video), self.clips)[[*crops]]
+            numbers = self.sampling.spread(len(video), self.clips)[[*crops_of_clips]]  # (clips, frames)
             frames = video.frames(numbers.ravel())
         clips = frames.reshape(*numbers.shape, *frames.shape[1:])
-        views = [self.transform(clip, chosen) for clip, chosen in zip(clips, crops.values(), strict=True)]
+        views = [self.transform(clip, crops) for clip, crops in zip(clips, crops_of_clips.values(), strict=True)]
+
         sample = {"clip": torch.cat(views), "video_id": video_id, "path": path}
         return sample if label < 0 else {**sample, "label": label}

@@ -100,6 +100,7 @@ def with_real_labels(samples: list[Sample], real_labels: str | Path, num_classes
         content = json.loads("\n".join(lines))
     except json.JSONDecodeError as error:
         raise UserError(f"{real_labels} (data.real_labels) is not JSON: {error}.") from error
+
     if not isinstance(content, list | dict):
         raise UserError(f"{real_labels}: expected a JSON list of lists, or an object of file names and lists.")
     entries = dict(enumerate(content)) if isinstance(content, list) else content
@@ -109,9 +110,12 @@ def with_real_labels(samples: list[Sample], real_labels: str | Path, num_classes
                 f"{real_labels}, entry {key!r}: expected a list of class indices below {num_classes}, found "
                 f"{indices!r}. If these are ImageNet's, data.class_names must list all of its classes."
             )
+
     names = [Path(path).name for path, _ in samples]
     if len(set(names)) < len(names):
         raise UserError(f"{real_labels} goes by file names, but several validation images share one.")
+
+    # A list has an entry for each number, from 1; an object goes by file names.
     keys = [_validation_number(name, real_labels) - 1 for name in names] if isinstance(content, list) else names
     missing = [name for name, key in zip(names, keys, strict=True) if key not in entries]
     if missing:

@@ -255,12 +255,14 @@ def palette_colors(palette: str | Path | Sequence[Sequence[int]], names: Sequenc
     if isinstance(palette, str | Path):
         where = f"{palette} ({prefix}palette)"
         palette = _colors_of_lines(palette, names, where)
+
     if len(palette) != len(names):
         raise UserError(
             f"{where} has {len(palette)} colors for {len(names)} classes ({abbreviate(names)}); expected one for each."
         )
     if wrong := [list(color) for color in palette if not _is_color(color)]:
         raise UserError(f"{where} has {wrong[0]}; expected red, green and blue from 0 to 255.")
+
     colors: list[Color] = [(red, green, blue) for red, green, blue in palette]
     if shared := [color for color, count in Counter(colors).items() if count > 1]:
         alike = [name for name, color in zip(names, colors, strict=True) if color == shared[0]]

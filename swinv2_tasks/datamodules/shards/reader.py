@@ -125,12 +125,16 @@ class Shards:
         self.remote = is_url(location)
         self.chunks, self.classes = _parse_index(index, join_location(location, INDEX))
         self.left_out = list(json.loads(index).get("faulty", ()))
+
         self._class_ids = frozenset(self.classes.ids)
-        self.starts = np.cumsum([0, *(chunk["chunk_size"] for chunk in self.chunks)])[:-1].tolist()
+        sizes = [chunk["chunk_size"] for chunk in self.chunks]
+        self.starts = np.cumsum([0, *sizes])[:-1].tolist()
         self.order = self._read_order()
+
         key = hashlib.sha256(location.encode() + index).hexdigest()[:16]
         self.folder = streaming.cache / key if self.remote else Path(location)
         self._reader: Any = None
+
         if self.remote:
             replace_file(self.folder / INDEX, lambda path: path.write_bytes(index))
         else:
@@ -279,9 +283,12 @@ def _parse_index(content: bytes, name: str) -> tuple[list[dict[str, Any]], Class
     """The shards and the classes that an index lists, when it can only have been written by this package."""
     try:
         index = json.loads(content)
-        config, chunks, classes = index["config"], index["chunks"], Classes(**index["classes"])
+        config = index["config"]
+        chunks = index["chunks"]
+        classes = Classes(**index["classes"])
+
         if config != CONFIG:
-            raise ValueError("its samples are of another kind")
+            raise ValueError("its samples are of another type")
         if not chunks or not all(re.fullmatch(r"chunk-\d+-\d+\.bin", chunk["filename"]) for chunk in chunks):
             raise ValueError("it lists no shards, or some of other names")
         if not all(type(chunk[key]) is int and chunk[key] > 0 for chunk in chunks for key in _SIZES):
