@@ -176,7 +176,7 @@ DETECTORS: dict[str, dict[str, Any]] = {
     [name if name in ("boxes", "htc_stuff") else pytest.param(name, marks=pytest.mark.slow) for name in DETECTORS],
 )
 def test_each_detector_trains_evaluates_and_predicts(name: str, objects: Path, tmp_path: Path) -> None:
-    data = {"files": CocoFiles(train_stuff="stuff")}
+    data = {"files": {"train_stuff": "stuff"}}
     model = {"detector": DETECTORS[name], "inference": {"nms": "soft_gaussian", "score_threshold": 0.01}}
     folder = fit(tmp_path, objects, model={"init_args": model}, data={"init_args": data})
     losses = read_column(folder, "train/loss")
