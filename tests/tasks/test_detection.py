@@ -190,7 +190,7 @@ def test_each_detector_trains_evaluates_and_predicts(name: str, objects: Path, t
     assert ("val/mask_ap" in metrics) == (name != "boxes")
     output, results = predict(folder, objects / "val2017", tmp_path)
     assert results and all(("segmentation" in entry) == (name != "boxes") for entry in results)
-    assert len([*(output / "pictures").iterdir()]) == 5
+    assert len([*(output / "visualizations").iterdir()]) == 5
     task = DetectionTask.load_from_checkpoint(last_checkpoint(folder))
     assert type(task.head).__name__ == {"m": "MaskRCNN", "b": "MaskRCNN", "c": "CascadeMaskRCNN", "h": "HTC"}[name[0]]
     assert task.class_ids == list(CATEGORIES)
@@ -322,8 +322,8 @@ def test_predict_writes_results_visualizations_and_a_table(finder: Path, objects
     assert [Path(row["path"]).name for row in rows] == [f"val_{k}.jpg" for k in range(5)]
     assert [row["image_id"] for row in rows] == ["1", "2", "3", "4", "5"]
     for row in rows:
-        with Image.open(row["path"]) as image, Image.open(output / row["picture"]) as picture:
-            assert min(picture.size) >= 400 and picture.width % image.width == 0
+        with Image.open(row["path"]) as image, Image.open(output / row["visualization"]) as figure:
+            assert min(figure.size) >= 400 and figure.width % image.width == 0
             detections = [detection for detection in results if detection["image_id"] == int(row["image_id"])]
             for detection in detections:
                 x, y, width, height = detection["bbox"]

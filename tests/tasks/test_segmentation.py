@@ -96,8 +96,8 @@ def test_metrics_are_those_counted_by_hand(segmenter: Path, scenes: Path, tmp_pa
         large = F.interpolate(small, size=labels.shape, mode="bilinear", align_corners=False)
         prediction = large[0].argmax(0).numpy() + 1
         for k in (1, 2, 3):
-            inter[k] += ((answer == k) & (labels == k)).sum()
-            union[k] += (((answer == k) | (labels == k)) & (labels > 0)).sum()
+            inter[k] += ((prediction == k) & (labels == k)).sum()
+            union[k] += (((prediction == k) | (labels == k)) & (labels > 0)).sum()
     metrics = validate(segmenter, tmp_path)
     assert metrics["val/miou"] == pytest.approx((inter[1:] / union[1:]).mean(), abs=1e-6)
 

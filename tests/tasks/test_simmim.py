@@ -66,9 +66,9 @@ def test_loss_and_reconstruction_are_those_of_transformers(image: int, window: i
     torch.testing.assert_close(
         ours, output.reconstruction, rtol=1e-4, atol=1e-4 * float(output.reconstruction.detach().std())
     )
-    torch.testing.assert_close(loss, answer.loss, rtol=1e-5, atol=0)
+    torch.testing.assert_close(loss, output.loss, rtol=1e-5, atol=0)
     grads = [torch.autograd.grad(loss_of_model, parameters)[0] for loss_of_model, parameters in (
-        (loss, task.head.mask_token), (answer.loss, theirs.swinv2.embeddings.mask_token)
+        (loss, task.head.mask_token), (output.loss, theirs.swinv2.embeddings.mask_token)
     )]  # fmt: skip
     torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-3 * float(grads[1].abs().max()))
 

@@ -63,11 +63,11 @@ def test_predict_writes_tables_and_a_contact_sheet(watcher: Path, motions: Path,
     right = sum(row["name1"] == truth[Path(row["path"]).name[:11]] for row in rows)
     tested = read_scores(evaluate(tmp_path, from_last(watcher), command="test"), "test")
     assert right == round(8 * tested["test/top1"])
-    for row, answer in zip(rows, answers, strict=True):
-        assert answer["path"] == row["path"]
-        assert answer["classes"][0]["name"] == row["name1"]
-        assert {entry["id"] for entry in answer["classes"]} == set(LABELS)
-        assert sum(entry["score"] for entry in answer["classes"]) == pytest.approx(1, abs=1e-5)
+    for row, prediction in zip(rows, predictions, strict=True):
+        assert prediction["path"] == row["path"]
+        assert prediction["classes"][0]["name"] == row["name1"]
+        assert {entry["id"] for entry in prediction["classes"]} == set(LABELS)
+        assert sum(entry["score"] for entry in prediction["classes"]) == pytest.approx(1, abs=1e-5)
     assert min(Image.open(output / "contact_sheet.png").size) > 200
 
 

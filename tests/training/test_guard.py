@@ -418,7 +418,7 @@ def test_a_training_logs_a_spike(images: Path, tmp_path: Path, caplog: pytest.Lo
     assert record.details["median"] == pytest.approx(np.median(losses[:40]))
 
 
-def test_no_spike_is_made_up(images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_spike_is_reported_without_one(images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     warnings, _, losses = spikes(-1, images, tmp_path, caplog)
     assert len(losses) == 54
     assert warnings == []
