@@ -129,7 +129,7 @@ def _report_peak(name: str, threads: int, setting: dict, queue) -> None:
     if device.type == "cuda":
         step = make_step(name, **setting)
         step()
-        torch.cuda.reset_measure_peak_stats()
+        torch.cuda.reset_peak_memory_stats()
         step()
         queue.put(torch.cuda.max_memory_allocated())
         return

@@ -338,7 +338,7 @@ def test_pickled_samples_are_refused_and_not_run(shards: Path, tmp_path: Path) -
     assert index["config"]["data_format"] == ["pickle", "bytes", "bytes"]
     index["classes"] = {"ids": ["n01"], "names": ["n01"]}
     (folder / "index.json").write_text(json.dumps(index))
-    with pytest.raises(UserError, match=r"index\.json does not list shards of images.*another kind"):
+    with pytest.raises(UserError, match=r"index\.json does not list shards of images.*another type"):
         read_batches(datamodule(shards, tmp_path))
     assert not trace.exists()
 
@@ -349,8 +349,8 @@ def test_pickled_samples_are_refused_and_not_run(shards: Path, tmp_path: Path) -
         (b"{", "does not list shards"),
         (b"[]", "does not list shards"),
         ({"chunks": None}, "lists no shards"),
-        ({"config": {**CONFIG, "format": "mds"}}, "another kind"),
-        ({"config": {**CONFIG, "data_spec": CONFIG["data_spec"].replace("tuple", "list")}}, "another kind"),
+        ({"config": {**CONFIG, "format": "mds"}}, "another type"),
+        ({"config": {**CONFIG, "data_spec": CONFIG["data_spec"].replace("tuple", "list")}}, "another type"),
         ({"chunks": [{"filename": "../chunk-0-0.bin", "chunk_size": 60, "chunk_bytes": 9}]}, "other names"),
         ({"chunks": [{"filename": "chunk-0-0.bin", "chunk_size": -1, "chunk_bytes": 9}]}, "size is no number"),
         ({"chunks": [{"filename": "chunk-0-0.bin", "chunk_size": 9}]}, "it has no 'chunk_bytes'"),
