@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.helpers.films import write_film
 from tests.helpers.processes import ROOT
 from tests.helpers.tiny import write_images
@@ -49,6 +51,7 @@ def test_videos_are_checked_without_importing_from_the_working_folder(tmp_path: 
     assert done.returncode == 0 and "train: 1 of 1 videos decode fully" in done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_shards_are_written_without_importing_from_the_working_folder(tmp_path: Path) -> None:
     folder = write_images(tmp_path / "images")
     write_traps(folder)

@@ -44,7 +44,10 @@ def read_samples(folder: Path, split: str) -> dict[str, Any]:
     return json.loads(next(folder.rglob(f"{split}_samples.json")).read_text())
 
 
-@pytest.mark.parametrize("task", EVALUATED)
+@pytest.mark.parametrize(
+    "task",
+    [pytest.param(task, marks=pytest.mark.slow) if task in ("segmentation", "video") else task for task in EVALUATED],
+)
 def test_what_an_evaluation_left_out_is_named_beside_the_score(
     task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

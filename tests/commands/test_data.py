@@ -122,6 +122,7 @@ def record_decoding(path: str) -> str | None:
     return "decoded"
 
 
+@pytest.mark.slow
 def test_a_verdict_holds_as_long_as_the_file_is_the_same(
     films: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -310,6 +311,7 @@ def test_verdicts_hold_where_the_dataset_is_moved_or_reached_otherwise(long_film
             KineticsDataModule(str(root), 32, sampling=FrameSampling(4)).setup("validate")
 
 
+@pytest.mark.slow
 def test_verdicts_lie_with_the_data_or_beside_the_lists(
     long_films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -328,6 +330,7 @@ def test_verdicts_lie_with_the_data_or_beside_the_lists(
         module.setup("validate")
 
 
+@pytest.mark.slow
 def test_verdicts_on_data_that_cannot_be_written_to(
     long_films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -60,7 +60,7 @@ def run_process(rank: int, folder: str, shares: tuple[int, int]) -> None:
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("shares", [(3, 5), (0, 8)])
+@pytest.mark.parametrize("shares", [pytest.param((3, 5), marks=pytest.mark.slow), (0, 8)])
 def test_two_processes_normalize_as_one(shares: tuple[int, int], tmp_path: Path) -> None:
     """Also where one of them has no sample, as a detector without a proposal."""
     torch.multiprocessing.spawn(run_process, args=(str(tmp_path), shares), nprocs=2)

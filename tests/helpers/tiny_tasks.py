@@ -144,5 +144,11 @@ TINY_TASKS: dict[str, TinyTask] = {
 EACH_TASK = [pytest.param(name, marks=pytest.mark.slow) if name in ("cascade", "htc") else name for name in TINY_TASKS]
 """What a detector has a share in is tested with one of them, and with the others where slow tests run as well."""
 
+TWO_TASKS = [
+    name if name in ("classification", "mask_rcnn") else pytest.param(name, marks=pytest.mark.slow)
+    for name in TINY_TASKS
+]
+"""What takes several processes is tested with these two, and with the others where slow tests run as well."""
+
 ON_ONE_DETECTOR = [name for name in TINY_TASKS if name not in ("cascade", "htc")]
 """What no detector has a share in is tested with one of them alone."""

@@ -105,7 +105,13 @@ def test_bad_files_are_listed_and_the_others_predicted(
     assert {name for name in first if name != "predictions.csv"} <= results(out).keys()
 
 
-@pytest.mark.parametrize("task", ON_ONE_DETECTOR)
+@pytest.mark.parametrize(
+    "task",
+    [
+        task if task in ("classification", "mask_rcnn") else pytest.param(task, marks=pytest.mark.slow)
+        for task in ON_ONE_DETECTOR
+    ],
+)
 def test_a_prediction_that_is_killed_resumes(task: str, checkpoint: Any, tmp_path: Path) -> None:
     model = checkpoint(task)
     source = write_source(tmp_path / "source", task, number=20)

@@ -280,7 +280,12 @@ def test_a_run_that_has_not_ended_is_not_resumed(images: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("validation", "ended_by"), [(None, signal.SIGKILL), (1, signal.SIGKILL), (None, signal.SIGTERM)]
+    ("validation", "ended_by"),
+    [
+        pytest.param(None, signal.SIGKILL, marks=pytest.mark.slow),
+        (1, signal.SIGKILL),
+        (None, signal.SIGTERM),
+    ],
 )
 def test_a_requeued_job_resumes_in_its_folder(
     validation: int | None, ended_by: int, images: Path, tmp_path: Path

@@ -179,6 +179,7 @@ def test_sharded_optimizer_states_change_nothing(world: Path) -> None:
     assert resumed_losses == pytest.approx(losses(world / "runs" / "plain")[1:], abs=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_sharded_8_bit_optimizer_states(world: Path) -> None:
     """Their optimizer writes states in a way of its own, which torch's ZeroRedundancyOptimizer does not read."""
     settings = ["--config=overlays/zero1.yaml", *EIGHT_BIT, "--model.optimizer.init_args.min_8bit_size=16"]

@@ -420,6 +420,7 @@ def test_the_extra_is_asked_for(
     assert "pip install 'swinv2-tasks[stream]'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_plain_folders_do_without_it(folder: Path, tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['litdata'] = None; from swinv2_tasks.datamodules import ImageNetDataModule as M; "
