@@ -237,7 +237,6 @@ class SwinTransformerV2(nn.Module):
 
     Attributes:
         channels: channels of each map.
-        strides: pixels per token of each map: a number for images, one per axis for clips.
 
     Raises:
         UserError: for settings that cannot be built, naming the argument.
