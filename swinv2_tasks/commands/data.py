@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import csv
 import multiprocessing
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from swinv2_tasks.child_processes import follow_parent, without_working_folder
+from swinv2_tasks.child_processes import available_cores, follow_parent, without_working_folder
 from swinv2_tasks.commands.progress import WorkProgress
 from swinv2_tasks.datamodules.classes import Classes
 from swinv2_tasks.datamodules.imagenet import ImageNetDataModule
@@ -73,7 +72,7 @@ def check(
     open_folder(folder, "--output")
     paths = sorted({path for videos in splits.values() for path, _ in videos})
     with VerdictFile(_verdict_folder(Path(root), folder) / TABLE) as verdicts:
-        faults = _check_all(paths, verdicts, workers or os.cpu_count() or 1, seconds)
+        faults = _check_all(paths, verdicts, workers or available_cores(), seconds)
     for split, videos in splits.items():
         faults |= _write_list(folder / f"{split}_clean.txt", split, videos, faults, Path(root), data.class_ids)
 
@@ -220,7 +219,7 @@ def optimize(
                 shard_bytes=int(shard_mb * 1e6),
                 shuffle=split == "train",
                 skip_faulty=skip_faulty,
-                workers=workers or os.cpu_count() or 1,
+                workers=workers or available_cores(),
             ):
                 progress.advance(number, len(faulty))
                 faults |= faulty

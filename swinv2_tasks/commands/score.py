@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from os import cpu_count
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from swinv2_tasks.callbacks.detection import score_tables
 from swinv2_tasks.callbacks.detection import write_scores as write_detection_scores
 from swinv2_tasks.callbacks.segmentation import class_table, write_scores
+from swinv2_tasks.child_processes import available_cores
 from swinv2_tasks.commands.progress import WorkProgress
 from swinv2_tasks.datamodules.classes import abbreviate
 from swinv2_tasks.datamodules.readers.annotations import (
@@ -114,7 +114,7 @@ def ade20k(
 
     counts = torch.zeros(len(names), len(names) + 1, dtype=torch.int64)
     faults: dict[str, str] = {}
-    pool = ThreadPoolExecutor(cpu_count())
+    pool = ThreadPoolExecutor(available_cores())
     try:
         with WorkProgress("Scoring", len(truth)) as progress:
             pairs = {name: pool.submit(count, name) for name in truth}

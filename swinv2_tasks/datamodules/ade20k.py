@@ -65,7 +65,8 @@ class ADE20KDataModule(BaseDataModule):
         resize: Limits of the long and the short side in pixels: images are resized to fit, keeping their proportions.
             None: images keep their size.
         batch_size: Crops per batch and process in training; evaluation takes one image at a time, each of its own size.
-        num_workers: DataLoader workers of each loader; 0 loads in the main process.
+        num_workers: DataLoader workers of each loader; 0 loads in the main process. None: as many as cores are there
+            for each device of the run, at most 8.
         train_dir: Name of the training folder in images and in annotations.
         val_dir: Name of the validation folder in both.
         class_names: The class list, two at least: a text file with a name per line, a table like objectInfo150.txt, or
@@ -102,7 +103,7 @@ class ADE20KDataModule(BaseDataModule):
         crop_size: int | tuple[int, int] = 512,
         resize: tuple[int, int] | None = (2048, 512),
         batch_size: int = 16,
-        num_workers: int = 8,
+        num_workers: int | None = None,
         train_dir: str = "training",
         val_dir: str = "validation",
         class_names: str | list[str] | None = None,

@@ -1,5 +1,6 @@
 """What the datamodules of all tasks share: loaders, normalization and the statement of classes."""
 
+import logging
 from collections.abc import Callable, Sized
 from dataclasses import replace
 from typing import Any, Literal, cast
@@ -7,15 +8,22 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.data import Dataset, default_collate
 
 from swinv2_tasks.batches import SampleCounts, TaskData
+from swinv2_tasks.child_processes import available_cores
 from swinv2_tasks.datamodules.loader import BatchLoader, BatchOrder, FaultPolicy, FileOrder
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.hyperparameters import Recorded
 
+log = logging.getLogger("swinv2_tasks")
+
 FaultChoice = Literal["error", "skip"]
 """What happens on samples that cannot be read."""
+
+MOST_WORKERS = 8
+"""DataLoader workers of a loader at most, where no setting says how many."""
 
 
 class BaseDataModule(Recorded, LightningDataModule, TaskData):
@@ -30,7 +38,8 @@ class BaseDataModule(Recorded, LightningDataModule, TaskData):
 
     Args:
         batch_size: Samples per batch and process.
-        num_workers: DataLoader workers of each loader; 0 loads in the main process.
+        num_workers: DataLoader workers of each loader; 0 loads in the main process. None: as many as cores are there
+            for each device of the run, at most 8.
         mean: What the images were normalized with: subtracted from RGB in [0, 1] …
         std: … and what divided the difference.
         faulty_samples: What happens on a sample that cannot be read: `error` stops, `skip` leaves it out of its batch.
@@ -58,21 +67,21 @@ class BaseDataModule(Recorded, LightningDataModule, TaskData):
     def __init__(
         self,
         batch_size: int,
-        num_workers: int,
+        num_workers: int | None,
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
         faulty_samples: FaultChoice | None = None,
         faulty_budget: int | None = None,
     ) -> None:
         super().__init__()
-        if batch_size < 1 or num_workers < 0:
+        if batch_size < 1 or (num_workers is not None and num_workers < 0):
             raise UserError(f"data.batch_size={batch_size}, data.num_workers={num_workers}; expected at least 1 and 0.")
         if min(std) <= 0:
             raise UserError(f"data.std is {tuple(std)}; expected three values above 0.")
         if faulty_budget is not None and faulty_budget < 0:
             raise UserError(f"data.faulty_budget is {faulty_budget}; expected a number of samples, at least 0.")
         self.batch_size = batch_size
-        self.num_workers = num_workers
+        self._stated_workers = num_workers
         self.mean = mean
         self.std = std
         self.faults = FaultPolicy(faulty_samples or "error", 10 if faulty_budget is None else faulty_budget)
@@ -81,6 +90,18 @@ class BaseDataModule(Recorded, LightningDataModule, TaskData):
         self._loaders: dict[str, BatchLoader] = {}
         self.collate: Callable[[list[Any]], Any] = default_collate
         self.train_collate: Callable[[list[Any]], Any] = default_collate
+
+    @property
+    def num_workers(self) -> int:
+        """DataLoader workers of each loader: as the setting says, else as many as there are cores for.
+
+        What is read does not depend on it.
+        """
+        if self._stated_workers is not None:
+            return self._stated_workers
+        trainer: Any = self.trainer
+        devices = trainer.num_devices if trainer else 1  # of this machine
+        return min(MOST_WORKERS, available_cores() // devices)
 
     @property
     def class_names(self) -> list[str]:
@@ -171,8 +192,7 @@ class BaseDataModule(Recorded, LightningDataModule, TaskData):
         batch_size = self.eval_batch_size or self.batch_size
         parts = _samples_per_file(dataset)
         order = FileOrder(len(dataset) // parts, parts, batch_size, rank, world_size, self.seed)
-        self._loaders["predict"] = BatchLoader(dataset, order, self.collate, self.num_workers, self.predict_faults)
-        return self._loaders["predict"]
+        return self._new_loader("predict", order, self.collate, self.predict_faults)
 
     def teardown(self, stage: str) -> None:
         """End the workers of all loaders, rather than leave that to the collection of garbage."""
@@ -208,7 +228,20 @@ class BaseDataModule(Recorded, LightningDataModule, TaskData):
         groups = self.train_groups if shuffle else None
         permute = self.train_permute if shuffle else None
         order = BatchOrder(samples, batch_size, rank, world_size, self.seed, train, shuffle, groups, permute)
-        self._loaders[split] = BatchLoader(_existing(dataset), order, collate, self.num_workers, self.faults)
+        return self._new_loader(split, order, collate, self.faults)
+
+    def _new_loader(
+        self, split: str, order: BatchOrder, collate: Callable[[list[Any]], Any], faults: FaultPolicy
+    ) -> BatchLoader:
+        dataset = _existing(getattr(self, f"{split}_dataset"))
+        cores = available_cores()
+        if self.num_workers > cores and not self._loaders:
+            rank_zero_only(log.warning)(
+                "data.num_workers is %d, but this process may use %d core%s: reading may get slower. Without the "
+                "setting, workers follow the cores.",
+                *(self.num_workers, cores, "s" * (cores > 1)),
+            )
+        self._loaders[split] = BatchLoader(dataset, order, collate, self.num_workers, faults)
         return self._loaders[split]
 
     def _rank_and_world_size(self) -> tuple[int, int]:

@@ -95,7 +95,8 @@ class CocoDataModule(BaseDataModule):
     Args:
         root: Dataset folder. Only predicting does without it.
         batch_size: Images per batch and process in training; evaluation takes one at a time.
-        num_workers: DataLoader workers of each loader; 0 loads in the main process.
+        num_workers: DataLoader workers of each loader; 0 loads in the main process. None: as many as cores are there
+            for each device of the run, at most 8.
         files: Where the images and annotations of each split are.
         stuff_classes: How many classes the maps of `files.train_stuff` have, at most 254; with 0 they are not read. The
             command line takes it from the detector.
@@ -129,7 +130,7 @@ class CocoDataModule(BaseDataModule):
         self,
         root: str | None = None,
         batch_size: int = 16,
-        num_workers: int = 8,
+        num_workers: int | None = None,
         files: CocoFiles = CocoFiles(),
         stuff_classes: int = 183,
         class_names: list[str] | None = None,

@@ -57,7 +57,8 @@ class ImageNetDataModule(BaseDataModule):
         root: Dataset folder, or the URL of one with shards. Only predicting does without it.
         image_size: Side of the images given to the model in pixels, or height and width.
         batch_size: Images per batch and process.
-        num_workers: DataLoader workers of each loader; 0 loads in the main process.
+        num_workers: DataLoader workers of each loader; 0 loads in the main process. None: as many as cores are there
+            for each device of the run, at most 8.
         train_dir: Folder of training classes, relative to root.
         val_dir: Folder of validation classes, relative to root.
         class_names: The class list: a text file of `ID` or `ID NAME` lines, a CSV file of `ID,NAME`, or a list of
@@ -89,7 +90,7 @@ class ImageNetDataModule(BaseDataModule):
         root: str | None = None,
         image_size: int | tuple[int, int] = 256,
         batch_size: int = 128,
-        num_workers: int = 8,
+        num_workers: int | None = None,
         train_dir: str = "train",
         val_dir: str = "val",
         class_names: str | list[str] | None = None,

@@ -105,7 +105,8 @@ class KineticsDataModule(BaseDataModule):
         root: Dataset folder. Only predicting does without it.
         image_size: Side of the views given to the model in pixels, or height and width.
         batch_size: Clips per batch and process, in evaluation as well.
-        num_workers: DataLoader workers of each loader; 0 loads in the main process.
+        num_workers: DataLoader workers of each loader; 0 loads in the main process. None: as many as cores are there
+            for each device of the run, at most 8.
         sampling: Which frames of a video a clip is made of.
         views: Over how many views of a video evaluation averages.
         files: Where the videos of each split are.
@@ -139,7 +140,7 @@ class KineticsDataModule(BaseDataModule):
         root: str | None = None,
         image_size: int | tuple[int, int] = 224,
         batch_size: int = 8,
-        num_workers: int = 8,
+        num_workers: int | None = None,
         sampling: FrameSampling = FrameSampling(),
         views: ViewCounts = ViewCounts(),
         files: VideoFiles = VideoFiles(),

@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import traceback
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence, Sized
 from multiprocessing.util import Finalize
@@ -322,17 +323,19 @@ class BatchLoader:
         self._reader = _Reader(
             dataset, collate, stop_at_fault=faults.policy == "error", training=order.drop_last, num_workers=num_workers
         )
-        self._loader = ForkSafeDataLoader(
-            self._reader,
-            batch_size=None,
-            sampler=self._plans,
-            collate_fn=_identity,
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_ignore_signals,
-            generator=torch.Generator(),  # or the workers' seeds, which nothing uses, were drawn from the global one
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="This DataLoader will create")  # the datamodule says it shorter
+            self._loader = ForkSafeDataLoader(
+                self._reader,
+                batch_size=None,
+                sampler=self._plans,
+                collate_fn=_identity,
+                num_workers=num_workers,
+                persistent_workers=num_workers > 0,
+                pin_memory=torch.cuda.is_available(),
+                worker_init_fn=_ignore_signals,
+                generator=torch.Generator(),  # or the workers' seeds, which nothing uses, came from the global one
+            )
 
         # Before multiprocessing closes their queues and ends them by a signal, which they outlive for a while.
         Finalize(self, end_workers, args=(self._loader,), exitpriority=100)

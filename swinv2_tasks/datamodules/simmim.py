@@ -37,7 +37,8 @@ class SimMIMDataModule(BaseDataModule):
         root: Folder of the images. Only predicting does without it.
         image_size: Side of the images given to the model in pixels, or height and width: multiples of mask_patch_size.
         batch_size: Images per batch and process.
-        num_workers: DataLoader workers of each loader; 0 loads in the main process.
+        num_workers: DataLoader workers of each loader; 0 loads in the main process. None: as many as cores are there
+            for each device of the run, at most 8.
         train_dir: Folder of the training images, relative to root, or absolute; None: root itself.
         val_dir: Folder of the validation images; None: every so many-th training image is set aside instead.
         val_share: Share of the images that is set aside where there is no val_dir, at least one.
@@ -63,7 +64,7 @@ class SimMIMDataModule(BaseDataModule):
         root: str | None = None,
         image_size: int | tuple[int, int] = 192,
         batch_size: int = 128,
-        num_workers: int = 8,
+        num_workers: int | None = None,
         train_dir: str | None = None,
         val_dir: str | None = None,
         val_share: float = 0.01,

@@ -20,6 +20,7 @@ import yaml
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from swinv2_tasks.child_processes import available_cores
 from swinv2_tasks.errors import UserError, printable
 from swinv2_tasks.files import prove_writable, replace_file, unwritable
 
@@ -253,7 +254,7 @@ def _environment() -> dict[str, Any]:
         "host": platform.node(),
         "system": platform.platform(),
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": available_cores(),
         "threads": torch.get_num_threads(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpus": gpus,

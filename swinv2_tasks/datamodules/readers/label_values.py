@@ -7,7 +7,6 @@ be read in two ways is refused.
 A value below is a number from 0 to 255 or a color 0xRRGGBB.
 """
 
-import os
 import re
 import zlib
 from collections import Counter
@@ -22,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from swinv2_tasks.batches import IGNORED
+from swinv2_tasks.child_processes import available_cores
 from swinv2_tasks.datamodules.classes import abbreviate, read_lines
 from swinv2_tasks.datamodules.readers.label_maps import read_colors, read_values, values_image
 from swinv2_tasks.errors import UserError, printable
@@ -335,7 +335,7 @@ def count_values(paths: Sequence[Path], has_colors: bool, most: int, skip_faulty
                 return None
             raise
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, available_cores())) as pool:
         return [counts for counts in pool.map(count, sample) if counts is not None]
 
 
