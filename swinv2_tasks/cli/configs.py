@@ -22,6 +22,9 @@ from swinv2_tasks.weights.files import read_contents
 TASKS = [name for name in tasks.__all__ if name != "BaseTask"]
 """Names of the tasks that a checkpoint may ask for."""
 
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true")
+"""Precisions that a checkpoint may ask for."""
+
 
 def shipped_configs() -> Path:
     """The folder of configs that come with the package."""
@@ -107,8 +110,10 @@ def config_from_checkpoint(path: str, *, predict: bool = False) -> dict[str, Any
     for name in ("num_classes", "weights"):
         task_args.pop(name, None)
     name = Path(record["name"]).name  # a file does not choose folders outside --runs
+    precision = record.get("precision")
     return {
         "name": name if is_name(name) else "run",
+        "trainer": {"precision": precision} if precision in PRECISIONS else {},
         "model": {
             "class_path": f"swinv2_tasks.tasks.{task['class']}",
             "init_args": {"backbone": backbone_config, **task_args},

@@ -450,6 +450,9 @@ def _config_of_checkpoint(command: str, options: Sequence[Option], folder: Path)
     config = folder / "config.yaml"
     settings = config_from_checkpoint(checkpoints[0], predict=command == "predict")
     config.write_text(yaml.safe_dump(settings))
+    precision = settings["trainer"].get("precision", "32-true")
+    if precision != "32-true" and not values_of(options, "--trainer.precision"):
+        rank_zero_only(print)(f"precision: {precision}, as the checkpoint was trained (--trainer.precision changes it)")
     return new_option("--config", config)
 
 

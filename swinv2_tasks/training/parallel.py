@@ -39,6 +39,7 @@ class ParallelTask(LightningModule):
 
     def on_validation_start(self) -> None:
         """Lets all processes evaluate one model without waiting for each other."""
+        super().on_validation_start()
         model = self.trainer.strategy.model
         if isinstance(model, DistributedDataParallel):
             # All processes evaluate the model that checkpoints hold, the first one's, and none waits within a batch.
@@ -49,6 +50,7 @@ class ParallelTask(LightningModule):
 
     def on_test_start(self) -> None:
         """Gathers a sharded model, and refuses weights that are NaN or infinite."""
+        super().on_test_start()
         self._gather()
 
     def on_predict_start(self) -> None:
@@ -57,6 +59,7 @@ class ParallelTask(LightningModule):
 
     def on_validation_end(self) -> None:
         """Shards the model again, and lets DDP synchronize it as before."""
+        super().on_validation_end()
         release_units(self)
         model = self.trainer.strategy.model
         if isinstance(model, DistributedDataParallel):

@@ -13,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from swinv2_tasks.backbone import SwinTransformerV2
+from swinv2_tasks.backbone.window import Size
 from swinv2_tasks.batches import task_data
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.hyperparameters import Recorded, recorded_arguments, task_record
@@ -25,6 +26,7 @@ from swinv2_tasks.weights.formats import some
 from swinv2_tasks.weights.integrity import check_finite, check_types, collect_tensors
 from swinv2_tasks.weights.loading import find_incompatible_keys, resize_tables
 from swinv2_tasks.weights.saving import checkpoint_record
+from swinv2_tasks.weights.windows import windows_of
 
 
 @dataclass(frozen=True)
@@ -80,18 +82,67 @@ class RestorableTask(Recorded, PlannedTask, ClassAwareTask):
         super().__init__()
         self.input_size: tuple[int, ...] | None = None
         self.run_name = "run"
+        self._stated_windows: tuple[Size | None, ...] | None = None
+        """In an evaluation, the pre-training windows of the backbone outside of it."""
+
+    # ---- evaluating
+
+    def on_validation_start(self) -> None:
+        """Evaluates the position bias as the checkpoint's will be."""
+        self._fix_trained_windows()
+        super().on_validation_start()
+
+    def on_validation_end(self) -> None:
+        """Trains on with the pre-training windows as they were."""
+        self._release_trained_windows()
+        super().on_validation_end()
+
+    def on_test_start(self) -> None:
+        """Evaluates the position bias as the checkpoint's will be."""
+        self._fix_trained_windows()
+        super().on_test_start()
+
+    def on_test_end(self) -> None:
+        """Leaves the pre-training windows as they were."""
+        self._release_trained_windows()
+        super().on_test_end()
+
+    def _fix_trained_windows(self) -> None:
+        """Relates offsets to the windows in effect in training, also where maps of an evaluation are larger.
+
+        Windows longer than their map shrink to it. A checkpoint records those in effect in training, to which whoever
+        loads it relates offsets; an evaluation within the training has to do the same, or it scores another function.
+        """
+        self._release_trained_windows()  # an evaluation that failed has left them
+        if self.trainer.world_size > 1:  # the first process's, as in checkpoints: batches differ in size
+            self.input_size = self.trainer.strategy.broadcast(self.input_size)
+        if self.input_size is not None:
+            self._stated_windows = self.backbone.pretrained_window_size
+            self.backbone.set_pretrained_window(windows_of(self.backbone, self.input_size).pretrained)
+
+    def _release_trained_windows(self) -> None:
+        """Gives the backbone back the pre-training windows that it has outside of evaluations."""
+        if self._stated_windows is not None:
+            self.backbone.set_pretrained_window(self._stated_windows)
+            self._stated_windows = None
 
     # ---- writing
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Records what the task, its backbone, classes and data are, so that it can be built again."""
+        trainer = attached_trainer(self)
+        backbone = self.backbone.config
+        if self._stated_windows is not None:  # saved in an evaluation
+            backbone["pretrained_window_size"] = [list(window) if window else 0 for window in self._stated_windows]
         checkpoint["swinv2_tasks"] = {
             **checkpoint_record(self.backbone, self.input_size),
             "name": self.run_name,
             "task": {"class": type(self).__name__, "init_args": {**self.init_args, "weights": None}},
-            "backbone": self.backbone.config,
+            "backbone": backbone,
+            "input_size": None if self.input_size is None else list(self.input_size),
             "classes": {"ids": self.class_ids, "names": self.class_names},
-            "data": task_data(attached_trainer(self)).record,
+            "data": task_data(trainer).record,
+            "precision": None if trainer is None else trainer.precision,
             "training": self.training_record(),
         }
 
@@ -146,6 +197,7 @@ class RestorableTask(Recorded, PlannedTask, ClassAwareTask):
         if not (is_resumed and self.backbone.config == record["backbone"]):
             self.backbone.set_pretrained_window(record["windows"]["pretrained"])
         if is_resumed:
+            self.input_size = tuple(record["input_size"]) if record.get("input_size") else None
             self._check_averaging(checkpoint)
             self._check_training(record.get("training"), checkpoint["loops"]["fit_loop"], checkpoint["epoch"])
 

@@ -6,6 +6,7 @@ with what it is given.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -163,16 +164,65 @@ def scores_in(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", EACH_TASK)
 def test_evaluations_need_the_checkpoint_alone(name: str, trained_run: Find, tmp_path: Path) -> None:
-    """They score as the training's last validation did; test takes the same samples where it is given no others."""
-    checkpoint = from_last(trained_run(name))
+    """They score as the training's validation did, to the last digit; test takes the same samples."""
+    run_folder = trained_run(name)
+    best = evaluate(tmp_path, f"--ckpt_path={run_folder / 'checkpoints' / 'best.ckpt'}")
+    assert read_scores(best) == scores_of_best(run_folder)
+    checkpoint = from_last(run_folder)
     validated = read_scores(evaluate(tmp_path, checkpoint))
-    assert validated == pytest.approx(read_scores(trained_run(name)), rel=1e-5, abs=1e-6)
+    assert validated == read_scores(run_folder)
     assert validated.keys() >= TINY_TASKS[name].scores.keys()
 
     if name == "video":  # whose test takes more views
         return
     tested = read_scores(evaluate(tmp_path, checkpoint, command="test"), "test")
     assert {score.replace("test/", "val/"): value for score, value in tested.items()} == validated
+
+
+def scores_of_best(run_folder: Path) -> dict[str, float]:
+    """What was logged when the monitored score was best."""
+    metrics = json.loads((run_folder / "summary.json").read_text())["best_metrics"]
+    return {score: value for score, value in metrics.items() if score.startswith("val/")}
+
+
+def test_scores_are_repeated_where_training_shrinks_the_windows(dataset: Find, tmp_path: Path) -> None:
+    """Maps are smaller than the window, in training more so than in evaluation, whose images are longer than crops."""
+    training = {
+        "trainer": {"max_epochs": 3},
+        "model": {
+            "init_args": {"backbone": {"init_args": {"window_size": 12}}, "optimizer": {"init_args": {"lr": 0.03}}}
+        },
+    }
+    config = TINY_TASKS["segmentation"].config(tmp_path, dataset("segmentation"), **training)
+    run_folder = fit(config, tmp_path / "runs")
+    record = torch.load(last_checkpoint(run_folder), weights_only=True)["swinv2_tasks"]
+    assert record["windows"]["effective"] == record["windows"]["pretrained"] == [[8, 8], [4, 4]]
+    assert record["backbone"]["pretrained_window_size"] == [0, 0]
+
+    checkpoint = f"--ckpt_path={run_folder / 'checkpoints' / 'best.ckpt'}"
+    assert read_scores(evaluate(tmp_path, checkpoint)) == scores_of_best(run_folder)
+
+
+def test_evaluations_and_predictions_have_the_precision_of_the_run(
+    dataset: Find, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, precision = dataset("classification"), {"precision": "bf16-mixed"}
+    run_folder = fit(TINY_TASKS["classification"].config(tmp_path, data, trainer=precision), tmp_path / "runs")
+    checkpoint = from_last(run_folder)
+    capsys.readouterr()
+
+    assert read_scores(evaluate(tmp_path, checkpoint)) == read_scores(run_folder)
+    assert "precision: bf16-mixed, as the checkpoint was trained" in capsys.readouterr().out
+    for command in ("validate", "predict"):
+        arguments = [checkpoint, f"--data.source={data / 'val'}"]
+        assert precision_of(evaluate(tmp_path, *arguments, command=command)) == "bf16-mixed"
+        other = [*arguments, "--trainer.precision=32-true"]
+        assert precision_of(evaluate(tmp_path, *other, command=command)) == "32-true"
+
+
+def precision_of(folder: Path) -> str:
+    """The precision by which an evaluation has computed."""
+    return yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["precision"]
 
 
 @pytest.mark.parametrize("name", EACH_TASK)
