@@ -37,7 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("callbacks",),
     ("tasks",),
     ("sample_data",),
-    ("cli", "cli.configs"),
+    ("cli", "cli.config_files", "cli.configs"),
     ("cli.arguments", "cli.parser"),
     ("cli.tasks_cli",),
     ("commands",),

@@ -124,7 +124,7 @@ def find_configs(options: Iterable[Option]) -> list[Option]:
     Raises:
         UserError: when there is no config of a name.
     """
-    from swinv2_tasks.cli.configs import find_config
+    from swinv2_tasks.cli.config_files import find_config
 
     named: list[Option] = []
     for option in options:
@@ -137,7 +137,7 @@ def find_configs(options: Iterable[Option]) -> list[Option]:
 
 def name_model_and_data(options: Iterable[Option]) -> bool:
     """Whether configs or other options name the classes of a model and of its data, as overlays do not."""
-    from swinv2_tasks.cli.configs import named_classes
+    from swinv2_tasks.cli.config_files import named_classes
 
     named: set[str] = set()
     for option in options:

@@ -1,14 +1,12 @@
-"""Configs: those in ./configs and those that come with the package, by name, and the one in a checkpoint."""
+"""The config that a checkpoint carries."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from swinv2_tasks import tasks
 from swinv2_tasks.backbone import SwinTransformerV2
@@ -24,54 +22,6 @@ TASKS = [name for name in tasks.__all__ if name != "BaseTask"]
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true")
 """Precisions that a checkpoint may ask for."""
-
-
-def shipped_configs() -> Path:
-    """The folder of configs that come with the package."""
-    package = Path(__file__).parents[1]
-    installed = package / "configs"
-    return installed if installed.is_dir() else package.parent / "configs"
-
-
-def known_configs() -> list[str]:
-    """Names by which configs can be given: those in ./configs and those shipped."""
-    folders = (Path("configs"), shipped_configs())
-    return sorted({str(path.relative_to(folder)) for folder in folders for path in folder.rglob("*.yaml")})
-
-
-def find_config(name: str) -> Path:
-    """The config of a name: a path, else one in ./configs, else one that comes with the package.
-
-    Raises:
-        UserError: when there is none, with the nearest and all known names.
-    """
-    for candidate in (Path(name), Path("configs") / name, shipped_configs() / name):
-        if candidate.is_file():
-            return candidate
-    nearest = difflib.get_close_matches(name, known_configs(), n=1, cutoff=0.4)
-    hint = f" Did you mean {nearest[0]}?" if nearest else ""
-    raise UserError(
-        f"no config {name!r}: not a file, nor in ./configs, nor shipped.{hint} Known: {', '.join(known_configs())}."
-    )
-
-
-def named_classes(config: Path) -> set[str]:
-    """Which of ``model`` and ``data`` a config names the class of; an overlay names neither, and goes over a config.
-
-    A file that cannot be read counts as naming both: the parser, which reads it next, says what is wrong with it.
-    """
-    try:
-        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {"model", "data"}
-    if not isinstance(settings, dict):
-        return set()
-    parts = {name: settings.get(name) for name in ("model", "data")}
-    return {
-        name
-        for name, part in parts.items()
-        if isinstance(part, str) or (isinstance(part, dict) and "class_path" in part)
-    }
 
 
 def config_from_checkpoint(path: str, *, predict: bool = False) -> dict[str, Any]:

@@ -41,6 +41,7 @@ Other commands
   data check kinetics FOLDER               decode every video, list those that fail, write clean lists
   data optimize imagenet FOLDER OUT        write its images into shards, to be streamed
   sample-data FOLDER                       write small synthetic datasets for all tasks
+  configs                                  list the configs that --config can name
   demo                                     train, evaluate and predict on them, in minutes on a CPU
                                            (--short true: six steps of each, to see whether all works)
 
@@ -52,6 +53,7 @@ COMMANDS: dict[str, tuple[str, str | tuple[str, ...], bool]] = {
     "data": ("commands.data", ("check", "optimize"), True),
     "sample-data": ("commands.sample_data", "sample_data", True),
     "demo": ("commands.demo", "demo", True),
+    "configs": ("commands.configs", "configs", True),
 }
 """Commands that do not train: module of this package, its function or several as subcommands, and whether what they
 need is given by position."""
@@ -64,6 +66,20 @@ CONFIG_COMMANDS = {
 parameter takes those, and the other command."""
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
+
+OTHER_NAMES = {
+    "train": "fit",
+    "finetune": "fit",
+    "resume": "fit",
+    "eval": "validate",
+    "evaluate": "validate",
+    "val": "validate",
+    "infer": "predict",
+    "inference": "predict",
+    "convert": "weights",
+    "inspect": "weights",
+}
+"""What other programs call the commands."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,6 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold bytes that are no text
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
+        if command == "help":
+            command, *rest = [*rest, "--help"]
         if command in ("-h", "--help"):
             print(USAGE)
         elif command == "--version":
@@ -98,12 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with _sigterm_as_interrupt():
                 _run_function(command, rest)
         else:
-            import difflib
-
-            known = [*TRAINER_COMMANDS, *CONFIG_COMMANDS, *COMMANDS]
-            nearest = difflib.get_close_matches(command, known, n=1)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-            raise UserError(f"no command {command!r}{hint} Known: {', '.join(known)}.")
+            raise UserError(_describe_unknown_command(command))
     except ValueError as error:
         user_error = find_user_error(error)
         if user_error is None:
@@ -129,6 +142,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("swinv2-tasks: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _describe_unknown_command(command: str) -> str:
+    """What to type instead of a command that there is not."""
+    import difflib
+
+    if command.endswith((".yaml", ".yml")):
+        return f"{command!r} is no command; did you mean swinv2-tasks fit --config {command}?"
+
+    known = [*TRAINER_COMMANDS, *CONFIG_COMMANDS, *COMMANDS]
+    nearest = [OTHER_NAMES[command]] if command in OTHER_NAMES else difflib.get_close_matches(command, known, n=1)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
+    return f"no command {command!r}{hint} There are {', '.join(known)}; swinv2-tasks --help says what they do."
 
 
 @contextmanager

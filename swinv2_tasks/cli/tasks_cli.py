@@ -47,7 +47,8 @@ from swinv2_tasks.cli.arguments import (
     split_options,
     values_of,
 )
-from swinv2_tasks.cli.configs import config_from_checkpoint, known_configs
+from swinv2_tasks.cli.config_files import WHICH_CONFIGS
+from swinv2_tasks.cli.configs import config_from_checkpoint
 from swinv2_tasks.cli.parser import ParsedTrainer, TasksArgumentParser
 from swinv2_tasks.errors import Interrupted, UserError, exception_in
 from swinv2_tasks.files import replace_file
@@ -445,8 +446,8 @@ def _config_of_checkpoint(command: str, options: Sequence[Option], folder: Path)
         overlays = values_of(options, "--config")
         alternative = "" if command == "fit" else ", or --ckpt_path CHECKPOINT, which brings its own"
         if overlays:
-            alternative += f"; {', '.join(overlays)} does not name the classes of both model and data: it is an overlay"
-        raise UserError(f"{command} needs --config CONFIG{alternative}. Configs: {', '.join(known_configs())}.")
+            alternative += f"; {', '.join(overlays)} is an overlay, which goes over the config of a task"
+        raise UserError(f"{command} needs --config CONFIG{alternative}. {WHICH_CONFIGS}")
     config = folder / "config.yaml"
     settings = config_from_checkpoint(checkpoints[0], predict=command == "predict")
     config.write_text(yaml.safe_dump(settings))

@@ -18,7 +18,7 @@ from swinv2_tasks.cli.arguments import (
     split_options,
     values_of,
 )
-from swinv2_tasks.cli.configs import known_configs
+from swinv2_tasks.cli.config_files import known_configs
 from swinv2_tasks.errors import UserError
 
 ARGUMENTS = ["coco", "-c", "a.yaml", "--data.x=1", "--sizes", "2", "-3", "--flag", "--empty=", "--config=b.yaml"]

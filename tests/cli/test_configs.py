@@ -12,7 +12,7 @@ import torch
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule
 
-from swinv2_tasks.cli.configs import known_configs, shipped_configs
+from swinv2_tasks.cli.config_files import known_configs, shipped_configs
 from swinv2_tasks.cli.main import main
 from swinv2_tasks.cli.parser import TasksArgumentParser
 from swinv2_tasks.datamodules import (

@@ -18,7 +18,7 @@ from lightning.pytorch import Trainer
 from safetensors.torch import save_file
 from torchvision.models import resnet18
 
-from swinv2_tasks.cli.configs import find_config, known_configs
+from swinv2_tasks.cli.config_files import find_config, known_configs
 from swinv2_tasks.cli.main import main
 from swinv2_tasks.cli.parser import ParsedTrainer, int_before_float
 from swinv2_tasks.errors import UserError
@@ -118,7 +118,7 @@ def test_unknown_config_suggests_the_nearest(capsys: pytest.CaptureFixture[str])
     message = user_error(capsys, "fit", "--config", "imagnet.yaml")
     assert "no config 'imagnet.yaml'" in message
     assert "Did you mean imagenet.yaml?" in message
-    assert all(name in message for name in known_configs())
+    assert "coco.yaml" in message and "swinv2-tasks configs" in message
     assert (
         user_error(capsys, "fit", "--config=imagnet.yaml") == user_error(capsys, "fit", "-c", "imagnet.yaml") == message
     )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 
 from swinv2_tasks.backbone import BiasTable, SwinTransformerV2
-from swinv2_tasks.cli.configs import find_config
+from swinv2_tasks.cli.config_files import find_config
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.heads.classification import ClassificationHead
 from swinv2_tasks.training.optim import (

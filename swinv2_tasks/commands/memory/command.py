@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from swinv2_tasks.cli.arguments import split_options, values_of
-from swinv2_tasks.cli.configs import known_configs
+from swinv2_tasks.cli.config_files import WHICH_CONFIGS
 from swinv2_tasks.commands.memory.estimate import (
     CONTEXT_BYTES,
     GIB,
@@ -80,7 +80,7 @@ def memory(
     size = None if gpu is None else parse_gpu(gpu)
     limit = None if size is None else available_bytes(size)
     if not values_of(split_options(arguments), "--config"):
-        raise UserError(f"memory needs --config CONFIG, as fit does. Configs: {', '.join(known_configs())}.")
+        raise UserError(f"memory needs --config CONFIG, as fit does. {WHICH_CONFIGS}")
 
     training = read_training(arguments, num_classes, processes)
     estimates = Estimates(training, device)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from swinv2_tasks.cli.configs import shipped_configs
+from swinv2_tasks.cli.config_files import shipped_configs
 from swinv2_tasks.cli.main import main
 from swinv2_tasks.commands.memory.command import parse_gpu
 from swinv2_tasks.commands.memory.estimate import (

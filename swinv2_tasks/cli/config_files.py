@@ -1,0 +1,90 @@
+"""Configs by name: those in ./configs and those that come with the package. Nothing slow is imported for them."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from swinv2_tasks.errors import UserError
+
+TASK_CONFIGS = ("imagenet.yaml", "coco.yaml", "ade20k.yaml", "kinetics.yaml", "simmim.yaml")
+"""The tasks' configs; all others go over one of them or change its numbers."""
+
+WHICH_CONFIGS = f"The tasks' are {', '.join(TASK_CONFIGS)}; `swinv2-tasks configs` lists all."
+"""What a message says where a config is missing."""
+
+
+def shipped_configs() -> Path:
+    """The folder of configs that come with the package."""
+    package = Path(__file__).parents[1]
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def known_configs() -> list[str]:
+    """Names by which configs can be given: those in ./configs and those shipped."""
+    folders = (Path("configs"), shipped_configs())
+    return sorted({str(path.relative_to(folder)) for folder in folders for path in folder.rglob("*.yaml")})
+
+
+def find_config(name: str) -> Path:
+    """The config of a name: a path, else one in ./configs, else one that comes with the package.
+
+    Args:
+        name: with or without its ending, ``.yaml``.
+
+    Raises:
+        UserError: when there is none, with the nearest name and the tasks' configs.
+    """
+    names = [name] if Path(name).suffix else [name, f"{name}.yaml"]
+    for known in names:
+        for candidate in (Path(known), Path("configs") / known, shipped_configs() / known):
+            if candidate.is_file():
+                return candidate
+
+    nearest = nearest_config(name)
+    hint = f" Did you mean {nearest}?" if nearest else ""
+    raise UserError(f"no config {name!r}: not a file, nor in ./configs, nor shipped.{hint} {WHICH_CONFIGS}")
+
+
+def nearest_config(name: str) -> str | None:
+    """The known config that a name comes nearest to, with its folder or without."""
+    known = known_configs()
+    by_file = {Path(config).name: config for config in reversed(known)}
+    file = name if Path(name).suffix else f"{name}.yaml"
+    if Path(file).name in by_file:
+        return by_file[Path(file).name]
+
+    nearest = difflib.get_close_matches(file, known, n=1, cutoff=0.4)
+    return nearest[0] if nearest else None
+
+
+def read_config(config: Path) -> dict[str, Any] | None:
+    """What a config holds; None where it is no mapping that can be read, which the parser is to say."""
+    try:
+        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return {} if settings is None else settings if isinstance(settings, dict) else None
+
+
+def named_classes(config: Path) -> set[str]:
+    """Which of ``model`` and ``data`` a config names the class of; an overlay names neither, and goes over a config.
+
+    A file that cannot be read counts as naming both: the parser, which reads it next, says what is wrong with it.
+    """
+    try:
+        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {"model", "data"}
+    if not isinstance(settings, dict):
+        return set()
+    parts = {name: settings.get(name) for name in ("model", "data")}
+    return {
+        name
+        for name, part in parts.items()
+        if isinstance(part, str) or (isinstance(part, dict) and "class_path" in part)
+    }
