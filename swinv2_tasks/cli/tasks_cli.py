@@ -13,7 +13,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +26,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from PIL.Image import DecompressionBombWarning
 from torch.multiprocessing import ProcessRaisedException
 
 from swinv2_tasks.backbone.swin_v2 import blocks_on_meta_device
@@ -50,6 +51,7 @@ from swinv2_tasks.cli.arguments import (
 from swinv2_tasks.cli.config_files import WHICH_CONFIGS
 from swinv2_tasks.cli.configs import config_from_checkpoint
 from swinv2_tasks.cli.parser import ParsedTrainer, TasksArgumentParser
+from swinv2_tasks.datamodules.readers.images import MAX_PIXELS, restored_limit
 from swinv2_tasks.errors import Interrupted, UserError, exception_in
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.hyperparameters import task_record
@@ -164,6 +166,12 @@ class TasksCLI(CheckpointCheckingCLI):
         parser.add_argument(
             "--output", type=str | None, default=None, help="folder for predictions; default: the run's"
         )
+        parser.add_argument(
+            "--max_pixels",
+            type=int | None,
+            default=None,
+            help="pixels of an image at most, in all that reads images; default: 178956970, Pillow's limit",
+        )
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
             {
@@ -200,6 +208,10 @@ class TasksCLI(CheckpointCheckingCLI):
         """Checks the options that belong together, and finds the checkpoint to resume from."""
         config = self._config
         config["weights_only"] = True  # left open, Lightning trusts pickles that come from a URL
+        if config["max_pixels"] is not None:
+            if config["max_pixels"] < 1:
+                raise UserError(f"max_pixels is {config['max_pixels']}; expected a number of pixels, such as 500000000")
+            os.environ[MAX_PIXELS] = str(config["max_pixels"])  # for DataLoader workers and other processes as well
         name, kept = config["checkpoint"]["filename"], config["checkpoint"]["save_top_k"]
         if kept not in (0, 1) and name is not None and "{" not in name:
             raise UserError(
@@ -314,6 +326,9 @@ class TasksCLI(CheckpointCheckingCLI):
         early = trainer is None or trainer.global_step == 0  # so it is, too, where other processes have trained
         if folder is not None and early and self.resume is None and not holds_results(folder):
             shutil.rmtree(folder, ignore_errors=True)  # the error that ended the run is what matters
+            with suppress(OSError):  # other runs are in them
+                folder.parent.rmdir()
+                folder.parent.parent.rmdir()
 
     def after_predict(self) -> None:
         """Sets the exit status: files that could not be predicted, which are listed by then, make it a failure."""
@@ -416,7 +431,7 @@ def run_as(cli: Callable[[list[str], Path | None], CLI], command: str, arguments
     if command == "fit":
         options, resume = find_resumed_run(options)
     _filter_warnings()
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, restored_limit():
         if not name_model_and_data(options) and not any(option.is_help for option in options):
             options = [_config_of_checkpoint(command, options, Path(scratch)), *options]
         try:
@@ -465,6 +480,7 @@ def _filter_warnings() -> None:
     warnings.filterwarnings("ignore", message="It is recommended to use `self.log\\('(val|test)/")  # they are in sync
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # nothing writes into maps
     warnings.filterwarnings("ignore", message=".*WeightAveraging callback with a model that overrides")
+    warnings.filterwarnings("ignore", category=DecompressionBombWarning)  # of half the pixels that are allowed
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     logger = logging.getLogger("swinv2_tasks")

@@ -185,7 +185,8 @@ class ADE20KDataModule(BaseDataModule):
             if self.source is None:
                 raise UserError("Nothing to predict: set data.source to an image, a folder or a glob pattern.")
             self.collate = scenes_as_prediction_batch
-            self.predict_dataset = Scenes(list_images(self.source), self.resize, self.mean, self.std)
+            images = list_images(self.source)
+            self.predict_dataset = Scenes(images, self.resize, self.mean, self.std, self.patch_side)
             return
         if stage == "fit" and self.train_dataset is None:
             pairs = self._pairs("train")
@@ -194,7 +195,10 @@ class ADE20KDataModule(BaseDataModule):
             self.train_dataset = LabeledScenes(pairs, self.coding, transform, self.mean, self.std, self._crop_size)
         if self.val_dataset is None:
             pairs = self._pairs("val")
-            self.val_dataset = LabeledScenes(pairs, self.coding, Resize(self.resize), self.mean, self.std)
+            transform = Resize(self.resize)
+            self.val_dataset = LabeledScenes(
+                pairs, self.coding, transform, self.mean, self.std, smallest_side=self.patch_side
+            )
             self.test_dataset = self.val_dataset
         self.collate = scenes_as_batch
 
@@ -220,7 +224,7 @@ class ADE20KDataModule(BaseDataModule):
         codings = self._codings()
         tolerated = (self.faults.budget or 0) if self.faults.policy == "skip" else 0
         folder = str(Path(self.root or "") / "annotations")
-        coding = fitting_coding(codings, maps, folder, tolerated)
+        coding = fitting_coding(codings, maps, folder, tolerated, self.faults.remedy)
         if len(codings) > 1:
             rank_zero_only(print)(
                 f"data.background is not set; the label maps only fit {coding.background}: {coding.meaning}"
@@ -273,10 +277,10 @@ class ADE20KDataModule(BaseDataModule):
                 f"{pairs[0][1]} should be that of {pairs[0][0].name}.{hint} {_EXPECTED}"
             )
 
-        if missing and self.faults.policy == "error":
+        if missing and not self.faults.allows(len(missing)):
             raise UserError(
                 f"{len(missing)} of {len(pairs)} images have no label map of their name in {labels}: "
-                f"{abbreviate(missing)}. Add the label maps or remove the images, or leave such samples out: "
-                "data.faulty_samples=skip."
+                f"{abbreviate(missing)}. Add the label maps or remove the images, or "
+                f"{self.faults.remedy(len(missing))}."
             )
         return pairs

@@ -104,6 +104,12 @@ class BaseDataModule(Recorded, LightningDataModule, TaskData):
         return min(MOST_WORKERS, available_cores() // devices)
 
     @property
+    def patch_side(self) -> int:
+        """The longest side of the model's patches in pixels; 1 where no trainer says what the model is."""
+        backbone = getattr(getattr(self.trainer, "lightning_module", None), "backbone", None)
+        return max(getattr(backbone, "patch_size", (1,)))
+
+    @property
     def class_names(self) -> list[str]:
         """Readable names, in the order of the class indices."""
         raise NotImplementedError

@@ -274,10 +274,12 @@ class CocoDataModule(BaseDataModule):
             raise UserError(f"{path} lists no image.")
         files = [folder / image.file_name for image in annotations.images]
         missing = [str(file) for file in files if not file.is_file()]
-        if missing and (self.faults.policy == "error" or len(missing) == len(files)):
+        none_left = len(missing) == len(files)
+        if missing and (none_left or not self.faults.allows(len(missing))):
+            advice = "" if none_left else f", or {self.faults.remedy(len(missing))}"
             raise UserError(
                 f"{len(missing)} of {len(files)} images in {path} are not in {folder}: {abbreviate(missing)}. Fetch "
-                "them, or leave such samples out: data.faulty_samples=skip."
+                f"them{advice}."
             )
         return annotations, folder
 

@@ -268,18 +268,19 @@ class KineticsDataModule(BaseDataModule):
 
         missing, faulty = findings.missing, findings.faulty
         none_left = len(missing) + len(faulty) == len(videos)
-        if missing and (self.faults.policy == "error" or none_left):
+        excess = not self.faults.allows(len(missing) + len(faulty))
+        advice = "" if none_left else f"; or {self.faults.remedy(len(missing) + len(faulty))}"
+        if missing and (excess or none_left):
             raise UserError(
                 f"{len(missing)} of {len(videos)} {split} videos are not there: {abbreviate(missing, 3)}. Fetch them; "
-                "or have `swinv2-tasks data check kinetics` write a list of those that are there and can be decoded; "
-                "or leave such samples out: data.faulty_samples=skip."
+                "or have `swinv2-tasks data check kinetics` write a list of those that are there and can be decoded"
+                f"{advice}."
             )
-        if faulty and (self.faults.policy == "error" or none_left):
+        if faulty and (excess or none_left):
             listed = abbreviate([f"{path}: {reason}" for path, reason in faulty.items()], 3)
             raise UserError(
                 f"{len(faulty)} of {len(videos)} {split} videos cannot be read: {listed}. Mend them; or name the list "
-                f"of the others that `data check` has written: data.files.{split}_list={split}_clean.txt; or leave "
-                "such samples out: data.faulty_samples=skip."
+                f"of the others that `data check` has written: data.files.{split}_list={split}_clean.txt{advice}."
             )
         return videos, faulty
 

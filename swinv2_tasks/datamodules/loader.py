@@ -18,10 +18,12 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import Dataset, get_worker_info
 
 from swinv2_tasks.batches import SampleCounts
+from swinv2_tasks.datamodules.remarks import collect_remarks
 from swinv2_tasks.errors import UserError, printable
 from swinv2_tasks.seeding import derive_seed, seed_generators
 from swinv2_tasks.torch_internals import ForkSafeDataLoader, end_workers
@@ -254,7 +256,7 @@ class FaultPolicy:
             if self.policy == "error" and fault.traceback:
                 raise RuntimeError(f"{fault.sample} could not be read: {fault.reason}\n{fault.traceback}")
             if self.policy == "error":
-                raise UserError(f"{message} Or leave such samples out: data.faulty_samples=skip.")
+                raise UserError(f"{message} Or {self.remedy(1)}.")
 
             if self.report is not None:
                 self.report(fault)
@@ -265,6 +267,17 @@ class FaultPolicy:
                 details = {"event": "sample skipped", "sample": fault.sample, "reason": fault.reason}
                 log.warning("skipped: %s", message, extra={"details": details})
         self._check_budget()
+
+    def allows(self, number: int) -> bool:
+        """Whether so many samples that cannot be read, which are known before they are, may be left out."""
+        return self.policy == "skip" and (self.budget is None or number <= self.budget)
+
+    def remedy(self, number: int) -> str:
+        """How to leave out so many samples: the settings with which they may be, as messages end."""
+        settings = "" if self.policy == "skip" else "data.faulty_samples=skip"
+        if self.budget is not None and number > self.budget:
+            settings += f"{settings and ' and '}data.faulty_budget={number}"
+        return f"leave such samples out: {settings}"
 
     def share(self) -> None:
         """Take over what other processes have skipped: the budget is one for all. To be called by all of them.
@@ -317,6 +330,9 @@ class BatchLoader:
         self.faults = faults
         self.counts = SampleCounts()
         """Of the latest iteration."""
+        self._remarks: dict[str, set[int]] = {}
+        """Of which samples readers have noted something, by what it is."""
+        self._told: set[str] = set()
         self._position = (0, 0)
         self._resumed: tuple[int, int] | None = None
         self._plans = _Plans(order)
@@ -353,14 +369,17 @@ class BatchLoader:
         self._position = (epoch, first)
         self.counts = SampleCounts()
         try:
-            for batch, number, faults in self._loader:
+            for batch, number, faults, remarks in self._loader:
                 self.faults.handle(faults)
+                for index, remark in remarks:
+                    self._remarks.setdefault(remark, set()).add(index)
                 self.counts += SampleCounts(number, {fault.sample: fault.reason for fault in faults})
                 self._position = (epoch, self._position[1] + 1)
                 if batch is not None:
                     yield batch
                 elif self.batch_sampler.drop_last:
                     raise UserError(f"a hundred samples in a row cannot be read, the last of them {faults[-1].sample}")
+            self._tell_remarks()
         except RuntimeError as error:
             if (explained := self.explain_worker_death(error)) is not None:
                 raise explained from error
@@ -369,6 +388,19 @@ class BatchLoader:
     def close(self) -> None:
         """End the workers. Another iteration starts new ones."""
         end_workers(self._loader)
+        self._tell_remarks()
+
+    @rank_zero_only
+    def _tell_remarks(self) -> None:
+        """Says in a line for each kind, once, on how many files there is something to remark."""
+        for remark in self._remarks.keys() - self._told:
+            self._told.add(remark)
+            indices = self._remarks[remark]
+            number = len(indices)
+            log.warning(
+                "%d file%s %s, as %s",
+                *(number, "s" * (number > 1), remark, printable(sample_id(self.dataset, min(indices)))),
+            )
 
     def state_dict(self) -> dict[str, int]:
         """The position in the training: `epoch`, and `batches` taken from it."""
@@ -423,6 +455,19 @@ class _Plans:
         return len(self.order)
 
 
+class _Read(NamedTuple):
+    """What came of reading a plan."""
+
+    batch: Any
+    """None where no sample could be read."""
+    number: int
+    """How many samples were read or could not be."""
+    faults: list[Fault]
+    """Those that could not be."""
+    remarks: list[tuple[int, str]]
+    """Indices of samples, and what their readers have noted."""
+
+
 class _Reader(Dataset):
     """Makes a batch of a plan, and lists what could not be read. Says in shared memory what each worker reads."""
 
@@ -441,15 +486,16 @@ class _Reader(Dataset):
         # (process id, index or -1) of each worker.
         self.reading = torch.full((max(num_workers, 1), 2), -1, dtype=torch.int64).share_memory_()
 
-    def __getitem__(self, plan: BatchPlan) -> tuple[Any, int, list[Fault]]:
+    def __getitem__(self, plan: BatchPlan) -> "_Read":
         if (worker := get_worker_info()) is None:
             with isolate_rng(include_cuda=False):
                 return self._read(plan, self.reading[0])
         return self._read(plan, self.reading[worker.id])
 
-    def _read(self, plan: BatchPlan, reading: torch.Tensor) -> tuple[Any, int, list[Fault]]:
-        """The batch, None where no sample could be read; how many samples were read or could not be; and the latter."""
-        samples, faults = [], []
+    def _read(self, plan: BatchPlan, reading: torch.Tensor) -> "_Read":
+        samples: list[Any] = []
+        faults: list[Fault] = []
+        noted: list[tuple[int, str]] = []
         reading[0] = os.getpid()
         remaining = deque(zip(plan.indices, plan.seeds, strict=True))
         while remaining:
@@ -457,11 +503,13 @@ class _Reader(Dataset):
             reading[1] = index
             seed_generators(seed, gpus=False)
             try:
-                samples.append(self.dataset[index])
+                with collect_remarks() as remarks:
+                    samples.append(self.dataset[index])
+                noted += [(index, remark) for remark in remarks]
             except Exception as error:  # decoders raise whatever the bytes provoke
                 faults.append(self._fault(index, error))
                 if self.stop_at_fault:
-                    return None, 1, faults
+                    return _Read(None, 1, faults, noted)
                 if self.training and not samples and not remaining and len(faults) < 100:
                     # Other processes wait for this one's gradients: the next sample of the dataset stands in.
                     remaining.append(((index + 1) % len(cast(Sized, self.dataset)), seed))
@@ -469,7 +517,7 @@ class _Reader(Dataset):
         reading[1] = -1
         seed_generators(plan.seed, gpus=False)
         batch = self.collate(samples) if samples else None
-        return batch, len(samples) + len(faults), faults
+        return _Read(batch, len(samples) + len(faults), faults, noted)
 
     def _fault(self, index: int, error: Exception) -> Fault:
         """What is known of a sample that could not be read; to be called where the error is handled."""

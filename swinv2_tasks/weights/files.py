@@ -9,7 +9,9 @@ file mentions is read off its opcodes. No module is imported and no function cal
 from __future__ import annotations
 
 import json
+import pickle
 import pickletools
+import re
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -184,12 +186,13 @@ def _read_file(path: Path) -> Mapping[str, Any]:
     except UserError:
         raise
     except Exception as error:  # corrupt files make the readers raise anything
+        refusal = None if file_type == _SAFETENSORS else _describe_refusal(path, error, is_zip=is_zip)
+        if refusal is not None:
+            raise UserError(f"{path} is refused: {refusal}") from error
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        called = [] if file_type == _SAFETENSORS else _unknown_names(path, is_zip=is_zip)
-        calls = f"; it asks for {', '.join(called[:3])}, which is not run" if called else ""
         raise UserError(
-            f"{path}: cannot be read. It begins like {file_type} but is corrupt, incomplete, or holds objects that are "
-            f"not data ({reason}{calls}). Download it again, or ask its author for the tensors alone."
+            f"{path}: cannot be read. It begins like {file_type} but is corrupt or incomplete ({reason}). Download it "
+            "again."
         ) from error
 
     if not isinstance(contents, Mapping):
@@ -256,6 +259,32 @@ def _check_declarations(path: Path, *, is_zip: bool) -> None:
             if name.endswith("data.pkl"):
                 with archive.open(name) as stream:
                     check_storages(path, stream, record_sizes(archive, name))
+
+
+def _describe_refusal(path: Path, error: Exception, *, is_zip: bool) -> str | None:
+    """Why a file is not read that is whole, since it is not plain data, and what to do; None where it is broken."""
+    advice = "Ask its author for the tensors alone: a saved state dict, or safetensors."
+    if "TorchScript" in str(error):
+        return f"it is a TorchScript program, and no code of a file is run. {advice}"
+
+    blocked = re.search(r"GLOBAL (\S+)", str(error))
+    called = [blocked[1].rstrip(",")] if blocked else _unknown_names(path, is_zip=is_zip)
+    calls = f"it asks to call {', '.join(dict.fromkeys(called[:3]))}, and no code of a file is run" if called else ""
+    if isinstance(error, pickle.UnpicklingError) and called:
+        return f"{calls}. {advice}"
+    if not is_zip and not _begins_as_torch(path):
+        return f"it is a pickle of Python objects, not of PyTorch{calls and f'; {calls}'}. {advice}"
+    return None
+
+
+def _begins_as_torch(path: Path) -> bool:
+    """Whether a file that is no zip begins with the number by which torch marks its own."""
+    with path.open("rb") as stream:
+        try:
+            opcode, argument, _ = next(op for op in pickletools.genops(stream) if op[0].name != "PROTO")
+        except (ValueError, StopIteration):  # nothing tells what it was
+            return True
+    return opcode.name == "LONG1" and argument == torch.serialization.MAGIC_NUMBER
 
 
 def _unknown_names(path: Path, *, is_zip: bool) -> list[str]:

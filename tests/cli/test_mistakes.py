@@ -6,17 +6,20 @@ it. Add rows to ``MISTAKES``; ``workshop`` writes the files that they name.
 
 from __future__ import annotations
 
+import os
+import pickle
 import re
 import shlex
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
+import torch
 
 from swinv2_tasks.cli.main import main
-from tests.helpers.tiny import write_config, write_images
+from tests.helpers.tiny import new_task, write_config, write_images
 
 
 class Mistake(NamedTuple):
@@ -60,7 +63,15 @@ VALUES = [
     Mistake("fit --config tiny.yaml --data.class_names missing.txt", "missing.txt", "data.class_names"),
 ]
 
-MISTAKES = [*COMMANDS, *CONFIGS, *VALUES]
+FILES = [
+    Mistake("weights inspect code.pth", "it asks to call posix.system, and no code of a file is run", "Ask its author"),
+    Mistake("fit --config tiny.yaml --model.weights code.pth", "asks to call posix.system", "tensors alone"),
+    Mistake("fit --config tiny.yaml --data.root phone", "1 file that is no image (1 × .heic)", "pillow-heif"),
+    Mistake("predict --config tiny.yaml --model.weights tiny.pth --data.source phone", "holds no image", "pillow-heif"),
+    Mistake("fit --config tiny.yaml --max_pixels 0", "max_pixels is 0", "expected a number of pixels"),
+]
+
+MISTAKES = [*COMMANDS, *CONFIGS, *VALUES, *FILES]
 
 INSIDE = re.compile(
     r"\b(swinv2_tasks|torch|lightning|jsonargparse|collections|typing)\.\w+|class_path|subclass|Union|Namespace"
@@ -75,6 +86,19 @@ def write_workshop(folder: Path) -> None:
     write_images(folder / "images")
     write_config(folder / "tiny.yaml", Path("images"))
     (folder / "overlay.yaml").write_text(OVERLAY)
+    torch.save(new_task().state_dict(), folder / "tiny.pth")
+    (folder / "code.pth").write_bytes(pickle.dumps(Calls()))
+    for split in ("train", "val"):
+        photo = folder / "phone" / split / "n01" / "photo.heic"
+        photo.parent.mkdir(parents=True)
+        photo.write_bytes(b"\0\0\0\x24ftypheic")
+
+
+class Calls:
+    """Unpickled, runs a command."""
+
+    def __reduce__(self) -> Any:
+        return os.system, ("touch ran",)
 
 
 @pytest.fixture

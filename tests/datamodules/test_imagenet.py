@@ -458,7 +458,7 @@ def test_empty_class_folder(root: Path, folder: str) -> None:
         image.unlink()
     (root / folder / "dog/readme.txt").write_text("no image")
     (root / folder / "dog/.hidden.png").write_text("no image")
-    with pytest.raises(UserError, match=rf"{folder}: dog\."):
+    with pytest.raises(UserError, match=rf"{folder}: dog, but 1 file that is no image"):
         datamodule(root).setup("fit")
 
 

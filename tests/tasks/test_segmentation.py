@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.callbacks import SegmentationPredictions
 from swinv2_tasks.cli.main import main
 from swinv2_tasks.datamodules import ADE20KDataModule
+from swinv2_tasks.datamodules.datasets.segmentation import LabeledScenes, Resize
+from swinv2_tasks.datamodules.readers.label_values import LabelSettings, possible_codings
 from swinv2_tasks.datamodules.transforms.classification import IMAGENET_MEAN, IMAGENET_STD
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.evaluation.segmentation import Confusion
@@ -286,6 +289,29 @@ def test_scales_are_evaluated_and_predicted_from_the_files_pixels(
     for name, prediction in predictions.items():
         predicted = np.asarray(Image.open(out / "labels" / f"{name}.png")).astype(int) - 1
         assert (predicted == prediction.numpy()).mean() > 0.999
+
+
+def test_an_image_smaller_than_a_patch_is_refused_by_name_or_skipped(
+    segmenter: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "scenes"
+    shutil.copytree(scenes, root)
+    for folder, ending in (("images", "jpg"), ("annotations", "png")):
+        path = root / folder / "validation" / f"scene_1.{ending}"
+        Image.open(path).resize((64, 2), Image.Resampling.NEAREST).save(path)
+    arguments = ["validate", from_last(segmenter), f"--data.root={root}", f"--runs={tmp_path / 'runs'}"]
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert "scene_1.jpg would be given to the model as 64×2 pixels, less than one of its patches of 4×4" in error
+
+    assert main([*arguments, "--data.faulty_samples=skip"]) == 0
+    assert "the scores are of 4 of 5 samples" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"scene_0\.jpg would be given to the model as \d×3 pixels"):
+        LabeledScenes(
+            [(scenes / "images" / "validation" / "scene_0.jpg", scenes / "annotations" / "validation" / "scene_0.png")],
+            possible_codings(NAMES, LabelSettings(background="ignore"), is_ade20k=False)[0],
+            Resize((64, 32)), (0.0,) * 3, (1.0,) * 3, smallest_side=4,
+        )[0]["rescaled"](0.1)  # fmt: skip
 
 
 # ---- prediction

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import math
+import os
 import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -19,6 +22,7 @@ from swinv2_tasks.commands.weights import convert, inspect
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.weights import load_weights
 from swinv2_tasks.weights.integrity import is_finite
+from tests.helpers.broken_files import cut_off
 from tests.helpers.checkpoints import official_state, randomize, tiny_backbone
 
 KEY = "layers.2.blocks.0.mlp.fc1.weight"
@@ -218,8 +222,57 @@ def test_a_refused_pickle_names_what_it_asks_for(tmp_path: Path, capsys: pytest.
     torch.save({"model": official_state()}, path)
     rewrite(path, lambda name, record: file.getvalue() if name.endswith("data.pkl") else record)
     for message in refusals(path):
-        assert "builtins.print" in message
+        assert "refused: it asks to call builtins.print, and no code of a file is run. Ask its author" in message
+        assert "corrupt" not in message and "Download" not in message
     assert "not run" not in capsys.readouterr().out
+
+
+REFUSED: dict[str, Callable[[Path], object]] = {
+    "blocked function": lambda path: torch.save({"model": official_state(), "x": Calls(os.system)}, path),
+    "old format": lambda path: torch.save(
+        {"model": official_state(), "x": Calls(os.system)}, path, _use_new_zipfile_serialization=False
+    ),
+    "plain pickle": lambda path: path.write_bytes(pickle.dumps({"model": Calls(os.system)})),
+}
+
+
+class Calls:
+    """Unpickled, calls a function."""
+
+    def __init__(self, function: Callable[..., object]) -> None:
+        self.function = function
+
+    def __reduce__(self) -> Any:
+        return self.function, ("touch ran",)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_pickle_that_runs_code_is_refused_by_the_call(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "weights.pth"
+    REFUSED[name](path)
+    for message in refusals(path):
+        assert "is refused" in message and "it asks to call posix.system, and no code of a file is run" in message
+        assert "corrupt" not in message and "Download" not in message
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_pickle_of_no_tensors_is_called_what_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(pickle.dumps({"model": np.zeros(3)}))
+    for message in refusals(path):
+        assert "is refused: it is a pickle of Python objects, not of PyTorch" in message
+
+
+def test_an_old_file_that_is_cut_off_is_corrupt(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    contents = {"model": official_state(), "args": argparse.Namespace(lr=0.1)}
+    torch.save(contents, path, _use_new_zipfile_serialization=False)
+    cut_off(path)
+    for message in refusals(path):
+        assert "refused" not in message and "corrupt" in message
 
 
 def test_an_index_without_a_map_is_named(tmp_path: Path) -> None:

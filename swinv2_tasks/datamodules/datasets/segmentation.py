@@ -14,7 +14,25 @@ from swinv2_tasks.batches import IGNORED
 from swinv2_tasks.datamodules.readers.images import read_image
 from swinv2_tasks.datamodules.readers.label_values import LabelCoding
 from swinv2_tasks.datamodules.transforms.classification import fitting_size, normalize, resize, scaled_size
-from swinv2_tasks.errors import UserError
+from swinv2_tasks.errors import UserError, printable
+
+
+def check_size(path: str | Path, size: tuple[int, int], smallest_side: int) -> None:
+    """Refuses an image that is too small for the model.
+
+    Args:
+        path: The image file.
+        size: Height and width in pixels that the model would be given.
+        smallest_side: What each side must have: that of the model's patches.
+
+    Raises:
+        UserError: A side has fewer pixels.
+    """
+    if min(size) < smallest_side:
+        raise UserError(
+            f"The image {printable(path)} would be given to the model as {size[1]}×{size[0]} pixels, less than one of "
+            f"its patches of {smallest_side}×{smallest_side}. Replace the file or remove it, or raise data.resize."
+        )
 
 
 class Resize:
@@ -40,6 +58,7 @@ class RescaledFile:
         limits: What the long and the short side may have at scale 1, in pixels; None: as many as they have.
         mean: Subtracted from RGB in [0, 1].
         std: Divides the difference.
+        smallest_side: What each side of the image must have at any scale: the model's patch.
     """
 
     def __init__(
@@ -48,11 +67,13 @@ class RescaledFile:
         limits: tuple[int, int] | None,
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
+        smallest_side: int = 1,
     ) -> None:
         self.path = path
         self.limits = limits
         self.mean = mean
         self.std = std
+        self.smallest_side = smallest_side
         self._pixels: np.ndarray | None = None
 
     def __call__(self, scale: float) -> Tensor:
@@ -60,6 +81,7 @@ class RescaledFile:
         if self._pixels is None:
             self._pixels = np.asarray(read_image(self.path))
         size = scaled_size(self._pixels.shape[:2], self.limits, scale)
+        check_size(self.path, size, self.smallest_side)
         return normalize(resize(self._pixels, size), self.mean, self.std)[None]
 
 
@@ -74,6 +96,7 @@ class LabeledScenes(Dataset):
         mean: Subtracted from RGB in [0, 1].
         std: Divides the difference.
         size: Height and width that smaller results are filled up to, at the right and below; None: they are not.
+        smallest_side: What each side of a result that is not filled up must have: the model's patch.
     """
 
     def __init__(
@@ -84,6 +107,7 @@ class LabeledScenes(Dataset):
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
         size: tuple[int, int] | None = None,
+        smallest_side: int = 1,
     ) -> None:
         self.pairs = pairs
         self.coding = coding
@@ -91,6 +115,7 @@ class LabeledScenes(Dataset):
         self.mean = mean
         self.std = std
         self.size = size
+        self.smallest_side = smallest_side
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -111,6 +136,8 @@ class LabeledScenes(Dataset):
             )
 
         image, mask = self.transform(image, mask)
+        if self.size is None:
+            check_size(image_path, image.shape[:2], self.smallest_side)
         pixels = normalize(image, self.mean, self.std)
         targets = torch.from_numpy(mask.astype(np.int64))
         if self.size is not None:
@@ -126,7 +153,8 @@ class LabeledScenes(Dataset):
 
         sample = {"image": pixels, "mask": targets, "path": str(image_path)}
         if isinstance(self.transform, Resize):
-            sample["rescaled"] = RescaledFile(image_path, self.transform.limits, self.mean, self.std)
+            limits = self.transform.limits
+            sample["rescaled"] = RescaledFile(image_path, limits, self.mean, self.std, self.smallest_side)
         return sample
 
 
@@ -138,6 +166,7 @@ class Scenes(Dataset):
         limits: What the long and the short side may have, in pixels; None: as many as they have.
         mean: Subtracted from RGB in [0, 1].
         std: Divides the difference.
+        smallest_side: What each side of a resized image must have: the model's patch.
     """
 
     def __init__(
@@ -146,11 +175,13 @@ class Scenes(Dataset):
         limits: tuple[int, int] | None,
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
+        smallest_side: int = 1,
     ) -> None:
         self.paths = paths
         self.limits = limits
         self.mean = mean
         self.std = std
+        self.smallest_side = smallest_side
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -163,11 +194,12 @@ class Scenes(Dataset):
         image = np.asarray(read_image(self.paths[index]))
         size = image.shape[:2]
         image = resize(image, fitting_size(size, self.limits))
+        check_size(self.paths[index], image.shape[:2], self.smallest_side)
         return {
             "image": normalize(image, self.mean, self.std),
             "path": str(self.paths[index]),
             "size": size,
-            "rescaled": RescaledFile(self.paths[index], self.limits, self.mean, self.std),
+            "rescaled": RescaledFile(self.paths[index], self.limits, self.mean, self.std, self.smallest_side),
         }
 
 

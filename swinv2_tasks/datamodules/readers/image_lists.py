@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from swinv2_tasks.datamodules.classes import Classes, abbreviate, class_folders, nested_folders, read_lines
-from swinv2_tasks.datamodules.readers.images import files_below, has_image_extension
+from swinv2_tasks.datamodules.readers.images import describe_others, files_below, has_image_extension, mention_others
 from swinv2_tasks.errors import UserError
 
 Sample = tuple[str, int | list[int]]
@@ -33,21 +33,23 @@ def folder_samples(folder: Path, classes: Classes, setting: str, allow_empty: bo
             f"{abbreviate(classes.ids)}. Remove these folders, or set data.class_names to the list they belong to."
             + (f" {nested_folders(folder, names[0], setting)}" if len(names) == 1 else "")
         )
-    samples = [(str(path), index_of[name]) for name in names for path in _images_below(folder / name)]
+    samples: list[Sample] = []
+    others: list[Path] = []
+    for name in names:
+        files = sorted(files_below(folder / name), key=lambda path: (str(path.parent), path.name))
+        samples += [(str(path), index_of[name]) for path in files if has_image_extension(path)]
+        others += [path for path in files if not has_image_extension(path)]
+
     filled = {label for _, label in samples}
     empty = [name for name in names if index_of[name] not in filled]
     if not samples or (empty and not allow_empty):
+        rest = describe_others(others, "image")
         raise UserError(
-            f"No images in these class folders of {folder}: {abbreviate(empty)}. Fill or remove them, in the training "
-            "and the validation folder alike."
+            f"No images in these class folders of {folder}: {abbreviate(empty)}{rest and f', but {rest}'}. Fill or "
+            "remove them, in the training and the validation folder alike."
         )
-    return list(samples)
-
-
-def _images_below(folder: Path) -> list[Path]:
-    """The images of a class, sorted by folder and name."""
-    images = [path for path in files_below(folder) if has_image_extension(path)]
-    return sorted(images, key=lambda path: (str(path.parent), path.name))
+    mention_others(folder, others, "image")
+    return samples
 
 
 def listed_samples(folder: Path, val_list: str | Path, classes: Classes) -> list[Sample]:

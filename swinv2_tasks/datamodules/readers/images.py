@@ -8,14 +8,18 @@ import os
 import re
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import simplejpeg
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from PIL import Image, ImageOps
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from swinv2_tasks.datamodules.remarks import ROTATED, SEVERAL_PICTURES, remark
 from swinv2_tasks.errors import UserError, printable
 
 log = logging.getLogger("swinv2_tasks")
@@ -27,12 +31,19 @@ IMAGE_EXTENSIONS: tuple[str, ...] = (*IMG_EXTENSIONS, ".gif", ".jfif", ".avif")
 FORMATS: tuple[str, ...] = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000")
 """The formats that are read, by Pillow's names. It knows more, and hands some of them (EPS) to other programs."""
 
+HEIC_EXTENSIONS = (".heic", ".heif")
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_HEIC_ADVICE = "HEIC is not read: convert such files to JPEG or PNG first, as by pillow-heif (pip install pillow-heif)"
+
+MAX_PIXELS = "SWINV2_TASKS_MAX_PIXELS"
+"""Environment variable: of how many pixels an image may be. Workers and processes of a run have it, too."""
+
 
 def read_image(path: str | Path, content: bytes | None = None) -> Image.Image:
     """Read one image file as the RGB picture that a viewer shows.
 
     Grayscale (also of 16 bits), palette and CMYK images become RGB, transparent pixels lie on white, and an EXIF
-    orientation is applied. Of an animation, the first frame. Embedded color profiles are not applied.
+    orientation is applied. Of several pages or frames, the first one. Embedded color profiles are not applied.
 
     Args:
         path: The file; where its content is given, only what messages call it.
@@ -40,22 +51,27 @@ def read_image(path: str | Path, content: bytes | None = None) -> Image.Image:
 
     Raises:
         UserError: The file is missing, empty, truncated, corrupt, no image of a known format, or decodes to more
-            pixels than Pillow's limit against decompression bombs; the message names the path and the reason.
+            pixels than the limit against decompression bombs; the message names the path and the reason.
     """
     try:
         with warnings.catch_warnings():
             # Broken EXIF is frequent (ImageNet has some) and no reason to bother anyone: the pixels are whole.
             warnings.simplefilter("ignore", UserWarning)
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # half of what is allowed
             with open_image(path, content) as image:
-                return _to_rgb(ImageOps.exif_transpose(image))
+                picture = _to_rgb(ImageOps.exif_transpose(image))
+                _note_peculiarities(image)
+                return picture
+    except UserError:
+        raise
     except FileNotFoundError as error:
         raise _unreadable(path, "the file does not exist") from error
     except IsADirectoryError as error:
         raise _unreadable(path, "it is a folder") from error
     except Image.UnidentifiedImageError as error:
-        empty = not content if content is not None else Path(path).stat().st_size == 0
-        reason = "the file is empty (0 bytes)" if empty else "its content is not an image of any known format"
-        raise _unreadable(path, reason) from error
+        raise _unreadable(path, describe_unknown(path, content)) from error
+    except Image.DecompressionBombError as error:
+        raise _unreadable(path, describe_excess(error)) from error
     # Pillow's decoders raise whatever the bytes provoke (OSError, SyntaxError, struct.error, zlib.error, …).
     except Exception as error:
         raise _unreadable(path, str(error) or type(error).__name__) from error
@@ -77,6 +93,7 @@ def open_image(path: str | Path, content: bytes | None = None) -> Image.Image:
         ValueError: The file is corrupt, and how.
         Exception: Whatever Pillow raises for a file that it cannot open.
     """
+    _limit_pixels()
     image = Image.open(path if content is None else io.BytesIO(content), formats=FORMATS)
     if image.format not in ("PNG", "JPEG", "MPO"):
         return image
@@ -89,6 +106,62 @@ def open_image(path: str | Path, content: bytes | None = None) -> Image.Image:
     except BaseException:
         image.close()
         raise
+
+
+def _limit_pixels() -> None:
+    """Lets Pillow refuse images of more pixels than the environment allows; by itself it allows 178,956,970."""
+    stated = os.environ.get(MAX_PIXELS)
+    if stated is None:
+        return
+    if not stated.isdecimal() or int(stated) < 1:
+        raise UserError(f"{MAX_PIXELS} is {stated!r}; expected a number of pixels, such as 500000000.")
+    Image.MAX_IMAGE_PIXELS = (int(stated) + 1) // 2  # of twice as many it warns, and of more than that it raises
+
+
+@contextmanager
+def restored_limit() -> Iterator[None]:
+    """Within it, the environment may be given another limit of pixels: afterwards it is as before."""
+    stated, pillows = os.environ.get(MAX_PIXELS), Image.MAX_IMAGE_PIXELS
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = pillows
+        os.environ.pop(MAX_PIXELS, None)
+        if stated is not None:
+            os.environ[MAX_PIXELS] = stated
+
+
+def describe_unknown(path: str | Path, content: bytes | None = None) -> str:
+    """What is the matter with a file that Pillow does not take for an image; its content where that is in memory."""
+    if content is None:
+        with Path(path).open("rb") as file:
+            content = file.read(12)
+    if not content:
+        return "the file is empty (0 bytes)"
+    if content[4:8] == b"ftyp" and content[8:12] in _HEIC_BRANDS:
+        return _HEIC_ADVICE
+    return "its content is not an image of any known format"
+
+
+def describe_excess(error: Image.DecompressionBombError) -> str:
+    """What is the matter with a file of too many pixels, and how to allow them."""
+    numbers = [int(number) for number in re.findall(r"\d+", str(error))]
+    pixels, limit = numbers if len(numbers) == 2 else (0, 0)
+    excess = f"it has {pixels:,} pixels, more than the {limit:,} that are allowed" if pixels else str(error)
+    return f"{excess}; allow more by --max_pixels (or {MAX_PIXELS})"
+
+
+def _note_peculiarities(image: Image.Image) -> None:
+    """Notes of an image that was read, but not as its pixels are stored, or not all of it."""
+    with suppress(Exception):  # broken EXIF, or broken frames behind a first one that is whole
+        if image.getexif().get(_ORIENTATION, 1) in range(2, 9):
+            remark(ROTATED)
+    with suppress(Exception):
+        if getattr(image, "is_animated", False):
+            remark(SEVERAL_PICTURES)
+
+
+_ORIENTATION = 0x0112
 
 
 def check_png(content: bytes) -> None:
@@ -136,6 +209,7 @@ def _decoded_jpeg(image: Image.Image, content: bytes) -> Image.Image:
     decoded = Image.fromarray(pixels[..., 0] if image.mode == "L" else pixels)
     decoded.format = image.format
     decoded.info = image.info  # EXIF among it
+    vars(decoded)["is_animated"] = getattr(image, "is_animated", False)  # of MPO, which holds several JPEGs
     image.close()
     return decoded
 
@@ -167,17 +241,42 @@ def list_files(source: str | Path, media: str, extensions: tuple[str, ...]) -> l
     path = Path(source).expanduser()
     if path.is_file():
         return [path]
-    candidates = files_below(path) if path.is_dir() else _match_pattern(str(path))
-    files = sorted({file for file in candidates if has_extension(file, extensions)}, key=_natural_order)
+    candidates = set(files_below(path) if path.is_dir() else _match_pattern(str(path)))
+    files = sorted((file for file in candidates if has_extension(file, extensions)), key=_natural_order)
+    others = candidates.difference(files)
     if not files:
         known = ", ".join(extensions)
         reason = f"holds no {media}" if path.is_dir() else f"does not exist, and as a pattern it matches no {media}"
         article = "an" if media[0] in "aeiou" else "a"
+        rest = describe_others(others, media)
         raise UserError(
-            f"{printable(source)} {reason}. Expected {article} {media} file, a folder or a glob pattern; endings: "
-            f"{known}."
+            f"{printable(source)} {reason}{rest and f', but {rest}'}. Expected {article} {media} file, a folder or a "
+            f"glob pattern; endings: {known}."
         )
+    mention_others(path, others, media)
     return files
+
+
+def mention_others(folder: str | Path, files: Iterable[Path], media: str) -> None:
+    """Says in a line how many files in a folder are no images, or no videos, and so are left out."""
+    if text := describe_others(files, media):
+        rank_zero_only(log.warning)("%s: left out: %s", printable(folder), text)
+
+
+def describe_others(files: Iterable[Path], media: str) -> str:
+    """How many files are not of a kind, by their endings, and what to do about HEIC; empty where there are none.
+
+    Hidden files do not count.
+    """
+    endings = Counter(printable(file.suffix.lower() or "no ending") for file in files if not file.name.startswith("."))
+    if not endings:
+        return ""
+    listed = ", ".join(f"{number} × {ending}" for ending, number in endings.most_common(4))
+    more = ", …" if len(endings) > 4 else ""
+    number = endings.total()
+    text = f"{number} file{'s' * (number > 1)} that {'are' if number > 1 else 'is'} no {media} ({listed}{more})"
+    has_heic = media == "image" and any(ending in endings for ending in HEIC_EXTENSIONS)
+    return f"{text}. {_HEIC_ADVICE}" if has_heic else text
 
 
 def files_below(folder: str | Path) -> Iterator[Path]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from swinv2_tasks.datamodules.readers.images import open_image
+from swinv2_tasks.datamodules.readers.images import describe_excess, describe_unknown, open_image
 from swinv2_tasks.errors import UserError, printable
 
 
@@ -71,8 +71,9 @@ def _read(path: str | Path, modes: Sequence[str], as_colors: bool = False) -> tu
     except FileNotFoundError as error:
         raise UserError(f"There is no label map {name}.") from error
     except Image.UnidentifiedImageError as error:
-        empty = "the file is empty (0 bytes)" if not content else "its content is not an image of any known format"
-        raise UserError(f"Cannot read the label map {name}: {empty}. Replace it.") from error
+        raise UserError(f"Cannot read the label map {name}: {describe_unknown(path, content)}. Replace it.") from error
+    except Image.DecompressionBombError as error:
+        raise UserError(f"Cannot read the label map {name}: {describe_excess(error)}.") from error
     # Pillow's decoders raise whatever the bytes provoke.
     except Exception as error:
         raise UserError(f"Cannot read the label map {name}: {error or type(error).__name__}. Replace it.") from error

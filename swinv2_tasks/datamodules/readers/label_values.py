@@ -10,7 +10,7 @@ A value below is a number from 0 to 255 or a color 0xRRGGBB.
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -349,7 +349,11 @@ def _count(path: str | Path, values: np.ndarray) -> MapCounts:
 
 
 def fitting_coding(
-    codings: Sequence[LabelCoding], maps: Sequence[MapCounts], folder: str, tolerated: int = 0
+    codings: Sequence[LabelCoding],
+    maps: Sequence[MapCounts],
+    folder: str,
+    tolerated: int = 0,
+    remedy: Callable[[int], str] | None = None,
 ) -> LabelCoding:
     """The one way to read label maps that fits what they hold.
 
@@ -358,13 +362,16 @@ def fitting_coding(
         maps: What was counted.
         folder: Where the label maps are.
         tolerated: How many may fit none, since they will be skipped.
+        remedy: How to leave out so many, in words; None: they cannot be left out.
 
     Raises:
         UserError: None fits, or more than one; the message has the counts of the values and the settings.
     """
     readable = [label_map for label_map in maps if any(coding.fits(label_map.pixels) for coding in codings)]
-    if len(maps) - len(readable) > tolerated or not readable:
-        raise misfit(codings, maps, f"The label maps in {folder} do")
+    number = len(maps) - len(readable)
+    if number > tolerated or not readable:
+        advice = remedy(number) if remedy is not None and readable else ""
+        raise misfit(codings, maps, f"The label maps in {folder} do", advice)
 
     # Of two, counting from 1 fits whatever counting from 0 does: only the number of classes as a value decides.
     fitting = [coding for coding in codings if all(coding.fits(label_map.pixels) for label_map in readable)]
@@ -378,8 +385,8 @@ def fitting_coding(
     )
 
 
-def misfit(codings: Sequence[LabelCoding], maps: Sequence[MapCounts], subject: str) -> UserError:
-    """What to say of label maps with values of no meaning; `subject` ends with do or does."""
+def misfit(codings: Sequence[LabelCoding], maps: Sequence[MapCounts], subject: str, advice: str = "") -> UserError:
+    """What to say of label maps with values of no meaning; `subject` ends with do or does; `advice` is one more."""
     first, prefix = codings[0], codings[0].prefix
     values = sorted({value for label_map in maps for value in label_map.pixels})
     unknown = [value for value in values if not any(coding.fits([value]) for coding in codings)]
@@ -407,8 +414,8 @@ def misfit(codings: Sequence[LabelCoding], maps: Sequence[MapCounts], subject: s
         mapping = ", ".join(f"{value}: {name}" for value, name in pairs)
         remedies.append(f"to name the class of each value, {prefix}label_values={{{mapping}}}")
     remedies.append(f"other classes, {prefix}class_names")
-    if len(maps) > 1 and prefix == "data.":
-        remedies.append("to leave out the label maps that do not fit, data.faulty_samples=skip")
+    if advice:
+        remedies.append(f"or {advice}")
     return UserError(f"{text}Say what they are: {'; '.join(remedies)}.")
 
 

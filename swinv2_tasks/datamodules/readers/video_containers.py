@@ -1,9 +1,10 @@
-"""What containers state of their own: how many bytes they have, and how players rotate the frames.
+"""What containers state of their own: how many bytes they have, how players rotate the frames, what they are coded in.
 
 mp4: ISO/IEC 14496-12; Matroska: https://www.rfc-editor.org/rfc/rfc9559; avi: RIFF and OpenDML; wmv: ASF.
 """
 
 import os
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,6 +119,60 @@ def _asf_size(file: BinaryIO) -> int | None:
     (stated,) = struct.unpack_from("<Q", head, properties + 40)
     (flags,) = struct.unpack_from("<I", head, properties + 88)
     return None if flags & 1 else stated
+
+
+_CODECS = {
+    "av01": "AV1",
+    "v_av1": "AV1",
+    "vvc1": "VVC (H.266)",
+    "vvi1": "VVC (H.266)",
+    "v_mpegi/iso/vvc": "VVC (H.266)",
+    "evc1": "EVC (MPEG-5)",
+    "lcv1": "LCEVC (MPEG-5)",
+    "avs3": "AVS3",
+}
+
+
+def stated_codec(path: Path) -> str | None:
+    """What a file says its pictures are coded in, by a name or by the code that stands there; None if it is not found.
+
+    To be asked of files whose pictures FFmpeg does not know: mp4, Matroska, MPEG transport streams.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(64 << 10)
+        if head[4:8] in _TOP_BOXES:
+            code = _sample_entry(file, size)
+        elif head[:4] == b"\x1a\x45\xdf\xa3":
+            code = b"".join(re.findall(rb"V_[A-Z0-9/._]+", head)[:1])
+        elif head[:1] == b"\x47":  # a registration descriptor of MPEG-2
+            code = b"".join(re.findall(rb"(?<=\x05\x04)[A-Z0-9]{4}", head)[:1])
+        else:
+            code = b""
+    if not code:
+        return None
+    text = code.decode("latin-1").strip()
+    return _CODECS.get(text.lower(), text if text.isprintable() else None)
+
+
+def _sample_entry(file: BinaryIO, size: int) -> bytes:
+    """The four characters by which an mp4 says what the samples of its first track of pictures are."""
+    for track in _inner(file, 0, size, b"moov", b"trak"):
+        for media in _inner(file, *track, b"mdia"):
+            file.seek(next((start for box_type, start, _ in list(_boxes(file, *media)) if box_type == b"hdlr"), size))
+            if file.read(12)[8:] != b"vide":
+                continue
+            for start, _ in _inner(file, *media, b"minf", b"stbl", b"stsd"):
+                file.seek(start + 12)  # past version, flags, the number of entries and the first one's size
+                return file.read(4)
+    return b""
+
+
+def _inner(file: BinaryIO, start: int, end: int, *path: bytes) -> Iterator[tuple[int, int]]:
+    """Where the contents of all boxes that a path of types leads to begin and end."""
+    for box_type, inner_start, inner_end in list(_boxes(file, start, end)):
+        if box_type == path[0]:
+            yield from _inner(file, inner_start, inner_end, *path[1:]) if path[1:] else [(inner_start, inner_end)]
 
 
 _TURNS = ((1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0))

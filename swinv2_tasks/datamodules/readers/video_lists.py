@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from swinv2_tasks.datamodules.classes import Classes, abbreviate, class_folders, nested_folders, read_lines
-from swinv2_tasks.datamodules.readers.images import files_below
+from swinv2_tasks.datamodules.readers.images import describe_others, files_below, mention_others
 from swinv2_tasks.datamodules.readers.videos import has_video_extension
 from swinv2_tasks.errors import UserError
 
@@ -103,9 +103,13 @@ def folder_videos(folder: Path, classes: Classes, setting: str) -> list[tuple[st
             "Remove the folders, or set data.class_names to the list that they belong to."
             + (f" {nested_folders(folder, names[0], setting)}" if len(names) == 1 else "")
         )
-    videos = [(str(path), index_of[name]) for name in names for path in _videos_below(folder / name)]
+    files = [(path, index_of[name]) for name in names for path in files_below(folder / name)]
+    videos = [(str(path), label) for path, label in files if has_video_extension(path)]
+    others = [path for path, _ in files if not has_video_extension(path)]
     if not videos:
-        raise UserError(f"There is no video in the class folders of {folder}.")
+        rest = describe_others(others, "video")
+        raise UserError(f"There is no video in the class folders of {folder}{rest and f', but {rest}'}.")
+    mention_others(folder, others, "video")
     return videos
 
 

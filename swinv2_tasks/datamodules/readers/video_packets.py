@@ -18,7 +18,7 @@ from swinv2_tasks.datamodules.readers.video_bitstreams import (
     random_access,
     shows_frame,
 )
-from swinv2_tasks.datamodules.readers.video_containers import has_quarter_turns, missing_bytes
+from swinv2_tasks.datamodules.readers.video_containers import has_quarter_turns, missing_bytes, stated_codec
 
 _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,asf,mpegts,mpeg,mpegvideo,m4v,h264,hevc,ogg,ivf,obu,mxf,nut,gif,rm"
@@ -112,15 +112,41 @@ def video_stream(container: av.container.InputContainer, index: int | None = Non
     """
     stream: Any = container.streams.best("video") if index is None else container.streams[index]
     if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
-        reason = "there are no pictures in it, only sound" if container.streams.audio else "there are no pictures in it"
-        raise UnreadableVideo(reason)
-    if getattr(stream, "codec_context", None) is None:
-        raise UnreadableVideo("there is no decoder for its pictures")
+        raise UnreadableVideo(_missing_pictures(container))
+    context = getattr(stream, "codec_context", None)
+    if context is None or context.name == "av1":  # FFmpeg's own decoder of AV1 is none without special hardware
+        raise UnreadableVideo(_undecodable(container, "AV1" if context is not None else None))
     for other in container.streams:
         if other is not stream:
             other.discard = av.stream.Discard.all
     stream.codec_context.thread_count = 1
     return stream
+
+
+def _missing_pictures(container: av.container.InputContainer) -> str:
+    """Why a file has no stream of moving pictures: it holds none, or some in a codec that is not known there."""
+    types = {stream.type for stream in container.streams}
+    if types - {"audio", "video", "subtitle"}:
+        codec = stated_codec(_path_of(container))
+        if codec is None and container.format.name == "mpegts":  # whose writers give what has no number there no name
+            codec = "in a codec that the file does not name (AV1, say)"
+        if codec is not None:
+            return _undecodable(container, codec)
+    return "there are no pictures in it, only sound" if "audio" in types else "there are no pictures in it"
+
+
+def _undecodable(container: av.container.InputContainer, codec: str | None) -> str:
+    """That a file's pictures are in a codec which cannot be decoded, and what to do; None: the file may say which."""
+    codec = codec or stated_codec(_path_of(container)) or "of an unknown codec"
+    container_name = container.format.name.partition(",")[0]
+    return (
+        f"its pictures are {codec}, for which there is no decoder here (in {container_name}); convert it to H.264 in "
+        "mp4, as by ffmpeg -i OLD -c:v libx264 NEW.mp4"
+    )
+
+
+def _path_of(container: av.container.InputContainer) -> Path:
+    return Path(container.name.removeprefix("file:"))
 
 
 def index_video(path: str) -> VideoIndex:

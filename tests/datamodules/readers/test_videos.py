@@ -105,6 +105,13 @@ def test_every_shared_clip_gives_the_frames_of_pyav_by_time(folder: str, number:
             assert np.abs(frame.astype(int) - expected[expected_index][1]).mean() < 1, path
 
 
+def rename_codec(path: Path, code: bytes, before: bytes = b"avc1") -> Path:
+    """Lets a file say that its pictures are in another codec."""
+    head, _, rest = path.read_bytes().rpartition(before)
+    path.write_bytes(head + code + rest)
+    return path
+
+
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing.mp4": (lambda path: None, "does not exist"),
     "empty.mp4": (lambda path: path.write_bytes(b""), "empty"),
@@ -112,6 +119,16 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "text.mp4": (lambda path: path.write_text("no video " * 100), "no video of a known kind, or cut off"),
     "cut.mp4": (lambda path: cut_off(write_film(path)), r"it is cut off: [\d,]+ of at least [\d,]+ bytes"),
     "sound.mp4": (write_sound, "only sound"),
+    "recoded.mp4": (
+        lambda path: rename_codec(write_film(path), b"evc1"),
+        r"its pictures are EVC \(MPEG-5\), for which there is no decoder.*convert it to H\.264 in mp4",
+    ),
+    "secret.mp4": (lambda path: rename_codec(write_film(path), b"qqqq"), "its pictures are qqqq, for which"),
+    "secret.mkv": (
+        lambda path: rename_codec(write_film(path), b"V_MPEG9", b"V_MPEG4"),
+        "its pictures are V_MPEG9/ISO/AVC, for which",
+    ),
+    "broadcast.ts": (lambda path: write_film(path, codec="libsvtav1"), r"a codec that the file does not name \(AV1"),
     "early_index.mp4": (
         lambda path: cut_off(write_film(path, options={"movflags": "faststart"}), 0.6),
         r"it is cut off: [\d,]+ of at least [\d,]+ bytes",
