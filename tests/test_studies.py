@@ -115,7 +115,7 @@ def test_stability_at_small_scale_is_written_and_finished_runs_are_not_made_agai
 def test_data_efficiency_at_small_scale_is_written_and_finished_runs_are_not_made_again(tmp_path: Path) -> None:
     data = write_images(tmp_path / "data", train=8, val=2)
     (tmp_path / "data" / "classes.csv").unlink()
-    settings = data_efficiency.Settings(data, tmp_path / "out", shares=[0.5, 1], reduced=True)
+    settings = data_efficiency.Settings(data, tmp_path / "out", shares=[0.5, 1.0], reduced=True)
     data_efficiency.main(settings)
     with (tmp_path / "out" / "runs.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

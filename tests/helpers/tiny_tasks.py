@@ -65,7 +65,7 @@ class TinyTask:
         return self.write_config(folder / "config.yaml", dataset, **tiny.merge(self.changes, changes))
 
 
-def _detection(detector: type[DetectorConfig]) -> TinyTask:
+def _detection(detector: type[DetectorConfig], max_epochs: int = 30) -> TinyTask:
     chosen = {"class_path": f"swinv2_tasks.heads.{detector.__name__}", "init_args": objects.DETECTOR}
     return TinyTask(
         DetectionTask,
@@ -75,7 +75,7 @@ def _detection(detector: type[DetectorConfig]) -> TinyTask:
         objects.write_objects,
         objects.write_config,
         validation="val2017",
-        trainer={"max_epochs": 30, "check_val_every_n_epoch": 15},
+        trainer={"max_epochs": max_epochs, "check_val_every_n_epoch": 15},
         loss=0.5,
         scores={"val/box_ap50": 0.6, "val/mask_ap50": 0.5},
         names=list(objects.CATEGORIES.values()),
@@ -137,8 +137,8 @@ TINY_TASKS: dict[str, TinyTask] = {
         names=[],
     ),
     "mask_rcnn": _detection(MaskRCNNConfig),
-    "cascade": _detection(CascadeMaskRCNNConfig),
-    "htc": _detection(HTCConfig),
+    "cascade": _detection(CascadeMaskRCNNConfig, max_epochs=60),  # three stages, which learn from one another
+    "htc": _detection(HTCConfig, max_epochs=60),
 }
 
 EACH_TASK = [pytest.param(name, marks=pytest.mark.slow) if name in ("cascade", "htc") else name for name in TINY_TASKS]
