@@ -2,7 +2,7 @@
 
 import signal
 
-__all__ = ["CollectiveError", "FaultyFiles", "Interrupted", "UserError"]
+__all__ = ["CollectiveError", "FaultyFiles", "Interrupted", "NothingToDo", "UserError"]
 
 
 def printable(text: object) -> str:
@@ -43,6 +43,10 @@ class FaultyFiles(UserError):
     def __init__(self, message: str, faults: dict[str, str]) -> None:
         super().__init__(message)
         self.faults = faults
+
+
+class NothingToDo(Exception):
+    """What was asked for is done already: the command line prints the message and exits with status 0."""
 
 
 def find_user_error(error: BaseException | None) -> UserError | None:

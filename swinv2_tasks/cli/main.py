@@ -18,7 +18,15 @@ from contextlib import contextmanager
 from typing import Any, get_type_hints
 
 from swinv2_tasks.cli.arguments import is_list, join_options, merge_values, select_own, split_options
-from swinv2_tasks.errors import CollectiveError, Interrupted, UserError, find_user_error, printable, strip_traceback
+from swinv2_tasks.errors import (
+    CollectiveError,
+    Interrupted,
+    NothingToDo,
+    UserError,
+    find_user_error,
+    printable,
+    strip_traceback,
+)
 
 USAGE = """\
 swinv2-tasks: Swin Transformer V2, every downstream task of the paper
@@ -125,6 +133,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0  # as below
         _report(strip_traceback(str(user_error)))
         return 1
+    except NothingToDo as note:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(note)
     except Interrupted as error:
         if os.environ.get("LOCAL_RANK", "0") != "0":
             return 0  # the first process reports; Lightning kills it when one that it started seems to fail

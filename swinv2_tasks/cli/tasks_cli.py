@@ -52,7 +52,7 @@ from swinv2_tasks.cli.config_files import WHICH_CONFIGS
 from swinv2_tasks.cli.configs import config_from_checkpoint
 from swinv2_tasks.cli.parser import ParsedTrainer, TasksArgumentParser
 from swinv2_tasks.datamodules.readers.images import MAX_PIXELS, restored_limit
-from swinv2_tasks.errors import Interrupted, UserError, exception_in
+from swinv2_tasks.errors import Interrupted, NothingToDo, UserError, exception_in
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.hyperparameters import task_record
 from swinv2_tasks.tasks.base import BaseTask
@@ -63,6 +63,7 @@ from swinv2_tasks.training.run_folder import (
     RUN_DIR,
     check_name,
     claim_folder,
+    describe_finished,
     find_requeued_run,
     holds_results,
     keep_metrics,
@@ -246,6 +247,8 @@ class TasksCLI(CheckpointCheckingCLI):
     def _find_checkpoint(self) -> None:
         """Takes the newest intact checkpoint of the run that is resumed."""
         assert self.resume is not None
+        if (message := describe_finished(self.resume, self._config["trainer"])) is not None:
+            raise NothingToDo(message)
         lock(self.resume)
         path, self.resumed_step, messages = newest_intact(self.resume)
         for message in [*messages, f"resuming {self.resume} at step {self.resumed_step} from {path}"]:
@@ -350,6 +353,12 @@ class TasksCLI(CheckpointCheckingCLI):
             print(f"best: {summary['best_checkpoint']}, {monitor} {'not finite' if score is None else f'{score:.4f}'}")
         elif checkpoint is not None and monitor is None:
             print("checkpoint.monitor is null: no checkpoint is the best, the weights are those of the last one")
+        elif checkpoint is not None and self.trainer.limit_val_batches == 0:
+            print(
+                f"not validated (trainer.limit_val_batches is 0), so no checkpoint is the best by {monitor}: the "
+                f"weights are those of the last one. To evaluate them:\n"
+                f"swinv2-tasks validate --ckpt_path {self.folder}/checkpoints/last.ckpt"
+            )
 
 
 class ParseOnlyCLI(ParseOnly, TasksCLI):
@@ -441,6 +450,13 @@ def run_as(cli: Callable[[list[str], Path | None], CLI], command: str, arguments
             raise Interrupted(f"{command} was stopped by SIGTERM; {kept}", signal.SIGTERM) from error
         except MisconfigurationException as error:  # Lightning's name for an error in the trainer's settings
             raise UserError(str(error)) from error
+        except RuntimeError as error:
+            if "conditioned on metric" not in str(error):  # as Lightning's EarlyStopping and schedulers say
+                raise
+            raise UserError(
+                f"{str(error).splitlines()[0]} It is not there without a validation: raise trainer.limit_val_batches, "
+                "or leave out what watches it"
+            ) from error
         except ValueError as error:
             if "loaded state dict" not in str(error):
                 raise

@@ -190,10 +190,10 @@ class ADE20KDataModule(BaseDataModule):
             return
         if stage == "fit" and self.train_dataset is None:
             pairs = self._pairs("train")
-            self._check_label_maps(pairs, self._pairs("val"))
+            self._check_label_maps(pairs, self._pairs("val") if self.needs_validation(stage) else [])
             transform = self.augmentation.build(self._crop_size, self.resize)
             self.train_dataset = LabeledScenes(pairs, self.coding, transform, self.mean, self.std, self._crop_size)
-        if self.val_dataset is None:
+        if self.val_dataset is None and self.needs_validation(stage):
             pairs = self._pairs("val")
             transform = Resize(self.resize)
             self.val_dataset = LabeledScenes(
@@ -262,6 +262,8 @@ class ADE20KDataModule(BaseDataModule):
         folder = root / "images" / self._folder(split)
         labels = root / "annotations" / self._folder(split)
         for required in (root, folder, labels):
+            if split == "val" and self._has("train") and not required.is_dir():
+                raise self.missing_validation(required, "data.val_dir")
             if not required.is_dir():
                 raise UserError(f"The dataset folder {required} does not exist. {_EXPECTED}")
 

@@ -223,6 +223,18 @@ class BaseDataModule(Recorded, LightningDataModule, TaskData):
         counts = self._loaders[split].counts if split in self._loaders else SampleCounts()
         return replace(counts, samples_per_file=_samples_per_file(getattr(self, f"{split}_dataset")))
 
+    def needs_validation(self, stage: str) -> bool:
+        """Whether a stage reads validation data: not a training that makes no validation."""
+        trainer: Any = self.trainer
+        return stage != "fit" or trainer is None or trainer.limit_val_batches != 0
+
+    def missing_validation(self, path: object, setting: str) -> UserError:
+        """The error for validation data that are not there, where the training data are."""
+        trainer: Any = self.trainer
+        in_fit = trainer is not None and trainer.state.fn == "fit"
+        without = "; or train without validation: --trainer.limit_val_batches 0" if in_fit else ""
+        return UserError(f"There are no validation data {path}. Name others with {setting}{without}.")
+
     def _loader(self, split: str, dataset: Dataset | None, collate: Callable[[list[Any]], Any]) -> BatchLoader:
         trainer: Any = self.trainer
         train = split == "train"

@@ -235,7 +235,7 @@ class CocoDataModule(BaseDataModule):
         self.train_collate = self.collate = collate_lists
         if stage == "fit" and self.train_dataset is None:
             self.train_dataset = self._training_objects()
-        if self.val_dataset is None and stage != "test":
+        if self.val_dataset is None and stage != "test" and self.needs_validation(stage):
             self.val_dataset = self._evaluated_objects("val")
         if self.test_dataset is None and stage == "test":
             self.test_dataset = self._evaluated_objects("val" if self._files["test"] is None else "test")
@@ -255,6 +255,8 @@ class CocoDataModule(BaseDataModule):
         These are all there, unless faulty samples are skipped.
         """
         path = self._path(split)
+        if not path.is_file() and split == "val" and self._path("train").is_file():
+            raise self.missing_validation(path, "data.files.val_annotations and data.files.val_images")
         if not path.is_file():
             raise UserError(f"There are no annotations {path}. {_EXPECTED}")
         annotations = read_annotations(path)

@@ -167,7 +167,7 @@ class ImageNetDataModule(BaseDataModule):
             self.train_collate = MixCollate(self.augmentation.build_mixing(self.num_classes))
         if stage == "fit" or self.trainer is not None:  # reading images of one class is fine
             self.check_classes()
-        if self.val_dataset is None:
+        if self.val_dataset is None and self.needs_validation(stage):
             if shards := self._shards(self.val_dir):
                 self.val_dataset = self._streamed(shards, self._eval_transform, self._streamed_labels(shards))
             else:
@@ -263,6 +263,8 @@ class ImageNetDataModule(BaseDataModule):
             )
         if self._path(f"{name}.partial").is_dir():
             raise UserError(f"{self._path(name)} is being written: run `swinv2-tasks data optimize` again, to its end.")
+        if name == self.val_dir and self.has("train") and not self._path(name).is_dir():
+            raise self.missing_validation(self._path(name), "data.val_dir")
         for folder in (self._path(""), self._path(name)):
             if not folder.is_dir():
                 raise UserError(f"The dataset folder {folder} does not exist. {_EXPECTED}")

@@ -218,7 +218,7 @@ class KineticsDataModule(BaseDataModule):
             self._check_several(label for _, label in videos)
             transform = self._train_transform()
             self.train_dataset = TrainingClips(videos, self.sampling, transform, self.decoder, faulty)
-        if self.val_dataset is None and stage != "test":
+        if self.val_dataset is None and stage != "test" and self.needs_validation(stage):
             self.val_dataset = self._views_of("val", *self._present("val"))
         if self.test_dataset is None and stage == "test":
             own = self._folders["test"] is not None or self._lists["test"] is not None
@@ -241,6 +241,8 @@ class KineticsDataModule(BaseDataModule):
         path = self._list(split)
         if path is not None:
             return listed_videos(path, [folder, self._root(), path.parent], self._classes)
+        if not folder.is_dir() and split == "val" and self.has("train"):
+            raise self.missing_validation(folder, "data.files.val_videos or data.files.val_list")
         if not folder.is_dir():
             raise UserError(f"The folder {folder} of videos does not exist, nor is there a list. {_EXPECTED}")
         return folder_videos(folder, self._classes, self._setting(split))
@@ -334,6 +336,8 @@ class KineticsDataModule(BaseDataModule):
         """The list of a split's videos, if there is one."""
         root, stated = self._root(), self._lists[split]
         if stated is not None:
+            if not (root / stated).is_file() and split == "val" and self.has("train"):
+                raise self.missing_validation(root / stated, "data.files.val_list")
             if not (root / stated).is_file():
                 raise UserError(f"The list {root / stated} (data.files.{split}_list) does not exist. {_EXPECTED}")
             return root / stated

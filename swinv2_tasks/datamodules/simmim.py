@@ -127,7 +127,7 @@ class SimMIMDataModule(BaseDataModule):
             train, _ = self._split()
             transform = self.augmentation.build(self._image_size, self.mean, self.std)
             self.train_dataset = self._masked(train, transform, train=True)
-        if self.val_dataset is None:
+        if self.val_dataset is None and self.needs_validation(stage):
             val = self._split()[1] if self.val_dir is None else list_images(self._folder(self.val_dir))
             self.val_dataset = self.test_dataset = self._masked(val, self._eval_transform)
 
@@ -153,6 +153,8 @@ class SimMIMDataModule(BaseDataModule):
         if self.root is None:
             raise UserError(f"No dataset: set data.root to its folder. {_EXPECTED}")
         folder = Path(self.root).expanduser() / (name or "")
+        if name is not None and name == self.val_dir and not folder.is_dir():
+            raise self.missing_validation(folder, "data.val_dir")
         if not folder.is_dir():
             raise UserError(f"The dataset folder {folder} does not exist. {_EXPECTED}")
         return folder

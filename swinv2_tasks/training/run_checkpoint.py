@@ -39,6 +39,8 @@ from swinv2_tasks.training.lightning_internals import (
     restart_validation,
 )
 from swinv2_tasks.weights.files import find_corruption, read_contents, write_pickle
+from swinv2_tasks.weights.formats import some
+from swinv2_tasks.weights.integrity import collect_tensors, find_nonfinite
 from swinv2_tasks.weights.sharded import assemble
 
 _NOTHING, _SAVE, _REQUEUE, _STOP = range(4)
@@ -306,6 +308,10 @@ def _relocate(state: Any, home: Path) -> Any:
     return {key: move(value) for key, value in state.items()} | {"dirpath": str(home)}
 
 
+_RESUMED = ("state_dict", "current_model_state", "optimizer_states")
+"""Entries of a checkpoint whose numbers a resumed training goes on with."""
+
+
 def newest_intact(run: Path) -> tuple[Path, int, list[str]]:
     """The checkpoint to resume from in a run's folder.
 
@@ -313,7 +319,8 @@ def newest_intact(run: Path) -> tuple[Path, int, list[str]]:
         run: the run's folder.
 
     Returns:
-        The intact checkpoint of the latest step, that step, and a message for each newer one that is corrupt.
+        The intact checkpoint of the latest step, that step, and a message for each newer one that is corrupt or whose
+        numbers are not all finite.
 
     Raises:
         UserError: when there is none.
@@ -324,7 +331,11 @@ def newest_intact(run: Path) -> tuple[Path, int, list[str]]:
         try:
             contents = read_contents(path)
             step = int(contents["global_step"])
-        except (UserError, KeyError, TypeError, ValueError):
+        except UserError as error:
+            reason = find_corruption(path)
+            messages.append(str(error) if reason is None else f"{path} is corrupt: {reason}")
+            continue
+        except (KeyError, TypeError, ValueError):
             messages.append(f"{path} is corrupt: {find_corruption(path) or 'it holds no training'}")
             continue
         training = task_record(contents, str(path)).get("training")
@@ -335,9 +346,15 @@ def newest_intact(run: Path) -> tuple[Path, int, list[str]]:
         else:
             weights_alone += 1
     for step, _, _, path in sorted(candidates, reverse=True):
-        if (reason := find_corruption(path)) is None:
+        reason = find_corruption(path)
+        if reason is not None:
+            messages.append(f"{path} is corrupt: {reason}")
+        elif diverged := find_nonfinite(collect_tensors({key: read_contents(path).get(key) for key in _RESUMED})):
+            messages.append(
+                f"{path} is passed over: {len(diverged)} of its tensors hold NaN or infinite numbers: {some(diverged)}"
+            )
+        else:
             return path, step, messages
-        messages.append(f"{path} is corrupt: {reason}")
     if messages:
         raise UserError(f"{run} has no intact checkpoint to resume from: {'; '.join(messages)}")
     also = ", only weights without the state of the training" if weights_alone else ""

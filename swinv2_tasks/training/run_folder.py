@@ -10,7 +10,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -208,6 +208,32 @@ def _is_finished(folder: Path) -> bool:
     """Whether a run has come to its end; one that was stopped has a summary, too."""
     summary = folder / "summary.json"
     return summary.is_file() and json.loads(summary.read_text())["status"] == "finished"
+
+
+def describe_finished(folder: Path, trainer: Mapping[str, Any]) -> str | None:
+    """That a run has come to its end and how to train longer; None where it has not, or is to end elsewhere.
+
+    Args:
+        folder: the run's.
+        trainer: settings of the trainer that would resume it.
+    """
+    if not _is_finished(folder):
+        return None
+    summary = json.loads((folder / "summary.json").read_text())
+    before = yaml.safe_load((folder / "config.yaml").read_text())["trainer"]
+
+    if any(trainer[name] != before[name] for name in ("max_epochs", "max_steps", "max_time")):
+        return None
+
+    epochs, steps = summary["epochs"], summary["steps"]
+    longer = f"--trainer.max_epochs {2 * epochs}"
+    if (before["max_steps"] or -1) > 0:
+        longer = f"--trainer.max_steps {2 * steps}"
+    return (
+        f"{printable(folder)} is finished: {epochs} epoch{'s' * (epochs != 1)}, {steps} step{'s' * (steps != 1)}; "
+        "nothing was changed.\n"
+        f"To train longer: swinv2-tasks fit --resume {printable(folder)} {longer}"
+    )
 
 
 def keep_metrics(logger: CSVLogger, folder: Path, step: int) -> None:

@@ -242,17 +242,22 @@ def check_finite(tensors: Mapping[str, Any], source: str) -> None:
     Raises:
         UserError: naming them.
     """
-    bad = []
-    for name, value in tensors.items():
-        parts = [part for _, part in value.parts] if isinstance(value, ShardedTensor) else [value]
-        if not all(is_finite(part) for part in parts if isinstance(part, Tensor)):
-            bad.append(name)
-    if bad:
+    if bad := find_nonfinite(tensors):
         raise UserError(
             f"{source}: {len(bad)} of {len(tensors)} tensors hold NaN or infinite numbers: {some(bad)}. The training "
             "that wrote them diverged, or the file is corrupt: take an earlier checkpoint or another copy. Nothing "
             "was loaded."
         )
+
+
+def find_nonfinite(tensors: Mapping[str, Any]) -> list[str]:
+    """Names of the tensors, sharded ones too, that hold NaN or infinite numbers."""
+    names = []
+    for name, value in tensors.items():
+        parts = [part for _, part in value.parts] if isinstance(value, ShardedTensor) else [value]
+        if not all(is_finite(part) for part in parts if isinstance(part, Tensor)):
+            names.append(name)
+    return names
 
 
 def check_types(tensors: Mapping[str, Any], expected: Mapping[str, Tensor], source: str) -> None:

@@ -27,6 +27,10 @@ from tests.helpers.tiny import new_task, write_config
 RESUME = ("fit", "--config=runs/tiny/0/config.yaml", "--resume")
 
 
+LONGER = ["--trainer.max_epochs=10"]
+"""What lets a finished run be resumed."""
+
+
 @pytest.fixture
 def stopped(trained: Path, images: Path, tmp_path: Path) -> Path:
     """A folder with a run that was trained for 8 epochs of 3 steps, in ``runs/tiny/0``.
@@ -112,10 +116,10 @@ def test_without_an_intact_checkpoint_nothing_is_resumed(
     monkeypatch.chdir(stopped)
     for path in Path("runs/tiny/0/checkpoints").iterdir():
         alter(path)
-    assert main(RESUME) == 1
+    assert main([*RESUME, *LONGER]) == 1
     assert "no intact checkpoint" in capsys.readouterr().err
     shutil.rmtree("runs/tiny/0/checkpoints")
-    assert main(RESUME) == 1
+    assert main([*RESUME, *LONGER]) == 1
     assert "runs/tiny/0 has no checkpoint to resume from" in capsys.readouterr().err
     assert Path("runs/tiny/0/config.yaml").is_file()
 
@@ -344,11 +348,14 @@ def test_an_evaluation_cannot_be_resumed(trained: Path, tmp_path: Path, capsys: 
         (["--resume"], "--resume: nothing is not of a run"),
         (["--resume", "nowhere"], "nowhere is not of a run"),
         (["--config=imagenet.yaml", "--resume"], "is not of a run"),
-        (["--resume=runs/tiny/0", "--data.batch_size=3"], "took 1 processes × 6 samples × 1 accumulated = 6 per step"),
-        (["--resume", "runs/tiny/0", "--model.backbone.embed_dim=16"], "does not fit the model"),
-        (["--resume", "runs/tiny/0", "--model.backbone.depths=[1,2]"], "does not fit the model"),
-        (["--resume", "runs/tiny/0", "--model.schedule.layer_decay=0.5"], "parameter group"),
-        (["--resume", "runs/tiny/0", "--model.optimizer=torch.optim.SGD"], "went by torch.optim.adamw.AdamW"),
+        (
+            ["--resume=runs/tiny/0", *LONGER, "--data.batch_size=3"],
+            "took 1 processes × 6 samples × 1 accumulated = 6 per step",
+        ),
+        (["--resume", "runs/tiny/0", *LONGER, "--model.backbone.embed_dim=16"], "does not fit the model"),
+        (["--resume", "runs/tiny/0", *LONGER, "--model.backbone.depths=[1,2]"], "does not fit the model"),
+        (["--resume", "runs/tiny/0", *LONGER, "--model.schedule.layer_decay=0.5"], "parameter group"),
+        (["--resume", "runs/tiny/0", *LONGER, "--model.optimizer=torch.optim.SGD"], "went by torch.optim.adamw.AdamW"),
         (["--resume", "runs/tiny/0", "--trainer.max_epochs=4"], "max_epochs=4"),
     ],
 )
