@@ -206,6 +206,9 @@ def _run_function(command: str, arguments: list[str]) -> None:
 
 def _run_with_config(command: str, arguments: list[str]) -> None:
     """Runs a command that takes the arguments of another beside its own."""
+    if command == "memory" and not {"-h", "--help"} & {*arguments}:  # before torch is imported, which takes seconds
+        print("Estimating the memory of a training step …", file=sys.stderr, flush=True)
+
     import jsonargparse
 
     module_name, name, base = CONFIG_COMMANDS[command]

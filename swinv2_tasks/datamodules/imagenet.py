@@ -139,7 +139,8 @@ class ImageNetDataModule(BaseDataModule):
 
     def example_batch(self, batch_size: int, num_classes: int) -> dict[str, Any]:
         """A training batch of the images' size, of arbitrary values; labels are those that mixing makes."""
-        mixes = self.augmentation.build_mixing(num_classes) is not None
+        with torch.device("cpu"):  # also where the batch is made without data: mixing looks into its own numbers
+            mixes = self.augmentation.build_mixing(num_classes) is not None
         label = torch.empty(batch_size, num_classes) if mixes else torch.empty(batch_size, dtype=torch.int64)
         return {"image": torch.empty(batch_size, 3, *height_width(self.image_size)), "label": label}
 

@@ -309,7 +309,7 @@ def _relocate(state: Any, home: Path) -> Any:
 
 
 _RESUMED = ("state_dict", "current_model_state", "optimizer_states")
-"""Entries of a checkpoint whose numbers a resumed training goes on with."""
+"""Entries of a checkpoint whose numbers a resumed training takes over."""
 
 
 def newest_intact(run: Path) -> tuple[Path, int, list[str]]:

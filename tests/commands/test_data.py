@@ -108,6 +108,14 @@ def test_crashes_and_hangs_are_reported_of_their_file(films: Path, monkeypatch: 
     }
 
 
+def test_the_start_of_a_process_takes_none_of_a_videos_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that need longer to start than a video may take to decode."""
+    (tmp_path / "sitecustomize.py").write_text("import time; time.sleep(4)")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    film = write_film(tmp_path / "film.mp4", frames=4)
+    assert list(find_faults([str(film)], seconds=4)) == [(str(film), Verdict(""))]
+
+
 def check(root: Path, *options: str) -> int:
     return main(["data", "check", "kinetics", str(root), "--workers", "2", *options])
 

@@ -28,11 +28,13 @@ from swinv2_tasks.commands.memory.estimate import (
     Estimate,
     Estimates,
     available_bytes,
+    candidates,
     find_cheapest,
     list_changes,
     memory_saving_plans,
 )
 from swinv2_tasks.commands.memory.planned_training import Training, read_training
+from swinv2_tasks.commands.progress import WorkProgress
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.files import replace_file
 
@@ -79,24 +81,32 @@ def memory(
             raise UserError(f"--{name} must be at least 1, not {number}")
     size = None if gpu is None else parse_gpu(gpu)
     limit = None if size is None else available_bytes(size)
+    if limit is not None and limit <= 0:
+        raise UserError(
+            f"--gpu {gpu}: CUDA and its libraries alone take about {format_size(CONTEXT_BYTES)}, which leaves nothing "
+            "for a training; expected more, such as 8GiB"
+        )
     if not values_of(split_options(arguments), "--config"):
         raise UserError(f"memory needs --config CONFIG, as fit does. {WHICH_CONFIGS}")
 
     training = read_training(arguments, num_classes, processes)
     estimates = Estimates(training, device)
-    base = estimates[training.plan]
-    console = Console()
-    console.print(build_parts_table(base))
-    for note in training.notes:
-        console.print(f"[dim]{note}[/dim]", highlight=False)
+    plans = [training.plan, *memory_saving_plans(training)]
+    alternatives = []
+    with WorkProgress("Estimating plans", len(plans)) as progress:
+        for plan in plans:
+            alternatives.append(estimates[plan])
+            progress.advance()
 
-    alternatives = [base, *(estimates[plan] for plan in memory_saving_plans(training))]
-    console.print(build_plans_table(alternatives, training, limit))
+    base = alternatives[0]
+    Console().print(build_parts_table(base))
+    print("\n".join([*training.notes, *list_plans(alternatives, training, limit)]))
 
     cheapest = None
     if size is not None and limit is not None:
-        cheapest = find_cheapest(estimates, training, limit)
-        console.print(describe_fit(base, cheapest, training, size), highlight=False)
+        with WorkProgress("Looking for a plan that fits", len(list(candidates(training)))) as progress:
+            cheapest = find_cheapest(estimates, training, limit, progress.advance)
+        print(describe_fit(base, cheapest, training, size))
     if json is not None:
         write_json(Path(json), build_record(alternatives, cheapest, training, device, size))
 
@@ -132,8 +142,10 @@ def build_parts_table(estimate: Estimate) -> Table:
     step, plan = estimate.step, estimate.plan
     table = Table(
         title=f"a training step, batch {plan.batch_size}, {plan.precision}: MiB on one device",
+        title_justify="left",
         box=None,
         pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
     for column in ("", "weights", "parameters", "gradients", "optimizer", "activations", "total"):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
@@ -159,26 +171,26 @@ def build_parts_table(estimate: Estimate) -> Table:
     return table
 
 
-def build_plans_table(estimates: Sequence[Estimate], training: Training, limit: int | None) -> Table:
-    """Builds the table of the peaks that single memory-saving options give.
+def list_plans(estimates: Sequence[Estimate], training: Training, limit: int | None) -> list[str]:
+    """Lists the peaks that single memory-saving options give, each with its arguments in a line to copy.
 
     Args:
         estimates: of the training's own plan, then of plans that each change one option.
         training: what the plans change.
         limit: bytes to fit into; None: there is no column for it.
     """
-    title = f"on each of {training.processes} processes" if training.processes > 1 else "memory-saving options"
-    table = Table(title=title)
-    columns = ("", "peak", "arguments") if limit is None else ("", "peak", "fits", "arguments")
-    for column in columns:
-        table.add_column(column, justify="right" if column == "peak" else "left", overflow="fold")
-
+    title = "peak with each memory-saving option"
+    if training.processes > 1:
+        title += f", on each of {training.processes} processes"
+    lines = ["", title]
     for estimate in estimates:
         changes = list_changes(estimate.plan, training)
         name, arguments = changes[0] if changes else ("as configured", "")
-        fits = [] if limit is None else ["yes" if estimate.total <= limit else "no"]
-        table.add_row(name, format_size(estimate.total), *fits, arguments)
-    return table
+        fits = "" if limit is None else "  fits" if estimate.total <= limit else "  does not fit"
+        lines.append(f"{name:<44} {format_size(estimate.total):>12}{fits}")
+        if arguments:
+            lines.append(f"    {arguments}")
+    return [*lines, ""]
 
 
 def describe_fit(base: Estimate, cheapest: Estimate | None, training: Training, gpu: int) -> str:
@@ -190,15 +202,15 @@ def describe_fit(base: Estimate, cheapest: Estimate | None, training: Training, 
         training: what the plans change.
         gpu: the GPU's memory in bytes.
     """
-    allowance = f"the rest for CUDA, {format_size(CONTEXT_BYTES)}, and {LOST_SHARE:.0%}"
+    allowance = f"less {format_size(CONTEXT_BYTES)} for CUDA, and {LOST_SHARE:.0%}"
     room = f"{format_size(available_bytes(gpu))} of {format_size(gpu)} ({allowance})"
     if cheapest is not None and cheapest.plan == base.plan:
         return f"fits: {format_size(base.total)} into {room}"
 
     lines = [f"does not fit: {format_size(base.total)} into {room}"]
     if cheapest is not None:
-        lines += [f"cheapest that fits: {format_size(cheapest.total)}, with"]
-        lines += [f"  {arguments}" for _, arguments in list_changes(cheapest.plan, training)]
+        arguments = " ".join(arguments for _, arguments in list_changes(cheapest.plan, training))
+        lines += [f"cheapest that fits: {format_size(cheapest.total)}, with", f"    {arguments}"]
         return "\n".join(lines)
 
     processes = "several processes (--processes N)"

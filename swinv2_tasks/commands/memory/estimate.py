@@ -6,7 +6,7 @@ import copy
 import itertools
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.util import find_spec
@@ -255,10 +255,20 @@ def available_bytes(gpu: int) -> int:
     return int((gpu - CONTEXT_BYTES) * (1 - LOST_SHARE))
 
 
-def find_cheapest(estimates: Estimates, training: Training, limit: int) -> Estimate | None:
-    """Finds the first of a training's ``candidates`` that takes at most ``limit`` bytes; None when none does."""
+def find_cheapest(
+    estimates: Estimates, training: Training, limit: int, report: Callable[[], None] = lambda: None
+) -> Estimate | None:
+    """Finds the first of a training's ``candidates`` that takes at most ``limit`` bytes; None when none does.
+
+    Args:
+        estimates: of the training.
+        training: as a config describes it.
+        limit: bytes to fit into.
+        report: called as each candidate is looked at.
+    """
     base = estimates[training.plan]
     for plan in candidates(training):
+        report()
         if least_bytes(base, plan, training.processes) > limit:
             continue  # it would not fit without activations either, and needs no estimate
 

@@ -46,6 +46,7 @@ def test_every_config_gets_an_estimate(name: str) -> None:
         assert step.temporary >= 0
         parts = sum(step.sum(name) for name in ("parameters", "gradients", "optimizer", "activations"))
         assert parts < estimate.total < 2**44
+    assert memory_saving_plans(training)
 
 
 @pytest.mark.parametrize("name", ["ema", "small"])
@@ -173,12 +174,16 @@ def test_plans_have_a_lower_bound_by_which_they_are_skipped() -> None:
 def test_the_command_prints_and_writes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "160")  # or words are broken over lines
+    monkeypatch.setenv("COLUMNS", "80")
     file = tmp_path / "memory.json"
     assert main(["memory", *SMALL, "--gpu", "24GiB", "--json", str(file), "--num_classes", "5"]) == 0
-    printed = capsys.readouterr().out
-    for words in ("patches", "stage 3", "head, loss", "checkpoint_stages true", "fits:"):
+    printed, errors = capsys.readouterr()
+    for words in ("patches", "stage 3", "head, loss", "parameters", "activations", "fits:"):
         assert words in printed
+    assert "    --model.backbone.init_args.checkpoint_stages true" in printed.splitlines()
+    assert "    --data.batch_size 8 --trainer.accumulate_grad_batches 2" in printed.splitlines()
+    assert "…" not in printed and max(map(len, printed.splitlines())) <= 80
+    assert errors.startswith("Estimating the memory of a training step")
     record: dict[str, Any] = json.loads(file.read_text())
     assert record["fits"] is True
     assert record["gpu"]["available"] == available_bytes(24 * GIB) < 24 * GIB
@@ -192,8 +197,12 @@ def test_a_training_that_does_not_fit_is_reported_with_a_plan_that_does(capsys: 
     assert main(["memory", *SMALL, "--data.batch_size=256", "--gpu=1GiB"]) == 0
     printed = capsys.readouterr().out
     assert "does not fit" in printed
-    assert "cheapest that fits" in printed
-    assert "--data.batch_size" in printed
+    _, _, cheapest = printed.partition("cheapest that fits: ")
+    line = cheapest.splitlines()[1]
+    assert line.startswith("    --data.batch_size ") and cheapest.splitlines()[2:] == []
+
+    assert main(["memory", *SMALL, "--data.batch_size=256", "--gpu=1GiB", *line.split()]) == 0  # as copied
+    assert "fits: " in capsys.readouterr().out.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -202,6 +211,8 @@ def test_a_training_that_does_not_fit_is_reported_with_a_plan_that_does(capsys: 
         ([], "memory needs --config"),
         (["--config=imagnet.yaml"], "Did you mean imagenet.yaml"),
         ([*SMALL, "--gpu=24"], "24GiB"),
+        ([*SMALL, "--gpu=700MiB"], "--gpu 700MiB: CUDA and its libraries alone take about 768.0 MiB"),
+        ([*SMALL, "--gpu=0.75GiB"], "expected more, such as 8GiB"),
         ([*SMALL, "--num_classes=0"], "num_classes must be at least 1"),
         ([*SMALL, "--processes=0"], "processes must be at least 1"),
         ([*SMALL, "--data.batch_size=0"], "data.batch_size=0"),
@@ -212,7 +223,8 @@ def test_a_training_that_does_not_fit_is_reported_with_a_plan_that_does(capsys: 
 )
 def test_mistakes_end_in_one_message(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["memory", *arguments]) == 1
-    printed = capsys.readouterr().err
+    begun, _, printed = capsys.readouterr().err.partition("\n")
+    assert begun == "Estimating the memory of a training step …"
     assert printed.startswith("swinv2-tasks: ")
     assert words in printed
     assert "Traceback" not in printed
