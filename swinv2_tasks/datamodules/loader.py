@@ -426,11 +426,14 @@ class BatchLoader:
         index_of = {int(pid): int(index) for pid, index in self._reader.reading.tolist()}
         if not index_of.keys() & set(pids):  # of another loader
             return None
-        names = [sample_id(self.dataset, index_of[pid]) for pid in pids if index_of.get(pid, -1) >= 0]
+        names = [printable(sample_id(self.dataset, index_of[pid])) for pid in pids if index_of.get(pid, -1) >= 0]
         when = f"while it read {', '.join(names)}" if names else "between two samples"
+        remedy = "remove it from the dataset"
+        if isinstance(self.batch_sampler, FileOrder):
+            remedy = "move it out of data.source and run the same command again, which keeps what is predicted"
         return UserError(
             f"a DataLoader worker died {when} ({message.splitlines()[0].rstrip('. ')}). If memory ran out, lower "
-            "data.num_workers; if the file makes its decoder crash, remove it. With data.num_workers=0 the main "
+            f"data.num_workers; if the file makes its decoder crash, {remedy}. With data.num_workers=0 the main "
             "process reads, and shows the crash itself."
         )
 

@@ -102,6 +102,7 @@ LAYOUTS: dict[Format, Layout] = {
         outside={
             "patch_embed.proj": "swinv2.embeddings.patch_embeddings.projection",
             "patch_embed.norm": "swinv2.embeddings.norm",
+            "absolute_pos_embed": "swinv2.embeddings.position_embeddings",
             "mask_token": "swinv2.embeddings.mask_token",
             "norm": "swinv2.layernorm",
             "head": "classifier",

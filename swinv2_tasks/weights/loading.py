@@ -362,7 +362,10 @@ def _check_backbone_fits(weights: State, targets: State, source: str) -> None:
         weights, {name: value for name, value in targets.items() if name.startswith("backbone.")}
     )
     if problems:
-        raise UserError(f"{source} does not fit the model; nothing was loaded. {'; '.join(problems)}")
+        positions = ""
+        if "backbone.absolute_pos_embed" in weights:
+            positions = ". It was trained with absolute position embeddings, which no backbone here has"
+        raise UserError(f"{source} does not fit the model; nothing was loaded. {'; '.join(problems)}{positions}")
 
 
 def find_incompatible_keys(

@@ -408,7 +408,7 @@ def test_a_dataloader_worker_that_dies_is_reported_with_its_sample(end: Callable
 class DeadlyData(BaseDataModule):
     def __init__(self, end: Callable[[], None], sign: Path) -> None:
         super().__init__(4, 2, (0.0,) * 3, (1.0,) * 3)
-        self.val_dataset = Deadly(end, sign)
+        self.val_dataset = self.predict_dataset = Deadly(end, sign)
 
 
 @pytest.mark.parametrize("end", ENDS)
@@ -424,6 +424,14 @@ def test_a_death_that_shows_outside_the_loader(end: Callable[[], None], tmp_path
     death = data.worker_death(error.value)
     assert isinstance(death, UserError)
     assert "died while it read file_6.jpg" in str(death)
+
+
+def test_a_death_in_a_prediction_says_how_to_leave_the_file_out(tmp_path: Path) -> None:
+    (tmp_path / "now").touch()
+    with pytest.raises(
+        UserError, match=r"died while it read file_6\.jpg.*move it out of data\.source and run the same"
+    ):
+        list(DeadlyData(kill, tmp_path / "now").predict_dataloader())
 
 
 def test_other_errors_are_no_death() -> None:

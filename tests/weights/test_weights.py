@@ -578,9 +578,15 @@ def test_another_architecture_is_named(model: Callable[[], nn.Module], words: st
 
 
 def test_absolute_positions_are_not_dropped_silently() -> None:
-    state = official_state() | {"absolute_pos_embed": torch.zeros(1, 1024, CHANNELS)}
-    with pytest.raises(UserError, match="absolute_pos_embed"):
-        load_weights(tiny_backbone(), state)
+    positions = torch.zeros(1, 1024, CHANNELS)
+    official = official_state() | {"absolute_pos_embed": positions}
+    huggingface = from_official(official_state(), "huggingface") | {"swinv2.embeddings.position_embeddings": positions}
+    bare = {name.removeprefix("swinv2."): tensor for name, tensor in huggingface.items()}
+    for state in (official, huggingface, bare):
+        with pytest.raises(
+            UserError, match=r"1 unexpected: .*absolute_pos_embed\. It was trained with absolute position"
+        ):
+            load_weights(tiny_backbone(), state)
 
 
 def test_clip_weights_travel_in_this_packages_own_format(tmp_path: Path) -> None:
