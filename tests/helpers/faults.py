@@ -86,12 +86,14 @@ class NoRoom(Callback):
 
 
 class DeadlyImages(ImageNetDataModule):
-    """A dataset of which one training image ends the process that reads it."""
+    """A dataset of which one training image, or one to predict, ends the process that reads it."""
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if stage == "fit":
             self.train_dataset = _Harmed(self.train_dataset, lambda sample: os.kill(os.getpid(), signal.SIGKILL))
+        if stage == "predict":
+            self.predict_dataset = _Harmed(self.predict_dataset, lambda sample: os.kill(os.getpid(), signal.SIGKILL))
 
 
 class NotANumber(ImageNetDataModule):
@@ -108,6 +110,7 @@ class _Harmed(Dataset):
 
     def __init__(self, dataset: Any, harm: Callable[[Any], Any], names: str = "n02_3.jpg") -> None:
         self.dataset, self.harm, self.names = dataset, harm, names
+        self.paths = getattr(dataset, "paths", None)
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -129,6 +129,32 @@ def test_a_prediction_that_is_killed_resumes(task: str, checkpoint: Any, tmp_pat
     assert results(out) == results(tmp_path / "whole")
 
 
+def test_a_file_that_ends_its_worker_is_named_and_without_it_the_same_command_resumes(
+    checkpoint: Any, dataset: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model = checkpoint("classification")
+    source = write_source(tmp_path / "source", "classification", number=8)
+    deadly = source / "n02_3.jpg"  # after the others in natural order
+    shutil.copy(source / "7.jpg", deadly)
+    classes = {"class_path": "tests.helpers.faults.DeadlyImages", "init_args": {"num_workers": 1, "batch_size": 2}}
+    config = TINY_TASKS["classification"].config(tmp_path, dataset("classification"), data=classes)
+    out = tmp_path / "out"
+    name, *rest = command(model, source, out)
+    arguments = [name, f"--config={config}", *rest]
+
+    died = run(arguments, tmp_path)
+    assert died.status == 1
+    (line,) = [line for line in died.errors.splitlines() if line.startswith("swinv2-tasks: ")]
+    assert f"while it read {deadly}" in line and "move it out of data.source and run the same command again" in line
+    before = table(out)
+    assert before and all(row["path"] != str(deadly) for row in before)
+
+    deadly.rename(tmp_path / "elsewhere.jpg")
+    again = run(arguments, tmp_path)
+    assert again.status == 1 and "1 of 8 files could not be predicted" in again.errors  # the one that is cut off
+    assert "of 8 files are predicted already" in again.output and len(table(out)) == 8
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_keeps_what_is_predicted(number: int, checkpoint: Any, tmp_path: Path) -> None:
     model = checkpoint("mask_rcnn")
