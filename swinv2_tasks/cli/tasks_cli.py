@@ -19,7 +19,14 @@ from typing import Any, TypeVar
 
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, RichProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Checkpoint,
+    LearningRateFinder,
+    ModelCheckpoint,
+    RichProgressBar,
+    WeightAveraging,
+)
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
@@ -279,6 +286,7 @@ class TasksCLI(CheckpointCheckingCLI):
         except (TypeError, ValueError) as error:
             raise UserError(f"the trainer cannot be set up so: {error}") from error
         check_strategy(trainer, self.model)
+        check_finders(trainer)
 
         for callback in trainer.callbacks:
             self._set_up_callback(callback)
@@ -410,6 +418,25 @@ def check_strategy(trainer: Any, task: Any) -> None:
             raise UserError(
                 f"trainer.strategy: bitsandbytes' {optimizer.__name__} (model.optimizer) does not support sharded "
                 f"weights, as {name} keeps them. Take torch.optim.AdamW, or add overlays/zero1.yaml instead"
+            )
+
+
+def check_finders(trainer: Trainer) -> None:
+    """Refuses callbacks that look for a learning rate or a batch size by training before the training.
+
+    Raises:
+        UserError: there is one.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, LearningRateFinder):
+            raise UserError(
+                "trainer.callbacks: LearningRateFinder does not work here, as rates follow a schedule from "
+                "model.optimizer on. Compare short runs with several --model.optimizer.init_args.lr instead"
+            )
+        if isinstance(callback, BatchSizeFinder):
+            raise UserError(
+                "trainer.callbacks: BatchSizeFinder does not work here, as schedules are planned for data.batch_size. "
+                "`swinv2-tasks memory --config CONFIG --gpu 24GiB` says which batch fits"
             )
 
 

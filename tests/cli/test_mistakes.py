@@ -68,6 +68,16 @@ FILES = [
     Mistake("fit --config tiny.yaml --model.weights code.pth", "asks to call posix.system", "tensors alone"),
     Mistake("fit --config tiny.yaml --data.root phone", "1 file that is no image (1 × .heic)", "pillow-heif"),
     Mistake("predict --config tiny.yaml --model.weights tiny.pth --data.source phone", "holds no image", "pillow-heif"),
+    Mistake(
+        "fit --config tiny.yaml --trainer.callbacks+=LearningRateFinder",
+        "LearningRateFinder does not work here",
+        "--model.optimizer.init_args.lr",
+    ),
+    Mistake(
+        "fit --config tiny.yaml --trainer.callbacks+=BatchSizeFinder",
+        "BatchSizeFinder does not work here",
+        "swinv2-tasks memory --config CONFIG --gpu 24GiB",
+    ),
     Mistake("memory --config tiny.yaml --gpu 0.5GiB", "CUDA and its libraries alone take", "expected more"),
     Mistake("fit --config tiny.yaml --data.val_dir nowhere", "no validation data", "--trainer.limit_val_batches 0"),
     Mistake("fit --config tiny.yaml --max_pixels 0", "max_pixels is 0", "expected a number of pixels"),
