@@ -2,7 +2,7 @@
 
 import signal
 
-__all__ = ["CollectiveError", "FaultyFiles", "Interrupted", "NothingToDo", "UserError"]
+__all__ = ["ArgumentsError", "CollectiveError", "FaultyFiles", "Interrupted", "NothingToDo", "Refused", "UserError"]
 
 
 def printable(text: object) -> str:
@@ -26,6 +26,14 @@ class UserError(ValueError):
     The message names what is wrong and where, what was expected and what to do. The command line prints it
     alone, without a traceback, and exits with status 1.
     """
+
+
+class ArgumentsError(UserError):
+    """One in the arguments of the command line themselves: it exits with status 2."""
+
+
+class Refused(Exception):
+    """A parser refuses its arguments; the message is the parser's own, which says in its terms what it expected."""
 
 
 class CollectiveError(UserError):

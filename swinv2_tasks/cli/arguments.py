@@ -12,7 +12,10 @@ some things must be known before there is such a parser. They are read here and 
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Collection, Iterable, Sequence
+from itertools import combinations
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, NamedTuple, get_args, get_origin
@@ -37,6 +40,12 @@ class Option(NamedTuple):
     def is_help(self) -> bool:
         """Whether it asks for help, be it of the command or of a class, as ``--model.help`` does."""
         return self.name in ("-h", "--help") or self.name.endswith(".help")
+
+
+def expand_home(arguments: Iterable[str]) -> list[str]:
+    """Arguments with the home folder in the place of ``~`` where a path begins, after an option's equals sign, too."""
+    home = os.path.expanduser("~")
+    return [re.sub(r"(^|^--?[\w.-]+\+?=)~(?=/|$)", lambda match: match[1] + home, argument) for argument in arguments]
 
 
 def split_options(arguments: Sequence[str]) -> list[Option]:
@@ -135,6 +144,80 @@ def find_configs(options: Iterable[Option]) -> list[Option]:
     return named
 
 
+def name_positional(command: str, options: Sequence[Option]) -> list[Option]:
+    """Options with ``--config`` for what stands before them, as in ``fit imagenet.yaml``.
+
+    Raises:
+        UserError: that is no config.
+    """
+    if not options or options[0].name:
+        return [*options]
+
+    configs = []
+    for value in options[0].values:
+        if value.endswith((".ckpt", ".pth", ".safetensors")):
+            raise UserError(f"{command}: how to use {value}? A run's checkpoint is given as --ckpt_path {value}.")
+        if command == "fit" or value.endswith((".yaml", ".yml")):
+            configs.append(new_option("--config", value))
+        else:
+            example = f"--data.source {value}" if command == "predict" else f"--config {value}"
+            raise UserError(f"{command}: what is {value!r}? Name its option, as in {command} {example}.")
+    return [*configs, *options[1:]]
+
+
+def order_options(options: Sequence[Option]) -> tuple[list[Option], list[str]]:
+    """Options with all configs before them, so that a value goes over configs wherever it stands.
+
+    Args:
+        options: with paths of configs.
+
+    Returns:
+        The options, and notes on values that others go over.
+
+    Raises:
+        UserError: an overlay comes before the config that it goes over.
+    """
+    configs = [option for option in options if option.name == "--config"]
+    others = [option for option in options if option.name != "--config"]
+    notes = compare_configs([Path(value) for option in configs for value in option.values])
+
+    last: dict[str, Option] = {}
+    for option in others:
+        before = last.get(option.name)
+        if before is not None and before.values != option.values and not option.name.endswith("+"):
+            notes.append(
+                f"{option.name} is given twice: {' '.join(option.values)} counts, not {' '.join(before.values)}"
+            )
+        last[option.name] = option
+    return [*configs, *others], notes
+
+
+def compare_configs(paths: Sequence[Path]) -> list[str]:
+    """Notes on values of a config that a later one of its kind, task's config or overlay, goes over.
+
+    Raises:
+        UserError: an overlay comes before the config that it goes over.
+    """
+    from swinv2_tasks.cli.config_files import flat_settings, named_classes, plain_settings, read_config
+
+    notes = []
+    are_bases = [bool(named_classes(path)) for path in paths]
+    values = [flat_settings(plain_settings(read_config(path) or {})) for path in paths]
+    for (before, is_base, settings), (after, is_later_base, over) in combinations(
+        zip(paths, are_bases, values, strict=True), 2
+    ):
+        changed = [name for name in settings if name in over and settings[name] != over[name]]
+        names = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
+        if changed and is_later_base and not is_base:
+            raise UserError(
+                f"{after} comes after the overlay {before} and would undo its {names}. Overlays come last: "
+                f"--config {after} --config {before}"
+            )
+        if changed and is_base == is_later_base:
+            notes.append(f"{after}, the later config, goes over {names} of {before}")
+    return notes
+
+
 def name_model_and_data(options: Iterable[Option]) -> bool:
     """Whether configs or other options name the classes of a model and of its data, as overlays do not."""
     from swinv2_tasks.cli.config_files import named_classes
@@ -172,9 +255,10 @@ def find_resumed_run(options: Sequence[Option]) -> tuple[list[Option], Path | No
 
     record = config.parent / "run.json"
     if not record.is_file() or not config.is_file():
-        given = folder or (configs[0] if configs else "nothing")
+        given = folder or (configs[0] if configs else None)
+        problem = f"{given} is not of a run." if given else "which run?"
         raise UserError(
-            f"--resume: {given} is not of a run. Name the run's folder, as in --resume runs/imagenet/3, or its config, "
+            f"--resume: {problem} Name the run's folder, as in --resume runs/imagenet/3, or its config, "
             "as in --config runs/imagenet/3/config.yaml --resume; weights of other origin are given as --model.weights."
         )
     command = json.loads(record.read_text())["starts"][0]["arguments"][0]

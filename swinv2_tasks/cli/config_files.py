@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,24 @@ def nearest_config(name: str) -> str | None:
     return nearest[0] if nearest else None
 
 
+def explain_file(config: Path) -> str | None:
+    """What is wrong with a config as a file; None when it holds settings."""
+    try:
+        content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "it cannot be read"
+        return f"{config}{where}: no valid YAML ({problem}); mend that line, or see how a shipped config does it."
+    except UnicodeDecodeError:
+        return f"{config} is no text: --config names a YAML file; a checkpoint is given as --ckpt_path {config}."
+    except OSError as error:
+        return f"{config} cannot be read ({error.strerror}); make it readable, or name another --config."
+    if content is not None and not isinstance(content, dict):
+        return f"{config} holds no settings; a config is lines such as `trainer: {{max_epochs: 3}}`."
+    return None
+
+
 def read_config(config: Path) -> dict[str, Any] | None:
     """What a config holds; None where it is no mapping that can be read, which the parser is to say."""
     try:
@@ -88,3 +107,51 @@ def named_classes(config: Path) -> set[str]:
         for name, part in parts.items()
         if isinstance(part, str) or (isinstance(part, dict) and "class_path" in part)
     }
+
+
+# ---- what configs hold
+
+
+def plain_settings(config: Any) -> Any:
+    """A config without the levels that only classes need: ``init_args`` are the settings, beside ``class_path``."""
+    if not isinstance(config, Mapping):
+        return config
+    plain: dict[str, Any] = {}
+    for name, value in config.items():
+        if name in ("init_args", "dict_kwargs") and isinstance(value, Mapping):
+            plain |= {inner: plain_settings(setting) for inner, setting in value.items()}
+        else:
+            plain[str(name)] = plain_settings(value)
+    return plain
+
+
+def merge_settings(under: Any, over: Any) -> Any:
+    """Settings over others, name by name."""
+    if not isinstance(under, Mapping) or not isinstance(over, Mapping):
+        if isinstance(over, str) and isinstance(under, Mapping) and "class_path" in under:
+            return {**under, "class_path": over}
+        return over
+    merged = dict(under)
+    for name, value in over.items():
+        merged[name] = merge_settings(merged[name], value) if name in merged else value
+    return merged
+
+
+def nested_setting(name: str, value: Any) -> dict[str, Any]:
+    """Settings that hold one value: ``{"data": {"root": value}}`` for ``data.root``."""
+    first, dot, rest = name.partition(".")
+    return {first: nested_setting(rest, value) if dot else value}
+
+
+def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Plain settings by their whole names; of an object, its class by the object's own name."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        whole = f"{prefix}{name}"
+        if name == "class_path":
+            flat[prefix.removesuffix(".")] = value
+        elif isinstance(value, Mapping):
+            flat |= flat_settings(value, f"{whole}.")
+        else:
+            flat[whole] = value
+    return flat

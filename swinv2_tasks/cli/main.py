@@ -17,11 +17,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, get_type_hints
 
-from swinv2_tasks.cli.arguments import is_list, join_options, merge_values, select_own, split_options
+from swinv2_tasks.cli.arguments import (
+    Option,
+    expand_home,
+    is_list,
+    join_options,
+    merge_values,
+    select_own,
+    split_options,
+)
 from swinv2_tasks.errors import (
+    ArgumentsError,
     CollectiveError,
     Interrupted,
     NothingToDo,
+    Refused,
     UserError,
     find_user_error,
     printable,
@@ -101,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         error; 130 interrupted by Ctrl-C; 143 by SIGTERM; 141 the reader of the output is gone.
         Unknown arguments and invalid values end in ``SystemExit(2)``.
     """
-    command, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    command, *rest = expand_home(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold bytes that are no text
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -132,7 +142,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(user_error, CollectiveError) and os.environ.get("LOCAL_RANK", "0") != "0":
             return 0  # as below
         _report(strip_traceback(str(user_error)))
-        return 1
+        return 2 if isinstance(user_error, ArgumentsError) else 1
+    except Refused as refusal:
+        from swinv2_tasks.cli.refusals import condense
+
+        _report(condense(str(refusal), command))
+        return 2
     except NothingToDo as note:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(note)
@@ -191,17 +206,77 @@ def _report(message: str) -> None:
 
 
 def _run_function(command: str, arguments: list[str]) -> None:
+    module_name, functions, by_position = COMMANDS[command]
+    if isinstance(functions, str):
+        name = functions
+    elif arguments[:1] in (["-h"], ["--help"]):
+        from swinv2_tasks.cli.help import USAGES
+
+        print("usage: " + "\n       ".join(USAGES[f"{command} {name}"] for name in functions))
+        return
+    else:
+        name, arguments = _name_subcommand(command, functions, arguments), arguments[1:]
+        command = f"{command} {name}"
+    function = getattr(importlib.import_module(f"swinv2_tasks.{module_name}"), name)
+    _call(command, function, arguments, by_position)
+
+
+def _check_spelling(command: str, options: Sequence[Option], names: Sequence[str]) -> None:
+    """Refuses what is almost an option of a command's own, before the other command is asked about it.
+
+    Raises:
+        ArgumentsError: there is such an option.
+    """
+    import difflib
+
+    for option in options:
+        nearest = difflib.get_close_matches(option.name, [f"--{name}" for name in names], n=1, cutoff=0.75)
+        if nearest and option.name not in ("--name", "--runs", "--output", "--config"):
+            raise ArgumentsError(f"{command} has no option {option.name}; did you mean {nearest[0]}?")
+
+
+def _name_subcommand(command: str, names: Sequence[str], arguments: Sequence[str]) -> str:
+    """The subcommand that arguments begin with.
+
+    Raises:
+        ArgumentsError: it is none, or missing.
+    """
+    import difflib
+
+    given = arguments[0] if arguments else ""
+    if given in names:
+        return given
+
+    nearest = difflib.get_close_matches(given, names, n=1)
+    problem = f"{command} has no {given!r}" if given else f"{command} needs one of {' and '.join(names)}"
+    hint = f"did you mean swinv2-tasks {command} {nearest[0]}?" if nearest else f"swinv2-tasks {command} --help"
+    raise ArgumentsError(
+        f"{problem}; {hint}" if nearest or not given else f"{problem}, but {' and '.join(names)}; {hint}"
+    )
+
+
+def _call(command: str, function: Any, arguments: list[str], by_position: bool) -> None:
+    """Calls the function of a command with its arguments.
+
+    Raises:
+        ArgumentsError: it does not take them.
+    """
     import jsonargparse
 
-    module_name, functions, by_position = COMMANDS[command]
-    module = importlib.import_module(f"swinv2_tasks.{module_name}")
-    if isinstance(functions, str):
-        components = getattr(module, functions)
-    else:
-        components = {name: getattr(module, name) for name in functions}
-    if not by_position:
-        arguments = merge_values(split_options(arguments))
-    jsonargparse.auto_cli(components, args=arguments, prog=f"swinv2-tasks {command}", as_positional=by_position)
+    from swinv2_tasks.cli.refusals import RefusingParser, explain_function
+
+    merged = arguments if by_position else merge_values(split_options(arguments))
+    try:
+        jsonargparse.auto_cli(
+            function,
+            args=merged,
+            prog=f"swinv2-tasks {command}",
+            as_positional=by_position,
+            parser_class=RefusingParser,
+        )
+    except Refused as refusal:
+        message = explain_function(command, function, arguments, by_position, str(refusal))
+        raise ArgumentsError(message) from refusal
 
 
 def _run_with_config(command: str, arguments: list[str]) -> None:
@@ -209,17 +284,22 @@ def _run_with_config(command: str, arguments: list[str]) -> None:
     if command == "memory" and not {"-h", "--help"} & {*arguments}:  # before torch is imported, which takes seconds
         print("Estimating the memory of a training step …", file=sys.stderr, flush=True)
 
-    import jsonargparse
+    from swinv2_tasks.cli.refusals import RefusingParser, explain_function
 
     module_name, name, base = CONFIG_COMMANDS[command]
     function = getattr(importlib.import_module(f"swinv2_tasks.{module_name}"), name)
-    parser = jsonargparse.ArgumentParser(
+    parser = RefusingParser(
         prog=f"swinv2-tasks {command}",
         description=(inspect.getdoc(function) or "").partition("\n\nArgs:")[0],
         epilog=f"All other arguments are those of {base}, which swinv2-tasks {base} --help lists.",
     )
     names = parser.add_function_arguments(function, as_group=False, skip={"arguments"})
     own, others = select_own(split_options(arguments), names)
+    _check_spelling(command, others, names)
     lists = [name for name, hint in get_type_hints(function).items() if is_list(hint)]
-    settings = parser.parse_args(merge_values(own, lists))
+    try:
+        settings = parser.parse_args(merge_values(own, lists))
+    except Refused as refusal:
+        message = explain_function(command, function, join_options(own), False, str(refusal))
+        raise ArgumentsError(message) from refusal
     function(join_options(others), **settings.as_dict())

@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import inspect
 import operator
-from typing import Any, NoReturn, get_args
+from typing import Any, get_args
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
+
+from swinv2_tasks.cli.refusals import RefusingParser
 
 
 def int_before_float(signature: inspect.Signature) -> inspect.Signature:
@@ -34,17 +36,8 @@ class ParsedTrainer(Trainer):  # noqa: D101, it inherits Lightning's docstring, 
     __init__.__signature__ = int_before_float(inspect.signature(Trainer.__init__))  # type: ignore[attr-defined]
 
 
-class TasksArgumentParser(LightningArgumentParser):
+class TasksArgumentParser(RefusingParser, LightningArgumentParser):
     """Lets a backbone be given as one of the size factories, which are functions."""
-
-    def print_usage(self, file: Any = None) -> None:
-        """Prints nothing: 150 lines of options would hide the message of an error. --help shows them."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Ends with the message; where bitsandbytes is missing, it says how to install it."""
-        if "No module named 'bitsandbytes'" in message:
-            message += "\n8-bit optimizers need it: pip install 'swinv2-tasks[8bit]'"
-        super().error(message, ex)
 
     def add_function_arguments(self, *args: Any, linked_targets: set[str] | None = None, **kwargs: Any) -> list[str]:
         """Adds a function's parameters as options, without ``linked_targets``."""

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -51,15 +52,19 @@ from swinv2_tasks.cli.arguments import (
     find_resumed_run,
     join_options,
     name_model_and_data,
+    name_positional,
     new_option,
+    order_options,
     split_options,
     values_of,
 )
-from swinv2_tasks.cli.config_files import WHICH_CONFIGS
+from swinv2_tasks.cli.config_files import WHICH_CONFIGS, explain_file
 from swinv2_tasks.cli.configs import config_from_checkpoint
 from swinv2_tasks.cli.parser import ParsedTrainer, TasksArgumentParser
+from swinv2_tasks.cli.settings import full_class_names
+from swinv2_tasks.cli.trainer_settings import check_devices, check_folders, check_linked, explain_refusal
 from swinv2_tasks.datamodules.readers.images import MAX_PIXELS, restored_limit
-from swinv2_tasks.errors import Interrupted, NothingToDo, UserError, exception_in
+from swinv2_tasks.errors import ArgumentsError, Interrupted, NothingToDo, Refused, UserError, exception_in
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.hyperparameters import task_record
 from swinv2_tasks.tasks.base import BaseTask
@@ -169,6 +174,7 @@ class TasksCLI(CheckpointCheckingCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the run's options and the callbacks of checkpoints, and links model and data."""
+        self.parsers = [*getattr(self, "parsers", ()), parser]  # one per command
         parser.add_argument("--name", type=str, default="run", help="name of the run's folder in --runs")
         parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
         parser.add_argument(
@@ -202,6 +208,25 @@ class TasksCLI(CheckpointCheckingCLI):
         parser.link_arguments(("model", "data"), "data.init_args.masks", masks_to_read)
         parser.link_arguments(("model", "data"), "data.init_args.stuff_classes", stuff_classes_to_read)
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses the arguments.
+
+        Raises:
+            ArgumentsError: they are refused; the message says which, and what to type instead.
+        """
+        try:
+            super().parse_arguments(parser, args)
+        except Refused as refusal:
+            command, *arguments = args
+            defaults = self.parsers[list(self.subcommands()).index(command)].get_defaults()
+            message = explain_refusal(command, split_options(arguments), defaults.as_flat(), str(refusal))
+            raise ArgumentsError(message) from refusal
+
+        settings = self.config[self.config.subcommand]
+        for name, value in settings.items():  # of configs: arguments have been expanded before
+            if isinstance(value, str) and value.startswith("~/"):
+                settings[name] = os.path.expanduser(value)
+
     def check_checkpoint(self, path: str) -> None:
         """Refuses what is no checkpoint of a run, or is corrupt.
 
@@ -220,6 +245,8 @@ class TasksCLI(CheckpointCheckingCLI):
             if config["max_pixels"] < 1:
                 raise UserError(f"max_pixels is {config['max_pixels']}; expected a number of pixels, such as 500000000")
             os.environ[MAX_PIXELS] = str(config["max_pixels"])  # for DataLoader workers and other processes as well
+        check_folders(config["trainer"])
+        check_devices(config["trainer"])
         name, kept = config["checkpoint"]["filename"], config["checkpoint"]["save_top_k"]
         if kept not in (0, 1) and name is not None and "{" not in name:
             raise UserError(
@@ -463,15 +490,22 @@ def run_as(cli: Callable[[list[str], Path | None], CLI], command: str, arguments
     Raises:
         UserError: for an error in configs, data or checkpoints.
     """
-    options, resume = find_configs(split_options(arguments)), None
+    options, resume = find_configs(name_positional(command, split_options(arguments))), None
     if command == "fit":
         options, resume = find_resumed_run(options)
+    for config in values_of(options, "--config"):
+        if (fault := explain_file(Path(config))) is not None:
+            raise ArgumentsError(fault)
+    check_linked(options)
+    options, notes = order_options(options)
     _filter_warnings()
+    for note in notes:
+        rank_zero_only(print)(f"note: {note}", file=sys.stderr)
     with tempfile.TemporaryDirectory() as scratch, restored_limit():
         if not name_model_and_data(options) and not any(option.is_help for option in options):
             options = [_config_of_checkpoint(command, options, Path(scratch)), *options]
         try:
-            return cli([command, *join_options(options)], resume)
+            return cli([command, *join_options(full_class_names(options))], resume)
         except SIGTERMException as error:  # outside of training, where RunCheckpoint handles it; a success to Python
             kept = "what it predicted is kept" if command == "predict" else "there was nothing to save"
             raise Interrupted(f"{command} was stopped by SIGTERM; {kept}", signal.SIGTERM) from error

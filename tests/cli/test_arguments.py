@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 
 from swinv2_tasks.cli.arguments import (
+    expand_home,
     find_configs,
     find_resumed_run,
     is_list,
     join_options,
     merge_values,
     name_model_and_data,
+    name_positional,
+    order_options,
     select_own,
     split_options,
     values_of,
@@ -76,6 +79,58 @@ def test_configs_are_found_by_name() -> None:
         find_configs(split_options(["--config=imagnet.yaml"]))
 
 
+def test_a_home_folder_is_found_wherever_a_path_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    arguments = ["~/a.yaml", "--data.root=~/data", "~", "--name=x~/y", "a~", "~you/data"]
+    expected = ["/home/me/a.yaml", "--data.root=/home/me/data", "/home/me", "--name=x~/y", "a~", "~you/data"]
+    assert expand_home(arguments) == expected
+
+
+def test_what_stands_before_options_is_a_config() -> None:
+    options = name_positional("fit", split_options(["imagenet.yaml", "--name", "mine"]))
+    assert join_options(options) == ["--config=imagenet.yaml", "--name", "mine"]
+    assert join_options(name_positional("validate", split_options(["a.yaml"]))) == ["--config=a.yaml"]
+    assert name_positional("fit", split_options(["--name=mine"])) == split_options(["--name=mine"])
+
+
+# ---- the order of configs and values
+
+
+def write_configs(folder: Path, **texts: str) -> list[str]:
+    for name, text in texts.items():
+        (folder / f"{name}.yaml").write_text(text)
+    return [f"--config={folder / name}.yaml" for name in texts]
+
+
+BASE = "model: {class_path: A}\ndata: {class_path: B, init_args: {x: 1, y: 2}}\ntrainer: {z: 3}"
+
+
+def test_values_go_over_configs_wherever_they_stand(tmp_path: Path) -> None:
+    base, overlay = write_configs(tmp_path, base=BASE, overlay="data: {init_args: {x: 5}}")
+    options, notes = order_options(split_options(["--data.x=7", base, "--trainer.z", "8", overlay]))
+    assert join_options(options) == [base, overlay, "--data.x=7", "--trainer.z", "8"]
+    assert notes == []
+
+
+def test_an_overlay_that_its_config_would_undo_is_refused(tmp_path: Path) -> None:
+    overlay, base = write_configs(tmp_path, overlay="data: {init_args: {x: 5, y: 2}}\ntrainer: {z: 4}", base=BASE)
+    with pytest.raises(UserError, match=r"base\.yaml comes after the overlay .* would undo its data\.x, trainer\.z\."):
+        order_options(split_options([overlay, base]))
+    (same,) = write_configs(tmp_path, same="data: {init_args: {y: 2}}\ntrainer: {other: 4}")
+    assert order_options(split_options([same, base]))[1] == []  # nothing is undone
+
+
+def test_values_that_a_config_of_the_same_kind_overrides_are_named(tmp_path: Path) -> None:
+    arguments = write_configs(tmp_path, base=BASE, one="trainer: {z: 4, w: 1}", two="trainer: {z: 5, w: 1}")
+    _, notes = order_options(split_options(arguments))
+    assert notes == [f"{tmp_path / 'two.yaml'}, the later config, goes over trainer.z of {tmp_path / 'one.yaml'}"]
+
+
+def test_an_option_that_is_given_twice_is_named() -> None:
+    _, notes = order_options(split_options(["--a=1", "--b=1", "--a", "2", "--b=1", "--c+=1", "--c+=2"]))
+    assert notes == ["--a is given twice: 2 counts, not 1"]
+
+
 # ---- overlays
 
 
@@ -136,7 +191,7 @@ def test_a_run_is_found_by_its_folder_or_its_config(run: Path) -> None:
 def test_what_is_no_training_is_not_resumed(run: Path) -> None:
     with pytest.raises(UserError, match="takes the folder of one run, not a b"):
         find_resumed_run(split_options(["--resume", "a", "b"]))
-    with pytest.raises(UserError, match="nothing is not of a run"):
+    with pytest.raises(UserError, match="which run"):
         find_resumed_run(split_options(["--resume"]))
     (run / "run.json").write_text(json.dumps({"starts": [{"arguments": ["validate"]}]}))
     with pytest.raises(UserError, match="was made by validate"):

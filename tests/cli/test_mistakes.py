@@ -33,7 +33,16 @@ class Mistake(NamedTuple):
     """What it says to do."""
 
 
-OVERLAY = "data: {init_args: {batch_size: 3, image_size: 32}}\n"
+FILES = {
+    "overlay.yaml": "data: {init_args: {batch_size: 3, image_size: 64}}\n",
+    "broken.yaml": "model: [1\ndata: }",
+    "text.yaml": "a few words",
+    "typo.yaml": "data: {init_args: {batchsize: 3}}",
+    "section.yaml": "trainr: {max_epochs: 3}",
+    "type.yaml": "trainer: {max_epochs: ten}",
+    "class.yaml": "model: {init_args: {optimizer: {class_path: Adamw}}}",
+}
+"""Configs with a mistake, and an overlay without."""
 
 COMMANDS = [
     Mistake("predikt", "no command 'predikt'", "did you mean 'predict'?"),
@@ -47,23 +56,137 @@ COMMANDS = [
 
 CONFIGS = [
     Mistake("fit --config imagnet.yaml", "no config 'imagnet.yaml'", "Did you mean imagenet.yaml?"),
+    Mistake("fit imagnet", "no config 'imagnet'", "Did you mean imagenet.yaml?"),
     Mistake("fit --config small", "no config 'small'", "Did you mean overlays/small.yaml?"),
     Mistake("fit --config nothing/like/it", "no config 'nothing/like/it'", "`swinv2-tasks configs` lists all"),
+    Mistake("fit --config tiny.yaml extra", "no config 'extra'", "`swinv2-tasks configs` lists all"),
     Mistake("fit", "fit needs --config CONFIG", "imagenet.yaml, coco.yaml, ade20k.yaml, kinetics.yaml, simmim.yaml"),
     Mistake("fit --config", "fit needs --config CONFIG", "`swinv2-tasks configs` lists all"),
     Mistake("fit --config overlay.yaml", "overlay.yaml is an overlay", "fit needs --config CONFIG"),
     Mistake("validate", "validate needs --config CONFIG", "or --ckpt_path CHECKPOINT"),
     Mistake("validate --config overlay.yaml", "overlay.yaml is an overlay", "or --ckpt_path CHECKPOINT"),
     Mistake("memory", "memory needs --config CONFIG", "imagenet.yaml"),
+    Mistake(
+        "fit --config overlay.yaml --config tiny.yaml",
+        "tiny.yaml comes after the overlay overlay.yaml and would undo its data.batch_size, data.image_size",
+        "--config tiny.yaml --config overlay.yaml",
+    ),
+    Mistake(
+        "fit --config tiny.yaml --config overlays/small_coco.yaml",
+        "small_coco.yaml goes over coco.yaml, not over a ClassificationTask",
+        "leave it out, or name your task's own overlay",
+    ),
+    Mistake("fit --config broken.yaml", "broken.yaml, line 2, column 5: no valid YAML", "mend that line"),
+    Mistake("fit --config text.yaml", "text.yaml holds no settings", "a config is lines such as"),
+    Mistake("fit --config image.yaml", "image.yaml is no text", "--config names a YAML file"),
+    Mistake(
+        "fit --config tiny.yaml --config typo.yaml",
+        "data.batchsize in typo.yaml: ImageNetDataModule has no such setting",
+        "did you mean data.batch_size?",
+    ),
+    Mistake(
+        "fit --config tiny.yaml --config section.yaml",
+        "trainr.max_epochs in section.yaml: fit has no such setting",
+        "did you mean trainer.max_epochs?",
+    ),
+    Mistake(
+        "fit --config tiny.yaml --config type.yaml",
+        "trainer.max_epochs in type.yaml: 'ten' is not a whole number or null",
+        "as in max_epochs: 8",
+    ),
+    Mistake(
+        "fit --config tiny.yaml --config class.yaml",
+        "model.optimizer in class.yaml: there is no 'Adamw'",
+        "did you mean AdamW?",
+    ),
+]
+
+PLACES = [
+    Mistake("predict photo.jpg", "what is 'photo.jpg'?", "predict --data.source photo.jpg"),
+    Mistake("validate best.ckpt", "how to use best.ckpt?", "--ckpt_path best.ckpt"),
+    Mistake("fit --resume", "--resume: which run?", "as in --resume runs/imagenet/3"),
+    Mistake("fit --resume images", "images is not of a run", "as in --resume runs/imagenet/3"),
     Mistake("fit --config tiny.yaml --resume a b", "not a b", "--resume takes the folder of one run"),
+    Mistake("fit --config tiny.yaml --ckpt_path missing.ckpt", "missing.ckpt", "no such file"),
+    Mistake("validate --ckpt_path missing.ckpt", "missing.ckpt", "no such file"),
+    Mistake("predict --config tiny.yaml", "predict needs a trained model", "--ckpt_path CHECKPOINT"),
+    Mistake("fit --config tiny.yaml --trainer.default_root_dir out", "runs go to --runs", "--runs out"),
+]
+
+OPTIONS = [
+    Mistake(f"fit --config tiny.yaml {typed}", problem, remedy)
+    for typed, problem, remedy in (
+        ("--data.rot x", "data.rot: ImageNetDataModule has no such setting", "did you mean data.root?"),
+        ("--model.backbone.window 8", "SwinTransformerV2 has no such", "did you mean model.backbone.window_size?"),
+        (
+            "--model.nope 1",
+            "model.nope: ClassificationTask has no such setting",
+            "it has dropout, label_smoothing, weights, backbone",
+        ),
+        ("--model.schedule.warmup 8", "CosineSchedule has no such setting", "model.schedule.warmup_epochs"),
+        ("--model.optimizer.lrr 3", "model.optimizer.lrr: AdamW has no such", "did you mean model.optimizer.lr?"),
+        (
+            "--data.augmentation.horizontl_flip 3",
+            "data.augmentation.horizontl_flip: ImageNetAugmentation has no such setting",
+            "did you mean data.augmentation.horizontal_flip?",
+        ),
+        ("--data.sampling.frames 3", "data.sampling.frames: ImageNetDataModule has no such", "swinv2-tasks fit --help"),
+        ("--data.stream.buffer 3", "data.stream.buffer: Streaming has no such setting", "it has"),
+        ("--data.image_size.height 3", "data.image_size has no settings of its own", "data.image_size"),
+        ("--trainer.epochs 3", "trainer.epochs: Trainer has no such setting", "did you mean trainer.max_epochs?"),
+        ("--checkpoint.metric x", "checkpoint.metric: ModelCheckpoint has no such setting", "checkpoint"),
+        ("--max_epochs 3", "fit has no option --max_epochs", "did you mean --trainer.max_epochs?"),
+        ("--epochs 3", "fit has no option --epochs", "did you mean --trainer.max_epochs?"),
+        ("--batch_size 3", "fit has no option --batch_size", "did you mean --data.batch_size?"),
+        ("--window_size 3", "fit has no option --window_size", "did you mean --model.backbone.window_size?"),
+        ("--lr 3", "fit has no option --lr", "did you mean --model.optimizer.lr?"),
+        ("--learning_rate 3", "fit has no option --learning_rate", "did you mean --model.optimizer.lr?"),
+        ("--optimizer SGD", "fit has no option --optimizer", "did you mean --model.optimizer?"),
+        ("--accelerator gpu", "fit has no option --accelerator", "did you mean --trainer.accelerator?"),
+        ("--gpus 2", "fit has no option --gpus", "did you mean --trainer.devices?"),
+        ("--weights x.pth", "fit has no option --weights", "did you mean --model.weights?"),
+        ("--pretrained x.pth", "fit has no option --pretrained", "did you mean --model.weights?"),
+        ("--random_seed 3", "fit has no option --random_seed", "did you mean --seed_everything?"),
+        ("--nmae mine", "fit has no option --nmae", "did you mean --name?"),
+        ("--zzz 3", "fit has no option --zzz", "swinv2-tasks fit --help-all lists all"),
+        ("--model.num_classes 3", "model.num_classes: it follows from the data", "leave it out"),
+    )
 ]
 
 VALUES = [
-    Mistake("fit --config tiny.yaml --data.batch_size 0", "data.batch_size=0", "expected at least 1"),
-    Mistake("fit --config tiny.yaml --data.class_names missing.txt", "missing.txt", "data.class_names"),
+    Mistake(f"fit --config tiny.yaml {typed}", problem, remedy)
+    for typed, problem, remedy in (
+        ("--data.batch_size 0", "data.batch_size=0", "expected at least 1"),
+        ("--data.batch_size big", "'big' is not a whole number", "as in --data.batch_size 6"),
+        ("--data.batch_size 3.5", "'3.5' is not a whole number", "as in --data.batch_size 6"),
+        ("--data.batch_size", "--data.batch_size needs a value: a whole number", "as in --data.batch_size 6"),
+        ("--data.batch_size=", "data.batch_size: it is given no value", "as in --data.batch_size 6"),
+        ("--data.image_size 32 32", "--data.image_size takes a list as one value", "--data.image_size [32,32]"),
+        ("--data.batch_size 3 4", "--data.batch_size takes one value, not 2", "as in --data.batch_size 6"),
+        ("--data.faulty_samples sikp", "'sikp' is not one of error, skip or null", "did you mean skip?"),
+        ("--data.augmentation.mixup much", "'much' is not a number", "as in --data.augmentation.mixup 0.0"),
+        ("--data.class_names missing.txt", "missing.txt", "data.class_names"),
+        ("--model.backbone.depths 2", "'2' is not a list of whole numbers", "as in --model.backbone.depths [1,1]"),
+        ("--model.schedule.warmup_epochs x", "'x' is not a number", "as in --model.schedule.warmup_epochs 1"),
+        ("--trainer.max_epochs many", "'many' is not a whole number or null", "as in --trainer.max_epochs 2"),
+        ("--trainer.precision bf16-mxed", "'bf16-mxed' is not one of 64, 32", "did you mean bf16-mixed?"),
+        ("--trainer.fast_dev_run perhaps", "'perhaps' is not", "true or false"),
+        ("--guard.max_skipped_steps few", "'few' is not a whole number", "as in --guard.max_skipped_steps 0"),
+        ("--model Nothing", "model: there is no 'Nothing'", "there are ClassificationTask, DetectionTask"),
+        ("--model ClasificationTask", "there is no 'ClasificationTask'", "did you mean ClassificationTask?"),
+        ("--model.backbone swinv2_smal", "there is no 'swinv2_smal'", "did you mean swinv2_small?"),
+        ("--model.optimizer SDG", "model.optimizer: there is no 'SDG'", "did you mean SGD?"),
+        ("--model.schedule CosineSchedul", "there is no 'CosineSchedul'", "did you mean CosineSchedule?"),
+        ("--data ImagenetDatamodule", "there is no 'ImagenetDatamodule'", "did you mean ImageNetDataModule?"),
+        (
+            "--data.augmentation KineticsAugmentation",
+            "data.augmentation: KineticsAugmentation cannot be used here",
+            "did you mean ImageNetAugmentation?",
+        ),
+    )
 ]
 
-FILES = [
+FAULTS = [
     Mistake("weights inspect code.pth", "it asks to call posix.system, and no code of a file is run", "Ask its author"),
     Mistake("fit --config tiny.yaml --model.weights code.pth", "asks to call posix.system", "tensors alone"),
     Mistake("fit --config tiny.yaml --data.root phone", "1 file that is no image (1 × .heic)", "pillow-heif"),
@@ -83,7 +206,39 @@ FILES = [
     Mistake("fit --config tiny.yaml --max_pixels 0", "max_pixels is 0", "expected a number of pixels"),
 ]
 
-MISTAKES = [*COMMANDS, *CONFIGS, *VALUES, *FILES]
+FUNCTIONS = [
+    Mistake("score", "score needs one of ade20k and coco", "swinv2-tasks score --help"),
+    Mistake("score cocoo", "score has no 'cocoo'", "did you mean swinv2-tasks score coco?"),
+    Mistake("score kinetics", "score has no 'kinetics', but ade20k and coco", "swinv2-tasks score --help"),
+    Mistake("score ade20k --annotations x", "score ade20k needs --annotations and --predictions", "--predictions DIR"),
+    Mistake("score coco --anotations x", "score coco has no option --anotations", "did you mean --annotations?"),
+    Mistake("score coco --annotations a --predictions b --backend fast", "'fast' is not one of", "faster_coco_eval"),
+    Mistake("score ade20k --annotations no --predictions images", "the folder no does not exist", "--annotations"),
+    Mistake("weights", "weights needs one of inspect and convert", "swinv2-tasks weights --help"),
+    Mistake("weights inspect", "weights inspect needs FILE", "swinv2-tasks weights inspect FILE"),
+    Mistake("weights inspect a b", "weights inspect takes FILE, not also 'b'", "swinv2-tasks weights inspect FILE"),
+    Mistake("weights convert a b --format tim", "'tim' is not one of official", "did you mean timm?"),
+    Mistake("weights convert a b --fromat timm", "weights convert has no option --fromat", "did you mean --format?"),
+    Mistake(
+        "weights convert a", "weights convert needs SOURCE and TARGET", "swinv2-tasks weights convert SOURCE TARGET"
+    ),
+    Mistake("data check", "data check needs DATASET and ROOT", "swinv2-tasks data check kinetics FOLDER"),
+    Mistake("data check imagenet images", "'imagenet' is not one of kinetics", "kinetics"),
+    Mistake("data check kinetics images --seconds soon", "'soon' is not a number", "as in --seconds 120.0"),
+    Mistake("data chek kinetics images", "data has no 'chek'", "did you mean swinv2-tasks data check?"),
+    Mistake("sample-data", "sample-data needs ROOT", "swinv2-tasks sample-data FOLDER"),
+    Mistake("demo --shrt true", "demo has no option --shrt", "did you mean --short?"),
+    Mistake("demo --short maybe", "'maybe' is not true or false", "as in --short false"),
+    Mistake("configs all", "configs takes options only, not also 'all'", "swinv2-tasks configs"),
+    Mistake("memory --config tiny.yaml --gpuu 24GiB", "memory has no option --gpuu", "did you mean --gpu?"),
+    Mistake("memory --config tiny.yaml --gpu 24Gigs", "--gpu 24Gigs", "expected a number and a unit, as 24GiB"),
+    Mistake("memory --config tiny.yaml --processes two", "'two' is not a whole number or null", "--processes 8"),
+    Mistake("memory --config tiny.yaml --data.rot x", "ImageNetDataModule has no such", "did you mean data.root?"),
+    Mistake("sweep --ckpt_path x --window 8", "sweep has no option --window", "did you mean --windows?"),
+    Mistake("sweep --ckpt_path x", "sweep needs windows and sizes", "--windows 8 12 16 --sizes 256 384 512"),
+]
+
+MISTAKES = [*COMMANDS, *CONFIGS, *PLACES, *OPTIONS, *VALUES, *FUNCTIONS, *FAULTS]
 
 INSIDE = re.compile(
     r"\b(swinv2_tasks|torch|lightning|jsonargparse|collections|typing)\.\w+|class_path|subclass|Union|Namespace"
@@ -97,7 +252,9 @@ def write_workshop(folder: Path) -> None:
     folder.mkdir(parents=True)
     write_images(folder / "images")
     write_config(folder / "tiny.yaml", Path("images"))
-    (folder / "overlay.yaml").write_text(OVERLAY)
+    for name, text in FILES.items():
+        (folder / name).write_text(text)
+    (folder / "image.yaml").write_bytes(b"\x89PNG\xff\xd8")
     torch.save(new_task().state_dict(), folder / "tiny.pth")
     (folder / "code.pth").write_bytes(pickle.dumps(Calls()))
     for split in ("train", "val"):
@@ -143,6 +300,21 @@ def test_a_mistake_ends_with_one_line(mistake: Mistake, workshop: Path, capsys: 
     at_120_columns = [part for line in message.splitlines() for part in textwrap.wrap(line, 120)]
     assert len(at_120_columns) <= 3, message
     assert {*workshop.rglob("*")} == files, "it left something behind"
+
+
+NO_GPU = [
+    ("--trainer.accelerator gpu", "torch finds no GPU here", "--trainer.accelerator cpu"),
+    ("--trainer.accelerator auto --trainer.devices 2", "torch finds no GPU here", "--trainer.accelerator cpu for 2"),
+]
+
+
+@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(("typed", "problem", "remedy"), NO_GPU, ids=lambda text: text)
+def test_devices_that_are_not_there(
+    typed: str, problem: str, remedy: str, workshop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mistake = Mistake(f"fit --config tiny.yaml {typed}", problem, remedy)
+    test_a_mistake_ends_with_one_line(mistake, workshop, capsys)
 
 
 def test_each_row_is_another_mistake() -> None:
