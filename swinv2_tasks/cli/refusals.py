@@ -240,7 +240,8 @@ def nearest_settings(settings: Settings, name: str) -> list[str]:
     """Up to three settings that may have been meant by a name."""
     owner, _, last = name.rpartition(".")
     known = settings.names()
-    siblings = settings.siblings(settings.owner_of(name))
+    # Where the prefix is wrong, too, no other setting is in the place of this one.
+    siblings = settings.siblings(owner) if settings.owner_of(name) == owner else []
     # A name without dots has most likely lost its prefix, one with dots is most likely misspelled.
     same = [other for other in known if other.rpartition(".")[2] == last]
     usual = [OTHER_NAMES[last]] if OTHER_NAMES.get(last) in known else []
