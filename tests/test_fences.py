@@ -33,12 +33,14 @@ from torch.utils.data import DataLoader
 
 import swinv2_tasks
 from swinv2_tasks import python_internals, torch_internals
+from swinv2_tasks.datamodules.readers import pillow_internals
 from swinv2_tasks.heads import torchvision_internals
 from swinv2_tasks.training import lightning_internals
 
 PACKAGE = Path(swinv2_tasks.__file__).parent
 FENCES: dict[str, ModuleType] = {
     "lightning": lightning_internals,
+    "pillow": pillow_internals,
     "python": python_internals,
     "torch": torch_internals,
     "torchvision": torchvision_internals,
@@ -351,6 +353,7 @@ TORCH: dict[str, Callable[[], Any]] = {
     "_version": lambda: torch.ones(1),
 }
 OTHERS: dict[str, dict[str, Callable[[], Any]]] = {
+    "pillow": {},
     "python": {
         "_compat_pickle": lambda: {"_compat_pickle": importlib.import_module("_compat_pickle")},
         "_processes": lambda: ProcessPoolExecutor(1),

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from PIL import Image, ImageOps
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from swinv2_tasks.datamodules.readers.pillow_internals import pixel_limit, set_pixel_limit
 from swinv2_tasks.datamodules.remarks import ROTATED, SEVERAL_PICTURES, remark
 from swinv2_tasks.errors import UserError, printable
 
@@ -115,17 +116,17 @@ def _limit_pixels() -> None:
         return
     if not stated.isdecimal() or int(stated) < 1:
         raise UserError(f"{MAX_PIXELS} is {stated!r}; expected a number of pixels, such as 500000000.")
-    Image.MAX_IMAGE_PIXELS = (int(stated) + 1) // 2  # of twice as many it warns, and of more than that it raises
+    set_pixel_limit((int(stated) + 1) // 2)
 
 
 @contextmanager
 def restored_limit() -> Iterator[None]:
     """Within it, the environment may be given another limit of pixels: afterwards it is as before."""
-    stated, pillows = os.environ.get(MAX_PIXELS), Image.MAX_IMAGE_PIXELS
+    stated, pillows = os.environ.get(MAX_PIXELS), pixel_limit()
     try:
         yield
     finally:
-        Image.MAX_IMAGE_PIXELS = pillows
+        set_pixel_limit(pillows)
         os.environ.pop(MAX_PIXELS, None)
         if stated is not None:
             os.environ[MAX_PIXELS] = stated
