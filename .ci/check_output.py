@@ -30,16 +30,10 @@ BAD = re.compile(
 
 HARMLESS = re.compile(
     r"\s*$"
-    r"|Seed set to \d+$"
-    r"|Writing sample data [━╸╺ ]+\d+% [\d:-]+\s*$"
-    r"|(?:GPU|TPU|HPU|IPU) available: "
-    r"|LOCAL_RANK: \d+ - CUDA_VISIBLE_DEVICES: "
-    r"|You are using a CUDA device \("  # and how to make use of its Tensor Cores
-    r"|(?:Restoring states|Loaded model weights) from the checkpoint "
+    r"|[\w ]+: [\d,]+ of [\d,]+(?: batches)?, about [\w ]+ left$"  # where long work stands
     r"|.*\.json: of \d+ objects "  # one of the sample data is a crowd, and what becomes of those is told
-    r"|`Trainer\.fit` stopped: `max_epochs=\d+` reached\.$"
 )
-"""What may begin a line on standard error: what Lightning says of each start, and what is told of sound data."""
+"""What may begin a line on standard error: how far the work has come, and what is told of sound data."""
 
 COLORS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 

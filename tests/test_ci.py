@@ -53,13 +53,11 @@ def test_what_reads_like_a_failure_is_one(program: str, line: str) -> None:
 
 def test_what_the_demo_prints_when_all_is_well() -> None:
     lines = {
-        "stdout": ["run: runs/demo/0", "│ val/top1 │ 0.85 │", "Epoch 1/1 ━━ 3/3", "40 predictions: predictions.csv"],
+        "stdout": ["  run  runs/demo/0", "│ val/top1 │ 0.85 │", "epoch 1/1  step 3  loss 2.155", "40 predictions"],
         "stderr": [
-            f"Writing sample data {'━' * 40} 100% 0:00:10",
-            "Seed set to 0",
-            "GPU available: False, used: False",
+            "Writing sample data: 1,024 of 2,048, about 2 min left",
+            "validating: 3 of 10 batches, about 40 s left",
             "data/coco/annotations/instances_val2017.json: of 158 objects 1 are crowds (iscrowd: 1)",
-            "`Trainer.fit` stopped: `max_epochs=2` reached.",
         ],
     }
     done = check(

@@ -321,6 +321,7 @@ LIGHTNING: dict[str, Callable[[Any], Any]] = {
     "_data_parallel_size": lambda _: lightning_internals.ModelParallelStrategy(),
     "_is_training_done": lambda trainer: trainer.fit_loop.epoch_loop,
     "_last_val_time": lambda trainer: trainer,
+    "_max_depth": lambda _: lightning_internals.ModelSummary(),
     "_num_ready_batches_reached": lambda trainer: trainer.fit_loop.epoch_loop,
     "_parse_ckpt_path": lambda _: lightning_internals.LightningCLI,
     "_run_subcommand": lambda _: lightning_internals.LightningCLI,

@@ -15,7 +15,7 @@ PACKAGE = "swinv2_tasks"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("",),  # the package itself: its version, and names that are imported when they are asked for
     ("errors",),
-    ("files",),
+    ("files", "progress"),
     ("python_internals", "torch_internals"),
     ("seeding", "child_processes"),
     ("batches",),

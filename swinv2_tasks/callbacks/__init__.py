@@ -1,6 +1,7 @@
 """What is written around the steps: predictions, score tables, figures. Never in the steps."""
 
 from swinv2_tasks.callbacks.classification import ClassificationPredictions
+from swinv2_tasks.callbacks.console import Console
 from swinv2_tasks.callbacks.detection import DetectionPredictions, DetectionScores
 from swinv2_tasks.callbacks.evaluated_samples import EvaluatedSamples
 from swinv2_tasks.callbacks.figures import LearningCurve
@@ -13,6 +14,7 @@ from swinv2_tasks.callbacks.video import VideoPredictions
 __all__ = [
     "ClassTable",
     "ClassificationPredictions",
+    "Console",
     "DetectionPredictions",
     "DetectionScores",
     "EvaluatedSamples",

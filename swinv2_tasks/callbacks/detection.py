@@ -107,6 +107,9 @@ class DetectionScores(Callback):
         folder: where to write: the run's folder.
     """
 
+    prints_scores = True
+    """Nobody else has to, outside of a training."""
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._reported_limit: str | None = None

@@ -99,6 +99,9 @@ class ClassTable(Callback):
         folder: where to write: the run's folder.
     """
 
+    prints_scores = True
+    """Nobody else has to, outside of a training."""
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 

@@ -124,6 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             print(__version__)
         elif command in TRAINER_COMMANDS:
+            _announce(command, rest)
             return importlib.import_module("swinv2_tasks.cli.tasks_cli").run(command, rest).status
         elif command in CONFIG_COMMANDS:
             with _sigterm_as_interrupt():
@@ -181,6 +182,14 @@ def _describe_unknown_command(command: str) -> str:
     nearest = [OTHER_NAMES[command]] if command in OTHER_NAMES else difflib.get_close_matches(command, known, n=1)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
     return f"no command {command!r}{hint} There are {', '.join(known)}; swinv2-tasks --help says what they do."
+
+
+def _announce(command: str, arguments: Sequence[str]) -> None:
+    """Says in a terminal what is waited for: importing torch takes seconds, of which nothing would be seen."""
+    is_brief = any(argument in ("-h", "--help") or argument.startswith("--print_config") for argument in arguments)
+    is_first = all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    if sys.stderr.isatty() and "torch" not in sys.modules and is_first and not is_brief:
+        print(f"swinv2-tasks {command}: loading PyTorch …", file=sys.stderr, flush=True)
 
 
 @contextmanager

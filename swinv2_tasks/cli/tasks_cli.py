@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
 import os
 import shutil
@@ -12,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -25,26 +22,26 @@ from lightning.pytorch.callbacks import (
     Checkpoint,
     LearningRateFinder,
     ModelCheckpoint,
-    RichProgressBar,
+    ProgressBar,
     WeightAveraging,
 )
-from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from PIL.Image import DecompressionBombWarning
 from torch.multiprocessing import ProcessRaisedException
 
 from swinv2_tasks.backbone.swin_v2 import blocks_on_meta_device
 from swinv2_tasks.batches import task_data
 from swinv2_tasks.callbacks import (
+    Console,
     EvaluatedSamples,
     LastValidation,
     LearningCurve,
     Throughput,
 )
+from swinv2_tasks.callbacks.notices import filter_warnings, quiet_lightning
 from swinv2_tasks.callbacks.prediction_folder import bad_files
 from swinv2_tasks.cli.arguments import (
     Option,
@@ -308,6 +305,11 @@ class TasksCLI(CheckpointCheckingCLI):
         plugins = config["trainer"]["plugins"] or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
 
+        has_bar = any(isinstance(callback, ProgressBar) for callback in self._stated_callbacks())
+        bar = config["trainer"]["enable_progress_bar"] is not False and not has_bar
+        if not has_bar:
+            kwargs["enable_progress_bar"] = False  # Lightning's
+
         try:
             trainer: Any = super().instantiate_trainer(default_root_dir=str(folder), **kwargs)
         except (TypeError, ValueError) as error:
@@ -320,6 +322,8 @@ class TasksCLI(CheckpointCheckingCLI):
         resumed_from = Path(config["ckpt_path"]) if self.resume else None
         record = RunRecord(folder, resumed_from, self.resumed_step, self.arguments)
         trainer.callbacks += [record, Throughput(), LastValidation(), LearningCurve()]
+        if not has_bar:
+            trainer.callbacks.append(Console(bar))
         trainer.callbacks.append(EvaluatedSamples(folder))
         # Checkpoints come after what others log at the end of an epoch, and the last one holds the state of the others.
         trainer.callbacks.sort(
@@ -332,7 +336,7 @@ class TasksCLI(CheckpointCheckingCLI):
         return trainer
 
     def _set_up_callback(self, callback: Any) -> None:
-        """Gives a callback the run's folder; of a progress bar, sets digits enough for small learning rates."""
+        """Gives a callback the run's folder."""
         checkpoints = self.folder.absolute() / "checkpoints"
         if isinstance(callback, ModelCheckpoint):
             if callback.dirpath is None:
@@ -344,8 +348,10 @@ class TasksCLI(CheckpointCheckingCLI):
             callback.folder = checkpoints
             callback.resume_command = f"swinv2-tasks fit --config {self.folder}/config.yaml --resume"
 
-        if isinstance(callback, RichProgressBar) and callback.theme == RichProgressBarTheme():
-            callback.theme = dataclasses.replace(callback.theme, metrics_format=".4g")
+    def _stated_callbacks(self) -> list[Any]:
+        """The callbacks that the config names."""
+        stated = self.config_init[self.subcommand]["trainer"]["callbacks"] or []
+        return stated if isinstance(stated, list) else [stated]
 
     def _run_loggers(self) -> list[Logger]:
         """What writes the run's metrics.csv and TensorBoard events."""
@@ -373,27 +379,6 @@ class TasksCLI(CheckpointCheckingCLI):
         if self.trainer.is_global_zero:
             predictions = Path(self._config["output"] or self.folder / "predictions")
             self.status = int(bad_files(predictions) > 0)
-
-    def after_fit(self) -> None:
-        """Prints the run's folder and its best checkpoint."""
-        if not self.trainer.is_global_zero:
-            return
-        print(f"run: {self.folder}")
-        # Not of the trainer, which knows little of a training in processes that it has spawned.
-        summary = json.loads((self.folder / "summary.json").read_text())
-        checkpoint: Any = self.trainer.checkpoint_callback
-        monitor = getattr(checkpoint, "monitor", None)
-        if summary["best_checkpoint"]:
-            score = summary["best_metrics"].get(monitor)
-            print(f"best: {summary['best_checkpoint']}, {monitor} {'not finite' if score is None else f'{score:.4f}'}")
-        elif checkpoint is not None and monitor is None:
-            print("checkpoint.monitor is null: no checkpoint is the best, the weights are those of the last one")
-        elif checkpoint is not None and self.trainer.limit_val_batches == 0:
-            print(
-                f"not validated (trainer.limit_val_batches is 0), so no checkpoint is the best by {monitor}: the "
-                f"weights are those of the last one. To evaluate them:\n"
-                f"swinv2-tasks validate --ckpt_path {self.folder}/checkpoints/last.ckpt"
-            )
 
 
 class ParseOnlyCLI(ParseOnly, TasksCLI):
@@ -498,7 +483,7 @@ def run_as(cli: Callable[[list[str], Path | None], CLI], command: str, arguments
             raise ArgumentsError(fault)
     check_linked(options)
     options, notes = order_options(options)
-    _filter_warnings()
+    _prepare_messages()
     for note in notes:
         rank_zero_only(print)(f"note: {note}", file=sys.stderr)
     with tempfile.TemporaryDirectory() as scratch, restored_limit():
@@ -549,19 +534,10 @@ def _config_of_checkpoint(command: str, options: Sequence[Option], folder: Path)
     return new_option("--config", config)
 
 
-def _filter_warnings() -> None:
-    """Hides warnings about Lightning's own code and its maker's services: nothing that a user could act on."""
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
-    warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
-    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)")
-    warnings.filterwarnings("ignore", message="It is recommended to use `self.log\\('(val|test)/")  # they are in sync
-    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # nothing writes into maps
-    warnings.filterwarnings("ignore", message=".*WeightAveraging callback with a model that overrides")
-    warnings.filterwarnings("ignore", category=DecompressionBombWarning)  # of half the pixels that are allowed
-    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
-    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+def _prepare_messages() -> None:
+    """Shows the warnings of this package, and hides of Lightning's what nobody can act on."""
+    filter_warnings()
+    quiet_lightning()
     logger = logging.getLogger("swinv2_tasks")
     if logging.lastResort is not None and logging.lastResort not in logger.handlers:
         logger.addHandler(logging.lastResort)  # warnings to wherever standard error is at that time
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
-        logging.getLogger(name).addFilter(lambda record: "Tip: " not in record.getMessage())

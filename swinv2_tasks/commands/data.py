@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Literal
 
 from swinv2_tasks.child_processes import available_cores, follow_parent, without_working_folder
-from swinv2_tasks.commands.progress import WorkProgress
 from swinv2_tasks.datamodules.classes import Classes
 from swinv2_tasks.datamodules.imagenet import ImageNetDataModule
 from swinv2_tasks.datamodules.kinetics import KineticsDataModule, VideoFiles
@@ -25,6 +24,7 @@ from swinv2_tasks.datamodules.readers.videos import find_corruption
 from swinv2_tasks.datamodules.shards import StoredImage, write_shards
 from swinv2_tasks.errors import FaultyFiles, Interrupted, UserError, printable
 from swinv2_tasks.files import prove_writable, replace_file
+from swinv2_tasks.progress import WorkProgress
 from swinv2_tasks.python_internals import kill_workers
 from swinv2_tasks.training.run_folder import lock, open_folder
 

@@ -15,7 +15,6 @@ from swinv2_tasks.callbacks.detection import score_tables
 from swinv2_tasks.callbacks.detection import write_scores as write_detection_scores
 from swinv2_tasks.callbacks.segmentation import class_table, write_scores
 from swinv2_tasks.child_processes import available_cores
-from swinv2_tasks.commands.progress import WorkProgress
 from swinv2_tasks.datamodules.classes import abbreviate
 from swinv2_tasks.datamodules.readers.annotations import (
     CocoAnnotations,
@@ -38,6 +37,7 @@ from swinv2_tasks.errors import FaultyFiles, UserError, printable
 from swinv2_tasks.evaluation.coco import MAX_DETECTIONS, Backend, CocoScores, IoUType, coco_scores, describe_limit
 from swinv2_tasks.evaluation.segmentation import Confusion, SegmentationScores
 from swinv2_tasks.files import prove_writable
+from swinv2_tasks.progress import WorkProgress
 
 
 def ade20k(

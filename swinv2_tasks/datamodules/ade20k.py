@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from rich.console import Console
 
 from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
 from swinv2_tasks.datamodules.classes import abbreviate
@@ -33,7 +32,7 @@ from swinv2_tasks.datamodules.readers.label_values import (
     possible_codings,
 )
 from swinv2_tasks.datamodules.scene_classes import scene_class_names
-from swinv2_tasks.datamodules.scene_shares import check_shares, share_table
+from swinv2_tasks.datamodules.scene_shares import check_shares, describe_shares
 from swinv2_tasks.datamodules.transforms.classification import IMAGENET_MEAN, IMAGENET_STD, check, height_width
 from swinv2_tasks.datamodules.transforms.segmentation import ADE20KAugmentation, SegmentationAugmentation
 from swinv2_tasks.errors import UserError
@@ -217,7 +216,7 @@ class ADE20KDataModule(BaseDataModule):
                 problem = check_shares(self._coding_of(train), train)
             if problem:
                 raise UserError(problem)
-        rank_zero_only(Console().print)(share_table(coding, train, whole))
+        rank_zero_only(print)(describe_shares(coding, train, whole))
 
     def _coding_of(self, maps: list[MapCounts]) -> LabelCoding:
         """How these label maps are read."""

@@ -330,16 +330,17 @@ class CocoDataModule(BaseDataModule):
 
     def _report_left_out(self, annotations: CocoAnnotations, counts: Counter[str], empty: int) -> None:
         """Says in a line what training leaves out or cuts off."""
-        if counts.total() > counts["objects"]:
+        kinds = {"crowd": "crowds (iscrowd: 1)", "no area": "boxes without area", "outside": "outside of their image"}
+        left_out = [f"{counts[kind]} {words}" for kind, words in kinds.items() if counts[kind]]
+        parts = [f"{', '.join(left_out)} left out of training"] if left_out else []
+        if counts["clipped"]:
+            parts.append(f"{counts['clipped']} that reach beyond their image cut off")
+        if parts:
             rank_zero_only(log.warning)(
-                "%s: of %d objects %d crowds (iscrowd: 1), %d boxes without area and %d outside of their image are "
-                "left out of training; %d reach beyond it and are cut off.%s",
+                "%s: of %d objects %s.%s",
                 annotations.path,
                 counts["objects"],
-                counts["crowd"],
-                counts["no area"],
-                counts["outside"],
-                counts["clipped"],
+                "; ".join(parts),
                 crowd_hint(counts),
             )
         if empty:

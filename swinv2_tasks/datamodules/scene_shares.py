@@ -1,15 +1,13 @@
 """What share of the pixels each class has, as printed before training, and what of that stops it."""
 
+import textwrap
 from collections.abc import Sequence
-
-from rich.console import Group
-from rich.table import Table
 
 from swinv2_tasks.datamodules.classes import abbreviate
 from swinv2_tasks.datamodules.readers.label_values import LabelCoding, MapCounts, format_value, share, total_pixels
 
-_ROWS = 20
-"""Classes below each other; more of them stand side by side."""
+MOST_LISTED = 20
+"""Classes whose shares are listed; of more the first ones."""
 
 
 def class_pixels(coding: LabelCoding, maps: Sequence[MapCounts]) -> list[int]:
@@ -43,8 +41,8 @@ def check_shares(coding: LabelCoding, maps: Sequence[MapCounts]) -> str | None:
     )
 
 
-def share_table(coding: LabelCoding, maps: Sequence[MapCounts], whole: int) -> Group:
-    """The classes, their ids and their shares of all pixels; below it what is left out, and classes without a pixel.
+def describe_shares(coding: LabelCoding, maps: Sequence[MapCounts], whole: int) -> str:
+    """Lines with the classes, their ids and their shares of all pixels, what is left out, and classes without a pixel.
 
     Args:
         coding: How label maps are read.
@@ -55,24 +53,15 @@ def share_table(coding: LabelCoding, maps: Sequence[MapCounts], whole: int) -> G
     total = total_pixels(maps)
     number = total.total()
     counted = f"{len(maps):,} of {whole:,}" if len(maps) < whole else f"{whole:,}"
-
-    columns = -(-len(pixels) // _ROWS)
-    rows = -(-len(pixels) // columns)
-    table = Table()
-    for _ in range(columns):
-        table.add_column("id", justify="right")
-        table.add_column("class", overflow="fold")
-        table.add_column("pixels", justify="right", no_wrap=True)
-
-    for row in range(rows):
-        cells: list[str] = []
-        for index in range(row, len(pixels), rows):
-            cells += [str(coding.class_ids[index]), coding.names[index], share(pixels[index], number)]
-        table.add_row(*cells)
+    classes = [
+        f"{class_id} {name} {share(count, number)}"
+        for class_id, name, count in zip(coding.class_ids, coding.names, pixels, strict=True)
+    ]
+    text = f"Classes in {counted} training label maps: {abbreviate(classes, MOST_LISTED)}"
 
     left_out = {value: total[value] for value in sorted(coding.ignored) if total[value]}
     listed = ", ".join(f"{format_value(value, coding.has_colors)}: {share(n, number)}" for value, n in left_out.items())
-    lines = [f"left out: {listed or 'no pixel'}"]
+    lines = textwrap.wrap(f"{text}; left out: {listed or 'no pixel'}", 80, break_on_hyphens=False)
     if empty := [name for name, count in zip(coding.names, pixels, strict=True) if not count]:
         word = "class has" if len(empty) == 1 else "classes have"
         lines.append(f"{len(empty)} {word} no pixel in them and cannot be learned: {abbreviate(empty, 12)}")
@@ -81,4 +70,4 @@ def share_table(coding: LabelCoding, maps: Sequence[MapCounts], whole: int) -> G
                 f"note: label maps that count classes from 0 look like that. If 0 is {coding.names[0]}, set "
                 f"{coding.prefix}background=class"
             )
-    return Group(f"Classes in {counted} training label maps", table, *lines)
+    return "\n".join(lines)

@@ -20,10 +20,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.random import Generator
-from rich.console import Console
-from rich.progress import track
 
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.progress import WorkProgress
 from swinv2_tasks.sample_data.shapes import (
     MOTIONS,
     OUTLINES,
@@ -87,8 +86,9 @@ def write_sample_data(root: str | Path, seed: int = 0, *, scale: float = 1.0) ->
         partial.mkdir(parents=True)
         files = chain.from_iterable(write(partial / name, seed, counts[name]) for name, write in WRITERS.items())
         total = sum(count[split] for count in counts.values() for split in SPLITS)
-        for _ in track(files, "Writing sample data", total, console=Console(stderr=True)):
-            pass
+        with WorkProgress("Writing sample data", total) as progress:
+            for _ in files:
+                progress.advance()
         _write_json(partial / "sample.json", record)
         partial.replace(root)
     except OSError as error:

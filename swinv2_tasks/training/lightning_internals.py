@@ -13,7 +13,8 @@ import signal
 from typing import Any, NamedTuple
 
 from lightning.fabric.plugins.environments import ClusterEnvironment
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.utils.data import DataLoader
@@ -24,6 +25,11 @@ from torch.utils.data import DataLoader
 def attached_trainer(module: LightningModule) -> Trainer | None:
     """The trainer that runs a module; None where none does, for which the property ``trainer`` raises."""
     return module._trainer
+
+
+def is_default_summary(callback: Callback) -> bool:
+    """Whether a callback is the summary that a trainer adds by itself, a line for each part of the model."""
+    return isinstance(callback, ModelSummary) and callback._max_depth == 1
 
 
 # ---- where a training stands, asked as a training batch ends

@@ -484,9 +484,9 @@ def test_one_batch_is_one_batch_whatever_was_imported_before() -> None:
 @pytest.mark.parametrize(
     ("arguments", "printed", "best"),
     [
-        (["--checkpoint.monitor=null"], "no checkpoint is the best", None),
-        (["--checkpoint.save_top_k=0"], "run: ", None),
-        (["--checkpoint.save_top_k=-1", "--checkpoint.filename=at-{epoch}"], "val/loss ", "at-1.ckpt"),
+        (["--checkpoint.monitor=null"], "weights are those of the last checkpoint", None),
+        (["--checkpoint.save_top_k=0"], "best        val/loss ", None),
+        (["--checkpoint.save_top_k=-1", "--checkpoint.filename=at-{epoch}"], "best        val/loss ", "at-1.ckpt"),
         (["--checkpoint.monitor=val/top1", "--checkpoint.mode=max"], "val/top1 1.0000", "best.ckpt"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

@@ -274,9 +274,9 @@ def test_the_folder_is_proven_writable_before_the_work(
     for output in (tmp_path / "file", tmp_path / "file" / "a" / "b", Path("/dev/full"), tmp_path / "taken"):
         capfd.readouterr()
         assert main(command(model, source, output, f"--runs={tmp_path / 'runs'}")) == 1
-        errors = capfd.readouterr().err
+        output, errors = capfd.readouterr()
         assert "predictions cannot go to" in errors and "is a file" in errors and "--output" in errors
-        assert "Restoring" not in errors  # not even the weights were read
+        assert "backbone" not in output  # not even the weights were read
     assert main(command(model, source, Path("/proc/nowhere"), f"--runs={tmp_path / 'runs'}")) == 1
     assert "predictions cannot go to /proc/nowhere" in capfd.readouterr().err
     assert (tmp_path / "file").read_text() == "mine"

@@ -16,19 +16,18 @@ from typing import Any, NamedTuple, get_type_hints
 
 import yaml
 from rich.console import Console
-from rich.progress import Progress, TaskID, TimeElapsedColumn
 from rich.table import Table
 
 from swinv2_tasks.backbone.swin_v2 import expand_window
 from swinv2_tasks.batches import TaskData
 from swinv2_tasks.cli.arguments import split_options
 from swinv2_tasks.cli.tasks_cli import ParseOnlyCLI, run_as
-from swinv2_tasks.commands.progress import in_words
 from swinv2_tasks.commands.sweep.validation_process import Failure, Measurement, validate_in_child_process
 from swinv2_tasks.datamodules.classes import abbreviate
 from swinv2_tasks.errors import Interrupted, UserError, printable
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.inference.segmentation import Inference
+from swinv2_tasks.progress import WorkProgress, in_words
 from swinv2_tasks.training.run_folder import open_folder
 from swinv2_tasks.weights.files import read_checkpoint
 
@@ -85,15 +84,14 @@ def sweep(
     start = time.monotonic()
     left = len(missing)
     try:
-        columns = (*Progress.get_default_columns(), TimeElapsedColumn())
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-            bar = progress.add_task("", total=len(missing))
+        with WorkProgress("", len(missing), unit="settings") as progress:
             for index, setting in enumerate(missing):
-                progress.update(bar, completed=index, description=str(setting))
+                progress.title = str(setting)
+                progress.update(index)
                 outcome = validate_in_child_process(
                     [*arguments, *overrides[setting], f"--runs={folder / 'runs'}", f"--name={setting}"],
                     _make_folder(folder / "runs" / str(setting)) / "log.txt",
-                    partial(_update_bar, progress, bar, index),
+                    partial(_update_progress, progress, index),
                 )
 
                 outcomes.pop(setting, None)  # the row of an earlier failure, so that the new one comes last
@@ -160,9 +158,9 @@ def _print_line(console: Console, text: str) -> None:
     console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
-def _update_bar(progress: Progress, bar: TaskID, settings: int, batches: int, total_batches: int) -> None:
-    """Sets a progress bar to a number of settings that are done and the share of the running one."""
-    progress.update(bar, completed=settings + batches / total_batches)
+def _update_progress(progress: WorkProgress, settings: int, batches: int, total_batches: int) -> None:
+    """Sets how far the sweep is: a number of settings that are done, and the share of the running one."""
+    progress.update(settings + batches / total_batches)
 
 
 def sweep_grid(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from swinv2_tasks.commands.progress import WorkProgress, in_words
+from swinv2_tasks.progress import WorkProgress, in_words
 
 
 def test_outside_of_a_terminal_lines_tell_how_things_stand(capsys: pytest.CaptureFixture[str]) -> None:
