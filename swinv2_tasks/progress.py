@@ -30,6 +30,11 @@ def in_words(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
+def count_words(number: int, noun: str, plural: str = "") -> str:
+    """A number of things: 1 epoch, 1,200 epochs; the plural is given where an s does not make it."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 def format_number(value: float) -> str:
     """A measured value with four digits: 2.058, 0.0833, 0.001668, 3.417e-05; 52,310 in full."""
     if not math.isfinite(value):

@@ -17,7 +17,7 @@ from swinv2_tasks.callbacks.last_validation import LastValidation
 from swinv2_tasks.callbacks.notices import quiet_lightning
 from swinv2_tasks.callbacks.opening import describe_run, layout_rows, wrap
 from swinv2_tasks.callbacks.time_left import Plan, TimeLeft, steps_to_batches
-from swinv2_tasks.progress import StatusLine, WorkProgress, format_number, in_words, is_terminal
+from swinv2_tasks.progress import StatusLine, WorkProgress, count_words, format_number, in_words, is_terminal
 from swinv2_tasks.training.lightning_internals import is_default_summary
 
 LINE_SECONDS = 60.0
@@ -354,10 +354,10 @@ class Console(ProgressBar):
     def _conclude_training(self, trainer: Any, task: Any) -> None:
         """Says how long it took, which checkpoint is best, where everything is, and what comes next."""
         seconds = in_words(time.monotonic() - self._started)
-        epochs = f"{trainer.current_epoch:,}"
+        epochs = count_words(trainer.current_epoch, "epoch")
         if trainer.max_epochs not in (None, -1) and trainer.current_epoch < trainer.max_epochs:
             epochs += f" of {trainer.max_epochs:,}"
-        self._say(f"done in {seconds}: {trainer.global_step:,} steps, {epochs} epochs")
+        self._say(f"done in {seconds}: {count_words(trainer.global_step, 'step')}, {epochs}")
         if rows := describe_results(trainer, task):
             self._say(*layout_rows(rows, _width()))
         if commands := next_commands(trainer, task):

@@ -94,7 +94,7 @@ class DetectionPredictions(Predictions):
         file = self.results_folder / "detections.json"
         replace_file(file, lambda unfinished: write_json_list(unfinished, results()))
         folder = self.results_folder / "visualizations"
-        return f"{number} detections: {printable(file)}, visualizations: {printable(folder)}"
+        return f"{number} detections: {printable(file)}\nvisualizations: {printable(folder)}"
 
 
 class DetectionScores(Callback):

@@ -14,7 +14,7 @@ from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.backbone.macs import count_macs
 from swinv2_tasks.batches import task_data
 from swinv2_tasks.errors import UserError, printable
-from swinv2_tasks.progress import format_number
+from swinv2_tasks.progress import count_words, format_number
 from swinv2_tasks.training.planning import PlannedTask
 from swinv2_tasks.weights.formats import describe_variant
 
@@ -74,7 +74,7 @@ def _describe_task(task: Any) -> str:
     if not isinstance(number, int):
         return text
     names = getattr(task, "class_names", None)
-    text += f", {number:,} classes"
+    text += f", {count_words(number, 'class', 'classes')}"
     return f"{text}: {_join(names, ROOM - len(text))}" if names else text
 
 
@@ -181,12 +181,12 @@ def _describe_batches(trainer: Any, task: Any) -> str | None:
         text += " samples per step; "
     length = []
     if trainer.max_epochs not in (None, -1):
-        length.append(f"{trainer.max_epochs:,} epochs")
+        length.append(count_words(trainer.max_epochs, "epoch"))
     if trainer.max_steps != -1:
-        length.append(f"{trainer.max_steps:,} steps")
+        length.append(count_words(trainer.max_steps, "step"))
     batches = task.epoch_batches() if isinstance(task, PlannedTask) else None
     if batches and trainer.max_epochs not in (None, -1):
-        length[0] += f" of {batches:,} batches"
+        length[0] += f" of {count_words(batches, 'batch', 'batches')}"
     return (text + " or ".join(length)).removesuffix("; ") or None
 
 
@@ -210,7 +210,7 @@ def _describe_devices(trainer: Any) -> str:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     elif device.type == "cpu":
-        name = f"CPU, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
+        name = f"CPU, {count_words(torch.get_num_threads(), 'thread')}"
     else:
         name = device.type
     return f"{number} × {name}" if number > 1 else name

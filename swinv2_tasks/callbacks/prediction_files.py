@@ -99,7 +99,7 @@ class Predictions(Callback):
             task: the task.
 
         Returns:
-            Where they are, in words that follow "12 predictions: predictions.csv, ".
+            Where they are, a line each, to be printed below "12 predictions: predictions.csv".
         """
         raise NotImplementedError
 
@@ -351,7 +351,7 @@ class Predictions(Callback):
         command = f"to resume, add --output={self.results_folder} to the command"
         advice = "the same command resumes" if self.folder else command
         table = printable(self.results_folder / TABLE)
-        print(f"{number} of {len(self.paths)} files are predicted: {table}{description}; {printable(advice)}")
+        print(f"{number} of {len(self.paths)} files are predicted: {table}{description}\n{printable(advice)}")
 
     def _stop_guarding(self) -> None:
         if self._has_begun and "predict_step" in self._task.__dict__:
@@ -371,7 +371,7 @@ class Predictions(Callback):
         description = self.finish(self._results.predicted, self._task) if tally.predicted else ""
         if tally.bad:
             self._list_bad_files(tally)
-        return tally.predicted, description and f", {description}"
+        return tally.predicted, description and f"\n{description}"
 
     def _list_bad_files(self, tally: _Tally) -> None:
         lines = [f"{tally.bad} of {len(self.paths)} files could not be predicted:"]

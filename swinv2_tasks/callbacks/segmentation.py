@@ -87,7 +87,7 @@ class SegmentationPredictions(Predictions):
         pairs = zip(self.class_ids, self.class_names, strict=True)
         meaning = abbreviate([f"{class_id} is {name}" for class_id, name in pairs])
         labels, overlays = (printable(self.results_folder / name) for name in self.folders)
-        return f"label maps: {labels} ({meaning}), overlays: {overlays}"
+        return f"label maps: {labels} ({meaning})\noverlays: {overlays}"
 
 
 class ClassTable(Callback):
