@@ -23,7 +23,18 @@ from swinv2_tasks.cli.main import main
 from tests.helpers.tiny import BACKBONE
 from tests.helpers.tiny_tasks import TINY_TASKS, TWO_TASKS
 
-NOISE = ("FLOPs", "TPU", "GPU available", "Seed set", "Restoring", "Loaded model", "litlogger", "Tip:", "Warning", "warning")
+NOISE = (
+    "FLOPs",
+    "TPU",
+    "GPU available",
+    "Seed set",
+    "Restoring",
+    "Loaded model",
+    "litlogger",
+    "Tip:",
+    "Warning",
+    "warning",
+)
 """What nobody wants to read at each start."""
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
