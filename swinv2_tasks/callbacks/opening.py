@@ -24,8 +24,8 @@ Rows = list[tuple[str, str]]
 SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 """The splits that each of the trainer's functions reads."""
 
-WITH_PATHS = ("data", "run", "checkpoint", "report", "curve")
-"""Labels of rows that hold paths."""
+WHOLE = ("data", "run", "best", "checkpoint", "report", "curve")
+"""Labels of rows that are never cut: those with paths, so that they can be copied, and why nothing is the best."""
 
 ROOM = 62
 """Columns for a row's text in a terminal of 80."""
@@ -101,12 +101,10 @@ def _describe_backbone(task: Any) -> str | None:
     if not isinstance(backbone, SwinTransformerV2):
         return None
     windows = [list(window) for window in backbone.window_size]
-    one = windows[0] if all(window == windows[0] for window in windows) else None
-    if one is None:
-        window = ", ".join("×".join(map(str, window)) for window in windows)
-    else:
-        window = str(one[0]) if len(set(one)) == 1 else "×".join(map(str, one))
-    return f"{_describe_size(backbone)}, window {window}"
+    if all(window == windows[0] for window in windows):
+        windows = windows[:1]
+    text = ", ".join(str(sides[0]) if len(set(sides)) == 1 else "×".join(map(str, sides)) for sides in windows)
+    return f"{_describe_size(backbone)}, window {text}"
 
 
 def _describe_size(backbone: SwinTransformerV2) -> str:
@@ -217,12 +215,12 @@ def _describe_devices(trainer: Any) -> str:
 
 
 def layout_rows(rows: Rows, width: int) -> list[str]:
-    """Lines of labels and texts, cut to a width; those with paths are never cut, so that they can be copied."""
+    """Lines of labels and texts, cut to a width where they need not be whole."""
     indent = 2 + max(len(label) for label, _ in rows) + 2
     lines = []
     for label, text in rows:
         line = f"  {label}".ljust(indent) + text
-        lines.append(line if label in WITH_PATHS or len(line) <= width else f"{line[: width - 1]}…")
+        lines.append(line if label in WHOLE or len(line) <= width else f"{line[: width - 1]}…")
     return lines
 
 

@@ -330,8 +330,12 @@ class CocoDataModule(BaseDataModule):
 
     def _report_left_out(self, annotations: CocoAnnotations, counts: Counter[str], empty: int) -> None:
         """Says in a line what training leaves out or cuts off."""
-        kinds = {"crowd": "crowds (iscrowd: 1)", "no area": "boxes without area", "outside": "outside of their image"}
-        left_out = [f"{counts[kind]} {words}" for kind, words in kinds.items() if counts[kind]]
+        descriptions = {
+            "crowd": "crowds (iscrowd: 1)",
+            "no area": "boxes without area",
+            "outside": "outside of their image",
+        }
+        left_out = [f"{counts[fault]} {words}" for fault, words in descriptions.items() if counts[fault]]
         parts = [f"{', '.join(left_out)} left out of training"] if left_out else []
         if counts["clipped"]:
             parts.append(f"{counts['clipped']} that reach beyond their image cut off")

@@ -98,7 +98,7 @@ def test_a_fit_without_validation_data_ends_well(
         "not validated (trainer.limit_val_batches is 0), so no checkpoint is the best by val/" in line
         for line in output
     )
-    command = next(line for line in output if line.startswith("swinv2-tasks validate --ckpt_path "))
+    command = next(line for line in output if line.startswith("  swinv2-tasks validate --ckpt_path "))
     (checkpoint,) = tmp_path.glob("runs/*/0/checkpoints/last.ckpt")
     assert Path(command.split()[-1]).resolve() == checkpoint
     assert (checkpoint.parents[1] / "weights.safetensors").is_file()

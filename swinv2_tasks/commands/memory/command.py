@@ -34,9 +34,9 @@ from swinv2_tasks.commands.memory.estimate import (
     memory_saving_plans,
 )
 from swinv2_tasks.commands.memory.planned_training import Training, read_training
-from swinv2_tasks.commands.progress import WorkProgress
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.files import replace_file
+from swinv2_tasks.progress import WorkProgress
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": GIB, "TiB": 2**40}
 GPUS = {
