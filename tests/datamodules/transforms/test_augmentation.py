@@ -205,9 +205,8 @@ def test_a_mistake_in_a_name_or_a_value_is_reported(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = write_config(tmp_path / "tiny.yaml", images)
-    with pytest.raises(SystemExit):
-        main(["fit", f"--config={config}", "--data.augmentation.flip=0.5"])
-    assert "'flip' is not accepted" in capsys.readouterr().err
+    assert main(["fit", f"--config={config}", "--data.augmentation.flip=0.5"]) == 2
+    assert "did you mean data.augmentation.horizontal_flip?" in capsys.readouterr().err
     assert main(["fit", f"--config={config}", "--data.augmentation.horizontal_flip=2"]) == 1
     assert "data.augmentation.horizontal_flip is 2; expected a value between 0 and 1" in capsys.readouterr().err
 
@@ -274,9 +273,7 @@ def test_a_training_is_resumed_where_it_can_be_imported(
     run = tmp_path / "runs" / "tiny" / "0"
     shutil.copytree(outside / "runs" / "tiny" / "0", run)
     arguments = ["fit", f"--resume={run}", f"--runs={tmp_path / 'runs'}", "--trainer.max_epochs=2"]
-    with pytest.raises(SystemExit) as end:
-        main(arguments)
-    assert end.value.code == 2
+    assert main(arguments) == 2
     assert "outside_noise" in capsys.readouterr().err
     monkeypatch.syspath_prepend(outside)
     assert main(arguments) == 0
