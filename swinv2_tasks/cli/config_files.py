@@ -155,3 +155,10 @@ def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, An
         else:
             flat[whole] = value
     return flat
+
+
+def named_task(config: Any) -> str | None:
+    """The task that a config names, without its module; None where it names none."""
+    model = plain_settings(config or {}).get("model")
+    name = model.get("class_path") if isinstance(model, Mapping) else model
+    return name.rpartition(".")[2] if isinstance(name, str) else None

@@ -1,4 +1,15 @@
-"""Screens of help, written by hand."""
+"""Screens of help, written by hand: they appear at once, since nothing that they describe is imported for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+from swinv2_tasks.cli.arguments import find_configs, name_positional, split_options, values_of
+from swinv2_tasks.cli.config_files import flat_settings, merge_settings, named_task, plain_settings, read_config
+from swinv2_tasks.cli.settings import show_value
 
 USAGES = {
     "memory": "swinv2-tasks memory --config CONFIG [--gpu 24GiB]",
@@ -14,3 +25,278 @@ USAGES = {
     "configs": "swinv2-tasks configs",
 }
 """How each command is typed."""
+
+SCREENS = {
+    "memory": """
+What a training takes of a GPU's memory, and what would make it fit, without
+running it. Nothing is read but class lists.
+
+  --gpu SIZE           memory to fit into: 24GiB, 80GB, or a name such as H100
+  --device cuda|cpu    type of the device that trains; default: cuda
+  --processes N        processes of the training; default: as in the config
+  --num_classes N      number of classes, where there is no dataset to count
+  --json FILE          write the figures to a file as well, in bytes
+
+All other options are those of fit: swinv2-tasks fit --help""",
+    "sweep": """
+Metric, speed and memory of a trained model at many windows and image sizes.
+
+  --windows N N …      window sides in tokens; each goes with each size
+  --sizes N N …        image sides in pixels; the short one where images keep
+                       their proportions
+  --settings N@N …     instead of both: WINDOW@SIZE, as in 8@256 16@512
+  --output DIR         for sweep.csv and sweep.png; default: sweep in the run
+
+All other options are those of validate: swinv2-tasks validate --help""",
+    "score ade20k": """
+Mean IoU, accuracies and a table of classes for label maps that lie on disk:
+PNG files of the same names and sizes in two folders, subfolders included.
+
+  --annotations DIR    annotated label maps
+  --predictions DIR    predicted label maps
+  --class_names FILE   a name per line, or a table like objectInfo150.txt;
+                       default: ADE20K's 150 classes
+  --json FILE          write the scores to a file as well
+
+What the values mean, as in the settings of a training's data:
+  --background ignore|class   whether 0 is left out, or the first class
+  --ignore_label N            further values that are left out, as in [254,255]
+  --label_values MAP          instead: the class of each value, as in
+                              '{0: sky, 255: road}'
+  --palette FILE              label maps hold colors: R G B or R G B NAME lines""",
+    "score coco": """
+COCO's twelve numbers for boxes and masks, and a table of classes.
+
+  --annotations FILE   in COCO's format
+  --predictions FILE   detections as COCO takes submissions: a JSON list
+  --iou_type bbox segm what is scored; default: all that the files hold
+  --backend NAME       pycocotools, or faster_coco_eval of the extra `fast`
+  --max_dets N         detections that count of an image and class; default: 100
+  --json FILE          write the scores to a file as well""",
+    "weights inspect": """
+What a checkpoint is: format, variant, windows, head and names that do not fit.
+Nothing in it is run.
+
+  FILE                 .pth, .ckpt, .safetensors, a sharded checkpoint, or a
+                       folder with weights and config.json""",
+    "weights convert": """
+Writes a checkpoint in another format, its tensors bitwise identical.
+
+  SOURCE               .pth, .ckpt, .safetensors, a sharded checkpoint, or a
+                       folder with weights and config.json
+  TARGET               file to write, as safetensors if its name ends so; for
+                       huggingface a folder
+  --format NAME        official, simmim, timm, huggingface, torchvision or
+                       lightning; default: official
+  --window_size N      window of its training, where the file does not say
+  --image_size N       pixels of its training, where the file does not say
+  --overwrite true     replace a target that exists""",
+    "data check": """
+Decodes every frame of every video, lists those that fail and why, and writes
+lists of the others. Run again, it decodes what is new or has changed since.
+
+  kinetics FOLDER      the dataset
+  --output DIR         for the lists; default: the dataset's folder
+  --workers N          processes that decode; default: one per core
+  --seconds N          after which a video counts as hung; default: 120
+  --class_names FILE   label map
+
+Where the videos are, as in a training's settings data.files:
+  --files.train_list FILE  (val_list, test_list)     lists of videos
+  --files.train_videos DIR (val_videos, test_videos) folders of videos""",
+    "data optimize": """
+Packs images into a few large files, to be streamed; data.root may name them.
+Their bytes stay unchanged. Run again after an interruption, it resumes.
+
+  imagenet FOLDER      the dataset
+  OUTPUT               folder to write train/ and val/ to
+  --workers N          processes that read and write; default: one per core
+  --shard_mb N         size of a file in 10⁶ bytes; default: 64
+  --skip_faulty true   leave out images that cannot be read
+  --class_names FILE   class list
+  --train_dir DIR      folder of training classes; default: train
+  --val_dir DIR        folder of validation classes; default: val
+  --val_list FILE      list of validation images""",
+    "sample-data": """
+Writes small synthetic datasets in the formats of ImageNet, COCO, ADE20K and
+Kinetics.
+
+  FOLDER               to write, new or empty; one that holds these data stays
+  --seed N             from 0; the same seed gives the same files""",
+    "demo": """
+Writes the sample data, trains a very small Swin V2 on each task, evaluates it
+and draws its predictions, in minutes on a CPU.
+
+  --data DIR           folder of the sample data; default: data/sample
+  --runs DIR           folder of the runs and their figures; default: runs
+  --short true         six steps of each, to see whether everything works""",
+    "configs": """
+Lists all configs that --config can name, with what each is.""",
+}
+"""What each command does, and its own options."""
+
+# ---- fit, validate, test and predict
+
+PURPOSES = {
+    "fit": "Trains a model, and evaluates it after each epoch",
+    "validate": "Evaluates a model on the validation data",
+    "test": "Evaluates a model on the test data",
+    "predict": "Predicts files: tables, and drawings of what was found",
+}
+
+EXAMPLES = {
+    "fit": (
+        "--config imagenet.yaml --data.root data/imagenet --name mine",
+        "--config coco.yaml --config overlays/small_coco.yaml",
+        "--resume runs/imagenet/3",
+    ),
+    "validate": (
+        "--ckpt_path best.ckpt",
+        "--ckpt_path best.ckpt --data.root elsewhere",
+        "--config imagenet.yaml --model.weights weights.pth",
+    ),
+    "test": (
+        "--ckpt_path best.ckpt",
+        "--ckpt_path best.ckpt --data.root elsewhere",
+        "--config kinetics.yaml --model.weights weights.pth",
+    ),
+    "predict": (
+        "--ckpt_path best.ckpt --data.source photo.jpg",
+        "--ckpt_path best.ckpt --data.source 'a/*.jpg' --output out",
+        "--config imagenet.yaml --model.weights weights.pth \\\n      --data.source photos/",
+    ),
+}
+
+SETTINGS = {
+    "config CONFIG": "a task's config, then overlays over it",
+    "resume RUN": "go on with a run, exactly where it was",
+    "ckpt_path FILE": "a run's checkpoint: its model and settings",
+    "data.source FILES": "file, folder or quoted pattern to predict",
+    "output DIR": "where results go; default: the run's folder",
+    "name NAME": "the run's folder in --runs",
+    "runs DIR": "folder of all runs",
+    "seed_everything N": "seed of all random draws",
+    "data.root DIR": "folder of the dataset",
+    "data.class_names FILE": "class list",
+    "data.batch_size N": "samples per process and step",
+    "data.num_workers N": "processes that read; default: from cores",
+    "model.weights FILE": "weights to start from, in any format",
+    "model.backbone NAME": "swinv2_tiny, _small, _base, …",
+    "model.backbone.window_size N": "window's side in tokens",
+    "model.optimizer.lr N": "learning rate",
+    "trainer.max_epochs N": "epochs; -1: until max_steps",
+    "trainer.max_steps N": "steps; -1: until max_epochs",
+    "trainer.precision NAME": "bf16-mixed, 32-true, 16-mixed",
+    "trainer.accelerator NAME": "auto, gpu or cpu",
+    "trainer.devices N": "number of GPUs, or auto for all",
+}
+"""Settings that matter, and their meaning in any task."""
+
+TASK_SETTINGS = {
+    "ClassificationTask": {
+        "data.image_size N": "pixels of an image's side",
+        "data.augmentation.mixup N": "strength of mixup; 0: none",
+        "model.label_smoothing N": "share of the target over all classes",
+    },
+    "DetectionTask": {
+        "data.resize [LONG,SHORT]": "sides of images in pixels",
+        "model.detector NAME": "how objects are found",
+        "model.detector.masks BOOL": "predict masks beside boxes",
+        "model.schedule.milestones L": "epochs at which the rate falls",
+    },
+    "SegmentationTask": {
+        "data.crop_size N": "pixels of a training crop's side",
+        "data.background NAME": "what 0 is: ignore or class",
+        "model.decoder NAME": "UPerNet, or your own",
+        "model.inference.mode NAME": "whole or slide, over large images",
+    },
+    "VideoClassificationTask": {
+        "data.image_size N": "pixels of a clip's side",
+        "data.sampling.frames N": "frames of a clip",
+        "data.sampling.stride N": "every how many frames one is taken",
+        "data.views.test [N,N]": "clips × crops of a video in test",
+    },
+    "SimMIMTask": {
+        "data.image_size N": "pixels of an image's side",
+        "data.mask_ratio N": "share of the image that is masked",
+        "data.mask_patch_size N": "pixels of a masked square's side",
+    },
+}
+"""Those of each task."""
+
+OF_TRAINING = {
+    "resume RUN",
+    "seed_everything N",
+    "model.optimizer.lr N",
+    "model.label_smoothing N",
+    "model.schedule.milestones L",
+    "data.augmentation.mixup N",
+    "trainer.max_epochs N",
+    "trainer.max_steps N",
+}
+"""Settings that say nothing to other commands than fit."""
+
+OF_PREDICTION = {"data.source FILES", "output DIR"}
+"""Settings that say nothing to other commands than predict."""
+
+
+def asks_for_screen(arguments: Sequence[str]) -> bool:
+    """Whether arguments ask for a screen of help; ``--help-all`` and a class's help come from the parser."""
+    return "-h" in arguments or "--help" in arguments
+
+
+def command_screen(command: str) -> str:
+    """The screen of a command or subcommand that has no configs of its own."""
+    return f"usage: {USAGES[command]}\n{SCREENS[command]}"
+
+
+def trainer_screen(command: str, arguments: Sequence[str]) -> str:
+    """The screen of fit, validate, test or predict, with the values of the configs that arguments name.
+
+    Raises:
+        UserError: there is no such config.
+    """
+    others = [argument for argument in arguments if argument not in ("-h", "--help")]
+    options = find_configs(name_positional(command, split_options(others)))
+    configs = values_of(options, "--config")
+    stated: Any = {}
+    for config in configs:
+        stated = merge_settings(stated, plain_settings(read_config(Path(config)) or {}))
+    values = flat_settings(stated)
+
+    names = ", ".join(Path(config).name for config in configs)
+    title = shorten(f"Settings that matter [and their values in {names}]", 78, placeholder=" …]")
+    lines = [f"usage: swinv2-tasks {command} OPTIONS", f"{PURPOSES[command]}.", ""]
+    lines += [f"  swinv2-tasks {command} {example}" for example in EXAMPLES[command]]
+    lines += ["", f"{title if configs else 'Settings that matter'}:"]
+    for setting, meaning in shown_settings(command, named_task(stated)).items():
+        lines.append(_describe(setting, meaning, values.get(setting.partition(" ")[0])))
+
+    lines.append("")
+    if not configs:
+        lines.append(f"A task's own settings: swinv2-tasks {command} --config coco.yaml --help")
+    lines.append("All settings: --help-all. All values: --config CONFIG --print_config")
+    return "\n".join(lines)
+
+
+def shown_settings(command: str, task: str | None) -> dict[str, str]:
+    """The settings on the screen of a command, and their meanings.
+
+    Args:
+        command: fit, validate, test or predict.
+        task: the class of the task; None, or that of another package, for the settings that any has.
+    """
+    hidden = OF_PREDICTION if command == "fit" else OF_TRAINING
+    if command in ("validate", "test"):
+        hidden = hidden | OF_PREDICTION
+    settings = SETTINGS | TASK_SETTINGS.get(task or "", {})
+    return {setting: meaning for setting, meaning in settings.items() if setting not in hidden}
+
+
+def _describe(setting: str, meaning: str, value: Any) -> str:
+    line = f"  --{setting:<29}{meaning}"
+    if value is None:
+        return line
+    shown = show_value(value).removeprefix("swinv2_tasks.backbone.").removeprefix("swinv2_tasks.heads.")
+    shown = shown if shown.startswith("[") else f"[{shown}]"
+    return f"{line} {shown}" if len(line) + len(shown) < 80 else f"{line}\n{'':<33}{shown}"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import importlib
-import inspect
 import io
 import os
 import signal
@@ -63,7 +62,7 @@ Other commands
   demo                                     train, evaluate and predict on them, in minutes on a CPU
                                            (--short true: six steps of each, to see whether all works)
 
-swinv2-tasks COMMAND --help lists all options, swinv2-tasks fit --config CONFIG --print_config all values."""
+swinv2-tasks COMMAND --help says what it takes, swinv2-tasks fit --config CONFIG --print_config all values."""
 
 COMMANDS: dict[str, tuple[str, str | tuple[str, ...], bool]] = {
     "score": ("commands.score", ("ade20k", "coco"), False),
@@ -77,11 +76,11 @@ COMMANDS: dict[str, tuple[str, str | tuple[str, ...], bool]] = {
 need is given by position."""
 
 CONFIG_COMMANDS = {
-    "memory": ("commands.memory.command", "memory", "fit"),
-    "sweep": ("commands.sweep.sweep", "sweep_grid", "validate"),
+    "memory": ("commands.memory.command", "memory"),
+    "sweep": ("commands.sweep.sweep", "sweep_grid"),
 }
-"""Commands that take the arguments of another beside their own: module of this package, its function, whose first
-parameter takes those, and the other command."""
+"""Commands that take the arguments of another beside their own: module of this package, and its function, whose
+first parameter takes those."""
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 
@@ -109,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0 done; 1 an error of the user, or files that could not be predicted, reported on standard
         error; 130 interrupted by Ctrl-C; 143 by SIGTERM; 141 the reader of the output is gone.
-        Unknown arguments and invalid values end in ``SystemExit(2)``.
+        2 arguments that are refused. The parser's own lists, such as that of ``--help-all``, end in ``SystemExit(0)``.
     """
     command, *rest = expand_home(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold bytes that are no text
@@ -123,7 +122,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from swinv2_tasks import __version__
 
             print(__version__)
+        elif (screen := _help_screen(command, rest)) is not None:
+            print(screen)
         elif command in TRAINER_COMMANDS:
+            rest = ["--help" if argument == "--help-all" else argument for argument in rest]
             _announce(command, rest)
             return importlib.import_module("swinv2_tasks.cli.tasks_cli").run(command, rest).status
         elif command in CONFIG_COMMANDS:
@@ -169,6 +171,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("swinv2-tasks: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _help_screen(command: str, arguments: Sequence[str]) -> str | None:
+    """The screen of help that arguments ask for; None where they ask for none, or for what the parser prints."""
+    from swinv2_tasks.cli.help import USAGES, asks_for_screen, command_screen, trainer_screen
+
+    if command in TRAINER_COMMANDS:
+        return trainer_screen(command, arguments) if asks_for_screen(arguments) else None
+    if command not in [*CONFIG_COMMANDS, *COMMANDS] or not (asks_for_screen(arguments) or "--help-all" in arguments):
+        return None
+
+    functions = COMMANDS[command][1] if command in COMMANDS else command
+    if isinstance(functions, str):
+        return command_screen(command)
+    if arguments[0] in functions:
+        return command_screen(f"{command} {arguments[0]}")
+    usages = "\n       ".join(USAGES[f"{command} {name}"] for name in functions)
+    return f"usage: {usages}\n\nOptions: swinv2-tasks {command} {functions[0]} --help"
 
 
 def _describe_unknown_command(command: str) -> str:
@@ -218,11 +238,6 @@ def _run_function(command: str, arguments: list[str]) -> None:
     module_name, functions, by_position = COMMANDS[command]
     if isinstance(functions, str):
         name = functions
-    elif arguments[:1] in (["-h"], ["--help"]):
-        from swinv2_tasks.cli.help import USAGES
-
-        print("usage: " + "\n       ".join(USAGES[f"{command} {name}"] for name in functions))
-        return
     else:
         name, arguments = _name_subcommand(command, functions, arguments), arguments[1:]
         command = f"{command} {name}"
@@ -290,18 +305,14 @@ def _call(command: str, function: Any, arguments: list[str], by_position: bool) 
 
 def _run_with_config(command: str, arguments: list[str]) -> None:
     """Runs a command that takes the arguments of another beside its own."""
-    if command == "memory" and not {"-h", "--help"} & {*arguments}:  # before torch is imported, which takes seconds
+    if command == "memory":  # before torch is imported, which takes seconds
         print("Estimating the memory of a training step …", file=sys.stderr, flush=True)
 
     from swinv2_tasks.cli.refusals import RefusingParser, explain_function
 
-    module_name, name, base = CONFIG_COMMANDS[command]
+    module_name, name = CONFIG_COMMANDS[command]
     function = getattr(importlib.import_module(f"swinv2_tasks.{module_name}"), name)
-    parser = RefusingParser(
-        prog=f"swinv2-tasks {command}",
-        description=(inspect.getdoc(function) or "").partition("\n\nArgs:")[0],
-        epilog=f"All other arguments are those of {base}, which swinv2-tasks {base} --help lists.",
-    )
+    parser = RefusingParser(prog=f"swinv2-tasks {command}")
     names = parser.add_function_arguments(function, as_group=False, skip={"arguments"})
     own, others = select_own(split_options(arguments), names)
     _check_spelling(command, others, names)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import NoneType
 from typing import Any, NamedTuple, NoReturn, get_args, get_origin
@@ -18,7 +20,14 @@ from typing import Any, NamedTuple, NoReturn, get_args, get_origin
 from jsonargparse import ArgumentError, ArgumentParser
 
 from swinv2_tasks.cli.arguments import Option, parameter_name, split_options
-from swinv2_tasks.cli.config_files import TASK_CONFIGS, find_config, flat_settings, plain_settings, read_config
+from swinv2_tasks.cli.config_files import (
+    TASK_CONFIGS,
+    find_config,
+    flat_settings,
+    named_task,
+    plain_settings,
+    read_config,
+)
 from swinv2_tasks.cli.help import USAGES
 from swinv2_tasks.cli.settings import (
     HOMES,
@@ -112,13 +121,6 @@ def explain_overlay(configs: Mapping[Path, Any]) -> str | None:
         if wanted not in (None, tasks[0]):
             return f"{path} goes over {under[1]}, not over a {tasks[0]}; leave it out, or name your task's own overlay."
     return None
-
-
-def named_task(config: Any) -> str | None:
-    """The task that a config names, without its module; None where it names none."""
-    model = plain_settings(config or {}).get("model")
-    name = model.get("class_path") if isinstance(model, Mapping) else model
-    return name.rpartition(".")[2] if isinstance(name, str) else None
 
 
 def given_values(options: Sequence[Option], configs: Mapping[Path, Any]) -> list[Given]:
@@ -359,8 +361,16 @@ def explain_class(settings: Settings, given: Given) -> str | None:
     if not isinstance(given.value, str) or (given.value[:1] in "{[" and given.value):
         return None
     choices = class_choices(settings, given.name)
-    short = given.value.rpartition(".")[2]
+    module, _, short = given.value.rpartition(".")
+    package = module.partition(".")[0]
     chosen = find_class(given.value)
+    if chosen is None and package and package not in sys.modules:
+        if find_spec(package) is not None:  # not read: another mistake came first
+            return None
+        return (
+            f"{given.source}: there is no module {package} for {given.value}; install it, or put its folder into "
+            f"PYTHONPATH, as in PYTHONPATH=. swinv2-tasks …"
+        )
     if not given.value:
         problem = f"{given.source}: it is given no value"
     elif chosen is None:

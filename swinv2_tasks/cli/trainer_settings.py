@@ -67,15 +67,26 @@ def explain_refusal(command: str, options: Sequence[Option], defaults: Any, mess
         if find_class(value) is not None:
             stated = merge_settings(stated, nested_setting(option_setting(option), {"class_path": value}))
 
+    settings = settings_of(stated, vars(defaults))
+    return explain(settings, given_values(options, configs), command, message)
+
+
+def settings_of(stated: Mapping[str, Any], defaults: Mapping[str, Any]) -> Settings:
+    """All settings of fit, validate, test and predict.
+
+    Args:
+        stated: what configs and options say, as ``plain_settings`` gives it.
+        defaults: values of the settings that are no parts of the model or the data.
+    """
     roots: dict[str, Any] = {"trainer": Trainer, "checkpoint": ModelCheckpoint, "save": RunCheckpoint}
     settings = Settings(roots, stated, LINKED)
     for name, base in (("model", LightningModule), ("data", LightningDataModule)):
         settings.add_part(name, base, stated.get(name))
-    for name, value in vars(defaults).items():
+    for name, value in defaults.items():
         if not settings.knows(name):
             settings.add(name, TYPES.get(name, Any), value)
     settings.add("print_config", Any)
-    return explain(settings, given_values(options, configs), command, message)
+    return settings
 
 
 def check_folders(trainer: Mapping[str, Any]) -> None:

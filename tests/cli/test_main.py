@@ -77,33 +77,6 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"{__version__}\n"
 
 
-@pytest.mark.parametrize(
-    ("command", "words"),
-    [
-        ("fit", "--ckpt_path"),
-        ("validate", "--ckpt_path"),
-        ("test", "--ckpt_path"),
-        ("predict", "--ckpt_path"),
-        ("weights", "inspect"),
-        ("weights inspect", "file"),
-        ("weights convert", "--format"),
-        ("data optimize", "--skip_faulty"),
-        ("sample-data", "folder"),
-        ("demo", "runs"),
-        ("sweep", "--windows"),
-    ],
-)
-def test_every_command_has_help(command: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    try:
-        status: Any = main([*command.split(), "--help"])
-    except SystemExit as end:
-        status = end.code
-    assert status == 0
-    out = capsys.readouterr().out
-    assert out.splitlines()[0].replace(" [options]", "").startswith(f"usage: swinv2-tasks {command}")
-    assert words in out
-
-
 def test_help_of_a_config_shows_the_tasks_own_options(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["fit", "--model.help=swinv2_tasks.tasks.ClassificationTask"])

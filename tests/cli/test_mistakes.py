@@ -173,6 +173,7 @@ VALUES = [
         ("--trainer.fast_dev_run perhaps", "'perhaps' is not", "true or false"),
         ("--guard.max_skipped_steps few", "'few' is not a whole number", "as in --guard.max_skipped_steps 0"),
         ("--model Nothing", "model: there is no 'Nothing'", "there are ClassificationTask, DetectionTask"),
+        ("--model.optimizer mine.Adam", "there is no module mine for mine.Adam", "PYTHONPATH=. swinv2-tasks"),
         ("--model ClasificationTask", "there is no 'ClasificationTask'", "did you mean ClassificationTask?"),
         ("--model.backbone swinv2_smal", "there is no 'swinv2_smal'", "did you mean swinv2_small?"),
         ("--model.optimizer SDG", "model.optimizer: there is no 'SDG'", "did you mean SGD?"),
