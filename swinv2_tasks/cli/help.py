@@ -162,7 +162,7 @@ EXAMPLES = {
     ),
     "predict": (
         "--ckpt_path best.ckpt --data.source photo.jpg",
-        "--ckpt_path best.ckpt --data.source 'a/*.jpg' --output out",
+        "--ckpt_path best.ckpt --data.source '*.jpg' --output out",
         "--config imagenet.yaml --model.weights weights.pth \\\n      --data.source photos/",
     ),
 }
@@ -177,7 +177,6 @@ SETTINGS = {
     "runs DIR": "folder of all runs",
     "seed_everything N": "seed of all random draws",
     "data.root DIR": "folder of the dataset",
-    "data.class_names FILE": "class list",
     "data.batch_size N": "samples per process and step",
     "data.num_workers N": "processes that read; default: from cores",
     "model.weights FILE": "weights to start from, in any format",
@@ -194,23 +193,27 @@ SETTINGS = {
 
 TASK_SETTINGS = {
     "ClassificationTask": {
+        "data.class_names FILE": "class list",
         "data.image_size N": "pixels of an image's side",
         "data.augmentation.mixup N": "strength of mixup; 0: none",
         "model.label_smoothing N": "share of the target over all classes",
     },
     "DetectionTask": {
+        "data.class_names FILE": "class list",
         "data.resize [LONG,SHORT]": "sides of images in pixels",
         "model.detector NAME": "how objects are found",
         "model.detector.masks BOOL": "predict masks beside boxes",
         "model.schedule.milestones L": "epochs at which the rate falls",
     },
     "SegmentationTask": {
+        "data.class_names FILE": "class list",
         "data.crop_size N": "pixels of a training crop's side",
         "data.background NAME": "what 0 is: ignore or class",
         "model.decoder NAME": "UPerNet, or your own",
         "model.inference.mode NAME": "whole or slide, over large images",
     },
     "VideoClassificationTask": {
+        "data.class_names FILE": "class list",
         "data.image_size N": "pixels of a clip's side",
         "data.sampling.frames N": "frames of a clip",
         "data.sampling.stride N": "every how many frames one is taken",

@@ -41,28 +41,36 @@ USAGE = """\
 swinv2-tasks: Swin Transformer V2, every downstream task of the paper
 
 Train and use a model
-  fit        --config imagenet.yaml [--any.key value]     train, and evaluate after each epoch
-  fit        --resume runs/imagenet/3                     resume a run, exactly where it was
-  validate   --ckpt_path CKPT | --config CONFIG …         evaluate on the validation data
-  test       --ckpt_path CKPT | --config CONFIG …         evaluate on the test data
+  fit        --config imagenet.yaml [--any.key value]
+                                    train, and evaluate after each epoch
+  fit        --resume runs/imagenet/3
+                                    resume a run, exactly where it was
+  validate   --ckpt_path CKPT       evaluate on the validation data
+  test       --ckpt_path CKPT       evaluate on the test data
   predict    --ckpt_path CKPT --data.source FILE|FOLDER|GLOB
-  sweep      --ckpt_path CKPT --windows 8 16 --sizes 256 512   metric, speed and memory at each
+  sweep      --ckpt_path CKPT --windows 8 16 --sizes 256 512
+                                    metric, speed and memory at each
 
 Other commands
   memory     --config CONFIG [--any.key value] [--gpu 24GiB]
-                                           what training takes, without doing it, and what would make it fit
-  score ade20k --annotations DIR --predictions DIR         score label maps that lie on disk
-  score coco --annotations FILE --predictions FILE         score detections that lie on disk
-  weights inspect FILE                     what a checkpoint is: format, variant, windows, head
-  weights convert IN OUT --format timm     write a checkpoint in another format
-  data check kinetics FOLDER               decode every video, list those that fail, write clean lists
-  data optimize imagenet FOLDER OUT        write its images into shards, to be streamed
-  sample-data FOLDER                       write small synthetic datasets for all tasks
-  configs                                  list the configs that --config can name
-  demo                                     train, evaluate and predict on them, in minutes on a CPU
-                                           (--short true: six steps of each, to see whether all works)
+                                    what training takes, without doing it, and
+                                    what would make it fit
+  score ade20k --annotations DIR --predictions DIR
+                                    score label maps that lie on disk
+  score coco --annotations FILE --predictions FILE
+                                    score detections that lie on disk
+  weights inspect FILE              what a checkpoint is: format, windows, head
+  weights convert IN OUT --format timm
+                                    write a checkpoint in another format
+  data check kinetics FOLDER        decode every video, list those that fail
+  data optimize imagenet FOLDER OUT write its images into shards, to be streamed
+  sample-data FOLDER                write small datasets for all tasks
+  configs                           list the configs that --config can name
+  demo                              train, evaluate, predict on small datasets,
+                                    in minutes on a CPU; --short true: six steps
 
-swinv2-tasks COMMAND --help says what it takes, swinv2-tasks fit --config CONFIG --print_config all values."""
+swinv2-tasks COMMAND --help says what a command takes,
+swinv2-tasks fit --config CONFIG --print_config prints all values."""
 
 COMMANDS: dict[str, tuple[str, str | tuple[str, ...], bool]] = {
     "score": ("commands.score", ("ade20k", "coco"), False),
