@@ -69,9 +69,9 @@ COCO's twelve numbers for boxes and masks, and a table of classes.
 
   --annotations FILE   in COCO's format
   --predictions FILE   detections as COCO takes submissions: a JSON list
-  --iou_type bbox segm what is scored; default: all that the files hold
+  --iou-type bbox segm what is scored; default: all that the files hold
   --backend NAME       pycocotools, or faster_coco_eval of the extra `fast`
-  --max_dets N         detections that count of an image and class; default: 100
+  --max-dets N         detections that count of an image and class; default: 100
   --json FILE          write the scores to a file as well""",
     "weights inspect": """
 What a checkpoint is: format, variant, windows, head and names that do not fit.

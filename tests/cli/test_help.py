@@ -86,7 +86,7 @@ def test_a_screen_has_all_options_of_its_command(typed: str, capsys: pytest.Capt
         if parameter.name != "arguments" and not (by_position and parameter.default is parameter.empty)
     }
     screen = printed_by(typed, capsys).partition("\n")[2].partition("All other options")[0]
-    shown = {name.partition(".")[0] for name in re.findall(r"^ +--([\w.]+)", screen, re.M)}
+    shown = {name.partition(".")[0].replace("-", "_") for name in re.findall(r"^ +--([\w.-]+)", screen, re.M)}
     assert shown == own
 
 
