@@ -169,7 +169,7 @@ EXAMPLES = {
 
 SETTINGS = {
     "config CONFIG": "a task's config, then overlays over it",
-    "resume RUN": "go on with a run, exactly where it was",
+    "resume RUN": "continue a run, exactly where it was",
     "ckpt_path FILE": "a run's checkpoint: its model and settings",
     "data.source FILES": "file, folder or quoted pattern to predict",
     "output DIR": "where results go; default: the run's folder",

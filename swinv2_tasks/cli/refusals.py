@@ -289,7 +289,7 @@ def explain_value(settings: Settings, given: Given) -> str | None:
         return None
     hint, current = settings.values[given.name]
     is_option = given.config is None
-    if is_option and given.value is None and hint is not bool:
+    if is_option and given.value is None and hint is not bool and given.name != "print_config":  # which needs none
         return f"--{given.name} needs a value: {describe_type(hint)}{example(given, hint, current)}"
     if is_option and given.number > 1 and not fits(hint, given.value, is_text=False):
         listed = f"[{str(given.value).replace(' ', ',')}]"

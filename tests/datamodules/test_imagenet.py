@@ -432,7 +432,7 @@ def test_missing_folders(root: Path, tmp_path: Path, stage: str) -> None:
         datamodule(None).setup(stage)
     with pytest.raises(UserError, match=r"nowhere/? does not exist.*train/CLASS.*data\.val_list"):
         datamodule(tmp_path / "nowhere").setup(stage)
-    with pytest.raises(UserError, match=r"data/validation does not exist.*data\.val_dir"):
+    with pytest.raises(UserError, match=r"no validation data .*data/validation.*data\.val_dir"):
         datamodule(root, val_dir="validation").setup(stage)
 
 

@@ -345,7 +345,7 @@ def test_an_evaluation_cannot_be_resumed(trained: Path, tmp_path: Path, capsys: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--resume"], "--resume: nothing is not of a run"),
+        (["--resume"], "--resume: which run?"),
         (["--resume", "nowhere"], "nowhere is not of a run"),
         (["--config=imagenet.yaml", "--resume"], "is not of a run"),
         (
