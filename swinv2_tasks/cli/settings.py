@@ -27,8 +27,8 @@ HOMES = (
 )
 """Modules whose public classes and functions can be named without the module, this package's first."""
 
-PARTS = ("model", "data", "backbone", "position_bias", "decoder", "detector", "augmentation")
-"""Settings that name a class of this package."""
+PARTS = ("model", "data", "backbone", "position_bias", "decoder", "detector", "augmentation", "optimizer")
+"""Settings that name a class of this package or one of torch's optimizers."""
 
 
 class Setting(NamedTuple):
@@ -209,7 +209,10 @@ def find_class(name: str) -> Any:
 
 
 def full_class_names(options: Iterable[Option]) -> list[Option]:
-    """Options in which a class or function of this package is named with its module: the parser finds no others."""
+    """Options in which a class or function of this package, or an optimizer of torch, is named with its module.
+
+    The parser finds none of the former, and of two optimizers of a name, as where bitsandbytes is loaded, neither.
+    """
     return [_with_full_class_name(option) for option in options]
 
 
@@ -217,7 +220,7 @@ def _with_full_class_name(option: Option) -> Option:
     part = option.name.removesuffix(".class_path").rpartition(".")[2].lstrip("-")
     if part not in PARTS or len(option.values) != 1 or not option.values[0].isidentifier():
         return option
-    for home in HOMES[:4]:
+    for home in HOMES[:5]:
         if option.values[0] in importlib.import_module(home).__all__:
             return new_option(option.name, f"{home}.{option.values[0]}")
     return option

@@ -149,8 +149,13 @@ def test_classes_need_no_module_on_the_command_line(config: str, capsys: pytest.
         assert f".{argument.partition('=')[2]}\n" in printed
 
 
+def test_torchs_optimizers_are_told_from_others_of_the_same_name() -> None:
+    (option,) = full_class_names(split_options(["--model.optimizer=SGD"]))
+    assert option.values == ("torch.optim.SGD",)
+
+
 def test_other_names_stay_as_they_are() -> None:
-    options = split_options(["--data.decoder=auto", "--model.optimizer=SGD", "--name=swinv2_tiny"])
+    options = split_options(["--data.decoder=auto", "--trainer.logger=CSVLogger", "--name=swinv2_tiny"])
     assert full_class_names(options) == options
 
 
