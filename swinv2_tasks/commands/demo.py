@@ -58,7 +58,7 @@ def demo(data: str = "data/sample", runs: str = "runs", short: bool = False) -> 
     images = f"--data.root={folder / 'train'}"
     pretraining = run("fit", ["--config=demo_simmim.yaml", f"--runs={runs}", images, *steps])
     tuning = [f"--model.weights={pretraining.folder / 'weights.safetensors'}", "--name=demo_simmim_imagenet"]
-    tuning += ["--trainer.max_epochs=16", *steps]
+    tuning += steps or ["--trainer.max_epochs=16"]
     (metric, value, _), _ = _run("demo_imagenet.yaml", runs, dataset, source, "val/top1", tuning)
     seconds = f"{time.perf_counter() - start:.0f}"
     table.add_row("SimMIM, then classification", metric, value, seconds)
