@@ -26,7 +26,7 @@ from swinv2_tasks.cli.tasks_cli import TasksCLI, run_as
 from swinv2_tasks.commands.sample_data import sample_data
 
 TASKS = ("imagenet", "simmim", "coco", "ade20k", "kinetics")
-SHARES = (0.05, 0.10, 0.25, 0.50, 0.75)
+FRACTIONS = (0.05, 0.10, 0.25, 0.50, 0.75)
 TARGET = 0.10
 """Of an estimate once 5 % of the run have passed."""
 
@@ -81,7 +81,7 @@ class Estimates(Callback):
         """The relative error of the estimated length, at each share of the true one."""
         length = self.end - self.start
         errors = {}
-        for share in SHARES:
+        for share in FRACTIONS:
             moment, left = next(row for row in self.rows if row[0] - self.start >= share * length)
             errors[share] = (moment - self.start + left) / length - 1
         return errors
@@ -102,15 +102,9 @@ def measure(task: str, data: Path, runs: str, changes: list[str]) -> tuple[float
             trainer.callbacks.append(estimates[0])
             return trainer
 
-    arguments = [f"--config=demo_{task}.yaml", f"--data.root={folder}", f"--runs={runs}", *class_list(folder), *changes]
+    arguments = [f"--config=demo_{task}.yaml", f"--data.root={folder}", f"--runs={runs}", *changes]
     run_as(WatchedCLI, "fit", arguments)
     return estimates[0].end - estimates[0].start, estimates[0].errors()
-
-
-def class_list(folder: Path) -> list[str]:
-    """The option that names a dataset's list of classes, where it has one."""
-    names = ("class_names.csv", "objectInfo.txt", "label_map.txt")
-    return [f"--data.class_names={folder / name}" for name in names if (folder / name).is_file()]
 
 
 def main(settings: Settings) -> None:
@@ -122,7 +116,7 @@ def main(settings: Settings) -> None:
         for task in settings.tasks:
             measured[task] = measure(task, Path(settings.data), runs, changes)
 
-    print(f"\n{'training':>10} {'seconds':>8} " + " ".join(f"at {share:4.0%}" for share in SHARES))
+    print(f"\n{'training':>10} {'seconds':>8} " + " ".join(f"at {share:4.0%}" for share in FRACTIONS))
     for task, (seconds, errors) in measured.items():
         print(f"{task:>10} {seconds:8.0f} " + " ".join(f"{error:+7.1%}" for error in errors.values()))
     worst = max(abs(error) for _, errors in measured.values() for error in errors.values())

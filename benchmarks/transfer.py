@@ -77,11 +77,7 @@ STUDIES = {
     "signs": Study(
         "demo_imagenet.yaml",
         (
-            *(
-                "--data.class_names=null",
-                "--data.augmentation.horizontal_flip=0.0",
-                "--model.backbone.init_args.embed_dim=24",
-            ),
+            *("--data.augmentation.horizontal_flip=0.0", "--model.backbone.init_args.embed_dim=24"),
             *("--trainer.gradient_clip_val=5.0", "--model.optimizer.lr=3e-3", "--model.schedule.warmup_epochs=4"),
         ),
         40,
@@ -253,7 +249,7 @@ def main(settings: Settings) -> None:
     scenes = sample / "ade20k"
     data = {
         "signs": [f"--data.root={settings.signs or sample / 'imagenet'}"],
-        "segmentation": [f"--data.root={scenes}", f"--data.class_names={scenes / 'objectInfo.txt'}"],
+        "segmentation": [f"--data.root={scenes}"],
         "detection": [f"--data.root={sample / 'coco'}"],
     }
     runs: list[Run] = []

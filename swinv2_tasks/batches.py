@@ -214,12 +214,14 @@ class TaskData:
         batch_size: samples per batch and process.
         published_classes: number of classes of the dataset that the recipes were published for, which is assumed where
             there is no dataset to ask.
+        image_channels: channels of the images or clips, which the backbone must take.
         size_setting: name of the argument that says at which size images are evaluated: a side, or several of which the
             shortest counts; at another size their proportions stay.
     """
 
     batch_size: int | None = None
     published_classes: int = 1000
+    image_channels: int | None = None
     size_setting: str | None = None
 
     @property

@@ -10,6 +10,7 @@ import torch
 
 from swinv2_tasks import tasks
 from swinv2_tasks.backbone import SwinTransformerV2
+from swinv2_tasks.datamodules import ADE20KDataModule, CocoDataModule
 from swinv2_tasks.datamodules.base import BaseDataModule
 from swinv2_tasks.datamodules.transforms.augmentation import Augmentation
 from swinv2_tasks.errors import UserError
@@ -29,7 +30,7 @@ def config_from_checkpoint(path: str, *, predict: bool = False) -> dict[str, Any
 
     Args:
         path: a checkpoint of a run.
-        predict: classes are then stated by the checkpoint, so that the dataset need not be there.
+        predict: the dataset need not be there.
 
     Raises:
         UserError: when the file is no checkpoint of a run, or names classes that are not this package's.
@@ -52,8 +53,8 @@ def config_from_checkpoint(path: str, *, predict: bool = False) -> dict[str, Any
         # How the training handled bad samples does not matter for the files to predict.
         for name in ("faulty_samples", "faulty_budget"):
             data_args.pop(name, None)
-    if predict and record["classes"]["ids"]:
-        data_args["class_names"] = [str(class_id) for class_id in record["classes"]["ids"]]
+    if (classes := _stated_classes(record, datamodule, predict)) is not None:
+        data_args["class_names"] = classes
     task_args = _as_config(
         recorded_arguments(getattr(tasks, task["class"]), task["init_args"], path), task["init_args"]
     )
@@ -70,6 +71,14 @@ def config_from_checkpoint(path: str, *, predict: bool = False) -> dict[str, Any
         },
         "data": {"class_path": f"{datamodule.__module__}.{datamodule.__name__}", "init_args": data_args},
     }
+
+
+def _stated_classes(record: Mapping[str, Any], datamodule: type, predict: bool) -> list[str] | None:
+    """The classes for data.class_names, so that no file of the training is needed; None where the data state them."""
+    ids = record["classes"]["ids"]
+    if not ids or (datamodule is CocoDataModule and not predict):  # whose annotations have them, with their ids
+        return None
+    return [*map(str, record["classes"]["names"] if datamodule is ADE20KDataModule else ids)]
 
 
 def _evaluation_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:

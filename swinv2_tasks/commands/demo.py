@@ -49,8 +49,7 @@ def demo(data: str = "data/sample", runs: str = "runs", short: bool = False) -> 
         table.add_column(column, justify="right" if column in ("value", "seconds") else "left")
 
     folder = Path(data) / "imagenet"
-    classes = f"--data.class_names={folder / 'class_names.csv'}"
-    dataset, source = [f"--data.root={folder}", classes], folder / "val" / "*" / "*[05].jpg"
+    dataset, source = [f"--data.root={folder}"], folder / "val" / "*" / "*[05].jpg"
     cells, folders["classification"] = _run("demo_imagenet.yaml", runs, dataset, source, "val/top1", steps)
     table.add_row("classification", *cells)
 
@@ -69,14 +68,13 @@ def demo(data: str = "data/sample", runs: str = "runs", short: bool = False) -> 
     table.add_row("detection", *cells)
 
     folder = Path(data) / "ade20k"
-    dataset = [f"--data.root={folder}", f"--data.class_names={folder / 'objectInfo.txt'}"]
-    source = folder / "images" / "validation"
+    dataset, source = [f"--data.root={folder}"], folder / "images" / "validation"
     cells, folders["segmentation"] = _run("demo_ade20k.yaml", runs, dataset, source, "val/miou", steps)
     table.add_row("segmentation", *cells)
 
     folder = Path(data) / "kinetics"
-    dataset = [f"--data.root={folder}", f"--data.class_names={folder / 'label_map.txt'}"]
-    cells, folders["video"] = _run("demo_kinetics.yaml", runs, dataset, folder / "val", "val/top1", steps)
+    dataset, source = [f"--data.root={folder}"], folder / "val"
+    cells, folders["video"] = _run("demo_kinetics.yaml", runs, dataset, source, "val/top1", steps)
     table.add_row("video", *cells)
 
     Console().print(table)

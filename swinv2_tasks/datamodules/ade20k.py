@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
-from swinv2_tasks.datamodules.classes import abbreviate
+from swinv2_tasks.datamodules.classes import abbreviate, in_root, lists_in_root, take_list
 from swinv2_tasks.datamodules.datasets.segmentation import (
     LabeledScenes,
     Resize,
@@ -31,11 +31,11 @@ from swinv2_tasks.datamodules.readers.label_values import (
     palette_colors,
     possible_codings,
 )
-from swinv2_tasks.datamodules.scene_classes import scene_class_names
-from swinv2_tasks.datamodules.scene_shares import check_shares, describe_shares
+from swinv2_tasks.datamodules.scene_classes import ADE20K_NAMES, scene_class_names
+from swinv2_tasks.datamodules.scene_shares import check_shares, class_pixels, describe_shares
 from swinv2_tasks.datamodules.transforms.classification import IMAGENET_MEAN, IMAGENET_STD, check, height_width
 from swinv2_tasks.datamodules.transforms.segmentation import ADE20KAugmentation, SegmentationAugmentation
-from swinv2_tasks.errors import UserError
+from swinv2_tasks.errors import UserError, printable
 
 _EXPECTED = (
     "Expected data.root with images/training/*.jpg, images/validation/*.jpg, and annotations/training/*.png, "
@@ -43,6 +43,8 @@ _EXPECTED = (
     "list: data.class_names. To have data to try: swinv2-tasks sample-data data/sample."
 )
 
+CLASS_LISTS = ("objectInfo150.txt", "objectInfo.txt", "class_names.txt", "classes.txt", "labels.txt")
+"""Names of files in the root that are taken for the class list."""
 
 MAPS_COUNTED = {"train": 2000, "val": 500}
 """How many label maps of a split are looked at before training, at most."""
@@ -69,7 +71,8 @@ class ADE20KDataModule(BaseDataModule):
         train_dir: Name of the training folder in images and in annotations.
         val_dir: Name of the validation folder in both.
         class_names: The class list, two at least: a text file with a name per line, a table like objectInfo150.txt, or
-            a list. Without it, ADE20K's 150 classes.
+            a list; the file is looked for in root first. Without it, a class list that lies in root (objectInfo150.txt,
+            classes.txt and the like); if there is none, ADE20K's 150 classes.
         background: What 0 is in label maps: `ignore`, no class, and classes count from 1; `class`, the first class.
             None: for ADE20K's classes `ignore`; for others what the label maps show, if they do.
         ignore_label: Further values that are left out, of training and of scores: a number or several; with a palette,
@@ -77,7 +80,7 @@ class ADE20KDataModule(BaseDataModule):
         label_values: Instead of background: the class name of each value, as in {0: sky, 255: road}. Several
             values may be of one class; the first one is written in predictions.
         palette: Label maps hold colors: [R, G, B] of each class in their order; or a text file of `R G B` lines, or
-            `R G B NAME` lines in any order.
+            `R G B NAME` lines in any order, looked for in root first.
         source: What to predict: an image, a folder or a glob pattern.
         mean: Normalization, per RGB channel: subtracted from values in [0, 1].
         std: Normalization, per RGB channel: divides the difference.
@@ -126,6 +129,8 @@ class ADE20KDataModule(BaseDataModule):
         self.val_dir = val_dir
         self.source = source
         self._class_source = class_names
+        if isinstance(palette, str):
+            palette = str(in_root(palette, root))
         self._label_settings = LabelSettings(background, ignore_label, label_values, palette)
         self._coding: LabelCoding | None = None
         self._crop_size = height_width(crop_size, "crop_size")
@@ -134,7 +139,12 @@ class ADE20KDataModule(BaseDataModule):
     @cached_property
     def class_names(self) -> list[str]:
         """Names of the classes, in the order of their indices."""
-        return scene_class_names(self._class_source)
+        if isinstance(self._class_source, str):
+            return scene_class_names(in_root(self._class_source, self.root))
+        if self._class_source is not None:
+            return scene_class_names(self._class_source)
+        lists = {path: _read_found_list(path) for path in lists_in_root(self.root, CLASS_LISTS)}
+        return take_list(lists) if lists else list(ADE20K_NAMES)
 
     @property
     def num_classes(self) -> int:
@@ -203,7 +213,7 @@ class ADE20KDataModule(BaseDataModule):
 
     def _codings(self) -> list[LabelCoding]:
         """The ways to read label maps that settings leave open."""
-        return possible_codings(self.class_names, self._label_settings, is_ade20k=self._class_source is None)
+        return possible_codings(self.class_names, self._label_settings, is_ade20k=self.class_names == [*ADE20K_NAMES])
 
     def _check_label_maps(self, train_pairs: list[tuple[Path, Path]], val_pairs: list[tuple[Path, Path]]) -> None:
         """Makes sure that label maps fit the settings, and prints what share of the pixels each class has."""
@@ -217,6 +227,12 @@ class ADE20KDataModule(BaseDataModule):
             if problem:
                 raise UserError(problem)
         rank_zero_only(print)(describe_shares(coding, train, whole))
+        absent = class_pixels(coding, [*train, *val]).count(0)
+        if absent > len(coding.names) // 2 and self._class_source is None and self.class_names == [*ADE20K_NAMES]:
+            rank_zero_only(print)(
+                "note: without data.class_names, or a class list in data.root, these are ADE20K's names; another "
+                "dataset's classes are named so"
+            )
 
     def _coding_of(self, maps: list[MapCounts]) -> LabelCoding:
         """How these label maps are read."""
@@ -285,3 +301,18 @@ class ADE20KDataModule(BaseDataModule):
                 f"{self.faults.remedy(len(missing))}."
             )
         return pairs
+
+
+def _read_found_list(path: Path) -> list[str]:
+    """The names in a class list that no setting names.
+
+    Raises:
+        UserError: It is none; the message has its name.
+    """
+    try:
+        return scene_class_names(path)
+    except UserError as error:
+        raise UserError(
+            f"{printable(path)}, which lies in data.root, is taken for the class list, as data.class_names names no "
+            f"other: {error}"
+        ) from error

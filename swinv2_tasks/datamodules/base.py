@@ -56,6 +56,7 @@ class BaseDataModule(Recorded, LightningDataModule, TaskData):
     val_dataset: Dataset | None = None
     test_dataset: Dataset | None = None
     predict_dataset: Dataset | None = None
+    image_channels = 3
     size_setting = "image_size"
     eval_batch_size: int | None = None
     """Samples per batch and process in evaluation and prediction; None: as many as in training."""

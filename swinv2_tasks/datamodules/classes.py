@@ -2,9 +2,10 @@
 
 import csv
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -27,6 +28,9 @@ class Classes:
         if repeated:
             raise UserError(f"The class list repeats {abbreviate(repeated)}; expected each id once.")
 
+    def __len__(self) -> int:
+        return len(self.ids)
+
     def index_of(self, labels: Collection[str], where: str | Path) -> dict[str, int]:
         """Class index of each label; labels that mean no class are left out.
 
@@ -41,13 +45,106 @@ class Classes:
         known = {class_id: index for index, class_id in enumerate(self.ids)}
         if all(label in known for label in labels):
             return {label: known[label] for label in labels}
-        if all(label.isdecimal() and int(label) < len(self.ids) for label in labels):
+        if self._are_indices(labels):
             rank_zero_only(print)(
                 f"{where}: labels are numbers and not the classes' ids, so they are taken as indices in the class "
                 f"list: 0 is {self.ids[0]} {self.names[0] if self.names[0] != self.ids[0] else ''}".rstrip()
             )
             return {label: int(label) for label in labels}
         return {label: known[label] for label in labels if label in known}
+
+    def covers(self, labels: Collection[str]) -> bool:
+        """Whether each label means a class, as an id or as an index."""
+        return set(labels) <= set(self.ids) or self._are_indices(labels)
+
+    def _are_indices(self, labels: Collection[str]) -> bool:
+        return all(label.isdecimal() and int(label) < len(self.ids) for label in labels)
+
+
+def in_root(path: str | Path, root: str | None) -> Path:
+    """Where a file is that a setting names: in the dataset's root if it is there, else as seen from here."""
+    path = Path(path).expanduser()
+    inside = Path(root or "").expanduser() / path
+    return inside if inside.is_file() else path
+
+
+def lists_in_root(root: str | None, names: Iterable[str]) -> list[Path]:
+    """The class lists that lie in a dataset's root under one of these names."""
+    if root is None:
+        return []
+    return [path for path in (Path(root).expanduser() / name for name in names) if path.is_file()]
+
+
+def find_class_list(
+    root: str | None, names: Iterable[str], read: Callable[[Path], Classes], labels: Collection[str]
+) -> Classes | None:
+    """The class list that lies in a dataset's root, if one does that is of this dataset; which one is printed.
+
+    Args:
+        root: The dataset's folder.
+        names: What class lists are called there.
+        read: Reads one.
+        labels: The dataset's labels, all of which the list must have.
+
+    Raises:
+        UserError: Several lists have the labels, in another order or with other names.
+    """
+    lists: dict[Path, Classes] = {}
+    for path in lists_in_root(root, names):
+        reason = ""
+        try:
+            classes = read(path)
+        except UserError as error:
+            reason = str(error)
+        else:
+            missing = sorted(set(labels) - set(classes.ids))
+            reason = "" if classes.covers(labels) else f"it lacks {abbreviate(missing)}"
+
+        if reason:
+            rank_zero_only(print)(f"{printable(path)} is not taken for the class list of this dataset: {reason}")
+        else:
+            lists[path] = classes
+    return take_list(lists) if lists else None
+
+
+T = TypeVar("T", bound=Sized)
+
+
+def take_list(lists: Mapping[Path, T]) -> T:
+    """What the class lists in a dataset's root hold, which is printed.
+
+    Args:
+        lists: The files, and what each of them holds.
+
+    Raises:
+        UserError: They are not the same.
+    """
+    (path, classes), *others = lists.items()
+    for other, content in others:
+        if content != classes:
+            raise UserError(
+                f"{printable(path)} and {printable(other)} are both class lists, but not the same: name the one of "
+                "this dataset with data.class_names."
+            )
+    rank_zero_only(print)(f"classes: the {len(classes)} of {printable(path)} (data.class_names names another list)")
+    return classes
+
+
+def mention_unused(classes: Sequence[str], labels: Iterable[int], samples: str) -> None:
+    """Prints which classes have no training sample.
+
+    Args:
+        classes: The classes, as they are to be called.
+        labels: Class index of each training sample.
+        samples: What a sample is, for the message, as `image`.
+    """
+    used = set(labels)
+    unused = [name for index, name in enumerate(classes) if index not in used]
+    if unused:
+        rank_zero_only(print)(
+            f"{len(unused)} of {len(classes)} classes {'has' if len(unused) == 1 else 'have'} no training {samples} "
+            f"and cannot be learned: {abbreviate(unused)}"
+        )
 
 
 def read_classes(source: str | Path | Sequence[str]) -> Classes:

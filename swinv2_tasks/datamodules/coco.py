@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from swinv2_tasks.batches import IGNORED
 from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
-from swinv2_tasks.datamodules.classes import abbreviate
+from swinv2_tasks.datamodules.classes import abbreviate, mention_unused
 from swinv2_tasks.datamodules.datasets.detection import (
     EvaluatedObjects,
     PredictedObjects,
@@ -307,6 +307,8 @@ class CocoDataModule(BaseDataModule):
                 f"image.{crowd_hint(counts)}"
             )
         self._report_left_out(annotations, counts, kept.count(False))
+        labels = (target.label for image in cleaned for target in image.objects)
+        mention_unused(_named(annotations.class_ids, annotations.class_names), labels, "object")
 
         stuff = None
         if self.train_stuff is not None and self.stuff_classes:

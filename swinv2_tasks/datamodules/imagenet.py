@@ -15,7 +15,16 @@ from PIL import Image
 from torch import Tensor
 
 from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
-from swinv2_tasks.datamodules.classes import Classes, abbreviate, check_several, classes_of_folders, read_classes
+from swinv2_tasks.datamodules.classes import (
+    Classes,
+    abbreviate,
+    check_several,
+    classes_of_folders,
+    find_class_list,
+    in_root,
+    mention_unused,
+    read_classes,
+)
 from swinv2_tasks.datamodules.datasets.classification import (
     LabeledImages,
     MixCollate,
@@ -43,6 +52,12 @@ _EXPECTED = (
     "data.class_names; ReaL labels: data.real_labels. To have data to try: swinv2-tasks sample-data data/sample."
 )
 
+CLASS_LISTS = (
+    *("class_names.csv", "class_names.txt", "classes.csv", "classes.txt", "labels.csv", "labels.txt"),
+    "LOC_synset_mapping.txt",  # ImageNet's, as Kaggle has it
+)
+"""Names of files in the root that are taken for the class list."""
+
 
 class ImageNetDataModule(BaseDataModule):
     """Image classification from an ImageNet folder: ``train/CLASS/*.JPEG`` and ``val/CLASS/*.JPEG``.
@@ -62,12 +77,14 @@ class ImageNetDataModule(BaseDataModule):
         train_dir: Folder of training classes, relative to root.
         val_dir: Folder of validation classes, relative to root.
         class_names: The class list: a text file of `ID` or `ID NAME` lines, a CSV file of `ID,NAME`, or a list of
-            ids. Without it, the sorted folder names of train_dir are the classes; of val_dir, if there is no train_dir.
-        val_list: Text file of `relative/path label` lines for a val_dir without class folders; paths are relative
-            to val_dir, labels are class ids or indices.
+            ids; the file is looked for in root first. Without it, a class list that lies in root (class_names.csv,
+            classes.txt and the like) is taken; if there is none, the sorted folder names of train_dir are the classes;
+            of val_dir, if there is no train_dir.
+        val_list: Text file of `relative/path label` lines for a val_dir without class folders, looked for in root
+            first; paths are relative to val_dir, labels are class ids or indices.
         real_labels: JSON of ReaL labels: a list with one list of class indices for each validation image, in the order
             of the numbers in their names (ILSVRC2012_val_00000001.JPEG is the first), or an object of file names
-            and such lists. Evaluation then has several correct labels of an image, or none.
+            and such lists; looked for in root first. Evaluation then has several correct labels of an image, or none.
         source: What to predict: an image, a folder or a glob pattern.
         mean: Normalization, per RGB channel: subtracted from values in [0, 1].
         std: Normalization, per RGB channel: divides the difference.
@@ -131,11 +148,19 @@ class ImageNetDataModule(BaseDataModule):
 
     @cached_property
     def _classes(self) -> Classes:
+        if isinstance(self._class_source, str):
+            return read_classes(in_root(self._class_source, self.root))
         if self._class_source is not None:
             return read_classes(self._class_source)
-        name = self.train_dir if self.has("train") or self._shards(self.train_dir) else self.val_dir
-        shards = self._shards(name)
-        return shards.classes if shards else classes_of_folders(self._folder(name))
+        if shards := self._shards(self._first_dir):
+            return shards.classes
+        folders = classes_of_folders(self._folder(self._first_dir))
+        return find_class_list(self.root, CLASS_LISTS, read_classes, folders.ids) or folders
+
+    @property
+    def _first_dir(self) -> str:
+        """The folder whose subfolders are the classes, where nothing else says what they are."""
+        return self.train_dir if self.has("train") or self._shards(self.train_dir) else self.val_dir
 
     def example_batch(self, batch_size: int, num_classes: int) -> dict[str, Any]:
         """A training batch of the images' size, of arbitrary values; labels are those that mixing makes."""
@@ -162,8 +187,9 @@ class ImageNetDataModule(BaseDataModule):
                 self.train_permute = shards.shuffling()
             else:
                 samples = self.samples("train")
-                labels = (label for _, label in samples if isinstance(label, int))
+                labels = [label for _, label in samples if isinstance(label, int)]
                 check_several(self._classes, self._folder(self.train_dir), self._setting("train"), labels)
+                mention_unused(self.class_ids, labels, "image")
                 self.train_dataset = LabeledImages(samples, self.num_classes, transform)
             self.train_collate = MixCollate(self.augmentation.build_mixing(self.num_classes))
         if stage == "fit" or self.trainer is not None:  # reading images of one class is fine
@@ -196,14 +222,14 @@ class ImageNetDataModule(BaseDataModule):
         """
         folder = self._folder(self._dir(split))
         if split == "val" and self.val_list is not None:
-            samples = listed_samples(folder, self.val_list, self._classes)
+            samples = listed_samples(folder, in_root(self.val_list, self.root), self._classes)
         else:
             # With a class list of its own, a folder may be there for classes that this copy has no images of.
             allow_empty = self._class_source is not None
             samples = folder_samples(folder, self._classes, self._setting(split), allow_empty)
         if split == "train" or self.real_labels is None:
             return samples
-        return with_real_labels(samples, self.real_labels, self.num_classes)
+        return with_real_labels(samples, in_root(self.real_labels, self.root), self.num_classes)
 
     def _setting(self, split: str) -> str:
         """What names the folder of a split, as messages write it."""
@@ -248,7 +274,7 @@ class ImageNetDataModule(BaseDataModule):
         if self.real_labels is None:
             return None
         named: list[Sample] = [(shards.name(index), 0) for index in range(len(shards))]
-        return [label for _, label in with_real_labels(named, self.real_labels, self.num_classes)]
+        return [label for _, label in with_real_labels(named, in_root(self.real_labels, self.root), self.num_classes)]
 
     def _path(self, name: str) -> Path:
         return Path(self.root or "").expanduser() / name

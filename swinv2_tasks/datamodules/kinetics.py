@@ -16,7 +16,15 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
-from swinv2_tasks.datamodules.classes import Classes, abbreviate, check_several, classes_of_folders
+from swinv2_tasks.datamodules.classes import (
+    Classes,
+    abbreviate,
+    check_several,
+    classes_of_folders,
+    find_class_list,
+    in_root,
+    mention_unused,
+)
 from swinv2_tasks.datamodules.datasets.video import EvaluatedClips, TrainingClips
 from swinv2_tasks.datamodules.readers.video_lists import folder_videos, list_labels, listed_videos, read_label_map
 from swinv2_tasks.datamodules.readers.video_verdicts import look_up
@@ -42,6 +50,12 @@ _EXPECTED = (
     "data.files.train_videos, data.files.train_list, data.files.val_videos, data.files.val_list; names of classes: "
     "data.class_names. To have data to try: swinv2-tasks sample-data data/sample."
 )
+
+CLASS_LISTS = (
+    *("label_map.txt", "label_map.json", "class_names.txt", "classes.txt", "labels.txt"),
+    "kinetics_classnames.json",
+)
+"""Names of files in the root that are taken for the label map."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +124,9 @@ class KineticsDataModule(BaseDataModule):
         sampling: Which frames of a video a clip is made of.
         views: Over how many views of a video evaluation averages.
         files: Where the videos of each split are.
-        class_names: The label map: a text file of a label per line, JSON, or a list. Without it, the labels in the
-            training list, or its class folders, sorted.
+        class_names: The label map: a text file of a label per line, JSON, or a list; the file is looked for in root
+            first. Without it, a label map that lies in root (label_map.txt, classes.txt and the like); if there is
+            none, the labels in the training list, or its class folders, sorted.
         source: What to predict: a video, a folder or a glob pattern.
         check_source: Prediction: decode every frame of a video before its first sample, so that corrupt frames outside
             of its clips are found too, as `data check` finds them.
@@ -183,8 +198,15 @@ class KineticsDataModule(BaseDataModule):
 
     @cached_property
     def _classes(self) -> Classes:
+        if isinstance(self._class_source, str):
+            return read_label_map(in_root(self._class_source, self.root))
         if self._class_source is not None:
             return read_label_map(self._class_source)
+        used = self._used_classes()
+        return find_class_list(self.root, CLASS_LISTS, read_label_map, used.ids) or used
+
+    def _used_classes(self) -> Classes:
+        """The labels in the training list, or its class folders."""
         for split in ("train", "val"):
             if (path := self._list(split)) is not None:
                 labels = list_labels(path)
@@ -216,6 +238,7 @@ class KineticsDataModule(BaseDataModule):
         if stage == "fit" and self.train_dataset is None:
             videos, faulty = self._present("train")
             self._check_several(label for _, label in videos)
+            mention_unused(self.class_ids, (label for _, label in videos), "video")
             transform = self._train_transform()
             self.train_dataset = TrainingClips(videos, self.sampling, transform, self.decoder, faulty)
         if self.val_dataset is None and stage != "test" and self.needs_validation(stage):

@@ -1,4 +1,4 @@
-"""The classes of a task: taken over from the data or a checkpoint, and checked against those known already."""
+"""What model and data must agree on: classes, taken over from the data or a checkpoint, and channels."""
 
 from __future__ import annotations
 
@@ -7,10 +7,25 @@ from typing import Any
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from swinv2_tasks.batches import task_data
+from swinv2_tasks.batches import TaskData, task_data
 from swinv2_tasks.datamodules.classes import abbreviate
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.weights import LoadReport
+
+
+def check_channels(task: Any, data: TaskData) -> None:
+    """Makes sure that a task's backbone takes the images of the data, where these say how many channels they have.
+
+    Raises:
+        UserError: it takes images of other channels.
+    """
+    expected = getattr(getattr(task, "backbone", None), "in_channels", None)
+    channels = data.image_channels
+    if None not in (expected, channels) and expected != channels:
+        raise UserError(
+            f"model.backbone.in_channels is {expected}, but the data's images have {channels} channels: set it to "
+            f"{channels}, or write a datamodule of your own that yields {expected}"
+        )
 
 
 class ClassAwareTask(LightningModule):
@@ -38,10 +53,12 @@ class ClassAwareTask(LightningModule):
         """Takes over the classes of the data.
 
         Raises:
-            UserError: they are not those of the checkpoint, or not as many as ``num_classes``.
+            UserError: they are not those of the checkpoint, or not as many as ``num_classes``; or the images have
+                another number of channels than the backbone.
         """
         super().setup(stage)
         data = task_data(self.trainer)
+        check_channels(self, data)
         if stage != "predict" and data.class_ids is not None:  # to predict, the data need not know its classes
             ids = list(data.class_ids)
             self.set_classes(ids, list(data.class_names or map(str, ids)), "the data")

@@ -18,6 +18,7 @@ from swinv2_tasks.cli.parser import TasksArgumentParser
 from swinv2_tasks.cli.tasks_cli import ParseOnlyCLI, run_as
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.tasks.base import BaseTask
+from swinv2_tasks.training.classes import check_channels
 
 Sharding = Literal["none", "optimizer", "full"]
 
@@ -100,6 +101,7 @@ def read_training(arguments: Sequence[str], num_classes: int | None = None, proc
         raise UserError(
             f"memory estimates tasks of this package, and {type(task).__name__} is none: derive it from BaseTask"
         )
+    check_channels(task, data)
 
     sharding = _sharding_of(trainer["strategy"])
     if processes is None:
