@@ -202,21 +202,25 @@ def describe_fit(base: Estimate, cheapest: Estimate | None, training: Training, 
         training: what the plans change.
         gpu: the GPU's memory in bytes.
     """
-    allowance = f"less {format_size(CONTEXT_BYTES)} for CUDA, and {LOST_SHARE:.0%}"
-    room = f"{format_size(available_bytes(gpu))} of {format_size(gpu)} ({allowance})"
+    room = f"{format_size(available_bytes(gpu))} of {format_size(gpu)}"
+    allowance = f"    left out: {format_size(CONTEXT_BYTES)} for CUDA, and {LOST_SHARE:.0%}"
     if cheapest is not None and cheapest.plan == base.plan:
-        return f"fits: {format_size(base.total)} into {room}"
+        return f"fits: {format_size(base.total)} into {room}\n{allowance}"
 
-    lines = [f"does not fit: {format_size(base.total)} into {room}"]
+    lines = [f"does not fit: {format_size(base.total)} into {room}", allowance]
     if cheapest is not None:
-        arguments = " ".join(arguments for _, arguments in list_changes(cheapest.plan, training))
+        # An option a line, which a shell takes as one: no terminal breaks them where they could not be copied.
+        arguments = " \\\n    ".join(arguments for _, arguments in list_changes(cheapest.plan, training))
         lines += [f"cheapest that fits: {format_size(cheapest.total)}, with", f"    {arguments}"]
         return "\n".join(lines)
 
     processes = "several processes (--processes N)"
     if training.processes > 1:
         processes = f"more than {training.processes} processes"
-    lines += [f"no combination of memory-saving options fits: use {processes}, smaller images or another model"]
+    lines += [
+        "no combination of memory-saving options fits:",
+        f"    use {processes}, smaller images or another model",
+    ]
     return "\n".join(lines)
 
 

@@ -182,4 +182,4 @@ def count_classes(data: Any) -> tuple[int, str]:
         return data.num_classes, ""
     except UserError:
         number = 21_841 if "22k" in str(data.root) else data.published_classes
-        return number, f"{number} classes assumed: no dataset in {data.root}; set another number by --num_classes"
+        return number, f"{number} classes assumed: no dataset in {data.root}; others: --num_classes N"
