@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, NoReturn, get_args, get_origin
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from swinv2_tasks.cli.allowed import explain_denied
 from swinv2_tasks.cli.arguments import Option, parameter_name, split_options
 from swinv2_tasks.cli.config_files import (
     TASK_CONFIGS,
@@ -432,6 +433,8 @@ def condense(message: str, command: str) -> str:
     """The parser's message without its types: the first setting that it names, and the last thing that it says."""
     if "No module named 'bitsandbytes'" in message:
         return "model.optimizer: 8-bit optimizers need bitsandbytes: pip install 'swinv2-tasks[8bit]'"
+    if denied := re.search(r"Importing '([\w.]+)' is not allowed", message):
+        return explain_denied(denied[1])
     required = re.search(r"the following arguments are required: ([\w., ]+)", message)
     keys = re.findall(r'Parser key "([\w.]+)"', message)
     lines = [line.strip(" -") for line in message.splitlines() if line.strip() and not NOISE.match(line)]

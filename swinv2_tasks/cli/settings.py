@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
+from swinv2_tasks.cli.allowed import PARTS, is_allowed
 from swinv2_tasks.cli.arguments import Option, new_option
 
 HOMES = (
@@ -26,9 +27,6 @@ HOMES = (
     "lightning.pytorch.callbacks",
 )
 """Modules whose public classes and functions can be named without the module, this package's first."""
-
-PARTS = ("model", "data", "backbone", "position_bias", "decoder", "detector", "augmentation", "optimizer")
-"""Settings that name a class of this package or one of torch's optimizers."""
 
 
 class Setting(NamedTuple):
@@ -197,7 +195,7 @@ def find_class(name: str) -> Any:
     """
     module_name, _, last = name.rpartition(".")
     for home in [module_name] if module_name else HOMES:
-        if home.partition(".")[0] not in ("swinv2_tasks", "torch", "lightning") and home not in sys.modules:
+        if not is_allowed(home) and home not in sys.modules:
             return None
         try:
             member = getattr(importlib.import_module(home), last, None)

@@ -43,6 +43,7 @@ from swinv2_tasks.callbacks import (
 )
 from swinv2_tasks.callbacks.notices import filter_warnings, quiet_lightning
 from swinv2_tasks.callbacks.prediction_folder import bad_files
+from swinv2_tasks.cli.allowed import check_names, restrict_imports, take_allowed
 from swinv2_tasks.cli.arguments import (
     Option,
     find_configs,
@@ -475,12 +476,15 @@ def run_as(cli: Callable[[list[str], Path | None], CLI], command: str, arguments
     Raises:
         UserError: for an error in configs, data or checkpoints.
     """
-    options, resume = find_configs(name_positional(command, split_options(arguments))), None
+    options, modules = take_allowed(split_options(arguments))
+    options, resume = find_configs(name_positional(command, options)), None
     if command == "fit":
         options, resume = find_resumed_run(options)
     for config in values_of(options, "--config"):
         if (fault := explain_file(Path(config))) is not None:
             raise ArgumentsError(fault)
+    check_names(options, modules)
+    restrict_imports(modules)
     check_linked(options)
     options, notes = order_options(options)
     _prepare_messages()
