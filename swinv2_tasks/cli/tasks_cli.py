@@ -58,6 +58,7 @@ from swinv2_tasks.cli.arguments import (
 from swinv2_tasks.cli.config_files import WHICH_CONFIGS, explain_file
 from swinv2_tasks.cli.configs import config_from_checkpoint
 from swinv2_tasks.cli.parser import ParsedTrainer, TasksArgumentParser
+from swinv2_tasks.cli.released import name_classes, state_classes
 from swinv2_tasks.cli.settings import full_class_names
 from swinv2_tasks.cli.trainer_settings import check_devices, check_folders, check_linked, explain_refusal
 from swinv2_tasks.datamodules.readers.images import MAX_PIXELS, restored_limit
@@ -264,6 +265,7 @@ class TasksCLI(CheckpointCheckingCLI):
                 raise UserError(
                     "predict needs a trained model: --ckpt_path CHECKPOINT of a run, or --model.weights FILE"
                 )
+            state_classes(config, self.arguments[1:])
         elif self.subcommand != "fit" and not weights:
             untrained = f"{self.subcommand}: neither --ckpt_path nor --model.weights is given: the model is untrained"
             rank_zero_only(print)(untrained)
@@ -274,6 +276,8 @@ class TasksCLI(CheckpointCheckingCLI):
         sharded = f"{ShardedStrategy.__module__}.{ShardedStrategy.__name__}"
         with blocks_on_meta_device() if getattr(strategy, "class_path", None) == sharded else nullcontext():
             super().instantiate_classes()
+        if self.subcommand == "predict" and self._config["ckpt_path"] is None and isinstance(self.model, BaseTask):
+            name_classes(self.model, task_data(self))
 
     def _find_checkpoint(self) -> None:
         """Takes the newest intact checkpoint of the run that is resumed."""

@@ -1,0 +1,69 @@
+"""How many classes the head of a checkpoint has, of any format, read off the shapes of its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from os import PathLike
+from typing import Literal
+
+from swinv2_tasks.errors import UserError
+from swinv2_tasks.weights.files import Checkpoint, read_checkpoint
+from swinv2_tasks.weights.formats import State, detect_format, from_official, to_official
+
+HeadKind = Literal["classification", "segmentation", "detection"]
+
+CLASSIFIERS: dict[str, tuple[HeadKind, int]] = {
+    "head.fc.weight": ("classification", 0),
+    "head.decoder.classifier.1.weight": ("segmentation", 0),
+    "head.box.classes.weight": ("detection", 1),
+    "head.boxes.0.classes.weight": ("detection", 1),
+}
+"""Tensors of tasks with a row per class: the kind of head that they are of, and how many rows are of no class."""
+
+
+def count_classes(source: str | PathLike[str], kind: HeadKind) -> int:
+    """How many classes a checkpoint's head of a kind has.
+
+    Args:
+        source: file or folder, in any format of ``load_weights``.
+        kind: of the head that is looked for.
+
+    Raises:
+        UserError: the file cannot be read or is of another architecture, has no such head, or is of a run, whose
+            classes are known by more than their number.
+    """
+    checkpoint = read_checkpoint(source)
+    recorded = checkpoint.record.get("classes") or {}
+    if recorded.get("ids"):
+        raise UserError(
+            f"{source} is a checkpoint of a run, which knows its classes: give it as --ckpt_path {source}, in place of "
+            "--config and --model.weights."
+        )
+
+    weights = _task_names(checkpoint)
+    for name, (own_kind, rows_of_no_class) in CLASSIFIERS.items():
+        if own_kind == kind and name in weights:
+            return len(weights[name]) - rows_of_no_class
+    raise UserError(_describe_missing(source, kind, weights))
+
+
+def _task_names(checkpoint: Checkpoint) -> State:
+    """A checkpoint's tensors by the names that they have in a task.
+
+    Raises:
+        UserError: naming the checkpoint: it is of another architecture.
+    """
+    try:
+        return from_official(to_official(checkpoint.state, detect_format(checkpoint.state)), "lightning")
+    except UserError as error:
+        raise UserError(f"{checkpoint.source}: {error}") from error
+
+
+def _describe_missing(source: str | PathLike[str], kind: HeadKind, weights: Collection[str]) -> str:
+    """What is wrong with a checkpoint that lacks a head, and what to do."""
+    others = [other for name, (other, _) in CLASSIFIERS.items() if name in weights]
+    has = f"has a head of {others[0]}, but none of {kind}" if others else f"has no head of {kind}"
+    return (
+        f"{source} {has}, so nothing can be predicted with it. Train one first, "
+        f"swinv2-tasks fit --config CONFIG --model.weights {source}, and predict with that run's --ckpt_path."
+    )
