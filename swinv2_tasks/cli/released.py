@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from swinv2_tasks.batches import TaskData
 from swinv2_tasks.cli.arguments import split_options
+from swinv2_tasks.cli.configs import state_class_names
 from swinv2_tasks.cli.refusals import option_setting
 from swinv2_tasks.datamodules import class_lists
 from swinv2_tasks.datamodules.shards import is_url
@@ -50,29 +51,30 @@ IMAGENET_22K = ClassList(
 
 KINDS = {
     "ImageNetDataModule": Kind(
-        "classification", 0, {1000: ClassList("ImageNet-1k", "imagenet_1k.csv"), 21_841: IMAGENET_22K}
+        "image classification", 0, {1000: ClassList("ImageNet-1k", "imagenet_1k.csv"), 21_841: IMAGENET_22K}
     ),
     "CocoDataModule": Kind("detection", 1, {80: ClassList("COCO", "coco.csv")}),
     "ADE20KDataModule": Kind("segmentation", 1, {150: ClassList("ADE20K", None)}, {"background": "ignore"}),
-    "KineticsDataModule": Kind("classification", 0, {400: ClassList("Kinetics-400", "kinetics_400.txt")}),
+    "KineticsDataModule": Kind("video classification", 0, {400: ClassList("Kinetics-400", "kinetics_400.txt")}),
 }
 """By the name of the datamodule."""
 
-STATING = {"data.root", "data.class_names", "ckpt_path"}
+STATING = {"data.root", "data.class_names"}
 """Settings that say where the classes are from: stated on the command line, they count, mistyped or not."""
 
 
-def state_classes(config: Any, arguments: Collection[str]) -> None:
+def state_classes(config: Any, arguments: Collection[str], folder: Path) -> None:
     """States the classes of a prediction that has weights and no dataset, and prints which.
 
     Args:
         config: the settings of predict, in which they are stated.
         arguments: the command line's, after the command.
+        folder: for files that the settings name; it is needed until the prediction ends.
 
     Raises:
         UserError: the weights cannot be read, or have no head of the task.
     """
-    weights = _init_args(config["model"]).get("weights")
+    weights = None if config["ckpt_path"] else _init_args(config["model"]).get("weights")
     kind = KINDS.get(_class_name(config["data"]))
     given = {option_setting(option) for option in split_options([*arguments])}
     if weights is None or kind is None or given & STATING or not _lacks_classes(config["data"]["init_args"]):
@@ -80,10 +82,10 @@ def state_classes(config: Any, arguments: Collection[str]) -> None:
 
     number = count_classes(weights, kind.head)
     shipped = kind.lists.get(number)
-    settings = config["data"]["init_args"]
-    settings["class_names"] = _numbers(kind, number) if shipped is None else _path(shipped)
     if shipped is None:
-        settings.update({name: value for name, value in kind.numbered.items() if settings[name] is None})
+        _state_numbers(config["data"], kind, number, folder)
+    else:
+        config["data"]["init_args"]["class_names"] = _path(shipped)
     rank_zero_only(print)(_describe(kind, number, shipped))
 
 
@@ -94,6 +96,14 @@ def _lacks_classes(data: Mapping[str, Any]) -> bool:
         return not Path(names).expanduser().is_file()
     is_there = root is not None and (is_url(root) or Path(root).expanduser().is_dir())
     return names is None and not is_there
+
+
+def _state_numbers(data: Any, kind: Kind, number: int, folder: Path) -> None:
+    """States classes of which only their number is known."""
+    state_class_names(data, _numbers(kind, number), folder)
+    for name, value in kind.numbered.items():
+        if data["init_args"][name] is None:
+            data["init_args"][name] = value
 
 
 def _numbers(kind: Kind, number: int) -> list[str]:

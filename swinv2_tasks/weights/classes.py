@@ -10,10 +10,10 @@ from swinv2_tasks.errors import UserError
 from swinv2_tasks.weights.files import Checkpoint, read_checkpoint
 from swinv2_tasks.weights.formats import State, detect_format, from_official, to_official
 
-HeadKind = Literal["classification", "segmentation", "detection"]
+HeadKind = Literal["image classification", "video classification", "segmentation", "detection"]
 
 CLASSIFIERS: dict[str, tuple[HeadKind, int]] = {
-    "head.fc.weight": ("classification", 0),
+    "head.fc.weight": ("image classification", 0),
     "head.decoder.classifier.1.weight": ("segmentation", 0),
     "head.box.classes.weight": ("detection", 1),
     "head.boxes.0.classes.weight": ("detection", 1),
@@ -41,10 +41,21 @@ def count_classes(source: str | PathLike[str], kind: HeadKind) -> int:
         )
 
     weights = _task_names(checkpoint)
-    for name, (own_kind, rows_of_no_class) in CLASSIFIERS.items():
-        if own_kind == kind and name in weights:
-            return len(weights[name]) - rows_of_no_class
-    raise UserError(_describe_missing(source, kind, weights))
+    heads = _find_heads(weights)
+    if kind not in heads:
+        raise UserError(_describe_missing(source, kind, heads))
+    return heads[kind]
+
+
+def _find_heads(weights: State) -> dict[HeadKind, int]:
+    """The kinds of heads that there are, and how many classes each has."""
+    heads: dict[HeadKind, int] = {}
+    for name, (kind, rows_of_no_class) in CLASSIFIERS.items():
+        if name in weights:
+            heads[kind] = len(weights[name]) - rows_of_no_class
+    if "image classification" in heads and weights["backbone.patch_embed.proj.weight"].dim() == 5:  # patches in time
+        heads["video classification"] = heads.pop("image classification")
+    return heads
 
 
 def _task_names(checkpoint: Checkpoint) -> State:
@@ -59,10 +70,9 @@ def _task_names(checkpoint: Checkpoint) -> State:
         raise UserError(f"{checkpoint.source}: {error}") from error
 
 
-def _describe_missing(source: str | PathLike[str], kind: HeadKind, weights: Collection[str]) -> str:
+def _describe_missing(source: str | PathLike[str], kind: HeadKind, heads: Collection[str]) -> str:
     """What is wrong with a checkpoint that lacks a head, and what to do."""
-    others = [other for name, (other, _) in CLASSIFIERS.items() if name in weights]
-    has = f"has a head of {others[0]}, but none of {kind}" if others else f"has no head of {kind}"
+    has = f"has a head of {', '.join(heads)}, but none of {kind}" if heads else f"has no head of {kind}"
     return (
         f"{source} {has}, so nothing can be predicted with it. Train one first, "
         f"swinv2-tasks fit --config CONFIG --model.weights {source}, and predict with that run's --ckpt_path."
