@@ -17,7 +17,7 @@ from swinv2_tasks.cli.refusals import option_setting
 from swinv2_tasks.datamodules import class_lists
 from swinv2_tasks.datamodules.shards import is_url
 from swinv2_tasks.tasks.base import BaseTask
-from swinv2_tasks.weights.classes import HeadKind, count_classes
+from swinv2_tasks.weights.classes import HeadTask, count_classes
 
 
 class ClassList(NamedTuple):
@@ -31,10 +31,11 @@ class ClassList(NamedTuple):
     """What is to be said of its order."""
 
 
-class Kind(NamedTuple):
-    """What a datamodule's classes are of."""
+class PublishedClasses(NamedTuple):
+    """The published classes of what a datamodule is for."""
 
-    head: HeadKind
+    head: HeadTask
+    """What the head does that has them."""
     first_number: int
     """What a class list that only numbers the classes begins with, as the task does that knows none."""
     lists: Mapping[int, ClassList]
@@ -46,16 +47,18 @@ class Kind(NamedTuple):
 IMAGENET_22K = ClassList(
     "ImageNet-22k",
     "imagenet_22k.csv",
-    ", in the order of their WordNet ids, which the authors have not published: a neighbor's name may be meant",
+    ", in the order of WordNet ids; the authors have not published theirs, so a neighbor's name may be meant",
 )
 
-KINDS = {
-    "ImageNetDataModule": Kind(
+PUBLISHED = {
+    "ImageNetDataModule": PublishedClasses(
         "image classification", 0, {1000: ClassList("ImageNet-1k", "imagenet_1k.csv"), 21_841: IMAGENET_22K}
     ),
-    "CocoDataModule": Kind("detection", 1, {80: ClassList("COCO", "coco.csv")}),
-    "ADE20KDataModule": Kind("segmentation", 1, {150: ClassList("ADE20K", None)}, {"background": "ignore"}),
-    "KineticsDataModule": Kind("video classification", 0, {400: ClassList("Kinetics-400", "kinetics_400.txt")}),
+    "CocoDataModule": PublishedClasses("detection", 1, {80: ClassList("COCO", "coco.csv")}),
+    "ADE20KDataModule": PublishedClasses("segmentation", 1, {150: ClassList("ADE20K", None)}, {"background": "ignore"}),
+    "KineticsDataModule": PublishedClasses(
+        "video classification", 0, {400: ClassList("Kinetics-400", "kinetics_400.txt")}
+    ),
 }
 """By the name of the datamodule."""
 
@@ -75,18 +78,18 @@ def state_classes(config: Any, arguments: Collection[str], folder: Path) -> None
         UserError: the weights cannot be read, or have no head of the task.
     """
     weights = None if config["ckpt_path"] else _init_args(config["model"]).get("weights")
-    kind = KINDS.get(_class_name(config["data"]))
+    published = PUBLISHED.get(_class_name(config["data"]))
     given = {option_setting(option) for option in split_options([*arguments])}
-    if weights is None or kind is None or given & STATING or not _lacks_classes(config["data"]["init_args"]):
+    if weights is None or published is None or given & STATING or not _lacks_classes(config["data"]["init_args"]):
         return
 
-    number = count_classes(weights, kind.head)
-    shipped = kind.lists.get(number)
+    number = count_classes(weights, published.head)
+    shipped = published.lists.get(number)
     if shipped is None:
-        _state_numbers(config["data"], kind, number, folder)
+        _state_numbers(config["data"], published, number, folder)
     else:
         config["data"]["init_args"]["class_names"] = _path(shipped)
-    rank_zero_only(print)(_describe(kind, number, shipped))
+    rank_zero_only(print)(_describe(published, number, shipped))
 
 
 def _lacks_classes(data: Mapping[str, Any]) -> bool:
@@ -98,17 +101,17 @@ def _lacks_classes(data: Mapping[str, Any]) -> bool:
     return names is None and not is_there
 
 
-def _state_numbers(data: Any, kind: Kind, number: int, folder: Path) -> None:
+def _state_numbers(data: Any, published: PublishedClasses, number: int, folder: Path) -> None:
     """States classes of which only their number is known."""
-    state_class_names(data, _numbers(kind, number), folder)
-    for name, value in kind.numbered.items():
+    state_class_names(data, _numbers(published, number), folder)
+    for name, value in published.numbered.items():
         if data["init_args"][name] is None:
             data["init_args"][name] = value
 
 
-def _numbers(kind: Kind, number: int) -> list[str]:
+def _numbers(published: PublishedClasses, number: int) -> list[str]:
     """Names of classes of which only their number is known."""
-    return [str(kind.first_number + k) for k in range(number)]
+    return [str(published.first_number + k) for k in range(number)]
 
 
 def _path(shipped: ClassList) -> str | None:
@@ -116,10 +119,10 @@ def _path(shipped: ClassList) -> str | None:
     return None if shipped.file is None else str(resources.files(class_lists).joinpath(shipped.file))
 
 
-def _describe(kind: Kind, number: int, shipped: ClassList | None) -> str:
+def _describe(published: PublishedClasses, number: int, shipped: ClassList | None) -> str:
     """Which classes were stated, in a line."""
     if shipped is None:
-        numbers = _numbers(kind, number)
+        numbers = _numbers(published, number)
         return (
             f"classes: the head has {number:,}, which no known list has, so they are called {numbers[0]} to "
             f"{numbers[-1]}; data.class_names names them"
@@ -128,8 +131,9 @@ def _describe(kind: Kind, number: int, shipped: ClassList | None) -> str:
 
 
 def _class_name(part: Any) -> str:
-    """The class that a part of the config names, without its module."""
-    return str((part or {}).get("class_path")).rpartition(".")[2]
+    """The class of this package that a part of the config names, without its module; empty for others'."""
+    module, _, name = str((part or {}).get("class_path")).rpartition(".")
+    return name if module.partition(".")[0] == "swinv2_tasks" else ""
 
 
 def _init_args(part: Any) -> Mapping[str, Any]:

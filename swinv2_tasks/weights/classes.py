@@ -10,23 +10,23 @@ from swinv2_tasks.errors import UserError
 from swinv2_tasks.weights.files import Checkpoint, read_checkpoint
 from swinv2_tasks.weights.formats import State, detect_format, from_official, to_official
 
-HeadKind = Literal["image classification", "video classification", "segmentation", "detection"]
+HeadTask = Literal["image classification", "video classification", "segmentation", "detection"]
 
-CLASSIFIERS: dict[str, tuple[HeadKind, int]] = {
+CLASSIFIERS: dict[str, tuple[HeadTask, int]] = {
     "head.fc.weight": ("image classification", 0),
     "head.decoder.classifier.1.weight": ("segmentation", 0),
     "head.box.classes.weight": ("detection", 1),
     "head.boxes.0.classes.weight": ("detection", 1),
 }
-"""Tensors of tasks with a row per class: the kind of head that they are of, and how many rows are of no class."""
+"""Tensors with a row per class: what their head does, and how many rows are of no class."""
 
 
-def count_classes(source: str | PathLike[str], kind: HeadKind) -> int:
-    """How many classes a checkpoint's head of a kind has.
+def count_classes(source: str | PathLike[str], head_task: HeadTask) -> int:
+    """How many classes a checkpoint's head for a task has.
 
     Args:
         source: file or folder, in any format of ``load_weights``.
-        kind: of the head that is looked for.
+        head_task: what the head is to do.
 
     Raises:
         UserError: the file cannot be read or is of another architecture, has no such head, or is of a run, whose
@@ -42,17 +42,17 @@ def count_classes(source: str | PathLike[str], kind: HeadKind) -> int:
 
     weights = _task_names(checkpoint)
     heads = _find_heads(weights)
-    if kind not in heads:
-        raise UserError(_describe_missing(source, kind, heads))
-    return heads[kind]
+    if head_task not in heads:
+        raise UserError(_describe_missing(source, head_task, heads))
+    return heads[head_task]
 
 
-def _find_heads(weights: State) -> dict[HeadKind, int]:
-    """The kinds of heads that there are, and how many classes each has."""
-    heads: dict[HeadKind, int] = {}
-    for name, (kind, rows_of_no_class) in CLASSIFIERS.items():
+def _find_heads(weights: State) -> dict[HeadTask, int]:
+    """What the heads that there are do, and how many classes each has."""
+    heads: dict[HeadTask, int] = {}
+    for name, (head_task, rows_of_no_class) in CLASSIFIERS.items():
         if name in weights:
-            heads[kind] = len(weights[name]) - rows_of_no_class
+            heads[head_task] = len(weights[name]) - rows_of_no_class
     if "image classification" in heads and weights["backbone.patch_embed.proj.weight"].dim() == 5:  # patches in time
         heads["video classification"] = heads.pop("image classification")
     return heads
@@ -70,9 +70,9 @@ def _task_names(checkpoint: Checkpoint) -> State:
         raise UserError(f"{checkpoint.source}: {error}") from error
 
 
-def _describe_missing(source: str | PathLike[str], kind: HeadKind, heads: Collection[str]) -> str:
+def _describe_missing(source: str | PathLike[str], head_task: HeadTask, heads: Collection[str]) -> str:
     """What is wrong with a checkpoint that lacks a head, and what to do."""
-    has = f"has a head of {', '.join(heads)}, but none of {kind}" if heads else f"has no head of {kind}"
+    has = f"has a head of {', '.join(heads)}, but none of {head_task}" if heads else f"has no head of {head_task}"
     return (
         f"{source} {has}, so nothing can be predicted with it. Train one first, "
         f"swinv2-tasks fit --config CONFIG --model.weights {source}, and predict with that run's --ckpt_path."
