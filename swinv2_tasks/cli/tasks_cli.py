@@ -56,8 +56,9 @@ from swinv2_tasks.cli.arguments import (
     values_of,
 )
 from swinv2_tasks.cli.config_files import WHICH_CONFIGS, explain_file
-from swinv2_tasks.cli.configs import config_from_checkpoint
+from swinv2_tasks.cli.configs import config_from_checkpoint, state_class_names
 from swinv2_tasks.cli.parser import ParsedTrainer, TasksArgumentParser
+from swinv2_tasks.cli.released import name_classes, state_classes
 from swinv2_tasks.cli.settings import full_class_names
 from swinv2_tasks.cli.trainer_settings import check_devices, check_folders, check_linked, explain_refusal
 from swinv2_tasks.datamodules.readers.images import MAX_PIXELS, restored_limit
@@ -106,6 +107,8 @@ class TasksCLI(CheckpointCheckingCLI):
     """
 
     folder: Path
+    scratch: Path
+    """A folder for files of this command, which is removed as it ends."""
     status = 0
     """The exit status."""
 
@@ -113,21 +116,23 @@ class TasksCLI(CheckpointCheckingCLI):
         self.arguments, self.resume = args, resume
         self.resumed_step = 0
         try:
-            super().__init__(
-                LightningModule,
-                LightningDataModule,
-                trainer_class=ParsedTrainer,
-                save_config_callback=WholeConfig,
-                save_config_kwargs={"save_to_log_dir": False},
-                subclass_mode_model=True,
-                subclass_mode_data=True,
-                auto_configure_optimizers=False,
-                seed_everything_default=0,
-                parser_class=TasksArgumentParser,
-                parser_kwargs={"prog": "swinv2-tasks"},
-                args=args,
-                run=True,
-            )
+            with tempfile.TemporaryDirectory() as scratch:
+                self.scratch = Path(scratch)
+                super().__init__(
+                    LightningModule,
+                    LightningDataModule,
+                    trainer_class=ParsedTrainer,
+                    save_config_callback=WholeConfig,
+                    save_config_kwargs={"save_to_log_dir": False},
+                    subclass_mode_model=True,
+                    subclass_mode_data=True,
+                    auto_configure_optimizers=False,
+                    seed_everything_default=0,
+                    parser_class=TasksArgumentParser,
+                    parser_kwargs={"prog": "swinv2-tasks"},
+                    args=args,
+                    run=True,
+                )
         except Exception as error:
             cause = self._worker_death(error) or self._other_process(error) or self._spawned_process(error)
             self._end_other_processes()
@@ -264,6 +269,7 @@ class TasksCLI(CheckpointCheckingCLI):
                 raise UserError(
                     "predict needs a trained model: --ckpt_path CHECKPOINT of a run, or --model.weights FILE"
                 )
+            state_classes(config, self.arguments[1:], self.scratch)
         elif self.subcommand != "fit" and not weights:
             untrained = f"{self.subcommand}: neither --ckpt_path nor --model.weights is given: the model is untrained"
             rank_zero_only(print)(untrained)
@@ -274,6 +280,8 @@ class TasksCLI(CheckpointCheckingCLI):
         sharded = f"{ShardedStrategy.__module__}.{ShardedStrategy.__name__}"
         with blocks_on_meta_device() if getattr(strategy, "class_path", None) == sharded else nullcontext():
             super().instantiate_classes()
+        if self.subcommand == "predict" and self._config["ckpt_path"] is None and isinstance(self.model, BaseTask):
+            name_classes(self.model, task_data(self))
 
     def _find_checkpoint(self) -> None:
         """Takes the newest intact checkpoint of the run that is resumed."""
@@ -527,6 +535,9 @@ def _config_of_checkpoint(command: str, options: Sequence[Option], folder: Path)
         raise UserError(f"{command} needs --config CONFIG{alternative}. {WHICH_CONFIGS}")
     config = folder / "config.yaml"
     settings = config_from_checkpoint(checkpoints[0], predict=command == "predict")
+    names = settings["data"]["init_args"].get("class_names")
+    if isinstance(names, list):
+        state_class_names(settings["data"], names, folder)
     config.write_text(yaml.safe_dump(settings))
     precision = settings["trainer"].get("precision", "32-true")
     if precision != "32-true" and not values_of(options, "--trainer.precision"):
