@@ -45,6 +45,8 @@ from swinv2_tasks.callbacks.notices import filter_warnings, quiet_lightning
 from swinv2_tasks.callbacks.prediction_folder import bad_files
 from swinv2_tasks.cli.arguments import (
     Option,
+    find_checkpoints,
+    find_ckpt_path,
     find_configs,
     find_resumed_run,
     join_options,
@@ -61,7 +63,7 @@ from swinv2_tasks.cli.parser import ParsedTrainer, TasksArgumentParser
 from swinv2_tasks.cli.settings import full_class_names
 from swinv2_tasks.cli.trainer_settings import check_devices, check_folders, check_linked, explain_refusal
 from swinv2_tasks.datamodules.readers.images import MAX_PIXELS, restored_limit
-from swinv2_tasks.errors import ArgumentsError, Interrupted, NothingToDo, Refused, UserError, exception_in
+from swinv2_tasks.errors import ArgumentsError, Interrupted, NothingToDo, Refused, UserError, exception_in, printable
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.hyperparameters import task_record
 from swinv2_tasks.tasks.base import BaseTask
@@ -223,6 +225,10 @@ class TasksCLI(CheckpointCheckingCLI):
         for name, value in settings.items():  # of configs: arguments have been expanded before
             if isinstance(value, str) and value.startswith("~/"):
                 settings[name] = os.path.expanduser(value)
+        if settings["ckpt_path"] is not None:  # of a config: a folder among the arguments has been found before
+            settings["ckpt_path"], message = find_ckpt_path(self.config.subcommand, settings["ckpt_path"])
+            if message:
+                rank_zero_only(print)(printable(message))
 
     def check_checkpoint(self, path: str) -> None:
         """Refuses what is no checkpoint of a run, or is corrupt.
@@ -483,7 +489,10 @@ def run_as(cli: Callable[[list[str], Path | None], CLI], command: str, arguments
             raise ArgumentsError(fault)
     check_linked(options)
     options, notes = order_options(options)
+    options, taken = find_checkpoints(command, options)
     _prepare_messages()
+    for message in taken:
+        rank_zero_only(print)(printable(message))
     for note in notes:
         rank_zero_only(print)(f"note: {note}", file=sys.stderr)
     with tempfile.TemporaryDirectory() as scratch, restored_limit():
