@@ -42,7 +42,7 @@ from swinv2_tasks.callbacks import (
     Throughput,
 )
 from swinv2_tasks.callbacks.notices import filter_warnings, quiet_lightning
-from swinv2_tasks.callbacks.prediction_folder import bad_files
+from swinv2_tasks.callbacks.prediction_folder import PROGRESS, bad_files, prove_writable
 from swinv2_tasks.cli.arguments import (
     Option,
     find_checkpoints,
@@ -72,6 +72,7 @@ from swinv2_tasks.training.optim import optimizer_class
 from swinv2_tasks.training.run_checkpoint import AtomicCheckpointIO, RunCheckpoint, newest_intact
 from swinv2_tasks.training.run_folder import (
     RUN_DIR,
+    OutputFolder,
     check_name,
     claim_folder,
     describe_finished,
@@ -79,11 +80,13 @@ from swinv2_tasks.training.run_folder import (
     holds_results,
     keep_metrics,
     lock,
+    open_folder,
     run_folder,
 )
 from swinv2_tasks.training.run_record import RunRecord
 from swinv2_tasks.training.strategies import ShardedStrategy
 from swinv2_tasks.weights.files import find_corruption, read_contents
+from swinv2_tasks.weights.runs import command_of
 
 
 class WholeConfig(SaveConfigCallback):
@@ -108,6 +111,9 @@ class TasksCLI(CheckpointCheckingCLI):
     """
 
     folder: Path
+    output: OutputFolder | None = None
+    """What --output names; None in a training, and where the run has a folder in --runs."""
+
     status = 0
     """The exit status."""
 
@@ -136,6 +142,9 @@ class TasksCLI(CheckpointCheckingCLI):
             self._remove_failed_start()
             if cause is not None:
                 raise cause from error
+            raise
+        except (KeyboardInterrupt, SystemExit):  # Lightning's exception for SIGTERM is of the latter
+            self._remove_failed_start()
             raise
 
     def _worker_death(self, error: Exception) -> Exception | None:
@@ -177,7 +186,10 @@ class TasksCLI(CheckpointCheckingCLI):
         parser.add_argument("--name", type=str, default="run", help="name of the run's folder in --runs")
         parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
         parser.add_argument(
-            "--output", type=str | None, default=None, help="folder for predictions; default: the run's"
+            "--output",
+            type=str | None,
+            default=None,
+            help="folder for what validate, test or predict write; default: a new one in --runs",
         )
         parser.add_argument(
             "--max_pixels",
@@ -300,7 +312,7 @@ class TasksCLI(CheckpointCheckingCLI):
         """Builds the trainer with the run's folder, loggers, checkpoints and records."""
         config = self._config
         # Model and data are built by now: most errors of the user are raised before there is a folder.
-        self.folder = folder = self.resume or run_folder(Path(config["runs"]) / config["name"])
+        self.folder = folder = self.resume or self._make_folder()
         os.environ[RUN_DIR] = str(folder)
 
         if config["trainer"]["logger"] is not False:
@@ -341,6 +353,33 @@ class TasksCLI(CheckpointCheckingCLI):
         self.model.max_skipped_steps = config["guard"]["max_skipped_steps"]
         return trainer
 
+    def _make_folder(self) -> Path:
+        """The folder that this run writes to: a new one in --runs, or what --output names.
+
+        Raises:
+            UserError: it cannot be made or written to, or is another run's.
+        """
+        config = self._config
+        if self.subcommand == "fit" or config["output"] is None:
+            return run_folder(Path(config["runs"]) / config["name"], str(self.subcommand))
+
+        results = Path(config["output"])
+        if self.subcommand == "predict":
+            progress = results / PROGRESS  # out of the way: the results alone are to be seen
+            output = OutputFolder(results, progress)
+            prove_writable([results, progress, progress / "run"])
+            lock(progress)
+            self.output = output
+            return progress / "run"
+
+        if (other := command_of(results)) not in (None, self.subcommand):
+            raise UserError(f"--output: {results} holds what {other} has written; name another folder")
+        results = results.absolute()
+        output = OutputFolder(results, results)
+        open_folder(results, "--output")
+        self.output = output
+        return results
+
     def _set_up_callback(self, callback: Any) -> None:
         """Gives a callback the run's folder."""
         checkpoints = self.folder.absolute() / "checkpoints"
@@ -372,6 +411,10 @@ class TasksCLI(CheckpointCheckingCLI):
     @rank_zero_only
     def _remove_failed_start(self) -> None:
         """Removes the folder of a run that ended before its first training step or its evaluation was done."""
+        if self.output is not None:
+            self.output.remove_additions()
+            return
+
         folder, trainer = getattr(self, "folder", None), getattr(self, "trainer", None)
         early = trainer is None or trainer.global_step == 0  # so it is, too, where other processes have trained
         if folder is not None and early and self.resume is None and not holds_results(folder):
