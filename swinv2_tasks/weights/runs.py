@@ -181,14 +181,14 @@ def _describe_fault(folder: Path) -> str:
 
 def _list_runs(folder: Path) -> str:
     """The runs that could have been meant: those in a folder, beside it, or in ``runs``."""
-    for place in (folder, folder.parent, folder.parent.parent, Path("runs")):
-        if runs := _runs_in(place):
+    for parent in (folder, folder.parent, folder.parent.parent, Path("runs")):
+        if runs := _runs_in(parent):
             return f"there {'are' if len(runs) > 1 else 'is'}: {some(map(str, runs), MAX_LISTED)}"
     return "there are none; train one with swinv2-tasks fit, or name the file of a checkpoint"
 
 
-def _runs_in(place: Path) -> list[Path]:
+def _runs_in(parent: Path) -> list[Path]:
     """What could be named in a folder: itself, its trainings, or the names in it that have some."""
-    if holds_checkpoints(place):
-        return [place]
-    return _trainings(place) or sorted(path for path in _subfolders(place) if _trainings(path))
+    if holds_checkpoints(parent):
+        return [parent]
+    return _trainings(parent) or sorted(path for path in _subfolders(parent) if _trainings(path))
