@@ -82,6 +82,7 @@ from swinv2_tasks.training.run_folder import (
     lock,
     open_folder,
     run_folder,
+    unlock,
 )
 from swinv2_tasks.training.run_record import RunRecord
 from swinv2_tasks.training.strategies import ShardedStrategy
@@ -366,11 +367,12 @@ class TasksCLI(CheckpointCheckingCLI):
         results = Path(config["output"])
         if self.subcommand == "predict":
             progress = results / PROGRESS  # out of the way: the results alone are to be seen
+            folder = progress / "run"
             output = OutputFolder(results, progress)
-            prove_writable([results, progress, progress / "run"])
-            lock(progress)
+            prove_writable([results, progress, folder])
+            lock(folder)  # the one around it is the journal's, which locks it in a process that may be another
             self.output = output
-            return progress / "run"
+            return folder
 
         if (other := command_of(results)) not in (None, self.subcommand):
             raise UserError(f"--output: {results} holds what {other} has written; name another folder")
@@ -413,6 +415,7 @@ class TasksCLI(CheckpointCheckingCLI):
         """Removes the folder of a run that ended before its first training step or its evaluation was done."""
         if self.output is not None:
             self.output.remove_additions()
+            unlock(self.folder)
             return
 
         folder, trainer = getattr(self, "folder", None), getattr(self, "trainer", None)
@@ -423,8 +426,17 @@ class TasksCLI(CheckpointCheckingCLI):
                 folder.parent.rmdir()
                 folder.parent.parent.rmdir()
 
+    def after_validate(self) -> None:
+        """Lets other processes write to the folder."""
+        unlock(self.folder)
+
+    def after_test(self) -> None:
+        """Lets other processes write to the folder."""
+        unlock(self.folder)
+
     def after_predict(self) -> None:
         """Sets the exit status: files that could not be predicted, which are listed by then, make it a failure."""
+        unlock(self.folder)
         if self.trainer.is_global_zero:
             predictions = Path(self._config["output"] or self.folder / "predictions")
             self.status = int(bad_files(predictions) > 0)
