@@ -186,7 +186,7 @@ def parse_own(arguments: list[str], task: str, capsys: pytest.CaptureFixture[str
 def settle(command: str, arguments: list[str], task: str) -> None:
     """Lets the command line say which settings the arguments come to; a run's config and checkpoint are its task's."""
     words = " ".join(["", *(word.replace(" ", "") for word in arguments)])
-    for name in re.findall(r"runs/(\w+)/", words):
+    for name in re.findall(r"runs/(\w+)", words):
         task = name if name in TASKS else task
     words = re.sub(r"runs/\w+/\d+/config\.yaml", f"{task}.yaml", words)
     words = re.sub(r" --(ckpt_path|resume)( [^-]\S*)?", "", words)

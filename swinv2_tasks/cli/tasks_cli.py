@@ -42,9 +42,11 @@ from swinv2_tasks.callbacks import (
     Throughput,
 )
 from swinv2_tasks.callbacks.notices import filter_warnings, quiet_lightning
-from swinv2_tasks.callbacks.prediction_folder import bad_files
+from swinv2_tasks.callbacks.prediction_folder import PROGRESS, bad_files, prove_writable
 from swinv2_tasks.cli.arguments import (
     Option,
+    find_checkpoints,
+    find_ckpt_path,
     find_configs,
     find_resumed_run,
     join_options,
@@ -62,7 +64,7 @@ from swinv2_tasks.cli.released import name_classes, state_classes
 from swinv2_tasks.cli.settings import full_class_names
 from swinv2_tasks.cli.trainer_settings import check_devices, check_folders, check_linked, explain_refusal
 from swinv2_tasks.datamodules.readers.images import MAX_PIXELS, restored_limit
-from swinv2_tasks.errors import ArgumentsError, Interrupted, NothingToDo, Refused, UserError, exception_in
+from swinv2_tasks.errors import ArgumentsError, Interrupted, NothingToDo, Refused, UserError, exception_in, printable
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.hyperparameters import task_record
 from swinv2_tasks.tasks.base import BaseTask
@@ -71,6 +73,7 @@ from swinv2_tasks.training.optim import optimizer_class
 from swinv2_tasks.training.run_checkpoint import AtomicCheckpointIO, RunCheckpoint, newest_intact
 from swinv2_tasks.training.run_folder import (
     RUN_DIR,
+    OutputFolder,
     check_name,
     claim_folder,
     describe_finished,
@@ -78,11 +81,14 @@ from swinv2_tasks.training.run_folder import (
     holds_results,
     keep_metrics,
     lock,
+    open_folder,
     run_folder,
+    unlock,
 )
 from swinv2_tasks.training.run_record import RunRecord
 from swinv2_tasks.training.strategies import ShardedStrategy
 from swinv2_tasks.weights.files import find_corruption, read_contents
+from swinv2_tasks.weights.runs import command_of
 
 
 class WholeConfig(SaveConfigCallback):
@@ -104,41 +110,44 @@ class TasksCLI(CheckpointCheckingCLI):
     Args:
         args: the command and its arguments.
         resume: folder of the run to resume; None starts a new one.
+        scratch: folder for files of this command alone, which may be removed as it ends.
     """
 
     folder: Path
-    scratch: Path
-    """A folder for files of this command, which is removed as it ends."""
+    output: OutputFolder | None = None
+    """What --output names; None in a training, and where the run has a folder in --runs."""
+
     status = 0
     """The exit status."""
 
-    def __init__(self, args: list[str], resume: Path | None = None) -> None:
-        self.arguments, self.resume = args, resume
+    def __init__(self, args: list[str], resume: Path | None, scratch: Path) -> None:
+        self.arguments, self.resume, self.scratch = args, resume, scratch
         self.resumed_step = 0
         try:
-            with tempfile.TemporaryDirectory() as scratch:
-                self.scratch = Path(scratch)
-                super().__init__(
-                    LightningModule,
-                    LightningDataModule,
-                    trainer_class=ParsedTrainer,
-                    save_config_callback=WholeConfig,
-                    save_config_kwargs={"save_to_log_dir": False},
-                    subclass_mode_model=True,
-                    subclass_mode_data=True,
-                    auto_configure_optimizers=False,
-                    seed_everything_default=0,
-                    parser_class=TasksArgumentParser,
-                    parser_kwargs={"prog": "swinv2-tasks"},
-                    args=args,
-                    run=True,
-                )
+            super().__init__(
+                LightningModule,
+                LightningDataModule,
+                trainer_class=ParsedTrainer,
+                save_config_callback=WholeConfig,
+                save_config_kwargs={"save_to_log_dir": False},
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                auto_configure_optimizers=False,
+                seed_everything_default=0,
+                parser_class=TasksArgumentParser,
+                parser_kwargs={"prog": "swinv2-tasks"},
+                args=args,
+                run=True,
+            )
         except Exception as error:
             cause = self._worker_death(error) or self._other_process(error) or self._spawned_process(error)
             self._end_other_processes()
             self._remove_failed_start()
             if cause is not None:
                 raise cause from error
+            raise
+        except (KeyboardInterrupt, SystemExit):  # Lightning's exception for SIGTERM is of the latter
+            self._remove_failed_start()
             raise
 
     def _worker_death(self, error: Exception) -> Exception | None:
@@ -180,7 +189,10 @@ class TasksCLI(CheckpointCheckingCLI):
         parser.add_argument("--name", type=str, default="run", help="name of the run's folder in --runs")
         parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
         parser.add_argument(
-            "--output", type=str | None, default=None, help="folder for predictions; default: the run's"
+            "--output",
+            type=str | None,
+            default=None,
+            help="folder for what validate, test or predict write; default: a new one in --runs",
         )
         parser.add_argument(
             "--max_pixels",
@@ -228,6 +240,10 @@ class TasksCLI(CheckpointCheckingCLI):
         for name, value in settings.items():  # of configs: arguments have been expanded before
             if isinstance(value, str) and value.startswith("~/"):
                 settings[name] = os.path.expanduser(value)
+        if settings["ckpt_path"] is not None:  # of a config: a folder among the arguments has been found before
+            settings["ckpt_path"], message = find_ckpt_path(self.config.subcommand, settings["ckpt_path"])
+            if message:
+                rank_zero_only(print)(printable(message))
 
     def check_checkpoint(self, path: str) -> None:
         """Refuses what is no checkpoint of a run, or is corrupt.
@@ -302,8 +318,9 @@ class TasksCLI(CheckpointCheckingCLI):
         """Builds the trainer with the run's folder, loggers, checkpoints and records."""
         config = self._config
         # Model and data are built by now: most errors of the user are raised before there is a folder.
-        self.folder = folder = self.resume or run_folder(Path(config["runs"]) / config["name"])
+        self.folder = folder = self.resume or self._make_folder()
         os.environ[RUN_DIR] = str(folder)
+        self._keep_class_list()
 
         if config["trainer"]["logger"] is not False:
             others = self.config_init[self.subcommand]["trainer"]["logger"]
@@ -343,6 +360,44 @@ class TasksCLI(CheckpointCheckingCLI):
         self.model.max_skipped_steps = config["guard"]["max_skipped_steps"]
         return trainer
 
+    def _make_folder(self) -> Path:
+        """The folder that this run writes to: a new one in --runs, or what --output names.
+
+        Raises:
+            UserError: it cannot be made or written to, or is another run's.
+        """
+        config = self._config
+        if self.subcommand == "fit" or config["output"] is None:
+            return run_folder(Path(config["runs"]) / config["name"], str(self.subcommand))
+
+        results = Path(config["output"])
+        if self.subcommand == "predict":
+            progress = results / PROGRESS  # out of the way: the results alone are to be seen
+            folder = progress / "run"
+            output = OutputFolder(results, progress)
+            prove_writable([results, progress, folder])
+            lock(folder)  # the one around it is the journal's, which locks it in a process that may be another
+            self.output = output
+            return folder
+
+        if (other := command_of(results)) not in (None, self.subcommand):
+            raise UserError(f"--output: {results} holds what {other} has written; name another folder")
+        results = results.absolute()
+        output = OutputFolder(results, results)
+        open_folder(results, "--output")
+        self.output = output
+        return results
+
+    def _keep_class_list(self) -> None:
+        """Copies a class list that only this command has into its folder, so that its config can be used again."""
+        data = self._config["data"].get("init_args") or {}
+        names = data.get("class_names")
+        if not isinstance(names, str) or Path(names).parent != self.scratch:
+            return
+        kept = self.folder / Path(names).name
+        data["class_names"] = str(kept)
+        rank_zero_only(shutil.copyfile)(names, kept)
+
     def _set_up_callback(self, callback: Any) -> None:
         """Gives a callback the run's folder."""
         checkpoints = self.folder.absolute() / "checkpoints"
@@ -374,6 +429,11 @@ class TasksCLI(CheckpointCheckingCLI):
     @rank_zero_only
     def _remove_failed_start(self) -> None:
         """Removes the folder of a run that ended before its first training step or its evaluation was done."""
+        if self.output is not None:
+            self.output.remove_additions()
+            unlock(self.folder)
+            return
+
         folder, trainer = getattr(self, "folder", None), getattr(self, "trainer", None)
         early = trainer is None or trainer.global_step == 0  # so it is, too, where other processes have trained
         if folder is not None and early and self.resume is None and not holds_results(folder):
@@ -382,8 +442,17 @@ class TasksCLI(CheckpointCheckingCLI):
                 folder.parent.rmdir()
                 folder.parent.parent.rmdir()
 
+    def after_validate(self) -> None:
+        """Lets other processes write to the folder."""
+        unlock(self.folder)
+
+    def after_test(self) -> None:
+        """Lets other processes write to the folder."""
+        unlock(self.folder)
+
     def after_predict(self) -> None:
         """Sets the exit status: files that could not be predicted, which are listed by then, make it a failure."""
+        unlock(self.folder)
         if self.trainer.is_global_zero:
             predictions = Path(self._config["output"] or self.folder / "predictions")
             self.status = int(bad_files(predictions) > 0)
@@ -472,11 +541,12 @@ def run(command: str, arguments: Sequence[str]) -> TasksCLI:
     return run_as(TasksCLI, command, arguments)
 
 
-def run_as(cli: Callable[[list[str], Path | None], CLI], command: str, arguments: Sequence[str]) -> CLI:
+def run_as(cli: Callable[[list[str], Path | None, Path], CLI], command: str, arguments: Sequence[str]) -> CLI:
     """As ``run``, with a command line of another class.
 
     Args:
-        cli: the class, or what makes it of the command with its arguments, and the folder of the run to resume.
+        cli: the class, or what makes it of the command with its arguments, the folder of the run to resume, and a
+            folder for files of this command alone.
         command: fit, validate, test or predict.
         arguments: the command line's arguments.
 
@@ -491,14 +561,17 @@ def run_as(cli: Callable[[list[str], Path | None], CLI], command: str, arguments
             raise ArgumentsError(fault)
     check_linked(options)
     options, notes = order_options(options)
+    options, taken = find_checkpoints(command, options)
     _prepare_messages()
+    for message in taken:
+        rank_zero_only(print)(printable(message))
     for note in notes:
         rank_zero_only(print)(f"note: {note}", file=sys.stderr)
     with tempfile.TemporaryDirectory() as scratch, restored_limit():
         if not name_model_and_data(options) and not any(option.is_help for option in options):
             options = [_config_of_checkpoint(command, options, Path(scratch)), *options]
         try:
-            return cli([command, *join_options(full_class_names(options))], resume)
+            return cli([command, *join_options(full_class_names(options))], resume, Path(scratch))
         except SIGTERMException as error:  # outside of training, where RunCheckpoint handles it; a success to Python
             kept = "what it predicted is kept" if command == "predict" else "there was nothing to save"
             raise Interrupted(f"{command} was stopped by SIGTERM; {kept}", signal.SIGTERM) from error

@@ -132,9 +132,9 @@ class Stopwatch(Callback):
 class _TimedCLI(TasksCLI):
     """The command line with a stopwatch."""
 
-    def __init__(self, args: list[str], resume: Path | None = None, *, stopwatch: Stopwatch) -> None:
+    def __init__(self, args: list[str], resume: Path | None, scratch: Path, *, stopwatch: Stopwatch) -> None:
         self.stopwatch = stopwatch
-        super().__init__(args, resume)
+        super().__init__(args, resume, scratch)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer as the command line does, and adds the stopwatch to its callbacks."""
