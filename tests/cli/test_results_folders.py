@@ -10,6 +10,7 @@ import pytest
 
 from swinv2_tasks.cli.main import main
 from tests.helpers.broken_files import cut_off
+from tests.helpers.processes import start, wait_for
 from tests.helpers.runs import from_last, read_scores, read_table, user_error
 from tests.helpers.tiny import QUIET, write_config, write_images
 
@@ -193,3 +194,19 @@ def test_an_output_that_cannot_be_written_is_named(
             message = user_error(capsys, command, from_last(trained), f"--output={output}", *others)
             assert "file" in message and "--output" in message
     assert names_in(workplace) == ["file"]
+
+
+def test_two_processes_do_not_write_to_one_output(
+    workplace: Path, images: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slow = {"class_path": "tests.helpers.faults.SlowValidation"}
+    config = write_config(workplace / "tiny.yaml", images, data=slow)
+    first = start(["validate", f"--config={config}", from_last(trained), "--output=out"], workplace)
+    wait_for(Path("validating").exists)
+    message = user_error(capsys, "validate", from_last(trained), "--output=out", *QUIETLY)
+    assert message.endswith("out is in use by another process, which has not ended")
+    assert first.wait().status == 0
+    scores = read_scores(Path("out"))
+
+    assert main(["validate", from_last(trained), "--output=out", *QUIETLY]) == 0
+    assert read_scores(Path("out")) == scores
