@@ -52,7 +52,7 @@ PARSED = {
     r"torchrun |srun ": "several processes or machines; tests/training/test_strategies.py trains with two",
     r"swinv2-tasks fit (?!.*(overlays/small|demo_|--resume))": "trains a published model",
     r"swinv2-tasks (validate|sweep) .*--model\.weights ": "evaluates published weights on their dataset",
-    r"swinv2-tasks predict .*--model\.weights ": "predicts with published weights; tests/cli/test_released.py uses others",
+    r"swinv2-tasks predict .*--model\.weights ": "published weights; tests/cli/test_released.py has others",
     r"swinv2-tasks memory .*giant": "takes a minute; tests/commands/memory estimates small models",
 }
 """Commands that are parsed and not run, and why."""
