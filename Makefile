@@ -41,11 +41,9 @@ type: install
 docs: install
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs -d build/doctrees . build/docs
 
-# CKPT defaults to the newest checkpoint under runs/TASK.
+# CKPT defaults to the best checkpoint of the newest training in runs/TASK.
 eval: install
-	@ckpt="$(or $(CKPT),$$(ls -td runs/$(TASK)/*/checkpoints/*.ckpt 2>/dev/null | head -n 1))"; \
-	test -n "$$ckpt" || { echo "no checkpoint under runs/$(TASK); name one: make eval TASK=$(TASK) CKPT=FILE" >&2; exit 1; }; \
-	echo "evaluating $$ckpt"; $(BIN)/swinv2-tasks validate --ckpt_path "$$ckpt" $(ARGS)
+	$(BIN)/swinv2-tasks validate --ckpt_path "$(or $(CKPT),runs/$(TASK))" $(ARGS)
 
 bench: install
 	$(BIN)/python -m benchmarks.backbone

@@ -52,6 +52,7 @@ PARSED = {
     r"torchrun |srun ": "several processes or machines; tests/training/test_strategies.py trains with two",
     r"swinv2-tasks fit (?!.*(overlays/small|demo_|--resume))": "trains a published model",
     r"swinv2-tasks (validate|sweep) .*--model\.weights ": "evaluates published weights on their dataset",
+    r"swinv2-tasks predict .*--model\.weights ": "published weights; tests/cli/test_released.py has others",
     r"swinv2-tasks memory .*giant": "takes a minute; tests/commands/memory estimates small models",
 }
 """Commands that are parsed and not run, and why."""
@@ -186,7 +187,7 @@ def parse_own(arguments: list[str], task: str, capsys: pytest.CaptureFixture[str
 def settle(command: str, arguments: list[str], task: str) -> None:
     """Lets the command line say which settings the arguments come to; a run's config and checkpoint are its task's."""
     words = " ".join(["", *(word.replace(" ", "") for word in arguments)])
-    for name in re.findall(r"runs/(\w+)/", words):
+    for name in re.findall(r"runs/(\w+)", words):
         task = name if name in TASKS else task
     words = re.sub(r"runs/\w+/\d+/config\.yaml", f"{task}.yaml", words)
     words = re.sub(r" --(ckpt_path|resume)( [^-]\S*)?", "", words)

@@ -65,7 +65,7 @@ def read_refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def validate(folder: Path, *arguments: str) -> dict[str, float]:
     assert main(["validate", f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}", *arguments]) == 0
-    newest = max(folder.parent.iterdir(), key=lambda path: int(path.name))
+    newest = max(folder.parent.glob("validate_*"), key=lambda path: int(path.name.removeprefix("validate_")))
     return metrics(newest)
 
 

@@ -94,7 +94,7 @@ def test_the_command_line_trains_evaluates_and_predicts(precision: str, images: 
     options = [f"--trainer.{name}={value}" for name, value in gpu.items()]
     assert main(["validate", checkpoint, runs, *options]) == 0
     assert main(["predict", checkpoint, runs, *options, f"--data.source={images / 'val'}"]) == 0
-    assert (tmp_path / "runs" / "tiny" / "2" / "predictions" / "predictions.csv").is_file()
+    assert (tmp_path / "runs" / "tiny" / "predict_0" / "predictions" / "predictions.csv").is_file()
 
 
 def test_segmentation_trains_evaluates_and_predicts(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_segmentation_trains_evaluates_and_predicts(tmp_path: Path) -> None:
     scales = ["--model.inference.scales=[0.5, 1.0]", "--model.inference.flip=true"]
     assert main(["validate", checkpoint, runs, *options, *slide, *scales]) == 0
     assert main(["predict", checkpoint, runs, *options, f"--data.source={data / 'images' / 'validation'}"]) == 0
-    assert len([*(tmp_path / "runs" / "scenes" / "2" / "predictions" / "labels").iterdir()]) == 5
+    assert len([*(tmp_path / "runs" / "scenes" / "predict_0" / "predictions" / "labels").iterdir()]) == 5
 
 
 @pytest.mark.parametrize("detector", ["MaskRCNNConfig", "CascadeMaskRCNNConfig", "HTCConfig"])
@@ -128,7 +128,7 @@ def test_detection_trains_evaluates_and_predicts(detector: str, tmp_path: Path) 
     how = ["--model.inference.scales=[1.0, 1.5]", "--model.inference.flip=true", "--model.inference.nms=soft_linear"]
     assert main(["validate", checkpoint, runs, *options, *how]) == 0
     assert main(["predict", checkpoint, runs, *options, f"--data.source={data / 'val2017'}"]) == 0
-    assert (tmp_path / "runs" / "objects" / "2" / "predictions" / "detections.json").is_file()
+    assert (tmp_path / "runs" / "objects" / "predict_0" / "predictions" / "detections.json").is_file()
 
 
 def test_detections_are_those_of_the_cpu() -> None:
@@ -155,7 +155,7 @@ def test_video_trains_evaluates_and_predicts(tmp_path: Path) -> None:
     options = [f"--trainer.{name}={value}" for name, value in gpu.items()]
     assert main(["validate", checkpoint, runs, *options, "--data.views.val=[2,3]"]) == 0
     assert main(["predict", checkpoint, runs, *options, f"--data.source={data / 'val'}"]) == 0
-    predictions = tmp_path / "runs" / "motions" / "2" / "predictions" / "predictions.csv"
+    predictions = tmp_path / "runs" / "motions" / "predict_0" / "predictions" / "predictions.csv"
     assert len(predictions.read_text().splitlines()) == 1 + 6
 
 
@@ -169,7 +169,7 @@ def test_simmim_trains_evaluates_and_predicts(tmp_path: Path) -> None:
     options = [f"--trainer.{name}={value}" for name, value in gpu.items()]
     assert main(["validate", checkpoint, runs, *options]) == 0
     assert main(["predict", checkpoint, runs, *options, f"--data.source={data / 'val'}"]) == 0
-    predictions = tmp_path / "runs" / "photos" / "2" / "predictions" / "predictions.csv"
+    predictions = tmp_path / "runs" / "photos" / "predict_0" / "predictions" / "predictions.csv"
     assert len(predictions.read_text().splitlines()) == 1 + 12
 
 

@@ -40,7 +40,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli", "cli.config_files", "cli.configs"),
     ("cli.arguments",),
     ("cli.settings", "cli.help", "cli.refusals"),
-    ("cli.parser", "cli.trainer_settings"),
+    ("cli.parser", "cli.released", "cli.trainer_settings"),
     ("cli.tasks_cli",),
     ("commands",),
     ("cli.main",),

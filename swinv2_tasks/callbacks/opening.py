@@ -13,6 +13,7 @@ from torch import nn
 from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.backbone.macs import count_macs
 from swinv2_tasks.batches import task_data
+from swinv2_tasks.callbacks.prediction_files import Predictions
 from swinv2_tasks.errors import UserError, printable
 from swinv2_tasks.progress import count_words, format_number
 from swinv2_tasks.training.planning import PlannedTask
@@ -24,7 +25,7 @@ Rows = list[tuple[str, str]]
 SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 """The splits that each of the trainer's functions reads."""
 
-WHOLE = ("data", "run", "best", "checkpoint", "report", "curve")
+WHOLE = ("data", "run", "results", "best", "checkpoint", "report", "curve")
 """Labels of rows that are never cut: those with paths, so that they can be copied, and why nothing is the best."""
 
 ROOM = 62
@@ -50,9 +51,17 @@ def describe_run(trainer: Any, task: Any) -> Rows:
     rows.append(("precision", f"{trainer.precision} on {_describe_devices(trainer)}"))
     if trainer.state.fn == "fit" and trainer.global_step:
         rows.append(("resumed", f"in epoch {trainer.current_epoch + 1}, after step {trainer.global_step:,}"))
-    folder = getattr(task, "run_folder", None)
-    rows.append(("run", None if folder is None else short_path(folder)))
+    folder = _results_folder(trainer, task)
+    rows.append(("run" if trainer.state.fn == "fit" else "results", None if folder is None else short_path(folder)))
     return [(label, text) for label, text in rows if text]
+
+
+def _results_folder(trainer: Any, task: Any) -> Path | None:
+    """Where to look for what comes of it: the run's folder, or that of the predictions."""
+    predictions = [callback for callback in trainer.callbacks if isinstance(callback, Predictions)]
+    if trainer.state.fn == "predict" and predictions:
+        return predictions[0].results_folder
+    return getattr(task, "run_folder", None)
 
 
 def short_path(path: str | Path) -> str:

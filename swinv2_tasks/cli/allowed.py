@@ -1,8 +1,8 @@
 """Which modules a config or an option may name classes and functions of: a file chooses no other code.
 
-Whoever writes a config chooses among the parts of this package and those of torch and Lightning that a training is made
-of. Code of one's own is named by the option ``--allow MODULE``, which no file can give. The parser imports nothing else,
-also not to print a config.
+Whoever writes a config chooses among the parts of this package and those of torch and Lightning that a training is
+made of. Code of one's own is named by the option ``--allow MODULE``, which no file can give. The parser imports nothing
+else, also not to print a config.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ some things must be known before there is such a parser. They are read here and 
 
 - which config all other arguments go over: the one named, found by its name; that of the run which ``--resume`` names;
   or the one that a checkpoint carries;
+- which checkpoint a run's folder stands for;
 - which arguments are a command's own, where a command takes those of ``fit`` or ``validate`` as well;
 - that several values after an option are a list, as in ``--sizes 256 512``.
 """
@@ -155,7 +156,7 @@ def name_positional(command: str, options: Sequence[Option]) -> list[Option]:
 
     configs = []
     for value in options[0].values:
-        if value.endswith((".ckpt", ".pth", ".safetensors")):
+        if value.endswith((".ckpt", ".pth", ".safetensors")) or (command != "fit" and _is_run(value)):
             raise UserError(f"{command}: how to use {value}? A run's checkpoint is given as --ckpt_path {value}.")
         if command == "fit" or value.endswith((".yaml", ".yml")):
             configs.append(new_option("--config", value))
@@ -268,3 +269,66 @@ def find_resumed_run(options: Sequence[Option]) -> tuple[list[Option], Path | No
             "fit has made."
         )
     return rest, config.parent
+
+
+# ---- the checkpoint that a run's folder stands for
+
+
+def find_checkpoints(command: str, options: Iterable[Option]) -> tuple[list[Option], list[str]]:
+    """Options with checkpoints in the place of runs' folders, and a line on each that was taken.
+
+    Raises:
+        UserError: there is no such run, it has no checkpoint, or the command takes none of a folder.
+    """
+    resolved: list[Option] = []
+    messages = []
+    for option in options:
+        path, message = None, ""
+        if len(option.values) == 1 and option.name == "--ckpt_path":
+            path, message = find_ckpt_path(command, option.values[0])
+        elif len(option.values) == 1 and option.name in ("--model.weights", "--model.init_args.weights"):
+            path, message = _find_weights(option.values[0])
+        resolved.append(new_option(option.name, path) if message else option)
+        messages += [message] if message else []
+    return resolved, messages
+
+
+def find_ckpt_path(command: str, value: str) -> tuple[str, str]:
+    """A value of ``ckpt_path`` with the checkpoint in the place of a run's folder, and a line on it; else no line.
+
+    Raises:
+        UserError: there is no such run, it has no checkpoint, or the command takes none of a folder.
+    """
+    from swinv2_tasks.weights.runs import find_checkpoint, find_training, is_checkpoint, is_run
+
+    folder = Path(value)
+    if value in ("", "null") or is_checkpoint(folder):
+        return value, ""
+
+    if command != "fit":
+        path, message = find_checkpoint(folder)
+        return str(path), message
+
+    if is_run(folder):  # resumed, its last checkpoint counts, and branched off, whichever is meant
+        run = find_training(folder)
+        raise UserError(
+            f"fit --ckpt_path takes a checkpoint, as in {run}/checkpoints/last.ckpt, and not the folder {folder}. "
+            f"To resume the run: --resume {run}"
+        )
+    return value, ""
+
+
+def _find_weights(value: str) -> tuple[str, str]:
+    """As ``find_ckpt_path``, for weights to start from: what is no run's folder may be a folder of others."""
+    from swinv2_tasks.weights.runs import find_checkpoint
+
+    if not _is_run(value):
+        return value, ""
+    path, message = find_checkpoint(Path(value))
+    return str(path), message
+
+
+def _is_run(value: str) -> bool:
+    from swinv2_tasks.weights.runs import is_run
+
+    return value != "" and is_run(Path(value))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import csv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from swinv2_tasks import tasks
 from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.datamodules import ADE20KDataModule, CocoDataModule
 from swinv2_tasks.datamodules.base import BaseDataModule
+from swinv2_tasks.datamodules.scene_classes import MOST_CLASSES
 from swinv2_tasks.datamodules.transforms.augmentation import Augmentation
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.hyperparameters import Recorded, recorded_arguments, recorded_class, task_record
@@ -79,6 +81,34 @@ def _stated_classes(record: Mapping[str, Any], datamodule: type, predict: bool) 
     if not ids or (datamodule is CocoDataModule and not predict):  # whose annotations have them, with their ids
         return None
     return [*map(str, record["classes"]["names"] if datamodule is ADE20KDataModule else ids)]
+
+
+LONGEST_LIST = MOST_CLASSES
+"""Classes that a config states as a list, at most: the parser copies a list once for each of its entries, which takes
+seconds for a thousand of them and minutes for ten thousand. Scenes have no more."""
+
+
+def state_class_names(data: Any, names: Sequence[str], folder: Path) -> None:
+    """States class names in the settings of a datamodule: as a list or, where they are many, as a file of them.
+
+    Args:
+        data: the class of the datamodule and its arguments.
+        names: of the classes.
+        folder: where the file goes.
+    """
+    data["init_args"]["class_names"] = [*names]
+    if len(names) <= LONGEST_LIST:
+        return
+
+    # Of ImageNet's lists only CSV files take ids with spaces; the others' hold a name per line.
+    is_csv = data["class_path"].endswith(".ImageNetDataModule")
+    path = folder / ("class_names.csv" if is_csv else "class_names.txt")
+    with path.open("w", newline="", encoding="utf-8") as file:
+        if is_csv:
+            csv.writer(file).writerows([["id"], *([name] for name in names)])
+        else:
+            file.writelines(f"{name}\n" for name in names)
+    data["init_args"]["class_names"] = str(path)
 
 
 def _evaluation_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -77,13 +77,13 @@ COCO's twelve numbers for boxes and masks, and a table of classes.
 What a checkpoint is: format, variant, windows, head and names that do not fit.
 Nothing in it is run.
 
-  FILE                 .pth, .ckpt, .safetensors, a sharded checkpoint, or a
-                       folder with weights and config.json""",
+  FILE                 .pth, .ckpt, .safetensors, a sharded checkpoint, a folder
+                       with weights and config.json, or a run: its best one""",
     "weights convert": """
 Writes a checkpoint in another format, its tensors bitwise identical.
 
-  SOURCE               .pth, .ckpt, .safetensors, a sharded checkpoint, or a
-                       folder with weights and config.json
+  SOURCE               .pth, .ckpt, .safetensors, a sharded checkpoint, a folder
+                       with weights and config.json, or a run: its best one
   TARGET               file to write, as safetensors if its name ends so; for
                        huggingface a folder
   --format NAME        official, simmim, timm, huggingface, torchvision or
@@ -151,17 +151,17 @@ EXAMPLES = {
         "--resume runs/imagenet/3",
     ),
     "validate": (
-        "--ckpt_path best.ckpt",
+        "--ckpt_path runs/imagenet",
         "--ckpt_path best.ckpt --data.root elsewhere",
         "--config imagenet.yaml --model.weights weights.pth",
     ),
     "test": (
-        "--ckpt_path best.ckpt",
+        "--ckpt_path runs/kinetics",
         "--ckpt_path best.ckpt --data.root elsewhere",
         "--config kinetics.yaml --model.weights weights.pth",
     ),
     "predict": (
-        "--ckpt_path best.ckpt --data.source photo.jpg",
+        "--ckpt_path runs/imagenet --data.source photo.jpg",
         "--ckpt_path best.ckpt --data.source '*.jpg' --output out",
         "--config imagenet.yaml --model.weights weights.pth \\\n      --data.source photos/",
     ),
@@ -170,11 +170,11 @@ EXAMPLES = {
 SETTINGS = {
     "config CONFIG": "a task's config, then overlays over it",
     "resume RUN": "continue a run, exactly where it was",
-    "ckpt_path FILE": "a run's checkpoint: its model and settings",
+    "ckpt_path FILE": "checkpoint, or a run: its best one",
     "data.source FILES": "file, folder or quoted pattern to predict",
-    "output DIR": "where results go; default: the run's folder",
+    "output DIR": "where results go; default: a new one in --runs",
     "name NAME": "the run's folder in --runs",
-    "runs DIR": "folder of all runs",
+    "runs DIR": "folder of all runs; default: runs",
     "seed_everything N": "seed of all random draws",
     "data.root DIR": "folder of the dataset",
     "data.batch_size N": "samples per process and step",
@@ -239,8 +239,11 @@ OF_TRAINING = {
 }
 """Settings that say nothing to other commands than fit."""
 
-OF_PREDICTION = {"data.source FILES", "output DIR"}
+OF_PREDICTION = {"data.source FILES"}
 """Settings that say nothing to other commands than predict."""
+
+OF_EVALUATION = {"output DIR"}
+"""Settings that say nothing to fit."""
 
 
 def asks_for_screen(arguments: Sequence[str]) -> bool:
@@ -289,7 +292,7 @@ def shown_settings(command: str, task: str | None) -> dict[str, str]:
         command: fit, validate, test or predict.
         task: the class of the task; None, or that of another package, for the settings that any has.
     """
-    hidden = OF_PREDICTION if command == "fit" else OF_TRAINING
+    hidden = OF_PREDICTION | OF_EVALUATION if command == "fit" else OF_TRAINING
     if command in ("validate", "test"):
         hidden = hidden | OF_PREDICTION
     settings = SETTINGS | TASK_SETTINGS.get(task or "", {})

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -42,10 +42,12 @@ from swinv2_tasks.callbacks import (
     Throughput,
 )
 from swinv2_tasks.callbacks.notices import filter_warnings, quiet_lightning
-from swinv2_tasks.callbacks.prediction_folder import bad_files
+from swinv2_tasks.callbacks.prediction_folder import PROGRESS, bad_files, prove_writable
 from swinv2_tasks.cli.allowed import check_names, restrict_imports, take_allowed
 from swinv2_tasks.cli.arguments import (
     Option,
+    find_checkpoints,
+    find_ckpt_path,
     find_configs,
     find_resumed_run,
     join_options,
@@ -57,12 +59,13 @@ from swinv2_tasks.cli.arguments import (
     values_of,
 )
 from swinv2_tasks.cli.config_files import WHICH_CONFIGS, explain_file
-from swinv2_tasks.cli.configs import config_from_checkpoint
+from swinv2_tasks.cli.configs import config_from_checkpoint, state_class_names
 from swinv2_tasks.cli.parser import ParsedTrainer, TasksArgumentParser
+from swinv2_tasks.cli.released import name_classes, state_classes
 from swinv2_tasks.cli.settings import full_class_names
 from swinv2_tasks.cli.trainer_settings import check_devices, check_folders, check_linked, explain_refusal
 from swinv2_tasks.datamodules.readers.images import MAX_PIXELS, restored_limit
-from swinv2_tasks.errors import ArgumentsError, Interrupted, NothingToDo, Refused, UserError, exception_in
+from swinv2_tasks.errors import ArgumentsError, Interrupted, NothingToDo, Refused, UserError, exception_in, printable
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.hyperparameters import task_record
 from swinv2_tasks.tasks.base import BaseTask
@@ -71,6 +74,7 @@ from swinv2_tasks.training.optim import optimizer_class
 from swinv2_tasks.training.run_checkpoint import AtomicCheckpointIO, RunCheckpoint, newest_intact
 from swinv2_tasks.training.run_folder import (
     RUN_DIR,
+    OutputFolder,
     check_name,
     claim_folder,
     describe_finished,
@@ -78,11 +82,14 @@ from swinv2_tasks.training.run_folder import (
     holds_results,
     keep_metrics,
     lock,
+    open_folder,
     run_folder,
+    unlock,
 )
 from swinv2_tasks.training.run_record import RunRecord
 from swinv2_tasks.training.strategies import ShardedStrategy
 from swinv2_tasks.weights.files import find_corruption, read_contents
+from swinv2_tasks.weights.runs import command_of
 
 
 class WholeConfig(SaveConfigCallback):
@@ -98,20 +105,34 @@ class WholeConfig(SaveConfigCallback):
         replace_file(folder / "config.yaml", lambda file: file.write_text(text))
 
 
+class Start(NamedTuple):
+    """What is known before the arguments are parsed."""
+
+    resume: Path | None
+    """Folder of the run to resume; None starts a new one."""
+    scratch: Path
+    """Folder for files of this command alone, which is removed as it ends."""
+    allowed: Sequence[str]
+    """Modules of classes that configs may name, beside those that they always may."""
+
+
 class TasksCLI(CheckpointCheckingCLI):
     """LightningCLI with this package's run folders, checkpoints and figures.
 
     Args:
         args: the command and its arguments.
-        resume: folder of the run to resume; None starts a new one.
+        start: what is known before they are parsed.
     """
 
     folder: Path
+    output: OutputFolder | None = None
+    """What --output names; None in a training, and where the run has a folder in --runs."""
+
     status = 0
     """The exit status."""
 
-    def __init__(self, args: list[str], resume: Path | None = None) -> None:
-        self.arguments, self.resume = args, resume
+    def __init__(self, args: list[str], start: Start) -> None:
+        self.arguments, self.resume, self.scratch, self.allowed = args, *start
         self.resumed_step = 0
         try:
             super().__init__(
@@ -135,6 +156,9 @@ class TasksCLI(CheckpointCheckingCLI):
             self._remove_failed_start()
             if cause is not None:
                 raise cause from error
+            raise
+        except (KeyboardInterrupt, SystemExit):  # Lightning's exception for SIGTERM is of the latter
+            self._remove_failed_start()
             raise
 
     def _worker_death(self, error: Exception) -> Exception | None:
@@ -176,7 +200,10 @@ class TasksCLI(CheckpointCheckingCLI):
         parser.add_argument("--name", type=str, default="run", help="name of the run's folder in --runs")
         parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
         parser.add_argument(
-            "--output", type=str | None, default=None, help="folder for predictions; default: the run's"
+            "--output",
+            type=str | None,
+            default=None,
+            help="folder for what validate, test or predict write; default: a new one in --runs",
         )
         parser.add_argument(
             "--max_pixels",
@@ -224,6 +251,10 @@ class TasksCLI(CheckpointCheckingCLI):
         for name, value in settings.items():  # of configs: arguments have been expanded before
             if isinstance(value, str) and value.startswith("~/"):
                 settings[name] = os.path.expanduser(value)
+        if settings["ckpt_path"] is not None:  # of a config: a folder among the arguments has been found before
+            settings["ckpt_path"], message = find_ckpt_path(self.config.subcommand, settings["ckpt_path"])
+            if message:
+                rank_zero_only(print)(printable(message))
 
     def check_checkpoint(self, path: str) -> None:
         """Refuses what is no checkpoint of a run, or is corrupt.
@@ -265,6 +296,7 @@ class TasksCLI(CheckpointCheckingCLI):
                 raise UserError(
                     "predict needs a trained model: --ckpt_path CHECKPOINT of a run, or --model.weights FILE"
                 )
+            state_classes(config, self.arguments[1:], self.scratch)
         elif self.subcommand != "fit" and not weights:
             untrained = f"{self.subcommand}: neither --ckpt_path nor --model.weights is given: the model is untrained"
             rank_zero_only(print)(untrained)
@@ -275,6 +307,8 @@ class TasksCLI(CheckpointCheckingCLI):
         sharded = f"{ShardedStrategy.__module__}.{ShardedStrategy.__name__}"
         with blocks_on_meta_device() if getattr(strategy, "class_path", None) == sharded else nullcontext():
             super().instantiate_classes()
+        if self.subcommand == "predict" and self._config["ckpt_path"] is None and isinstance(self.model, BaseTask):
+            name_classes(self.model, task_data(self))
 
     def _find_checkpoint(self) -> None:
         """Takes the newest intact checkpoint of the run that is resumed."""
@@ -295,8 +329,9 @@ class TasksCLI(CheckpointCheckingCLI):
         """Builds the trainer with the run's folder, loggers, checkpoints and records."""
         config = self._config
         # Model and data are built by now: most errors of the user are raised before there is a folder.
-        self.folder = folder = self.resume or run_folder(Path(config["runs"]) / config["name"])
+        self.folder = folder = self.resume or self._make_folder()
         os.environ[RUN_DIR] = str(folder)
+        self._keep_class_list()
 
         if config["trainer"]["logger"] is not False:
             others = self.config_init[self.subcommand]["trainer"]["logger"]
@@ -336,6 +371,44 @@ class TasksCLI(CheckpointCheckingCLI):
         self.model.max_skipped_steps = config["guard"]["max_skipped_steps"]
         return trainer
 
+    def _make_folder(self) -> Path:
+        """The folder that this run writes to: a new one in --runs, or what --output names.
+
+        Raises:
+            UserError: it cannot be made or written to, or is another run's.
+        """
+        config = self._config
+        if self.subcommand == "fit" or config["output"] is None:
+            return run_folder(Path(config["runs"]) / config["name"], str(self.subcommand))
+
+        results = Path(config["output"])
+        if self.subcommand == "predict":
+            progress = results / PROGRESS  # out of the way: the results alone are to be seen
+            folder = progress / "run"
+            output = OutputFolder(results, progress)
+            prove_writable([results, progress, folder])
+            lock(folder)  # the one around it is the journal's, which locks it in a process that may be another
+            self.output = output
+            return folder
+
+        if (other := command_of(results)) not in (None, self.subcommand):
+            raise UserError(f"--output: {results} holds what {other} has written; name another folder")
+        results = results.absolute()
+        output = OutputFolder(results, results)
+        open_folder(results, "--output")
+        self.output = output
+        return results
+
+    def _keep_class_list(self) -> None:
+        """Copies a class list that only this command has into its folder, so that its config can be used again."""
+        data = self._config["data"].get("init_args") or {}
+        names = data.get("class_names")
+        if not isinstance(names, str) or Path(names).parent != self.scratch:
+            return
+        kept = self.folder / Path(names).name
+        data["class_names"] = str(kept)
+        rank_zero_only(shutil.copyfile)(names, kept)
+
     def _set_up_callback(self, callback: Any) -> None:
         """Gives a callback the run's folder."""
         checkpoints = self.folder.absolute() / "checkpoints"
@@ -347,7 +420,8 @@ class TasksCLI(CheckpointCheckingCLI):
 
         if isinstance(callback, RunCheckpoint):
             callback.folder = checkpoints
-            callback.resume_command = f"swinv2-tasks fit --config {self.folder}/config.yaml --resume"
+            allow = "".join(f" --allow {module}" for module in self.allowed)
+            callback.resume_command = f"swinv2-tasks fit --config {self.folder}/config.yaml --resume{allow}"
 
     def _stated_callbacks(self) -> list[Any]:
         """The callbacks that the config names."""
@@ -367,6 +441,11 @@ class TasksCLI(CheckpointCheckingCLI):
     @rank_zero_only
     def _remove_failed_start(self) -> None:
         """Removes the folder of a run that ended before its first training step or its evaluation was done."""
+        if self.output is not None:
+            self.output.remove_additions()
+            unlock(self.folder)
+            return
+
         folder, trainer = getattr(self, "folder", None), getattr(self, "trainer", None)
         early = trainer is None or trainer.global_step == 0  # so it is, too, where other processes have trained
         if folder is not None and early and self.resume is None and not holds_results(folder):
@@ -375,8 +454,17 @@ class TasksCLI(CheckpointCheckingCLI):
                 folder.parent.rmdir()
                 folder.parent.parent.rmdir()
 
+    def after_validate(self) -> None:
+        """Lets other processes write to the folder."""
+        unlock(self.folder)
+
+    def after_test(self) -> None:
+        """Lets other processes write to the folder."""
+        unlock(self.folder)
+
     def after_predict(self) -> None:
         """Sets the exit status: files that could not be predicted, which are listed by then, make it a failure."""
+        unlock(self.folder)
         if self.trainer.is_global_zero:
             predictions = Path(self._config["output"] or self.folder / "predictions")
             self.status = int(bad_files(predictions) > 0)
@@ -465,11 +553,11 @@ def run(command: str, arguments: Sequence[str]) -> TasksCLI:
     return run_as(TasksCLI, command, arguments)
 
 
-def run_as(cli: Callable[[list[str], Path | None], CLI], command: str, arguments: Sequence[str]) -> CLI:
+def run_as(cli: Callable[[list[str], Start], CLI], command: str, arguments: Sequence[str]) -> CLI:
     """As ``run``, with a command line of another class.
 
     Args:
-        cli: the class, or what makes it of the command with its arguments, and the folder of the run to resume.
+        cli: the class, or what makes it of the command with its arguments, and of what is known before.
         command: fit, validate, test or predict.
         arguments: the command line's arguments.
 
@@ -487,14 +575,18 @@ def run_as(cli: Callable[[list[str], Path | None], CLI], command: str, arguments
     restrict_imports(modules)
     check_linked(options)
     options, notes = order_options(options)
+    options, taken = find_checkpoints(command, options)
     _prepare_messages()
+    for message in taken:
+        rank_zero_only(print)(printable(message))
     for note in notes:
         rank_zero_only(print)(f"note: {note}", file=sys.stderr)
     with tempfile.TemporaryDirectory() as scratch, restored_limit():
         if not name_model_and_data(options) and not any(option.is_help for option in options):
             options = [_config_of_checkpoint(command, options, Path(scratch)), *options]
         try:
-            return cli([command, *join_options(full_class_names(options))], resume)
+            start = Start(resume, Path(scratch), modules)
+            return cli([command, *join_options(full_class_names(options))], start)
         except SIGTERMException as error:  # outside of training, where RunCheckpoint handles it; a success to Python
             kept = "what it predicted is kept" if command == "predict" else "there was nothing to save"
             raise Interrupted(f"{command} was stopped by SIGTERM; {kept}", signal.SIGTERM) from error
@@ -531,6 +623,9 @@ def _config_of_checkpoint(command: str, options: Sequence[Option], folder: Path)
         raise UserError(f"{command} needs --config CONFIG{alternative}. {WHICH_CONFIGS}")
     config = folder / "config.yaml"
     settings = config_from_checkpoint(checkpoints[0], predict=command == "predict")
+    names = settings["data"]["init_args"].get("class_names")
+    if isinstance(names, list):
+        state_class_names(settings["data"], names, folder)
     config.write_text(yaml.safe_dump(settings))
     precision = settings["trainer"].get("precision", "32-true")
     if precision != "32-true" and not values_of(options, "--trainer.precision"):

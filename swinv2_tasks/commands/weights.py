@@ -21,6 +21,7 @@ from swinv2_tasks.weights.formats import (
     to_official,
 )
 from swinv2_tasks.weights.loading import check_official, find_incompatible_keys, resolve_windows
+from swinv2_tasks.weights.runs import find_checkpoint, is_run
 from swinv2_tasks.weights.saving import write_checkpoint
 from swinv2_tasks.weights.windows import Windows, backbone_on_meta_device, find_windows, show_window
 
@@ -29,8 +30,10 @@ def inspect(file: str) -> None:
     """Prints what a checkpoint is: format, variant, windows, head and names that do not fit. Nothing in it is run.
 
     Args:
-        file: a .pth, .ckpt or .safetensors file, a folder with weights and config.json, or a sharded checkpoint.
+        file: a .pth, .ckpt or .safetensors file, a folder with weights and config.json, a sharded checkpoint, or the
+            folder of a run, which stands for its best checkpoint.
     """
+    file = _find_file(file)
     checkpoint = read_checkpoint(file)
     format, state = _official(checkpoint.state, file)
     variant = describe_variant(state)
@@ -79,7 +82,8 @@ def convert(
     """Writes a checkpoint in another format, its tensors bitwise identical. Optimizer states and the like are left out.
 
     Args:
-        source: a .pth, .ckpt or .safetensors file, a folder with weights and config.json, or a sharded checkpoint.
+        source: a .pth, .ckpt or .safetensors file, a folder with weights and config.json, a sharded checkpoint, or the
+            folder of a run, which stands for its best checkpoint.
         target: the file to write, as safetensors if its name ends so; for huggingface a folder.
         format: official, simmim, timm, huggingface, torchvision or lightning.
         window_size: window that the checkpoint was trained at, where the file does not say.
@@ -88,6 +92,7 @@ def convert(
     """
     if Path(target).exists() and not overwrite:
         raise UserError(f"{target} exists; name another target, or set --overwrite true")
+    source = _find_file(source)
     checkpoint = read_checkpoint(source)
     source_format, state = _official(checkpoint.state, source)
     variant = describe_variant(state)
@@ -104,6 +109,15 @@ def convert(
     if unsupported:
         rows.append(("left out", f"{len(unsupported)} that {format} does not support: {some(unsupported)}"))
     _print(rows)
+
+
+def _find_file(path: str) -> str:
+    """The checkpoint that a run's folder stands for, which is printed; any other path unchanged."""
+    if not is_run(Path(path)):
+        return path
+    checkpoint, message = find_checkpoint(Path(path))
+    print(printable(message))
+    return str(checkpoint)
 
 
 def _official(state: State, source: str) -> tuple[Format, State]:

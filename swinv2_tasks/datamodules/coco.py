@@ -16,7 +16,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from swinv2_tasks.batches import IGNORED
 from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
-from swinv2_tasks.datamodules.classes import abbreviate, mention_unused
+from swinv2_tasks.datamodules.category_lists import stated_categories
+from swinv2_tasks.datamodules.classes import abbreviate, in_root, mention_unused
 from swinv2_tasks.datamodules.datasets.detection import (
     EvaluatedObjects,
     PredictedObjects,
@@ -100,7 +101,8 @@ class CocoDataModule(BaseDataModule):
         files: Where the images and annotations of each split are.
         stuff_classes: How many classes the maps of `files.train_stuff` have, at most 254; with 0 they are not read. The
             command line takes it from the detector.
-        class_names: Names of the classes, for predicting without annotation files.
+        class_names: Names of the classes, for predicting without annotation files: a list, or a text file with a name
+            per line, whose ids are 1, 2, …; or a CSV file of `ID,NAME`. Files are looked for in root first.
         source: What to predict: an image, a folder or a glob pattern.
         mean: Normalization, per RGB channel: subtracted from values in [0, 1].
         std: Normalization, per RGB channel: divides the difference.
@@ -133,7 +135,7 @@ class CocoDataModule(BaseDataModule):
         num_workers: int | None = None,
         files: CocoFiles = CocoFiles(),
         stuff_classes: int = 183,
-        class_names: list[str] | None = None,
+        class_names: str | list[str] | None = None,
         source: str | None = None,
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
@@ -164,8 +166,10 @@ class CocoDataModule(BaseDataModule):
 
     @cached_property
     def _classes(self) -> tuple[list[int], list[str]]:
+        if isinstance(self._stated_names, str):
+            return stated_categories(str(in_root(self._stated_names, self.root)))
         if self._stated_names is not None:
-            return list(range(1, len(self._stated_names) + 1)), self._stated_names
+            return stated_categories(self._stated_names)
         for split in ("val", "train"):  # the smaller one
             if self._path(split).is_file():
                 return read_categories(self._path(split))

@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from swinv2_tasks.child_processes import available_cores
 from swinv2_tasks.errors import UserError, printable
-from swinv2_tasks.files import prove_writable, replace_file, unwritable
+from swinv2_tasks.files import prove_writable, remove, replace_file, unwritable
 
 RUN_DIR = "SWINV2_TASKS_RUN_DIR"
 """Environment variable in which a run's first process gives those that it starts the run's folder."""
@@ -35,6 +35,9 @@ PACKAGES = (
 
 CLAIM = ".run"
 """File in a folder of checkpoints outside of the run's own that names the run's folder."""
+
+RESULTS = ("*.ckpt", "*.safetensors", "metrics.csv", "summary.json", "nonfinite_*", "predictions.csv")
+"""What must not be lost of a run."""
 
 _locks: list[Any] = []  # a lock lasts as long as its file is open
 
@@ -57,24 +60,32 @@ def is_name(name: str) -> bool:
     return bool(name.strip()) and name not in (".", "..") and not any(mark in name for mark in "/\\\0")
 
 
-def run_folder(parent: Path) -> Path:
-    """A new run's folder; processes that the first one started find it in the environment."""
+def run_folder(parent: Path, command: str = "fit") -> Path:
+    """A new run's folder: 0, 1, 2 … of trainings, validate_0 and so on of evaluations and predictions.
+
+    Processes that the first one started find it in the environment.
+
+    Raises:
+        UserError: it cannot be made.
+    """
     if RUN_DIR in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
         return Path(os.environ[RUN_DIR])
+    prefix = "" if command == "fit" else f"{command}_"
     # Other ranks under an outer launcher write nothing and get the path of checkpoints from the first.
-    folder = _make_folder(parent) or parent / "0"
+    folder = _make_folder(parent, prefix) or parent / f"{prefix}0"
     os.environ[RUN_DIR] = str(folder)
     return folder
 
 
 @rank_zero_only
-def _make_folder(parent: Path) -> Path:
+def _make_folder(parent: Path, prefix: str) -> Path:
     """The next free number in ``parent``, made at once, so that two runs never share a folder."""
     try:
         parent.mkdir(parents=True, exist_ok=True)
         while True:
-            numbers = [int(entry.name) for entry in parent.iterdir() if entry.name.isdecimal()]
-            folder = parent / str(max(numbers, default=-1) + 1)
+            names = [entry.name for entry in parent.iterdir() if entry.name.startswith(prefix)]
+            numbers = [int(number) for name in names if (number := name.removeprefix(prefix)).isdecimal()]
+            folder = parent / f"{prefix}{max(numbers, default=-1) + 1}"
             try:
                 folder.mkdir()
             except FileExistsError:
@@ -82,7 +93,36 @@ def _make_folder(parent: Path) -> Path:
             lock(folder)
             return folder
     except OSError as error:
-        raise UserError(f"cannot make a folder for this run in {parent} (--runs, --name): {error.strerror}") from error
+        remedy = "give another folder of all runs by --runs, or one for the results of this command alone by --output"
+        raise UserError(
+            f"cannot make a folder for this run in {printable(parent)}: {error.strerror}; "
+            + (remedy if prefix else "give another folder of all runs by --runs, or another --name")
+        ) from error
+
+
+class OutputFolder:
+    """A folder of a user's own that a run writes to; what a failed run has added there can be removed again.
+
+    Args:
+        results: the folder that the user names.
+        folder: where the run writes its record: the same, or a folder in it.
+    """
+
+    def __init__(self, results: Path, folder: Path) -> None:
+        self.results, self.folder = results, folder
+        self._before = {*folder.iterdir()} if folder.is_dir() else set()
+        self._missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+
+    def remove_additions(self) -> None:
+        """Removes what was added to the folder, and the folders that were made for it, unless there are results."""
+        if any(next(self.results.glob(pattern), None) is not None for pattern in RESULTS):
+            return
+        added = {*self.folder.iterdir()} - self._before if self.folder.is_dir() else set()
+        with suppress(OSError):  # the error that ended the run is what matters
+            for path in added:
+                remove(path)
+            for folder in self._missing:
+                folder.rmdir()
 
 
 def open_folder(folder: Path, option: str) -> None:
@@ -187,8 +227,7 @@ def holds_results(folder: Path) -> bool:
 
     That is a checkpoint, weights, metrics, predictions, or what explains a failure.
     """
-    patterns = ("*.ckpt", "*.safetensors", "metrics.csv", "summary.json", "nonfinite_*", "predictions.csv")
-    return any(next(folder.rglob(pattern), None) is not None for pattern in patterns)
+    return any(next(folder.rglob(pattern), None) is not None for pattern in RESULTS)
 
 
 def find_requeued_run(parent: Path, arguments: Sequence[str]) -> Path | None:

@@ -139,6 +139,12 @@ def read_contents(path: Path) -> Mapping[str, Any]:
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
+def holds_weights(folder: Path) -> bool:
+    """Whether a folder holds weights as Hugging Face and timm write them."""
+    names = [name for file in _FOLDER_FILES for name in (file, f"{file}.index.json")]
+    return any((folder / name).is_file() for name in names)
+
+
 def _weight_files(folder: Path) -> list[Path]:
     """The weights in a folder; several files when an index names shards."""
     for name in _FOLDER_FILES:

@@ -37,6 +37,7 @@ from swinv2_tasks.weights.formats import (
 from swinv2_tasks.weights.inflation import inflate, inflate_variant, inflate_windows
 from swinv2_tasks.weights.integrity import check_finite, check_types
 from swinv2_tasks.weights.modules import backbone_of, name_prefix, named_tensors, own_state
+from swinv2_tasks.weights.runs import checkpoint_of
 from swinv2_tasks.weights.windows import (
     ImageSize,
     Windows,
@@ -129,7 +130,7 @@ def load_weights(
     Args:
         module: a ``SwinTransformerV2``, or a module that has one as ``backbone``.
         source: file, folder, state dict or dict around one; official, SimMIM, timm, Hugging Face, torchvision or this
-            package's own, distinguished by their names.
+            package's own, distinguished by their names. A run's folder stands for its best checkpoint.
         window_size: window that the checkpoint was trained at, needed only where the file does not say; of a model
             fine-tuned at a larger window, that of its pre-training, which its position bias is measured in.
         image_size: pixels that it was trained at; goes with ``window_size``.
@@ -140,7 +141,7 @@ def load_weights(
         UserError: for a file that cannot be read, another architecture or variant, backbone tensors that are missing or
             do not fit, a segmentation head built otherwise, and windows that contradict the file.
     """
-    checkpoint = read_checkpoint(source)
+    checkpoint = read_checkpoint(source if isinstance(source, Mapping) else checkpoint_of(source))
     backbone = backbone_of(module)
     official, format, variant, is_image_for_clips = _read_official(checkpoint, backbone)
     origin = resolve_windows(checkpoint, official, variant, window_size, image_size)

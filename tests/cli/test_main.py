@@ -428,7 +428,7 @@ def test_a_checkpoint_does_not_choose_where_runs_go(trained: Path, tmp_path: Pat
         arguments = [f"--ckpt_path={tmp_path / 'hostile.ckpt'}", f"--runs={tmp_path / 'a' / 'runs'}"]
         assert main(["validate", *arguments, *QUIETLY]) == 0
     assert not (tmp_path / "outside").exists()
-    assert {path.name for path in (tmp_path / "a" / "runs" / "outside").iterdir()} == {"0", "1"}
+    assert {path.name for path in (tmp_path / "a" / "runs" / "outside").iterdir()} == {"validate_0", "validate_1"}
 
 
 def test_one_batch_is_one_batch_whatever_was_imported_before() -> None:
@@ -498,7 +498,7 @@ def test_another_logger_joins_those_of_the_run(
     )
     arguments = ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=elsewhere", "--trainer.logger.name=mine"]
     assert main([command, f"--config={config}", f"--runs={tmp_path / 'runs'}", *arguments[: 3 * (form == "name")]]) == 0
-    folder = tmp_path / "runs" / "tiny" / "0"
+    folder = tmp_path / "runs" / "tiny" / ("0" if command == "fit" else "validate_0")
     metrics = (folder / "metrics.csv").read_text()
     assert metrics.count("\n") > 1 and list(folder.glob("events.out.tfevents.*"))
     assert next((tmp_path / "elsewhere" / "mine").rglob("metrics.csv")).read_text() == metrics

@@ -109,6 +109,23 @@ PLACES = [
     Mistake("fit --config tiny.yaml --resume a b", "not a b", "--resume takes the folder of one run"),
     Mistake("fit --config tiny.yaml --ckpt_path missing.ckpt", "missing.ckpt", "no such file"),
     Mistake("validate --ckpt_path missing.ckpt", "missing.ckpt", "no such file"),
+    Mistake(
+        "validate --ckpt_path runs/ade20k",
+        "there is no run runs/ade20k",
+        "there are: runs/demo_ade20k, runs/demo_coco",
+    ),
+    Mistake(
+        "predict --ckpt_path images --data.source images",
+        "images is no run, and holds no training with a checkpoint",
+        "there are: runs/demo_ade20k, runs/demo_coco",
+    ),
+    Mistake("test --ckpt_path runs/demo_coco/3", "there is no run runs/demo_coco/3", "there is: runs/demo_coco/0"),
+    Mistake("validate runs/demo_coco", "how to use runs/demo_coco?", "--ckpt_path runs/demo_coco"),
+    Mistake(
+        "fit --config tiny.yaml --ckpt_path runs/demo_coco",
+        "fit --ckpt_path takes a checkpoint",
+        "--resume runs/demo_coco/0",
+    ),
     Mistake("predict --config tiny.yaml", "predict needs a trained model", "--ckpt_path CHECKPOINT"),
     Mistake("fit --config tiny.yaml --trainer.default_root_dir out", "runs go to --runs", "--runs out"),
 ]
@@ -258,6 +275,10 @@ def write_workshop(folder: Path) -> None:
     (folder / "image.yaml").write_bytes(b"\x89PNG\xff\xd8")
     torch.save(new_task().state_dict(), folder / "tiny.pth")
     (folder / "code.pth").write_bytes(pickle.dumps(Calls()))
+    for name in ("demo_ade20k", "demo_coco"):
+        checkpoints = folder / "runs" / name / "0" / "checkpoints"
+        checkpoints.mkdir(parents=True)
+        (checkpoints / "last.ckpt").touch()
     for split in ("train", "val"):
         photo = folder / "phone" / split / "n01" / "photo.heic"
         photo.parent.mkdir(parents=True)

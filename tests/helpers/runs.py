@@ -19,7 +19,7 @@ def fit(config: Path, folder: Path, *arguments: str) -> Path:
 def evaluate(folder: Path, *arguments: str, command: str = "validate") -> Path:
     """Evaluates, with runs below a folder; the evaluation's own folder."""
     assert main([command, *arguments, f"--runs={folder}", "--name=evaluation"]) == 0
-    return newest_run(folder, "evaluation")
+    return newest_run(folder, "evaluation", command)
 
 
 def validate(run: Path, folder: Path, *arguments: str) -> dict[str, float]:
@@ -34,8 +34,10 @@ def predict(folder: Path, *arguments: str) -> Path:
     return output
 
 
-def newest_run(folder: Path, name: str = "*") -> Path:
-    return max(folder.glob(f"{name}/[0-9]*"), key=lambda run: run.stat().st_ctime_ns)
+def newest_run(folder: Path, name: str = "*", command: str = "fit") -> Path:
+    """The folder of the newest training, or of the newest evaluation by a command."""
+    pattern = "[0-9]*" if command == "fit" else f"{command}_[0-9]*"
+    return max(folder.glob(f"{name}/{pattern}"), key=lambda run: run.stat().st_ctime_ns)
 
 
 def last_checkpoint(run: Path) -> Path:
@@ -79,5 +81,5 @@ def user_error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def has_no_runs(runs: Path) -> bool:
-    """Whether there is no run below a folder, and no file."""
-    return not any(path.is_file() or path.name.isdecimal() for path in runs.rglob("*"))
+    """Whether there is no run below a folder, no folder of a name, and no file."""
+    return not any(runs.rglob("*"))

@@ -240,7 +240,7 @@ def test_predictions_need_the_checkpoint_alone(name: str, tmp_path: Path, monkey
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert main(["predict", "--ckpt_path=../mine.ckpt", "--data.source=../files"]) == 0
-    rows = read_table(Path("runs/tiny/0/predictions/predictions.csv"))
+    rows = read_table(Path("runs/tiny/predict_0/predictions/predictions.csv"))
     assert {Path(row["path"]).name for row in rows} == {path.name for path in Path("../files").rglob("*.*")}
     assert not any(row["error"] for row in rows)
 

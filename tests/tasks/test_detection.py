@@ -157,7 +157,7 @@ def test_test_writes_a_submission_where_annotations_are_not_public(finder: Path,
     files = ["--data.files.test_images=val2017", "--data.files.test_annotations=annotations/image_info.json"]
     command = ["test", from_last(finder), f"--runs={tmp_path}", "--name=server", *files]
     assert main(command) == 0
-    results = json.loads((tmp_path / "server" / "0" / "test_detections.json").read_text())
+    results = json.loads((tmp_path / "server" / "test_0" / "test_detections.json").read_text())
     assert {entry["category_id"] for entry in results} <= set(CATEGORIES) and results
     assert all(entry.keys() == {"image_id", "category_id", "bbox", "score", "segmentation"} for entry in results)
 

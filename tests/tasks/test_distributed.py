@@ -23,7 +23,7 @@ def evaluate(folder: Path, checkpoint: Path, data: Path, processes: int, *settin
     arguments = [f"--ckpt_path={checkpoint}", f"--data.root={data}", f"--data.class_names={data / 'classes.csv'}"]
     done = run(["validate", *arguments, f"--name={processes}", *settings], folder, processes)
     assert done.status == 0, done.errors
-    (row,) = read_table(folder / "runs" / str(processes) / "0" / "metrics.csv")
+    (row,) = read_table(folder / "runs" / str(processes) / "validate_0" / "metrics.csv")
     return row
 
 
@@ -67,7 +67,7 @@ def test_validations_within_a_training_are_exact(task: str, tmp_path: Path) -> N
     alone = ["--config=tiny.yaml", "--data.batch_size=2", "--ckpt_path=runs/tiny/0/checkpoints/last.ckpt", "--name=one"]
     checked = run(["validate", *alone], tmp_path)
     assert checked.status == 0, checked.errors
-    (row,) = read_table(tmp_path / "runs/one/0/metrics.csv")
+    (row,) = read_table(tmp_path / "runs/one/validate_0/metrics.csv")
     assert {name: row[name] for name in ("val/top1", "val/loss")} == {
         name: last[name] for name in ("val/top1", "val/loss")
     }
@@ -230,7 +230,8 @@ def test_evaluations_and_predictions_in_spawned_processes(poor: Path, tmp_path: 
         source = f"--data.source={data / 'val'}"
         done = run(["predict", *arguments, source, f"--output={name}"], tmp_path, processes, strategy="ddp_spawn")
         assert done.status == 0, done.errors
-    assert read_table(tmp_path / "runs/one/0/metrics.csv") == read_table(tmp_path / "runs/two/0/metrics.csv")
+    one, two = (read_table(tmp_path / "runs" / name / "validate_0" / "metrics.csv") for name in ("one", "two"))
+    assert one == two
     assert (tmp_path / "one/predictions.csv").read_bytes() == (tmp_path / "two/predictions.csv").read_bytes()
 
 
@@ -246,7 +247,7 @@ def test_a_mistake_met_in_a_spawned_process_is_one_message(strategy: str, tmp_pa
         ended = run([*arguments, *settings], tmp_path, processes=2, strategy=strategy)
         assert ended.status == 1
         assert ended.errors.splitlines()[-1].startswith("swinv2-tasks: Cannot read the image")
-        assert [path.name for path in (tmp_path / "runs/tiny").iterdir()] == folders
+        assert [path.name for path in tmp_path.glob("runs/tiny/*")] == folders
     assert (tmp_path / "runs/tiny/0/checkpoints/last.ckpt").is_file()
 
 

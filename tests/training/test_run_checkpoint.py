@@ -253,7 +253,7 @@ def test_exported_weights_evaluate_and_predict(trained: Path, images: Path, tmp_
     weights = f"--ckpt_path={trained / 'weights.safetensors'}"
     for command in (["validate", weights], ["predict", weights, f"--data.source={images / 'val'}"]):
         assert main([*command, f"--runs={tmp_path / 'runs'}"]) == 0
-    assert (tmp_path / "runs" / "tiny" / "1" / "predictions" / "predictions.csv").is_file()
+    assert (tmp_path / "runs" / "tiny" / "predict_0" / "predictions" / "predictions.csv").is_file()
 
 
 # ---- runs side by side
@@ -338,7 +338,7 @@ def test_a_requeued_job_resumes_in_its_folder(
 def test_an_evaluation_cannot_be_resumed(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = trained / "checkpoints" / "last.ckpt"
     assert main(["validate", f"--ckpt_path={checkpoint}", f"--runs={tmp_path}", "--name=again"]) == 0
-    assert main(["fit", "--resume", f"{tmp_path}/again/0"]) == 1
+    assert main(["fit", "--resume", f"{tmp_path}/again/validate_0"]) == 1
     assert "was made by validate" in capsys.readouterr().err
 
 

@@ -57,7 +57,7 @@ def test_a_checkpoint_with_such_a_name_is_evaluated_in_all_runs_folder(
     torch.save(contents, tmp_path / "named.ckpt")
     runs = tmp_path / "a" / "runs"
     assert main(["validate", f"--ckpt_path={tmp_path / 'named.ckpt'}", f"--runs={runs}", *QUIETLY]) == 0
-    assert [str(path.relative_to(runs)) for path in runs.glob("*/*")] == ["run/0"]
+    assert [str(path.relative_to(runs)) for path in runs.glob("*/*")] == ["run/validate_0"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "named.ckpt"]
 
 

@@ -38,9 +38,9 @@ def together(arguments: list[str], folder: Path, processes: int) -> Result:
     return run(arguments, folder) if processes == 1 else run_together(arguments, folder, processes)[0]
 
 
-def losses(folder: Path) -> list[float]:
-    """The validation loss of each epoch."""
-    return read_column(folder / "0", "val/loss")
+def losses(folder: Path, run: str = "0") -> list[float]:
+    """The validation loss of each epoch of a training, or that of an evaluation."""
+    return read_column(folder / run, "val/loss")
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,8 @@ def test_a_sharded_checkpoint_is_evaluated(world: Path, tmp_path: Path) -> None:
     command = [f"--ckpt_path={checkpoint}", f"--data.root={world / 'images'}", "--trainer.accelerator=cpu"]
     command.append(f"--data.class_names={world / 'images' / 'classes.csv'}")
     assert run(["validate", *command, "--name=checked"], tmp_path).status == 0
-    assert losses(tmp_path / "runs" / "checked") == pytest.approx(losses(world / "runs" / "sharded")[1:], abs=1e-6)
+    evaluated = losses(tmp_path / "runs" / "checked", "validate_0")
+    assert evaluated == pytest.approx(losses(world / "runs" / "sharded")[1:], abs=1e-6)
     task = ClassificationTask.load_from_checkpoint(checkpoint)
     assert task.class_names is not None and len(task.class_names) == 3
 
@@ -148,7 +149,8 @@ def test_an_evaluation_by_sharded_processes_is_that_of_one(world: Path, tmp_path
     for processes, settings in ((1, ["--trainer.accelerator=cpu"]), (2, FSDP)):
         process = together([*command, *settings, f"--name={processes}"], tmp_path, processes)
         assert process.status == 0, process.errors
-    assert losses(tmp_path / "runs" / "1") == pytest.approx(losses(tmp_path / "runs" / "2"), abs=1e-6)
+    alone, shared = (losses(tmp_path / "runs" / processes, "validate_0") for processes in ("1", "2"))
+    assert alone == pytest.approx(shared, abs=1e-6)
 
 
 @pytest.mark.slow

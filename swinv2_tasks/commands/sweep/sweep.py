@@ -20,7 +20,7 @@ from rich.table import Table
 
 from swinv2_tasks.backbone.swin_v2 import expand_window
 from swinv2_tasks.batches import TaskData
-from swinv2_tasks.cli.arguments import split_options
+from swinv2_tasks.cli.arguments import find_checkpoints, join_options, split_options
 from swinv2_tasks.cli.tasks_cli import ParseOnlyCLI, run_as
 from swinv2_tasks.commands.sweep.validation_process import Failure, Measurement, validate_in_child_process
 from swinv2_tasks.datamodules.classes import abbreviate
@@ -70,6 +70,11 @@ def sweep(
         UserError: there is a mistake in the arguments, the folder holds another sweep, or every setting failed.
     """
     wanted = check_settings(settings)
+    console = Console()
+    options, taken = find_checkpoints("validate", split_options(arguments))  # once: a training may write a better one
+    arguments = join_options(options)
+    for message in taken:
+        _print_line(console, message)
     model = read_arguments(arguments)
     overrides = {setting: model.arguments_at(setting) for setting in wanted}  # raises before anything is written
 
@@ -77,7 +82,6 @@ def sweep(
     table, figure = folder / "sweep.csv", folder / "sweep.png"
     outcomes = _open_sweep(folder, table, model)
     missing = [setting for setting in wanted if not isinstance(outcomes.get(setting), Measurement)]
-    console = Console()
     if len(missing) < len(wanted):
         _print_line(console, f"{len(wanted) - len(missing)} of {len(wanted)} settings are in {table} already")
 

@@ -21,7 +21,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from swinv2_tasks.batches import task_data
 from swinv2_tasks.child_processes import follow_parent, without_working_folder
-from swinv2_tasks.cli.tasks_cli import TasksCLI, run_as
+from swinv2_tasks.cli.tasks_cli import Start, TasksCLI, run_as
 from swinv2_tasks.errors import UserError, find_user_error, strip_traceback
 
 ReportProgress = Callable[[int, int], Any]
@@ -132,9 +132,9 @@ class Stopwatch(Callback):
 class _TimedCLI(TasksCLI):
     """The command line with a stopwatch."""
 
-    def __init__(self, args: list[str], resume: Path | None = None, *, stopwatch: Stopwatch) -> None:
+    def __init__(self, args: list[str], start: Start, *, stopwatch: Stopwatch) -> None:
         self.stopwatch = stopwatch
-        super().__init__(args, resume)
+        super().__init__(args, start)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer as the command line does, and adds the stopwatch to its callbacks."""

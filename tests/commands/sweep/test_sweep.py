@@ -34,7 +34,7 @@ def table(folder: Path) -> list[dict[str, str]]:
 def validated(folder: Path, *arguments: str) -> dict[str, float]:
     """The metrics that ``validate`` logs."""
     assert main(["validate", *arguments, *QUIETLY, f"--runs={folder}", "--name=plain"]) == 0
-    return read_scores(folder / "plain" / "0")
+    return read_scores(folder / "plain" / "validate_0")
 
 
 def check_row(row: dict[str, str], metrics: dict[str, float]) -> None:

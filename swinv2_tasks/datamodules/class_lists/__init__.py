@@ -1,0 +1,1 @@
+"""Class lists of the published datasets, as files; README.md beside them says where they come from."""
