@@ -51,9 +51,14 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         sys.modules.pop(name, None)
 
 
+ALLOW = [f"--allow={module}" for module in ("rotation", "table", "pyramid", "tilt", "calibration")]
+"""Lets configs name what is in the page's modules."""
+
+
 def fit(*arguments: str) -> Path:
     """Trains for an epoch of two steps; the folder of the run."""
-    assert main(["fit", *arguments, "--name=outside", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]) == 0
+    settings = ["--name=outside", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2", *ALLOW]
+    assert main(["fit", *arguments, *settings]) == 0
     return Path("runs") / "outside" / "0"
 
 
@@ -64,7 +69,7 @@ def read_refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def validate(folder: Path, *arguments: str) -> dict[str, float]:
-    assert main(["validate", f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}", *arguments]) == 0
+    assert main(["validate", f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}", *arguments, *ALLOW]) == 0
     newest = max(folder.parent.glob("validate_*"), key=lambda path: int(path.name.removeprefix("validate_")))
     return metrics(newest)
 

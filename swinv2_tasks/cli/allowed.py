@@ -54,9 +54,14 @@ def _is_module(name: str) -> bool:
     return bool(name) and all(part.isidentifier() for part in name.split("."))
 
 
+_granted: set[str] = set()
+"""Modules that earlier commands of this process were allowed."""
+
+
 def restrict_imports(modules: Sequence[str]) -> None:
     """Lets the parser import what is allowed, and these modules, and nothing else that a value names."""
-    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*ALLOWED, *modules])
+    set_parsing_settings(import_path_denylist=["*", *_granted], import_path_allowlist=[*ALLOWED, *modules])
+    _granted.update(modules)
 
 
 def check_names(options: Sequence[Option], modules: Sequence[str]) -> None:

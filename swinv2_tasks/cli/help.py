@@ -175,6 +175,7 @@ SETTINGS = {
     "output DIR": "where results go; default: a new one in --runs",
     "name NAME": "the run's folder in --runs",
     "runs DIR": "folder of all runs; default: runs",
+    "allow MODULE": "yours, of which configs may name classes",
     "seed_everything N": "seed of all random draws",
     "data.root DIR": "folder of the dataset",
     "data.batch_size N": "samples per process and step",

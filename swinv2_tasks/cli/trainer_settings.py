@@ -86,6 +86,7 @@ def settings_of(stated: Mapping[str, Any], defaults: Mapping[str, Any]) -> Setti
         if not settings.knows(name):
             settings.add(name, TYPES.get(name, Any), value)
     settings.add("print_config", Any)
+    settings.add("allow", Any)
     return settings
 
 
