@@ -148,10 +148,10 @@ def test_several_processes_score_as_one(
     assert main([*arguments, "--name=one", f"--runs={tmp_path / 'runs'}"]) == 0
     for ended in run_together([*arguments, "--name=several"], tmp_path, processes):
         assert ended.status == 0, ended.errors
-    single, several = (scores_in(tmp_path / "runs" / name / "0") for name in ("one", "several"))
+    single, several = (scores_in(tmp_path / "runs" / name / "validate_0") for name in ("one", "several"))
     assert single == several
     if samples != 1:  # of which a detector may find nothing, as in an image of nothing but a crowd
-        assert read_scores(tmp_path / "runs" / "one" / "0")[next(iter(task.scores))] > 0
+        assert read_scores(tmp_path / "runs" / "one" / "validate_0")[next(iter(task.scores))] > 0
 
 
 def scores_in(folder: Path) -> dict[str, str]:

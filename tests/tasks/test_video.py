@@ -78,7 +78,7 @@ def test_views_on_two_processes_score_as_on_one(watcher: Path, tmp_path: Path) -
     assert main([*arguments, "--name=one", f"--runs={tmp_path / 'runs'}"]) == 0
     for ended in run_together([*arguments, "--name=two"], tmp_path):
         assert ended.status == 0, ended.errors
-    single, double = ((tmp_path / "runs" / name / "0" / "metrics.csv").read_text() for name in ("one", "two"))
+    single, double = ((tmp_path / "runs" / name / "validate_0" / "metrics.csv").read_text() for name in ("one", "two"))
     assert single == double
 
 
