@@ -12,8 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import set_parsing_settings
-
 from swinv2_tasks.cli.arguments import Option, values_of
 from swinv2_tasks.cli.config_files import read_config
 from swinv2_tasks.errors import ArgumentsError, printable
@@ -60,6 +58,8 @@ _granted: set[str] = set()
 
 def restrict_imports(modules: Sequence[str]) -> None:
     """Lets the parser import what is allowed, and these modules, and nothing else that a value names."""
+    from jsonargparse import set_parsing_settings  # not above: a screen of help does without it
+
     set_parsing_settings(import_path_denylist=["*", *_granted], import_path_allowlist=[*ALLOWED, *modules])
     _granted.update(modules)
 

@@ -573,7 +573,7 @@ def test_a_decoder_of_ones_own_by_a_line_of_the_config(tmp_path: Path) -> None:
     settings = yaml.safe_load(config.read_text())
     settings["model"]["init_args"]["decoder"] = {"class_path": f"{__name__}.OneLayer", "init_args": {"bias": False}}
     config.write_text(yaml.safe_dump(settings))
-    assert main(["fit", "--config", str(config), "--runs", str(tmp_path / "runs")]) == 0
+    assert main(["fit", "--config", str(config), "--runs", str(tmp_path / "runs"), "--allow", "tests"]) == 0
     checkpoint = tmp_path / "runs" / "scenes" / "0" / "checkpoints" / "last.ckpt"
     task = SegmentationTask.load_from_checkpoint(checkpoint, decoder=OneLayer(bias=False))
     assert isinstance(task.head.decoder, OnLargest)
