@@ -112,8 +112,8 @@ def explain_denied(name: str) -> str:
     if package in sys.stdlib_module_names:
         remedy = "Do not use the file that says so."
     return (
-        f"{printable(name)} is not imported, as configs choose no code but that of this package, torch.optim and "
-        f"Lightning. {remedy}"
+        f"{printable(name)} is not imported, as configs choose no code but that of this package, torch's optimizers "
+        f"and Lightning. {remedy}"
     )
 
 

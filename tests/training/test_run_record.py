@@ -153,7 +153,7 @@ def test_a_run_that_failed_listens_no_longer(images: Path, tmp_path: Path) -> No
     logger = logging.getLogger("swinv2_tasks")
     before = [*logger.handlers]
     write_config(tmp_path / "tiny.yaml", images, data={"class_path": "tests.helpers.faults.NotANumber"})
-    assert main(["fit", f"--config={tmp_path / 'tiny.yaml'}", f"--runs={tmp_path / 'runs'}"]) == 1
+    assert main(["fit", "--allow=tests", f"--config={tmp_path / 'tiny.yaml'}", f"--runs={tmp_path / 'runs'}"]) == 1
     assert [handler for handler in logger.handlers if handler not in before and handler is not logging.lastResort] == []
 
 
