@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -49,10 +50,19 @@ def _free_space(folder: Path) -> str:
         return ""
 
 
+UNFINISHED = re.compile(r"\..+\.(ckpt|safetensors)\.\d+")
+"""Names of checkpoints while ``replace_file`` writes them."""
+
+
 def remove_unfinished(folder: Path) -> None:
-    """Removes what writers that were killed left half-written in a folder. No other process may be writing there."""
-    for path in folder.glob(".*"):
-        if path.name.rpartition(".")[2].isdecimal():
+    """Removes what writers that were killed left half-written in a folder. No other process may be writing there.
+
+    A folder that is a link leads to where others may keep files of such names: nothing is removed there.
+    """
+    if folder.is_symlink():
+        return
+    for path in folder.glob(".*.*"):
+        if UNFINISHED.fullmatch(path.name):
             remove(path)
 
 
@@ -89,3 +99,8 @@ def unwritable(folder: Path, option: str, error: OSError) -> UserError:
     return UserError(
         f"cannot write in {printable(folder)} ({option}): {error.strerror}. Make room, or name another folder."
     )
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path lies in a folder by its name, with each ``..`` taken back; links are not followed."""
+    return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))

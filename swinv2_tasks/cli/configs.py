@@ -14,8 +14,9 @@ from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.datamodules import ADE20KDataModule, CocoDataModule
 from swinv2_tasks.datamodules.base import BaseDataModule
 from swinv2_tasks.datamodules.scene_classes import MOST_CLASSES
+from swinv2_tasks.datamodules.shards import is_url
 from swinv2_tasks.datamodules.transforms.augmentation import Augmentation
-from swinv2_tasks.errors import UserError
+from swinv2_tasks.errors import UserError, printable
 from swinv2_tasks.hyperparameters import Recorded, recorded_arguments, recorded_class, task_record
 from swinv2_tasks.training.run_folder import is_name
 from swinv2_tasks.weights.files import read_contents
@@ -27,15 +28,17 @@ PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-t
 """Precisions that a checkpoint may ask for."""
 
 
-def config_from_checkpoint(path: str, *, predict: bool = False) -> dict[str, Any]:
+def config_from_checkpoint(path: str, *, predict: bool = False, root_is_stated: bool = False) -> dict[str, Any]:
     """The config that a checkpoint carries: its own model and data, named by this package's classes only.
 
     Args:
         path: a checkpoint of a run.
         predict: the dataset need not be there.
+        root_is_stated: whether data.root is stated elsewhere.
 
     Raises:
-        UserError: when the file is no checkpoint of a run, or names classes that are not this package's.
+        UserError: when the file is no checkpoint of a run, names classes that are not this package's, or a URL to read
+            data from.
     """
     record = task_record(read_contents(Path(path)), path)
     task, data = record["task"], record["data"]
@@ -50,6 +53,13 @@ def config_from_checkpoint(path: str, *, predict: bool = False) -> dict[str, Any
     backbone = {**record["backbone"], "position_bias": f"swinv2_tasks.backbone.{record['backbone']['position_bias']}"}
     backbone_config = {"class_path": "swinv2_tasks.backbone.SwinTransformerV2", "init_args": backbone}
     data_args = _evaluation_arguments(data["init_args"])
+    if is_url(str(data_args.get("root"))) and (predict or root_is_stated):
+        data_args["root"] = None
+    elif is_url(str(data_args.get("root"))):
+        raise UserError(
+            f"{path} was trained on {printable(data_args['root'])}, and a file chooses no host to read from: name it "
+            f"yourself, as --data.root {printable(data_args['root'])}, or a copy of the data."
+        )
     data_args = _as_config(recorded_arguments(datamodule, data_args, path), data_args)
     if predict:
         # How the training handled bad samples does not matter for the files to predict.
@@ -112,14 +122,16 @@ def state_class_names(data: Any, names: Sequence[str], folder: Path) -> None:
 
 
 def _evaluation_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """A datamodule's recorded arguments without an augmentation whose class is not of this package.
+    """A datamodule's recorded arguments without what a file does not choose.
 
-    A file chooses no other classes, and evaluation, which augments nothing, does without.
+    That is an augmentation whose class is not of this package, as evaluation augments nothing, and a folder to keep
+    copies of shards in.
     """
+    arguments = {name: value for name, value in arguments.items() if name != "stream"}
     augmentation = arguments.get("augmentation")
     if isinstance(augmentation, Mapping) and recorded_class(Augmentation, augmentation.get("class")) is None:
-        return {name: value for name, value in arguments.items() if name != "augmentation"}
-    return dict(arguments)
+        del arguments["augmentation"]
+    return arguments
 
 
 def _as_config(built: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[str, Any]:

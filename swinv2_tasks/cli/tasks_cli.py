@@ -43,6 +43,7 @@ from swinv2_tasks.callbacks import (
 )
 from swinv2_tasks.callbacks.notices import filter_warnings, quiet_lightning
 from swinv2_tasks.callbacks.prediction_folder import PROGRESS, bad_files, prove_writable
+from swinv2_tasks.child_processes import without_working_folder
 from swinv2_tasks.cli.allowed import check_names, restrict_imports, take_allowed
 from swinv2_tasks.cli.arguments import (
     Option,
@@ -61,6 +62,7 @@ from swinv2_tasks.cli.arguments import (
 from swinv2_tasks.cli.config_files import WHICH_CONFIGS, explain_file
 from swinv2_tasks.cli.configs import config_from_checkpoint, state_class_names
 from swinv2_tasks.cli.parser import ParsedTrainer, TasksArgumentParser
+from swinv2_tasks.cli.refusals import option_setting
 from swinv2_tasks.cli.released import name_classes, state_classes
 from swinv2_tasks.cli.settings import full_class_names
 from swinv2_tasks.cli.trainer_settings import check_devices, check_folders, check_linked, explain_refusal
@@ -584,9 +586,12 @@ def run_as(cli: Callable[[list[str], Start], CLI], command: str, arguments: Sequ
     with tempfile.TemporaryDirectory() as scratch, restored_limit():
         if not name_model_and_data(options) and not any(option.is_help for option in options):
             options = [_config_of_checkpoint(command, options, Path(scratch)), *options]
+        # Processes find in the working folder only what this one finds there, too.
+        hidden = nullcontext() if {"", os.getcwd()} & {*sys.path} else without_working_folder()
         try:
             start = Start(resume, Path(scratch), modules)
-            return cli([command, *join_options(full_class_names(options))], start)
+            with hidden:
+                return cli([command, *join_options(full_class_names(options))], start)
         except SIGTERMException as error:  # outside of training, where RunCheckpoint handles it; a success to Python
             kept = "what it predicted is kept" if command == "predict" else "there was nothing to save"
             raise Interrupted(f"{command} was stopped by SIGTERM; {kept}", signal.SIGTERM) from error
@@ -622,7 +627,8 @@ def _config_of_checkpoint(command: str, options: Sequence[Option], folder: Path)
             alternative += f"; {', '.join(overlays)} is an overlay, which goes over the config of a task"
         raise UserError(f"{command} needs --config CONFIG{alternative}. {WHICH_CONFIGS}")
     config = folder / "config.yaml"
-    settings = config_from_checkpoint(checkpoints[0], predict=command == "predict")
+    root_is_stated = any(option_setting(option) == "data.root" for option in options)
+    settings = config_from_checkpoint(checkpoints[0], predict=command == "predict", root_is_stated=root_is_stated)
     names = settings["data"]["init_args"].get("class_names")
     if isinstance(names, list):
         state_class_names(settings["data"], names, folder)

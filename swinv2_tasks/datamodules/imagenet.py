@@ -43,6 +43,7 @@ from swinv2_tasks.datamodules.transforms.classification import (
     height_width,
 )
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.files import is_inside
 
 log = logging.getLogger("swinv2_tasks")
 
@@ -222,7 +223,7 @@ class ImageNetDataModule(BaseDataModule):
         """
         folder = self._folder(self._dir(split))
         if split == "val" and self.val_list is not None:
-            samples = listed_samples(folder, in_root(self.val_list, self.root), self._classes)
+            samples = listed_samples(folder, self._own_root(folder), in_root(self.val_list, self.root), self._classes)
         else:
             # With a class list of its own, a folder may be there for classes that this copy has no images of.
             allow_empty = self._class_source is not None
@@ -275,6 +276,11 @@ class ImageNetDataModule(BaseDataModule):
             return None
         named: list[Sample] = [(shards.name(index), 0) for index in range(len(shards))]
         return [label for _, label in with_real_labels(named, in_root(self.real_labels, self.root), self.num_classes)]
+
+    def _own_root(self, folder: Path) -> Path:
+        """The folder that lists may not leave: the dataset's, or that of the images, where it lies elsewhere."""
+        root = self._path("")
+        return root if is_inside(folder, root) else folder
 
     def _path(self, name: str) -> Path:
         return Path(self.root or "").expanduser() / name

@@ -345,9 +345,12 @@ def _processor() -> str:
 def git_commit() -> str | None:
     """The commit of this package's source, with "+changes" when files differ from it; None when it is not in git."""
     package = Path(__file__).parents[1]
+    if not (package.parent / ".git").exists():  # one around it is somebody else's, and may start programs
+        return None
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(package), *arguments]
+        quiet = ["-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null"]
+        command = ["git", *quiet, "-C", str(package), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:

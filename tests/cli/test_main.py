@@ -420,6 +420,22 @@ def test_nothing_that_a_checkpoint_names_is_imported(
     assert "Traceback" not in capsys.readouterr().err
 
 
+def test_a_checkpoint_does_not_choose_a_host(
+    trained: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    contents = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
+    url = "http://127.0.0.1:1/data"
+    contents["swinv2_tasks"]["data"]["init_args"]["root"] = url
+    torch.save(contents, tmp_path / "hostile.ckpt")
+    arguments = [f"--ckpt_path={tmp_path / 'hostile.ckpt'}", f"--runs={tmp_path / 'runs'}", *QUIETLY]
+    assert f"--data.root {url}" in user_error(capsys, "validate", *arguments)
+
+    assert main(["validate", *arguments, f"--data.root={images}"]) == 0
+    source = next((images / "val").rglob("*.jpg"))
+    assert main(["predict", *arguments, f"--data.source={source}"]) == 0  # which needs no data
+    assert "cannot be read" in user_error(capsys, "validate", *arguments, f"--data.root={url}")  # asked for, now
+
+
 def test_a_checkpoint_does_not_choose_where_runs_go(trained: Path, tmp_path: Path) -> None:
     contents = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
     for name in ("../../outside", str(tmp_path / "outside")):

@@ -329,6 +329,8 @@ def test_val_list(flat: Path, labels: tuple[str, str]) -> None:
         ("ILSVRC2012_val_00000001.JPEG 3", r"list\.txt, line 2.*'3' is no class"),
         ("ILSVRC2012_val_00000001.JPEG -1", r"list\.txt, line 2.*'-1' is no class"),
         ("ILSVRC2012_val_00000009.JPEG 1", r"list\.txt, line 2.*no file .*00000009"),
+        ("../../outside.JPEG 1", r"list\.txt, line 2.*outside\.JPEG leaves the dataset's folder"),
+        ("/etc/outside.JPEG 1", r"list\.txt, line 2.*outside\.JPEG leaves the dataset's folder"),
     ],
 )
 def test_val_list_mistakes(flat: Path, line: str, message: str) -> None:

@@ -233,6 +233,9 @@ def test_label_maps(tmp_path: Path, real_data: Path) -> None:
         ("a.mp4 zumbaa\n", "labels that are no class: zumbaa"),
         ("label,youtube_id\nzumba,\n", "line 2: a label or an id is missing"),
         ("label,youtube_id,time_start,time_end\nzumba,a,one,2\n", "line 2: the times"),
+        ("../../outside.mp4 zumba\n", r"outside of the dataset's folder: \.\./\.\./outside\.mp4"),
+        ("/etc/outside.mp4 zumba\n", "outside of the dataset's folder: /etc/outside.mp4"),
+        ("label,youtube_id\nzumba,../../outside\n", "outside of the dataset's folder"),
     ],
 )
 def test_lists_that_are_not_in_order(content: str, words: str, folders: Path, tmp_path: Path) -> None:

@@ -206,6 +206,21 @@ def test_leftovers_of_a_killed_writer_go_with_the_next_start(stopped: Path, monk
     assert sorted(path.name for path in leftover.parent.iterdir()) == ["best.ckpt", "last.ckpt", "previous.ckpt"]
 
 
+def test_nothing_else_goes_with_it(stopped: Path, tmp_path: Path) -> None:
+    """Neither files of other names, nor any where a link leads to."""
+    run_folder, linked, outside = stopped / "runs" / "tiny" / "0", tmp_path / "linked", tmp_path / "outside"
+    shutil.copytree(run_folder, linked)
+    (linked / "checkpoints").rename(outside)
+    (linked / "checkpoints").symlink_to(outside)
+    kept = [run_folder / "checkpoints" / ".notes.2024", outside / ".notes.2024", outside / ".best.ckpt.77"]
+    for path in kept:
+        path.write_text("mine")
+
+    for folder in (run_folder, linked):
+        assert main(["fit", "--resume", str(folder), "--trainer.max_epochs=9"]) == 0
+    assert all(path.read_text() == "mine" for path in kept)
+
+
 @pytest.mark.parametrize(
     ("option", "saved"), [("--save.every_n_steps=2", [3, 5]), ("--save.every_n_minutes=1e-9", [4, 5])]
 )

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
+import shutil
 import signal
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -38,6 +41,34 @@ def test_the_commit_is_that_of_the_package(tmp_path: Path) -> None:
         pytest.skip("not a clone")
     head = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     assert (runs.git_commit() or "").removesuffix("+changes") == head.stdout.strip()
+
+
+PRINT_COMMIT = "from swinv2_tasks.training.run_folder import git_commit; print(git_commit())"
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_asking_for_the_commit_starts_no_program_of_a_repository(is_own: bool, tmp_path: Path) -> None:
+    """Not of one around the environment, which is not asked, nor of the package's own."""
+    site = tmp_path if is_own else tmp_path / ".venv" / "site-packages"
+    shutil.copytree(ROOT / "swinv2_tasks", site / "swinv2_tasks", ignore=shutil.ignore_patterns("__pycache__"))
+    hook = tmp_path / "hook.sh"
+    hook.write_text(f"#!/bin/sh\ntouch {tmp_path / 'canary'}\n")
+    hook.chmod(0o755)
+
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"], ["config", "core.fsmonitor", str(hook)]):
+        subprocess.run([*git, *words], check=True, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PRINT_COMMIT],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    assert done.stdout.strip() == (head if is_own else "None"), done.stderr
+    assert not (tmp_path / "canary").exists()
 
 
 def test_the_summary_agrees_with_the_metrics(trained: Path) -> None:

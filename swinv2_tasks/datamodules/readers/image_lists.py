@@ -7,6 +7,7 @@ from pathlib import Path
 from swinv2_tasks.datamodules.classes import Classes, abbreviate, class_folders, nested_folders, read_lines
 from swinv2_tasks.datamodules.readers.images import describe_others, files_below, has_image_extension, mention_others
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.files import is_inside
 
 Sample = tuple[str, int | list[int]]
 """Path of an image and its class index, or all its class indices, perhaps none."""
@@ -52,12 +53,18 @@ def folder_samples(folder: Path, classes: Classes, setting: str, allow_empty: bo
     return samples
 
 
-def listed_samples(folder: Path, val_list: str | Path, classes: Classes) -> list[Sample]:
+def listed_samples(folder: Path, root: Path, val_list: str | Path, classes: Classes) -> list[Sample]:
     """The images that a text file of `relative/path label` lines names, relative to `folder`.
+
+    Args:
+        folder: The folder of the images.
+        root: The folder of the dataset, which no path may leave.
+        val_list: The text file.
+        classes: The classes; labels are their ids or indices.
 
     Raises:
         UserError: The file cannot be read or is empty; or a line has no label, one that is no class, or the path of
-            no file; the message gives its number.
+            no file, or of one outside of the dataset; the message gives its number.
     """
     expected = "`relative/path label` lines, each label a class id or index"
     lines = read_lines(val_list, "validation list (data.val_list)", expected)
@@ -79,6 +86,11 @@ def listed_samples(folder: Path, val_list: str | Path, classes: Classes) -> list
                 f"of {abbreviate(classes.ids)}, and only the one or only the other in all lines."
             )
         path = folder / name
+        if not is_inside(path, root):
+            raise UserError(
+                f"{val_list}, line {number}: {name} leaves the dataset's folder {root}. Mend the line, or set "
+                "data.root to a folder that holds all images."
+            )
         if not path.is_file():
             raise UserError(f"{val_list}, line {number}: there is no file {path}; paths are relative to {folder}.")
         samples.append((str(path), index_of[label]))

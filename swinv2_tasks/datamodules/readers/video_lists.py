@@ -13,6 +13,7 @@ from swinv2_tasks.datamodules.classes import Classes, abbreviate, class_folders,
 from swinv2_tasks.datamodules.readers.images import describe_others, files_below, mention_others
 from swinv2_tasks.datamodules.readers.videos import has_video_extension
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.files import is_inside
 
 _COLUMNS = ("label", "youtube_id", "time_start", "time_end")
 _FORMS = "a CSV file of `label,youtube_id,time_start,time_end`, or `path label` lines"
@@ -68,7 +69,8 @@ def listed_videos(path: Path, folders: Sequence[Path], classes: Classes) -> list
         classes: The classes; labels are theirs or, where all are numbers, their indices.
 
     Raises:
-        UserError: The list cannot be read or is empty; a line has no label, or one that is no class.
+        UserError: The list cannot be read or is empty; a line has no label, one that is no class, or a path that leaves
+            all of the folders.
     """
     entries, is_kinetics = _read(path)
     index_of = classes.index_of({label for _, label in entries}, path)
@@ -77,6 +79,12 @@ def listed_videos(path: Path, folders: Sequence[Path], classes: Classes) -> list
         raise UserError(
             f"{path} has labels that are no class: {abbreviate(unknown)}. Classes: {abbreviate(classes.ids)}. Name the "
             "list of all of them with data.class_names."
+        )
+    leaving = [name for name, _ in entries if not any(is_inside(folder / name, folder) for folder in folders)]
+    if leaving:
+        raise UserError(
+            f"{path} names videos outside of the dataset's folder: {abbreviate(leaving, 3)}. Mend the list, or set "
+            "data.root to a folder that holds all videos."
         )
     if is_kinetics:
         path_of = _videos_by_name(folders[0])
