@@ -219,6 +219,7 @@ def test_a_setting_that_fails_costs_its_row(
 ) -> None:
     """No image has sides of a billion pixels; a process that is killed cannot report its end itself."""
     killer = ["--trainer.callbacks+=tests.commands.sweep.test_sweep.KillItself", "--trainer.callbacks.size=40"]
+    killer += ["--allow=tests"]
     settings = ["--settings", "4@1000000000", "4@40", "4@32"]
     command = ["sweep", f"--ckpt_path={checkpoint}", f"--output={tmp_path / 'out'}", *settings, *killer, *QUIETLY]
     assert main(command) == 1
