@@ -7,6 +7,7 @@ name of its own. ``tests/test_fences.py`` names each that is gone, and holds pyp
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ class ForkSafeDataLoader(DataLoader):
 
 
 class _ForkSafeIterator(_MultiProcessingDataLoaderIter):
-    """torch's iterator, which would end its workers wherever it is collected.
+    """torch's iterator, which would end its workers wherever it is collected, and miss the death of some.
 
     What a process has forked holds copies of all iterators of that process. One that nobody refers to any more, of an
     earlier run, say, is collected in the workers of the next one as well, where ending its workers cannot but fail.
@@ -128,6 +129,25 @@ class _ForkSafeIterator(_MultiProcessingDataLoaderIter):
     def __init__(self, loader: DataLoader) -> None:
         self._process = os.getpid()
         super().__init__(loader)
+
+    def _try_get_data(self, *timeout: float) -> tuple[bool, Any]:
+        try:
+            return super()._try_get_data(*timeout)
+        except (EOFError, ConnectionError, FileNotFoundError) as error:
+            # What a worker has sent is fetched from it, and one that is killed is found alive for a moment after.
+            if dead := self._wait_for_death():
+                pids = ", ".join(str(worker.pid) for worker in dead)
+                raise RuntimeError(f"DataLoader worker (pid(s) {pids}) exited unexpectedly") from error
+            raise
+
+    def _wait_for_death(self, seconds: float = 5) -> list[Any]:
+        """The workers that are dead, once one is; none, if all live on."""
+        end = time.monotonic() + seconds
+        while not (dead := [worker for worker in self._workers if not worker.is_alive()]):
+            if time.monotonic() > end:
+                break
+            time.sleep(0.05)
+        return dead
 
     def _shutdown_workers(self) -> None:
         if os.getpid() == self._process:

@@ -351,7 +351,9 @@ TORCH: dict[str, Callable[[], Any]] = {
     "_softmax_backward_data": lambda: torch.ops.aten,
     "_step_supports_amp_scaling": lambda: torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1, fused=True),
     "_subclasses": lambda: torch,
+    "_try_get_data": lambda: torch.utils.data.dataloader._MultiProcessingDataLoaderIter,
     "_version": lambda: torch.ones(1),
+    "_workers": lambda: iter(DataLoader([0], num_workers=1)),  # type: ignore[arg-type]
 }
 OTHERS: dict[str, dict[str, Callable[[], Any]]] = {
     "pillow": {},

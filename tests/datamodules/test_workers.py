@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from swinv2_tasks.datamodules import (
     SimMIMDataModule,
 )
 from swinv2_tasks.datamodules.base import BaseDataModule
+from swinv2_tasks.errors import UserError
 from tests.helpers import motions, objects, photos, scenes, tiny
 from tests.helpers.resuming import differences
 
@@ -141,3 +143,24 @@ def test_cores_are_those_of_the_affinity_and_of_the_quota(
         (tmp_path / name).write_text(text)
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     assert available_cores(tmp_path) == (available if cores is None else cores)
+
+
+class _Gone:
+    """The queue of a worker that was killed after it sent a batch: what it sent has to be fetched from it."""
+
+    def get(self, timeout: float) -> Any:
+        raise EOFError
+
+
+def test_a_worker_is_found_dead_that_is_killed_with_a_batch_of_its_own_on_the_way(tmp_path: Path) -> None:
+    """Its connections close a moment before it is found dead."""
+    data = new_imagenet(tmp_path / "images", num_workers=1)
+    data.setup("fit")
+    batches = iter(data.val_dataloader())
+    next(batches)
+    iterator: Any = data._loaders["val"]._loader._iterator
+    (worker,) = iterator._workers
+    iterator._data_queue = _Gone()
+    threading.Timer(0.5, worker.kill).start()
+    with pytest.raises(UserError, match=f"a DataLoader worker died .*{worker.pid}"):
+        next(batches)
