@@ -39,6 +39,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("sample_data",),
     ("cli", "cli.config_files", "cli.configs"),
     ("cli.arguments",),
+    ("cli.allowed",),
     ("cli.settings", "cli.help", "cli.refusals"),
     ("cli.parser", "cli.released", "cli.trainer_settings"),
     ("cli.tasks_cli",),

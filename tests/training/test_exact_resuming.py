@@ -149,7 +149,8 @@ def test_a_disturbed_training_ends_as_an_undisturbed_one(name: str, data: Path, 
         ended = run(RESUME if number else first, disturbed, **environment)
         assert ended.status == (-9 if sent == signal.SIGKILL else 128 + sent)
         if sent != signal.SIGKILL:
-            assert "saved to" in ended.errors and ended.errors.rstrip().endswith("runs/tiny/0/config.yaml --resume")
+            assert "saved to" in ended.errors
+            assert ended.errors.rstrip().endswith("runs/tiny/0/config.yaml --resume --allow tests.helpers")
             assert "Traceback" not in ended.errors
     resumed = run(RESUME, disturbed)
     assert resumed.status == 0

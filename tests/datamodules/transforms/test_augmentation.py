@@ -237,7 +237,7 @@ def outside(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         arguments = [f"--config={folder / 'tiny.yaml'}", f"--runs={folder / 'runs'}", "--trainer.max_epochs=1"]
-        assert main(["fit", *arguments]) == 0
+        assert main(["fit", *arguments, "--allow", "outside_noise"]) == 0
     return folder
 
 
@@ -274,7 +274,9 @@ def test_a_training_is_resumed_where_it_can_be_imported(
     shutil.copytree(outside / "runs" / "tiny" / "0", run)
     arguments = ["fit", f"--resume={run}", f"--runs={tmp_path / 'runs'}", "--trainer.max_epochs=2"]
     assert main(arguments) == 2
-    assert "outside_noise" in capsys.readouterr().err
+    assert "--allow outside_noise" in capsys.readouterr().err
+    assert main([*arguments, "--allow=outside_noise"]) == 2
+    assert "no module outside_noise" in capsys.readouterr().err
     monkeypatch.syspath_prepend(outside)
-    assert main(arguments) == 0
+    assert main([*arguments, "--allow=outside_noise"]) == 0
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 1
