@@ -31,7 +31,7 @@ WHOLE = ("data", "run", "results", "best", "checkpoint", "report", "curve")
 ROOM = 62
 """Columns for a row's text in a terminal of 80."""
 
-SPLIT_WORDS = {"train": "for training", "val": "for validation", "test": "for testing", "predict": "to predict"}
+SPLIT_WORDS = {"train": "training", "val": "validation", "test": "test", "predict": "to predict"}
 
 
 def describe_run(trainer: Any, task: Any) -> Rows:

@@ -66,8 +66,8 @@ class TimeLeft:
 
     Training batches take their mean. What the first batch after the start of an epoch or after a validation takes
     beyond that is the price of that break: of loaders that start, of checkpoints. A validation takes the mean of those
-    before; the first one as long as its batches take in the check before training, or as training batches without
-    their backward pass.
+    before; the first one as long as its batches would at the pace of the fastest in the check before training, or of training
+    batches without their backward pass.
 
     Args:
         clock: the time in seconds.
@@ -89,8 +89,11 @@ class TimeLeft:
         """Seconds of the first batch after each."""
         self._validation = _Mean()
         self._check_batch: float | None = None
-        """Seconds of a batch of the check before training."""
-        self._validation_start = 0.0
+        """Seconds of the fastest batch of the check before training: the first one waits for the loader's start."""
+        self._validation_start = self._validation_last = 0.0
+        """When the validation that runs began, and when its latest batch was done."""
+        self._fastest = math.inf
+        """Seconds of its fastest batch."""
         self._validated = 0
         """Batches of the validation that runs."""
         self.is_validating = False
@@ -121,16 +124,20 @@ class TimeLeft:
 
     def start_validation(self) -> None:
         """A validation begins, or the check before training."""
-        self._validation_start, self._validated, self.is_validating = self._clock(), 0, True
+        self._validation_start = self._validation_last = self._clock()
+        self._fastest, self._validated, self.is_validating = math.inf, 0, True
 
     def finish_validation_batch(self) -> None:
         """A batch of a validation is done."""
+        now = self._clock()
+        self._fastest = min(self._fastest, now - self._validation_last)
+        self._validation_last = now
         self._validated += 1
 
     def finish_check(self) -> None:
         """The check before training is done."""
         if self._validated:
-            self._check_batch = (self._clock() - self._validation_start) / self._validated
+            self._check_batch = self._fastest
         self.is_validating = False
 
     def finish_validation(self) -> None:

@@ -126,7 +126,7 @@ def take_list(lists: Mapping[Path, T]) -> T:
                 f"{printable(path)} and {printable(other)} are both class lists, but not the same: name the one of "
                 "this dataset with data.class_names."
             )
-    rank_zero_only(print)(f"classes: the {len(classes)} of {printable(path)} (data.class_names names another list)")
+    rank_zero_only(print)(f"classes: the {len(classes)} of {printable(path)}")
     return classes
 
 

@@ -188,7 +188,7 @@ def test_in_plain_python_with_anybodys_loaders(tmp_path: Path, capsys: pytest.Ca
     lines = captured.out.splitlines()
     assert lines_before_the_first_number(lines) <= 12
     assert [line for line in lines if line.startswith("  task ") and "classification, 2 classes" in line]
-    assert [line for line in lines if line.startswith("  data ") and "8 for training, 8 for validation" in line]
+    assert [line for line in lines if line.startswith("  data ") and "8 training, 8 validation" in line]
     assert not [word for word in ("FLOPs", "| Name", "Metric") if word in captured.out + captured.err]
 
     trainer.validate(task, DataLoader(Images(), batch_size=4), verbose=False)

@@ -16,7 +16,7 @@ class Simulation:
     Args:
         plan: what the training consists of.
         batch: seconds of a batch, with noise of a fifth.
-        loader: seconds before the first batch of an epoch.
+        loader: seconds before the first batch of an epoch, and of the check before training.
         validation: seconds of a batch of a validation.
         check: batches of the check before training.
         slower: by how much the last batch is slower than the first.
@@ -38,6 +38,7 @@ class Simulation:
 
         if check:
             left.start_validation()
+            self.now += loader
             for _ in range(check):
                 self.now += validation
                 left.finish_validation_batch()
