@@ -38,10 +38,11 @@ def describe_results(trainer: Any, task: Any) -> Rows:
 
 def next_commands(trainer: Any, task: Any) -> list[str]:
     """The commands that evaluate and use what was trained; none outside of the command line."""
-    checkpoint = find_checkpoint(trainer, task)
-    if checkpoint is None or getattr(task, "run_folder", None) is None:
+    checkpoint, folder = find_checkpoint(trainer, task), getattr(task, "run_folder", None)
+    if checkpoint is None or folder is None:
         return []
-    option = f"--ckpt_path {shlex.quote(short_path(checkpoint))}"
+    is_within = checkpoint.resolve().is_relative_to(folder.resolve())
+    option = f"--ckpt_path {shlex.quote(short_path(folder if is_within else checkpoint))}"  # of which it is the best
     source = _example_source(trainer.datamodule)
     return [f"swinv2-tasks validate {option}", f"swinv2-tasks predict {option} --data.source {source}"]
 
