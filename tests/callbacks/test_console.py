@@ -97,7 +97,7 @@ def test_a_training_in_a_terminal(terminal_fit: tuple[str, Path]) -> None:
     assert all(re.search(r"top1 [01]\.\d{3,4}\b", line) for line in validations)
 
     checkpoint = "runs/mine/0"  # which stands for the best one
-    assert (folder / checkpoint).is_file()
+    assert (folder / checkpoint / "checkpoints" / "best.ckpt").is_file()
     commands = [line.strip() for line in lines if line.strip().startswith("swinv2-tasks ")]
     assert commands[-2] == f"swinv2-tasks validate --ckpt_path {checkpoint}"
     assert commands[-1].startswith(f"swinv2-tasks predict --ckpt_path {checkpoint} --data.source ")
