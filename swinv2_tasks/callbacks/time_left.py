@@ -66,8 +66,8 @@ class TimeLeft:
 
     Training batches take their mean. What the first batch after the start of an epoch or after a validation takes
     beyond that is the price of that break: of loaders that start, of checkpoints. A validation takes the mean of those
-    before; the first one as long as its batches would at the pace of the fastest in the check before training, or of training
-    batches without their backward pass.
+    before; the first one as long as its batches would at the pace of the fastest in the check before training, or of
+    training batches without their backward pass.
 
     Args:
         clock: the time in seconds.

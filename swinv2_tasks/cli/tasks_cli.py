@@ -311,6 +311,20 @@ class TasksCLI(CheckpointCheckingCLI):
             super().instantiate_classes()
         if self.subcommand == "predict" and self._config["ckpt_path"] is None and isinstance(self.model, BaseTask):
             name_classes(self.model, task_data(self))
+        if self.subcommand != "fit" and self._config["ckpt_path"] is None and isinstance(self.model, BaseTask):
+            self._check_head(self.model.fresh_head)
+
+    def _check_head(self, fresh: str | None) -> None:
+        """Refuses to evaluate or predict by chance.
+
+        Raises:
+            UserError: weights were loaded, but none for the head.
+        """
+        if fresh is not None:
+            raise UserError(
+                f"{self.subcommand}: the head is {fresh}, so all it says would be chance. If the file has a head, "
+                "state its classes with data.class_names, or take its own dataset; else train one: swinv2-tasks fit."
+            )
 
     def _find_checkpoint(self) -> None:
         """Takes the newest intact checkpoint of the run that is resumed."""

@@ -11,6 +11,7 @@ from swinv2_tasks.batches import TaskData, task_data
 from swinv2_tasks.datamodules.classes import abbreviate
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.weights import LoadReport
+from swinv2_tasks.weights.formats import some
 
 
 def check_channels(task: Any, data: TaskData) -> None:
@@ -43,10 +44,18 @@ class ClassAwareTask(LightningModule):
         self.class_names: list[str] | None = None
         self._head_source: str | None = None
         """The file that the head's weights were loaded from."""
+        self.fresh_head: str | None = None
+        """Why the head is randomly initialized, though weights were loaded; None where it is not."""
 
     def note_head_source(self, report: LoadReport) -> None:
-        """Remembers where the head's weights came from, if they were loaded as a whole."""
-        if report.head.startswith("loaded"):
+        """Remembers where the head's weights came from, if they were loaded as a whole, or that they were not."""
+        # An auxiliary head is for training alone.
+        fresh = [name for name in report.randomly_initialized if name.startswith("head.") and "auxiliary" not in name]
+        if fresh:
+            is_said = "randomly initialized" in report.head
+            reason = report.head if is_said else f"randomly initialized in {len(fresh)} tensors: {some(fresh)}"
+            self.fresh_head = f"{reason} ({report.source})"
+        elif report.head.startswith("loaded"):
             self._head_source = report.source
 
     def setup(self, stage: str) -> None:

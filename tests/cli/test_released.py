@@ -24,6 +24,7 @@ from swinv2_tasks.weights.classes import HeadTask, count_classes
 from tests.helpers.checkpoints import CHANNELS, DEPTHS, HEADS, official_state, simmim_state, tiny_backbone
 from tests.helpers.films import write_film
 from tests.helpers.foreign_weights import CLASSES, foreign_state, huggingface_model, timm_model
+from tests.helpers.objects import write_objects
 from tests.helpers.runs import fit, from_last, last_checkpoint, read_table
 from tests.helpers.tiny import COLORS, write_config, write_images
 
@@ -283,6 +284,29 @@ def test_a_backbone_alone_is_refused(capsys: pytest.CaptureFixture[str]) -> None
 def test_a_head_of_another_task_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert predict("ade20k.yaml", official_file(1000, 0), *SEGMENTATION) == 1
     assert "has a head of image classification, but none of segmentation" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["predict", "validate", "test"])
+def test_nothing_is_said_by_chance(command: str, photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A dataset of three classes, and a head of five, of which no row is loaded."""
+    root = write_images(Path("images"))
+    weights = official_file(5, 0)
+    arguments = ["--config=imagenet.yaml", f"--model.weights={weights}", f"--data.root={root}", *TINY_IMAGES, *SMALL]
+    source = [f"--data.source={photo}"] if command == "predict" else []
+    assert main([command, *arguments, *source, *QUICKLY]) == 1
+    message = capsys.readouterr().err
+    assert "the head is randomly initialized, 3 classes: the checkpoint has 5" in message
+    assert "data.class_names" in message
+    assert not Path("runs").exists()
+
+
+def test_nothing_is_detected_by_chance(photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The dataset has categories; the weights are of a backbone with a head of another task."""
+    weights = official_file(5, 0)
+    data = [f"--data.root={write_objects(Path('objects'))}", f"--data.source={photo}", "--data.resize=[96,72]"]
+    arguments = ["--config=coco.yaml", f"--model.weights={weights}", *TINY_IMAGES, *data, *QUICKLY]
+    assert main(["predict", *arguments]) == 1
+    assert "the head is randomly initialized in" in capsys.readouterr().err
 
 
 def test_weights_that_are_not_there_are_named(capsys: pytest.CaptureFixture[str]) -> None:
