@@ -53,13 +53,14 @@ def config_from_checkpoint(path: str, *, predict: bool = False, root_is_stated: 
     backbone = {**record["backbone"], "position_bias": f"swinv2_tasks.backbone.{record['backbone']['position_bias']}"}
     backbone_config = {"class_path": "swinv2_tasks.backbone.SwinTransformerV2", "init_args": backbone}
     data_args = _evaluation_arguments(data["init_args"])
-    if is_url(str(data_args.get("root"))) and (predict or root_is_stated):
-        data_args["root"] = None
-    elif is_url(str(data_args.get("root"))):
+    root = str(data_args.get("root"))
+    if is_url(root) and not (predict or root_is_stated):
         raise UserError(
-            f"{path} was trained on {printable(data_args['root'])}, and a file chooses no host to read from: name it "
-            f"yourself, as --data.root {printable(data_args['root'])}, or a copy of the data."
+            f"{path} was trained on {printable(root)}, and a file chooses no host to read from: name it yourself, as "
+            f"--data.root {printable(root)}, or a copy of the data."
         )
+    if is_url(root):
+        data_args["root"] = None
     data_args = _as_config(recorded_arguments(datamodule, data_args, path), data_args)
     if predict:
         # How the training handled bad samples does not matter for the files to predict.

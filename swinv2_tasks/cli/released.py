@@ -15,6 +15,7 @@ from swinv2_tasks.cli.arguments import split_options
 from swinv2_tasks.cli.configs import state_class_names
 from swinv2_tasks.cli.refusals import option_setting
 from swinv2_tasks.datamodules import class_lists
+from swinv2_tasks.datamodules.classes import in_root
 from swinv2_tasks.datamodules.shards import is_url
 from swinv2_tasks.tasks.base import BaseTask
 from swinv2_tasks.weights.classes import HeadTask, count_classes
@@ -96,7 +97,7 @@ def _lacks_classes(data: Mapping[str, Any]) -> bool:
     """Whether neither a class list nor a dataset is there that classes could be read from."""
     names, root = data.get("class_names"), data.get("root")
     if isinstance(names, str):
-        return not Path(names).expanduser().is_file()
+        return not in_root(names, root).is_file()
     is_there = root is not None and (is_url(root) or Path(root).expanduser().is_dir())
     return names is None and not is_there
 

@@ -309,10 +309,11 @@ class TasksCLI(CheckpointCheckingCLI):
         sharded = f"{ShardedStrategy.__module__}.{ShardedStrategy.__name__}"
         with blocks_on_meta_device() if getattr(strategy, "class_path", None) == sharded else nullcontext():
             super().instantiate_classes()
-        if self.subcommand == "predict" and self._config["ckpt_path"] is None and isinstance(self.model, BaseTask):
+        if self.subcommand == "fit" or self._config["ckpt_path"] is not None or not isinstance(self.model, BaseTask):
+            return
+        if self.subcommand == "predict":
             name_classes(self.model, task_data(self))
-        if self.subcommand != "fit" and self._config["ckpt_path"] is None and isinstance(self.model, BaseTask):
-            self._check_head(self.model.fresh_head)
+        self._check_head(self.model.fresh_head)
 
     def _check_head(self, fresh: str | None) -> None:
         """Refuses to evaluate or predict by chance.

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
-from swinv2_tasks.datamodules.classes import abbreviate, in_root, lists_in_root, take_list
+from swinv2_tasks.datamodules.classes import abbreviate, class_source, in_root, lists_in_root, take_list
 from swinv2_tasks.datamodules.datasets.segmentation import (
     LabeledScenes,
     Resize,
@@ -139,10 +139,8 @@ class ADE20KDataModule(BaseDataModule):
     @cached_property
     def class_names(self) -> list[str]:
         """Names of the classes, in the order of their indices."""
-        if isinstance(self._class_source, str):
-            return scene_class_names(in_root(self._class_source, self.root))
         if self._class_source is not None:
-            return scene_class_names(self._class_source)
+            return scene_class_names(class_source(self._class_source, self.root))
         lists = {path: _read_found_list(path) for path in lists_in_root(self.root, CLASS_LISTS)}
         return take_list(lists) if lists else list(ADE20K_NAMES)
 
@@ -228,10 +226,11 @@ class ADE20KDataModule(BaseDataModule):
                 raise UserError(problem)
         rank_zero_only(print)(describe_shares(coding, train, whole))
         absent = class_pixels(coding, [*train, *val]).count(0)
-        if absent > len(coding.names) // 2 and self._class_source is None and self.class_names == [*ADE20K_NAMES]:
+        is_assumed = self._class_source is None and not lists_in_root(self.root, CLASS_LISTS)
+        if is_assumed and absent > len(coding.names) // 2:
             rank_zero_only(print)(
-                "note: without data.class_names, or a class list in data.root, these are ADE20K's names; another "
-                "dataset's classes are named so"
+                "note: these are ADE20K's names, as nothing states others. If it is another dataset, name its classes "
+                "with data.class_names, or in data.root/classes.txt, a line each."
             )
 
     def _coding_of(self, maps: list[MapCounts]) -> LabelCoding:

@@ -7,7 +7,7 @@ from swinv2_tasks.datamodules.classes import Classes, abbreviate, read_classes, 
 from swinv2_tasks.errors import UserError
 
 
-def stated_categories(source: str | Sequence[str]) -> tuple[list[int], list[str]]:
+def stated_categories(source: Path | Sequence[str]) -> tuple[list[int], list[str]]:
     """Ids and names of categories, in the order of the class indices.
 
     Args:
@@ -17,9 +17,9 @@ def stated_categories(source: str | Sequence[str]) -> tuple[list[int], list[str]
     Raises:
         UserError: The file is missing or no text, is empty or repeats an id, or an id is no whole number.
     """
-    if not isinstance(source, str):
+    if not isinstance(source, Path):
         return _numbered(list(source))
-    if Path(source).suffix.lower() != ".csv":
+    if source.suffix.lower() != ".csv":
         lines = read_lines(source, "class list (data.class_names)", "a name per line, or CSV `ID,NAME`")
         return _numbered([line.strip() for line in lines if line.strip()])
     classes = read_classes(source)
@@ -30,7 +30,7 @@ def _numbered(names: list[str]) -> tuple[list[int], list[str]]:
     return list(range(1, len(names) + 1)), names
 
 
-def _whole_numbers(classes: Classes, source: str) -> list[int]:
+def _whole_numbers(classes: Classes, source: Path) -> list[int]:
     others = [class_id for class_id in classes.ids if not class_id.isdecimal()]
     if others:
         raise UserError(

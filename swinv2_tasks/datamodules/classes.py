@@ -68,6 +68,11 @@ def in_root(path: str | Path, root: str | None) -> Path:
     return inside if inside.is_file() else path
 
 
+def class_source(stated: str | Sequence[str], root: str | None) -> Path | Sequence[str]:
+    """What data.class_names states: the file, in the dataset's root if it is there, or the list itself."""
+    return in_root(stated, root) if isinstance(stated, str) else stated
+
+
 def lists_in_root(root: str | None, names: Iterable[str]) -> list[Path]:
     """The class lists that lie in a dataset's root under one of these names."""
     if root is None:

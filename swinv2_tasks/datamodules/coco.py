@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from swinv2_tasks.batches import IGNORED
 from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
 from swinv2_tasks.datamodules.category_lists import stated_categories
-from swinv2_tasks.datamodules.classes import abbreviate, in_root, mention_unused
+from swinv2_tasks.datamodules.classes import abbreviate, class_source, mention_unused
 from swinv2_tasks.datamodules.datasets.detection import (
     EvaluatedObjects,
     PredictedObjects,
@@ -166,10 +166,8 @@ class CocoDataModule(BaseDataModule):
 
     @cached_property
     def _classes(self) -> tuple[list[int], list[str]]:
-        if isinstance(self._stated_names, str):
-            return stated_categories(str(in_root(self._stated_names, self.root)))
         if self._stated_names is not None:
-            return stated_categories(self._stated_names)
+            return stated_categories(class_source(self._stated_names, self.root))
         for split in ("val", "train"):  # the smaller one
             if self._path(split).is_file():
                 return read_categories(self._path(split))

@@ -19,6 +19,7 @@ from swinv2_tasks.datamodules.classes import (
     Classes,
     abbreviate,
     check_several,
+    class_source,
     classes_of_folders,
     find_class_list,
     in_root,
@@ -149,10 +150,8 @@ class ImageNetDataModule(BaseDataModule):
 
     @cached_property
     def _classes(self) -> Classes:
-        if isinstance(self._class_source, str):
-            return read_classes(in_root(self._class_source, self.root))
         if self._class_source is not None:
-            return read_classes(self._class_source)
+            return read_classes(class_source(self._class_source, self.root))
         if shards := self._shards(self._first_dir):
             return shards.classes
         folders = classes_of_folders(self._folder(self._first_dir))

@@ -20,9 +20,9 @@ from swinv2_tasks.datamodules.classes import (
     Classes,
     abbreviate,
     check_several,
+    class_source,
     classes_of_folders,
     find_class_list,
-    in_root,
     mention_unused,
 )
 from swinv2_tasks.datamodules.datasets.video import EvaluatedClips, TrainingClips
@@ -198,10 +198,8 @@ class KineticsDataModule(BaseDataModule):
 
     @cached_property
     def _classes(self) -> Classes:
-        if isinstance(self._class_source, str):
-            return read_label_map(in_root(self._class_source, self.root))
         if self._class_source is not None:
-            return read_label_map(self._class_source)
+            return read_label_map(class_source(self._class_source, self.root))
         used = self._used_classes()
         return find_class_list(self.root, CLASS_LISTS, read_label_map, used.ids) or used
 

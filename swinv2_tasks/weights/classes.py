@@ -9,6 +9,7 @@ from typing import Literal
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.weights.files import Checkpoint, read_checkpoint
 from swinv2_tasks.weights.formats import State, detect_format, from_official, to_official
+from swinv2_tasks.weights.runs import checkpoint_of
 
 HeadTask = Literal["image classification", "video classification", "segmentation", "detection"]
 
@@ -32,7 +33,7 @@ def count_classes(source: str | PathLike[str], head_task: HeadTask) -> int:
         UserError: the file cannot be read or is of another architecture, has no such head, or is of a run, whose
             classes are known by more than their number.
     """
-    checkpoint = read_checkpoint(source)
+    checkpoint = read_checkpoint(checkpoint_of(source))
     recorded = checkpoint.record.get("classes") or {}
     if recorded.get("ids"):
         raise UserError(

@@ -195,6 +195,9 @@ def test_a_checkpoint_of_a_run_is_given_as_one(tmp_path: Path, capsys: pytest.Ca
     run = fit(write_config(tmp_path / "config.yaml", data), tmp_path / "runs", "--trainer.max_steps=1")
     assert predict("imagenet.yaml", last_checkpoint(run)) == 1
     assert f"give it as --ckpt_path {last_checkpoint(run)}" in capsys.readouterr().err
+    Path("settings.yaml").write_text(f"model: {{init_args: {{weights: {run}}}}}")  # the run's folder, in a config
+    assert main(["predict", "--config=imagenet.yaml", "--config=settings.yaml", "--data.source=photo.png", *SMALL]) == 1
+    assert f"give it as --ckpt_path {run}" in capsys.readouterr().err
 
 
 # ---- the other tasks

@@ -96,12 +96,14 @@ def test_scenes_without_a_list_are_ade20k_s_and_absent_classes_are_said(
     assert "class_names" in said
 
 
-def test_ade20k_s_own_list_means_what_no_list_means(tmp_path: Path) -> None:
+def test_ade20k_s_own_list_means_what_no_list_means(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = scenes.write_scenes(tmp_path / "scenes", train=2, val=1)
     table = [f"{k}\t0.1\t1\t1\t{name}, synonym" for k, name in enumerate(ADE20K_NAMES, start=1)]
     write_list(root / "objectInfo150.txt", "Idx\tRatio\tTrain\tVal\tName", *table)
     data = ADE20KDataModule(str(root), **scenes.DATA)
     assert data.class_ids == list(range(1, 151))  # 0 is no class, whatever the label maps at hand hold
+    data.setup("fit")
+    assert "note: " not in capsys.readouterr().out  # the list says what the classes are
 
 
 def test_a_list_of_scenes_that_cannot_be_one_is_named(tmp_path: Path) -> None:
