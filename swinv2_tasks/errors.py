@@ -2,22 +2,9 @@
 
 import signal
 
+from swinv2_tasks.text import printable as printable
+
 __all__ = ["ArgumentsError", "CollectiveError", "FaultyFiles", "Interrupted", "NothingToDo", "Refused", "UserError"]
-
-
-def printable(text: object) -> str:
-    """Text that a terminal shows unchanged: what would move its cursor, and bytes that are no UTF-8, as escapes.
-
-    Names of files may hold line breaks, control sequences and any bytes but zeros and slashes.
-    """
-    return "".join(char if char.isprintable() else _escape(char) for char in str(text))
-
-
-def _escape(character: str) -> str:
-    code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:  # a byte that is no UTF-8, as Python's file names hold it
-        return f"\\x{code - 0xDC00:02x}"
-    return character.encode("unicode_escape", "backslashreplace").decode("ascii")
 
 
 class UserError(ValueError):

@@ -12,6 +12,8 @@ from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from types import TracebackType
 from typing import Any, TextIO
 
+from swinv2_tasks.text import printable, say
+
 SECONDS = 30.0
 """Time between two lines, where there is no terminal."""
 
@@ -113,6 +115,7 @@ class StatusLine:
             return
         self.hide()
         self._drawn_at = time.monotonic()
+        title, details = printable(title), [*map(printable, details)]
         self._text = _layout(title, share, details, _width() - 1, self._colors(), self._is_ascii())
         self.draw()
 
@@ -245,7 +248,7 @@ class WorkProgress:
             self._draw()
         elif not self._has_line and now - self._last_line >= self._seconds and self.number < self.total:
             self._last_line = now
-            print(self.line(now - self._start), file=sys.stderr, flush=True)
+            say(self.line(now - self._start), file=sys.stderr, flush=True)
 
     def _draw(self) -> None:
         share = self.number / self.total if 0 < self.total < math.inf else None

@@ -14,8 +14,9 @@ import swinv2_tasks
 PACKAGE = "swinv2_tasks"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("",),  # the package itself: its version, and names that are imported when they are asked for
+    ("text",),
     ("errors",),
-    ("files", "progress"),
+    ("files", "progress", "tables"),
     ("python_internals", "torch_internals"),
     ("seeding", "child_processes"),
     ("batches",),

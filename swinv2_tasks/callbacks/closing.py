@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from swinv2_tasks.callbacks.opening import Rows, short_path
 from swinv2_tasks.datamodules.loader import sample_id
 from swinv2_tasks.progress import format_number
+from swinv2_tasks.text import command_word
 
 
 def describe_results(trainer: Any, task: Any) -> Rows:
@@ -42,7 +42,7 @@ def next_commands(trainer: Any, task: Any) -> list[str]:
     if checkpoint is None or folder is None:
         return []
     is_within = checkpoint.resolve().is_relative_to(folder.resolve())
-    option = f"--ckpt_path {shlex.quote(short_path(folder if is_within else checkpoint))}"  # of which it is the best
+    option = f"--ckpt_path {command_word(short_path(folder if is_within else checkpoint))}"  # of which it is the best
     source = _example_source(trainer.datamodule)
     return [f"swinv2-tasks validate {option}", f"swinv2-tasks predict {option} --data.source {source}"]
 
@@ -81,5 +81,5 @@ def _example_source(data: Any) -> str:
     """A validation sample, where it is a file; else a word in its place."""
     dataset = getattr(data, "val_dataset", None)
     if dataset is not None and (path := Path(sample_id(dataset, 0))).is_file():
-        return shlex.quote(short_path(path))
+        return command_word(short_path(path))
     return "FILE_OR_FOLDER"

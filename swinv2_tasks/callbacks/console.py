@@ -18,6 +18,7 @@ from swinv2_tasks.callbacks.notices import quiet_lightning
 from swinv2_tasks.callbacks.opening import describe_run, layout_rows, wrap
 from swinv2_tasks.callbacks.time_left import Plan, TimeLeft, steps_to_batches
 from swinv2_tasks.progress import StatusLine, WorkProgress, count_words, format_number, in_words, is_terminal
+from swinv2_tasks.text import say
 from swinv2_tasks.training.lightning_internals import is_default_summary
 
 LINE_SECONDS = 60.0
@@ -101,7 +102,7 @@ class Console(ProgressBar):
         self._say(*layout_rows(describe_run(trainer, task), _width()))
 
     def _say(self, *lines: str) -> None:
-        print("\n".join(lines), flush=True)
+        say("\n".join(lines), flush=True)
         self._printed_at = time.monotonic()
 
     def _say_parts(self, parts: list[str]) -> None:

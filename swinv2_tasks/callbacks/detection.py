@@ -15,9 +15,6 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as coco_masks
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from swinv2_tasks.callbacks.prediction_files import Predictions, Result
 from swinv2_tasks.callbacks.prediction_folder import write_json_list
@@ -26,6 +23,8 @@ from swinv2_tasks.datamodules.readers.images import read_image
 from swinv2_tasks.errors import printable
 from swinv2_tasks.evaluation.coco import TYPE_NAMES, CocoScores, IoUType, as_results
 from swinv2_tasks.files import replace_file
+from swinv2_tasks.tables import TerminalTable
+from swinv2_tasks.text import say, shorten
 
 log = logging.getLogger("swinv2_tasks")
 
@@ -134,8 +133,8 @@ class DetectionScores(Callback):
             results = self.folder / f"{split}_detections.json"
             write_results(results, metric.results)
             for table in score_tables(metric.scores, names) if metric.scores else []:
-                Console().print(table)
-            print(f"{len(metric.results)} detections: {results}")
+                table.print()
+            say(f"{len(metric.results)} detections: {printable(results)}")
         if metric.limit not in (None, self._reported_limit):  # in a training, once
             log.warning(metric.limit)
             self._reported_limit = metric.limit
@@ -190,10 +189,10 @@ def _number(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def score_tables(scores: Mapping[IoUType, CocoScores], names: Mapping[int, str]) -> list[Table]:
+def score_tables(scores: Mapping[IoUType, CocoScores], names: Mapping[int, str]) -> list[TerminalTable]:
     """COCO's twelve numbers, and the average precision of each class that is annotated anywhere."""
-    totals = Table(title="COCO scores")
-    classes = Table(title="AP of each class")
+    totals = TerminalTable(title="COCO scores")
+    classes = TerminalTable(title="AP of each class")
     totals.add_column("")
     classes.add_column("id", justify="right")
     classes.add_column("class", overflow="fold")
@@ -208,7 +207,7 @@ def score_tables(scores: Mapping[IoUType, CocoScores], names: Mapping[int, str])
         values = [of_type.class_ap.get(category, math.nan) for of_type in scores.values()]
         cells = ["–" if math.isnan(value) else f"{value:.4f}" for value in values]
         if not all(map(math.isnan, values)):
-            classes.add_row(str(category), escape(name), *cells)
+            classes.add_row(str(category), name, *cells)
     return [totals, classes]
 
 
@@ -235,7 +234,7 @@ def draw_detections(image: Image.Image, results: Sequence[Mapping[str, Any]], na
     drawing = Image.fromarray(pixels.astype(np.uint8))
     drawing = drawing.resize((factor * image.width, factor * image.height))
     for result in ordered:
-        text = f"{names[result['category_id']]} {result['score']:.0%}"
+        text = f"{shorten(names[result['category_id']])} {result['score']:.0%}"
         box = tuple(factor * side for side in result["bbox"])
         _draw_box(drawing, box, text, palette[result["category_id"]])
     return drawing

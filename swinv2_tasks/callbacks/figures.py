@@ -8,12 +8,14 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image, ImageOps
 
 from swinv2_tasks.datamodules.readers.images import read_image
-from swinv2_tasks.errors import Interrupted, UserError, printable
+from swinv2_tasks.errors import Interrupted, UserError
+from swinv2_tasks.text import label, printable
 
 
 class LearningCurve(Callback):
@@ -63,11 +65,11 @@ def draw_learning_curve(metrics: Path, target: Path) -> None:
     ):
         for name in names:
             steps, values = zip(*columns[name], strict=True)
-            axes.plot(steps, values, label=name, marker="." if len(steps) < 30 else None)
-        axes.set(title=title, xlabel="step")
+            axes.plot(steps, values, label=label(name), marker="." if len(steps) < 30 else None)
+        axes.set(title=label(title), xlabel="step")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="medium" if len(names) < 8 else "x-small")
-    figure.savefig(target, dpi=100)
+    save_figure(figure, target)
 
 
 def _group_columns(columns: Mapping[str, Sequence[tuple[int, float]]]) -> dict[str, list[str]]:
@@ -113,13 +115,22 @@ def draw_contact_sheet(
     for axes, (path, lines) in zip(grid.flat, images, strict=False):
         # Squares all, or the layout, which knows nothing of aspects, lets lines run into the row below.
         axes.imshow(_thumbnail(path, read))
-        # Literally: matplotlib takes what stands between two $ for a formula.
-        axes.set_title(printable(Path(path).name)[-24:], fontsize=7, parse_math=False)
-        text = "\n".join(line if len(line) <= 26 else f"…{line[-25:]}" for line in map(printable, lines))
+        axes.set_title(label(printable(Path(path).name)[-24:]), fontsize=7)
+        text = "\n".join(label(line if len(line) <= 26 else f"…{line[-25:]}") for line in map(printable, lines))
         font = {"fontsize": 7, "family": "monospace"}
-        axes.text(0, -0.04, text, transform=axes.transAxes, va="top", parse_math=False, **font)
+        axes.text(0, -0.04, text, transform=axes.transAxes, va="top", **font)
+    save_figure(figure, target)
+
+
+def save_figure(figure: Any, target: Any) -> None:
+    """Writes a figure of matplotlib as PNG, whatever scripts the names in it are of: what no font has is a box.
+
+    Args:
+        figure: the figure.
+        target: path or stream.
+    """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # of scripts that the font does not have
+        warnings.filterwarnings("ignore", message=".*missing from", category=UserWarning)
         figure.savefig(target, dpi=100, format="png")
 
 

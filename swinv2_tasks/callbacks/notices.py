@@ -7,6 +7,8 @@ import warnings
 
 from PIL.Image import DecompressionBombWarning
 
+from swinv2_tasks.text import printable_lines
+
 NOTICES = (
     "Seed set to",
     "GPU available",
@@ -71,5 +73,7 @@ def filter_warnings() -> None:
 
 
 def _is_no_notice(record: logging.LogRecord) -> bool:
-    message = record.getMessage().strip()
+    text = record.getMessage()
+    record.msg, record.args = printable_lines(text), ()  # Lightning's messages name files, and what checkpoints say
+    message = text.strip()
     return not message.startswith(NOTICES) and not any(word in message for word in ADVERTISEMENTS)

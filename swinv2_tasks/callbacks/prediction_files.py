@@ -26,6 +26,7 @@ from swinv2_tasks.callbacks.prediction_folder import TABLE, PredictionFolder, st
 from swinv2_tasks.callbacks.prediction_journal import Record, is_about_the_name
 from swinv2_tasks.datamodules.loader import BatchLoader, Fault, FileOrder
 from swinv2_tasks.errors import CollectiveError, Interrupted, UserError, printable
+from swinv2_tasks.text import command_word, say
 
 AcceleratorError: Any = getattr(torch, "AcceleratorError", ())
 """What torch raises once a device is lost; older versions have no word for it."""
@@ -158,7 +159,7 @@ class Predictions(Callback):
         self._has_begun = True
         if trainer.is_global_zero and order.done.any():
             number = int(order.done.sum())
-            print(f"{printable(self.results_folder)}: {number} of {len(self.paths)} files are predicted already")
+            say(f"{printable(self.results_folder)}: {number} of {len(self.paths)} files are predicted already")
 
         batches = trainer.predict_loop.max_batches
         order.limit = batches[0]  # all, or as many as trainer.limit_predict_batches says
@@ -260,7 +261,7 @@ class Predictions(Callback):
     def _explain(self, text: str) -> None:
         """Shows where the first unexpected error came from: it may be a bug rather than a bad file."""
         if not self._has_explained:
-            print(text, file=sys.stderr)
+            say(text, file=sys.stderr)
         self._has_explained = True
 
     # ---- the work: parts become records
@@ -318,10 +319,10 @@ class Predictions(Callback):
             return
         number, description = self._conclude()
         self._results.release()
-        print(f"{number} predictions: {printable(self.results_folder / TABLE)}{description}")
+        say(f"{number} predictions: {printable(self.results_folder / TABLE)}{description}")
         skipped = len(self.paths) - number - self.bad
         if skipped:
-            print(f"{skipped} more files were not looked at (trainer.limit_predict_batches)")
+            say(f"{skipped} more files were not looked at (trainer.limit_predict_batches)")
 
     def on_exception(self, trainer: Any, pl_module: LightningModule, exception: BaseException) -> None:
         """Leaves what was predicted so far in a state that a rerun can resume."""
@@ -348,10 +349,10 @@ class Predictions(Callback):
         except (OSError, UserError):  # the disk is full, say: the table is there, in the order of the work
             number, description = sum(not record["error"] for record in self._results.journal.records()), ""
         self._results.release()
-        command = f"to resume, add --output={self.results_folder} to the command"
+        command = f"to resume, add --output={command_word(self.results_folder)} to the command"
         advice = "the same command resumes" if self.folder else command
         table = printable(self.results_folder / TABLE)
-        print(f"{number} of {len(self.paths)} files are predicted: {table}{description}\n{printable(advice)}")
+        say(f"{number} of {len(self.paths)} files are predicted: {table}{description}\n{advice}")
 
     def _stop_guarding(self) -> None:
         if self._has_begun and "predict_step" in self._task.__dict__:
@@ -379,7 +380,7 @@ class Predictions(Callback):
         if tally.bad > MAX_LISTED:
             table = printable(self.results_folder / TABLE)
             lines.append(f"  and {tally.bad - MAX_LISTED} more: see the column error of {table}")
-        print("\n".join(lines), file=sys.stderr)
+        say("\n".join(lines), file=sys.stderr)
 
 
 @dataclass

@@ -6,7 +6,6 @@ folder resumes, and from which the table is written in the order of the files in
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import os
@@ -22,6 +21,8 @@ from swinv2_tasks.callbacks.output_names import OutputNames
 from swinv2_tasks.callbacks.prediction_journal import Journal, Record, append_line, cannot_write
 from swinv2_tasks.errors import CollectiveError, printable
 from swinv2_tasks.files import replace_file
+from swinv2_tasks.tables import csv_line
+from swinv2_tasks.text import say
 from swinv2_tasks.training.run_folder import lock, unlock
 
 TABLE = "predictions.csv"
@@ -94,7 +95,7 @@ class PredictionFolder:
 
         self.journal.begin(settings, kept())
         if foreign:
-            print(
+            say(
                 f"{printable(self.path)} also holds predictions of {foreign} files that are not among these, or were "
                 f"changed since: {TABLE} does not list them any more"
             )
@@ -108,7 +109,7 @@ class PredictionFolder:
         difference = "of another model"
         if before.get("weights") == settings["weights"]:
             difference = f"made with other settings ({', '.join(find_differences(before, settings)[:3])})"
-        print(f"{printable(self.path)} holds predictions {difference}: they are replaced")
+        say(f"{printable(self.path)} holds predictions {difference}: they are replaced")
         for record in self.journal.records():
             for name in record["files"]:
                 (self.path / name).unlink(missing_ok=True)
@@ -264,18 +265,6 @@ def write_json_list(path: Path, entries: Iterable[Any], indent: int | None = Non
                 text = textwrap.indent(text, " " * indent)
             file.write((separator if index else "") + text)
         file.write("\n]\n" if indent else "]")
-
-
-def csv_line(cells: Sequence[object]) -> str:
-    r"""A line of a table. Bytes of a name that are no UTF-8 become escapes, such as \xe9."""
-    line = io.StringIO()
-    csv.writer(line).writerow([_escape(str(cell)) for cell in cells])
-    return line.getvalue()
-
-
-def _escape(text: str) -> str:
-    """Text in UTF-8; other bytes as escapes."""
-    return "".join(printable(char) if "\ud800" <= char <= "\udfff" else char for char in text)
 
 
 def _table_line(record: Record) -> str:

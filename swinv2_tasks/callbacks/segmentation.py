@@ -11,9 +11,6 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image, ImageDraw, ImageFont
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from swinv2_tasks.batches import task_data
 from swinv2_tasks.callbacks.prediction_files import Predictions, Result
@@ -25,6 +22,8 @@ from swinv2_tasks.datamodules.scene_classes import MOST_CLASSES, colors
 from swinv2_tasks.errors import UserError, printable
 from swinv2_tasks.evaluation.segmentation import SegmentationScores
 from swinv2_tasks.files import replace_file
+from swinv2_tasks.tables import TerminalTable
+from swinv2_tasks.text import shorten
 
 
 class SegmentationPredictions(Predictions):
@@ -122,7 +121,7 @@ class ClassTable(Callback):
         ids = class_ids(task)
         write_scores(self.folder / f"{split}_classes.json", scores, names, ids)
         if trainer.state.fn != "fit":
-            Console().print(class_table(scores, names, ids))
+            class_table(scores, names, ids).print()
 
 
 def class_names(task: Any) -> list[str]:
@@ -164,9 +163,9 @@ def write_scores(
     replace_file(path, lambda file: file.write_text(text))
 
 
-def class_table(scores: SegmentationScores, names: Sequence[str], ids: Sequence[int] | Sequence[str]) -> Table:
+def class_table(scores: SegmentationScores, names: Sequence[str], ids: Sequence[int] | Sequence[str]) -> TerminalTable:
     """The scores of the classes that are labeled or predicted anywhere, and their means."""
-    table = Table(title=f"mIoU {scores.miou:.4f}", show_footer=True)
+    table = TerminalTable(title=f"mIoU {scores.miou:.4f}", show_footer=True)
     share = scores.pixels / max(1, int(scores.pixels.sum()))
     table.add_column("id", "", justify="right")
     table.add_column("class", f"{int((~scores.iou.isnan()).sum())} of {len(names)} classes", overflow="fold")
@@ -176,7 +175,7 @@ def class_table(scores: SegmentationScores, names: Sequence[str], ids: Sequence[
     for k, name in enumerate(names):
         if not math.isnan(scores.iou[k]):
             accuracy = "–" if math.isnan(scores.accuracy[k]) else f"{scores.accuracy[k]:.4f}"
-            table.add_row(str(ids[k]), escape(name), f"{scores.iou[k]:.4f}", accuracy, f"{share[k]:.2%}")
+            table.add_row(str(ids[k]), name, f"{scores.iou[k]:.4f}", accuracy, f"{share[k]:.2%}")
     return table
 
 
@@ -201,7 +200,7 @@ def draw_overlay(
     # The largest classes first, as many as fit beside the image.
     pixels = np.bincount(labels.ravel(), minlength=len(table))
     classes = [k for k in np.argsort(-pixels, kind="stable") if pixels[k] and k]
-    texts = [f"{names[k - 1]} {pixels[k] / labels.size:.1%}" for k in classes]
+    texts = [f"{shorten(names[k - 1])} {pixels[k] / labels.size:.1%}" for k in classes]
     colors = [tuple(palette[k - 1]) for k in classes]
     return _with_legend(overlay, texts, colors)
 

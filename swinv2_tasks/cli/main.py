@@ -33,9 +33,9 @@ from swinv2_tasks.errors import (
     Refused,
     UserError,
     find_user_error,
-    printable,
     strip_traceback,
 )
+from swinv2_tasks.text import say, show_warnings
 
 USAGE = """\
 swinv2-tasks: Swin Transformer V2, every downstream task of the paper
@@ -121,17 +121,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command, *rest = expand_home(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold bytes that are no text
         sys.stdout.reconfigure(errors="backslashreplace")
+    show_warnings()
     try:
         if command == "help":
             command, *rest = [*rest, "--help"]
         if command in ("-h", "--help"):
-            print(USAGE)
+            say(USAGE)
         elif command == "--version":
             from swinv2_tasks import __version__
 
-            print(__version__)
+            say(__version__)
         elif (screen := _help_screen(command, rest)) is not None:
-            print(screen)
+            say(screen)
         elif command in TRAINER_COMMANDS:
             rest = ["--help" if argument == "--help-all" else argument for argument in rest]
             _announce(command, rest)
@@ -161,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except NothingToDo as note:
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(note)
+            say(note)
     except Interrupted as error:
         if os.environ.get("LOCAL_RANK", "0") != "0":
             return 0  # the first process reports; Lightning kills it when one that it started seems to fail
@@ -173,10 +174,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        print(f"swinv2-tasks: {error.filename or 'a file of the run'}: {error.strerror}. Make room.", file=sys.stderr)
+        say(f"swinv2-tasks: {error.filename or 'a file of the run'}: {error.strerror}. Make room.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("swinv2-tasks: interrupted", file=sys.stderr)
+        say("swinv2-tasks: interrupted", file=sys.stderr)
         return 130
     return 0
 
@@ -217,7 +218,7 @@ def _announce(command: str, arguments: Sequence[str]) -> None:
     is_brief = any(argument in ("-h", "--help") or argument.startswith("--print_config") for argument in arguments)
     is_first = all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
     if sys.stderr.isatty() and "torch" not in sys.modules and is_first and not is_brief:
-        print(f"swinv2-tasks {command}: loading PyTorch …", file=sys.stderr, flush=True)
+        say(f"swinv2-tasks {command}: loading PyTorch …", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -238,8 +239,8 @@ def _sigterm_as_interrupt() -> Iterator[None]:
 
 
 def _report(message: str) -> None:
-    """Prints what ended the command; names of files in it may hold anything."""
-    print("swinv2-tasks:", "\n".join(map(printable, message.split("\n"))), file=sys.stderr)
+    """Prints what ended the command."""
+    say(f"swinv2-tasks: {message}", file=sys.stderr)
 
 
 def _run_function(command: str, arguments: list[str]) -> None:
@@ -314,7 +315,7 @@ def _call(command: str, function: Any, arguments: list[str], by_position: bool) 
 def _run_with_config(command: str, arguments: list[str]) -> None:
     """Runs a command that takes the arguments of another beside its own."""
     if command == "memory":  # before torch is imported, which takes seconds
-        print("Estimating the memory of a training step …", file=sys.stderr, flush=True)
+        say("Estimating the memory of a training step …", file=sys.stderr, flush=True)
 
     from swinv2_tasks.cli.refusals import RefusingParser, explain_function
 

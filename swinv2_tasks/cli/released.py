@@ -18,6 +18,7 @@ from swinv2_tasks.datamodules import class_lists
 from swinv2_tasks.datamodules.classes import in_root
 from swinv2_tasks.datamodules.shards import is_url
 from swinv2_tasks.tasks.base import BaseTask
+from swinv2_tasks.text import say
 from swinv2_tasks.weights.classes import HeadTask, count_classes
 
 
@@ -90,7 +91,7 @@ def state_classes(config: Any, arguments: Collection[str], folder: Path) -> None
         _state_numbers(config["data"], published, number, folder)
     else:
         config["data"]["init_args"]["class_names"] = _path(shipped)
-    rank_zero_only(print)(_describe(published, number, shipped))
+    rank_zero_only(say)(_describe(published, number, shipped))
 
 
 def _lacks_classes(data: Mapping[str, Any]) -> bool:

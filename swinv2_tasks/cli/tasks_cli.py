@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import signal
@@ -67,10 +66,11 @@ from swinv2_tasks.cli.released import name_classes, state_classes
 from swinv2_tasks.cli.settings import full_class_names
 from swinv2_tasks.cli.trainer_settings import check_devices, check_folders, check_linked, explain_refusal
 from swinv2_tasks.datamodules.readers.images import MAX_PIXELS, restored_limit
-from swinv2_tasks.errors import ArgumentsError, Interrupted, NothingToDo, Refused, UserError, exception_in, printable
+from swinv2_tasks.errors import ArgumentsError, Interrupted, NothingToDo, Refused, UserError, exception_in
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.hyperparameters import task_record
 from swinv2_tasks.tasks.base import BaseTask
+from swinv2_tasks.text import command_word, printable, say, show_warnings
 from swinv2_tasks.training.lightning_internals import CheckpointCheckingCLI, ParseOnly
 from swinv2_tasks.training.optim import optimizer_class
 from swinv2_tasks.training.run_checkpoint import AtomicCheckpointIO, RunCheckpoint, newest_intact
@@ -104,7 +104,7 @@ class WholeConfig(SaveConfigCallback):
         if Path(config["ckpt_path"] or "").is_relative_to(folder):
             config["ckpt_path"] = None
         text = self.parser.dump(config, skip_none=False)
-        replace_file(folder / "config.yaml", lambda file: file.write_text(text))
+        replace_file(folder / "config.yaml", lambda file: file.write_text(text, encoding="utf-8"))
 
 
 class Start(NamedTuple):
@@ -256,7 +256,7 @@ class TasksCLI(CheckpointCheckingCLI):
         if settings["ckpt_path"] is not None:  # of a config: a folder among the arguments has been found before
             settings["ckpt_path"], message = find_ckpt_path(self.config.subcommand, settings["ckpt_path"])
             if message:
-                rank_zero_only(print)(printable(message))
+                rank_zero_only(say)(printable(message))
 
     def check_checkpoint(self, path: str) -> None:
         """Refuses what is no checkpoint of a run, or is corrupt.
@@ -301,7 +301,7 @@ class TasksCLI(CheckpointCheckingCLI):
             state_classes(config, self.arguments[1:], self.scratch)
         elif self.subcommand != "fit" and not weights:
             untrained = f"{self.subcommand}: neither --ckpt_path nor --model.weights is given: the model is untrained"
-            rank_zero_only(print)(untrained)
+            rank_zero_only(say)(untrained)
 
     def instantiate_classes(self) -> None:
         """Builds model, data and trainer; with a strategy that shards, blocks on the meta device first."""
@@ -335,7 +335,7 @@ class TasksCLI(CheckpointCheckingCLI):
         lock(self.resume)
         path, self.resumed_step, messages = newest_intact(self.resume)
         for message in [*messages, f"resuming {self.resume} at step {self.resumed_step} from {path}"]:
-            rank_zero_only(print)(message)
+            rank_zero_only(say)(message)
         self._config["ckpt_path"] = str(path)
 
     @property
@@ -437,8 +437,9 @@ class TasksCLI(CheckpointCheckingCLI):
 
         if isinstance(callback, RunCheckpoint):
             callback.folder = checkpoints
+            config = self.folder / "config.yaml"
             allow = "".join(f" --allow {module}" for module in self.allowed)
-            callback.resume_command = f"swinv2-tasks fit --config {self.folder}/config.yaml --resume{allow}"
+            callback.resume_command = f"swinv2-tasks fit --config {command_word(config)} --resume{allow}"
 
     def _stated_callbacks(self) -> list[Any]:
         """The callbacks that the config names."""
@@ -595,9 +596,9 @@ def run_as(cli: Callable[[list[str], Start], CLI], command: str, arguments: Sequ
     options, taken = find_checkpoints(command, options)
     _prepare_messages()
     for message in taken:
-        rank_zero_only(print)(printable(message))
+        rank_zero_only(say)(printable(message))
     for note in notes:
-        rank_zero_only(print)(f"note: {note}", file=sys.stderr)
+        rank_zero_only(say)(f"note: {note}", file=sys.stderr)
     with tempfile.TemporaryDirectory() as scratch, restored_limit():
         if not name_model_and_data(options) and not any(option.is_help for option in options):
             options = [_config_of_checkpoint(command, options, Path(scratch)), *options]
@@ -647,10 +648,10 @@ def _config_of_checkpoint(command: str, options: Sequence[Option], folder: Path)
     names = settings["data"]["init_args"].get("class_names")
     if isinstance(names, list):
         state_class_names(settings["data"], names, folder)
-    config.write_text(yaml.safe_dump(settings))
+    config.write_text(yaml.safe_dump(settings), encoding="utf-8")
     precision = settings["trainer"].get("precision", "32-true")
     if precision != "32-true" and not values_of(options, "--trainer.precision"):
-        rank_zero_only(print)(f"precision: {precision}, as the checkpoint was trained (--trainer.precision changes it)")
+        rank_zero_only(say)(f"precision: {precision}, as the checkpoint was trained (--trainer.precision changes it)")
     return new_option("--config", config)
 
 
@@ -658,6 +659,4 @@ def _prepare_messages() -> None:
     """Shows the warnings of this package, and hides of Lightning's what nobody can act on."""
     filter_warnings()
     quiet_lightning()
-    logger = logging.getLogger("swinv2_tasks")
-    if logging.lastResort is not None and logging.lastResort not in logger.handlers:
-        logger.addHandler(logging.lastResort)  # warnings to wherever standard error is at that time
+    show_warnings()

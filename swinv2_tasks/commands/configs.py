@@ -8,6 +8,7 @@ from textwrap import shorten
 
 from swinv2_tasks.cli.config_files import TASK_CONFIGS, find_config, known_configs
 from swinv2_tasks.errors import printable
+from swinv2_tasks.text import say
 
 GROUPS = {
     "tasks": "Tasks",
@@ -30,13 +31,13 @@ def configs() -> None:
         names = [name for name in (*TASK_CONFIGS, *known) if group_of(name) == group]
         if not names:
             continue
-        print(f"{title}:")
+        say(f"{title}:")
         for name in dict.fromkeys(names):
-            print(f"  {printable(name)}")
+            say(f"  {printable(name)}")
             if line := first_comment(find_config(name)):
-                print(f"      {printable(line)}")
-        print()
-    print("See one with all its values: swinv2-tasks fit --config NAME --print_config")
+                say(f"      {printable(line)}")
+        say()
+    say("See one with all its values: swinv2-tasks fit --config NAME --print_config")
 
 
 def group_of(name: str) -> str:

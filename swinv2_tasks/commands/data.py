@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import csv
 import multiprocessing
 import signal
 import sys
@@ -26,6 +25,8 @@ from swinv2_tasks.errors import FaultyFiles, Interrupted, UserError, printable
 from swinv2_tasks.files import prove_writable, replace_file
 from swinv2_tasks.progress import WorkProgress
 from swinv2_tasks.python_internals import kill_workers
+from swinv2_tasks.tables import write_table
+from swinv2_tasks.text import say
 from swinv2_tasks.training.run_folder import lock, open_folder
 
 SPLITS = ("train", "val", "test")
@@ -78,9 +79,9 @@ def check(
 
     table = folder / "faulty_videos.csv"
     faults = dict(sorted(faults.items()))
-    replace_file(table, partial(_write_faults, faults=faults, name="path"))
+    replace_file(table, partial(write_table, rows=[("path", "reason"), *faults.items()]))
     for path, reason in faults.items():
-        print(f"  {printable(path)}: {printable(reason)}")
+        say(f"  {printable(path)}: {printable(reason)}")
     if faults:
         raise FaultyFiles(f"{len(faults)} of {len(paths)} videos are faulty: {printable(table)} says why", faults)
 
@@ -92,7 +93,7 @@ def _verdict_folder(root: Path, output: Path) -> Path:
     try:
         prove_writable(root, "root")
     except UserError as error:
-        print(
+        say(
             f"{printable(error)} So verdicts go to {printable(output / TABLE)}, where other commands look for them "
             "only when a list there is named, as with data.files.train_list."
         )
@@ -112,7 +113,7 @@ def _check_all(paths: list[str], verdicts: VerdictFile, workers: int, seconds: f
             faults[path] = verdict.reason
     number = len(paths) - len(unchecked)
     if number:
-        print(f"{number} of {len(paths)} videos have not changed since they were checked ({printable(verdicts.path)})")
+        say(f"{number} of {len(paths)} videos have not changed since they were checked ({printable(verdicts.path)})")
 
     try:
         with WorkProgress("Decoding", len(unchecked)) as progress:
@@ -123,7 +124,7 @@ def _check_all(paths: list[str], verdicts: VerdictFile, workers: int, seconds: f
                 number += 1
                 progress.advance(faulty=bool(verdict.reason))
     except (KeyboardInterrupt, Interrupted):
-        print(
+        say(
             f"stopped: {number} of {len(paths)} videos are checked, {len(faults)} of them faulty, see "
             f"{printable(verdicts.path)}. The same command resumes with the others and then writes the lists.",
             file=sys.stderr,
@@ -152,13 +153,8 @@ def _write_list(
             lines.append(line)
     content = "".join(f"{line}\n" for line in lines)
     replace_file(file, lambda path: path.write_text(content, "utf-8", "surrogateescape", newline=""))
-    print(f"{split}: {len(lines)} of {len(videos)} videos decode fully: {printable(file)}")
+    say(f"{split}: {len(lines)} of {len(videos)} videos decode fully: {printable(file)}")
     return unlisted
-
-
-def _write_faults(file: Path, faults: dict[str, str], name: str) -> None:
-    with file.open("w", encoding="utf-8", errors="surrogateescape", newline="") as table:
-        csv.writer(table).writerows([(name, "reason"), *faults.items()])
 
 
 def optimize(
@@ -225,16 +221,16 @@ def optimize(
                 faults |= faulty
         all_faults |= faults
         if faults and not skip_faulty:
-            print(f"{split}: not finished, as {len(faults)} of {len(split_images)} images cannot be read")
+            say(f"{split}: not finished, as {len(faults)} of {len(split_images)} images cannot be read")
         else:
             shards = len(list((folder / split).glob("*.bin")))
             stored = len(split_images) - len(faults)
-            print(f"{split}: {stored} of {len(split_images)} images in {shards} shards: {printable(folder / split)}")
+            say(f"{split}: {stored} of {len(split_images)} images in {shards} shards: {printable(folder / split)}")
         for name, reason in faults.items():
-            print(f"  {'left out' if skip_faulty else 'faulty'}: {printable(name)}: {printable(reason)}")
+            say(f"  {'left out' if skip_faulty else 'faulty'}: {printable(name)}: {printable(reason)}")
     table = folder / "faulty_images.csv"
     if all_faults or table.is_file():
-        replace_file(table, partial(_write_faults, faults=all_faults, name="image"))
+        replace_file(table, partial(write_table, rows=[("image", "reason"), *all_faults.items()]))
     if all_faults and not skip_faulty:
         raise FaultyFiles(
             f"{len(all_faults)} images cannot be read: {printable(table)} says why. Mend them and run the same command "

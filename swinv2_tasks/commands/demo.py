@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import time
 from collections.abc import Mapping, Sequence
@@ -10,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageOps
-from rich.console import Console
-from rich.table import Table
 
+from swinv2_tasks.callbacks.figures import save_figure
 from swinv2_tasks.callbacks.video import draw_frames
 from swinv2_tasks.cli.tasks_cli import run
 from swinv2_tasks.commands.sample_data import sample_data
 from swinv2_tasks.datamodules.readers.images import read_image
-from swinv2_tasks.errors import printable
 from swinv2_tasks.files import replace_file
+from swinv2_tasks.tables import TerminalTable, read_table
+from swinv2_tasks.text import label, printable, say
 
 SHORT = (
     "--trainer.max_epochs=2",
@@ -43,7 +42,7 @@ def demo(data: str = "data/sample", runs: str = "runs", short: bool = False) -> 
     sample_data(data)
     steps = SHORT if short else ()
     title = "six steps of each training, nothing learned" if short else "trained from scratch, scored on other samples"
-    table = Table(title=f"swinv2-tasks demo: {title}")
+    table = TerminalTable(title=f"swinv2-tasks demo: {title}")
     folders: dict[str, Path] = {}
     for column in ("task", "metric", "value", "seconds"):
         table.add_column(column, justify="right" if column in ("value", "seconds") else "left")
@@ -77,12 +76,12 @@ def demo(data: str = "data/sample", runs: str = "runs", short: bool = False) -> 
     cells, folders["video"] = _run("demo_kinetics.yaml", runs, dataset, source, "val/top1", steps)
     table.add_row("video", *cells)
 
-    Console().print(table)
+    table.print()
     figure = Path(runs) / "predictions.png"
     draw_predictions(folders, figure)
     # Below the table, where a narrow terminal does not break them: they are there to be copied.
     for name, path in (*folders.items(), ("SimMIM", pretraining.folder / "visualizations"), ("all tasks", figure)):
-        print(f"predictions, {name}: {printable(path)}")
+        say(f"predictions, {name}: {printable(path)}")
 
 
 def _run(
@@ -114,17 +113,16 @@ def draw_predictions(folders: Mapping[str, Path], figure: Path, number: int = 3)
     drawing = Figure(figsize=(2.4 * len(folders), 2.45 * number), layout="constrained")
     grid = drawing.subplots(number, len(folders), squeeze=False)
     for column, (task, folder) in zip(grid.T, folders.items(), strict=True):
-        with (folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        rows = read_table(folder / "predictions.csv")
         for k, axes in enumerate(column):
             row = rows[k * len(rows) // number]
             axes.imshow(ImageOps.pad(_visualization(row, folder), (400, 400), color="white"))
-            axes.set_xlabel(f"{row['name1']} {float(row['score1']):.0%}" if "name1" in row else "")
+            axes.set_xlabel(f"{label(row['name1'], 30)} {float(row['score1']):.0%}" if "name1" in row else "")
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
         column[0].set_title(task)
     content = io.BytesIO()
-    drawing.savefig(content, dpi=100)
+    save_figure(drawing, content)
     image = Image.open(content).convert("RGB").quantize()
     replace_file(figure, lambda file: image.save(file, format="PNG", optimize=True))
 

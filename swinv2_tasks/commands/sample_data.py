@@ -2,12 +2,8 @@
 
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
-from swinv2_tasks.errors import printable
 from swinv2_tasks.sample_data.writer import write_sample_data
+from swinv2_tasks.tables import TerminalTable
 
 
 def sample_data(root: str, seed: int = 0) -> None:
@@ -18,11 +14,9 @@ def sample_data(root: str, seed: int = 0) -> None:
         seed: from 0; the same seed gives the same files.
     """
     datasets = write_sample_data(root, seed)
-    table = Table(title=f"Sample data (seed {seed})")
+    table = TerminalTable(title=f"Sample data (seed {seed})")
     for column in ("folder", "train", "val", "classes"):
         table.add_column(column, justify="left" if column == "folder" else "right", overflow="fold")
     for name, counts in datasets.items():
-        table.add_row(
-            escape(printable(Path(root) / name)), *(str(counts[column]) for column in ("train", "val", "classes"))
-        )
-    Console().print(table)
+        table.add_row(str(Path(root) / name), *(str(counts[column]) for column in ("train", "val", "classes")))
+    table.print()

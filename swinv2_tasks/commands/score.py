@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from swinv2_tasks.callbacks.detection import score_tables
@@ -38,6 +37,7 @@ from swinv2_tasks.evaluation.coco import MAX_DETECTIONS, Backend, CocoScores, Io
 from swinv2_tasks.evaluation.segmentation import Confusion, SegmentationScores
 from swinv2_tasks.files import prove_writable
 from swinv2_tasks.progress import WorkProgress
+from swinv2_tasks.text import say
 
 
 def ade20k(
@@ -96,9 +96,7 @@ def ade20k(
     coding = codings[0]
     if len(codings) > 1 and (maps := count_values([*truth.values()], False, len(truth), skip_faulty=True)):
         coding = fitting_coding(codings, maps, annotations, tolerated=(len(maps) - 1) // 2)
-        print(
-            f"--background is not set; the annotations only fit {coding.background}: {coding.meaning}", file=sys.stderr
-        )
+        say(f"--background is not set; the annotations only fit {coding.background}: {coding.meaning}", file=sys.stderr)
 
     def count(name: str) -> Tensor:
         labels, prediction = coding.read(truth[name]), coding.read(predicted[name])
@@ -131,17 +129,17 @@ def ade20k(
 
     scores = SegmentationScores.of(counts)
     if extra := [name for name in predicted if name not in truth]:
-        print(
+        say(
             f"{len(extra)} predictions without an annotation were left out: {abbreviate(extra)}",
             file=sys.stderr,
         )
     if json is not None:
         basis = {"label_maps": len(truth) - len(faults), "faulty": faults}
         write_scores(Path(json), scores, names, coding.class_ids, basis)
-    Console().print(class_table(scores, names, coding.class_ids))
-    print(f"{len(truth) - len(faults)} of {len(truth)} label maps are scored")
+    class_table(scores, names, coding.class_ids).print()
+    say(f"{len(truth) - len(faults)} of {len(truth)} label maps are scored")
     for name, reason in faults.items():
-        print(f"  not scored: {printable(name)}: {printable(reason)}")
+        say(f"  not scored: {printable(name)}: {printable(reason)}")
     if faults:
         raise FaultyFiles(
             f"{len(faults)} of {len(truth)} label maps cannot be scored, for the reasons above: the score does without",
@@ -219,13 +217,12 @@ def coco(
     if json is not None:
         write_detection_scores(Path(json), scores, names, limit)
     for table in score_tables(scores, names):
-        Console().print(table)
+        table.print()
     image_ids = {result["image_id"] for result in results}
-    print(f"{len(results):,} detections, in {len(image_ids):,} of {len(read.images):,} images, are scored")
-    console = Console(stderr=True, soft_wrap=True)
+    say(f"{len(results):,} detections, in {len(image_ids):,} of {len(read.images):,} images, are scored")
     for note in (describe_unmatched(read, "segm" in iou_types), _describe_empty(predictions, results), limit):
         if note is not None:
-            console.print(note, markup=False, highlight=False)
+            say(note, file=sys.stderr)
     return scores
 
 

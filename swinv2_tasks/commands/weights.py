@@ -9,6 +9,7 @@ from pathlib import Path
 
 from swinv2_tasks.backbone.position_bias import BiasTable, LogCPB
 from swinv2_tasks.errors import UserError, printable
+from swinv2_tasks.text import say
 from swinv2_tasks.weights.files import read_checkpoint
 from swinv2_tasks.weights.formats import (
     Format,
@@ -116,7 +117,7 @@ def _find_file(path: str) -> str:
     if not is_run(Path(path)):
         return path
     checkpoint, message = find_checkpoint(Path(path))
-    print(printable(message))
+    say(printable(message))
     return str(checkpoint)
 
 
@@ -140,4 +141,4 @@ def _window_rows(windows: Windows) -> list[tuple[str, str]]:
 
 def _print(rows: list[tuple[str, str]]) -> None:
     for name, value in rows:
-        print(f"{name:12}{printable(value)}")
+        say(f"{name:12}{printable(value)}")

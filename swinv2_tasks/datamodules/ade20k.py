@@ -36,6 +36,7 @@ from swinv2_tasks.datamodules.scene_shares import check_shares, class_pixels, de
 from swinv2_tasks.datamodules.transforms.classification import IMAGENET_MEAN, IMAGENET_STD, check, height_width
 from swinv2_tasks.datamodules.transforms.segmentation import ADE20KAugmentation, SegmentationAugmentation
 from swinv2_tasks.errors import UserError, printable
+from swinv2_tasks.text import say
 
 _EXPECTED = (
     "Expected data.root with images/training/*.jpg, images/validation/*.jpg, and annotations/training/*.png, "
@@ -224,11 +225,11 @@ class ADE20KDataModule(BaseDataModule):
                 problem = check_shares(self._coding_of(train), train)
             if problem:
                 raise UserError(problem)
-        rank_zero_only(print)(describe_shares(coding, train, whole))
+        rank_zero_only(say)(describe_shares(coding, train, whole))
         absent = class_pixels(coding, [*train, *val]).count(0)
         is_assumed = self._class_source is None and not lists_in_root(self.root, CLASS_LISTS)
         if is_assumed and absent > len(coding.names) // 2:
-            rank_zero_only(print)(
+            rank_zero_only(say)(
                 "note: these are ADE20K's names, as nothing states others. If it is another dataset, name its classes "
                 "with data.class_names, or in data.root/classes.txt, a line each."
             )
@@ -240,7 +241,7 @@ class ADE20KDataModule(BaseDataModule):
         folder = str(Path(self.root or "") / "annotations")
         coding = fitting_coding(codings, maps, folder, tolerated, self.faults.remedy)
         if len(codings) > 1:
-            rank_zero_only(print)(
+            rank_zero_only(say)(
                 f"data.background is not set; the label maps only fit {coding.background}: {coding.meaning}"
             )
         self._take(coding)

@@ -10,6 +10,7 @@ from typing import TypeVar
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from swinv2_tasks.errors import UserError, printable
+from swinv2_tasks.text import say
 
 _CSV_HEADERS = {"id", "class_id", "wnid", "synset"}
 
@@ -46,7 +47,7 @@ class Classes:
         if all(label in known for label in labels):
             return {label: known[label] for label in labels}
         if self._are_indices(labels):
-            rank_zero_only(print)(
+            rank_zero_only(say)(
                 f"{where}: labels are numbers and not the classes' ids, so they are taken as indices in the class "
                 f"list: 0 is {self.ids[0]} {self.names[0] if self.names[0] != self.ids[0] else ''}".rstrip()
             )
@@ -106,7 +107,7 @@ def find_class_list(
             reason = "" if classes.covers(labels) else f"it lacks {abbreviate(missing)}"
 
         if reason:
-            rank_zero_only(print)(f"{printable(path)} is not taken for the class list of this dataset: {reason}")
+            rank_zero_only(say)(f"{printable(path)} is not taken for the class list of this dataset: {reason}")
         else:
             lists[path] = classes
     return take_list(lists) if lists else None
@@ -131,7 +132,7 @@ def take_list(lists: Mapping[Path, T]) -> T:
                 f"{printable(path)} and {printable(other)} are both class lists, but not the same: name the one of "
                 "this dataset with data.class_names."
             )
-    rank_zero_only(print)(f"classes: the {len(classes)} of {printable(path)}")
+    rank_zero_only(say)(f"classes: the {len(classes)} of {printable(path)}")
     return classes
 
 
@@ -146,7 +147,7 @@ def mention_unused(classes: Sequence[str], labels: Iterable[int], samples: str) 
     used = set(labels)
     unused = [name for index, name in enumerate(classes) if index not in used]
     if unused:
-        rank_zero_only(print)(
+        rank_zero_only(say)(
             f"{len(unused)} of {len(classes)} classes {'has' if len(unused) == 1 else 'have'} no training {samples} "
             f"and cannot be learned: {abbreviate(unused)}"
         )

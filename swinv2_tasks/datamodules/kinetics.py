@@ -43,6 +43,7 @@ from swinv2_tasks.datamodules.transforms.video import (
     resize_to_cover,
 )
 from swinv2_tasks.errors import UserError, printable
+from swinv2_tasks.text import say
 
 _EXPECTED = (
     "Expected data.root with train/ and val/, which hold a folder of videos per class, or videos that train.csv and "
@@ -311,7 +312,7 @@ class KineticsDataModule(BaseDataModule):
         """Says how many videos have never been decoded in full, in which a fit may pass by corrupt frames."""
         unchecked, videos = map(sum, zip(*self._unchecked.values(), strict=True))
         if unchecked:
-            rank_zero_only(print)(
+            rank_zero_only(say)(
                 f"{unchecked} of {videos} videos have not been decoded in full, so corrupt frames outside of the "
                 f"clips that are read are not found. To find them: {self._check_command()}"
             )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.batches import batches_of
+from swinv2_tasks.text import say
 from swinv2_tasks.training.guard import GuardedTask
 from swinv2_tasks.training.metrics import MeasuredTask
 from swinv2_tasks.training.optim import Schedule
@@ -53,7 +54,7 @@ class BaseTask(ParallelTask, RestorableTask, GuardedTask, MeasuredTask):
         self.optimizer, self.schedule = SharedFunction(optimizer), schedule
         if weights is not None:
             report = load_weights(self, weights)
-            rank_zero_only(print)(f"{report}\n")
+            rank_zero_only(say)(f"{report}\n")
             self.note_head_source(report)
 
     def forward(self, x: Tensor) -> Any:

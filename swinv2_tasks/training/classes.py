@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from swinv2_tasks.batches import TaskData, task_data
 from swinv2_tasks.datamodules.classes import abbreviate
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.text import say
 from swinv2_tasks.weights import LoadReport
 from swinv2_tasks.weights.formats import some
 
@@ -126,4 +127,4 @@ class ClassAwareTask(LightningModule):
                 f" Heads trained on folders that are sorted as text, as torchvision's ImageFolder does, have another: "
                 f"{abbreviate(sorted(numbers))}; for such a head, state data.class_names in its order."
             )
-        rank_zero_only(print)(message)
+        rank_zero_only(say)(message)

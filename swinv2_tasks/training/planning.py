@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.batches import task_data
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.text import say
 from swinv2_tasks.training.lightning_internals import TrainingLoader, describe_training_loader
 from swinv2_tasks.training.optim import NO_WEIGHT_DECAY, PlannedLR, Schedule, build_optimizer
 
@@ -143,7 +144,7 @@ class PlannedTask(LightningModule):
         schedule = self._schedule_for_batches()
         if epoch_steps is None:
             epoch_steps = max(1, round(total_steps / schedule.epochs))
-            rank_zero_only(print)(
+            rank_zero_only(say)(
                 f"schedule: the loader does not say how many batches an epoch has; {epoch_steps} steps count as one, "
                 f"so that the training of {total_steps} has {schedule.epochs}, as the published one"
             )
@@ -170,13 +171,13 @@ class PlannedTask(LightningModule):
             return self.schedule
         samples = self._samples_per_step()
         if samples is None:
-            rank_zero_only(print)(
+            rank_zero_only(say)(
                 "schedule: nothing says how many samples a batch has, so learning rates are taken as stated, not "
                 f"scaled from {self.schedule.base_batch_size} samples per step (schedule.base_batch_size)"
             )
             return dataclasses.replace(self.schedule, base_batch_size=0)
         if self._accumulation_scheduler() is not None:
-            rank_zero_only(print)(
+            rank_zero_only(say)(
                 f"schedule: learning rates are scaled for the {samples} samples per step of the first epoch, "
                 "also where GradientAccumulationScheduler changes their number (schedule.base_batch_size: 0 leaves "
                 "them as stated)"
@@ -204,7 +205,7 @@ class PlannedTask(LightningModule):
         for config in self.trainer.lr_scheduler_configs:
             scheduler: Any = config.scheduler
             if isinstance(scheduler, PlannedLR):
-                rank_zero_only(print)(f"{change} {self._set_planned_rates(scheduler, now)}")
+                rank_zero_only(say)(f"{change} {self._set_planned_rates(scheduler, now)}")
                 continue
             is_one_cycle = isinstance(scheduler, OneCycleLR) and config.interval == "step"
             if is_one_cycle and (now or math.inf) > scheduler.total_steps:
@@ -215,7 +216,7 @@ class PlannedTask(LightningModule):
                     "--model.weights CHECKPOINT"
                 )
             name = type(scheduler).__name__
-            rank_zero_only(print)(f"{change} {name}, which the task brings, continues as it was planned.")
+            rank_zero_only(say)(f"{change} {name}, which the task brings, continues as it was planned.")
 
     def _set_planned_rates(self, scheduler: PlannedLR, total_steps: int | None) -> str:
         """Sets the rates of the new plan, where the optimizer came back with the old one's; what to say of it."""

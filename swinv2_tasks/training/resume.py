@@ -17,6 +17,7 @@ from swinv2_tasks.backbone.window import Size
 from swinv2_tasks.batches import task_data
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.hyperparameters import Recorded, recorded_arguments, task_record
+from swinv2_tasks.text import say
 from swinv2_tasks.training.classes import ClassAwareTask
 from swinv2_tasks.training.lightning_internals import attached_trainer, is_accumulating
 from swinv2_tasks.training.optim import optimizer_class
@@ -278,7 +279,7 @@ class RestorableTask(Recorded, PlannedTask, ClassAwareTask):
         if old != new:
             _check_same_steps(old, new)
             _rescale_progress(progress, new.accumulated_batches / old.accumulated_batches)
-            rank_zero_only(print)(
+            rank_zero_only(say)(
                 f"resuming a training of {old} with {new}: samples and their order stay the same; sums are rounded "
                 "differently and drop path draws other numbers"
             )

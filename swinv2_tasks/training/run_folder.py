@@ -23,6 +23,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from swinv2_tasks.child_processes import available_cores
 from swinv2_tasks.errors import UserError, printable
 from swinv2_tasks.files import prove_writable, remove, replace_file, unwritable
+from swinv2_tasks.text import command_word
 
 RUN_DIR = "SWINV2_TASKS_RUN_DIR"
 """Environment variable in which a run's first process gives those that it starts the run's folder."""
@@ -271,7 +272,7 @@ def describe_finished(folder: Path, trainer: Mapping[str, Any]) -> str | None:
     return (
         f"{printable(folder)} is finished: {epochs} epoch{'s' * (epochs != 1)}, {steps} step{'s' * (steps != 1)}; "
         "nothing was changed.\n"
-        f"To train longer: swinv2-tasks fit --resume {printable(folder)} {longer}"
+        f"To train longer: swinv2-tasks fit --resume {command_word(folder)} {longer}"
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import re
@@ -25,6 +24,7 @@ from swinv2_tasks.datamodules.kinetics import VideoFiles, ViewCounts
 from swinv2_tasks.datamodules.readers.video_verdicts import Findings, Verdict, VerdictFile, look_up
 from swinv2_tasks.datamodules.transforms.video import FrameSampling
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.tables import read_table
 from tests.helpers import motions, tiny
 from tests.helpers.broken_files import cut_off, scramble
 from tests.helpers.films import spoil_last_key_frame, write_film, write_sound
@@ -53,8 +53,7 @@ def test_faulty_videos_are_listed_and_stop_no_others(
     output, errors = capsys.readouterr()
     assert f"5 of 9 videos are faulty: {tmp_path / 'out' / 'faulty_videos.csv'}" in errors
     assert "train: 2 of 5 videos decode fully" in output and "val: 2 of 4 videos decode fully" in output
-    with (tmp_path / "out" / "faulty_videos.csv").open(newline="") as file:
-        reasons = {Path(row["path"]).name: row["reason"] for row in csv.DictReader(file)}
+    reasons = {Path(row["path"]).name: row["reason"] for row in rows(tmp_path / "out" / "faulty_videos.csv")}
     assert reasons.keys() == {"cut.mp4", "cut.mkv", "scrambled.mp4", "empty.mp4", "sound.mp4"}
     assert "cut off" in reasons["cut.mp4"] and reasons["empty.mp4"] == "the file is empty (0 bytes)"
     assert "only sound" in reasons["sound.mp4"] and "cut off" in reasons["cut.mkv"]
@@ -121,8 +120,7 @@ def check(root: Path, *options: str) -> int:
 
 
 def rows(table: Path) -> list[dict[str, str]]:
-    with table.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        return list(csv.DictReader(file))
+    return read_table(table)
 
 
 def record_decoding(path: str) -> str | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import pytest
 
 from swinv2_tasks.cli.main import main
+from swinv2_tasks.tables import read_table
 
 
 def fit(config: Path, folder: Path, *arguments: str) -> Path:
@@ -47,11 +47,6 @@ def last_checkpoint(run: Path) -> Path:
 def from_last(run: Path) -> str:
     """The argument that takes a run's last checkpoint."""
     return f"--ckpt_path={last_checkpoint(run)}"
-
-
-def read_table(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:

@@ -16,9 +16,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
-from rich.table import Table
-
 from swinv2_tasks.cli.arguments import split_options, values_of
 from swinv2_tasks.cli.config_files import WHICH_CONFIGS
 from swinv2_tasks.commands.memory.estimate import (
@@ -37,6 +34,8 @@ from swinv2_tasks.commands.memory.planned_training import Training, read_trainin
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.progress import WorkProgress
+from swinv2_tasks.tables import TerminalTable
+from swinv2_tasks.text import say
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": GIB, "TiB": 2**40}
 GPUS = {
@@ -99,14 +98,14 @@ def memory(
             progress.advance()
 
     base = alternatives[0]
-    Console().print(build_parts_table(base))
-    print("\n".join([*training.notes, *list_plans(alternatives, training, limit)]))
+    build_parts_table(base).print()
+    say("\n".join([*training.notes, *list_plans(alternatives, training, limit)]))
 
     cheapest = None
     if size is not None and limit is not None:
         with WorkProgress("Looking for a plan that fits", len(list(candidates(training)))) as progress:
             cheapest = find_cheapest(estimates, training, limit, progress.advance)
-        print(describe_fit(base, cheapest, training, size))
+        say(describe_fit(base, cheapest, training, size))
     if json is not None:
         write_json(Path(json), build_record(alternatives, cheapest, training, device, size))
 
@@ -137,10 +136,10 @@ def format_size(size: float) -> str:
 # ---- what is printed
 
 
-def build_parts_table(estimate: Estimate) -> Table:
+def build_parts_table(estimate: Estimate) -> TerminalTable:
     """Builds the table of a step's memory by the parts of the model, in MiB."""
     step, plan = estimate.step, estimate.plan
-    table = Table(
+    table = TerminalTable(
         title=f"a training step, batch {plan.batch_size}, {plan.precision}: MiB on one device",
         title_justify="left",
         box=None,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import re
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,19 +15,20 @@ from pkgutil import resolve_name
 from typing import Any, NamedTuple, get_type_hints
 
 import yaml
-from rich.console import Console
-from rich.table import Table
 
 from swinv2_tasks.backbone.swin_v2 import expand_window
 from swinv2_tasks.batches import TaskData
+from swinv2_tasks.callbacks.figures import save_figure
 from swinv2_tasks.cli.arguments import find_checkpoints, join_options, split_options
 from swinv2_tasks.cli.tasks_cli import ParseOnlyCLI, run_as
 from swinv2_tasks.commands.sweep.validation_process import Failure, Measurement, validate_in_child_process
 from swinv2_tasks.datamodules.classes import abbreviate
-from swinv2_tasks.errors import Interrupted, UserError, printable
+from swinv2_tasks.errors import Interrupted, UserError
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.inference.segmentation import Inference
 from swinv2_tasks.progress import WorkProgress, in_words
+from swinv2_tasks.tables import TerminalTable, read_table, write_table
+from swinv2_tasks.text import label, printable, say
 from swinv2_tasks.training.run_folder import open_folder
 from swinv2_tasks.weights.files import read_checkpoint
 
@@ -70,11 +71,10 @@ def sweep(
         UserError: there is a mistake in the arguments, the folder holds another sweep, or every setting failed.
     """
     wanted = check_settings(settings)
-    console = Console()
     options, taken = find_checkpoints("validate", split_options(arguments))  # once: a training may write a better one
     arguments = join_options(options)
     for message in taken:
-        _print_line(console, message)
+        say(printable(message))
     model = read_arguments(arguments)
     overrides = {setting: model.arguments_at(setting) for setting in wanted}  # raises before anything is written
 
@@ -83,7 +83,7 @@ def sweep(
     outcomes = _open_sweep(folder, table, model)
     missing = [setting for setting in wanted if not isinstance(outcomes.get(setting), Measurement)]
     if len(missing) < len(wanted):
-        _print_line(console, f"{len(wanted) - len(missing)} of {len(wanted)} settings are in {table} already")
+        say(f"{len(wanted) - len(missing)} of {len(wanted)} settings are in {printable(table)} already")
 
     start = time.monotonic()
     left = len(missing)
@@ -107,12 +107,12 @@ def sweep(
                 if left:
                     seconds = (time.monotonic() - start) / (index + 1) * left
                     line += f"  ({index + 1} of {len(missing)}, about {in_words(seconds)} left)"
-                _print_line(console, line)
+                say(printable(line))
     except (KeyboardInterrupt, Interrupted):
-        _print_line(
-            Console(stderr=True),
-            f"stopped: {len(wanted) - left} of {len(wanted)} settings are in {table}. "
+        say(
+            f"stopped: {len(wanted) - left} of {len(wanted)} settings are in {printable(table)}. "
             "The same command evaluates the others.",
+            file=sys.stderr,
         )
         raise
     finally:
@@ -120,13 +120,13 @@ def sweep(
             replace_file(figure, lambda file: draw(outcomes, model.metric, file))
 
     outcomes = {setting: outcomes[setting] for setting in wanted}
-    console.print(_build_table(outcomes, model.metric))
-    _print_line(console, f"{table}, {figure}")
-    _report_failures(console, outcomes, folder / "runs")
+    _build_table(outcomes, model.metric).print()
+    say(f"{printable(table)}, {printable(figure)}")
+    _report_failures(outcomes, folder / "runs")
     return outcomes
 
 
-def _report_failures(console: Console, outcomes: Outcomes, runs: Path) -> None:
+def _report_failures(outcomes: Outcomes, runs: Path) -> None:
     """Prints which settings failed, and which samples the others were evaluated without.
 
     Raises:
@@ -139,9 +139,9 @@ def _report_failures(console: Console, outcomes: Outcomes, runs: Path) -> None:
         )
 
     for failure in failures:
-        _print_line(console, f"failed: {failure}")
+        say(printable(f"failed: {failure}"))
     for name, reason in _left_out_samples(outcomes).items():
-        _print_line(console, f"left out: {name}: {reason}")
+        say(printable(f"left out: {name}: {reason}"))
 
 
 def _measurements(outcomes: Outcomes) -> dict[Setting, Measurement]:
@@ -155,11 +155,6 @@ def _left_out_samples(outcomes: Outcomes) -> dict[str, str]:
     for measurement in _measurements(outcomes).values():
         reasons |= measurement.left_out
     return reasons
-
-
-def _print_line(console: Console, text: str) -> None:
-    """Prints text without markup, highlighting or line breaks."""
-    console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def _update_progress(progress: WorkProgress, settings: int, batches: int, total_batches: int) -> None:
@@ -489,18 +484,18 @@ _FIGURES = ("samples", "samples_per_second", "memory_mib", "device")
 def _write_table(path: Path, outcomes: Outcomes) -> None:
     """Writes outcomes to a CSV file, a row per setting."""
     metrics = _metric_names(outcomes)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["window", "size", *metrics, *_FIGURES, "left_out", "error"])
-        writer.writeheader()
-        for setting, outcome in outcomes.items():
-            row: dict[str, Any] = setting._asdict()
-            if isinstance(outcome, Failure):
-                row["error"] = outcome.reason
-            else:
-                row |= outcome.metrics
-                row |= {name: getattr(outcome, name) for name in _FIGURES}
-                row["left_out"] = json.dumps(outcome.left_out) if outcome.left_out else ""
-            writer.writerow(row)
+    columns = ["window", "size", *metrics, *_FIGURES, "left_out", "error"]
+    rows: list[list[Any]] = [columns]
+    for setting, outcome in outcomes.items():
+        row: dict[str, Any] = setting._asdict()
+        if isinstance(outcome, Failure):
+            row["error"] = outcome.reason
+        else:
+            row |= outcome.metrics
+            row |= {name: getattr(outcome, name) for name in _FIGURES}
+            row["left_out"] = json.dumps(outcome.left_out) if outcome.left_out else ""
+        rows.append([row.get(column) for column in columns])
+    write_table(path, rows)
 
 
 def _read_table(path: Path) -> Outcomes:
@@ -514,20 +509,19 @@ def _read_table(path: Path) -> Outcomes:
     if not path.is_file():  # the sweep was stopped before its first setting was done
         return outcomes
 
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            setting = Setting(int(row["window"]), int(row["size"]))
-            if row["error"]:
-                outcomes[setting] = Failure(row["error"])
-                continue
-            outcomes[setting] = Measurement(
-                metrics={name: float(cell) for name, cell in row.items() if name.startswith("val/") and cell},
-                samples=row["samples"],
-                samples_per_second=float(row["samples_per_second"]),
-                memory_mib=float(row["memory_mib"]),
-                device=row["device"],
-                left_out=json.loads(row.get("left_out") or "{}"),
-            )
+    for row in read_table(path):
+        setting = Setting(int(row["window"]), int(row["size"]))
+        if row["error"]:
+            outcomes[setting] = Failure(row["error"])
+            continue
+        outcomes[setting] = Measurement(
+            metrics={name: float(cell) for name, cell in row.items() if name.startswith("val/") and cell},
+            samples=row["samples"],
+            samples_per_second=float(row["samples_per_second"]),
+            memory_mib=float(row["memory_mib"]),
+            device=row["device"],
+            left_out=json.loads(row.get("left_out") or "{}"),
+        )
     return outcomes
 
 
@@ -567,10 +561,10 @@ def _format_line(setting: Setting, outcome: Measurement | Failure, watched: str 
     return f"{setting!s:10} {metric.removeprefix('val/')} {value}  {speed:>15}  {memory:>11}{left_out}"
 
 
-def _build_table(outcomes: Outcomes, watched: str | None) -> Table:
+def _build_table(outcomes: Outcomes, watched: str | None) -> TerminalTable:
     """Builds the table of all settings that is printed at the end."""
     metric = choose_metric(outcomes, watched)
-    table = Table(title=_title(outcomes))
+    table = TerminalTable(title=_title(outcomes))
     for column in ("window", "size", metric.removeprefix("val/"), "speed", "memory"):
         table.add_column(column, justify="right")
     for setting, outcome in outcomes.items():
@@ -609,7 +603,7 @@ def draw(outcomes: Outcomes, watched: str | None, path: Path) -> None:
     }
 
     figure = Figure(figsize=(13, 4), layout="constrained")
-    for axes, (label, value_of) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+    for axes, (text, value_of) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         values = {setting: value_of(measurement) for setting, measurement in points.items()}
 
         if len(windows) == len(points):  # a window has one point and no line: a gray one joins the points of all
@@ -624,12 +618,12 @@ def draw(outcomes: Outcomes, watched: str | None, path: Path) -> None:
             line = {setting.size: value for setting, value in values.items() if setting.window == window}
             axes.plot([*line], [*line.values()], marker="o", label=f"window {window}")
 
-        axes.set(xlabel="image size (pixels)", ylabel=label, xticks=sizes)
+        axes.set(xlabel="image size (pixels)", ylabel=label(text), xticks=sizes)
         axes.tick_params(axis="x", rotation=45 if len(sizes) > 6 else 0)
         axes.grid(alpha=0.3)
-        if label != metric_label:
+        if text != metric_label:
             axes.set_ylim(0, 1.1 * max(values.values()))
 
     figure.axes[0].legend()
-    figure.suptitle(_title(outcomes), fontsize="medium")
-    figure.savefig(path, dpi=100, format="png")
+    figure.suptitle(label(_title(outcomes), 120), fontsize="medium")
+    save_figure(figure, path)

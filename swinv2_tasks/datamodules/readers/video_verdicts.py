@@ -11,6 +11,7 @@ from typing import NamedTuple, TextIO, cast
 
 from swinv2_tasks.errors import UserError, printable
 from swinv2_tasks.files import replace_file
+from swinv2_tasks.tables import csv_line, read_rows
 
 TABLE = "checked_videos.csv"
 """The table's name, in the dataset's folder or beside a list of videos."""
@@ -73,7 +74,7 @@ class VerdictTable:
             return {}
         try:
             with self._open("r") as file:
-                rows = [row for row in csv.reader(file) if len(row) == len(self.COLUMNS)]
+                rows = [row for row in read_rows(file) if len(row) == len(self.COLUMNS)]
         except (OSError, csv.Error) as error:
             raise UserError(
                 f"Cannot read the table of checked videos {printable(self.path)}: {error}. Remove it, and run "
@@ -116,12 +117,12 @@ class VerdictFile(VerdictTable):
         except OSError:
             state = ["", ""]
         row = [self._name(path), *state, self._reader if verdict.is_final else "", verdict.reason]
-        csv.writer(self._file).writerow(row)
+        self._file.write(csv_line(row))
         self._file.flush()
 
     def _write(self, path: Path, rows: list[list[str]]) -> None:
         with self._open("w", path) as file:
-            csv.writer(file).writerows([self.COLUMNS, *rows])
+            file.writelines(map(csv_line, [self.COLUMNS, *rows]))
 
 
 class Findings(NamedTuple):
