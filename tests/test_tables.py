@@ -50,8 +50,8 @@ def test_a_table_is_read_back_by_its_columns(tmp_path: Path, columns: list[str],
 
 @pytest.mark.parametrize(
     "name",
-    ["photo 1.jpg", "café/日本語.png", "a, b.mp4", 'she said "no"', "C:\\photos\\x.jpg", "a-b=c", "-12", "-1.5", "می‌خواهم",
-     "$x$", "[1]", "a; b", ""],
+    ["photo 1.jpg", "café/日本語.png", "a, b.mp4", 'she said "no"', "C:\\photos\\x.jpg", "a-b=c", "-12", "-1.5",
+     "می‌خواهم", "$x$", "[1]", "a; b", ""],
 )  # fmt: skip
 def test_ordinary_names_stand_unchanged(name: str) -> None:
     assert next(csv.reader([csv_line([name, 1.5])])) == [name, "1.5"]
