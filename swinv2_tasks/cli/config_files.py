@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.outside_files import MOST_CONFIG_BYTES, load_yaml, read_text
 
 TASK_CONFIGS = ("imagenet.yaml", "coco.yaml", "ade20k.yaml", "kinetics.yaml", "simmim.yaml")
 """The tasks' configs; all others go over one of them or change its numbers."""
@@ -63,10 +66,27 @@ def nearest_config(name: str) -> str | None:
     return nearest[0] if nearest else None
 
 
+def load_config(config: Path) -> Any:
+    """What a config says; it is read once as long as it stays unchanged, and not to be changed.
+
+    Raises:
+        OSError: it cannot be read, or is larger than a config may be.
+        UnicodeDecodeError: it is no text.
+        yaml.YAMLError: it is no YAML of plain values, or stands for more than it may.
+    """
+    status = os.stat(config)
+    return _load_config(config.absolute(), status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _load_config(config: Path, *_: int) -> Any:
+    return load_yaml(read_text(config, MOST_CONFIG_BYTES))
+
+
 def explain_file(config: Path) -> str | None:
     """What is wrong with a config as a file; None when it holds settings."""
     try:
-        content = yaml.safe_load(config.read_text(encoding="utf-8"))
+        content = load_config(config)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -84,7 +104,7 @@ def explain_file(config: Path) -> str | None:
 def read_config(config: Path) -> dict[str, Any] | None:
     """What a config holds; None where it is no mapping that can be read, which the parser is to say."""
     try:
-        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+        settings = load_config(config)
     except (OSError, ValueError, yaml.YAMLError):
         return None
     return {} if settings is None else settings if isinstance(settings, dict) else None
@@ -96,7 +116,7 @@ def named_classes(config: Path) -> set[str]:
     A file that cannot be read counts as naming both: the parser, which reads it next, says what is wrong with it.
     """
     try:
-        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+        settings = load_config(config)
     except (OSError, ValueError, yaml.YAMLError):
         return {"model", "data"}
     if not isinstance(settings, dict):

@@ -17,7 +17,8 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, NamedTuple, NoReturn, get_args, get_origin
 
-from jsonargparse import ArgumentError, ArgumentParser
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, get_loader, set_loader
 
 from swinv2_tasks.cli.allowed import explain_denied
 from swinv2_tasks.cli.arguments import Option, parameter_name, split_options
@@ -40,6 +41,18 @@ from swinv2_tasks.cli.settings import (
     show_value,
 )
 from swinv2_tasks.errors import Refused
+from swinv2_tasks.outside_files import check_yaml
+
+_parse_yaml = get_loader("yaml")
+
+
+def _load_yaml(text: str) -> Any:
+    """What the parser takes a value or a file for; a file that a config names has not been looked at before."""
+    check_yaml(text)
+    return _parse_yaml(text)
+
+
+set_loader("yaml", _load_yaml, (yaml.YAMLError,))
 
 
 class RefusingParser(ArgumentParser):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from swinv2_tasks.datamodules.classes import Classes, abbreviate, read_classes, read_lines
+from swinv2_tasks.datamodules.classes import Classes, abbreviate, is_number, read_classes, read_lines
 from swinv2_tasks.errors import UserError
 
 
@@ -31,7 +31,7 @@ def _numbered(names: list[str]) -> tuple[list[int], list[str]]:
 
 
 def _whole_numbers(classes: Classes, source: Path) -> list[int]:
-    others = [class_id for class_id in classes.ids if not class_id.isdecimal()]
+    others = [class_id for class_id in classes.ids if not is_number(class_id)]
     if others:
         raise UserError(
             f"{source} (data.class_names) has ids that are no numbers: {abbreviate(others)}. Expected the category "

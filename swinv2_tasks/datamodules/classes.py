@@ -1,6 +1,7 @@
 """Class lists: original ids, readable names, and how labels on disk are matched with them."""
 
 import csv
+import errno
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import TypeVar
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from swinv2_tasks.errors import UserError, printable
+from swinv2_tasks.outside_files import read_text
 from swinv2_tasks.text import say
 
 _CSV_HEADERS = {"id", "class_id", "wnid", "synset"}
@@ -59,7 +61,13 @@ class Classes:
         return set(labels) <= set(self.ids) or self._are_indices(labels)
 
     def _are_indices(self, labels: Collection[str]) -> bool:
-        return all(label.isdecimal() and int(label) < len(self.ids) for label in labels)
+        digits = len(str(len(self.ids)))
+        return all(is_number(label, digits) and int(label) < len(self.ids) for label in labels)
+
+
+def is_number(label: str, digits: int = 18) -> bool:
+    """Whether a label is a whole number of up to so many digits, zeros before it aside."""
+    return label.isdecimal() and len(label) < 1000 and len(label.lstrip("0")) <= digits
 
 
 def in_root(path: str | Path, root: str | None) -> Path:
@@ -252,19 +260,36 @@ def _subfolders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
-def read_lines(path: str | Path, what: str, expected: str) -> list[str]:
+MOST_CLASSES = 1_000_000
+"""Lines of a class list; ImageNet-22k's has 21,841."""
+
+MOST_SAMPLES = 50_000_000
+"""Lines of a list of images or videos; one of all of ImageNet-22k's has 14,197,122."""
+
+_LONGEST_LINE = 256
+"""Bytes of a line on average, at most."""
+
+_LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+"""What ``str.splitlines`` splits at."""
+
+
+def read_lines(path: str | Path, what: str, expected: str, most: int = MOST_CLASSES) -> list[str]:
     """Lines of a UTF-8 text file, without their ends.
 
     Args:
         path: The file.
         what: What the file is, for the message.
         expected: What it should hold, for the message.
+        most: How many lines it may have.
 
     Raises:
-        UserError: It is missing, a folder, or no text.
+        UserError: It is missing, a folder, a pipe or a device, no text, or has too many lines.
     """
     try:
-        return Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
+        text = read_text(Path(path).expanduser(), _LONGEST_LINE * most, encoding="utf-8-sig")
+        if len(text) >= most and sum(map(text.count, _LINE_ENDS)) > most:
+            raise OSError(errno.EFBIG, f"it has more than {most:,} lines")
+        return text.splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UserError(f"Cannot read the {what} {path}: {reason}. Expected a text file, {expected}.") from error

@@ -12,6 +12,7 @@ import json
 import pickle
 import pickletools
 import re
+import reprlib
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -28,9 +29,16 @@ from torch import Tensor
 
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.files import replace_file
+from swinv2_tasks.outside_files import TooLarge, check_tree, load_json, open_file, read_json
 from swinv2_tasks.python_internals import python3_name
 from swinv2_tasks.weights.formats import without_prefix
-from swinv2_tasks.weights.integrity import check_storages, find_checksum_mismatch, names_in, record_sizes
+from swinv2_tasks.weights.integrity import (
+    check_storages,
+    find_checksum_mismatch,
+    names_in,
+    record_sizes,
+    scan_pickle,
+)
 from swinv2_tasks.weights.sharded import REST, KeyPath, ShardedTensor, assemble, is_sharded, shard_names, unflatten
 
 
@@ -104,7 +112,7 @@ def read_shards(folder: Path) -> dict[str, Any]:
     """
     rest = _read_file(folder / REST)
     try:
-        names = shard_names(rest["shards"]["number"])
+        names = _names_of_shards(rest)
         shapes = rest["shards"]["shapes"]
         save_id = rest["shards"]["saved"]
     except (KeyError, TypeError) as error:
@@ -129,6 +137,17 @@ def read_shards(folder: Path) -> dict[str, Any]:
 
     leaves = {key_path: ShardedTensor(torch.Size(shape), parts[key_path]) for key_path, shape in shapes.items()}
     return unflatten({key: value for key, value in rest.items() if key != "shards"}, leaves)
+
+
+MOST_SHARDS = 65_536
+"""Of a sharded checkpoint: as many as processes wrote it."""
+
+
+def _names_of_shards(rest: Mapping[str, Any]) -> list[str]:
+    number = rest["shards"]["number"]
+    if type(number) is not int or not 1 <= number <= MOST_SHARDS:
+        raise TypeError(f"the number of shards, {reprlib.repr(number)},")
+    return shard_names(number)
 
 
 def read_contents(path: Path) -> Mapping[str, Any]:
@@ -165,9 +184,15 @@ def _read_config(file: Path) -> dict[str, Any]:
     return _read_json(config) if file.name.startswith(("model", "pytorch_model")) and config.is_file() else {}
 
 
+MOST_JSON_BYTES = 2**24
+"""Of a config.json or an index of shards, which has a line for each tensor."""
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, MOST_JSON_BYTES)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error}); download it again") from error
     if not isinstance(content, dict):
@@ -176,10 +201,13 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_file(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    with path.open("rb") as file:
-        start = file.read(512)
+    try:
+        with open_file(path) as file:
+            start = file.read(512)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     file_type = _file_type(start)
     if file_type not in (_ZIP, _PICKLE, _SAFETENSORS):
         raise UserError(f"{path}: not a checkpoint but {file_type}. Download it again, or name another file.")
@@ -189,8 +217,11 @@ def _read_file(path: Path) -> Mapping[str, Any]:
         if is_zip and zipfile.is_zipfile(path) and (reason := find_checksum_mismatch(path)) is not None:
             raise UserError(f"{path} is corrupt: {reason}. Download or copy it again; nothing was loaded.")
         contents = _read_safetensors(path) if file_type == _SAFETENSORS else _read_pickle(path, is_zip=is_zip)
+        check_tree(contents)
     except UserError:
         raise
+    except TooLarge as error:
+        raise UserError(f"{path} is refused: {error}. Ask its author for the tensors alone, as safetensors.") from error
     except Exception as error:  # corrupt files make the readers raise anything
         refusal = None if file_type == _SAFETENSORS else _describe_refusal(path, error, is_zip=is_zip)
         if refusal is not None:
@@ -223,7 +254,7 @@ def _file_type(start: bytes) -> str:
     """What a file is, from its first bytes."""
     if not start.strip(b"\0"):
         return "empty" if not start else "zeros"
-    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 100_000_000:  # the limit of the format
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < _LONGEST_HEADER:
         return _SAFETENSORS
     for beginning, file_type in _STARTS:
         if start.lstrip().lower().startswith(beginning):
@@ -233,19 +264,31 @@ def _file_type(start: bytes) -> str:
     return "something unknown"
 
 
+_LONGEST_HEADER = 100_000_000
+"""Bytes of the header of a safetensors file, by the format's own limit."""
+
+MOST_HEADER_BYTES = 2**24
+"""Of those that are read: names and places of 100,000 tensors. The header becomes some fifty times as large."""
+
+
 def _read_safetensors(path: Path) -> dict[str, Any]:
+    with open_file(path) as stream:
+        header = int.from_bytes(stream.read(8), "little")
+    if header > MOST_HEADER_BYTES:
+        raise TooLarge(f"its header has {header:,} bytes, one of weights at most {MOST_HEADER_BYTES:,}")
     with safe_open(path, framework="pt") as file:
         names = file.keys()  # the file itself cannot be iterated
         contents: dict[str, Any] = {"state_dict": {name: file.get_tensor(name) for name in names}}
         metadata = file.metadata() or {}
     if "swinv2_tasks" in metadata:
-        contents["swinv2_tasks"] = json.loads(metadata["swinv2_tasks"])
+        contents["swinv2_tasks"] = load_json(metadata["swinv2_tasks"])
     return contents
 
 
 def _read_pickle(path: Path, *, is_zip: bool) -> Any:
+    names = _named_globals(path, is_zip=is_zip)  # first, as it refuses pickles that would cost any reader too much
     _check_declarations(path, is_zip=is_zip)
-    harmless: list[Any] = [(_placeholder(name), name) for name in sorted(_named_globals(path, is_zip=is_zip))]
+    harmless: list[Any] = [(_placeholder(name), name) for name in sorted(names)]
     with torch.serialization.safe_globals(harmless), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about pickle protocols and deprecated storage types
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
@@ -336,14 +379,16 @@ def _placeholder(name: str) -> type:
 
 
 def _named_globals(path: Path, *, is_zip: bool) -> set[str]:
-    """Every module.name that the pickles of a file mention, read from the opcodes."""
+    """Every module.name that the pickles of a file mention, read from the opcodes.
+
+    Raises:
+        TooLarge: reading them would take more than their length accounts for.
+    """
     names = set()
     for stream in _pickles(path, is_zip=is_zip):
-        for opcode, argument, _ in pickletools.genops(stream):
-            if opcode.name == "GLOBAL":  # what torch writes; its reader knows no other opcode that names something
-                module, name = str(argument).split(" ", 1)
-                # Python 2 names are translated exactly as torch's reader will translate them.
-                names.add(".".join(python3_name(module, name)))
+        for module, name in scan_pickle(stream):
+            # Python 2 names are translated exactly as torch's reader will translate them.
+            names.add(".".join(python3_name(module, name)))
     return names
 
 
@@ -422,10 +467,10 @@ def find_corruption(path: Path) -> str | None:
 
 def _find_shard_corruption(folder: Path) -> str | None:
     try:
-        number = _read_file(folder / REST)["shards"]["number"]
+        names = _names_of_shards(_read_file(folder / REST))
     except (UserError, KeyError, TypeError) as error:
         return f"{REST} is missing or corrupt ({error})"
-    for name in (REST, *shard_names(number)):
+    for name in (REST, *names):
         if (reason := find_corruption(folder / name)) is not None:
             return f"its shard {name}: {reason}"
     return None

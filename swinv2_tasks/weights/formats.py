@@ -12,8 +12,10 @@ Shapes: C embed_dim, D = C·2ⁱ channels of a stage, h its heads, M its window,
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import count
 from typing import Literal, get_args
 
 import torch
@@ -304,18 +306,28 @@ def some(names: Iterable[str], limit: int = 4) -> str:
 
 
 def _names(format: Format, state: Iterable[str]) -> dict[str, str]:
-    """Every official name → its name in ``format``, for as many stages and blocks as ``state`` counts up to."""
+    """Official names → their names in ``format``, for all stages and blocks that ``state`` names in either."""
     layout = LAYOUTS[format]
-    numbers = [re.findall(r"(?:layers|features)\.(\d+)\.(?:blocks\.)?(\d+)?", name) for name in state]
-    pairs = [(int(i), int(j or 0)) for in_name in numbers for i, j in in_name]
     modules = dict(layout.outside)
-    for stage in range(1 + max((i for i, _ in pairs), default=0)):
+    for stage, block in _places(state):
         for part in ("reduction", "norm"):
             modules[f"layers.{stage}.downsample.{part}"] = f"{layout.downsample(stage)}.{part}"
-        for block in range(1 + max((j for _, j in pairs), default=0)):
-            for ours, theirs in layout.inside.items():
-                modules[f"layers.{stage}.blocks.{block}.{ours}"] = f"{layout.block(stage, block)}.{theirs}"
+        for ours, theirs in layout.inside.items():
+            modules[f"layers.{stage}.blocks.{block}.{ours}"] = f"{layout.block(stage, block)}.{theirs}"
     return {ours + leaf: theirs + leaf for ours, theirs in modules.items() for leaf in ("", ".weight", ".bias")}
+
+
+_PLACE = re.compile(r"(?:layers|features)\.(\d{1,6})\.(?:blocks\.)?(\d{1,6})?")
+
+
+def _places(state: Iterable[str]) -> set[tuple[int, int]]:
+    """Stages and blocks that names may be of, in any format: those that there are, and a few more.
+
+    Not all up to the largest number: a name chooses any.
+    """
+    numbered = {(int(i), int(j or 0)) for name in state for i, j in _PLACE.findall(name)}
+    # torchvision's list holds stage i as number 2i + 1, its downsample as 2i + 2; timm's downsamples open the next one.
+    return {(stage, j) for i, j in numbered for stage in (i, i - 1, (i - 1) // 2, i // 2 - 1) if stage >= 0}
 
 
 def _unprefixed_huggingface(state: State) -> State:
@@ -462,17 +474,22 @@ def describe_variant(state: Mapping[str, Tensor]) -> Variant:
     Raises:
         UserError: when a tensor that it is read off is missing.
     """
-    matches = [re.match(r"layers\.(\d+)\.blocks\.(\d+)\.attn\.logit_scale$", name) for name in state]
+    matches = [re.match(r"layers\.(\d{1,6})\.blocks\.(\d{1,6})\.attn\.logit_scale$", name) for name in state]
     blocks = sorted((int(match[1]), int(match[2])) for match in matches if match)
-    stages = 1 + max((stage for stage, _ in blocks), default=-1)
-    depths = tuple(sum(i == stage for i, _ in blocks) for stage in range(stages))
+    counts = Counter(stage for stage, _ in blocks)
+    stages = next(stage for stage in count() if stage not in counts)
+    if len(counts) > stages:
+        raise UserError(
+            f"the checkpoint is incomplete: layers.{stages} is missing, while layers.{max(counts)} is there"
+        )
+    depths = tuple(counts[stage] for stage in range(stages))
     try:
         patches = state["patch_embed.proj.weight"]  # (C, channels, patch sides…)
         heads = tuple(len(state[f"layers.{i}.blocks.0.attn.logit_scale"]) for i in range(stages))
         hidden = len(state["layers.0.blocks.0.mlp.fc1.weight"])
     except KeyError as error:
         raise UserError(f"the checkpoint is incomplete: {error.args[0]} is missing") from None
-    matches = [re.match(r"layers\.\d+\.blocks\.(\d+)\.norm3\.weight$", name) for name in state]
+    matches = [re.match(r"layers\.\d+\.blocks\.(\d{1,6})\.norm3\.weight$", name) for name in state]
     extra = [int(match[1]) for match in matches if match]
     return Variant(
         embed_dim=len(patches),

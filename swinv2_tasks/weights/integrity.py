@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import math
 import pickle
+import pickletools
 import time
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.outside_files import MOST_ENTRIES, TooLarge, check_tree
 from swinv2_tasks.torch_internals import check_archive
 from swinv2_tasks.weights.formats import some
 from swinv2_tasks.weights.sharded import ShardedTensor
@@ -47,6 +49,8 @@ def _find_checksum_mismatch(path: Path, *_: int) -> str | None:
     entry = None
     try:
         with zipfile.ZipFile(path) as archive:
+            if (reason := _find_excess(archive, path.stat().st_size)) is not None:
+                return reason
             for entry in archive.infolist():
                 with archive.open(entry) as part:
                     while part.read(2**20):  # which compares the checksum at the end
@@ -56,6 +60,27 @@ def _find_checksum_mismatch(path: Path, *_: int) -> str | None:
     except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         reason = str(error) or type(error).__name__
         return reason if entry is None else f"its part {entry.filename} does not match its checksum ({reason})"
+    return None
+
+
+MOST_PARTS = 100_000
+"""Of a zip file: a checkpoint has one for each tensor, and some for itself."""
+
+
+def _find_excess(archive: zipfile.ZipFile, size: int) -> str | None:
+    """Why reading the parts of a zip file would take more than reading the file; None where it does not.
+
+    Parts may be compressed to a thousandth, and several may be the same bytes of the file. torch does neither.
+    """
+    entries = archive.infolist()
+    if len(entries) > MOST_PARTS:
+        return f"it has {len(entries):,} parts, a checkpoint at most {MOST_PARTS:,}"
+    for entry in entries:
+        if entry.compress_type != zipfile.ZIP_STORED:
+            return f"its part {entry.filename} is compressed, which torch does not do: unpack it and save it by torch"
+    stated = sum(entry.file_size for entry in entries)
+    if stated > size:
+        return f"its parts have {stated:,} bytes together, the file has {size:,}"
     return None
 
 
@@ -71,6 +96,13 @@ class _Storage:
     length: int
 
 
+MOST_AXES = 64
+"""Of a tensor, as in numpy; torch itself takes as many in most of its functions."""
+
+MOST_REPEATED = 2**24
+"""Numbers of a tensor that has the same ones several times, by a stride of 0: a few bytes may stand for any number."""
+
+
 @dataclass
 class _Rebuilt:
     """A tensor as a pickle declares it."""
@@ -82,13 +114,18 @@ class _Rebuilt:
 
     def problem(self, record_sizes: Mapping[str, int] | None) -> str | None:
         """What keeps the tensor from being in its storage, and that in the file."""
+        if len(self.size) > MOST_AXES:
+            return f"has {len(self.size)} axes"
         last = self.offset + sum((side - 1) * step for side, step in zip(self.size, self.stride, strict=True))
-        needed = last + 1 if math.prod(self.size) else 0
+        numbers = math.prod(self.size)
+        needed = last + 1 if numbers else 0
         lowest = min([self.offset, *self.size, *self.stride], default=0)
         if lowest < 0:
             return "has a negative size, stride or offset"
         if needed > self.storage.length:
             return f"needs {needed:,} numbers, its storage has {self.storage.length:,}"
+        if numbers > max(self.storage.length, MOST_REPEATED):
+            return f"repeats the {self.storage.length:,} numbers of its storage to {numbers:,}"
         if record_sizes is None:
             return None
         held = record_sizes.get(self.storage.key, 0)
@@ -155,11 +192,9 @@ class _Declarations(pickle.Unpickler):
 
     def __init__(self, file: IO[bytes]) -> None:
         super().__init__(file)
-        self.named: list[str] = []
         self.tensors: list[_Rebuilt] = []
 
     def find_class(self, module: str, name: str) -> Any:
-        self.named.append(f"{module}.{name}")
         if module == "torch" and name.endswith("Storage"):
             return type(name, (_Anything,), {"item_size": _ITEM_SIZES.get(name, 1)})
         if module.startswith("torch.") and name.startswith("_rebuild"):
@@ -182,10 +217,18 @@ def check_storages(path: Path, stream: IO[bytes], record_sizes: Mapping[str, int
 
     Raises:
         UserError: naming the first tensors.
+        ValueError: what the pickle holds is no tree of a bounded size, or its tensors are longer than the file.
     """
     reader = _Declarations(stream)
-    keys = {id(tensor): key for key, tensor in _declared(reader.load())}
+    contents = reader.load()
+    check_tree(contents)
+    keys = {id(tensor): key for key, tensor in _declared(contents)}
     problems = []
+    if record_sizes is None:
+        lengths = {tensor.storage.key: tensor.storage.length * tensor.storage.item_size for tensor in reader.tensors}
+        stated, size = sum(lengths.values()), path.stat().st_size
+        if stated > size:
+            raise ValueError(f"its tensors need {stated:,} bytes, the file has {size:,}")
     for tensor in reader.tensors:
         if problem := tensor.problem(record_sizes):
             problems.append(f"{keys.get(id(tensor), 'one')} {problem}")
@@ -217,10 +260,94 @@ def record_sizes(archive: zipfile.ZipFile, pickle_name: str) -> dict[str, int]:
 
 def names_in(stream: IO[bytes]) -> list[str]:
     """Every module.name that a pickle asks for, as far as it can be read."""
-    reader = _Declarations(stream)
+    names = []
     with contextlib.suppress(Exception):  # a corrupt pickle raises anything; what was read until then was asked for
-        reader.load()
-    return reader.named
+        for module, name in scan_pickle(stream):
+            names.append(f"{module}.{name}")
+    return names
+
+
+# ---- pickles, before any reader takes them apart
+
+MOST_OPCODES = 2_000_000
+"""Of a pickle. A tensor takes some 50, the optimizer's state of a network of 3 billion parameters some 300,000."""
+
+MOST_BITS = 256
+"""Of a whole number in a pickle; torch's own mark of its files has 80."""
+
+_MUTABLE = {
+    *("EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET", "LIST", "DICT"),
+    *("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS"),
+}
+"""Opcodes that leave a list, dict or set on the stack, which nothing hashes."""
+
+
+def _effect(opcode: pickletools.OpcodeInfo) -> tuple[int, bool, int]:
+    """How many values an opcode takes off the stack, whether all above a mark as well, and how many it leaves."""
+    taken = [kind.name for kind in opcode.stack_before]
+    below = taken.index("mark") if "mark" in taken else len(taken)
+    return below, "mark" in taken, len(opcode.stack_after)
+
+
+_EFFECTS = {opcode.name: _effect(opcode) for opcode in pickletools.opcodes}
+
+
+def scan_pickle(stream: IO[bytes]) -> Iterator[tuple[str, str]]:
+    """Goes through the opcodes of a pickle, and yields the module and the name of everything that it asks for.
+
+    Nothing is made of it. What makes a pickle of a few bytes cost a reader gigabytes or hours is refused: numbers under
+    which values are kept, which readers make tables of; whole numbers of any length; and tuples of tuples of which each
+    holds the last one twice, whose hash is computed anew wherever they are a key.
+
+    Raises:
+        TooLarge: it is of that kind, or has more than ``MOST_OPCODES``.
+        ValueError: it is no pickle.
+    """
+    stack: list[tuple[int, str]] = []  # of each value, of how many tuples and values it is made, and its text
+    marks: list[int] = []
+    memo: dict[int, tuple[int, str]] = {}
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+        if number > MOST_OPCODES:
+            raise TooLarge(f"its pickle has more than {MOST_OPCODES:,} opcodes")
+        if isinstance(argument, int) and argument.bit_length() > MOST_BITS:
+            raise TooLarge(f"a whole number in it has more than {MOST_BITS} bits")
+
+        name = opcode.name
+        try:
+            if name == "MARK":
+                marks.append(len(stack))
+            elif name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+                key = len(memo) if argument is None else int(argument)
+                if not 0 <= key <= number:
+                    raise TooLarge(f"it keeps a value under the number {key:,}, after {number:,} opcodes")
+                memo[key] = stack[-1]
+            elif name in ("GET", "BINGET", "LONG_BINGET"):
+                stack.append(memo[int(argument or 0)])
+            elif name == "DUP":
+                stack.append(stack[-1])
+            elif name == "POP" and marks and marks[-1] == len(stack):
+                marks.pop()
+            else:
+                below, has_mark, left = _EFFECTS[name]
+                start = (marks.pop() if has_mark else len(stack)) - below
+                taken, stack[start:] = stack[start:], []
+                if named := _name(name, argument, taken):
+                    yield named
+                weight = 1 if name in _MUTABLE else 1 + sum(weight for weight, _ in taken)
+                if weight > MOST_ENTRIES:
+                    raise TooLarge(f"its tuples stand for more than {MOST_ENTRIES:,} entries")
+                if left:
+                    stack.append((weight, argument if isinstance(argument, str) else ""))
+        except (IndexError, KeyError) as error:
+            raise ValueError("its pickle takes values that are not there") from error
+
+
+def _name(opcode: str, argument: object, taken: Sequence[tuple[int, str]]) -> tuple[str, str] | None:
+    """The module and the name that an opcode asks for; None where it asks for none."""
+    if opcode in ("GLOBAL", "INST"):
+        module, _, name = str(argument).partition(" ")
+        return module, name
+    return (taken[0][1], taken[1][1]) if opcode == "STACK_GLOBAL" and len(taken) == 2 else None
 
 
 # ---- values

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from swinv2_tasks.backbone.position_bias import BiasTable, LogCPB, resize_bias_t
 from swinv2_tasks.backbone.swin_v2 import SwinTransformerV2, WindowSize
 from swinv2_tasks.backbone.window import Size
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.outside_files import read_text
 from swinv2_tasks.weights.files import Checkpoint, read_checkpoint
 from swinv2_tasks.weights.formats import (
     Format,
@@ -499,9 +499,13 @@ def _describe_other_head(weights: State, targets: State) -> str:
     return text
 
 
+_ROWS_BYTES = 2**24
+"""Of a file of row numbers: two million of them."""
+
+
 def _read_rows(source: str | PathLike[str] | Sequence[Any], classes: int, available: int) -> Tensor:
     try:
-        entries = Path(source).read_text().split() if isinstance(source, str | PathLike) else source
+        entries = read_text(source, _ROWS_BYTES).split() if isinstance(source, str | PathLike) else source
         rows = torch.tensor([int(entry) for entry in entries], dtype=torch.int64)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"head_rows: expected whole numbers, one per class of the model: {error}") from error

@@ -3,7 +3,6 @@
 Format: https://cocodataset.org/#format-data.
 """
 
-import json
 import math
 import os
 import pickle
@@ -16,6 +15,7 @@ from typing import Any, NoReturn, cast, overload
 import numpy as np
 from pycocotools import mask as coco_masks
 
+from swinv2_tasks import outside_files
 from swinv2_tasks.datamodules.classes import abbreviate
 from swinv2_tasks.errors import UserError
 
@@ -359,11 +359,10 @@ def read_json(path: Path) -> Any:
         UserError: The file cannot be read or is no JSON.
     """
     try:
-        with path.open("rb") as file:
-            return json.load(file)
+        return outside_files.read_json(path)
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path} is no JSON ({error}). Fetch or export the file again.") from error
 
 

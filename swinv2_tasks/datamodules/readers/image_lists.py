@@ -1,13 +1,20 @@
 """The labeled images of a dataset: from class folders, validation lists and ReaL labels."""
 
-import json
 import re
 from pathlib import Path
 
-from swinv2_tasks.datamodules.classes import Classes, abbreviate, class_folders, nested_folders, read_lines
+from swinv2_tasks.datamodules.classes import (
+    MOST_SAMPLES,
+    Classes,
+    abbreviate,
+    class_folders,
+    nested_folders,
+    read_lines,
+)
 from swinv2_tasks.datamodules.readers.images import describe_others, files_below, has_image_extension, mention_others
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.files import is_inside
+from swinv2_tasks.outside_files import load_json
 
 Sample = tuple[str, int | list[int]]
 """Path of an image and its class index, or all its class indices, perhaps none."""
@@ -67,7 +74,7 @@ def listed_samples(folder: Path, root: Path, val_list: str | Path, classes: Clas
             no file, or of one outside of the dataset; the message gives its number.
     """
     expected = "`relative/path label` lines, each label a class id or index"
-    lines = read_lines(val_list, "validation list (data.val_list)", expected)
+    lines = read_lines(val_list, "validation list (data.val_list)", expected, MOST_SAMPLES)
     entries: list[tuple[int, str, str]] = []
     for number, line in enumerate(lines, start=1):
         fields = line.rsplit(maxsplit=1)
@@ -109,10 +116,10 @@ def with_real_labels(samples: list[Sample], real_labels: str | Path, num_classes
     Raises:
         UserError: The file is not such JSON, an index is no class, or an image has no entry.
     """
-    lines = read_lines(real_labels, "ReaL labels (data.real_labels)", "JSON")
+    lines = read_lines(real_labels, "ReaL labels (data.real_labels)", "JSON", MOST_SAMPLES)
     try:
-        content = json.loads("\n".join(lines))
-    except json.JSONDecodeError as error:
+        content = load_json("\n".join(lines))
+    except ValueError as error:
         raise UserError(f"{real_labels} (data.real_labels) is not JSON: {error}.") from error
 
     if not isinstance(content, list | dict):

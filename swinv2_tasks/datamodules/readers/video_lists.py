@@ -4,16 +4,24 @@ Kinetics: https://arxiv.org/abs/1705.06950.
 """
 
 import csv
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from swinv2_tasks.datamodules.classes import Classes, abbreviate, class_folders, nested_folders, read_lines
+from swinv2_tasks.datamodules.classes import (
+    MOST_SAMPLES,
+    Classes,
+    abbreviate,
+    class_folders,
+    is_number,
+    nested_folders,
+    read_lines,
+)
 from swinv2_tasks.datamodules.readers.images import describe_others, files_below, mention_others
 from swinv2_tasks.datamodules.readers.videos import has_video_extension
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.files import is_inside
+from swinv2_tasks.outside_files import load_json, read_text
 
 _COLUMNS = ("label", "youtube_id", "time_start", "time_end")
 _FORMS = "a CSV file of `label,youtube_id,time_start,time_end`, or `path label` lines"
@@ -43,8 +51,8 @@ def read_label_map(source: str | Path | Sequence[str]) -> Classes:
 
 def _json_labels(text: str, source: str | Path) -> list[str]:
     try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
+        content = load_json(text)
+    except ValueError as error:
         raise UserError(f"{source} (data.class_names) is not JSON: {error}.") from error
     if isinstance(content, dict) and sorted(content.values(), key=str) == sorted(range(len(content)), key=str):
         content = sorted(content, key=content.__getitem__)
@@ -56,7 +64,7 @@ def _json_labels(text: str, source: str | Path) -> list[str]:
 def list_labels(path: Path) -> list[str]:
     """The labels that a list of videos uses, sorted: as numbers where all are numbers, otherwise as text."""
     labels = sorted({label for _, label in _read(path)[0]})
-    return sorted(labels, key=int) if all(label.isdecimal() for label in labels) else labels
+    return sorted(labels, key=int) if all(map(is_number, labels)) else labels
 
 
 def listed_videos(path: Path, folders: Sequence[Path], classes: Classes) -> list[tuple[str, int]]:
@@ -156,13 +164,13 @@ def _read(path: Path) -> tuple[list[tuple[str, str]], bool]:
 def _lines(path: Path) -> list[str]:
     """The lines of a list. Paths may hold bytes that are no UTF-8, as Python's file names do; labels may not."""
     try:
-        lines = path.read_text("utf-8-sig", "surrogateescape").splitlines()
+        lines = read_text(path, encoding="utf-8-sig", errors="surrogateescape").splitlines()
     except OSError:
-        return read_lines(path, "list of videos", _FORMS)  # says what is wrong
+        return read_lines(path, "list of videos", _FORMS, MOST_SAMPLES)  # says what is wrong
     for line in lines:
         label = line.rpartition("\t")[2]
         if not label.isascii() and any("\udc80" <= character <= "\udcff" for character in label):
-            return read_lines(path, "list of videos", _FORMS)
+            return read_lines(path, "list of videos", _FORMS, MOST_SAMPLES)
     return lines
 
 
