@@ -211,7 +211,7 @@ class TasksCLI(CheckpointCheckingCLI):
             "--max_pixels",
             type=int | None,
             default=None,
-            help="pixels of an image at most, in all that reads images; default: 178956970, Pillow's limit",
+            help="pixels of an image at most, in all that reads images; default: 134217728",
         )
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(

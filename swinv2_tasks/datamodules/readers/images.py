@@ -1,5 +1,6 @@
 """Reading image files: the picture that a viewer shows, or one clear message."""
 
+import errno
 import fnmatch
 import glob
 import io
@@ -12,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import simplejpeg
@@ -22,6 +24,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from swinv2_tasks.datamodules.readers.pillow_internals import pixel_limit, set_pixel_limit
 from swinv2_tasks.datamodules.remarks import ROTATED, SEVERAL_PICTURES, remark
 from swinv2_tasks.errors import UserError, printable
+from swinv2_tasks.outside_files import open_file, read_bytes
 
 log = logging.getLogger("swinv2_tasks")
 
@@ -60,8 +63,11 @@ def read_image(path: str | Path, content: bytes | None = None) -> Image.Image:
             warnings.simplefilter("ignore", UserWarning)
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # half of what is allowed
             with open_image(path, content) as image:
-                picture = _to_rgb(ImageOps.exif_transpose(image))
-                _note_peculiarities(image)
+                image.load()
+                is_rotated = _is_rotated(image)
+                ImageOps.exif_transpose(image, in_place=True)  # or a second copy of the pixels would be made
+                picture = _to_rgb(image)
+                _note_peculiarities(image, is_rotated)
                 return picture
     except UserError:
         raise
@@ -75,7 +81,13 @@ def read_image(path: str | Path, content: bytes | None = None) -> Image.Image:
         raise _unreadable(path, describe_excess(error)) from error
     # Pillow's decoders raise whatever the bytes provoke (OSError, SyntaxError, struct.error, zlib.error, …).
     except Exception as error:
-        raise _unreadable(path, str(error) or type(error).__name__) from error
+        raise _unreadable(path, describe_error(error)) from error
+
+
+def describe_error(error: Exception) -> str:
+    """What is the matter with a file that cannot be read."""
+    stated = error.strerror if isinstance(error, OSError) else None
+    return stated or str(error) or type(error).__name__
 
 
 def open_image(path: str | Path, content: bytes | None = None) -> Image.Image:
@@ -91,32 +103,81 @@ def open_image(path: str | Path, content: bytes | None = None) -> Image.Image:
         The image as stored, in a mode of Pillow; JPEG is decoded already. To be used in a `with`.
 
     Raises:
-        ValueError: The file is corrupt, and how.
+        ValueError: The file is corrupt, and how; or decoding it takes more than an image of its size may.
+        Image.DecompressionBombError: It has more pixels than are allowed.
         Exception: Whatever Pillow raises for a file that it cannot open.
     """
-    _limit_pixels()
+    limit = _limit_pixels()
+    if _begins_as_png(path, content):
+        with io.BytesIO(content) if content is not None else open_file(path) as file:
+            check_png(file)  # before Pillow, which reads any part into memory
     image = Image.open(path if content is None else io.BytesIO(content), formats=FORMATS)
-    if image.format not in ("PNG", "JPEG", "MPO"):
-        return image
     try:
-        data = Path(path).read_bytes() if content is None else content
-        if image.format == "PNG":
-            check_png(data)
-            return image
-        return _decoded_jpeg(image, data)
+        if image.width * image.height > limit:
+            raise Image.DecompressionBombError(f"{image.width * image.height} pixels, more than {limit}")
+        if image.format in ("JPEG", "MPO"):
+            return _decoded_jpeg(image, read_bytes(path, MOST_FILE_BYTES) if content is None else content)
+        return image
     except BaseException:
         image.close()
         raise
 
 
-def _limit_pixels() -> None:
-    """Lets Pillow refuse images of more pixels than the environment allows; by itself it allows 178,956,970."""
+MOST_PIXELS = 2**27
+"""Of an image, unless the environment allows more: 134 megapixels. Decoded, as RGB and as an array an image takes 11
+bytes for each, 1.5 GB."""
+
+MOST_FILE_BYTES = 2**30
+"""Of an image file: what so many pixels take without compression, of two bytes for each color."""
+
+MOST_PART_BYTES = 2**24
+"""Of a part of a PNG beside its pixels: a color profile, EXIF, text."""
+
+MOST_SCANS = 200
+"""Of a JPEG: a progressive one has some ten, and each may stand for all pixels in a few bytes."""
+
+
+def _begins_as_png(path: str | Path, content: bytes | None) -> bool:
+    """Whether a file is a PNG by its first bytes.
+
+    Raises:
+        OSError: It cannot be read, is no file, or is larger than any image.
+    """
+    if content is not None:
+        return content.startswith(_PNG)
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MOST_FILE_BYTES:
+            raise OSError(errno.EFBIG, f"it has {size:,} bytes, an image file at most {MOST_FILE_BYTES:,}")
+        return file.read(len(_PNG)) == _PNG
+
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def allowed_pixels() -> int:
+    """Of how many pixels an image may be.
+
+    Raises:
+        UserError: The environment states no number.
+    """
     stated = os.environ.get(MAX_PIXELS)
     if stated is None:
-        return
-    if not stated.isdecimal() or int(stated) < 1:
+        return MOST_PIXELS
+    if not stated.isdecimal() or not 1 <= len(stated) <= 18 or int(stated) < 1:
         raise UserError(f"{MAX_PIXELS} is {stated!r}; expected a number of pixels, such as 500000000.")
-    set_pixel_limit((int(stated) + 1) // 2)
+    return int(stated)
+
+
+def _limit_pixels() -> int:
+    """Lets Pillow take images of as many pixels as are allowed, and returns that number.
+
+    By itself it refuses those of more than 178,956,970.
+    """
+    limit = allowed_pixels()
+    if MAX_PIXELS in os.environ:
+        set_pixel_limit((limit + 1) // 2)
+    return limit
 
 
 @contextmanager
@@ -135,7 +196,7 @@ def restored_limit() -> Iterator[None]:
 def describe_unknown(path: str | Path, content: bytes | None = None) -> str:
     """What is the matter with a file that Pillow does not take for an image; its content where that is in memory."""
     if content is None:
-        with Path(path).open("rb") as file:
+        with open_file(path) as file:
             content = file.read(12)
     if not content:
         return "the file is empty (0 bytes)"
@@ -148,16 +209,23 @@ def describe_excess(error: Image.DecompressionBombError) -> str:
     """What is the matter with a file of too many pixels, and how to allow them."""
     numbers = [int(number) for number in re.findall(r"\d+", str(error))]
     pixels, limit = numbers if len(numbers) == 2 else (0, 0)
+    limit = min(limit, allowed_pixels())  # Pillow's own may be higher
     excess = f"it has {pixels:,} pixels, more than the {limit:,} that are allowed" if pixels else str(error)
     return f"{excess}; allow more by --max_pixels (or {MAX_PIXELS})"
 
 
-def _note_peculiarities(image: Image.Image) -> None:
+def _is_rotated(image: Image.Image) -> bool:
+    """Whether an image is to be shown rotated or flipped."""
+    with suppress(Exception):  # broken EXIF
+        return image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+    return False
+
+
+def _note_peculiarities(image: Image.Image, is_rotated: bool) -> None:
     """Notes of an image that was read, but not as its pixels are stored, or not all of it."""
-    with suppress(Exception):  # broken EXIF, or broken frames behind a first one that is whole
-        if image.getexif().get(_ORIENTATION, 1) in range(2, 9):
-            remark(ROTATED)
-    with suppress(Exception):
+    if is_rotated:
+        remark(ROTATED)
+    with suppress(Exception):  # broken frames behind a first one that is whole
         if getattr(image, "is_animated", False):
             remark(SEVERAL_PICTURES)
 
@@ -165,26 +233,34 @@ def _note_peculiarities(image: Image.Image) -> None:
 _ORIENTATION = 0x0112
 
 
-def check_png(content: bytes) -> None:
+def check_png(file: BinaryIO) -> None:
     """Check that a PNG file is whole: all its parts are there, and each has the checksum that it states.
 
     https://www.w3.org/TR/png-3/#5Chunk-layout
 
+    Args:
+        file: At its start. Little of it is in memory at a time.
+
     Raises:
-        ValueError: It is not.
+        ValueError: It is not whole, or a part beside the pixels is larger than such a part may be.
     """
-    view, start = memoryview(content), 8
-    while start + 12 <= len(view):
-        end = start + 8 + int.from_bytes(view[start : start + 4])
-        chunk_type = bytes(view[start + 4 : start + 8])
-        if end + 4 > len(view):
+    file.seek(len(_PNG))
+    while len(head := file.read(8)) == 8:
+        length, chunk_type = int.from_bytes(head[:4]), head[4:]
+        part = chunk_type.decode("ascii", "replace")
+        if chunk_type not in (b"IDAT", b"fdAT") and length > MOST_PART_BYTES:
+            raise ValueError(f"its part {part!r} has {length:,} bytes, such a part at most {MOST_PART_BYTES:,}")
+        checksum = zlib.crc32(chunk_type)
+        while length and (piece := file.read(min(length, 2**20))):
+            checksum = zlib.crc32(piece, checksum)
+            length -= len(piece)
+        stated = file.read(4)
+        if length or len(stated) < 4:
             break
-        if zlib.crc32(view[start + 4 : end]) != int.from_bytes(view[end : end + 4]):
-            part = chunk_type.decode("ascii", "replace")
+        if checksum != int.from_bytes(stated):
             raise ValueError(f"it is corrupt, as the checksum of its part {part!r} fails")
         if chunk_type == b"IEND":
             return
-        start = end + 4
     raise ValueError("it is corrupt or truncated, as it has no end")
 
 
@@ -194,6 +270,9 @@ def _decoded_jpeg(image: Image.Image, content: bytes) -> Image.Image:
     Raises:
         ValueError: libjpeg warns about the file, or cannot decode it.
     """
+    scans = content.count(b"\xff\xda")  # nothing else is written so, in a thumbnail's data neither
+    if scans > MOST_SCANS:
+        raise ValueError(f"it has {scans:,} scans, an image at most {MOST_SCANS}")
     colors = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}.get(image.mode)
     if colors is None:
         return image
@@ -367,22 +446,44 @@ def has_image_extension(name: str | Path) -> bool:
     return has_extension(name, IMAGE_EXTENSIONS)
 
 
+STRIP_PIXELS = 2**22
+"""Pixels of an image that are converted at a time, where that takes more memory than the result."""
+
+
+def strips_of(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """An image in strips of whole rows, one after the other, each with the number of its first row."""
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        yield top, image if rows >= image.height else image.crop((0, top, image.width, bottom))
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_8_bit(image)
     if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image.convert("RGB")
+        picture = Image.new("RGB", image.size)
+        for top, strip in strips_of(image):
+            white = Image.new("RGBA", strip.size, "white")
+            picture.paste(Image.alpha_composite(white, strip.convert("RGBA")).convert("RGB"), (0, top))
+        return picture
+    is_own = image.mode == "RGB" and not getattr(image, "readonly", False)  # and not the file's memory
+    return image if is_own else image.convert("RGB")
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
     """Grayscale of 16 bits scaled to 8. Pillow's own conversion clips at 255 and would return a white picture."""
-    pixels = np.asarray(image)
-    if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
-        # What is black and what is white in such files is a convention of whoever wrote them.
-        raise ValueError("its pixels are 32-bit numbers without a known range; save it with 8 or 16 bits per channel")
-    return Image.fromarray((pixels.astype(np.float32) * (255 / 65535)).round().astype(np.uint8))
+    gray = Image.new("L", image.size)
+    for top, strip in strips_of(image):
+        pixels = np.asarray(strip)
+        if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
+            # What is black and what is white in such files is a convention of whoever wrote them.
+            raise ValueError(
+                "its pixels are 32-bit numbers without a known range; save it with 8 or 16 bits per channel"
+            )
+        scaled = (pixels.astype(np.float32) * (255 / 65535)).round().astype(np.uint8)
+        gray.paste(Image.fromarray(scaled), (0, top))
+    return gray
 
 
 def _natural_order(path: Path) -> tuple[list[str | int], str]:

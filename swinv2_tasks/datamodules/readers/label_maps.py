@@ -7,8 +7,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from swinv2_tasks.datamodules.readers.images import describe_excess, describe_unknown, open_image
+from swinv2_tasks.datamodules.readers.images import (
+    describe_error,
+    describe_excess,
+    describe_unknown,
+    open_image,
+    strips_of,
+)
 from swinv2_tasks.errors import UserError, printable
+from swinv2_tasks.outside_files import open_file
 
 
 def read_values(path: str | Path) -> np.ndarray:
@@ -47,36 +54,42 @@ def read_colors(path: str | Path) -> np.ndarray:
         UserError: The file is missing or broken, lossy, partly transparent, or holds numbers of 16 bits; the message
             names it.
     """
-    mode, pixels = _read(path, ("L", "LA", "P", "PA", "1", "RGB", "RGBA"), as_colors=True)
-    if pixels is None:
+    mode, colors = _read(path, ("L", "LA", "P", "PA", "1", "RGB", "RGBA"), as_colors=True)
+    if colors is None:
         raise UserError(f"The label map {printable(path)} has the mode {mode}; expected colors, as RGB.")
-    if pixels[..., 3].min() < 255:
+    if colors.min() < 0:
         raise UserError(
             f"The label map {printable(path)} is partly transparent: there its colors say nothing. Save it as RGB."
         )
-    red, green, blue = pixels[..., :3].astype(np.int32).transpose(2, 0, 1)
-    return red << 16 | green << 8 | blue
+    return colors
+
+
+def _colors(image: Image.Image) -> np.ndarray:
+    """Colors 0xRRGGBB, int32 (H, W); −1 where an image is transparent."""
+    red, green, blue, alpha = np.asarray(image.convert("RGBA")).astype(np.int32).transpose(2, 0, 1)
+    return np.where(alpha < 255, -1, red << 16 | green << 8 | blue)
 
 
 def _read(path: str | Path, modes: Sequence[str], as_colors: bool = False) -> tuple[str, np.ndarray | None]:
-    """The mode of a label map and, where it is one of some modes, its numbers (H, W) or colors RGBA (H, W, 4)."""
+    """The mode of a label map and, where it is one of some modes, its numbers or colors, those of `_colors`, (H, W)."""
     name = printable(path)
     pixels = None
     try:
-        content = Path(path).read_bytes()
-        with open_image(path, content) as image:
+        with open_image(path) as image:
             mode, file_format = image.mode, image.format
             if mode in modes:
-                pixels = np.array(image.convert("RGBA") if as_colors else image, dtype=np.uint8)
+                pixels = np.empty((image.height, image.width), np.int32 if as_colors else np.uint8)
+                for top, strip in strips_of(image):
+                    pixels[top : top + strip.height] = _colors(strip) if as_colors else np.asarray(strip)
     except FileNotFoundError as error:
         raise UserError(f"There is no label map {name}.") from error
     except Image.UnidentifiedImageError as error:
-        raise UserError(f"Cannot read the label map {name}: {describe_unknown(path, content)}. Replace it.") from error
+        raise UserError(f"Cannot read the label map {name}: {describe_unknown(path)}. Replace it.") from error
     except Image.DecompressionBombError as error:
         raise UserError(f"Cannot read the label map {name}: {describe_excess(error)}.") from error
     # Pillow's decoders raise whatever the bytes provoke.
     except Exception as error:
-        raise UserError(f"Cannot read the label map {name}: {error or type(error).__name__}. Replace it.") from error
+        raise UserError(f"Cannot read the label map {name}: {describe_error(error)}. Replace it.") from error
     if file_format == "JPEG":
         raise UserError(
             f"The label map {name} is a JPEG, whose compression changes pixels and with them classes; make it again "
@@ -88,13 +101,14 @@ def _read(path: str | Path, modes: Sequence[str], as_colors: bool = False) -> tu
             "them as an 8-bit PNG."
         )
     if pixels is not None and not as_colors and mode == "L" and file_format == "PNG":
-        pixels = pixels // _spread(content)
+        pixels = pixels // _spread(path)
     return mode, pixels
 
 
-def _spread(content: bytes) -> int:
+def _spread(path: str | Path) -> int:
     """By what Pillow multiplies the pixels of a grayscale PNG of less than 8 bits, to make it look right."""
-    bits = content[24]
+    with open_file(path) as file:
+        bits = file.read(25)[24]
     return {2: 85, 4: 17}.get(bits, 1)
 
 

@@ -16,13 +16,16 @@ from swinv2_tasks.datamodules.transforms.classification import fitting_size
 from swinv2_tasks.datamodules.transforms.scenes import Scene, mask_bounds
 from swinv2_tasks.datamodules.transforms.segmentation_steps import A, Rescale, reseed
 
+LONGEST_SIDE = 2**14
+"""Pixels of the long side where nothing limits it: an image that is a thin strip would else become millions of rows."""
+
 
 class RandomShortestSize(Rescale):
     """Resizes the short side to one of several lengths, keeping proportions, unless the long side got too long then.
 
     Args:
         min_size: Lengths in pixels.
-        max_size: The most that the long side may have; None: any.
+        max_size: The most that the long side may have; None: `LONGEST_SIDE`.
         p: Probability.
     """
 
@@ -33,7 +36,7 @@ class RandomShortestSize(Rescale):
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         """Draws a short side and computes the size that fits it and the limit of the long side."""
-        limits = (self.max_size or 2**20, self.py_random.choice(self.min_size))
+        limits = (self.max_size or LONGEST_SIDE, self.py_random.choice(self.min_size))
         return {"size": fitting_size(params["shape"][:2], limits)}
 
 
