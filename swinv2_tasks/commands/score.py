@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Container
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from swinv2_tasks.datamodules.readers.annotations import (
     is_finite,
     read_annotations,
     read_json,
+    shorten,
 )
 from swinv2_tasks.datamodules.readers.label_values import (
     Background,
@@ -261,6 +263,11 @@ def _truth(read: CocoAnnotations) -> dict[str, Any]:
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
+def _lacks(known: Container[Any], value: Any) -> bool:
+    """Whether an id of a JSON file is none of those known: it may be a list, which no set can be asked about."""
+    return not isinstance(value, int | float) or value not in known
+
+
 def _detections(path: str, read: CocoAnnotations) -> list[dict[str, Any]]:
     """The detections of a file, of known images and categories, with masks of their images' sizes.
 
@@ -279,19 +286,20 @@ def _detections(path: str, read: CocoAnnotations) -> list[dict[str, Any]]:
         if absent := {"image_id", "category_id", "score"} - entry.keys():
             raise UserError(f"{where} lacks {', '.join(sorted(absent))}; {expected}.")
 
-        if entry["image_id"] not in sizes or entry["category_id"] not in class_ids:
-            wrong = "image_id" if entry["image_id"] not in sizes else "category_id"
-            raise UserError(
-                f"{where} is of {wrong} {entry[wrong]!r}, which {read.path} does not know: are they of the same data?"
-            )
+        for key, known in (("image_id", sizes), ("category_id", class_ids)):
+            if _lacks(known, entry[key]):
+                raise UserError(
+                    f"{where} is of {key} {shorten(entry[key])}, which {read.path} does not know: are they of the same "
+                    "data?"
+                )
         if not is_finite(entry["score"]):
-            raise UserError(f"{where} has the score {entry['score']!r}, expected a finite number.")
+            raise UserError(f"{where} has the score {shorten(entry['score'])}, expected a finite number.")
 
         box = entry.get("bbox")
         if box is not None and not (isinstance(box, list) and len(box) == 4 and all(map(is_finite, box))):
-            raise UserError(f"{where} has the bbox {box!r}, expected four finite numbers: x, y, width, height.")
+            raise UserError(f"{where} has the bbox {shorten(box)}, expected four finite numbers: x, y, width, height.")
         if box is not None and is_far_outside(box, *sizes[entry["image_id"]]):
-            raise UserError(f"{where} has the bbox {box!r}, far outside of its image {entry['image_id']}.")
+            raise UserError(f"{where} has the bbox {shorten(box)}, far outside of its image {entry['image_id']}.")
 
         code = entry.get("segmentation")
         if code is not None:

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from swinv2_tasks.batches import IGNORED
 from swinv2_tasks.datamodules.datasets.segmentation import RescaledFile, Scenes
-from swinv2_tasks.datamodules.readers.annotations import CocoImage, PackedImages, rasterize
+from swinv2_tasks.datamodules.readers.annotations import CocoImage, PackedImages, check_masks, rasterize
 from swinv2_tasks.datamodules.readers.images import read_image
 from swinv2_tasks.datamodules.readers.label_maps import read_values
 from swinv2_tasks.datamodules.transforms.classification import fitting_size, normalize, resize
@@ -188,10 +188,12 @@ class EvaluatedObjects(CocoImages):
         }
 
         if self.masks:
+            path = self.folder / entry.file_name
+            check_masks(len(objects), entry.height, entry.width, f"image {entry.id} ({path})")
             masks = np.zeros((len(objects), entry.height, entry.width), np.uint8)
             for mask, annotation in zip(masks, objects, strict=True):
                 if annotation.segmentation is not None:
-                    where = f"annotation {annotation.id} of image {entry.id} ({self.folder / entry.file_name})"
+                    where = f"annotation {annotation.id} of image {entry.id} ({path})"
                     mask[:] = rasterize(annotation.segmentation, entry.height, entry.width, where)
             target["masks"] = torch.from_numpy(masks)
         return target

@@ -6,6 +6,7 @@ Format: https://cocodataset.org/#format-data.
 import math
 import os
 import pickle
+import reprlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -308,20 +309,40 @@ def compress(code: RunLengths, where: str) -> RunLengths:
     """
     height, width = map(int, code["size"])
     counts = code["counts"]
-    runs = counts if isinstance(counts, list) else _runs(counts)
-    are_lengths = runs is not None and all(type(run) is int and run >= 0 for run in runs)
-    if runs is None or not are_lengths or sum(runs) != height * width:
+    runs = _as_numbers(counts) if isinstance(counts, list) else _runs(counts)
+    if runs is None or (runs < 0).any() or runs.sum() != height * width:
         raise UserError(
             f"The run lengths of {where} do not add up to the {height * width} pixels of its size, {width}×{height}. "
             "Mend or remove it."
         )
-    if isinstance(counts, list):
-        return cast(RunLengths, coco_masks.frPyObjects({"size": [height, width], "counts": counts}, height, width))
-    return {"size": [height, width], "counts": counts}
+    if not (runs[1:] == 0).any():
+        if not isinstance(counts, list):
+            return {"size": [height, width], "counts": counts}
+    else:  # any number of them may stand for nothing, and comparing masks goes through all
+        runs = _without_empty_runs(runs)
+    return cast(RunLengths, coco_masks.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width))
 
 
-def _runs(text: Any) -> list[int] | None:
-    """The numbers in COCO's compressed code; None where it is no such code.
+MOST_PER_RUN = 2**40
+"""Pixels of a run: of an image with 100,000 on each side it has a hundredth."""
+
+
+def _as_numbers(counts: list[int]) -> np.ndarray | None:
+    """Run lengths as int64; None where one is no number of pixels."""
+    if not all(type(run) is int and 0 <= run <= MOST_PER_RUN for run in counts):
+        return None
+    return np.array(counts, dtype=np.int64)
+
+
+def _without_empty_runs(runs: np.ndarray) -> np.ndarray:
+    """The same pixels without runs of length 0, but for the first."""
+    edges, counts = np.unique(np.cumsum(runs)[:-1], return_counts=True)
+    edges = edges[(counts % 2 == 1) & (edges < runs.sum())]  # what begins and ends at once changes nothing
+    return np.diff(edges, prepend=0, append=runs.sum())
+
+
+def _runs(text: Any) -> np.ndarray | None:
+    """The numbers in COCO's compressed code, int64; None where it is no such code.
 
     A character holds 6 bits, written as their number plus 48 (``0``). The lower 5 are part of a number, lowest part
     first; the highest says whether more parts follow. The uppermost bit of the last part is the number's sign. From the
@@ -330,26 +351,42 @@ def _runs(text: Any) -> list[int] | None:
     if not isinstance(text, str | bytes):
         return None
     characters = text.encode("ascii", "replace") if isinstance(text, str) else text
+    bits = np.frombuffer(characters, dtype=np.uint8).astype(np.int64) - 48
+    if not len(bits) or bits.min() < 0 or bits.max() >= 64 or bits[-1] & 0b100000:  # it would end within a number
+        return np.zeros(0, dtype=np.int64) if not len(bits) else None
 
-    runs: list[int] = []
-    value = shift = 0
-    for character in characters:
-        bits = character - 48
-        if not 0 <= bits < 64:
-            return None
-        value |= (bits & 0b011111) << shift
-        shift += 5
-        if shift > 60:  # more pixels than any image has
-            return None
-        if bits & 0b100000:
-            continue  # more of this number follows
+    ends = np.flatnonzero(bits & 0b100000 == 0)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    if lengths.max() > 12:  # more pixels than any image has
+        return None
+    shifts = 5 * (np.arange(len(bits)) - np.repeat(starts, lengths))
+    values = np.add.reduceat((bits & 0b011111) << shifts, starts)
+    values -= np.where(bits[ends] & 0b010000, np.int64(1) << (5 * lengths), 0)  # the negative ones
+    if np.abs(values).max() > MOST_PER_RUN:
+        return None
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    return values
 
-        if bits & 0b010000:
-            value -= 1 << shift  # it is negative
-        runs.append(value + runs[-2] if len(runs) > 2 else value)
-        value = shift = 0
 
-    return None if shift else runs  # which would end within a number
+MOST_MASK_BYTES = 2**30
+"""Of the masks of an image's objects, each of which has a byte for each pixel."""
+
+
+def check_masks(number: int, height: int, width: int, where: str) -> None:
+    """Refuses to draw the masks of an image's objects where they would fill the memory.
+
+    Raises:
+        UserError: so it would be.
+    """
+    needed = number * height * width
+    if needed > MOST_MASK_BYTES:
+        raise UserError(
+            f"The masks of the {number:,} objects on {where}, of {width}×{height} pixels each, would take "
+            f"{needed / 2**30:,.1f} GiB, more than the {MOST_MASK_BYTES / 2**30:g} that are allowed: cut the image "
+            "into parts, or set data.masks=false."
+        )
 
 
 def read_json(path: Path) -> Any:
@@ -398,7 +435,7 @@ def _table(path: Path, content: dict[str, Any], name: str, keys: dict[str, Any])
             _refuse(path, f"{where} lacks {', '.join(missing)}")
         for key, cls in keys.items():
             if not isinstance(entry[key], cls) or isinstance(entry[key], bool):
-                _refuse(path, f"the {key} of {where} is {str(entry[key])[:40]!r}, expected {_TYPE_NAMES[cls]}")
+                _refuse(path, f"the {key} of {where} is {shorten(entry[key])}, expected {_TYPE_NAMES[cls]}")
         if not -(2**63) <= entry["id"] < 2**63:
             _refuse(path, f"the id of entry {index} of {name} has more than 64 bits")
         table[entry["id"]] = entry
@@ -416,21 +453,21 @@ def _object(path: Path, where: str, annotation: dict[str, Any], label: int, imag
     """An entry of annotations; `where` is what messages call it."""
     box = annotation["bbox"]
     if len(box) != 4 or not all(map(is_finite, box)):
-        _refuse(path, f"the bbox of {where} is {box}, expected four finite numbers: x, y, width, height")
+        _refuse(path, f"the bbox of {where} is {shorten(box)}, expected four finite numbers: x, y, width, height")
 
     area = annotation.get("area")
     if area is None:
         area = box[2] * box[3]
     if not is_finite(area):
-        _refuse(path, f"the area of {where} is {area!r}, expected a finite number")
+        _refuse(path, f"the area of {where} is {shorten(area)}, expected a finite number")
 
     crowd = annotation.get("iscrowd", 0)
     if crowd not in (0, 1):
-        _refuse(path, f"iscrowd of {where} is {crowd!r}, expected 0 or 1")
+        _refuse(path, f"iscrowd of {where} is {shorten(crowd)}, expected 0 or 1")
 
     x, y, width, height = map(float, box)
     if is_far_outside(box, image["height"], image["width"]):
-        _refuse(path, f"the bbox of {where} is {box}, far outside of its {_size(image)} image {image['id']}")
+        _refuse(path, f"the bbox of {where} is {shorten(box)}, far outside of its {_size(image)} image {image['id']}")
     segmentation = _segmentation(path, where, annotation.get("segmentation"), image)
     return CocoObject(annotation["id"], label, (x, y, width, height), float(area), bool(crowd), segmentation)
 
@@ -443,7 +480,9 @@ def _segmentation(path: Path, where: str, value: Any, image: dict[str, Any]) -> 
         size, counts = value.get("size"), value.get("counts")
         expected = [image["height"], image["width"]]
         if size != expected:
-            _refuse(path, f"the run lengths of {where} are of size {size}, image {image['id']} is of {expected}")
+            _refuse(
+                path, f"the run lengths of {where} are of size {shorten(size)}, image {image['id']} is of {expected}"
+            )
         are_numbers = isinstance(counts, list) and all(type(run) is int for run in counts)
         if not isinstance(counts, str) and not are_numbers:
             _refuse(path, f"the run lengths of {where} are neither whole numbers nor text")
@@ -496,6 +535,11 @@ def is_finite(value: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:  # a whole number of hundreds of digits
         return False
+
+
+def shorten(value: Any) -> str:
+    """A value of a JSON file as a message shows it: the first few of many entries, and of many digits."""
+    return reprlib.repr(value)
 
 
 def _all_finite(values: list[Any]) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from swinv2_tasks.datamodules.readers.annotations import CocoObject, rasterize
+from swinv2_tasks.datamodules.readers.annotations import CocoObject, check_masks, rasterize
 from swinv2_tasks.datamodules.transforms.classification import fitting_size
 from swinv2_tasks.datamodules.transforms.scenes import Scene, mask_bounds
 from swinv2_tasks.datamodules.transforms.segmentation_steps import A, Rescale, reseed
@@ -121,6 +121,8 @@ class DetectionTransform:
 
         image = np.ascontiguousarray(outputs["image"])
         height, width = image.shape[:2]
+        if self.masks:
+            check_masks(len(objects), height, width, where)
         moved_outlines = _split_like(np.asarray(outputs["keypoints"]), outlines)
         moved_run_lengths = iter(outputs.get("masks", []))
 
@@ -159,6 +161,7 @@ class DetectionTransform:
 
     def _run_lengths(self, objects: Sequence[CocoObject], size: tuple[int, int], where: str) -> list[np.ndarray]:
         """The masks of those objects that are annotated by run lengths, which go through as pixels."""
+        check_masks(sum(isinstance(each.segmentation, dict) for each in objects) * self.masks, *size, where)
         return [
             rasterize(scene_object.segmentation, *size, f"annotation {scene_object.id} of {where}")
             for scene_object in objects
