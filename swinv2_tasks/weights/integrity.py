@@ -284,7 +284,7 @@ _MUTABLE = {
 
 def _effect(opcode: pickletools.OpcodeInfo) -> tuple[int, bool, int]:
     """How many values an opcode takes off the stack, whether all above a mark as well, and how many it leaves."""
-    taken = [kind.name for kind in opcode.stack_before]
+    taken = [value.name for value in opcode.stack_before]
     below = taken.index("mark") if "mark" in taken else len(taken)
     return below, "mark" in taken, len(opcode.stack_after)
 

@@ -368,7 +368,7 @@ def masks(**changes: Any) -> dict[str, Any]:
         ([masks()], [], ["has masks", "only boxes"]),
         ([{**DETECTIONS[0], "bbox": [0, 0, 1e308, 1e308]}], [], ["detection 0", "far outside of its image 4"]),
         ([{**DETECTIONS[0], "bbox": [-1e9, 0, 9, 9]}], [], ["detection 0", "far outside"]),
-        ([{**DETECTIONS[0], "bbox": [0, 0, 10**400, 9]}], [], ["four finite numbers"]),
+        ([{**DETECTIONS[0], "bbox": [0, 0, 10**400, 9]}], [], ["more than 100 digits"]),
         ([masks(segmentation={"size": [10, 20], "counts": [10**30]})], [], ["do not add up to the 200 pixels"]),
         (DETECTIONS, ["--max-dets=0"], ["--max-dets is 0", "at least 1"]),
         (DETECTIONS, ["--iou-type", "segm"], ["has no masks, only boxes"]),
