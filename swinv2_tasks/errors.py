@@ -2,8 +2,6 @@
 
 import signal
 
-from swinv2_tasks.text import printable as printable
-
 __all__ = ["ArgumentsError", "CollectiveError", "FaultyFiles", "Interrupted", "NothingToDo", "Refused", "UserError"]
 
 

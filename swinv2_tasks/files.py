@@ -12,7 +12,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from swinv2_tasks.errors import UserError, printable
+from swinv2_tasks.errors import UserError
+from swinv2_tasks.text import printable
 
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:

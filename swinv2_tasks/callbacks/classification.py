@@ -12,8 +12,8 @@ from swinv2_tasks.callbacks.figures import draw_contact_sheet
 from swinv2_tasks.callbacks.prediction_files import Predictions, Result
 from swinv2_tasks.callbacks.prediction_journal import Record
 from swinv2_tasks.datamodules.readers.images import read_image
-from swinv2_tasks.errors import printable
 from swinv2_tasks.files import replace_file
+from swinv2_tasks.text import printable
 
 
 class ClassificationPredictions(Predictions):

@@ -20,11 +20,10 @@ from swinv2_tasks.callbacks.prediction_files import Predictions, Result
 from swinv2_tasks.callbacks.prediction_folder import write_json_list
 from swinv2_tasks.callbacks.prediction_journal import Record
 from swinv2_tasks.datamodules.readers.images import read_image
-from swinv2_tasks.errors import printable
 from swinv2_tasks.evaluation.coco import TYPE_NAMES, CocoScores, IoUType, as_results
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.tables import TerminalTable
-from swinv2_tasks.text import say, shorten
+from swinv2_tasks.text import printable, say, shorten
 
 log = logging.getLogger("swinv2_tasks")
 

@@ -14,8 +14,9 @@ from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.backbone.macs import count_macs
 from swinv2_tasks.batches import task_data
 from swinv2_tasks.callbacks.prediction_files import Predictions
-from swinv2_tasks.errors import UserError, printable
+from swinv2_tasks.errors import UserError
 from swinv2_tasks.progress import count_words, format_number
+from swinv2_tasks.text import printable
 from swinv2_tasks.training.planning import PlannedTask
 from swinv2_tasks.weights.formats import describe_variant
 

@@ -25,8 +25,8 @@ from swinv2_tasks.batches import task_data
 from swinv2_tasks.callbacks.prediction_folder import TABLE, PredictionFolder, stat_of
 from swinv2_tasks.callbacks.prediction_journal import Record, is_about_the_name
 from swinv2_tasks.datamodules.loader import BatchLoader, Fault, FileOrder
-from swinv2_tasks.errors import CollectiveError, Interrupted, UserError, printable
-from swinv2_tasks.text import command_word, say
+from swinv2_tasks.errors import CollectiveError, Interrupted, UserError
+from swinv2_tasks.text import command_word, printable, say
 
 AcceleratorError: Any = getattr(torch, "AcceleratorError", ())
 """What torch raises once a device is lost; older versions have no word for it."""

@@ -19,10 +19,10 @@ from PIL import Image
 
 from swinv2_tasks.callbacks.output_names import OutputNames
 from swinv2_tasks.callbacks.prediction_journal import Journal, Record, append_line, cannot_write
-from swinv2_tasks.errors import CollectiveError, printable
+from swinv2_tasks.errors import CollectiveError
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.tables import csv_line
-from swinv2_tasks.text import say
+from swinv2_tasks.text import printable, say
 from swinv2_tasks.training.run_folder import lock, unlock
 
 TABLE = "predictions.csv"

@@ -18,8 +18,9 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from swinv2_tasks.errors import UserError, printable
+from swinv2_tasks.errors import UserError
 from swinv2_tasks.files import replace_file
+from swinv2_tasks.text import printable
 
 MERGED = "done.jsonl"
 """What earlier attempts have done; beside it each process writes RANK.jsonl."""

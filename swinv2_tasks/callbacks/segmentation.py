@@ -19,11 +19,11 @@ from swinv2_tasks.datamodules.classes import abbreviate
 from swinv2_tasks.datamodules.readers.images import read_image
 from swinv2_tasks.datamodules.readers.label_values import label_map_image
 from swinv2_tasks.datamodules.scene_classes import MOST_CLASSES, colors
-from swinv2_tasks.errors import UserError, printable
+from swinv2_tasks.errors import UserError
 from swinv2_tasks.evaluation.segmentation import SegmentationScores
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.tables import TerminalTable
-from swinv2_tasks.text import shorten
+from swinv2_tasks.text import printable, shorten
 
 
 class SegmentationPredictions(Predictions):

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from swinv2_tasks.callbacks.prediction_files import Predictions, Result
 from swinv2_tasks.callbacks.prediction_journal import Record
-from swinv2_tasks.errors import printable
 from swinv2_tasks.heads.simmim import enlarge_mask
+from swinv2_tasks.text import printable
 
 
 class SimMIMVisualizations(Callback):

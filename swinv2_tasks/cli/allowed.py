@@ -14,7 +14,8 @@ from typing import Any
 
 from swinv2_tasks.cli.arguments import Option, values_of
 from swinv2_tasks.cli.config_files import read_config
-from swinv2_tasks.errors import ArgumentsError, printable
+from swinv2_tasks.errors import ArgumentsError
+from swinv2_tasks.text import printable
 
 ALLOWED = (
     *(f"swinv2_tasks.{package}" for package in ("backbone", "callbacks", "datamodules", "evaluation", "heads")),

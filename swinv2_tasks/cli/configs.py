@@ -16,8 +16,9 @@ from swinv2_tasks.datamodules.base import BaseDataModule
 from swinv2_tasks.datamodules.scene_classes import MOST_CLASSES
 from swinv2_tasks.datamodules.shards import is_url
 from swinv2_tasks.datamodules.transforms.augmentation import Augmentation
-from swinv2_tasks.errors import UserError, printable
+from swinv2_tasks.errors import UserError
 from swinv2_tasks.hyperparameters import Recorded, recorded_arguments, recorded_class, task_record
+from swinv2_tasks.text import printable
 from swinv2_tasks.training.run_folder import is_name
 from swinv2_tasks.weights.files import read_contents
 
@@ -76,7 +77,7 @@ def config_from_checkpoint(path: str, *, predict: bool = False, root_is_stated: 
     name = Path(record["name"]).name  # a file does not choose folders outside --runs
     precision = record.get("precision")
     return {
-        "name": name if is_name(name) else "run",
+        "name": name if is_name(name) and name.isprintable() else "run",
         "trainer": {"precision": precision} if precision in PRECISIONS else {},
         "model": {
             "class_path": f"swinv2_tasks.tasks.{task['class']}",

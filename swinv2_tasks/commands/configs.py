@@ -7,8 +7,7 @@ from pathlib import Path
 from textwrap import shorten
 
 from swinv2_tasks.cli.config_files import TASK_CONFIGS, find_config, known_configs
-from swinv2_tasks.errors import printable
-from swinv2_tasks.text import say
+from swinv2_tasks.text import printable, say
 
 GROUPS = {
     "tasks": "Tasks",

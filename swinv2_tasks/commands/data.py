@@ -21,12 +21,12 @@ from swinv2_tasks.datamodules.readers.video_lists import list_line
 from swinv2_tasks.datamodules.readers.video_verdicts import TABLE, Verdict, VerdictFile
 from swinv2_tasks.datamodules.readers.videos import find_corruption
 from swinv2_tasks.datamodules.shards import StoredImage, write_shards
-from swinv2_tasks.errors import FaultyFiles, Interrupted, UserError, printable
+from swinv2_tasks.errors import FaultyFiles, Interrupted, UserError
 from swinv2_tasks.files import prove_writable, replace_file
 from swinv2_tasks.progress import WorkProgress
 from swinv2_tasks.python_internals import kill_workers
 from swinv2_tasks.tables import write_table
-from swinv2_tasks.text import say
+from swinv2_tasks.text import printable, say
 from swinv2_tasks.training.run_folder import lock, open_folder
 
 SPLITS = ("train", "val", "test")

@@ -34,12 +34,12 @@ from swinv2_tasks.datamodules.readers.label_values import (
     possible_codings,
 )
 from swinv2_tasks.datamodules.scene_classes import scene_class_names
-from swinv2_tasks.errors import FaultyFiles, UserError, printable
+from swinv2_tasks.errors import FaultyFiles, UserError
 from swinv2_tasks.evaluation.coco import MAX_DETECTIONS, Backend, CocoScores, IoUType, coco_scores, describe_limit
 from swinv2_tasks.evaluation.segmentation import Confusion, SegmentationScores
 from swinv2_tasks.files import prove_writable
 from swinv2_tasks.progress import WorkProgress
-from swinv2_tasks.text import say
+from swinv2_tasks.text import printable, say
 
 
 def ade20k(
@@ -105,8 +105,8 @@ def ade20k(
         if labels.shape != prediction.shape:
             sizes = [f"{width}×{height}" for height, width in (labels.shape, prediction.shape)]
             raise UserError(
-                f"{predicted[name]} has {sizes[1]} pixels, its annotation {truth[name]} {sizes[0]}: predictions are "
-                "scored at the annotation's size."
+                f"{printable(predicted[name])} has {sizes[1]} pixels, its annotation {printable(truth[name])} "
+                f"{sizes[0]}: predictions are scored at the annotation's size."
             )
         confusion = Confusion(len(names))
         confusion.update(torch.from_numpy(prediction), torch.from_numpy(labels))

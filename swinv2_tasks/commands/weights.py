@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from swinv2_tasks.backbone.position_bias import BiasTable, LogCPB
-from swinv2_tasks.errors import UserError, printable
-from swinv2_tasks.text import say
+from swinv2_tasks.errors import UserError
+from swinv2_tasks.text import printable, say
 from swinv2_tasks.weights.files import read_checkpoint
 from swinv2_tasks.weights.formats import (
     Format,

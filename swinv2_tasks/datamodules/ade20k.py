@@ -35,8 +35,8 @@ from swinv2_tasks.datamodules.scene_classes import ADE20K_NAMES, scene_class_nam
 from swinv2_tasks.datamodules.scene_shares import check_shares, class_pixels, describe_shares
 from swinv2_tasks.datamodules.transforms.classification import IMAGENET_MEAN, IMAGENET_STD, check, height_width
 from swinv2_tasks.datamodules.transforms.segmentation import ADE20KAugmentation, SegmentationAugmentation
-from swinv2_tasks.errors import UserError, printable
-from swinv2_tasks.text import say
+from swinv2_tasks.errors import UserError
+from swinv2_tasks.text import printable, say
 
 _EXPECTED = (
     "Expected data.root with images/training/*.jpg, images/validation/*.jpg, and annotations/training/*.png, "

@@ -10,9 +10,9 @@ from typing import TypeVar
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from swinv2_tasks.errors import UserError, printable
+from swinv2_tasks.errors import UserError
 from swinv2_tasks.outside_files import read_text
-from swinv2_tasks.text import say
+from swinv2_tasks.text import printable, say
 
 _CSV_HEADERS = {"id", "class_id", "wnid", "synset"}
 
@@ -49,9 +49,10 @@ class Classes:
         if all(label in known for label in labels):
             return {label: known[label] for label in labels}
         if self._are_indices(labels):
+            first = self.ids[0] if self.ids[0] == self.names[0] else f"{self.ids[0]} {self.names[0]}"
             rank_zero_only(say)(
-                f"{where}: labels are numbers and not the classes' ids, so they are taken as indices in the class "
-                f"list: 0 is {self.ids[0]} {self.names[0] if self.names[0] != self.ids[0] else ''}".rstrip()
+                f"{printable(where)}: labels are numbers and not the classes' ids, so they are taken as indices in the "
+                f"class list: 0 is {printable(first)}"
             )
             return {label: int(label) for label in labels}
         return {label: known[label] for label in labels if label in known}
@@ -212,7 +213,7 @@ def nested_folders(folder: Path, name: str, setting: str) -> str:
         return f"It holds no folders. Expected several class folders in {folder}."
     return (
         f"It holds the folders {abbreviate(below)}: if these are the classes, the data lie one level too deep. Move "
-        f"them up, or set {setting}/{name}, for training and validation alike."
+        f"them up, or set {setting}/{printable(name)}, for training and validation alike."
     )
 
 
@@ -237,7 +238,7 @@ def check_several(classes: Classes, folder: Path, setting: str, labels: Iterable
     names = _subfolders(folder) if folder.is_dir() else []
     hint = "Add others; images or videos of anything else make a class of their own."
     if len(names) == 1:
-        hint = f"{folder} has one class folder, {names[0]}. {nested_folders(folder, names[0], setting)}"
+        hint = f"{folder} has one class folder, {printable(names[0])}. {nested_folders(folder, names[0], setting)}"
     raise UserError(f"{text}: on one class any model has a top-1 of 1.0. {hint}")
 
 

@@ -42,8 +42,8 @@ from swinv2_tasks.datamodules.transforms.video import (
     VideoAugmentation,
     resize_to_cover,
 )
-from swinv2_tasks.errors import UserError, printable
-from swinv2_tasks.text import say
+from swinv2_tasks.errors import UserError
+from swinv2_tasks.text import printable, say
 
 _EXPECTED = (
     "Expected data.root with train/ and val/, which hold a folder of videos per class, or videos that train.csv and "

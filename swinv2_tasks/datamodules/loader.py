@@ -24,8 +24,9 @@ from torch.utils.data import Dataset, get_worker_info
 
 from swinv2_tasks.batches import SampleCounts
 from swinv2_tasks.datamodules.remarks import collect_remarks
-from swinv2_tasks.errors import UserError, printable
+from swinv2_tasks.errors import UserError
 from swinv2_tasks.seeding import derive_seed, seed_generators
+from swinv2_tasks.text import printable
 from swinv2_tasks.torch_internals import ForkSafeDataLoader, end_workers
 
 log = logging.getLogger("swinv2_tasks")
@@ -254,7 +255,7 @@ class FaultPolicy:
             message = fault.reason if name in fault.reason else f"{name}: {fault.reason}"
 
             if self.policy == "error" and fault.traceback:
-                raise RuntimeError(f"{fault.sample} could not be read: {fault.reason}\n{fault.traceback}")
+                raise RuntimeError(f"{name} could not be read: {fault.reason}\n{fault.traceback}")
             if self.policy == "error":
                 raise UserError(f"{message} Or {self.remedy(1)}.")
 
@@ -296,7 +297,7 @@ class FaultPolicy:
         """Stop when there are more bad samples than allowed."""
         if self.budget is not None and len(self.skipped) > self.budget:
             latest = list(self.skipped.items())[-5:]
-            listed = "\n".join(f"  {sample}: {reason}" for sample, reason in latest)
+            listed = "\n".join(f"  {printable(sample)}: {printable(reason)}" for sample, reason in latest)
             raise UserError(
                 f"{len(self.skipped)} samples could not be read, data.faulty_budget allows {self.budget}. Mend them or "
                 f"raise the budget. The last ones:\n{listed}"
@@ -378,7 +379,9 @@ class BatchLoader:
                 if batch is not None:
                     yield batch
                 elif self.batch_sampler.drop_last:
-                    raise UserError(f"a hundred samples in a row cannot be read, the last of them {faults[-1].sample}")
+                    raise UserError(
+                        f"a hundred samples in a row cannot be read, the last of them {printable(faults[-1].sample)}"
+                    )
             self._tell_remarks()
         except RuntimeError as error:
             if (explained := self.explain_worker_death(error)) is not None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from swinv2_tasks.datamodules.classes import abbreviate
 from swinv2_tasks.datamodules.readers.label_values import LabelCoding, MapCounts, format_value, share, total_pixels
+from swinv2_tasks.text import printable
 
 MOST_LISTED = 20
 """Classes whose shares are listed; of more the first ones."""
@@ -54,7 +55,7 @@ def describe_shares(coding: LabelCoding, maps: Sequence[MapCounts], whole: int) 
     number = total.total()
     counted = f"{len(maps):,} of {whole:,}" if len(maps) < whole else f"{whole:,}"
     classes = [
-        f"{class_id} {name} {share(count, number)}"
+        f"{class_id} {printable(name)} {share(count, number)}"
         for class_id, name, count in zip(coding.class_ids, coding.names, pixels, strict=True)
     ]
     text = f"Classes in {counted} training label maps: {abbreviate(classes, MOST_LISTED)}"

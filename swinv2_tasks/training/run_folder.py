@@ -21,9 +21,9 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from swinv2_tasks.child_processes import available_cores
-from swinv2_tasks.errors import UserError, printable
+from swinv2_tasks.errors import UserError
 from swinv2_tasks.files import prove_writable, remove, replace_file, unwritable
-from swinv2_tasks.text import command_word
+from swinv2_tasks.text import command_word, printable
 
 RUN_DIR = "SWINV2_TASKS_RUN_DIR"
 """Environment variable in which a run's first process gives those that it starts the run's folder."""

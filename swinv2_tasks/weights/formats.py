@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.text import printable
 
 Format = Literal["official", "simmim", "timm", "huggingface", "torchvision", "lightning"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -302,7 +303,7 @@ def is_buffer(name: str) -> bool:
 def some(names: Iterable[str], limit: int = 4) -> str:
     """The first few of many names, for a message."""
     names = list(names)
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+    return ", ".join(map(printable, names[:limit])) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def _names(format: Format, state: Iterable[str]) -> dict[str, str]:

@@ -22,6 +22,7 @@ from swinv2_tasks.backbone.swin_v2 import SwinTransformerV2, WindowSize
 from swinv2_tasks.backbone.window import Size
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.outside_files import read_text
+from swinv2_tasks.text import printable
 from swinv2_tasks.weights.files import Checkpoint, read_checkpoint
 from swinv2_tasks.weights.formats import (
     Format,
@@ -111,7 +112,7 @@ class LoadReport:
             ("not read", [f"{entry}, which holds weights as well" for entry in self.other_states]),
         )
         rows += [(name, f"{len(names)}: {some(names)}") for name, names in lists if names]
-        return "\n".join(f"{name:12}{value}" for name, value in rows)
+        return "\n".join(f"{name:12}{printable(value)}" for name, value in rows)
 
 
 def load_weights(

@@ -16,6 +16,7 @@ from swinv2_tasks.datamodules.transforms.classification import fitting_size, nor
 from swinv2_tasks.datamodules.transforms.detection import SceneTransform
 from swinv2_tasks.datamodules.transforms.scenes import Scene, paste_objects
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.text import printable
 
 
 class CocoImages(Dataset):
@@ -48,8 +49,8 @@ class CocoImages(Dataset):
         pixels = np.asarray(read_image(path))
         if pixels.shape[:2] != (entry.height, entry.width):
             raise UserError(
-                f"The image {path} (id {entry.id}) has {pixels.shape[1]}×{pixels.shape[0]} pixels as a viewer shows "
-                f"it, its annotation file declares {entry.width}×{entry.height}: boxes would lie elsewhere. "
+                f"The image {printable(path)} (id {entry.id}) has {pixels.shape[1]}×{pixels.shape[0]} pixels as a viewer "
+                f"shows it, its annotation file declares {entry.width}×{entry.height}: boxes would lie elsewhere. "
                 "Mend the file or its annotations."
             )
         return entry, pixels
@@ -119,10 +120,12 @@ class TrainingObjects(CocoImages):
             path = (self.stuff / entry.file_name).with_suffix(".png")
             stuff = read_values(path)
             if stuff.shape != pixels.shape[:2]:
-                raise UserError(f"The label map {path} is not of its image's {entry.width}×{entry.height} pixels.")
+                raise UserError(
+                    f"The label map {printable(path)} is not of its image's {entry.width}×{entry.height} pixels."
+                )
             if (stuff[stuff < IGNORED] >= self.stuff_classes).any():
                 raise UserError(
-                    f"The label map {path} holds {stuff[stuff < IGNORED].max()}, data.stuff_classes is "
+                    f"The label map {printable(path)} holds {stuff[stuff < IGNORED].max()}, data.stuff_classes is "
                     f"{self.stuff_classes}: classes count from 0."
                 )
         where = f"image {entry.id} ({self.folder / entry.file_name})"

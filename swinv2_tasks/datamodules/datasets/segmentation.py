@@ -14,7 +14,8 @@ from swinv2_tasks.batches import IGNORED
 from swinv2_tasks.datamodules.readers.images import read_image
 from swinv2_tasks.datamodules.readers.label_values import LabelCoding
 from swinv2_tasks.datamodules.transforms.classification import fitting_size, normalize, resize, scaled_size
-from swinv2_tasks.errors import UserError, printable
+from swinv2_tasks.errors import UserError
+from swinv2_tasks.text import printable
 
 
 def check_size(path: str | Path, size: tuple[int, int], smallest_side: int) -> None:

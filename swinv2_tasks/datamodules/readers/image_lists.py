@@ -15,6 +15,7 @@ from swinv2_tasks.datamodules.readers.images import describe_others, files_below
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.files import is_inside
 from swinv2_tasks.outside_files import load_json
+from swinv2_tasks.text import printable
 
 Sample = tuple[str, int | list[int]]
 """Path of an image and its class index, or all its class indices, perhaps none."""
@@ -95,11 +96,13 @@ def listed_samples(folder: Path, root: Path, val_list: str | Path, classes: Clas
         path = folder / name
         if not is_inside(path, root):
             raise UserError(
-                f"{val_list}, line {number}: {name} leaves the dataset's folder {root}. Mend the line, or set "
-                "data.root to a folder that holds all images."
+                f"{val_list}, line {number}: {printable(name)} leaves the dataset's folder {root}. Mend the line, or "
+                "set data.root to a folder that holds all images."
             )
         if not path.is_file():
-            raise UserError(f"{val_list}, line {number}: there is no file {path}; paths are relative to {folder}.")
+            raise UserError(
+                f"{val_list}, line {number}: there is no file {printable(path)}; paths are relative to {folder}."
+            )
         samples.append((str(path), index_of[label]))
     return samples
 

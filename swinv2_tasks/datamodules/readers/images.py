@@ -23,8 +23,9 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from swinv2_tasks.datamodules.readers.pillow_internals import pixel_limit, set_pixel_limit
 from swinv2_tasks.datamodules.remarks import ROTATED, SEVERAL_PICTURES, remark
-from swinv2_tasks.errors import UserError, printable
+from swinv2_tasks.errors import UserError
 from swinv2_tasks.outside_files import open_file, read_bytes
+from swinv2_tasks.text import printable
 
 log = logging.getLogger("swinv2_tasks")
 

@@ -14,8 +14,9 @@ from swinv2_tasks.datamodules.readers.images import (
     open_image,
     strips_of,
 )
-from swinv2_tasks.errors import UserError, printable
+from swinv2_tasks.errors import UserError
 from swinv2_tasks.outside_files import open_file
+from swinv2_tasks.text import printable
 
 
 def read_values(path: str | Path) -> np.ndarray:

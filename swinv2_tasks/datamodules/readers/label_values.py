@@ -24,7 +24,8 @@ from swinv2_tasks.batches import IGNORED
 from swinv2_tasks.child_processes import available_cores
 from swinv2_tasks.datamodules.classes import abbreviate, read_lines
 from swinv2_tasks.datamodules.readers.label_maps import read_colors, read_values, values_image
-from swinv2_tasks.errors import UserError, printable
+from swinv2_tasks.errors import UserError
+from swinv2_tasks.text import printable
 
 Background = Literal["ignore", "class"]
 """What the value 0 is: no class, so that classes count from 1; or the first class."""

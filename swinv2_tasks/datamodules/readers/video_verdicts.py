@@ -9,9 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TextIO, cast
 
-from swinv2_tasks.errors import UserError, printable
+from swinv2_tasks.errors import UserError
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.tables import csv_line, read_rows
+from swinv2_tasks.text import printable
 
 TABLE = "checked_videos.csv"
 """The table's name, in the dataset's folder or beside a list of videos."""

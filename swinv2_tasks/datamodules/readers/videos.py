@@ -16,6 +16,7 @@ from swinv2_tasks.datamodules.readers.images import has_extension, list_files
 from swinv2_tasks.datamodules.readers.video_decoders import DecordDecoder, PyAVDecoder, VideoDecoder, has_decord
 from swinv2_tasks.datamodules.readers.video_packets import UnreadableVideo, VideoIndex, decode, index_video
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.text import printable
 
 VIDEO_EXTENSIONS: tuple[str, ...] = (
     ".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv",
@@ -77,7 +78,9 @@ class Video:
         """
         numbers, positions = np.unique(np.asarray(indices), return_inverse=True)
         if len(numbers) and not 0 <= numbers[0] <= numbers[-1] < len(self):
-            raise IndexError(f"{self.path} has frames 0 to {len(self) - 1}, not {numbers[0]} to {numbers[-1]}")
+            raise IndexError(
+                f"{printable(self.path)} has frames 0 to {len(self) - 1}, not {numbers[0]} to {numbers[-1]}"
+            )
         try:
             return np.stack(self._decoder.read(numbers.tolist()))[positions]
         except UnreadableVideo as reason:
@@ -93,15 +96,17 @@ class Video:
             )
         if not self._index.decord_seeks:
             raise UserError(
-                f"data.decoder is decord, whose seek may give other frames of {self.path} than those asked for. "
-                "Set data.decoder to auto."
+                f"data.decoder is decord, whose seek may give other frames of {printable(self.path)} than those asked "
+                "for. Set data.decoder to auto."
             )
         return DecordDecoder(self.path, self._index)
 
 
 def unreadable_video(path: str, reason: object) -> UserError:
     """The error that names a video which cannot be read, and why."""
-    return UserError(f"Cannot read the video {path}: {reason}. Replace the file, or remove it from the dataset.")
+    return UserError(
+        f"Cannot read the video {printable(path)}: {reason}. Replace the file, or remove it from the dataset."
+    )
 
 
 def find_corruption(path: str | Path) -> str | None:

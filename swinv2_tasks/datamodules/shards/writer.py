@@ -27,6 +27,7 @@ from swinv2_tasks.datamodules.readers.images import read_image
 from swinv2_tasks.datamodules.shards.reader import CONFIG, INDEX, ORDER, litdata_module
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.files import replace_file
+from swinv2_tasks.text import printable
 
 PLAN = "plan.jsonl"
 
@@ -248,8 +249,8 @@ def _check(folder: Path, plan: dict[str, Any], faults: dict[str, str], identity:
         )
     if faults and not skip_faulty:
         raise UserError(
-            f"{folder} was written without {len(faults)} images that could not be read, such as {next(iter(faults))}. "
-            "Keep to it with --skip_faulty true, or mend them and remove the folder to write it again."
+            f"{folder} was written without {len(faults)} images that could not be read, such as "
+            f"{printable(next(iter(faults)))}. Keep to it with --skip_faulty true, or mend them and remove the folder to write it again."
         )
 
 
