@@ -30,6 +30,12 @@ def test_text_is_one_line_in_which_nothing_does_anything(text: str) -> None:
         assert shown == text
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.isprintable() and name != "line\nbreak"])
+def test_what_does_something_is_found(name: str) -> None:
+    """The check that the tests of commands rest on."""
+    assert len(effects(f"\x1b[1mclass\x1b[0m\r\n{name}\r\n\r\x1b[K")) == 1
+
+
 def test_every_character_is_told_from_every_other_by_its_escape() -> None:
     codes = [*range(0x10000), *range(0xE0000, 0xE0080), sys.maxunicode]
     characters = [chr(code) for code in codes if not chr(code).isprintable()]

@@ -7,10 +7,12 @@ import inspect
 import operator
 from typing import Any, get_args
 
+import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from swinv2_tasks.cli.refusals import RefusingParser
+from swinv2_tasks.text import printable_lines
 
 
 def int_before_float(signature: inspect.Signature) -> inspect.Signature:
@@ -37,7 +39,14 @@ class ParsedTrainer(Trainer):  # noqa: D101, it inherits Lightning's docstring, 
 
 
 class TasksArgumentParser(RefusingParser, LightningArgumentParser):
-    """Lets a backbone be given as one of the size factories, which are functions."""
+    """Lets a backbone be given as one of the size factories, which are functions; prints configs as text alone."""
+
+    def dump(self, *args: Any, **kwargs: Any) -> str:
+        """A config as YAML; where a character in it would do something, what is not ASCII are escapes."""
+        text = str(super().dump(*args, **kwargs))
+        if printable_lines(text) == text:
+            return text
+        return yaml.safe_dump(yaml.safe_load(text), sort_keys=False)
 
     def add_function_arguments(self, *args: Any, linked_targets: set[str] | None = None, **kwargs: Any) -> list[str]:
         """Adds a function's parameters as options, without ``linked_targets``."""

@@ -192,9 +192,15 @@ def classes_of_folders(folder: Path) -> Classes:
     """The subfolders of `folder` as classes, sorted as text, or as numbers where all of them are numbers.
 
     Raises:
-        UserError: There are no subfolders.
+        UserError: There are no subfolders, or the name of one is no UTF-8.
     """
     names = class_folders(folder)
+    for name in names:
+        if any("\ud800" <= character <= "\udfff" for character in name):  # as Python's file names hold other bytes
+            raise UserError(
+                f"The class folder {printable(folder / name)} has a name that is no UTF-8, which no config or "
+                "checkpoint can state. Rename it."
+            )
     if all(name.isdecimal() for name in names):
         names.sort(key=int)
     return Classes(names, names)

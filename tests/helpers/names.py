@@ -35,8 +35,8 @@ NAMES = (
 
 FORMULA_SIGNS = "=+-@\t\r\n＝＋－＠"
 
-_STYLES = re.compile(r"\x1b\[(?:0|1|2|3|36|1;3|2;3|K)?m?(?=[^0-9;]|$)")
-"""What this package and its tables write of their own: bold, dim, italic, cyan, the end of each, and an empty line."""
+_STYLES = re.compile(r"\x1b\[(?:(?:0|1|2|3|36)m|K)")
+"""What this package and its tables write of their own: bold, dim, italic, cyan, the end of each, an empty line."""
 
 
 def any_text() -> st.SearchStrategy[str]:
@@ -48,7 +48,7 @@ def any_text() -> st.SearchStrategy[str]:
 
 def effects(output: str) -> list[str]:
     """What in an output does something beyond ending lines, and is no style of this package's own."""
-    output = _STYLES.sub("", output.replace("\r\n", "\n").replace("\r\x1b[K", ""))
+    output = _STYLES.sub("", output.replace("\r\n", "\n").replace("\r\x1b[K", "\x1b[K"))
     return [line for line in output.split("\n") if not line.isprintable()]
 
 

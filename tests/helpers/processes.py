@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -66,6 +67,10 @@ def _allow_helpers(arguments: Sequence[str]) -> list[str]:
 def _main(arguments: list[str], folder: Path, environment: dict[str, str], log: Path) -> None:
     for number, end in ((1, ".out"), (2, ".err")):
         os.dup2(os.open(log.with_suffix(end), os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    _run_main(arguments, folder, environment)
+
+
+def _run_main(arguments: list[str], folder: Path, environment: dict[str, str]) -> None:
     os.setpgid(0, 0)  # a group of its own, as a shell gives to a command
     import torch
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -146,3 +151,33 @@ def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
 def send_at(step: int, **wishes: Any) -> dict[str, str]:
     """The environment that makes ``tests.helpers.faults.SendSignal`` act."""
     return {"SEND_SIGNAL": json.dumps({"step": step, **{k: int(v) for k, v in wishes.items()}})}
+
+
+def run_in_terminal(arguments: Sequence[str], folder: Path, columns: int = 1000, seconds: float = 240) -> Result:
+    """Runs ``swinv2-tasks ARGUMENTS`` in a folder, with a terminal for its output, which is one text."""
+    own, of_command = os.openpty()
+    environment = {"COLUMNS": str(columns), "TERM": "xterm-256color"}
+    process = _server.Process(
+        target=_main_in_terminal, args=(_allow_helpers(arguments), folder, environment, os.ttyname(of_command))
+    )
+    process.start()
+    output, end = b"", time.monotonic() + seconds
+    while process.is_alive() and time.monotonic() < end:
+        if select.select([own], [], [], 0.2)[0]:
+            output += os.read(own, 65536)
+    while select.select([own], [], [], 0.2)[0]:
+        output += os.read(own, 65536)
+    os.close(of_command)
+    os.close(own)
+    if process.exitcode is None:
+        process.kill()
+        raise TimeoutError(output.decode(errors="replace")[-2000:])
+    return Result(process.exitcode, output.decode(), "")
+
+
+def _main_in_terminal(arguments: list[str], folder: Path, environment: dict[str, str], terminal: str) -> None:
+    for number in (1, 2):
+        os.dup2(os.open(terminal, os.O_WRONLY | os.O_NOCTTY), number)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, "utf-8", closefd=False) for number in (1, 2))
+    sys.stderr.reconfigure(errors="backslashreplace")  # as in a process that Python starts
+    _run_main(arguments, folder, environment)

@@ -49,9 +49,9 @@ class CocoImages(Dataset):
         pixels = np.asarray(read_image(path))
         if pixels.shape[:2] != (entry.height, entry.width):
             raise UserError(
-                f"The image {printable(path)} (id {entry.id}) has {pixels.shape[1]}×{pixels.shape[0]} pixels as a viewer "
-                f"shows it, its annotation file declares {entry.width}×{entry.height}: boxes would lie elsewhere. "
-                "Mend the file or its annotations."
+                f"The image {printable(path)} (id {entry.id}) has {pixels.shape[1]}×{pixels.shape[0]} pixels as a "
+                f"viewer shows it, its annotation file declares {entry.width}×{entry.height}: boxes would lie "
+                "elsewhere. Mend the file or its annotations."
             )
         return entry, pixels
 

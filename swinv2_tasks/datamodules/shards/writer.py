@@ -250,7 +250,8 @@ def _check(folder: Path, plan: dict[str, Any], faults: dict[str, str], identity:
     if faults and not skip_faulty:
         raise UserError(
             f"{folder} was written without {len(faults)} images that could not be read, such as "
-            f"{printable(next(iter(faults)))}. Keep to it with --skip_faulty true, or mend them and remove the folder to write it again."
+            f"{printable(next(iter(faults)))}. Keep to it with --skip_faulty true, or "
+            "mend them and remove the folder to write it again."
         )
 
 
