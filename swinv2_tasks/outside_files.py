@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import re
+import reprlib
 import stat
 from collections.abc import Iterable, Iterator
 from os import PathLike
@@ -160,6 +161,11 @@ def check_number(number: int) -> None:
     """
     if number.bit_length() > 3.33 * MOST_DIGITS:
         raise TooLarge(f"a whole number in it has more than {MOST_DIGITS} digits")
+
+
+def shorten(value: Any) -> str:
+    """A value as a message shows it: the first few of many entries, and of many digits."""
+    return reprlib.repr(value)
 
 
 # ---- JSON

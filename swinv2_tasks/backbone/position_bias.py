@@ -59,8 +59,27 @@ def linear_coordinates(window: Size, pretrained_window: Size, device: torch.devi
     return relative_offsets(window, device) / largest
 
 
+MOST_TOKENS = 2**14
+"""Of a window: attention between all of them takes 1 GiB for each head."""
+
+
+def check_tokens(window: Size) -> None:
+    """Refuses a window whose attention would fill the memory.
+
+    Raises:
+        UserError: it is one.
+    """
+    if math.prod(window) > MOST_TOKENS:
+        sides = "×".join(map(str, window))
+        raise UserError(
+            f"window_size: attention within windows of {sides} tokens would fill the memory; choose windows of at most "
+            f"{MOST_TOKENS:,} tokens together, or smaller images"
+        )
+
+
 def gather_bias(table: Tensor, window: Size) -> Tensor:
     """Spreads a value per offset and head (T, heads) over all pairs of tokens: (heads, N, N)."""
+    check_tokens(window)
     index = relative_position_index(window, table.device)
     tokens = math.prod(window)
     # Rows first, then transposed: measured fastest of the ways to write it, above all backwards.
@@ -81,6 +100,7 @@ class _ContinuousBias(nn.Sequential):
         # A quantized layer has no parameters, and is on the CPU.
         like = next(self.parameters(), torch.empty(0))
         dtype = torch.promote_types(like.dtype, torch.float32)
+        check_tokens(window)
         x = self.coordinates(window, pretrained_window, like.device).to(dtype)
         with torch.autocast(like.device.type, enabled=False):
             for layer in self:
@@ -132,6 +152,7 @@ class BiasTable(nn.Module):
 
     def __init__(self, num_heads: int, window: Size) -> None:
         super().__init__()
+        check_tokens(window)
         self.window = window
         self.relative_position_bias_table = nn.Parameter(torch.empty(math.prod(2 * m - 1 for m in window), num_heads))
         self.reset_parameters()
@@ -153,6 +174,7 @@ class BiasTable(nn.Module):
     @torch.no_grad()
     def set_window(self, window: Size) -> None:
         """Resizes the table to another window."""
+        check_tokens(window)
         if window != self.window:
             resized = resize_bias_table(self.relative_position_bias_table, self.window, window)
             self.relative_position_bias_table = nn.Parameter(resized, self.relative_position_bias_table.requires_grad)

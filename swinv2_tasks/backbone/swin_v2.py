@@ -23,6 +23,7 @@ from swinv2_tasks.backbone.attention import PositionBias, WindowAttention
 from swinv2_tasks.backbone.position_bias import BiasTable, LinearCPB, LogCPB
 from swinv2_tasks.backbone.window import Size, WindowGrid, effective_window, partition, reverse
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.outside_files import shorten
 
 WindowSize = int | Sequence[int] | Sequence[Sequence[int]]
 """A window for all stages, one per stage, or one per stage and axis; three flat numbers are a clip's (T, H, W)."""
@@ -261,6 +262,7 @@ class SwinTransformerV2(nn.Module):
         frozen_stages: int = 0,
     ) -> None:
         super().__init__()
+        check_size(embed_dim, depths, in_channels, mlp_ratio)
         stages = len(depths)
         if len(num_heads) != stages:
             raise UserError(f"num_heads {tuple(num_heads)} must have one entry per stage, as depths {tuple(depths)}")
@@ -274,8 +276,10 @@ class SwinTransformerV2(nn.Module):
         if not 0 <= frozen_stages <= stages:
             raise UserError(f"frozen_stages must be between 0 and {stages}, not {frozen_stages}")
         self.patch_size: Size = (patch_size,) * 2 if isinstance(patch_size, int) else tuple(patch_size)
-        if len(self.patch_size) not in (2, 3) or min(self.patch_size) < 1:
-            raise UserError(f"patch_size must be a number, (H, W) or (T, H, W), each at least 1, not {patch_size}")
+        if len(self.patch_size) not in (2, 3) or min(self.patch_size) < 1 or max(self.patch_size) > MOST_PATCH:
+            raise UserError(
+                f"patch_size must be a number, (H, W) or (T, H, W), each from 1 to {MOST_PATCH}, not {patch_size}"
+            )
         self.axes = len(self.patch_size)
         self.in_channels, self.mlp_ratio, self.extra_norm_every = in_channels, mlp_ratio, extra_norm_every
         self.drop_path_rate = drop_path_rate
@@ -441,6 +445,44 @@ def to_autocast_type(x: Tensor) -> Tensor:
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return x.to(torch.get_autocast_dtype(device))
     return x
+
+
+MOST_BLOCKS = 1000
+"""Of a network; the largest that is published, SwinV2-G, has 50."""
+
+MOST_STAGES = 16
+"""Of a network; each halves the map and doubles its channels."""
+
+MOST_WEIGHTS = 10**10
+"""Of a network, 40 GB; SwinV2-G has 3 · 10⁹."""
+
+MOST_IN_CHANNELS = 4096
+"""Of images; those of hyperspectral cameras have hundreds."""
+
+MOST_PATCH = 256
+"""Pixels of a side of a patch."""
+
+
+def check_size(embed_dim: int, depths: Sequence[int], in_channels: int, mlp_ratio: float) -> None:
+    """Refuses a network that nothing could be computed with, before its blocks are made.
+
+    Raises:
+        UserError: it has no block or no channel, or more blocks or weights than any.
+    """
+    has_blocks = 0 < len(depths) <= MOST_STAGES and min(depths) >= 0 and sum(depths) <= MOST_BLOCKS
+    if not has_blocks or embed_dim < 1 or not 1 <= in_channels <= MOST_IN_CHANNELS:
+        raise UserError(
+            f"depths {shorten(depths)}, embed_dim {shorten(embed_dim)}, in_channels {shorten(in_channels)}: expected "
+            f"up to {MOST_BLOCKS} blocks in up to {MOST_STAGES} stages, and 1 to {MOST_IN_CHANNELS} input channels"
+        )
+    # Of a block with C channels, attention has 4 C² weights and the MLP twice its ratio.
+    widths = [embed_dim * 2**stage for stage in range(len(depths))]
+    weights = sum(depth * width**2 * (4 + 2 * mlp_ratio) for depth, width in zip(depths, widths, strict=True))
+    if weights > MOST_WEIGHTS:
+        raise UserError(
+            f"depths {shorten(depths)}, embed_dim {shorten(embed_dim)}, mlp_ratio {mlp_ratio:g}: the network would "
+            f"have more than {MOST_WEIGHTS:,} weights"
+        )
 
 
 def expand_window(window_size: WindowSize, stages: int, axes: int, argument: str = "") -> tuple[Size, ...]:

@@ -7,10 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from swinv2_tasks import tasks
-from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.datamodules import ADE20KDataModule, CocoDataModule
 from swinv2_tasks.datamodules.base import BaseDataModule
 from swinv2_tasks.datamodules.scene_classes import MOST_CLASSES
@@ -18,6 +15,7 @@ from swinv2_tasks.datamodules.shards import is_url
 from swinv2_tasks.datamodules.transforms.augmentation import Augmentation
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.hyperparameters import Recorded, recorded_arguments, recorded_class, task_record
+from swinv2_tasks.training.resume import check_recorded_size
 from swinv2_tasks.text import printable
 from swinv2_tasks.training.run_folder import is_name
 from swinv2_tasks.weights.files import read_contents
@@ -41,7 +39,8 @@ def config_from_checkpoint(path: str, *, predict: bool = False, root_is_stated: 
         UserError: when the file is no checkpoint of a run, names classes that are not this package's, or a URL to read
             data from.
     """
-    record = task_record(read_contents(Path(path)), path)
+    contents = read_contents(Path(path))
+    record = task_record(contents, path)
     task, data = record["task"], record["data"]
     datamodule = None if data is None else recorded_class(BaseDataModule, data["class"])
     if task["class"] not in TASKS or datamodule in (None, BaseDataModule):
@@ -49,8 +48,7 @@ def config_from_checkpoint(path: str, *, predict: bool = False, root_is_stated: 
             f"{path} was made with {task['class']} and {data and data['class']}, which are not both this package's; "
             "give the run's config with --config."
         )
-    with torch.device("meta"):
-        SwinTransformerV2.from_config(record["backbone"])  # refuses any position bias but this package's
+    check_recorded_size(contents, record, path)
     backbone = {**record["backbone"], "position_bias": f"swinv2_tasks.backbone.{record['backbone']['position_bias']}"}
     backbone_config = {"class_path": "swinv2_tasks.backbone.SwinTransformerV2", "init_args": backbone}
     data_args = _evaluation_arguments(data["init_args"])

@@ -24,7 +24,6 @@ from swinv2_tasks.datamodules.readers.annotations import (
     is_finite,
     read_annotations,
     read_json,
-    shorten,
 )
 from swinv2_tasks.datamodules.readers.label_values import (
     Background,
@@ -38,6 +37,7 @@ from swinv2_tasks.errors import FaultyFiles, UserError
 from swinv2_tasks.evaluation.coco import MAX_DETECTIONS, Backend, CocoScores, IoUType, coco_scores, describe_limit
 from swinv2_tasks.evaluation.segmentation import Confusion, SegmentationScores
 from swinv2_tasks.files import prove_writable
+from swinv2_tasks.outside_files import shorten
 from swinv2_tasks.progress import WorkProgress
 from swinv2_tasks.text import printable, say
 

@@ -33,7 +33,13 @@ from swinv2_tasks.datamodules.readers.label_values import (
 )
 from swinv2_tasks.datamodules.scene_classes import ADE20K_NAMES, scene_class_names
 from swinv2_tasks.datamodules.scene_shares import check_shares, class_pixels, describe_shares
-from swinv2_tasks.datamodules.transforms.classification import IMAGENET_MEAN, IMAGENET_STD, check, height_width
+from swinv2_tasks.datamodules.transforms.classification import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    MOST_SIDE,
+    check,
+    height_width,
+)
 from swinv2_tasks.datamodules.transforms.segmentation import ADE20KAugmentation, SegmentationAugmentation
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.text import printable, say
@@ -123,6 +129,7 @@ class ADE20KDataModule(BaseDataModule):
     ) -> None:
         super().__init__(batch_size, num_workers, mean, std, faulty_samples, faulty_budget)
         if resize is not None:
+            check("resize", resize[0], 1, MOST_SIDE)
             check("resize", resize[1], 1, resize[0])
         self.root = root
         self.resize = None if resize is None else (resize[0], resize[1])

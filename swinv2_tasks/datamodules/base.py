@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, default_collate
 from swinv2_tasks.batches import SampleCounts, TaskData
 from swinv2_tasks.child_processes import available_cores
 from swinv2_tasks.datamodules.loader import BatchLoader, BatchOrder, FaultPolicy, FileOrder
+from swinv2_tasks.datamodules.transforms.classification import check
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.hyperparameters import Recorded
 
@@ -24,6 +25,12 @@ FaultChoice = Literal["error", "skip"]
 
 MOST_WORKERS = 8
 """DataLoader workers of a loader at most, where no setting says how many."""
+
+MOST_STATED_WORKERS = 1024
+"""DataLoader workers of a loader at most, where a setting says how many: each is a process."""
+
+LARGEST_BATCH = 100_000
+"""Samples of a batch at most."""
 
 
 class BaseDataModule(Recorded, LightningDataModule, TaskData):
@@ -75,8 +82,8 @@ class BaseDataModule(Recorded, LightningDataModule, TaskData):
         faulty_budget: int | None = None,
     ) -> None:
         super().__init__()
-        if batch_size < 1 or (num_workers is not None and num_workers < 0):
-            raise UserError(f"data.batch_size={batch_size}, data.num_workers={num_workers}; expected at least 1 and 0.")
+        check("batch_size", batch_size, 1, LARGEST_BATCH)
+        check("num_workers", num_workers or 0, 0, MOST_STATED_WORKERS)
         if min(std) <= 0:
             raise UserError(f"data.std is {tuple(std)}; expected three values above 0.")
         if faulty_budget is not None and faulty_budget < 0:

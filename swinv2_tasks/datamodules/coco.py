@@ -35,7 +35,7 @@ from swinv2_tasks.datamodules.readers.annotations import (
     read_categories,
 )
 from swinv2_tasks.datamodules.readers.images import list_images
-from swinv2_tasks.datamodules.transforms.classification import IMAGENET_MEAN, IMAGENET_STD, check
+from swinv2_tasks.datamodules.transforms.classification import IMAGENET_MEAN, IMAGENET_STD, MOST_SIDE, check
 from swinv2_tasks.datamodules.transforms.detection import DetectionAugmentation, MultiScaleAugmentation
 from swinv2_tasks.errors import UserError
 
@@ -148,6 +148,7 @@ class CocoDataModule(BaseDataModule):
         faulty_budget: int | None = None,
     ) -> None:
         super().__init__(batch_size, num_workers, mean, std, faulty_samples, faulty_budget)
+        check("resize", resize[0], 1, MOST_SIDE)
         check("resize", resize[1], 1, resize[0])
         check("stuff_classes", stuff_classes, 0, IGNORED - 1)
         self.root = root

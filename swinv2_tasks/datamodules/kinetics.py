@@ -81,6 +81,10 @@ class VideoFiles:
     test_list: str | None = None
 
 
+MOST_VIEWS = 1000
+"""Clips of a video, or crops of a clip, at most."""
+
+
 @dataclass(frozen=True)
 class ViewCounts:
     """Over how many views of a video evaluation averages the probabilities.
@@ -102,6 +106,7 @@ class ViewCounts:
         check("views.per_sample", 1 if self.per_sample is None else self.per_sample, 1)
         for name, views in (("val", self.val), ("test", self.test)):
             check(f"views.{name}", min(views), 1)
+            check(f"views.{name}", max(views), 1, MOST_VIEWS)
             clips, crops = views
             if clips * crops % min(self.per_sample or 1, clips * crops):
                 raise UserError(

@@ -26,7 +26,8 @@ from torchvision.ops import box_iou, clip_boxes_to_image
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.heads.mask_rcnn import DetectionHead, Features
 from swinv2_tasks.heads.nms import batched_nms
-from swinv2_tasks.inference.segmentation import Rescaled
+from swinv2_tasks.inference.segmentation import MOST_SCALE, MOST_VIEWS, Rescaled
+from swinv2_tasks.outside_files import shorten
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,11 @@ class DetectionInference:
                 f"inference.sigma is {self.sigma}, inference.max_detections {self.max_detections}; expected above 0 "
                 "and at least 1"
             )
-        if not self.scales or min(self.scales) <= 0:
-            raise UserError(f"inference.scales must be factors above 0, not {[*self.scales]}")
+        if not self.scales or min(self.scales) <= 0 or max(self.scales) > MOST_SCALE or len(self.scales) > MOST_VIEWS:
+            raise UserError(
+                f"inference.scales must be up to {MOST_VIEWS} factors above 0 and at most {MOST_SCALE}, not "
+                f"{shorten([*self.scales])}"
+            )
 
 
 @dataclass

@@ -21,12 +21,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.outside_files import shorten
 
 Network = Callable[[Tensor], Tensor]
 """Images (B, 3, H, W) → logits (B, K, h, w), h = ⌈H / stride⌉ and w likewise."""
 
 Rescaled = Callable[[float], Tensor]
 """A factor → the image (1, 3, h, w) at that multiple of its evaluation size, made of the pixels of its file."""
+
+MOST_SCALE = 16
+"""Multiple of the evaluation size that an image is resized to, at most."""
+
+MOST_VIEWS = 64
+"""Scales that are averaged, at most."""
+
+MOST_CROP = 8192
+"""Pixels of a side of the sliding window, at most."""
 
 STRIP = 2**24
 """Numbers that are enlarged at a time: 64 MiB of float32."""
@@ -62,6 +72,8 @@ class Inference:
         for name, choices in (("mode", ("whole", "slide")), ("blend", ("uniform", "gaussian"))):
             if getattr(self, name) not in choices:
                 raise UserError(f"inference.{name} must be {' or '.join(choices)}, not {getattr(self, name)!r}")
+        if not 0 < max(pair(self.crop_size)) <= MOST_CROP:
+            raise UserError(f"inference.crop_size is {self.crop_size}; expected sides of 1 to {MOST_CROP} pixels")
         if not all(0 < step <= side for step, side in zip(pair(self.stride), pair(self.crop_size), strict=True)):
             raise UserError(
                 f"inference.stride is {self.stride}, inference.crop_size {self.crop_size}: the stride must be above 0 "
@@ -71,8 +83,11 @@ class Inference:
             raise UserError(
                 f"inference.sliding_window_batch_size must be at least 1, not {self.sliding_window_batch_size}"
             )
-        if not self.scales or min(self.scales) <= 0:
-            raise UserError(f"inference.scales must be factors above 0, not {[*self.scales]}")
+        if not self.scales or min(self.scales) <= 0 or max(self.scales) > MOST_SCALE or len(self.scales) > MOST_VIEWS:
+            raise UserError(
+                f"inference.scales must be up to {MOST_VIEWS} factors above 0 and at most {MOST_SCALE}, not "
+                f"{shorten([*self.scales])}"
+            )
 
     def rescale(self, factor: float, multiple: int) -> Inference:
         """The same for images whose sides are larger by a factor: a sliding window and its step grow along.

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import Tensor
 
 from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.backbone.window import Size
@@ -27,6 +29,7 @@ from swinv2_tasks.weights.formats import some
 from swinv2_tasks.weights.integrity import check_finite, check_types, collect_tensors
 from swinv2_tasks.weights.loading import find_incompatible_keys, resize_tables
 from swinv2_tasks.weights.saving import checkpoint_record
+from swinv2_tasks.weights.sharded import ShardedTensor
 from swinv2_tasks.weights.windows import windows_of
 
 
@@ -304,7 +307,9 @@ class RestorableTask(Recorded, PlannedTask, ClassAwareTask):
         recorded = {name: value for name, value in record["task"]["init_args"].items() if name not in overrides}
         arguments = recorded_arguments(cls, recorded, str(checkpoint_path))
         arguments |= {"weights": None, **overrides}
-        arguments.setdefault("backbone", SwinTransformerV2.from_config(record["backbone"]))
+        if "backbone" not in arguments:
+            check_recorded_size(contents, record, str(checkpoint_path))
+            arguments["backbone"] = SwinTransformerV2.from_config(record["backbone"])
         task = cls(**arguments)
         try:
             task.on_load_checkpoint(contents)
@@ -312,6 +317,27 @@ class RestorableTask(Recorded, PlannedTask, ClassAwareTask):
             raise UserError(f"{checkpoint_path}: {error}") from error
         task.load_state_dict(contents["state_dict"])
         return task.to(map_location).eval()
+
+
+def check_recorded_size(contents: Mapping[str, Any], record: Mapping[str, Any], source: str) -> None:
+    """Refuses a record of a backbone that has more weights than the file: building it would take any memory.
+
+    Raises:
+        UserError: it is one; or its position bias is not one of this package.
+    """
+    with torch.device("meta"):
+        backbone = SwinTransformerV2.from_config(record["backbone"])
+    needed = sum(parameter.numel() for parameter in backbone.parameters())
+    classes = record["task"]["init_args"].get("num_classes")
+    needed += classes if isinstance(classes, int) else 0  # a class has a weight at least
+    state = contents.get("state_dict")
+    tensors = [*state.values()] if isinstance(state, Mapping) else []
+    held = sum(math.prod(tensor.shape) for tensor in tensors if isinstance(tensor, Tensor | ShardedTensor))
+    if needed > held:
+        raise UserError(
+            f"{source} is corrupt: its record is of a network of at least {needed:,} weights, but it holds {held:,} "
+            "numbers."
+        )
 
 
 def _check_same_steps(old: StepSize, new: StepSize) -> None:

@@ -6,7 +6,6 @@ Format: https://cocodataset.org/#format-data.
 import math
 import os
 import pickle
-import reprlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pycocotools import mask as coco_masks
 from swinv2_tasks import outside_files
 from swinv2_tasks.datamodules.classes import abbreviate
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.outside_files import shorten
 
 Polygons = list[list[float]]
 """Outlines of an object's parts: x, y, x, y, … in pixels."""
@@ -535,11 +535,6 @@ def is_finite(value: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:  # a whole number of hundreds of digits
         return False
-
-
-def shorten(value: Any) -> str:
-    """A value of a JSON file as a message shows it: the first few of many entries, and of many digits."""
-    return reprlib.repr(value)
 
 
 def _all_finite(values: list[Any]) -> bool:

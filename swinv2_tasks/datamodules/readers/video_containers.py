@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from swinv2_tasks.outside_files import open_file
+
 
 def missing_bytes(path: Path) -> str | None:
     """That a file ends before its container says, where the container says."""
     size = path.stat().st_size
-    with path.open("rb") as file:
+    with open_file(path) as file:
         try:
             expected = _stated_size(file, size)
         except (struct.error, IndexError):
@@ -121,6 +123,36 @@ def _asf_size(file: BinaryIO) -> int | None:
     return None if flags & 1 else stated
 
 
+def excess_frames(path: Path) -> str | None:
+    """That an mp4 states more frames than it has bytes: a table for all of them would be made from a single number."""
+    size = path.stat().st_size
+    with open_file(path) as file:
+        if file.read(8)[4:] not in _TOP_BOXES:
+            return None
+        try:
+            stated = sum(_frame_counts(file, size))
+        except (struct.error, IndexError):
+            return None
+    return f"it states {stated:,} frames and samples in {size:,} bytes" if stated > size else None
+
+
+_TABLES = ("moov", "trak", "mdia", "minf", "stbl")
+_FRAGMENTS = ("moof", "traf")
+
+
+def _frame_counts(file: BinaryIO, size: int) -> Iterator[int]:
+    """How many samples each track, and each fragment of a track, of an mp4 states."""
+    for *path, box_type, skipped in (
+        (*_TABLES, "stsz", 8),
+        (*_TABLES, "stz2", 8),
+        (*_FRAGMENTS, "trun", 4),
+    ):
+        for start, _ in _inner(file, 0, size, *(name.encode() for name in (*path, box_type))):
+            file.seek(start + skipped)
+            (number,) = struct.unpack(">I", file.read(4))
+            yield number
+
+
 _CODECS = {
     "av01": "AV1",
     "v_av1": "AV1",
@@ -139,7 +171,7 @@ def stated_codec(path: Path) -> str | None:
     To be asked of files whose pictures FFmpeg does not know: mp4, Matroska, MPEG transport streams.
     """
     size = path.stat().st_size
-    with path.open("rb") as file:
+    with open_file(path) as file:
         head = file.read(64 << 10)
         if head[4:8] in _TOP_BOXES:
             code = _sample_entry(file, size)
@@ -181,7 +213,7 @@ _TURNS = ((1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0))
 def has_quarter_turns(path: Path) -> bool:
     """Whether the matrices of an mp4 are quarter turns: decord takes flips for turns as well."""
     size = path.stat().st_size
-    with path.open("rb") as file:
+    with open_file(path) as file:
         moov = next(((start, end) for box_type, start, end in _boxes(file, 0, size) if box_type == b"moov"), None)
         if moov is None:
             return False

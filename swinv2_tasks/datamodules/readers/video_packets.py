@@ -18,7 +18,12 @@ from swinv2_tasks.datamodules.readers.video_bitstreams import (
     random_access,
     shows_frame,
 )
-from swinv2_tasks.datamodules.readers.video_containers import has_quarter_turns, missing_bytes, stated_codec
+from swinv2_tasks.datamodules.readers.video_containers import (
+    excess_frames,
+    has_quarter_turns,
+    missing_bytes,
+    stated_codec,
+)
 
 _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,asf,mpegts,mpeg,mpegvideo,m4v,h264,hevc,ogg,ivf,obu,mxf,nut,gif,rm"
@@ -120,6 +125,7 @@ def video_stream(container: av.container.InputContainer, index: int | None = Non
         if other is not stream:
             other.discard = av.stream.Discard.all
     stream.codec_context.thread_count = 1
+    stream.codec_context.options = {"max_pixels": str(MOST_FRAME_PIXELS)}  # of frames, whatever the header states
     return stream
 
 
@@ -177,12 +183,13 @@ def forget_indices() -> None:
 
 
 def _index(path: str) -> VideoIndex:
-    if (reason := missing_bytes(Path(path))) is not None:
+    if (reason := missing_bytes(Path(path)) or excess_frames(Path(path))) is not None:
         raise UnreadableVideo(reason)
 
     with open_video(path) as container:
         stream = video_stream(container)
         number = stream.index
+        _check_size(stream)
         codec = stream.codec_context.codec.canonical_name
         packets = _read_packets(container, stream, codec)
         is_mp4 = container.format.name == _MP4
@@ -219,6 +226,27 @@ def _index(path: str) -> VideoIndex:
     return VideoIndex(number, len(times), times, _seek_points(packets, times), False)
 
 
+MOST_FRAME_PIXELS = 10_000_000
+"""Of a frame: 4096 × 2304 has 9.4 million. A clip of 32 frames then takes 1 GB."""
+
+MOST_PACKETS = 2_000_000
+"""Of a video: those of nine hours at 60 frames a second."""
+
+
+def _check_size(stream: av.VideoStream) -> None:
+    """Refuses a video whose frames, as its header states them, would fill the memory.
+
+    Raises:
+        UnreadableVideo: they would.
+    """
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if width * height > MOST_FRAME_PIXELS:
+        raise UnreadableVideo(
+            f"its frames have {width}×{height} pixels, more than the {MOST_FRAME_PIXELS:,} that are allowed; make them "
+            "smaller, as by ffmpeg -i OLD -vf scale=-2:1080 NEW.mp4"
+        )
+
+
 def _read_packets(container: av.container.InputContainer, stream: av.VideoStream, codec: str) -> _Packets:
     """All packets of a stream.
 
@@ -230,6 +258,8 @@ def _read_packets(container: av.container.InputContainer, stream: av.VideoStream
     with ffmpeg_errors(container.format.name) as errors:
         try:
             for packet in container.demux(stream):
+                if len(rows) > MOST_PACKETS:
+                    raise UnreadableVideo(f"it has more than {MOST_PACKETS:,} packets; cut it into several videos")
                 if packet.size or packet.dts is not None:  # the last one only says that there are no more
                     rows.append(_row(packet, codec, length, len(rows)))
         except av.FFmpegError as error:

@@ -16,6 +16,7 @@ from swinv2_tasks.datamodules.readers.images import has_extension, list_files
 from swinv2_tasks.datamodules.readers.video_decoders import DecordDecoder, PyAVDecoder, VideoDecoder, has_decord
 from swinv2_tasks.datamodules.readers.video_packets import UnreadableVideo, VideoIndex, decode, index_video
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.outside_files import open_file
 from swinv2_tasks.text import printable
 
 VIDEO_EXTENSIONS: tuple[str, ...] = (
@@ -82,9 +83,21 @@ class Video:
                 f"{printable(self.path)} has frames 0 to {len(self) - 1}, not {numbers[0]} to {numbers[-1]}"
             )
         try:
-            return np.stack(self._decoder.read(numbers.tolist()))[positions]
+            frames = self._read(numbers.tolist())
+            return frames if np.array_equal(positions, np.arange(len(numbers))) else frames[positions]
         except UnreadableVideo as reason:
             raise unreadable_video(self.path, reason) from reason
+
+    def _read(self, numbers: list[int]) -> np.ndarray:
+        """Frames by number, which ascend; as of `frames`. With PyAV none of them is in memory twice."""
+        if isinstance(self._decoder, DecordDecoder) or len(numbers) < 2:
+            return np.stack(self._decoder.read(numbers))
+        (first,) = self._decoder.read(numbers[:1])
+        frames = np.empty((len(numbers), *first.shape), np.uint8)
+        frames[0] = first
+        for row, number in enumerate(numbers[1:], start=1):
+            (frames[row],) = self._decoder.read([number])
+        return frames
 
     def _open(self, choice: DecoderChoice) -> VideoDecoder:
         if choice != "decord":
@@ -143,6 +156,10 @@ def _checked_index(path: Path) -> VideoIndex:
         raise UnreadableVideo("the file does not exist")
     if path.is_dir():
         raise UnreadableVideo("it is a folder")
+    try:
+        open_file(path).close()
+    except OSError as error:
+        raise UnreadableVideo(str(error.strerror)) from error
     if path.stat().st_size == 0:
         raise UnreadableVideo("the file is empty (0 bytes)")
     return index_video(str(path))

@@ -23,9 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from swinv2_tasks.datamodules.classes import Classes
+from swinv2_tasks.datamodules.classes import MOST_SAMPLES, Classes
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.files import replace_file
+from swinv2_tasks.outside_files import load_json, read_bytes
 
 INDEX = "index.json"
 ORDER = "order.npy"
@@ -124,7 +125,7 @@ class Shards:
         self.streaming = streaming
         self.remote = is_url(location)
         self.chunks, self.classes = _parse_index(index, join_location(location, INDEX))
-        self.left_out = list(json.loads(index).get("faulty", ()))
+        self.left_out = list(load_json(index).get("faulty", ()))
 
         self._class_ids = frozenset(self.classes.ids)
         sizes = [chunk["chunk_size"] for chunk in self.chunks]
@@ -249,14 +250,14 @@ class Shards:
                 excess -= size
 
     def _read_order(self) -> np.ndarray:
-        content = _read(self.location, ORDER)
         samples = sum(chunk["chunk_size"] for chunk in self.chunks)
+        content = _read(self.location, ORDER, _LONGEST_HEADER + 8 * samples)
+        reason = f"it is no order of the {samples} samples in {INDEX}"
         try:
-            order = np.load(io.BytesIO(content or b""), allow_pickle=False)
-            if np.array_equal(np.sort(order), np.arange(samples)):
+            order = _read_array(io.BytesIO(content or b""), samples)
+            if order is not None and np.array_equal(np.sort(order), np.arange(samples)):
                 return order
-            reason = f"it is no order of the {samples} samples in {INDEX}"
-        except (ValueError, EOFError, OSError) as error:
+        except (ValueError, EOFError, OSError, TypeError) as error:  # what numpy raises for headers that are none
             reason = "it is missing" if content is None else str(error)
         raise UserError(f"Cannot read {join_location(self.location, ORDER)}: {reason}. Copy the folder again.")
 
@@ -282,7 +283,7 @@ def litdata_module() -> Any:
 def _parse_index(content: bytes, name: str) -> tuple[list[dict[str, Any]], Classes]:
     """The shards and the classes that an index lists, when it can only have been written by this package."""
     try:
-        index = json.loads(content)
+        index = load_json(content)
         config = index["config"]
         chunks = index["chunks"]
         classes = Classes(**index["classes"])
@@ -291,8 +292,10 @@ def _parse_index(content: bytes, name: str) -> tuple[list[dict[str, Any]], Class
             raise ValueError("its samples are of another type")
         if not chunks or not all(re.fullmatch(r"chunk-\d+-\d+\.bin", chunk["filename"]) for chunk in chunks):
             raise ValueError("it lists no shards, or some of other names")
-        if not all(type(chunk[key]) is int and chunk[key] > 0 for chunk in chunks for key in _SIZES):
-            raise ValueError("a shard's size is no number")
+        if not all(type(chunk[key]) is int and 0 < chunk[key] < 2**48 for chunk in chunks for key in _SIZES):
+            raise ValueError("a shard's size is no number of bytes or samples")
+        if sum(chunk["chunk_size"] for chunk in chunks) > MOST_SAMPLES:
+            raise ValueError(f"it has more than {MOST_SAMPLES:,} samples")
         if not all(isinstance(text, str) for text in (*classes.ids, *classes.names)):
             raise ValueError("a class is no text")
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -305,17 +308,50 @@ def _parse_index(content: bytes, name: str) -> tuple[list[dict[str, Any]], Class
 
 _SIZES = ("chunk_size", "chunk_bytes")
 
+MOST_INDEX_BYTES = 2**26
+"""Of an index: that of ImageNet-22k, with its classes and 20,000 shards, has some 5 MB."""
 
-def _read(location: str, name: str) -> bytes | None:
-    """The content of a small file; None if it does not exist."""
+_LONGEST_HEADER = 10_000
+"""Bytes that stand before the numbers of order.npy at most, by numpy's own limit."""
+
+
+def _read_array(file: io.BytesIO, number: int) -> np.ndarray | None:
+    """The so many whole numbers of a .npy file; None where it is of other numbers, or of more or fewer.
+
+    Raises:
+        ValueError: it is no such file, or its header is too long.
+    """
+    version = np.lib.format.read_magic(file)
+    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, kind = header(file)
+    if shape != (number,) or kind.kind not in "iu" or kind.itemsize > 8:
+        return None
+    rest = file.read()
+    return np.frombuffer(rest, kind).copy() if len(rest) == number * kind.itemsize else None
+
+
+def _read(location: str, name: str, most: int = MOST_INDEX_BYTES) -> bytes | None:
+    """The content of a small file, of so many bytes at most; None if it does not exist."""
     try:
         if is_url(location):
-            return _request(join_location(location, name), lambda files, path: files.cat_file(path))
-        return (Path(location) / name).read_bytes()
+            return _request(join_location(location, name), lambda files, path: _fetch_small(files, path, most))
+        return read_bytes(Path(location) / name, most)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise UserError(f"{join_location(location, name)} cannot be read: {error.strerror}") from error
+
+
+def _fetch_small(files: Any, path: str, most: int) -> bytes:
+    """The content of a file behind a URL.
+
+    Raises:
+        ValueError: it is larger than so many bytes.
+    """
+    content: bytes = files.cat_file(path, end=most + 1)
+    if len(content) > most:
+        raise ValueError(f"it has more than {most:,} bytes")
+    return content
 
 
 def _request(url: str, request: Callable[[Any, str], Any]) -> Any:

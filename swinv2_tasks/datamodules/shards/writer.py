@@ -23,10 +23,11 @@ import numpy as np
 
 from swinv2_tasks.child_processes import follow_parent
 from swinv2_tasks.datamodules.classes import Classes
-from swinv2_tasks.datamodules.readers.images import read_image
-from swinv2_tasks.datamodules.shards.reader import CONFIG, INDEX, ORDER, litdata_module
+from swinv2_tasks.datamodules.readers.images import MOST_FILE_BYTES, read_image
+from swinv2_tasks.datamodules.shards.reader import CONFIG, INDEX, MOST_INDEX_BYTES, ORDER, litdata_module
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.files import replace_file
+from swinv2_tasks.outside_files import load_json, read_bytes, read_json, read_text
 from swinv2_tasks.text import printable
 
 PLAN = "plan.jsonl"
@@ -142,7 +143,7 @@ def write_shard(job: Job) -> dict[str, Any]:
     for image in job.images:
         try:
             read_image(image.path)
-            content = Path(image.path).read_bytes()
+            content = read_bytes(image.path, MOST_FILE_BYTES)
         except (UserError, OSError) as error:
             faulty[image.name] = str(error)
             continue
@@ -215,7 +216,7 @@ def _identity(images: Sequence[StoredImage], classes: Classes, shard_bytes: int,
 def _read_finished(folder: Path, identity: str, skip_faulty: bool) -> dict[str, str]:
     """The faulty images that shards which are whole were written without."""
     try:
-        index = json.loads((folder / INDEX).read_bytes())
+        index = read_json(folder / INDEX, MOST_INDEX_BYTES)
         faults = dict(index["faulty"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder} exists, but not as a folder of such shards. Name another folder.") from error
@@ -229,8 +230,8 @@ def _read_plan(folder: Path, identity: str, skip_faulty: bool) -> tuple[list[int
         shutil.rmtree(left) if left.is_dir() else left.unlink()
     entries: list[dict[str, Any]] = []
     try:
-        for line in (folder / PLAN).read_text().splitlines():
-            entries.append(json.loads(line))
+        for line in read_text(folder / PLAN).splitlines():
+            entries.append(load_json(line))
     except (FileNotFoundError, ValueError):
         pass  # the last line was cut off by a kill
     if not entries:

@@ -309,14 +309,23 @@ def eval_transform(
     return v2.Compose([*steps, *normalization_steps(mean, std), v2.ToPureTensor()])
 
 
+MOST_SIDE = 8192
+"""Pixels of a side of the images that a model is given: a square of so many takes 0.8 GB."""
+
+
+MOST_SCALE = 16
+"""By which images are enlarged at most beyond their evaluation's size."""
+
+
 def height_width(image_size: int | tuple[int, int], name: str = "image_size") -> tuple[int, int]:
     """(height, width) in pixels of a side or of a pair; `name` is that of the setting.
 
     Raises:
-        UserError: A side is less than one pixel.
+        UserError: A side is less than one pixel, or more than `MOST_SIDE`.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    check(name, min(height, width), 1)
+    for side in (height, width):
+        check(name, side, 1, MOST_SIDE)
     return height, width
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from swinv2_tasks.datamodules.readers.annotations import CocoObject
 from swinv2_tasks.datamodules.transforms.augmentation import Augmentation
-from swinv2_tasks.datamodules.transforms.classification import check
+from swinv2_tasks.datamodules.transforms.classification import MOST_SCALE, MOST_SIDE, check
 from swinv2_tasks.datamodules.transforms.scenes import Scene
 
 SceneTransform = Callable[[np.ndarray, Sequence[CocoObject], np.ndarray | None, str], Scene]
@@ -72,9 +72,10 @@ class MultiScaleAugmentation(DetectionAugmentation):
     copy_paste: float = 0.0
 
     def __post_init__(self) -> None:
+        check("augmentation.min_size", self.min_size[1], 1, MOST_SIDE)
         check("augmentation.min_size", self.min_size[0], 1, self.min_size[1])
         check("augmentation.min_size_step", self.min_size_step, 1)
-        check("augmentation.max_size", self.max_size, self.min_size[0])
+        check("augmentation.max_size", self.max_size, self.min_size[0], MOST_SIDE)
         check("augmentation.crop", self.crop, 0, 1)
         check_flip_and_paste(self.horizontal_flip, self.copy_paste)
 
@@ -129,7 +130,8 @@ class ScaleJitterAugmentation(DetectionAugmentation):
     copy_paste: float = 0.0
 
     def __post_init__(self) -> None:
-        check("augmentation.target_size", self.target_size, 1)
+        check("augmentation.target_size", self.target_size, 1, MOST_SIDE)
+        check("augmentation.scale_range", self.scale_range[1], 1e-3, MOST_SCALE)
         check("augmentation.scale_range", self.scale_range[0], 1e-3, self.scale_range[1])
         check_flip_and_paste(self.horizontal_flip, self.copy_paste)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from swinv2_tasks.datamodules.transforms.augmentation import Augmentation
-from swinv2_tasks.datamodules.transforms.classification import check
+from swinv2_tasks.datamodules.transforms.classification import MOST_SCALE, check
 
 
 class SegmentationAugmentation(Augmentation):
@@ -48,6 +48,7 @@ class ADE20KAugmentation(SegmentationAugmentation):
     photometric_distortion: bool = True
 
     def __post_init__(self) -> None:
+        check("augmentation.scale_range", self.scale_range[1], 1e-3, MOST_SCALE)
         check("augmentation.scale_range", self.scale_range[0], 1e-3, self.scale_range[1])
         check("augmentation.cat_max_ratio", self.cat_max_ratio, 0, 1)
         check("augmentation.horizontal_flip", self.horizontal_flip, 0, 1)

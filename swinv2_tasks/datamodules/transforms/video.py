@@ -32,6 +32,10 @@ LONGEST = 64
 """How many times longer than a view frames may be."""
 
 
+MOST_FRAMES = 1024
+"""Of a clip."""
+
+
 @dataclass(frozen=True)
 class FrameSampling:
     """Which frames of a video a clip is made of.
@@ -54,8 +58,8 @@ class FrameSampling:
     short: Literal["loop", "hold"] = "loop"
 
     def __post_init__(self) -> None:
-        check("sampling.frames", self.frames, 1)
-        check("sampling.stride", self.stride, 1)
+        check("sampling.frames", self.frames, 1, MOST_FRAMES)
+        check("sampling.stride", self.stride, 1, 2**20)
         for name, choices in (("mode", ("dense", "segments")), ("short", ("loop", "hold"))):
             if getattr(self, name) not in choices:
                 raise UserError(f"data.sampling.{name} is {getattr(self, name)!r}; expected {' or '.join(choices)}.")
