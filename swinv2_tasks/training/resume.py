@@ -19,6 +19,7 @@ from swinv2_tasks.backbone.window import Size
 from swinv2_tasks.batches import task_data
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.hyperparameters import Recorded, recorded_arguments, task_record
+from swinv2_tasks.outside_files import shorten
 from swinv2_tasks.text import say
 from swinv2_tasks.training.classes import ClassAwareTask
 from swinv2_tasks.training.lightning_internals import attached_trainer, is_accumulating
@@ -325,13 +326,19 @@ def check_recorded_size(contents: Mapping[str, Any], record: Mapping[str, Any], 
     Raises:
         UserError: it is one; or its position bias is not one of this package.
     """
+    state = contents.get("state_dict")
+    tensors = [*state.values()] if isinstance(state, Mapping) else []
+    blocks = sum(depth for depth in record["backbone"]["depths"] if isinstance(depth, int))
+    if blocks > len(tensors):  # before they are made, if only of shapes
+        raise UserError(
+            f"{source} is corrupt: its record is of a network of {shorten(blocks)} blocks, but it holds {len(tensors):,} "
+            "tensors."
+        )
     with torch.device("meta"):
         backbone = SwinTransformerV2.from_config(record["backbone"])
     needed = sum(parameter.numel() for parameter in backbone.parameters())
     classes = record["task"]["init_args"].get("num_classes")
     needed += classes if isinstance(classes, int) else 0  # a class has a weight at least
-    state = contents.get("state_dict")
-    tensors = [*state.values()] if isinstance(state, Mapping) else []
     held = sum(math.prod(tensor.shape) for tensor in tensors if isinstance(tensor, Tensor | ShardedTensor))
     if needed > held:
         raise UserError(
