@@ -15,8 +15,8 @@ from swinv2_tasks.datamodules.shards import is_url
 from swinv2_tasks.datamodules.transforms.augmentation import Augmentation
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.hyperparameters import Recorded, recorded_arguments, recorded_class, task_record
-from swinv2_tasks.training.resume import check_recorded_size
 from swinv2_tasks.text import printable
+from swinv2_tasks.training.resume import check_recorded_size
 from swinv2_tasks.training.run_folder import is_name
 from swinv2_tasks.weights.files import read_contents
 

@@ -331,8 +331,8 @@ def check_recorded_size(contents: Mapping[str, Any], record: Mapping[str, Any], 
     blocks = sum(depth for depth in record["backbone"]["depths"] if isinstance(depth, int))
     if blocks > len(tensors):  # before they are made, if only of shapes
         raise UserError(
-            f"{source} is corrupt: its record is of a network of {shorten(blocks)} blocks, but it holds {len(tensors):,} "
-            "tensors."
+            f"{source} is corrupt: its record is of a network of {shorten(blocks)} blocks, but it holds "
+            f"{len(tensors):,} tensors."
         )
     with torch.device("meta"):
         backbone = SwinTransformerV2.from_config(record["backbone"])
