@@ -323,11 +323,11 @@ def _read_array(file: io.BytesIO, number: int) -> np.ndarray | None:
     """
     version = np.lib.format.read_magic(file)
     header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, kind = header(file)
-    if shape != (number,) or kind.kind not in "iu" or kind.itemsize > 8:
+    shape, _, dtype = header(file)
+    if shape != (number,) or dtype.kind not in "iu" or dtype.itemsize > 8:
         return None
     rest = file.read()
-    return np.frombuffer(rest, kind).copy() if len(rest) == number * kind.itemsize else None
+    return np.frombuffer(rest, dtype).copy() if len(rest) == number * dtype.itemsize else None
 
 
 def _read(location: str, name: str, most: int = MOST_INDEX_BYTES) -> bytes | None:
