@@ -4,13 +4,36 @@ from __future__ import annotations
 
 import fcntl
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.connections import LOG, python_path, refuse_other_machines, refused_connections
+
 SLOW_TIMEOUT = 3600
 """Seconds that a slow test may take; the others' limit is in pyproject.toml."""
+
+
+def pytest_configure() -> None:
+    """Refuses connections to other machines, in this process and in those that it starts."""
+    log, os.environ[LOG] = tempfile.mkstemp(prefix="connections-")
+    os.close(log)
+    os.environ["PYTHONPATH"] = python_path(*filter(None, [os.environ.get("PYTHONPATH")]))
+    refuse_other_machines()
+
+
+def pytest_unconfigure() -> None:
+    Path(os.environ[LOG]).unlink(missing_ok=True)
+
+
+@pytest.fixture(autouse=True)
+def no_connections() -> Iterator[None]:
+    """Fails a test in which a connection was refused, also where the refusal was swallowed."""
+    before = len(refused_connections())
+    yield
+    assert refused_connections()[before:] == [], "another machine was asked for"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.helpers.connections import python_path
+
 ROOT = Path(__file__).parents[2]
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
@@ -116,7 +118,7 @@ def run(
     """Runs ``swinv2-tasks ARGUMENTS`` in a folder to its end; with several processes, in DDP by gloo on the CPU."""
     if processes == 1:
         return start(arguments, folder, **environment).wait()
-    variables = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    variables = {"PYTHONPATH": python_path(ROOT), "OMP_NUM_THREADS": "1"}
     many = [f"--trainer.devices={processes}", f"--trainer.strategy={strategy}", "--trainer.accelerator=cpu"]
     done = subprocess.run(
         [sys.executable, "-m", "swinv2_tasks", *_allow_helpers([*arguments, *many])],

@@ -20,6 +20,7 @@ from swinv2_tasks.commands.sample_data import sample_data
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.sample_data.shapes import MOTIONS, OUTLINES, detection_scene, motion_clip
 from swinv2_tasks.sample_data.writer import annotation, generator, write_sample_data
+from tests.helpers.connections import python_path
 from tests.helpers.runs import read_table
 
 SCALE = 0.12
@@ -121,7 +122,7 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path) -> None:
     )
     folder = tmp_path / "folder"
     folder.mkdir()
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": python_path(Path(__file__).parents[2])}
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(folder / "data")], stderr=subprocess.PIPE, text=True, env=environment
     )

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from swinv2_tasks.progress import format_number
+from tests.helpers.connections import python_path
 from tests.helpers.processes import ROOT, run
 from tests.helpers.runs import last_checkpoint, read_table
 from tests.helpers.tiny import write_config, write_images
@@ -266,7 +267,7 @@ def test_two_devices_in_a_notebook(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", NOTEBOOK, *arguments],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": python_path(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=180,
@@ -308,7 +309,7 @@ def test_spawned_processes_from_python(strategy: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "program.py", str(images), strategy],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": python_path(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=180,

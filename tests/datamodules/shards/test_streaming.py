@@ -28,6 +28,7 @@ from swinv2_tasks.datamodules import ImageNetAugmentation, ImageNetDataModule
 from swinv2_tasks.datamodules.shards import Shards, Streaming, open_shards
 from swinv2_tasks.datamodules.shards.reader import CONFIG
 from swinv2_tasks.errors import UserError
+from tests.helpers.connections import python_path
 from tests.helpers.processes import run, send_at
 from tests.helpers.resuming import RESUME, differences, last, write_run
 from tests.helpers.tiny import COLORS, write_images
@@ -427,7 +428,7 @@ def test_plain_folders_do_without_it(folder: Path, tmp_path: Path) -> None:
         f"data = M({str(folder)!r}, image_size=32, batch_size=8, num_workers=0); data.setup('fit'); "
         "next(iter(data.train_dataloader()))"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    environment = {**os.environ, "PYTHONPATH": python_path(Path(__file__).parents[3])}
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=environment)
 
 
