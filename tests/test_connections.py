@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -74,8 +75,6 @@ def test_tests_reach_their_own_machine() -> None:
 
 def run_all(commands: list[list[str]], folder: Path) -> None:
     """Runs commands in a new process, which imports all that they need; none may ask for another machine."""
-    import json
-
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment.pop("NO_ALBUMENTATIONS_UPDATE", None)  # which the package sets by itself
     done = subprocess.run(

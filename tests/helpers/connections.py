@@ -1,8 +1,8 @@
 """Tests reach no machine but their own: what asks for another is refused, and fails its test.
 
 An audit hook refuses the connection in this process and in the Python processes that it starts: these read
-``at_start/sitecustomize.py``, which is on their path. Whoever swallows the refusal, as code that looks for newer versions
-does, has left a line in a file by then.
+``at_start/sitecustomize.py``, which is on their path. Whoever swallows the refusal, as code that looks for newer
+versions does, has left a line in a file by then.
 
 Nothing but the standard library is imported here: each process reads this file before anything else.
 """
