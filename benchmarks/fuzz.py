@@ -16,12 +16,14 @@ their files are kept below DIR/failures, and the exit status is 1.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,7 +35,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: threads do not 
 import torch
 
 from benchmarks.fuzzing.mutations import mutate
-from benchmarks.fuzzing.processes import OUTCOMES, Case, Ending, remove, run_all, run_in_child
+from benchmarks.fuzzing.processes import MEMORY, OUTCOMES, Case, Ending, limit_memory, remove, run_all, run_in_child
 from benchmarks.fuzzing.seeds import Target, list_targets, write_seeds
 from benchmarks.measuring import parse_settings
 from swinv2_tasks.progress import WorkProgress
@@ -44,7 +46,17 @@ LAZY = (
     *("swinv2_tasks.cli.tasks_cli", "swinv2_tasks.commands.weights", "swinv2_tasks.commands.score"),
     *("swinv2_tasks.commands.data", "swinv2_tasks.commands.sweep.sweep", "swinv2_tasks.commands.memory.command"),
     *("matplotlib.pyplot", "litdata", "faster_coco_eval", "pycocotools.cocoeval", "av", "decord"),
-    *("torch.utils.tensorboard", "torchvision.datasets.folder", "torch._dynamo"),
+    *("torch.utils.tensorboard", "torchvision.datasets.folder", "torch.utils._sympy.functions"),
+    *(
+        "albumentations",
+        "albumentations.pytorch",
+        "pycocotools.coco",
+        "matplotlib.backends.backend_agg",
+        "av.subtitles",
+    ),
+    *("PIL.BmpImagePlugin", "PIL.GifImagePlugin", "PIL.PpmImagePlugin", "PIL.TiffImagePlugin", "PIL.WebPImagePlugin"),
+    *("PIL.AvifImagePlugin", "PIL.Jpeg2KImagePlugin", "swinv2_tasks.datamodules.transforms.detection_steps"),
+    *("swinv2_tasks.datamodules.transforms.segmentation_steps", "rich._emoji_codes", "fsspec.implementations.local"),
 )
 """What commands import when they need it: imported once, before the first case."""
 
@@ -184,10 +196,13 @@ def import_all() -> None:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # what mutations provoke
     from swinv2_tasks.cli.main import main
 
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
         main(["fit", "--config=imagenet.yaml", "--print_config"])
+    gc.collect()
+    gc.freeze()  # collections in the forked processes would copy all of this memory
 
 
 def signature(ending: Ending) -> str:
@@ -241,6 +256,7 @@ def fuzz(fuzzer: Fuzzer, numbers: range, processes: int, failures: Path, keep: b
                 signatures[words].append(number)
                 if len(signatures[words]) == 1:
                     print(f"case {number}: {target.format}, {target.command_name}: {words}", flush=True)
+                    fuzzer.reduce(number, ending.outcome)
                 kept = failures / f"{number:06}_{ending.outcome}"
                 fuzzer.keep(number, ending, kept)
             if not keep:
@@ -263,6 +279,7 @@ def main(settings: Settings) -> int:
         run_in_child(lambda: write_seeds(partial), output / "seeds.log")
         check_unchanged(Fuzzer(partial, output / "cases", settings.seed), settings.processes)
         partial.rename(seeds)
+    limit_memory(2 * MEMORY)  # a mutation that is out of bounds ends here, not the machine
     fuzzer = Fuzzer(seeds, output / "cases", settings.seed, settings.formats)
     numbers = range(settings.first, settings.first + settings.cases)
     counts = fuzz(fuzzer, numbers, settings.processes, output / "failures", settings.keep)

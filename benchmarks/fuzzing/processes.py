@@ -148,13 +148,18 @@ def _run_and_exit(arguments: Sequence[str], folder: Path, log: Path) -> None:
         os._exit(status)
 
 
+def limit_memory(more: int) -> None:
+    """Lets this process take so many bytes more than it has now."""
+    limit = _status_bytes("VmData") + more
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+
+
 def _limit() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (PROCESSOR_SECONDS, PROCESSOR_SECONDS + 5))
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**30, 2**30))
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # an error, as on a full disk
-    limit = _status_bytes("VmData") + MEMORY
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    limit_memory(MEMORY)
 
 
 class _Watch:

@@ -94,7 +94,14 @@ def _checkpoints() -> Iterator[Target]:
         yield Target("checkpoint", convert, task, CHECKPOINT, "checkpoint", many / 2)
         yield Target("checkpoint", _validate(), task, CHECKPOINT, "checkpoint", many)
         yield Target("checkpoint", _predict(source), task, CHECKPOINT, "checkpoint", many)
-        yield Target("checkpoint", ("fit", "--resume", "runs/seed/0"), task, CHECKPOINT, "checkpoint", many / 2)
+        yield Target(
+            "checkpoint",
+            ("fit", "--resume", "runs/seed/0", "--trainer.max_steps=2"),
+            task,
+            CHECKPOINT,
+            "checkpoint",
+            many / 2,
+        )
     sweep = ("sweep", f"--ckpt_path={CHECKPOINT}", "--settings", "4@32", "--runs=sweeps")
     yield Target("checkpoint", sweep, "classification", CHECKPOINT, "checkpoint", 0.15)
 
@@ -205,7 +212,7 @@ def _lists() -> Iterator[Target]:
 
 
 def _runs() -> Iterator[Target]:
-    resume = ("fit", "--resume", "runs/seed/0")
+    resume = ("fit", "--resume", "runs/seed/0", "--trainer.max_steps=2")
     for name, content in (("config.yaml", "yaml"), ("run.json", "json"), ("metrics.csv", "text")):
         yield Target("run folder", resume, "classification", f"runs/seed/0/{name}", content, 1)
     yield Target("run folder", resume, "classification", "runs/seed/0/summary.json", "json", 0.3)
