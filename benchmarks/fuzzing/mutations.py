@@ -501,7 +501,7 @@ def mutate_checkpoint(content: bytes, rng: Random, other: bytes = b"") -> bytes:
     if rng.random() < 0.3:
         return mutate_zip(content, rng, other)
     try:
-        contents = torch.load(io.BytesIO(content), weights_only=False)  # it was written by the benchmark itself
+        contents = torch.load(io.BytesIO(content), weights_only=True)
     except Exception:  # after another mutation
         return mutate_bytes(content, rng, other)
     buffer = io.BytesIO()
