@@ -22,7 +22,6 @@ import os
 import shutil
 import sys
 import tempfile
-import time
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -35,7 +34,17 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: threads do not 
 import torch
 
 from benchmarks.fuzzing.mutations import mutate
-from benchmarks.fuzzing.processes import MEMORY, OUTCOMES, Case, Ending, limit_memory, remove, run_all, run_in_child
+from benchmarks.fuzzing.processes import (
+    MEMORY,
+    OUTCOMES,
+    Case,
+    Ending,
+    limit_memory,
+    remove,
+    run_all,
+    run_in_child,
+    wait_for,
+)
 from benchmarks.fuzzing.seeds import Target, list_targets, write_seeds
 from benchmarks.measuring import parse_settings
 from swinv2_tasks.progress import WorkProgress
@@ -48,8 +57,6 @@ LAZY = (
     *("matplotlib.pyplot", "litdata", "faster_coco_eval", "pycocotools.cocoeval", "av", "decord"),
     *("torch.utils.tensorboard", "torchvision.datasets.folder", "torch.utils._sympy.functions"),
     *(
-        "albumentations",
-        "albumentations.pytorch",
         "pycocotools.coco",
         "matplotlib.backends.backend_agg",
         "av.subtitles",
@@ -73,6 +80,7 @@ class Settings:
         processes: cases that run at a time.
         output: new folder, in which seeds and failing cases are kept; default: a temporary one.
         keep: keep the folder of every case.
+        quick: only commands that build no trainer: weights, score, --print_config.
     """
 
     cases: int = 5000
@@ -82,6 +90,7 @@ class Settings:
     processes: int = 2
     output: str | None = None
     keep: bool = False
+    quick: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,11 +111,14 @@ class Fuzzer:
         work: folder for the folders of cases.
         seed: of all random choices.
         formats: those that are tried; None: all.
+        quick: only commands that build no trainer.
     """
 
-    def __init__(self, seeds: Path, work: Path, seed: int, formats: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, seeds: Path, work: Path, seed: int, formats: Sequence[str] | None = None, quick: bool = False
+    ) -> None:
         self.seeds, self.work, self.seed = seeds, work, seed
-        self.targets = [target for target in list_targets() if formats is None or target.format in formats]
+        self.targets = [target for target in list_targets(quick) if formats is None or target.format in formats]
         if not self.targets:
             known = sorted({target.format for target in list_targets()})
             sys.exit(f"no format is called {formats}; there are {', '.join(known)}")
@@ -173,17 +185,9 @@ class Fuzzer:
             attempt = skipped | {step}
             if len(attempt) < steps:
                 command, folder = self.prepare(number, attempt)
-                if wait_for(command, folder).outcome == outcome:
+                if wait_for(Case(command, folder)).outcome == outcome:
                     skipped = attempt
         self.prepare(number, skipped)
-
-
-def wait_for(command: Sequence[str], folder: Path) -> Ending:
-    """Runs a case to its end."""
-    case = Case(command, folder)
-    while (ending := case.poll()) is None:
-        time.sleep(0.005)
-    return ending
 
 
 def import_all() -> None:
@@ -219,6 +223,9 @@ def check_unchanged(fuzzer: Fuzzer, processes: int) -> None:
     Raises:
         RuntimeError: one does not.
     """
+    for target in fuzzer.targets:
+        if next((fuzzer.seeds / target.folder).glob(target.files), None) is None:
+            raise RuntimeError(f"{target.folder} holds no {target.files}")
     for _, folder, ending in run_all(fuzzer.unchanged(), processes):
         if ending.outcome != "ok":
             raise RuntimeError(f"unchanged files: {ending.outcome} in {folder}: {ending.output[-1000:]}")
@@ -276,11 +283,11 @@ def main(settings: Settings) -> int:
     if not seeds.is_dir():
         partial = output / "seeds.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        run_in_child(lambda: write_seeds(partial), output / "seeds.log")
-        check_unchanged(Fuzzer(partial, output / "cases", settings.seed), settings.processes)
+        run_in_child(lambda: write_seeds(partial, settings.quick), output / "seeds.log")
+        check_unchanged(Fuzzer(partial, output / "cases", settings.seed, quick=settings.quick), settings.processes)
         partial.rename(seeds)
     limit_memory(2 * MEMORY)  # a mutation that is out of bounds ends here, not the machine
-    fuzzer = Fuzzer(seeds, output / "cases", settings.seed, settings.formats)
+    fuzzer = Fuzzer(seeds, output / "cases", settings.seed, settings.formats, settings.quick)
     numbers = range(settings.first, settings.first + settings.cases)
     counts = fuzz(fuzzer, numbers, settings.processes, output / "failures", settings.keep)
     failed = sum(counts[outcome] for outcome in FAILURES)

@@ -2,7 +2,22 @@
 
 import signal
 
-__all__ = ["ArgumentsError", "CollectiveError", "FaultyFiles", "Interrupted", "NothingToDo", "Refused", "UserError"]
+__all__ = [
+    "ArgumentsError",
+    "CollectiveError",
+    "FaultyFiles",
+    "Interrupted",
+    "NothingToDo",
+    "Refused",
+    "UserError",
+    "reason_of",
+]
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error of another library says about a file, in a line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else "its content is corrupt"
 
 
 class UserError(ValueError):

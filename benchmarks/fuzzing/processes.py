@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.fuzzing.mutations import CANARY
+from swinv2_tasks.cli.main import main
 
 MEMORY = 2 * 2**30
 """Bytes that a case may take beyond what it begins with."""
@@ -58,16 +59,19 @@ class Case:
     Args:
         arguments: the command line.
         folder: where it runs; it is there, and is the case's alone.
+        entry: what runs the command line.
     """
 
-    def __init__(self, arguments: Sequence[str], folder: Path) -> None:
+    def __init__(
+        self, arguments: Sequence[str], folder: Path, entry: Callable[[Sequence[str]], int] | None = None
+    ) -> None:
         self.folder, self.log = folder, folder.with_suffix(".log")
         self.started = time.monotonic()
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid = os.fork()
         if self.pid == 0:
-            _run_and_exit(arguments, folder, self.log)
+            _run_and_exit(entry or main, arguments, folder, self.log)
 
     def poll(self) -> Ending | None:
         """How it ended; None while it runs."""
@@ -90,6 +94,13 @@ class Case:
         if (self.folder / CANARY).exists() or CAUGHT in output:
             outcome = "execution"
         return Ending(outcome, status, output, peak, usage.ru_utime + usage.ru_stime)
+
+
+def wait_for(case: Case) -> Ending:
+    """Waits until a case has ended."""
+    while (ending := case.poll()) is None:
+        time.sleep(0.005)
+    return ending
 
 
 CAUGHT = "caught by the benchmark: "
@@ -119,7 +130,7 @@ def _is_clear(output: str) -> bool:
     return bool(mark) and 1 <= len(message.strip().splitlines()) <= 3 and not _ERROR_NAMES.search(message)
 
 
-def _run_and_exit(arguments: Sequence[str], folder: Path, log: Path) -> None:
+def _run_and_exit(entry: Callable[[Sequence[str]], int], arguments: Sequence[str], folder: Path, log: Path) -> None:
     status = 99
     try:
         os.setsid()
@@ -134,9 +145,7 @@ def _run_and_exit(arguments: Sequence[str], folder: Path, log: Path) -> None:
         faulthandler.register(signal.SIGXCPU, file=2, chain=True)
         _limit()
         sys.addaudithook(_Watch(folder))
-        from swinv2_tasks.cli.main import main
-
-        status = main([*arguments])
+        status = entry([*arguments])
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:

@@ -31,7 +31,10 @@ from tests.helpers.films import write_film
 from tests.helpers.tiny import QUIET
 from tests.helpers.tiny_tasks import TINY_TASKS
 
-TASKS = ("classification", "segmentation", "video", "simmim", "mask_rcnn")
+TASKS = ("classification", "segmentation", "mask_rcnn", "video", "simmim")
+
+QUICK_TASKS = TASKS[:3]
+"""Those whose files commands without a trainer read."""
 
 CHECKPOINT = "runs/seed/0/checkpoints/last.ckpt"
 
@@ -59,6 +62,12 @@ class Target:
     weight: float = 1.0
 
     @property
+    def is_quick(self) -> bool:
+        """Whether the command builds no trainer, of the files of a task that is written for such commands."""
+        is_light = self.command[0] in ("weights", "score") or "--print_config" in self.command
+        return is_light and self.folder in QUICK_TASKS
+
+    @property
     def command_name(self) -> str:
         """The command without its arguments."""
         words = [word for word in self.command if not word.startswith("-")]
@@ -67,10 +76,11 @@ class Target:
         return f"{words[0]} {words[1]}" if words[0] in ("weights", "score", "data") else words[0]
 
 
-def list_targets() -> list[Target]:
-    """Every format with every command that reads it."""
+def list_targets(quick: bool = False) -> list[Target]:
+    """Every format with every command that reads it; ``quick``: without commands that build a trainer."""
     targets = [*_checkpoints(), *_weights(), *_configs(), *_images(), *_videos(), *_annotations(), *_lists()]
-    return [*targets, *_runs(), *_shards()]
+    targets += [*_runs(), *_shards()]
+    return [target for target in targets if target.is_quick] if quick else targets
 
 
 def _fit(*more: str) -> tuple[str, ...]:
@@ -236,19 +246,29 @@ def _shards() -> Iterator[Target]:
 # ---- making them
 
 
-def write_seeds(folder: Path) -> None:
-    """Writes the folders of all targets: datasets, trained runs, weights, shards, predictions.
+def write_seeds(folder: Path, quick: bool = False) -> None:
+    """Writes the folders of targets: datasets, trained runs, weights, shards, predictions.
 
     Raises:
         RuntimeError: a command fails that should not.
     """
     folder.mkdir(parents=True)
-    for name in TASKS:
+    for name in QUICK_TASKS if quick else TASKS:
         with _inside(folder / name):
             _write_task(name)
     with _inside(folder / "classification"):
         _write_weights()
         _write_shards()
+    if not quick:
+        _write_results(folder)
+    for path in folder.iterdir():
+        (path / "canary_module.py").write_text(
+            f"open({CANARY!r}, 'w').close()\nclass Touch:\n    def __init__(self, **_): open({CANARY!r}, 'w').close()\n"
+        )
+
+
+def _write_results(folder: Path) -> None:
+    """Predictions, a sweep and verdicts of videos, each in a folder of its own."""
     for name, original in (("predicted", "classification"), ("swept", "classification"), ("video_checked", "video")):
         shutil.copytree(folder / original, folder / name)
     with _inside(folder / "predicted"):
@@ -257,10 +277,6 @@ def write_seeds(folder: Path) -> None:
         _run("sweep", f"--ckpt_path={CHECKPOINT}", "--settings", "4@32", "--runs=sweeps")
     with _inside(folder / "video_checked"):
         _run("data", "check", "kinetics", "data", "--workers=1")
-    for path in folder.iterdir():
-        (path / "canary_module.py").write_text(
-            f"open({CANARY!r}, 'w').close()\nclass Touch:\n    def __init__(self, **_): open({CANARY!r}, 'w').close()\n"
-        )
 
 
 @contextmanager
@@ -286,6 +302,7 @@ def _write_task(name: str) -> None:
     task.config(Path(), Path("data"), name="seed", trainer={**QUIET, "max_steps": 2, "limit_val_batches": 1})
     _shorten(Path("config.yaml"))
     _run("fit", "--config=config.yaml", *QUICK)
+    Path("runs/seed/0/events.jsonl").write_text('{"step": 0, "event": "loss spike", "loss": 9.0}\n')
     Path("images").mkdir()
     image = Image.open(next(path for path in Path("data").rglob("*.jpg"))).resize((40, 36)) if name != "video" else None
     if image is not None:

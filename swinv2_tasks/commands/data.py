@@ -21,7 +21,7 @@ from swinv2_tasks.datamodules.readers.video_lists import list_line
 from swinv2_tasks.datamodules.readers.video_verdicts import TABLE, Verdict, VerdictFile
 from swinv2_tasks.datamodules.readers.videos import find_corruption
 from swinv2_tasks.datamodules.shards import StoredImage, write_shards
-from swinv2_tasks.errors import FaultyFiles, Interrupted, UserError
+from swinv2_tasks.errors import FaultyFiles, Interrupted, UserError, reason_of
 from swinv2_tasks.files import prove_writable, replace_file
 from swinv2_tasks.progress import WorkProgress
 from swinv2_tasks.python_internals import kill_workers
@@ -310,7 +310,7 @@ class _Lane:
             self._end()
             return Verdict(f"its decoder did not end within {self.seconds:g} s", is_final=False)
         except Exception as error:  # decoders raise whatever the bytes provoke
-            return Verdict(str(error) or type(error).__name__, is_final=False)
+            return Verdict(reason_of(error), is_final=False)
 
     def close(self) -> None:
         self.is_closed = True

@@ -24,7 +24,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from swinv2_tasks.batches import SampleCounts
 from swinv2_tasks.datamodules.remarks import collect_remarks
-from swinv2_tasks.errors import UserError
+from swinv2_tasks.errors import UserError, reason_of
 from swinv2_tasks.seeding import derive_seed, seed_generators
 from swinv2_tasks.text import printable
 from swinv2_tasks.torch_internals import ForkSafeDataLoader, end_workers
@@ -528,7 +528,7 @@ class _Reader(Dataset):
     def _fault(self, index: int, error: Exception) -> Fault:
         """What is known of a sample that could not be read; to be called where the error is handled."""
         where = "" if isinstance(error, UserError) else traceback.format_exc()
-        return Fault(index, sample_id(self.dataset, index), str(error) or type(error).__name__, where)
+        return Fault(index, sample_id(self.dataset, index), reason_of(error), where)
 
 
 def _ignore_signals(worker: int) -> None:

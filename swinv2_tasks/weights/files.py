@@ -27,7 +27,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from swinv2_tasks.errors import UserError
+from swinv2_tasks.errors import UserError, reason_of
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.outside_files import TooLarge, check_tree, load_json, open_file, read_json
 from swinv2_tasks.python_internals import python3_name
@@ -39,7 +39,7 @@ from swinv2_tasks.weights.integrity import (
     record_sizes,
     scan_pickle,
 )
-from swinv2_tasks.weights.sharded import REST, KeyPath, ShardedTensor, assemble, is_sharded, shard_names, unflatten
+from swinv2_tasks.weights.sharded import REST, KeyPath, assemble, is_sharded, joined, shard_names, unflatten
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def read_shards(folder: Path) -> dict[str, Any]:
     rest = _read_file(folder / REST)
     try:
         names = _names_of_shards(rest)
-        shapes = rest["shards"]["shapes"]
+        shapes = {key_path: rest["shards"]["shapes"][key_path] for key_path in rest["shards"]["shapes"]}
         save_id = rest["shards"]["saved"]
     except (KeyError, TypeError) as error:
         raise UserError(
@@ -132,10 +132,16 @@ def read_shards(folder: Path) -> dict[str, Any]:
             raise UserError(
                 f"{folder / name} belongs to another checkpoint than {REST} beside it: copy the folder again"
             )
-        for key_path, tensor in shard["tensors"].items():
-            parts[key_path].append((shard["first_rows"][key_path], tensor))
+        try:
+            for key_path, tensor in shard["tensors"].items():
+                parts[key_path].append((shard["first_rows"][key_path], tensor))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{folder / name} is corrupt: {error} is wrong. Copy the folder again.") from error
 
-    leaves = {key_path: ShardedTensor(torch.Size(shape), parts[key_path]) for key_path, shape in shapes.items()}
+    try:
+        leaves = {key_path: joined(shape, parts[key_path]) for key_path, shape in shapes.items()}
+    except ValueError as error:
+        raise UserError(f"{folder} is corrupt: its shards {error}. Copy the folder again.") from error
     return unflatten({key: value for key, value in rest.items() if key != "shards"}, leaves)
 
 
@@ -226,7 +232,7 @@ def _read_file(path: Path) -> Mapping[str, Any]:
         refusal = None if file_type == _SAFETENSORS else _describe_refusal(path, error, is_zip=is_zip)
         if refusal is not None:
             raise UserError(f"{path} is refused: {refusal}") from error
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
         raise UserError(
             f"{path}: cannot be read. It begins like {file_type} but is corrupt or incomplete ({reason}). Download it "
             "again."

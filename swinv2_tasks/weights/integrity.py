@@ -23,7 +23,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from swinv2_tasks.errors import UserError
+from swinv2_tasks.errors import UserError, reason_of
 from swinv2_tasks.outside_files import MOST_ENTRIES, TooLarge, check_tree
 from swinv2_tasks.torch_internals import check_archive
 from swinv2_tasks.weights.formats import some
@@ -58,7 +58,7 @@ def _find_checksum_mismatch(path: Path, *_: int) -> str | None:
         entry = None
         check_archive(path)  # which also looks at parts of the directory that Python passes over
     except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        reason = str(error) or type(error).__name__
+        reason = reason_of(error)
         return reason if entry is None else f"its part {entry.filename} does not match its checksum ({reason})"
     return None
 

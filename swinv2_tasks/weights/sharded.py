@@ -59,6 +59,29 @@ class ShardedTensor:
         return self.rows(0, self.shape[0])
 
 
+def joined(shape: Any, parts: list[tuple[Any, Any]]) -> ShardedTensor:
+    """A tensor of what shards hold of it.
+
+    Args:
+        shape: as the checkpoint states it.
+        parts: the first row of each shard, and the shard, as files hold them.
+
+    Raises:
+        ValueError: they are not the rows of a tensor of this shape.
+    """
+    is_shape = isinstance(shape, tuple | list) and len(shape) > 0 and all(type(side) is int for side in shape)
+    are_tensors = all(type(first) is int and isinstance(part, Tensor) and part.dim() for first, part in parts)
+    if not is_shape or not are_tensors or not parts:
+        raise ValueError("do not hold the tensors that it lists")
+    parts = sorted(parts, key=lambda pair: pair[0])
+    ends = [first + len(part) for first, part in parts]
+    are_rows = [first for first, _ in parts] == [0, *ends[:-1]] and ends[-1] == shape[0]
+    kinds = {(part.dtype, part.shape[1:]) for _, part in parts}
+    if not are_rows or kinds != {(parts[0][1].dtype, torch.Size(shape[1:]))}:
+        raise ValueError(f"do not make up a tensor of {'×'.join(map(str, shape))} numbers")
+    return ShardedTensor(torch.Size(shape), parts)
+
+
 def is_sharded(path: Path) -> bool:
     """Whether a path is a sharded checkpoint."""
     return (path / REST).is_file()

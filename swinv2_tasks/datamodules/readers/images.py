@@ -23,7 +23,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from swinv2_tasks.datamodules.readers.pillow_internals import pixel_limit, set_pixel_limit
 from swinv2_tasks.datamodules.remarks import ROTATED, SEVERAL_PICTURES, remark
-from swinv2_tasks.errors import UserError
+from swinv2_tasks.errors import UserError, reason_of
 from swinv2_tasks.outside_files import open_file, read_bytes
 from swinv2_tasks.text import printable
 
@@ -88,7 +88,7 @@ def read_image(path: str | Path, content: bytes | None = None) -> Image.Image:
 def describe_error(error: Exception) -> str:
     """What is the matter with a file that cannot be read."""
     stated = error.strerror if isinstance(error, OSError) else None
-    return stated or str(error) or type(error).__name__
+    return stated or reason_of(error)
 
 
 def open_image(path: str | Path, content: bytes | None = None) -> Image.Image:

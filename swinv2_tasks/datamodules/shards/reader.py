@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from swinv2_tasks.datamodules.classes import MOST_SAMPLES, Classes
-from swinv2_tasks.errors import UserError
+from swinv2_tasks.errors import UserError, reason_of
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.outside_files import load_json, read_bytes
 
@@ -162,7 +162,7 @@ class Shards:
             except Exception as error:  # corrupt files make litdata raise anything
                 if not tries:
                     raise UserError(
-                        f"Cannot read sample {index} of the shard {path}: {str(error) or type(error).__name__}. It is "
+                        f"Cannot read sample {index} of the shard {path}: {reason_of(error)}. It is "
                         "corrupt. Copy it again, or write the shards again."
                     ) from error
 
@@ -367,7 +367,7 @@ def _request(url: str, request: Callable[[Any, str], Any]) -> Any:
     except ImportError as error:
         raise UserError(f"{url} needs another package: {error}") from error
     except Exception as error:  # each protocol has errors of its own
-        raise UserError(f"{url} cannot be read: {str(error) or type(error).__name__}") from error
+        raise UserError(f"{url} cannot be read: {reason_of(error)}") from error
 
 
 def _size(path: Path) -> int | None:
