@@ -29,7 +29,7 @@ PROCESSOR_SECONDS = 10
 """Processor time that a case may take."""
 
 WALL_SECONDS = 150
-"""Time after which a case counts as hung: ample, as other work may go on beside it."""
+"""Time after which a case counts as hung: ample, as there may be other work beside it."""
 
 OUTCOMES = ("ok", "refusal", "traceback", "crash", "hang", "memory", "execution")
 

@@ -232,8 +232,8 @@ def _runs() -> Iterator[Target]:
         yield Target("predictions", again, "predicted", f"predictions/.progress/{pattern}", content, 1)
     yield Target("predictions", again, "predicted", "predictions/predictions.csv", "text", 0.5)
     sweep = ("sweep", f"--ckpt_path={CHECKPOINT}", "--settings", "4@32", "--runs=sweeps")
-    yield Target("sweep table", sweep, "swept", "sweeps/**/*.csv", "text", 0.1)
-    yield Target("sweep table", sweep, "swept", "sweeps/**/*.json", "json", 0.1)
+    yield Target("sweep table", sweep, "swept", "runs/seed/0/sweep/*.csv", "text", 0.1)
+    yield Target("sweep table", sweep, "swept", "runs/seed/0/sweep/*.json", "json", 0.1)
 
 
 def _shards() -> Iterator[Target]:

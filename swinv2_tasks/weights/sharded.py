@@ -76,8 +76,8 @@ def joined(shape: Any, parts: list[tuple[Any, Any]]) -> ShardedTensor:
     parts = sorted(parts, key=lambda pair: pair[0])
     ends = [first + len(part) for first, part in parts]
     are_rows = [first for first, _ in parts] == [0, *ends[:-1]] and ends[-1] == shape[0]
-    kinds = {(part.dtype, part.shape[1:]) for _, part in parts}
-    if not are_rows or kinds != {(parts[0][1].dtype, torch.Size(shape[1:]))}:
+    row_types = {(part.dtype, part.shape[1:]) for _, part in parts}
+    if not are_rows or row_types != {(parts[0][1].dtype, torch.Size(shape[1:]))}:
         raise ValueError(f"do not make up a tensor of {'×'.join(map(str, shape))} numbers")
     return ShardedTensor(torch.Size(shape), parts)
 

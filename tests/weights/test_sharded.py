@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from swinv2_tasks.weights.sharded import ShardedTensor, assemble, flatten, unflatten
+from swinv2_tasks.weights.sharded import ShardedTensor, assemble, flatten, joined, unflatten
 
 
 def test_rows_come_from_the_shards_that_hold_them() -> None:
@@ -44,3 +44,31 @@ def test_assembled_contents_are_whole() -> None:
     sharded = ShardedTensor(tensor.shape, [(0, tensor[:3]), (3, tensor[3:])])
     contents = assemble({"state_dict": {"w": sharded}, "step": 3})
     assert contents["step"] == 3 and torch.equal(contents["state_dict"]["w"], tensor)
+
+
+ROWS = torch.arange(12.0).view(6, 2)
+
+
+def test_shards_make_up_a_tensor_in_any_order() -> None:
+    tensor = joined((6, 2), [(4, ROWS[4:]), (0, ROWS[:4]), (6, ROWS[6:])])
+    assert torch.equal(tensor.whole(), ROWS)
+
+
+@pytest.mark.parametrize(
+    ("shape", "parts"),
+    [
+        ((6, 2), []),
+        ((6, 2), [(0, ROWS[:4])]),
+        ((6, 2), [(0, ROWS[:4]), (3, ROWS[3:])]),
+        ((6, 2), [(0, ROWS[:4]), (4, ROWS[4:].double())]),
+        ((6, 2), [(0, ROWS[:4]), (4, ROWS[4:, :1])]),
+        ((6, 2), [(0, ROWS[:4]), (4j, ROWS[4:])]),
+        ((6, 2), [(0, [1.0])]),
+        ((6, "2"), [(0, ROWS)]),
+        ("62", [(0, ROWS)]),
+        ((), [(0, ROWS)]),
+    ],
+)
+def test_shards_of_no_tensor_are_refused(shape: object, parts: list[tuple[object, object]]) -> None:
+    with pytest.raises(ValueError, match="do not"):
+        joined(shape, parts)
