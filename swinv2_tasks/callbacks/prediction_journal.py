@@ -19,7 +19,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from swinv2_tasks.errors import UserError
-from swinv2_tasks.files import replace_file
+from swinv2_tasks.files import is_inside, replace_file
 from swinv2_tasks.text import printable
 
 MERGED = "done.jsonl"
@@ -63,9 +63,10 @@ class Journal:
     def settings(self) -> dict[str, Any] | None:
         """What the records were made with; None when there are none."""
         try:
-            return json.loads((self.folder / SETTINGS).read_text())
-        except (OSError, ValueError):
+            settings = json.loads((self.folder / SETTINGS).read_text())
+        except (OSError, ValueError, RecursionError):
             return None
+        return settings if isinstance(settings, dict) else None
 
     def begin(self, settings: dict[str, Any], records: Iterable[Record]) -> None:
         """Keeps these records as the only ones. By one process, while the others wait."""
@@ -148,7 +149,7 @@ class Journal:
         """What ``end`` has noted; 0 before that."""
         try:
             return int(json.loads((self.folder / ENDED).read_text())["bad"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return 0
 
     def remove(self) -> None:
@@ -160,11 +161,30 @@ class Journal:
 
 
 def _parse(line: bytes) -> list[Record]:
-    """The records of a line; none of one that was cut off."""
+    """The records of a line; none of one that was cut off, and none that this package would not have written.
+
+    Files that a record names are removed when they are made again, so that they must be in the folder.
+    """
     try:
-        return json.loads(line) if line.endswith(b"\n") else []
-    except ValueError:
+        records = json.loads(line) if line.endswith(b"\n") else []
+    except (ValueError, RecursionError):
         return []
+    return [record for record in records if _is_record(record)] if isinstance(records, list) else []
+
+
+def _is_record(record: Any) -> bool:
+    if not isinstance(record, dict) or record.keys() != Record.__annotations__.keys():
+        return False
+    stat, files, row = record["stat"], record["files"], record["row"]
+    return (
+        isinstance(record["path"], str)
+        and isinstance(record["error"], str)
+        and (stat is None or (isinstance(stat, list) and all(type(number) is int for number in stat)))
+        and isinstance(row, list)
+        and all(isinstance(cell, str) for cell in row)
+        and isinstance(files, list)
+        and all(isinstance(name, str) and "\0" not in name and is_inside(Path(name), Path()) for name in files)
+    )
 
 
 def append_line(path: Path, text: str, header: str = "") -> None:

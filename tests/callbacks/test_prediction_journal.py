@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +14,7 @@ from swinv2_tasks.errors import UserError
 
 
 def record(path: str, error: str = "") -> Record:
-    return Record(path=path, stat=[1, 2], files=[], place=None, row=["x"], details=None, error=error)
+    return Record(path=path, stat=[1, 2], files=[], position=None, row=["x"], details=None, error=error)
 
 
 def test_records_come_back_in_order_whoever_wrote_them(tmp_path: Path) -> None:
@@ -35,6 +37,39 @@ def test_a_line_that_was_cut_off_counts_as_not_written(tmp_path: Path) -> None:
     for length in range(len(content) // 2 + 1, len(content)):
         journal.own.write_bytes(content[:length])
         assert [entry["path"] for entry in journal.records()] == ["a"]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        3,
+        {},
+        {"more": 1},
+        {"path": 3},
+        {"stat": [1, "2"]},
+        {"stat": 3},
+        {"row": [None]},
+        {"error": None},
+        {"files": "labels/x.png"},
+        {"files": ["../outside.png"]},
+        {"files": ["/outside.png"]},
+        {"files": ["labels/../../outside.png"]},
+        {"files": ["a\0b"]},
+    ],
+)
+def test_records_that_nobody_writes_are_left_out(odd: Any, tmp_path: Path) -> None:
+    """Among them those that would have files removed elsewhere."""
+    journal = Journal(tmp_path, 0)
+    journal.begin({}, [])
+    entry = {**record("b"), **odd} if odd and isinstance(odd, dict) else odd
+    journal.own.write_text(f"{json.dumps([record('a'), entry])}\n3\n{'[' * 100_000}\n")
+    assert [entry["path"] for entry in journal.records()] == ["a"]
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "[" * 100_000, '{"a": ', ""])
+def test_settings_that_nobody_writes_count_as_none(text: str, tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text(text)
+    assert Journal(tmp_path, 0).settings() is None
 
 
 def test_beginning_keeps_what_it_is_told(tmp_path: Path) -> None:

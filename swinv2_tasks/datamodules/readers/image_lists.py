@@ -1,5 +1,6 @@
 """The labeled images of a dataset: from class folders, validation lists and ReaL labels."""
 
+import os
 import re
 from pathlib import Path
 
@@ -99,7 +100,7 @@ def listed_samples(folder: Path, root: Path, val_list: str | Path, classes: Clas
                 f"{val_list}, line {number}: {printable(name)} leaves the dataset's folder {root}. Mend the line, or "
                 "set data.root to a folder that holds all images."
             )
-        if not path.is_file():
+        if not os.path.isfile(path):  # also of a name that no file can have
             raise UserError(
                 f"{val_list}, line {number}: there is no file {printable(path)}; paths are relative to {folder}."
             )

@@ -257,8 +257,8 @@ class Shards:
             order = _read_array(io.BytesIO(content or b""), samples)
             if order is not None and np.array_equal(np.sort(order), np.arange(samples)):
                 return order
-        except (ValueError, EOFError, OSError, TypeError) as error:  # what numpy raises for headers that are none
-            reason = "it is missing" if content is None else str(error)
+        except Exception as error:  # numpy raises whatever the bytes of a header provoke
+            reason = "it is missing" if content is None else reason_of(error)
         raise UserError(f"Cannot read {join_location(self.location, ORDER)}: {reason}. Copy the folder again.")
 
     def __getstate__(self) -> dict[str, Any]:

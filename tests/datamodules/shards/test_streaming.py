@@ -375,6 +375,9 @@ def test_an_order_of_something_else(shards: Path, tmp_path: Path) -> None:
         np.save(path, order, allow_pickle=True)
         with pytest.raises(UserError, match=r"Cannot read .*train/order\.npy"):
             read_batches(datamodule(shards, tmp_path))
+    path.write_bytes(b"\x93NUMPY\x01\x00\x09\x00{'a': (\n\n")  # which numpy takes apart as Python's text
+    with pytest.raises(UserError, match=r"Cannot read .*train/order\.npy"):
+        read_batches(datamodule(shards, tmp_path))
     path.unlink()
     with pytest.raises(UserError, match=r"train/order\.npy: it is missing"):
         read_batches(datamodule(shards, tmp_path))
