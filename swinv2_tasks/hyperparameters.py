@@ -4,11 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Mapping
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.records import (
+    LARGEST,
+    Check,
+    each,
+    either,
+    flag,
+    mapping,
+    null,
+    number,
+    one_of,
+    optional,
+    plain,
+    require,
+    sequence,
+    text,
+    values,
+    whole,
+)
 
 
 class _ConstructorSignature:
@@ -39,8 +58,23 @@ class Recorded:
         bound = inspect.signature(cls.__init__).bind_partial(self, *args, **kwargs)
         bound.apply_defaults()
         plain = {name: _plain(value) for name, value in list(bound.arguments.items())[1:]}
+        for name, value in plain.items():
+            _check_finite(value, f"{cls.__name__}: {name}")
         object.__setattr__(self, "init_args", {name: value for name, value in plain.items() if value is not _OTHER})
         return self
+
+
+def _check_finite(value: Any, name: str) -> None:
+    """Refuses numbers that compare with no bound: what is made of a NaN is no error anywhere, only wrong.
+
+    Raises:
+        UserError: there is one.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name} is {value}; expected a finite number.")
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, entry in entries:
+        _check_finite(entry, f"{name}.{key}")
 
 
 _OTHER = object()
@@ -66,11 +100,78 @@ def _plain(value: Any) -> Any:
     return _OTHER
 
 
+_SIDE = whole(1, 100_000)
+"""Of windows, patches and inputs."""
+
+_WINDOWS = each(each(_SIDE))
+
+_PRETRAINED = each(either(each(_SIDE), whole(0, 0)))
+"""Windows of pre-training: 0 where there were none."""
+
+BACKBONE = mapping(
+    {
+        "embed_dim": whole(1, 100_000),
+        "depths": each(whole(1, 1000)),
+        "num_heads": each(whole(1, 10_000)),
+        "window_size": _WINDOWS,
+        "position_bias": text,
+    },
+    {
+        "pretrained_window_size": _PRETRAINED,
+        "patch_size": each(_SIDE),
+        "in_channels": whole(1, 10_000),
+        "mlp_ratio": number(0, 1000),
+        "drop_path_rate": number(0, 1),
+        "extra_norm_every": whole(0, 1000),
+    },
+)
+"""What ``SwinTransformerV2.config`` gives, within what a machine can build."""
+
+_BUILT = mapping({"class": text, "init_args": values(plain)})
+
+TRAINING = mapping(
+    {
+        "samples": optional(whole()),
+        "batch_size": optional(whole(1)),
+        "processes": whole(1),
+        "accumulated_batches": whole(1),
+        "epoch_batches": optional(whole(1)),
+        "total_steps": optional(number(-1)),
+        "skipped_steps": whole(),
+        "mid_accumulation": flag,
+    },
+    {"optimizer": text},
+)
+"""What steps are made of."""
+
+_RUN: dict[str, Check] = {
+    "name": text,
+    "task": _BUILT,
+    "backbone": BACKBONE,
+    "classes": mapping({"ids": optional(each(either(text, whole(-LARGEST)))), "names": optional(each(text))}),
+    "data": optional(_BUILT),
+    "windows": mapping({"effective": _WINDOWS, "pretrained": _WINDOWS}),
+}
+_FURTHER: dict[str, Check] = {
+    "position_bias": text,
+    "input_size": optional(each(_SIDE)),
+    "precision": optional(text),
+    "training": optional(TRAINING),
+}
+
+RUN = mapping(_RUN, _FURTHER)
+"""What a checkpoint of a run keeps under ``swinv2_tasks``."""
+
+WEIGHTS = mapping({}, {**_RUN, **_FURTHER})
+"""What files of weights keep there, of which some only say how their windows and position bias are."""
+
+
 def task_record(contents: Mapping[str, Any], source: str) -> dict[str, Any]:
     """What a checkpoint of this package says about its task.
 
     Raises:
-        UserError: when it says nothing, as it holds weights of another origin, or when something is missing.
+        UserError: when it says nothing, as it holds weights of another origin, or when something is missing or is not
+            what a run records.
     """
     record = contents.get("swinv2_tasks")
     if not isinstance(record, Mapping) or "task" not in record:
@@ -78,12 +179,42 @@ def task_record(contents: Mapping[str, Any], source: str) -> dict[str, Any]:
             f"{source} holds no run of this package: a ckpt_path resumes, evaluates or predicts with such a run. "
             "Weights of other origin are given to a config as --model.weights."
         )
-    absent = [entry for entry in ("name", "backbone", "classes", "data", "windows") if entry not in record]
-    if not isinstance(record["task"], Mapping) or not {"class", "init_args"} <= record["task"].keys():
-        absent.append("task")
-    if absent:
-        raise UserError(f"{source} is corrupt: its record of the run lacks {', '.join(absent)}.")
+    require(record, RUN, f"{source} is corrupt: in its record of the run,")
+    _check_lengths(record, source)
     return dict(record)
+
+
+def _check_lengths(record: Mapping[str, Any], source: str) -> None:
+    """Refuses lists of a run's record that do not belong together.
+
+    Raises:
+        UserError: one is shorter or longer than the others.
+    """
+    backbone, windows = record["backbone"], record["windows"]
+    stages, axes = len(backbone["depths"]), len(backbone["window_size"][0]) if backbone["window_size"] else 0
+    classes = record["classes"]
+    lists = [
+        ("classes.names", classes["names"] or (), len(classes["ids"] or ())),
+        ("backbone.num_heads", backbone["num_heads"], stages),
+        ("backbone.window_size", backbone["window_size"], stages),
+        ("backbone.pretrained_window_size", backbone.get("pretrained_window_size", [0] * stages), stages),
+        ("backbone.patch_size", backbone.get("patch_size", [4] * axes), axes),
+        ("windows.effective", windows["effective"], stages),
+        ("windows.pretrained", windows["pretrained"], stages),
+        ("input_size", record.get("input_size") or [1] * axes, axes),
+    ]
+    lists += [(name, window, axes) for name, entries, _ in lists for window in entries if isinstance(window, list)]
+    for name, entries, length in lists:
+        if len(entries) != length:
+            raise UserError(
+                f"{source} is corrupt: in its record of the run, {name} has {len(entries)} entries where {length} "
+                "belong. Take another checkpoint, or copy it again."
+            )
+    if not stages or axes not in (2, 3):
+        raise UserError(
+            f"{source} is corrupt: its record of the run has {stages} stages over {axes} axes. Take another "
+            "checkpoint, or copy it again."
+        )
 
 
 def recorded_arguments(cls: type, arguments: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -101,6 +232,8 @@ def recorded_arguments(cls: type, arguments: Mapping[str, Any], source: str) -> 
         for name, value in arguments.items():
             if not _is_plain(types[name]):
                 raise TypeError("it is no plain value")
+            if (fault := _check_of(types[name])(value)) is not None:
+                raise TypeError(str(fault))
             checked[name] = _rebuild(types[name], value, source)
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(
@@ -143,6 +276,35 @@ def _subclasses(cls: type) -> list[type]:
     children: list[type] = cls.__subclasses__()
     classes = [cls, *(descendant for child in children for descendant in _subclasses(child))]
     return [own for own in classes if own.__module__.startswith("swinv2_tasks.")]
+
+
+def _check_of(type_hint: Any) -> Check:
+    """What a recorded value of a type has to be."""
+    if _is_recorded(type_hint):
+        return _BUILT
+    if dataclasses.is_dataclass(type_hint):
+        return mapping({}, {name: _check_of(hint) for name, hint in get_type_hints(type_hint).items()})
+    simple: dict[Any, Check] = {
+        bool: flag,
+        int: whole(-LARGEST),
+        float: number(),
+        str: text,
+        type(None): null,
+    }
+    if type_hint in simple:
+        return simple[type_hint]
+
+    inner = get_args(type_hint)
+    origin = get_origin(type_hint)
+    if origin is Literal:
+        return one_of(*inner)
+    if origin in (Union, UnionType):
+        return either(*map(_check_of, inner))
+    if origin is dict:
+        return values(_check_of(inner[1]))
+    if origin is list or inner[1:] == (...,):
+        return each(_check_of(inner[0]))
+    return sequence(*map(_check_of, inner))
 
 
 def _is_plain(type_hint: Any) -> bool:

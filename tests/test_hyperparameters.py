@@ -73,7 +73,12 @@ def test_wrong_arguments_are_reported_as_ever() -> None:
 
 def whole_record() -> dict[str, Any]:
     task = {"class": "ClassificationTask", "init_args": {"dropout": 0.0}}
-    return {"name": "run", "task": task, "backbone": {}, "classes": {}, "data": None, "windows": {}}
+    backbone = {"embed_dim": 8, "depths": [1], "num_heads": [1], "window_size": [[4, 4]], "position_bias": "LogCPB"}
+    windows = {"effective": [[4, 4]], "pretrained": [[4, 4]]}
+    classes = {"ids": ["a"], "names": ["apple"]}
+    return {
+        "name": "run", "task": task, "backbone": backbone, "classes": classes, "data": None, "windows": windows,
+    }  # fmt: skip
 
 
 def test_a_whole_record_is_returned() -> None:
@@ -100,13 +105,13 @@ def test_files_of_another_origin_are_pointed_to_model_weights(contents: dict[str
 def test_an_incomplete_record_is_refused(entry: str) -> None:
     record = whole_record()
     del record[entry]
-    with pytest.raises(UserError, match=rf"a\.ckpt .* lacks {entry}"):
+    with pytest.raises(UserError, match=rf"a\.ckpt is corrupt.* {entry} is missing"):
         task_record({"swinv2_tasks": record}, "a.ckpt")
 
 
 @pytest.mark.parametrize("task", [1, "ClassificationTask", {"class": "ClassificationTask"}, {"init_args": {}}], ids=str)
 def test_a_task_that_is_no_record_is_refused(task: Any) -> None:
-    with pytest.raises(UserError, match=r"a\.ckpt .* lacks task"):
+    with pytest.raises(UserError, match=r"a\.ckpt is corrupt.* task(\.\w+)? is "):
         task_record({"swinv2_tasks": whole_record() | {"task": task}}, "a.ckpt")
 
 

@@ -16,10 +16,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("",),  # the package itself: its version, and names that are imported when they are asked for
     ("text",),
     ("errors",),
-    ("files", "outside_files", "progress", "tables"),
+    ("failures", "files", "outside_files", "progress", "tables"),
     ("python_internals", "torch_internals"),
     ("seeding", "child_processes"),
-    ("batches",),
+    ("batches", "records"),
     ("hyperparameters",),
     ("backbone.window", "backbone.plain_modules", "backbone.cpu_attention"),
     ("backbone.position_bias",),

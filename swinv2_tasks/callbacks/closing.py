@@ -67,7 +67,7 @@ def _best_score(callback: ModelCheckpoint | None, folder: Path | None) -> str | 
         return None
     best: dict[str, Any] = {}
     if folder is not None and (summary := folder / "summary.json").is_file():
-        best = json.loads(summary.read_text())["best_metrics"]
+        best = json.loads(summary.read_text("utf-8"))["best_metrics"]
     score = best.get(callback.monitor)
     if score is None and callback.best_model_score is not None:
         score = float(callback.best_model_score)

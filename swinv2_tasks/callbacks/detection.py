@@ -156,7 +156,7 @@ def write_results(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
     """Writes detections as COCO takes submissions: a JSON list of {image_id, category_id, bbox, score, …}."""
 
     def write(file: Path) -> None:
-        with file.open("w") as stream:
+        with file.open("w", encoding="utf-8") as stream:
             json.dump(results, stream)
 
     replace_file(path, write)
@@ -181,7 +181,7 @@ def write_scores(
     if note is not None:
         content["note"] = note
     text = json.dumps(content, indent=2) + "\n"
-    replace_file(path, lambda file: file.write_text(text))
+    replace_file(path, lambda file: file.write_text(text, "utf-8"))
 
 
 def _number(value: float) -> float | None:

@@ -55,7 +55,7 @@ class EvaluatedSamples(Callback):
         scored = number - len(counts.left_out)
         content = {"scored": scored, "of": number, "left_out": dict(counts.left_out)}
         text = json.dumps(content, indent=2) + "\n"
-        replace_file(self.folder / f"{split}_samples.json", lambda file: file.write_text(text))
+        replace_file(self.folder / f"{split}_samples.json", lambda file: file.write_text(text, "utf-8"))
 
         if counts.left_out and (trainer.state.fn != "fit" or set(counts.left_out) != self._reported):
             self._reported = set(counts.left_out)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import warnings
 from collections import defaultdict
@@ -16,6 +15,7 @@ from PIL import Image, ImageOps
 from swinv2_tasks.datamodules.readers.images import read_image
 from swinv2_tasks.errors import Interrupted, UserError
 from swinv2_tasks.text import label, printable
+from swinv2_tasks.training.run_folder import read_numbers
 
 
 class LearningCurve(Callback):
@@ -49,11 +49,10 @@ def draw_learning_curve(metrics: Path, target: Path) -> None:
         target: PNG file to write.
     """
     columns: dict[str, list[tuple[int, float]]] = defaultdict(list)
-    with metrics.open(newline="") as file:
-        for row in csv.DictReader(file):
-            for name, cell in row.items():
-                if name not in ("step", "epoch") and cell:
-                    columns[name].append((int(row["step"]), float(cell)))
+    for row in read_numbers(metrics)[1]:
+        for name, cell in row.items():
+            if name not in ("step", "epoch") and cell and row["step"]:
+                columns[name].append((int(row["step"]), float(cell)))
     panels = _group_columns(columns)
     if not panels:
         return

@@ -257,7 +257,7 @@ def stat_of(path: str) -> list[int] | None:
 def write_json_list(path: Path, entries: Iterable[Any], indent: int | None = None) -> None:
     """Writes a JSON list, as ``json.dump`` would, one entry after the other."""
     separator = ",\n" if indent else ", "
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         file.write("[\n" if indent else "[")
         for index, entry in enumerate(entries):
             text = json.dumps(entry, indent=indent)

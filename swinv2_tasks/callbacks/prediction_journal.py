@@ -72,7 +72,7 @@ class Journal:
         """Keeps these records as the only ones. By one process, while the others wait."""
 
         def write(path: Path) -> None:
-            with path.open("w") as file:
+            with path.open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps([record]) + "\n" for record in records)
 
         replace_file(self.folder / MERGED, write)
@@ -80,7 +80,7 @@ class Journal:
             if path.name != MERGED:
                 path.unlink()
         (self.folder / ENDED).unlink(missing_ok=True)
-        replace_file(self.folder / SETTINGS, lambda path: path.write_text(json.dumps(settings)))
+        replace_file(self.folder / SETTINGS, lambda path: path.write_text(json.dumps(settings), "utf-8"))
 
     def append(self, records: list[Record]) -> None:
         """Adds records, all or none of them."""

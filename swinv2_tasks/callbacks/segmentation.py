@@ -160,7 +160,7 @@ def write_scores(
         )
     ]
     text = json.dumps(content, indent=2) + "\n"
-    replace_file(path, lambda file: file.write_text(text))
+    replace_file(path, lambda file: file.write_text(text, "utf-8"))
 
 
 def class_table(scores: SegmentationScores, names: Sequence[str], ids: Sequence[int] | Sequence[str]) -> TerminalTable:

@@ -12,7 +12,6 @@ some things must be known before there is such a parser. They are read here and 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Collection, Iterable, Sequence
@@ -22,6 +21,7 @@ from types import NoneType, UnionType
 from typing import Any, NamedTuple, get_args, get_origin
 
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.records import STARTS, read_json
 
 
 class Option(NamedTuple):
@@ -262,7 +262,7 @@ def find_resumed_run(options: Sequence[Option]) -> tuple[list[Option], Path | No
             f"--resume: {problem} Name the run's folder, as in --resume runs/imagenet/3, or its config, "
             "as in --config runs/imagenet/3/config.yaml --resume; weights of other origin are given as --model.weights."
         )
-    command = json.loads(record.read_text())["starts"][0]["arguments"][0]
+    command = read_json(record, STARTS, "Copy the run again, or start a new one.")["starts"][0]["arguments"][0]
     if command != "fit":
         raise UserError(
             f"--resume: {config.parent} was made by {command}, so there is no training to resume. Name a folder that "

@@ -83,6 +83,17 @@ def _load_config(config: Path, *_: int) -> Any:
     return load_yaml(read_text(config, MOST_CONFIG_BYTES))
 
 
+EXAMPLES = {
+    "trainer": "{max_epochs: 3}",
+    "checkpoint": "{monitor: val/loss}",
+    "save": "{every_n_minutes: 15}",
+    "guard": "{max_skipped_steps: 0}",
+    "model": "ClassificationTask",
+    "data": "ImageNetDataModule",
+}
+"""Parts of a config that hold settings, each with one of them, or with a class that has them."""
+
+
 def explain_file(config: Path) -> str | None:
     """What is wrong with a config as a file; None when it holds settings."""
     try:
@@ -92,12 +103,22 @@ def explain_file(config: Path) -> str | None:
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "it cannot be read"
         return f"{config}{where}: no valid YAML ({problem}); mend that line, or see how a shipped config does it."
-    except UnicodeDecodeError:
+    except UnicodeDecodeError as error:
+        if error.object.startswith((b"\xff\xfe", b"\xfe\xff")):
+            return f"{config} is text in UTF-16: save it as UTF-8."
+        if all(byte >= 32 or byte in b"\t\r\n" for byte in error.object):
+            line = error.object.count(b"\n", 0, error.start) + 1
+            return f"{config}, line {line}: a character that is not UTF-8; save the file as UTF-8."
         return f"{config} is no text: --config names a YAML file; a checkpoint is given as --ckpt_path {config}."
     except OSError as error:
         return f"{config} cannot be read ({error.strerror}); make it readable, or name another --config."
     if content is not None and not isinstance(content, dict):
         return f"{config} holds no settings; a config is lines such as `trainer: {{max_epochs: 3}}`."
+    settings: dict[str, Any] = content or {}
+    for name in EXAMPLES.keys() & settings.keys():
+        is_class = name in ("model", "data") and isinstance(settings[name], str)
+        if not isinstance(settings[name], Mapping) and not is_class:
+            return f"{config}: {name} holds no settings of its own, as in `{name}: {EXAMPLES[name]}`; mend that line."
     return None
 
 

@@ -5,7 +5,6 @@ Heavy libraries are imported only by the command that needs them, so that help a
 
 from __future__ import annotations
 
-import errno
 import importlib
 import io
 import os
@@ -35,6 +34,7 @@ from swinv2_tasks.errors import (
     find_user_error,
     strip_traceback,
 )
+from swinv2_tasks.failures import explain_failure
 from swinv2_tasks.text import say, show_warnings
 
 USAGE = """\
@@ -136,7 +136,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif command in TRAINER_COMMANDS:
             rest = ["--help" if argument == "--help-all" else argument for argument in rest]
             _announce(command, rest)
-            return importlib.import_module("swinv2_tasks.cli.tasks_cli").run(command, rest).status
+            status = importlib.import_module("swinv2_tasks.cli.tasks_cli").run(command, rest).status
+            _flush()
+            return status
         elif command in CONFIG_COMMANDS:
             with _sigterm_as_interrupt():
                 _run_with_config(command, rest)
@@ -147,14 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _run_function(command, rest)
         else:
             raise UserError(_describe_unknown_command(command))
-    except ValueError as error:
-        user_error = find_user_error(error)
-        if user_error is None:
-            raise
-        if isinstance(user_error, CollectiveError) and os.environ.get("LOCAL_RANK", "0") != "0":
-            return 0  # as below
-        _report(strip_traceback(str(user_error)))
-        return 2 if isinstance(user_error, ArgumentsError) else 1
+        _flush()
     except Refused as refusal:
         from swinv2_tasks.cli.refusals import condense
 
@@ -169,17 +164,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _report(str(error))
         return 128 + error.signal
     except BrokenPipeError:  # whoever read the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence()
         return 141
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        say(f"swinv2-tasks: {error.filename or 'a file of the run'}: {error.strerror}. Make room.", file=sys.stderr)
-        return 1
+    except Exception as error:
+        return _report_error(error)
     except KeyboardInterrupt:
         say("swinv2-tasks: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _report_error(error: Exception) -> int:
+    """Prints what ended a command and can be mended by its user, and gives the exit status; raises anything else."""
+    user_error = find_user_error(error)
+    if isinstance(user_error, CollectiveError) and os.environ.get("LOCAL_RANK", "0") != "0":
+        return 0  # the first process reports; Lightning kills it when one that it started seems to fail
+    if user_error is not None:
+        _report(strip_traceback(str(user_error)))
+        return 2 if isinstance(user_error, ArgumentsError) else 1
+
+    message = explain_failure(error)
+    if message is None:
+        raise error
+    _report(message)
+    return 1
+
+
+def _flush() -> None:
+    """Writes out what was printed, so that a failure of that is met here, and not as Python ends."""
+    if sys.stdout is None:  # closed from the beginning
+        return
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _silence()
+        raise UserError(
+            f"standard output cannot be written: {error.strerror}; make room, or send it elsewhere"
+        ) from error
+
+
+def _silence() -> None:
+    """Lets what is still to be printed lead nowhere, as Python would try to print it again as it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _help_screen(command: str, arguments: Sequence[str]) -> str | None:

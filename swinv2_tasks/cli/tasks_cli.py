@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,10 +18,13 @@ from typing import Any, NamedTuple, TypeVar
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
+    BaseFinetuning,
     BatchSizeFinder,
+    Callback,
     Checkpoint,
     LearningRateFinder,
     ModelCheckpoint,
+    OnExceptionCheckpoint,
     ProgressBar,
     WeightAveraging,
 )
@@ -64,15 +68,24 @@ from swinv2_tasks.cli.parser import ParsedTrainer, TasksArgumentParser
 from swinv2_tasks.cli.refusals import option_setting
 from swinv2_tasks.cli.released import name_classes, state_classes
 from swinv2_tasks.cli.settings import full_class_names
-from swinv2_tasks.cli.trainer_settings import check_devices, check_folders, check_linked, explain_refusal
+from swinv2_tasks.cli.trainer_settings import check_devices, check_folders, check_linked, check_numbers, explain_refusal
 from swinv2_tasks.datamodules.readers.images import MAX_PIXELS, restored_limit
-from swinv2_tasks.errors import ArgumentsError, Interrupted, NothingToDo, Refused, UserError, exception_in
+from swinv2_tasks.errors import (
+    ArgumentsError,
+    Interrupted,
+    NothingToDo,
+    Refused,
+    UserError,
+    exception_in,
+    find_user_error,
+)
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.hyperparameters import task_record
 from swinv2_tasks.tasks.base import BaseTask
 from swinv2_tasks.text import command_word, printable, say, show_warnings
-from swinv2_tasks.training.lightning_internals import CheckpointCheckingCLI, ParseOnly
+from swinv2_tasks.training.lightning_internals import CheckpointCheckingCLI, ParseOnly, is_restoring
 from swinv2_tasks.training.optim import optimizer_class
+from swinv2_tasks.training.recorded_state import unrestorable
 from swinv2_tasks.training.run_checkpoint import AtomicCheckpointIO, RunCheckpoint, newest_intact
 from swinv2_tasks.training.run_folder import (
     RUN_DIR,
@@ -154,6 +167,7 @@ class TasksCLI(CheckpointCheckingCLI):
             )
         except Exception as error:
             cause = self._worker_death(error) or self._other_process(error) or self._spawned_process(error)
+            cause = cause or self._failed_restoring(error)
             self._end_other_processes()
             self._remove_failed_start()
             if cause is not None:
@@ -184,6 +198,13 @@ class TasksCLI(CheckpointCheckingCLI):
     def _spawned_process(error: Exception) -> Exception | None:
         """The exception of a process that was spawned or forked, which arrives as text."""
         return exception_in(str(error)) if isinstance(error, ProcessRaisedException) else None
+
+    def _failed_restoring(self, error: Exception) -> UserError | None:
+        """The error of a checkpoint whose contents Lightning, torch or a callback cannot take over."""
+        is_explained = isinstance(error, OSError | MemoryError) or find_user_error(error) is not None
+        if is_explained or not is_restoring(error):
+            return None
+        return unrestorable(str(self._config["ckpt_path"]), error)
 
     def _end_other_processes(self) -> None:
         """Ends the processes that this one has started: they would wait for it forever."""
@@ -250,6 +271,7 @@ class TasksCLI(CheckpointCheckingCLI):
             raise ArgumentsError(message) from refusal
 
         settings = self.config[self.config.subcommand]
+        check_numbers(settings)
         for name, value in settings.items():  # of configs: arguments have been expanded before
             if isinstance(value, str) and value.startswith("~/"):
                 settings[name] = os.path.expanduser(value)
@@ -308,7 +330,12 @@ class TasksCLI(CheckpointCheckingCLI):
         strategy = self._config["trainer"]["strategy"]
         sharded = f"{ShardedStrategy.__module__}.{ShardedStrategy.__name__}"
         with blocks_on_meta_device() if getattr(strategy, "class_path", None) == sharded else nullcontext():
-            super().instantiate_classes()
+            try:
+                super().instantiate_classes()
+            except ValueError as error:
+                if find_user_error(error) is None and "Does not validate against" in str(error):
+                    raise _unbuildable(str(error)) from error
+                raise
         if self.subcommand == "fit" or self._config["ckpt_path"] is not None or not isinstance(self.model, BaseTask):
             return
         if self.subcommand == "predict":
@@ -355,7 +382,7 @@ class TasksCLI(CheckpointCheckingCLI):
             if others in (None, True):
                 others = []
             kwargs["logger"] = [*self._run_loggers(), *(others if isinstance(others, list) else [others])]
-        plugins = config["trainer"]["plugins"] or []
+        plugins = self.config_init[self.subcommand]["trainer"]["plugins"] or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
 
         has_bar = any(isinstance(callback, ProgressBar) for callback in self._stated_callbacks())
@@ -365,10 +392,13 @@ class TasksCLI(CheckpointCheckingCLI):
 
         try:
             trainer: Any = super().instantiate_trainer(default_root_dir=str(folder), **kwargs)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"the trainer cannot be set up so: {error}") from error
+        except (TypeError, ValueError, RuntimeError) as error:
+            reason, remedy = str(error).partition(". ")[0], ""
+            if "more than one stateful" in reason:
+                remedy = ": leave one out, or let it watch another metric (monitor)"
+            raise UserError(f"the trainer cannot be set up so: {reason}{remedy}.") from error
         check_strategy(trainer, self.model)
-        check_finders(trainer)
+        check_callbacks(trainer)
 
         for callback in trainer.callbacks:
             self._set_up_callback(callback)
@@ -488,6 +518,17 @@ class TasksCLI(CheckpointCheckingCLI):
             self.status = int(bad_files(predictions) > 0)
 
 
+def _unbuildable(message: str) -> UserError:
+    """The error for an object that cannot be made of the settings that were parsed, by what the parser says then."""
+    lines = [line.strip(" -") for line in message.splitlines() if re.match(r" *- ", line)]
+    noise = ("Does not validate", "Expected a", "Not a valid", "a class path", "a dict")
+    reasons = [line for line in lines if not line.startswith(noise)]
+    reason = re.sub(r"<([\w.]+): .*?>", r"\1", reasons[0]).strip("()") if reasons else "a value of another type"
+    named = re.findall(r"Given value: \[?Namespace\(class_path='([\w.]+)'", message)
+    name = named[0].rpartition(".")[2] if named else "an object of the config"
+    return UserError(f"{name} cannot be made of its settings ({reason}): state all of them, or leave it out.")
+
+
 class ParseOnlyCLI(ParseOnly, TasksCLI):
     """The command line that only parses its arguments: ``config`` holds what they say."""
 
@@ -540,23 +581,29 @@ def check_strategy(trainer: Any, task: Any) -> None:
             )
 
 
-def check_finders(trainer: Trainer) -> None:
-    """Refuses callbacks that look for a learning rate or a batch size by training before the training.
+UNFIT_CALLBACKS: dict[type[Callback], str] = {
+    LearningRateFinder: "does not work here, as rates follow a schedule from model.optimizer on. Compare short runs "
+    "with several --model.optimizer.init_args.lr instead",
+    BatchSizeFinder: "does not work here, as schedules are planned for data.batch_size. "
+    "`swinv2-tasks memory --config CONFIG --gpu 24GiB` says which batch fits",
+    BaseFinetuning: "does not work here, as it adds parameters to an optimizer whose schedule is planned already. "
+    "model.backbone.frozen_stages freezes stages of the backbone instead",
+    OnExceptionCheckpoint: "is not needed here, and would begin from its own checkpoint: each run saves itself. "
+    "save.every_n_minutes says how often; --resume RUN resumes it",
+}
+"""Callbacks of Lightning that a training here cannot have, with the reason and what to do instead."""
+
+
+def check_callbacks(trainer: Trainer) -> None:
+    """Refuses callbacks that would break a training or be broken by it.
 
     Raises:
         UserError: there is one.
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, LearningRateFinder):
-            raise UserError(
-                "trainer.callbacks: LearningRateFinder does not work here, as rates follow a schedule from "
-                "model.optimizer on. Compare short runs with several --model.optimizer.init_args.lr instead"
-            )
-        if isinstance(callback, BatchSizeFinder):
-            raise UserError(
-                "trainer.callbacks: BatchSizeFinder does not work here, as schedules are planned for data.batch_size. "
-                "`swinv2-tasks memory --config CONFIG --gpu 24GiB` says which batch fits"
-            )
+        for cls, reason in UNFIT_CALLBACKS.items():
+            if isinstance(callback, cls):
+                raise UserError(f"trainer.callbacks: {type(callback).__name__} {reason}.")
 
 
 CLI = TypeVar("CLI", bound=TasksCLI)
@@ -619,13 +666,6 @@ def run_as(cli: Callable[[list[str], Start], CLI], command: str, arguments: Sequ
             raise UserError(
                 f"{str(error).splitlines()[0]} It is not there without a validation: raise trainer.limit_val_batches, "
                 "or leave out what watches it"
-            ) from error
-        except ValueError as error:
-            if "loaded state dict" not in str(error):
-                raise
-            raise UserError(
-                f"the optimizer's state does not fit ({error}): resume with the optimizer, frozen_stages and "
-                "layer_decay of the run's own config"
             ) from error
 
 

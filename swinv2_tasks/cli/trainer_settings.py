@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,35 @@ def check_folders(trainer: Mapping[str, Any]) -> None:
             f"trainer.default_root_dir: runs go to --runs; take --runs {trainer['default_root_dir']}, and --name for "
             "the folder in it."
         )
+
+
+BOUNDS: dict[str, tuple[float, float]] = {
+    "seed_everything": (0, 2**32 - 1),
+    "trainer.gradient_clip_val": (0, math.inf),
+    "trainer.accumulate_grad_batches": (1, math.inf),
+    "trainer.log_every_n_steps": (0, math.inf),
+    "trainer.check_val_every_n_epoch": (1, math.inf),
+    "guard.max_skipped_steps": (0, math.inf),
+    "save.every_n_minutes": (0, math.inf),
+}
+"""What numbers may be that nothing else looks at before the training."""
+
+
+def check_numbers(settings: Mapping[str, Any]) -> None:
+    """Refuses numbers out of their range.
+
+    Args:
+        settings: of fit, validate, test or predict.
+
+    Raises:
+        UserError: there is one.
+    """
+    for name, (least, most) in BOUNDS.items():
+        part, _, last = name.rpartition(".")
+        value = (settings.get(part) or {}).get(last) if part else settings.get(last)
+        if isinstance(value, int | float) and not (least <= value <= most and math.isfinite(value)):
+            up_to = f" to {most:.0f}" if most < math.inf else " up"
+            raise UserError(f"{name} is {value}; expected a number from {least:g}{up_to}.")
 
 
 def check_devices(trainer: Mapping[str, Any]) -> None:

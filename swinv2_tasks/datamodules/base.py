@@ -17,6 +17,7 @@ from swinv2_tasks.datamodules.loader import BatchLoader, BatchOrder, FaultPolicy
 from swinv2_tasks.datamodules.transforms.classification import check
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.hyperparameters import Recorded
+from swinv2_tasks.records import mapping, require, text, values, whole
 
 log = logging.getLogger("swinv2_tasks")
 
@@ -31,6 +32,10 @@ MOST_STATED_WORKERS = 1024
 
 LARGEST_BATCH = 100_000
 """Samples of a batch at most."""
+
+
+STATE = mapping({"seed": whole(0, 2**64), "faults": values(text)})
+"""What a resumed training must know of its data."""
 
 
 class BaseDataModule(Recorded, LightningDataModule, TaskData):
@@ -181,7 +186,12 @@ class BaseDataModule(Recorded, LightningDataModule, TaskData):
         return {"seed": self.seed, "faults": dict(self.faults.skipped)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the seed and the skipped samples of the training that is resumed."""
+        """Take over the seed and the skipped samples of the training that is resumed.
+
+        Raises:
+            UserError: it is no such state.
+        """
+        require(state_dict, STATE, "the checkpoint is corrupt: of the state of its data,")
         if self.train_dataset is not None:  # not when evaluating
             self._seed = state_dict["seed"]
             self.faults.skipped.update(state_dict["faults"])

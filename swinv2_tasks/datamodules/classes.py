@@ -177,7 +177,13 @@ def read_classes(source: str | Path | Sequence[str]) -> Classes:
         return Classes(list(source), list(source))
     lines = read_lines(source, "class list (data.class_names)", "one class per line: `ID`, `ID NAME`, or CSV `ID,NAME`")
     if Path(source).suffix.lower() == ".csv":
-        rows = [[cell.strip() for cell in row] for row in csv.reader(lines, skipinitialspace=True) if row]
+        try:
+            rows = [[cell.strip() for cell in row] for row in csv.reader(lines, skipinitialspace=True) if row]
+        except csv.Error as error:  # a field that never ends, as where a quotation mark is left open
+            message = (
+                f"{source} (data.class_names) is no CSV file ({error}): look for a quotation mark that is not closed."
+            )
+            raise UserError(message) from error
         if rows and rows[0][0].lower() in _CSV_HEADERS:
             rows = rows[1:]
     else:

@@ -25,6 +25,8 @@ from torch.utils.data import Dataset, get_worker_info
 from swinv2_tasks.batches import SampleCounts
 from swinv2_tasks.datamodules.remarks import collect_remarks
 from swinv2_tasks.errors import UserError, reason_of
+from swinv2_tasks.failures import explain_failure
+from swinv2_tasks.records import mapping, require, whole
 from swinv2_tasks.seeding import derive_seed, seed_generators
 from swinv2_tasks.text import printable
 from swinv2_tasks.torch_internals import ForkSafeDataLoader, end_workers
@@ -304,6 +306,10 @@ class FaultPolicy:
             )
 
 
+POSITION = mapping({"epoch": whole(), "batches": whole()})
+"""Where a training stands in its data."""
+
+
 class BatchLoader:
     """Iterates over an epoch's batches; Lightning saves and restores its position.
 
@@ -410,7 +416,12 @@ class BatchLoader:
         return {"epoch": self._position[0], "batches": self._position[1]}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Resume at a position: the next iteration over that epoch starts there."""
+        """Resume at a position: the next iteration over that epoch starts there.
+
+        Raises:
+            UserError: it is none.
+        """
+        require(state, POSITION, "the checkpoint is corrupt: of the training data's position,")
         self._position = (state["epoch"], state["batches"])
         self._resumed = self._position
         self.batch_sampler.set_epoch(state["epoch"])
@@ -429,6 +440,8 @@ class BatchLoader:
         index_of = {int(pid): int(index) for pid, index in self._reader.reading.tolist()}
         if not index_of.keys() & set(pids):  # of another loader
             return None
+        if (explained := explain_failure(error)) is not None:  # which needs no file to be named
+            return UserError(explained)
         names = [printable(sample_id(self.dataset, index_of[pid])) for pid in pids if index_of.get(pid, -1) >= 0]
         when = f"while it read {', '.join(names)}" if names else "between two samples"
         remedy = "remove it from the dataset"
@@ -527,8 +540,9 @@ class _Reader(Dataset):
 
     def _fault(self, index: int, error: Exception) -> Fault:
         """What is known of a sample that could not be read; to be called where the error is handled."""
-        where = "" if isinstance(error, UserError) else traceback.format_exc()
-        return Fault(index, sample_id(self.dataset, index), reason_of(error), where)
+        reason = explain_failure(error) if isinstance(error, OSError) else None
+        where = "" if isinstance(error, UserError) or reason is not None else traceback.format_exc()
+        return Fault(index, sample_id(self.dataset, index), reason or reason_of(error), where)
 
 
 def _ignore_signals(worker: int) -> None:

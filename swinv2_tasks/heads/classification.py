@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from swinv2_tasks.errors import UserError
+
 
 class ClassificationHead(nn.Module):
     """Class logits from the last map of a backbone, over images or clips.
@@ -22,6 +24,8 @@ class ClassificationHead(nn.Module):
     def __init__(self, in_channels: int, num_classes: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(in_channels)
+        if not 0 <= dropout < 1:
+            raise UserError(f"model.dropout is {dropout}; expected a probability, from 0 to below 1")
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(in_channels, num_classes)
         nn.init.trunc_normal_(self.fc.weight, std=0.02)

@@ -15,6 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.batches import ClassificationBatch, PredictBatch
 from swinv2_tasks.callbacks import ClassificationPredictions
+from swinv2_tasks.errors import UserError
 from swinv2_tasks.evaluation.classification import AnyLabelAccuracy, CrossEntropy
 from swinv2_tasks.heads.classification import ClassificationHead
 from swinv2_tasks.tasks.base import BaseTask
@@ -49,6 +50,8 @@ class ClassificationTask(BaseTask):
         head = ClassificationHead(backbone.channels[-1], num_classes, dropout)
         super().__init__(backbone, head, weights, optimizer, schedule)
         self.num_classes = num_classes
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"model.label_smoothing is {label_smoothing}; expected a share, from 0 to below 1")
         self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         ks = {"top1": 1, "top5": min(5, num_classes)}
         # Validating arguments would wait for the device at every batch.

@@ -54,6 +54,8 @@ class VideoClassificationTask(BaseTask):
         head = ClassificationHead(backbone.channels[-1], num_classes, dropout)
         super().__init__(backbone, head, weights, optimizer, schedule)
         self.num_classes = num_classes
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"model.label_smoothing is {label_smoothing}; expected a share, from 0 to below 1")
         self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         self.val_scores, self.test_scores = VideoScores(num_classes), VideoScores(num_classes)
 

@@ -196,7 +196,7 @@ class GuardedTask(LightningModule):
         }
         file = folder / f"nonfinite_step_{step}_rank_{trainer.global_rank}.json"
         folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"step": step, "epoch": trainer.current_epoch, **details}, indent=2) + "\n")
+        file.write_text(json.dumps({"step": step, "epoch": trainer.current_epoch, **details}, indent=2) + "\n", "utf-8")
         few = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
         problem = f"the loss is {loss:g}" + (f" and gradients are not finite: {few}" if bad else "")
         listed = f"Its {len(samples)} samples are listed in {file}." if samples else f"It is described in {file}."

@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 from torch.utils.data import DataLoader
 
 # ---- modules
@@ -73,6 +74,18 @@ def forget_last_validation(trainer: Any) -> None:
 def make_checkpoint(trainer: Any) -> dict[str, Any]:
     """What ``trainer.save_checkpoint`` would write."""
     return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+
+
+def is_restoring(error: BaseException) -> bool:
+    """Whether an error was raised as Lightning took over what a checkpoint holds."""
+    traceback = error.__traceback__
+    while traceback is not None:
+        frame = traceback.tb_frame
+        is_connector = frame.f_globals.get("__name__") == _CheckpointConnector.__module__
+        if is_connector and frame.f_code.co_name.startswith(("restore", "resume_start")):
+            return True
+        traceback = traceback.tb_next
+    return False
 
 
 def complete_epoch(checkpoint: dict[str, Any]) -> None:

@@ -327,7 +327,24 @@ def parameter_groups(
 
 def optimizer_class(optimizer: Callable[..., Optimizer]) -> type[Optimizer]:
     """The class of what a function of parameters builds."""
-    return type(optimizer([nn.Parameter(torch.zeros(1))]))
+    return type(_build_trial(optimizer))
+
+
+def _build_trial(optimizer: Callable[..., Optimizer]) -> Optimizer:
+    """An optimizer of one number, which shows how others will be set.
+
+    Raises:
+        UserError: it cannot be built with its settings, or one of them is not finite.
+    """
+    try:
+        trial = optimizer([nn.Parameter(torch.zeros(1))])
+    except (TypeError, ValueError) as error:
+        raise UserError(f"model.optimizer: {error}; expected settings that the optimizer takes") from error
+    for name, value in trial.defaults.items():
+        numbers = value if isinstance(value, tuple | list) else [value]
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            raise UserError(f"model.optimizer.{name} is {value}; expected a finite number")
+    return trial
 
 
 class PlannedLR(LambdaLR):
@@ -359,7 +376,7 @@ def build_optimizer(
         total_steps: optimizer steps of the whole training.
         no_weight_decay: as for ``parameter_groups``.
     """
-    defaults = optimizer([nn.Parameter(torch.zeros(1))]).param_groups[0]
+    defaults = _build_trial(optimizer).param_groups[0]
     peak = float(defaults["lr"])
     if peak <= 0:
         raise UserError(f"the optimizer's lr is {peak}; expected a learning rate above 0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from swinv2_tasks.training.classes import ClassAwareTask
 from swinv2_tasks.training.lightning_internals import attached_trainer, is_accumulating
 from swinv2_tasks.training.optim import optimizer_class
 from swinv2_tasks.training.planning import PlannedTask
+from swinv2_tasks.training.recorded_state import check_restored, check_state
 from swinv2_tasks.weights.files import clean_name, read_checkpoint
 from swinv2_tasks.weights.formats import some
 from swinv2_tasks.weights.integrity import check_finite, check_types, collect_tensors
@@ -89,6 +91,14 @@ class RestorableTask(Recorded, PlannedTask, ClassAwareTask):
         self.run_name = "run"
         self._stated_windows: tuple[Size | None, ...] | None = None
         """In an evaluation, the pre-training windows of the backbone outside of it."""
+
+    # ---- resuming
+
+    def on_train_start(self) -> None:
+        """Makes sure that what was taken over from a checkpoint can be trained with."""
+        super().on_train_start()
+        if self.trainer.ckpt_path is not None:
+            check_restored(self.trainer, str(self.trainer.ckpt_path))
 
     # ---- evaluating
 
@@ -182,7 +192,11 @@ class RestorableTask(Recorded, PlannedTask, ClassAwareTask):
             UserError: it is of another task, its tensors do not match or are not finite, or a resumed training would
                 not be the one that was begun.
         """
-        record = task_record(checkpoint, "the checkpoint")
+        trainer: Any = attached_trainer(self)
+        source = str(getattr(trainer, "ckpt_path", None) or "the checkpoint")
+        record = task_record(checkpoint, source)
+        if trainer is not None:
+            check_state(checkpoint, trainer, source)
         task_name = record["task"]["class"]
         if task_name not in [cls.__name__ for cls in type(self).__mro__]:
             raise UserError(f"the checkpoint holds a {task_name}, not a {type(self).__name__}")
@@ -190,7 +204,6 @@ class RestorableTask(Recorded, PlannedTask, ClassAwareTask):
         if record["classes"]["ids"] is not None:
             self.set_classes(record["classes"]["ids"], record["classes"]["names"], "the checkpoint")
 
-        trainer: Any = attached_trainer(self)
         is_resumed = trainer is not None and trainer.state.fn == TrainerFn.FITTING
         self._check_values(checkpoint, is_resumed)
         if not is_resumed:
@@ -311,6 +324,13 @@ class RestorableTask(Recorded, PlannedTask, ClassAwareTask):
         if "backbone" not in arguments:
             check_recorded_size(contents, record, str(checkpoint_path))
             arguments["backbone"] = SwinTransformerV2.from_config(record["backbone"])
+        parameters = [*inspect.signature(cls.__init__).parameters.values()][1:]
+        needed = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
+        if absent := [name for name in needed if name not in arguments and name not in ("args", "kwargs")]:
+            raise UserError(
+                f"{checkpoint_path} does not record {', '.join(absent)} of the {cls.__name__}: give it to "
+                "load_from_checkpoint, or take another checkpoint."
+            )
         task = cls(**arguments)
         try:
             task.on_load_checkpoint(contents)

@@ -6,6 +6,7 @@ import csv
 import fcntl
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -23,6 +24,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from swinv2_tasks.child_processes import available_cores
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.files import prove_writable, remove, replace_file, unwritable
+from swinv2_tasks.records import FINISHED, STARTS, SUMMARY, mapping, optional, plain, read_json, require, values
 from swinv2_tasks.text import command_word, printable
 
 RUN_DIR = "SWINV2_TASKS_RUN_DIR"
@@ -39,6 +41,8 @@ CLAIM = ".run"
 
 RESULTS = ("*.ckpt", "*.safetensors", "metrics.csv", "summary.json", "nonfinite_*", "predictions.csv")
 """What must not be lost of a run."""
+
+log = logging.getLogger("swinv2_tasks")
 
 _locks: list[Any] = []  # a lock lasts as long as its file is open
 
@@ -216,11 +220,32 @@ def _wrote_into(run: Path, folder: Path) -> bool:
     config = run / "config.yaml"
     if not config.is_file():  # a new run
         return False
-    settings = yaml.safe_load(config.read_text())
-    callbacks = settings["trainer"].get("callbacks") or []
-    parts = [settings.get("checkpoint") or {}, *(part.get("init_args") or {} for part in callbacks)]
-    dirpaths = [part["dirpath"] for part in parts if part.get("dirpath")]
+    settings = _read_config(config)
+    callbacks = (settings.get("trainer") or {}).get("callbacks") or []
+    parts = [settings.get("checkpoint"), *(part.get("init_args") for part in callbacks if isinstance(part, Mapping))]
+    dirpaths = [part["dirpath"] for part in parts if isinstance(part, Mapping) and part.get("dirpath")]
     return any(Path(dirpath).resolve() == folder.resolve() for dirpath in dirpaths)
+
+
+def _read_config(config: Path) -> dict[str, Any]:
+    """The config that a run has kept.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{config} cannot be read ({_first_line(error)}). {_COPY_AGAIN}") from error
+    require(settings, mapping({}, {"trainer": optional(values(plain))}), f"{config} is corrupt: in it,", _COPY_AGAIN)
+    return dict(settings)
+
+
+_COPY_AGAIN = "Copy the run again, or start a new one."
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:120]
 
 
 def holds_results(folder: Path) -> bool:
@@ -237,17 +262,24 @@ def find_requeued_run(parent: Path, arguments: Sequence[str]) -> Path | None:
     if job is None or not restarts or os.environ.get("LOCAL_RANK", "0") != "0":
         return None
     for folder in (path.parent for path in parent.glob("*/run.json")):
-        start = json.loads((folder / "run.json").read_text())["starts"][-1]
-        same = start["slurm_job"] == job and start["arguments"] == [*arguments]
+        try:
+            start = read_json(folder / "run.json", STARTS, _COPY_AGAIN)["starts"][-1]
+        except UserError as error:
+            log.warning("passed over: %s", error)
+            continue
+        same = start.get("slurm_job") == job and start["arguments"] == [*arguments]
         if same and not _is_finished(folder) and any(folder.rglob("*.ckpt")):
             return folder
     return None
 
 
+_REMOVE = "Copy it again, or remove it: the run is then resumed from its newest checkpoint."
+
+
 def _is_finished(folder: Path) -> bool:
     """Whether a run has come to its end; one that was stopped has a summary, too."""
     summary = folder / "summary.json"
-    return summary.is_file() and json.loads(summary.read_text())["status"] == "finished"
+    return summary.is_file() and read_json(summary, SUMMARY, _REMOVE)["status"] == "finished"
 
 
 def describe_finished(folder: Path, trainer: Mapping[str, Any]) -> str | None:
@@ -259,15 +291,15 @@ def describe_finished(folder: Path, trainer: Mapping[str, Any]) -> str | None:
     """
     if not _is_finished(folder):
         return None
-    summary = json.loads((folder / "summary.json").read_text())
-    before = yaml.safe_load((folder / "config.yaml").read_text())["trainer"]
+    summary = read_json(folder / "summary.json", FINISHED, _REMOVE)
+    before = _read_config(folder / "config.yaml").get("trainer") or {}
 
-    if any(trainer[name] != before[name] for name in ("max_epochs", "max_steps", "max_time")):
+    if any(trainer[name] != before.get(name) for name in ("max_epochs", "max_steps", "max_time")):
         return None
 
     epochs, steps = summary["epochs"], summary["steps"]
     longer = f"--trainer.max_epochs {2 * epochs}"
-    if (before["max_steps"] or -1) > 0:
+    if trainer["max_steps"] not in (None, -1):
         longer = f"--trainer.max_steps {2 * steps}"
     return (
         f"{printable(folder)} is finished: {epochs} epoch{'s' * (epochs != 1)}, {steps} step{'s' * (steps != 1)}; "
@@ -282,13 +314,11 @@ def keep_metrics(logger: CSVLogger, folder: Path, step: int) -> None:
     source = backup if backup.is_file() else metrics  # killed between the two lines that follow, last time
     if not source.is_file():
         return
-    with source.open(newline="") as file:
-        reader = csv.DictReader(file)
-        columns = list(reader.fieldnames or [])
-        rows = [row for row in reader if row["step"] and int(row["step"]) < step]
+    columns, rows = read_numbers(source)
+    rows = [row for row in rows if row["step"] and int(row["step"]) < step]
 
     def write(path: Path) -> None:
-        with path.open("w", newline="") as file:
+        with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(rows)
@@ -302,12 +332,45 @@ def keep_metrics(logger: CSVLogger, folder: Path, step: int) -> None:
     restore()
 
 
+def read_numbers(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """The columns of a metrics.csv and its rows, with a number in each cell that is not empty.
+
+    Raises:
+        UserError: it is no such table.
+    """
+    remedy = "Copy it again, or move it away: the run then begins a new one."
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            columns, rows = list(reader.fieldnames or []), list(reader)
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read ({_first_line(error)}). {remedy}") from error
+
+    for line, row in enumerate(rows, start=2):
+        cells = [(name, cell) for name, cell in row.items() if cell]
+        if None in row or not all(_is_number(cell) for _, cell in cells):
+            raise UserError(f"{path} is corrupt: line {line} holds no numbers as a run writes them. {remedy}")
+        if not (row.get("step") or "0").isdecimal():
+            raise UserError(f"{path} is corrupt: the step in line {line} is no whole number. {remedy}")
+    if rows and "step" not in columns:
+        raise UserError(f"{path} is corrupt: it has no column step. {remedy}")
+    return columns, rows
+
+
+def _is_number(cell: object) -> bool:
+    try:
+        float(str(cell))
+    except ValueError:
+        return False
+    return True
+
+
 def record_start(folder: Path, **details: Any) -> None:
     """Adds this start to the run's run.json: versions, commit, hardware, and ``details``."""
     path = folder / "run.json"
-    starts = json.loads(path.read_text())["starts"] if path.is_file() else []
+    starts = read_json(path, STARTS, _COPY_AGAIN)["starts"] if path.is_file() else []
     starts.append({**_environment(), **details})
-    replace_file(path, lambda file: file.write_text(json.dumps({"starts": starts}, indent=2) + "\n"))
+    replace_file(path, lambda file: file.write_text(json.dumps({"starts": starts}, indent=2) + "\n", "utf-8"))
 
 
 def _environment() -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import math
@@ -22,10 +21,14 @@ from lightning.pytorch.trainer.states import TrainerFn
 from swinv2_tasks.batches import task_data
 from swinv2_tasks.errors import Interrupted
 from swinv2_tasks.files import replace_file
-from swinv2_tasks.training.run_folder import record_start
+from swinv2_tasks.records import mapping, text, whole
+from swinv2_tasks.training.run_folder import read_numbers, record_start
 from swinv2_tasks.weights.files import read_checkpoint, write_safetensors
 
 EVENTS = "events.jsonl"
+
+EVENT = mapping({"step": whole(), "event": text})
+"""What a line of events holds: what happened, and the optimizer steps done by then."""
 
 RSS_PER_MIB = 2**20 if sys.platform == "darwin" else 2**10
 """macOS states resident memory in bytes, Linux in KiB."""
@@ -169,8 +172,8 @@ class RunRecord(Callback):
             "events": dict(Counter(event["event"] for event in events)),
             "skipped_samples": dict(data.skipped_samples),
         }
-        text = json.dumps(summary, indent=2) + "\n"
-        replace_file(self.folder / "summary.json", lambda file: file.write_text(text))
+        content = json.dumps(summary, indent=2) + "\n"
+        replace_file(self.folder / "summary.json", lambda file: file.write_text(content, "utf-8"))
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float | None]:
@@ -183,8 +186,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     """The rows of a metrics.csv, without the cells that are empty; none where there is no such file."""
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
-        return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+    return [{name: float(cell) for name, cell in row.items() if cell} for row in read_numbers(path)[1]]
 
 
 def best_metrics(rows: Sequence[Mapping[str, float]], callback: ModelCheckpoint | None) -> dict[str, float]:
@@ -234,23 +236,25 @@ class _EventWriter(logging.Handler):
         details = getattr(record, "details", None)
         if details is not None:
             where = {"step": self.trainer.global_step, "epoch": self.trainer.current_epoch}
-            with self.path.open("a") as file:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({**where, **details}) + "\n")
 
 
 def _read_events(path: Path) -> list[dict[str, Any]]:
-    """The events of a file, without a last line that a kill cut off."""
+    """The events of a file, without lines that are none, as the last one is where a kill has cut it off."""
     events = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
+    for line in path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
-            events.append(json.loads(line))
-        except ValueError:
+            event = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if EVENT(event) is None:
+            events.append(event)
     return events
 
 
 def _drop_repeated(path: Path, step: int) -> None:
     """Leaves the events before a step in the file."""
     if path.is_file():
-        text = "".join(json.dumps(event) + "\n" for event in _read_events(path) if event["step"] < step)
-        replace_file(path, lambda file: file.write_text(text))
+        kept = "".join(json.dumps(event) + "\n" for event in _read_events(path) if event["step"] < step)
+        replace_file(path, lambda file: file.write_text(kept, "utf-8"))

@@ -29,8 +29,11 @@ from torch import Tensor
 
 from swinv2_tasks.errors import UserError, reason_of
 from swinv2_tasks.files import replace_file
+from swinv2_tasks.hyperparameters import WEIGHTS
 from swinv2_tasks.outside_files import TooLarge, check_tree, load_json, open_file, read_json
 from swinv2_tasks.python_internals import python3_name
+from swinv2_tasks.records import mapping, require, text, values
+from swinv2_tasks.text import printable
 from swinv2_tasks.weights.formats import without_prefix
 from swinv2_tasks.weights.integrity import (
     check_storages,
@@ -63,8 +66,14 @@ class Checkpoint:
 
     @property
     def record(self) -> Mapping[str, Any]:
-        """What this package recorded about the task, its backbone and windows; empty in other formats."""
-        return _mapping(self.contents.get("swinv2_tasks"))
+        """What this package recorded about the task, its backbone and windows; empty in other formats.
+
+        Raises:
+            UserError: it is not what this package writes.
+        """
+        record = self.contents.get("swinv2_tasks", {})
+        require(record, WEIGHTS, f"{self.source} is corrupt: in its record,")
+        return _mapping(record)
 
     @property
     def other_states(self) -> list[str]:
@@ -177,10 +186,16 @@ def _weight_files(folder: Path) -> list[Path]:
         if (folder / name).is_file():
             return [folder / name]
         if index.is_file():
-            shards = _read_json(index).get("weight_map")
-            if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
-                raise UserError(f"{index}: has no weight_map from names to files; download it again")
-            return [folder / Path(shard).name for shard in sorted(set(shards.values()))]
+            content = _read_json(index)
+            require(content, mapping({"weight_map": values(text)}), f"{index}:", "Download it again.")
+            shards = {*content["weight_map"].values()}
+            if odd := [shard for shard in sorted(shards) if shard in ("", ".", "..") or Path(shard).name != shard]:
+                raise UserError(
+                    f"{index}: {printable(odd[0][:60])!r} in its weight_map is no file beside it. Download it again."
+                )
+            if not shards:
+                raise UserError(f"{index}: its weight_map names no file. Download it again.")
+            return [folder / shard for shard in sorted(shards)]
     raise UserError(f"{folder}: no weights in this folder; expected {' or '.join(_FOLDER_FILES)}")
 
 

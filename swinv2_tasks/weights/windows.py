@@ -60,7 +60,7 @@ def windows_at(
         backbone = backbone_on_meta_device(variant, window_size)
         backbone.set_pretrained_window(tuple(pretrained) or None)
         return windows_of(backbone, image_size)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
         raise UserError(f"window_size {window_size} and image_size {image_size} do not go together: {error}") from error
 
 
@@ -102,7 +102,7 @@ def find_windows(checkpoint: Checkpoint, state: Mapping[str, Tensor], variant: V
             or _from_timm_config(checkpoint.config, variant)
             or _from_yacs_config(checkpoint.contents, variant)
         )
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
         raise UserError(f"{checkpoint.source}: its windows cannot be read: {error}") from error
 
 

@@ -40,6 +40,8 @@ FILES = {
     "typo.yaml": "data: {init_args: {batchsize: 3}}",
     "section.yaml": "trainr: {max_epochs: 3}",
     "type.yaml": "trainer: {max_epochs: ten}",
+    "list.yaml": "checkpoint: []",
+    "number.yaml": "trainer: 3",
     "class.yaml": "model: {init_args: {optimizer: {class_path: Adamw}}}",
 }
 """Configs with a mistake, and an overlay without."""
@@ -78,6 +80,18 @@ CONFIGS = [
     ),
     Mistake("fit --config broken.yaml", "broken.yaml, line 2, column 5: no valid YAML", "mend that line"),
     Mistake("fit --config text.yaml", "text.yaml holds no settings", "a config is lines such as"),
+    Mistake("fit --config utf16.yaml", "utf16.yaml is text in UTF-16", "save it as UTF-8"),
+    Mistake("fit --config latin.yaml", "latin.yaml, line 2: a character that is not UTF-8", "save the file as UTF-8"),
+    Mistake(
+        "fit --config tiny.yaml --config list.yaml",
+        "list.yaml: checkpoint holds no settings",
+        "checkpoint: {monitor: val/loss}",
+    ),
+    Mistake(
+        "fit --config tiny.yaml --config number.yaml",
+        "number.yaml: trainer holds no settings",
+        "trainer: {max_epochs: 3}",
+    ),
     Mistake("fit --config image.yaml", "image.yaml is no text", "--config names a YAML file"),
     Mistake(
         "fit --config tiny.yaml --config typo.yaml",
@@ -189,6 +203,20 @@ VALUES = [
         ("--trainer.precision bf16-mxed", "'bf16-mxed' is not one of 64, 32", "did you mean bf16-mixed?"),
         ("--trainer.fast_dev_run perhaps", "'perhaps' is not", "true or false"),
         ("--guard.max_skipped_steps few", "'few' is not a whole number", "as in --guard.max_skipped_steps 0"),
+        ("--model.dropout .nan", "dropout is nan", "expected a finite number"),
+        ("--model.dropout 2", "model.dropout is 2.0", "a probability, from 0 to below 1"),
+        ("--model.label_smoothing -1", "model.label_smoothing is -1.0", "a share, from 0 to below 1"),
+        ("--model.optimizer.lr .nan", "model.optimizer: Invalid learning rate", "settings that the optimizer takes"),
+        ("--model.optimizer.lr .inf", "model.optimizer.lr is inf", "expected a finite number"),
+        ("--model.schedule.min_lr .inf", "schedule.min_lr is inf", "expected a finite number"),
+        ("--model.backbone.drop_path_rate 2", "drop_path_rate must be in [0, 1)", "not 2.0"),
+        ("--data.image_size -1", "image_size", "expected"),
+        ("--data.augmentation.mixup .nan", "mixup is nan", "expected a finite number"),
+        ("--trainer.gradient_clip_val -1", "trainer.gradient_clip_val is -1.0", "a number from 0 up"),
+        ("--trainer.accumulate_grad_batches -1", "trainer.accumulate_grad_batches is -1", "a number from 1 up"),
+        ("--guard.max_skipped_steps -1", "guard.max_skipped_steps is -1", "a number from 0 up"),
+        ("--save.every_n_minutes .nan", "save.every_n_minutes is nan", "a number from 0 up"),
+        ("--seed_everything -1", "seed_everything is -1", "a number from 0 to 4294967295"),
         ("--model Nothing", "model: there is no 'Nothing'", "there are ClassificationTask, DetectionTask"),
         ("--model.optimizer mine.Adam", "mine.Adam is not imported", "add --allow mine"),
         ("--model.optimizer mine.Adam --allow mine", "there is no module mine for", "PYTHONPATH=. swinv2-tasks"),
@@ -219,6 +247,16 @@ FAULTS = [
         "fit --config tiny.yaml --trainer.callbacks+=BatchSizeFinder",
         "BatchSizeFinder does not work here",
         "swinv2-tasks memory --config CONFIG --gpu 24GiB",
+    ),
+    Mistake(
+        "fit --config tiny.yaml --trainer.callbacks+=BackboneFinetuning",
+        "BackboneFinetuning does not work here",
+        "model.backbone.frozen_stages",
+    ),
+    Mistake(
+        "fit --config tiny.yaml --trainer.callbacks+=OnExceptionCheckpoint --trainer.callbacks.dirpath x",
+        "OnExceptionCheckpoint is not needed here",
+        "save.every_n_minutes",
     ),
     Mistake("memory --config tiny.yaml --gpu 0.5GiB", "CUDA and its libraries alone take", "expected more"),
     Mistake("fit --config tiny.yaml --data.val_dir nowhere", "no validation data", "--trainer.limit_val_batches 0"),
@@ -274,6 +312,8 @@ def write_workshop(folder: Path) -> None:
     for name, text in FILES.items():
         (folder / name).write_text(text)
     (folder / "image.yaml").write_bytes(b"\x89PNG\xff\xd8")
+    (folder / "utf16.yaml").write_bytes("name: x\n".encode("utf-16"))
+    (folder / "latin.yaml").write_bytes("trainer: {max_epochs: 3}\nname: Ä\n".encode("latin-1"))
     torch.save(new_task().state_dict(), folder / "tiny.pth")
     (folder / "code.pth").write_bytes(pickle.dumps(Calls()))
     for name in ("demo_ade20k", "demo_coco"):

@@ -187,7 +187,7 @@ def peak_resident_bytes() -> int:
     """Peak of this process's resident memory, in bytes."""
     status = Path("/proc/self/status")
     if status.is_file():
-        for line in status.read_text().splitlines():
+        for line in status.read_text("utf-8").splitlines():
             if line.startswith("VmHWM"):
                 return int(line.split()[1]) * 1024
 
@@ -256,7 +256,7 @@ def _run_child(arguments: list[str], log: Path, threads: int, pipe: Connection) 
     follow_parent()
 
     stdout, stderr = 1, 2
-    with log.open("w") as file:
+    with log.open("w", encoding="utf-8") as file:
         os.dup2(file.fileno(), stdout)
         os.dup2(file.fileno(), stderr)
 

@@ -129,6 +129,25 @@ def folder_videos(folder: Path, classes: Classes, setting: str) -> list[tuple[st
     return videos
 
 
+def _whole_seconds(text: str) -> int:
+    """A time of a Kinetics table, as the names of its videos have it.
+
+    Raises:
+        ValueError, OverflowError: it is none: names have six digits.
+    """
+    seconds = int(float(text))
+    if not 0 <= seconds < 1_000_000:
+        raise ValueError(text)
+    return seconds
+
+
+def _rows(path: Path, lines: Sequence[str]) -> list[dict[str, str]]:
+    try:
+        return list(csv.DictReader(lines))
+    except csv.Error as error:  # a field that never ends, as where a quotation mark is left open
+        raise UserError(f"{path} is no CSV file ({error}): look for a quotation mark that is not closed.") from error
+
+
 def _read(path: Path) -> tuple[list[tuple[str, str]], bool]:
     """Names of videos and labels, as the list has them, and whether it is one of Kinetics' tables."""
     lines = _lines(path)
@@ -136,14 +155,14 @@ def _read(path: Path) -> tuple[list[tuple[str, str]], bool]:
     is_kinetics = {"label", "youtube_id"} <= header
     entries = []
     if is_kinetics:
-        for number, row in enumerate(csv.DictReader(lines), start=2):
+        for number, row in enumerate(_rows(path, lines), start=2):
             cells = {str(key).strip().lower(): (value or "").strip() for key, value in row.items() if key}
             if not cells.get("label") or not cells.get("youtube_id"):
                 raise UserError(f"{path}, line {number}: a label or an id is missing; expected {','.join(_COLUMNS)}.")
             times = [cells.get(name, "") for name in _COLUMNS[2:]]
             try:
-                span = "_".join(f"{int(float(time)):06d}" for time in times if time)
-            except ValueError:
+                span = "_".join(f"{_whole_seconds(time):06d}" for time in times if time)
+            except (ValueError, OverflowError):
                 raise UserError(
                     f"{path}, line {number}: the times {times} are no numbers of seconds; mend the line."
                 ) from None

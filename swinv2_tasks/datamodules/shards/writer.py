@@ -91,7 +91,7 @@ def write_shards(
     if not bounds:
         bounds = _bounds((_size(images[i].path) for i in order.tolist()), shard_bytes)
     lines = [{"identity": identity, "bounds": bounds}, *done.values()]
-    replace_file(partial / PLAN, lambda path: path.write_text("".join(map(_line, lines))))
+    replace_file(partial / PLAN, lambda path: path.write_text("".join(map(_line, lines)), "utf-8"))
     yield sum(bounds[number + 1] - bounds[number] for number in done), _faults(done.values())
 
     jobs = [
@@ -100,7 +100,7 @@ def write_shards(
         if number not in done
     ]
     is_finished = True
-    with (partial / PLAN).open("a") as plan:
+    with (partial / PLAN).open("a", encoding="utf-8") as plan:
         for entry in _run(jobs, workers):
             if entry["faulty"] and not skip_faulty:
                 is_finished = False
@@ -125,7 +125,7 @@ def write_shards(
         "faulty": faults,
     }
     replace_file(partial / ORDER, lambda path: _save_array(path, np.argsort(stored).astype(np.uint32)))
-    replace_file(partial / INDEX, lambda path: path.write_text(json.dumps(index)))
+    replace_file(partial / INDEX, lambda path: path.write_text(json.dumps(index), "utf-8"))
     partial.rename(folder)
     (folder / PLAN).unlink()
 
