@@ -16,7 +16,9 @@ from typing import Literal
 from swinv2_tasks.child_processes import available_cores, follow_parent, without_working_folder
 from swinv2_tasks.datamodules.classes import Classes
 from swinv2_tasks.datamodules.imagenet import ImageNetDataModule
-from swinv2_tasks.datamodules.kinetics import KineticsDataModule, VideoFiles
+from swinv2_tasks.datamodules.kinetics import KineticsDataModule
+from swinv2_tasks.datamodules.layouts import Split
+from swinv2_tasks.datamodules.readers.kinetics import VideoFiles
 from swinv2_tasks.datamodules.readers.video_lists import list_line
 from swinv2_tasks.datamodules.readers.video_verdicts import TABLE, Verdict, VerdictFile
 from swinv2_tasks.datamodules.readers.videos import find_corruption
@@ -29,7 +31,7 @@ from swinv2_tasks.tables import write_table
 from swinv2_tasks.text import printable, say
 from swinv2_tasks.training.run_folder import lock, open_folder
 
-SPLITS = ("train", "val", "test")
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 def check(

@@ -4,7 +4,7 @@ ADE20K: https://arxiv.org/abs/1608.05442.
 """
 
 import glob
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,24 @@ from swinv2_tasks.datamodules.datasets.segmentation import (
     scenes_as_batch,
     scenes_as_prediction_batch,
 )
+from swinv2_tasks.datamodules.layouts import Layout, Split, open_dataset, share_to_set_aside
+from swinv2_tasks.datamodules.readers.ade20k import ADE20KSource, find_ade20k
+from swinv2_tasks.datamodules.readers.cityscapes import find_cityscapes, open_cityscapes
 from swinv2_tasks.datamodules.readers.images import list_images
 from swinv2_tasks.datamodules.readers.label_values import (
     Background,
     LabelCoding,
     LabelSettings,
     MapCounts,
+    classes_of_values,
     count_values,
     fitting_coding,
     palette_colors,
     possible_codings,
 )
+from swinv2_tasks.datamodules.readers.mask_folders import find_mask_folders, open_mask_folders
+from swinv2_tasks.datamodules.readers.scenes import ScenePair, SceneSource, SetAsideScenes
+from swinv2_tasks.datamodules.readers.voc_scenes import find_voc_scenes, open_voc_scenes
 from swinv2_tasks.datamodules.scene_classes import ADE20K_NAMES, scene_class_names
 from swinv2_tasks.datamodules.scene_shares import check_shares, class_pixels, describe_shares
 from swinv2_tasks.datamodules.transforms.classification import (
@@ -57,6 +64,25 @@ MAPS_COUNTED = {"train": 2000, "val": 500}
 """How many label maps of a split are looked at before training, at most."""
 
 
+def scene_layouts(folders: dict[Split, str]) -> list[Layout[SceneSource]]:
+    """The layouts of datasets of scenes.
+
+    Args:
+        folders: What the folders of ADE20K's splits are called.
+    """
+    return [
+        Layout(
+            "ade20k",
+            f"annotations/{folders['train']}/*.png or annotations/{folders['val']}/*.png, and images alike",
+            partial(find_ade20k, folders=folders),
+            lambda tree: ADE20KSource(tree.root, folders, _EXPECTED),
+        ),
+        Layout("voc", "JPEGImages/*.jpg and SegmentationClass/*.png", find_voc_scenes, open_voc_scenes),
+        Layout("cityscapes", "leftImg8bit/SPLIT and gtFine/SPLIT", find_cityscapes, open_cityscapes),
+        Layout("folders", "images/ and masks/, with or without splits", find_mask_folders, open_mask_folders),
+    ]
+
+
 class ADE20KDataModule(BaseDataModule):
     """Semantic segmentation from ADE20K's folders: ``images/SPLIT/*.jpg``, ``annotations/SPLIT/*.png``.
 
@@ -75,8 +101,12 @@ class ADE20KDataModule(BaseDataModule):
         batch_size: Crops per batch and process in training; evaluation takes one image at a time, each of its own size.
         num_workers: DataLoader workers of each loader; 0 loads in the main process. None: as many as cores are there
             for each device of the run, at most 8.
-        train_dir: Name of the training folder in images and in annotations.
-        val_dir: Name of the validation folder in both.
+        layout: How the dataset lies in root: `ade20k`, … (docs/data.md). None: what its structure shows.
+        train_dir: `ade20k`: name of the training folder in images and in annotations.
+        val_dir: `ade20k`: name of the validation folder in both.
+        val_share: Share of the training images that is set aside for validation, in (0, 1), where the dataset has no
+            validation images. None: 0.1 where it has no splits at all.
+        val_seed: Which images are set aside.
         class_names: The class list, two at least: a text file with a name per line, a table like objectInfo150.txt, or
             a list; the file is looked for in root first. Without it, a class list that lies in root (objectInfo150.txt,
             classes.txt and the like); if there is none, ADE20K's 150 classes.
@@ -113,8 +143,11 @@ class ADE20KDataModule(BaseDataModule):
         resize: tuple[int, int] | None = (2048, 512),
         batch_size: int = 16,
         num_workers: int | None = None,
+        layout: str | None = None,
         train_dir: str = "training",
         val_dir: str = "validation",
+        val_share: float | None = None,
+        val_seed: int = 0,
         class_names: str | list[str] | None = None,
         background: Background | None = None,
         ignore_label: int | list[int] | list[list[int]] | None = None,
@@ -133,13 +166,17 @@ class ADE20KDataModule(BaseDataModule):
             check("resize", resize[1], 1, resize[0])
         self.root = root
         self.resize = None if resize is None else (resize[0], resize[1])
+        self._layout = layout
+        self._val_share = val_share
+        self._val_seed = val_seed
         self.train_dir = train_dir
         self.val_dir = val_dir
         self.source = source
         self._class_source = class_names
         if isinstance(palette, str):
             palette = str(in_root(palette, root))
-        self._label_settings = LabelSettings(background, ignore_label, label_values, palette)
+        self._stated_labels = LabelSettings(background, ignore_label, label_values, palette)
+        self._shown_labels: LabelSettings | None = None
         self._coding: LabelCoding | None = None
         self._crop_size = height_width(crop_size, "crop_size")
         self.augmentation = augmentation
@@ -149,8 +186,32 @@ class ADE20KDataModule(BaseDataModule):
         """Names of the classes, in the order of their indices."""
         if self._class_source is not None:
             return scene_class_names(class_source(self._class_source, self.root))
+        if self.root is not None and self._source.class_names is not None:
+            return self._source.class_names
         lists = {path: _read_found_list(path) for path in lists_in_root(self.root, CLASS_LISTS)}
-        return take_list(lists) if lists else list(ADE20K_NAMES)
+        if lists:
+            return take_list(lists)
+        if self.root is None or isinstance(self._source, ADE20KSource):
+            return list(ADE20K_NAMES)
+        if self._stated_labels.label_values is not None:
+            return list(dict.fromkeys(self._stated_labels.label_values.values()))
+        return self._name_classes_by_values()
+
+    def _name_classes_by_values(self) -> list[str]:
+        """Names of the classes, where nothing says them: the values of the label maps, which are all counted."""
+        both: tuple[Split, ...] = ("train", "val")
+        maps = []
+        for split in (split for split in both if self._source.has(split)):
+            pairs = self._pairs(split)
+            maps += self._counted(split, pairs, most=len(pairs))
+        names, settings = classes_of_values(maps, printable(self.root))
+        ignored = ", 255 is left out" if settings.ignore_label is not None else ""
+        rank_zero_only(say)(
+            f"classes: the values of the label maps, {abbreviate(names)}{ignored}. Name them with data.class_names, or "
+            "in data.root/classes.txt, a line each."
+        )
+        self._shown_labels = settings
+        return names
 
     @property
     def num_classes(self) -> int:
@@ -177,12 +238,20 @@ class ADE20KDataModule(BaseDataModule):
                     "class, where it is the first one; or data.label_values or data.palette."
                 )
             if len(codings) > 1:
-                splits = [split for split in ("train", "val") if self._has(split)] or ["val"]
+                both: tuple[Split, ...] = ("train", "val")
+                splits: list[Split] = [split for split in both if self._source.has(split)] or ["val"]
                 maps = [counts for split in splits for counts in self._counted(split, self._pairs(split))]
                 return self._coding_of(maps)
             self._take(codings[0])
         assert self._coding is not None
         return self._coding
+
+    @property
+    def _label_settings(self) -> LabelSettings:
+        """What is said about label maps: by settings, else by the layout, else by the label maps themselves."""
+        if self._stated_labels != LabelSettings() or self.root is None:
+            return self._stated_labels
+        return self._source.label_settings or self._shown_labels or self._stated_labels
 
     def example_batch(self, batch_size: int, num_classes: int) -> dict[str, Any]:
         """A training batch of the crop's size, of arbitrary values."""
@@ -208,20 +277,22 @@ class ADE20KDataModule(BaseDataModule):
             self._check_label_maps(pairs, self._pairs("val") if self.needs_validation(stage) else [])
             transform = self.augmentation.build(self._crop_size, self.resize)
             self.train_dataset = LabeledScenes(pairs, self.coding, transform, self.mean, self.std, self._crop_size)
-        if self.val_dataset is None and self.needs_validation(stage):
-            pairs = self._pairs("val")
-            transform = Resize(self.resize)
-            self.val_dataset = LabeledScenes(
-                pairs, self.coding, transform, self.mean, self.std, smallest_side=self.patch_side
-            )
-            self.test_dataset = self.val_dataset
+        if stage == "test" and self._source.has("test"):
+            self.test_dataset = self._evaluated("test")
+        elif self.val_dataset is None and self.needs_validation(stage):
+            self.val_dataset = self.test_dataset = self._evaluated("val")
         self.collate = scenes_as_batch
+
+    def _evaluated(self, split: Split) -> LabeledScenes:
+        pairs = self._pairs(split)
+        transform = Resize(self.resize)
+        return LabeledScenes(pairs, self.coding, transform, self.mean, self.std, smallest_side=self.patch_side)
 
     def _codings(self) -> list[LabelCoding]:
         """The ways to read label maps that settings leave open."""
         return possible_codings(self.class_names, self._label_settings, is_ade20k=self.class_names == [*ADE20K_NAMES])
 
-    def _check_label_maps(self, train_pairs: list[tuple[Path, Path]], val_pairs: list[tuple[Path, Path]]) -> None:
+    def _check_label_maps(self, train_pairs: list[ScenePair], val_pairs: list[ScenePair]) -> None:
         """Makes sure that label maps fit the settings, and prints what share of the pixels each class has."""
         train, val = self._counted("train", train_pairs), self._counted("val", val_pairs)
         coding = self._coding_of([*train, *val])
@@ -257,39 +328,36 @@ class ADE20KDataModule(BaseDataModule):
     def _take(self, coding: LabelCoding) -> None:
         """Reads label maps so from now on, and lets checkpoints say so, whatever becomes of files."""
         self._coding = coding
-        self.init_args["background"] = coding.background
+        self.init_args |= {
+            "background": coding.background,
+            "ignore_label": self._label_settings.ignore_label,
+            "label_values": self._label_settings.label_values,
+        }
         if self._label_settings.palette is not None:
             colors = palette_colors(self._label_settings.palette, self.class_names, "data.")
             self.init_args["palette"] = [list(color) for color in colors]
 
-    def _counted(self, split: str, pairs: list[tuple[Path, Path]], most: int | None = None) -> list[MapCounts]:
+    def _counted(self, split: Split, pairs: list[ScenePair], most: int | None = None) -> list[MapCounts]:
         """The values of the label maps of a split; of so many of them, if there are more."""
         has_colors = self._label_settings.palette is not None
         paths = [mask for _, mask in pairs]
         return count_values(paths, has_colors, most or MAPS_COUNTED[split], self.faults.policy == "skip")
 
-    def _folder(self, split: str) -> str:
-        return self.train_dir if split == "train" else self.val_dir
+    @cached_property
+    def _source(self) -> SceneSource:
+        folders: dict[Split, str] = {"train": self.train_dir, "val": self.val_dir}
+        # Who names other folders than ADE20K's has said what the layout is.
+        has_stated = (self.train_dir, self.val_dir) != ("training", "validation")
+        stated = "ade20k" if self._layout is None and has_stated else self._layout
+        source = open_dataset(self.root, scene_layouts(folders), stated, _EXPECTED)
+        share = share_to_set_aside(source, self._val_share)
+        return source if share is None else SetAsideScenes(source, share, self._val_seed)
 
-    def _has(self, split: str) -> bool:
-        """Whether there are label maps of a split."""
-        return self.root is not None and (Path(self.root).expanduser() / "annotations" / self._folder(split)).is_dir()
-
-    def _pairs(self, split: str) -> list[tuple[Path, Path]]:
+    def _pairs(self, split: Split) -> list[ScenePair]:
         """The images of a split and their label maps, which are all there unless faulty samples are skipped."""
-        if self.root is None:
-            raise UserError(f"No dataset: set data.root to its folder. {_EXPECTED}")
-
-        root = Path(self.root).expanduser()
-        folder = root / "images" / self._folder(split)
-        labels = root / "annotations" / self._folder(split)
-        for required in (root, folder, labels):
-            if split == "val" and self._has("train") and not required.is_dir():
-                raise self.missing_validation(required, "data.val_dir")
-            if not required.is_dir():
-                raise UserError(f"The dataset folder {required} does not exist. {_EXPECTED}")
-
-        pairs = [(path, labels / path.relative_to(folder).with_suffix(".png")) for path in list_images(folder)]
+        if split == "val" and not self._source.has("val") and self._source.has("train"):
+            raise self.missing_validation(self._source.place("val"), self._source.validation_settings)
+        pairs = self._source.pairs(split)
         missing = [str(image) for image, mask in pairs if not mask.is_file()]
         if len(missing) == len(pairs):
             others = sorted(pairs[0][1].parent.glob(f"{glob.escape(pairs[0][1].stem)}.*"))
@@ -297,13 +365,13 @@ class ADE20KDataModule(BaseDataModule):
             if others and others[0].suffix.lower() in (".jpg", ".jpeg"):
                 hint += " A JPEG's compression changes their pixels, so make them again from their source."
             raise UserError(
-                f"None of the {len(pairs)} images in {folder} has a label map of its name in {labels}: "
+                f"None of the {len(pairs)} images in {pairs[0][0].parent} has a label map in {pairs[0][1].parent}: "
                 f"{pairs[0][1]} should be that of {pairs[0][0].name}.{hint} {_EXPECTED}"
             )
 
         if missing and not self.faults.allows(len(missing)):
             raise UserError(
-                f"{len(missing)} of {len(pairs)} images have no label map of their name in {labels}: "
+                f"{len(missing)} of {len(pairs)} images have no label map in {pairs[0][1].parent}: "
                 f"{abbreviate(missing)}. Add the label maps or remove the images, or "
                 f"{self.faults.remedy(len(missing))}."
             )

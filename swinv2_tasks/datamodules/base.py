@@ -246,12 +246,21 @@ class BaseDataModule(Recorded, LightningDataModule, TaskData):
         trainer: Any = self.trainer
         return stage != "fit" or trainer is None or trainer.limit_val_batches != 0
 
-    def missing_validation(self, path: object, setting: str) -> UserError:
-        """The error for validation data that are not there, where the training data are."""
+    def missing_validation(self, path: object, settings: str | None) -> UserError:
+        """The error for validation data that are not there, where the training data are.
+
+        Args:
+            path: Where they should be.
+            settings: The settings that name others; None where there are no such.
+        """
         trainer: Any = self.trainer
         in_fit = trainer is not None and trainer.state.fn == "fit"
-        without = "; or train without validation: --trainer.limit_val_batches 0" if in_fit else ""
-        return UserError(f"There are no validation data {path}. Name others with {setting}{without}.")
+        remedies = [] if settings is None else [f"name others with {settings}"]
+        remedies.append("set a share of the training data aside with --data.val_share 0.1")
+        if in_fit:
+            remedies.append("train without validation: --trainer.limit_val_batches 0")
+        advice = "; or ".join(remedies)
+        return UserError(f"There are no validation data {path}. {advice[0].upper()}{advice[1:]}.")
 
     def _loader(self, split: str, dataset: Dataset | None, collate: Callable[[list[Any]], Any]) -> BatchLoader:
         trainer: Any = self.trainer

@@ -6,8 +6,8 @@ COCO: https://arxiv.org/abs/1405.0312.
 import dataclasses
 import logging
 from collections import Counter
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,27 @@ from swinv2_tasks.datamodules.datasets.detection import (
     collate_lists,
 )
 from swinv2_tasks.datamodules.datasets.segmentation import Scenes
+from swinv2_tasks.datamodules.layouts import Layout, Split, open_dataset, share_to_set_aside
 from swinv2_tasks.datamodules.readers.annotations import (
     CocoAnnotations,
     PackedImages,
     clean,
     crowd_hint,
     describe_unmatched,
-    read_annotations,
-    read_categories,
+)
+from swinv2_tasks.datamodules.readers.coco import (
+    BESIDE_IMAGES,
+    CocoFiles,
+    CocoSource,
+    find_beside_images,
+    find_files,
+    open_beside_images,
+    stated_files,
 )
 from swinv2_tasks.datamodules.readers.images import list_images
+from swinv2_tasks.datamodules.readers.objects import ObjectSource, SetAside
+from swinv2_tasks.datamodules.readers.pascal_voc import find_voc, open_voc
+from swinv2_tasks.datamodules.readers.yolo import find_yolo, open_yolo
 from swinv2_tasks.datamodules.transforms.classification import IMAGENET_MEAN, IMAGENET_STD, MOST_SIDE, check
 from swinv2_tasks.datamodules.transforms.detection import DetectionAugmentation, MultiScaleAugmentation
 from swinv2_tasks.errors import UserError
@@ -47,41 +58,45 @@ _EXPECTED = (
     "data.files.val_images, data.files.val_annotations. To have data to try: swinv2-tasks sample-data data/sample."
 )
 
+_VALIDATION_SETTINGS = "data.files.val_annotations and data.files.val_images"
+
 EXAMPLE_OBJECTS = 20
 """Annotated objects of each image of an example batch."""
 
 
-@dataclass(frozen=True)
-class CocoFiles:
-    """Where the images and annotations of each split are. Paths are in the dataset's root, or absolute.
+def object_layouts(files: CocoFiles, allows: Callable[[int], bool]) -> list[Layout[ObjectSource]]:
+    """The layouts of datasets of objects.
 
     Args:
-        train_images: Folder of the training images.
-        train_annotations: Their annotation file.
-        val_images: Folder of the validation images.
-        val_annotations: Their annotation file.
-        test_images: Folder of the test images; None: the validation images are tested on.
-        test_annotations: Their annotation file, which may lack annotations: testing then only writes the detections.
-        train_stuff: Folder of label maps (NAME.png) of the training images' background, for HTC's semantic branch:
-            from 0 the classes, 255 where there is none.
-
-    Raises:
-        UserError: Of the test images and their annotation file only one is stated.
+        files: What COCO's files and folders are called.
+        allows: Whether so many images that cannot be read may be left out.
     """
-
-    train_images: str = "train2017"
-    train_annotations: str = "annotations/instances_train2017.json"
-    val_images: str = "val2017"
-    val_annotations: str = "annotations/instances_val2017.json"
-    test_images: str | None = None
-    test_annotations: str | None = None
-    train_stuff: str | None = None
-
-    def __post_init__(self) -> None:
-        if (self.test_images is None) != (self.test_annotations is None):
-            raise UserError(
-                "data.files.test_images and data.files.test_annotations belong together: set both, or neither."
-            )
+    return [
+        Layout(
+            "coco",
+            f"{files.train_annotations} or {files.val_annotations}",
+            partial(find_files, files=files),
+            lambda tree: CocoSource(tree.root, *stated_files(files), _EXPECTED, _VALIDATION_SETTINGS),
+        ),
+        Layout(
+            "coco-beside",
+            f"train/{BESIDE_IMAGES} and valid/{BESIDE_IMAGES} beside their images",
+            find_beside_images,
+            partial(open_beside_images, expected=_EXPECTED),
+        ),
+        Layout(
+            "yolo",
+            "data.yaml, and folders images and labels",
+            find_yolo,
+            partial(open_yolo, allows=allows),
+        ),
+        Layout(
+            "voc",
+            "JPEGImages, Annotations/*.xml and ImageSets/Main/train.txt",
+            find_voc,
+            partial(open_voc, allows=allows),
+        ),
+    ]
 
 
 class CocoDataModule(BaseDataModule):
@@ -98,7 +113,11 @@ class CocoDataModule(BaseDataModule):
         batch_size: Images per batch and process in training; evaluation takes one at a time.
         num_workers: DataLoader workers of each loader; 0 loads in the main process. None: as many as cores are there
             for each device of the run, at most 8.
-        files: Where the images and annotations of each split are.
+        layout: How the dataset lies in root: `coco`, `coco-beside`, … (docs/data.md). None: what its structure shows.
+        files: `coco`: where the images and annotations of each split are.
+        val_share: Share of the training images that is set aside for validation, in (0, 1), where the dataset has no
+            validation images. None: 0.1 where it has no splits at all.
+        val_seed: Which images are set aside.
         stuff_classes: How many classes the maps of `files.train_stuff` have, at most 254; with 0 they are not read. The
             command line takes it from the detector.
         class_names: Names of the classes, for predicting without annotation files: a list, or a text file with a name
@@ -133,7 +152,10 @@ class CocoDataModule(BaseDataModule):
         root: str | None = None,
         batch_size: int = 16,
         num_workers: int | None = None,
+        layout: str | None = None,
         files: CocoFiles = CocoFiles(),
+        val_share: float | None = None,
+        val_seed: int = 0,
         stuff_classes: int = 183,
         class_names: str | list[str] | None = None,
         source: str | None = None,
@@ -156,8 +178,10 @@ class CocoDataModule(BaseDataModule):
         self.resize = (resize[0], resize[1])
         self.train_stuff = files.train_stuff
         self.stuff_classes = stuff_classes
-        self._files = {"train": files.train_annotations, "val": files.val_annotations, "test": files.test_annotations}
-        self._folders = {"train": files.train_images, "val": files.val_images, "test": files.test_images}
+        self._layout = layout
+        self._file_names = files
+        self._val_share = val_share
+        self._val_seed = val_seed
         self._stated_names = class_names
         self.augmentation = augmentation
         self.masks = masks
@@ -166,13 +190,18 @@ class CocoDataModule(BaseDataModule):
         self._annotations: dict[str, CocoAnnotations] = {}
 
     @cached_property
+    def _source(self) -> ObjectSource:
+        # Who names other files than COCO's has said what the layout is.
+        stated = "coco" if self._layout is None and self._file_names != CocoFiles() else self._layout
+        source = open_dataset(self.root, object_layouts(self._file_names, self.faults.allows), stated, _EXPECTED)
+        share = share_to_set_aside(source, self._val_share)
+        return source if share is None else SetAside(source, share, self._val_seed)
+
+    @cached_property
     def _classes(self) -> tuple[list[int], list[str]]:
         if self._stated_names is not None:
             return stated_categories(class_source(self._stated_names, self.root))
-        for split in ("val", "train"):  # the smaller one
-            if self._path(split).is_file():
-                return read_categories(self._path(split))
-        raise UserError(f"There are no annotations {self._path('val')}. {_EXPECTED}")
+        return self._source.categories()
 
     @property
     def class_names(self) -> list[str]:
@@ -241,28 +270,18 @@ class CocoDataModule(BaseDataModule):
         if self.val_dataset is None and stage != "test" and self.needs_validation(stage):
             self.val_dataset = self._evaluated_objects("val")
         if self.test_dataset is None and stage == "test":
-            self.test_dataset = self._evaluated_objects("val" if self._files["test"] is None else "test")
+            has_own = self._file_names.test_annotations is not None or self._source.has("test")
+            self.test_dataset = self._evaluated_objects("test" if has_own else "val")
 
-    def _path(self, split: str) -> Path:
-        if self.root is None:
-            raise UserError(f"No dataset: set data.root to its folder. {_EXPECTED}")
-        root, name = Path(self.root).expanduser(), self._files[split]
-        if not root.is_dir():
-            raise UserError(f"The dataset folder {root} does not exist. {_EXPECTED}")
-        assert name is not None
-        return root / Path(name).expanduser()
-
-    def _read_split(self, split: str) -> tuple[CocoAnnotations, Path]:
-        """What a split's annotation file says, and the folder of its images.
+    def _read_split(self, split: Split) -> tuple[CocoAnnotations, Path]:
+        """What is annotated in a split, and the folder of its images.
 
         These are all there, unless faulty samples are skipped.
         """
-        path = self._path(split)
-        if not path.is_file() and split == "val" and self._path("train").is_file():
-            raise self.missing_validation(path, "data.files.val_annotations and data.files.val_images")
-        if not path.is_file():
-            raise UserError(f"There are no annotations {path}. {_EXPECTED}")
-        annotations = read_annotations(path)
+        if split == "val" and not self._source.has("val") and self._source.has("train"):
+            raise self.missing_validation(self._source.place("val"), self._source.validation_settings)
+        annotations, folder = self._source.read(split)
+        path = annotations.path
         self._annotations[split] = annotations
         classes = (annotations.class_ids, annotations.class_names)
         if classes != self._classes:
@@ -272,9 +291,6 @@ class CocoDataModule(BaseDataModule):
                 "files all categories."
             )
 
-        folder = Path(str(self.root)).expanduser() / Path(str(self._folders[split])).expanduser()
-        if not folder.is_dir():
-            raise UserError(f"The folder {folder} of the images does not exist. {_EXPECTED}")
         if not len(annotations.images):
             raise UserError(f"{path} lists no image.")
         files = [folder / image.file_name for image in annotations.images]
@@ -360,7 +376,7 @@ class CocoDataModule(BaseDataModule):
                 len(annotations.images),
             )
 
-    def _evaluated_objects(self, split: str) -> "EvaluatedObjects":
+    def _evaluated_objects(self, split: Split) -> "EvaluatedObjects":
         annotations, folder = self._read_split(split)
         masks = self.masks and annotations.has_masks
         if unmatched := describe_unmatched(annotations, masks):

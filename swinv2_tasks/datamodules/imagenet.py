@@ -5,9 +5,9 @@ ImageNet-V2: https://arxiv.org/abs/1902.10811. ReaL: https://arxiv.org/abs/2006.
 
 import logging
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -20,7 +20,6 @@ from swinv2_tasks.datamodules.classes import (
     abbreviate,
     check_several,
     class_source,
-    classes_of_folders,
     find_class_list,
     in_root,
     mention_unused,
@@ -32,8 +31,17 @@ from swinv2_tasks.datamodules.datasets.classification import (
     StreamedImages,
     UnlabeledImages,
 )
-from swinv2_tasks.datamodules.readers.image_lists import Sample, folder_samples, listed_samples, with_real_labels
+from swinv2_tasks.datamodules.layouts import Layout, Split, open_dataset, share_to_set_aside
+from swinv2_tasks.datamodules.readers.class_folders import (
+    ClassFolders,
+    WholeClassFolders,
+    find_class_folders,
+    find_whole_class_folders,
+    split_folders,
+)
+from swinv2_tasks.datamodules.readers.image_lists import Sample, with_real_labels
 from swinv2_tasks.datamodules.readers.images import list_images
+from swinv2_tasks.datamodules.readers.labeled_images import ImageSource, SetAsideImages
 from swinv2_tasks.datamodules.shards import INDEX, Shards, Streaming, is_url, join_location, open_shards
 from swinv2_tasks.datamodules.transforms.classification import (
     IMAGENET_MEAN,
@@ -44,7 +52,6 @@ from swinv2_tasks.datamodules.transforms.classification import (
     height_width,
 )
 from swinv2_tasks.errors import UserError
-from swinv2_tasks.files import is_inside
 
 log = logging.getLogger("swinv2_tasks")
 
@@ -59,6 +66,30 @@ CLASS_LISTS = (
     "LOC_synset_mapping.txt",  # ImageNet's, as Kaggle has it
 )
 """Names of files in the root that are taken for the class list."""
+
+
+def image_layouts(stated: dict[Split, str], val_list: Path | None, allow_empty: bool) -> list[Layout[ImageSource]]:
+    """The layouts of datasets of labeled images.
+
+    Args:
+        stated: The folders of the splits, as settings name them.
+        val_list: Text file of validation images and their labels.
+        allow_empty: Whether a class may have a folder without images.
+    """
+    return [
+        Layout(
+            "folders",
+            f"{stated['train']}/CLASS/*.jpg or {stated['val']}/CLASS/*.jpg",
+            partial(find_class_folders, stated=stated),
+            lambda tree: ClassFolders(tree.root, split_folders(tree, stated), _EXPECTED, val_list, allow_empty),
+        ),
+        Layout(
+            "class-folders",
+            "CLASS/*.jpg, and no folders of splits",
+            find_whole_class_folders,
+            lambda tree: WholeClassFolders(tree.root, allow_empty),
+        ),
+    ]
 
 
 class ImageNetDataModule(BaseDataModule):
@@ -76,8 +107,13 @@ class ImageNetDataModule(BaseDataModule):
         batch_size: Images per batch and process.
         num_workers: DataLoader workers of each loader; 0 loads in the main process. None: as many as cores are there
             for each device of the run, at most 8.
-        train_dir: Folder of training classes, relative to root.
-        val_dir: Folder of validation classes, relative to root.
+        layout: How the dataset lies in root: `folders`, `class-folders`, … (docs/data.md). None: what its structure
+            shows.
+        train_dir: `folders`: folder of training classes, relative to root.
+        val_dir: `folders`: folder of validation classes, relative to root.
+        val_share: Share of each class's training images that is set aside for validation, in (0, 1), where the dataset
+            has no validation images. None: 0.1 where it has no splits at all.
+        val_seed: Which images are set aside.
         class_names: The class list: a text file of `ID` or `ID NAME` lines, a CSV file of `ID,NAME`, or a list of
             ids; the file is looked for in root first. Without it, a class list that lies in root (class_names.csv,
             classes.txt and the like) is taken; if there is none, the sorted folder names of train_dir are the classes;
@@ -110,8 +146,11 @@ class ImageNetDataModule(BaseDataModule):
         image_size: int | tuple[int, int] = 256,
         batch_size: int = 128,
         num_workers: int | None = None,
+        layout: str | None = None,
         train_dir: str = "train",
         val_dir: str = "val",
+        val_share: float | None = None,
+        val_seed: int = 0,
         class_names: str | list[str] | None = None,
         val_list: str | None = None,
         real_labels: str | None = None,
@@ -128,6 +167,9 @@ class ImageNetDataModule(BaseDataModule):
         self.root = root
         self.stream = stream
         self.image_size = image_size
+        self._layout = layout
+        self._val_share = val_share
+        self._val_seed = val_seed
         self.train_dir = train_dir
         self.val_dir = val_dir
         self.val_list = val_list
@@ -152,15 +194,43 @@ class ImageNetDataModule(BaseDataModule):
     def _classes(self) -> Classes:
         if self._class_source is not None:
             return read_classes(class_source(self._class_source, self.root))
-        if shards := self._shards(self._first_dir):
+        first = self.train_dir if self.has("train") or self._shards(self.train_dir) else self.val_dir
+        if shards := self._shards(first):
             return shards.classes
-        folders = classes_of_folders(self._folder(self._first_dir))
-        return find_class_list(self.root, CLASS_LISTS, read_classes, folders.ids) or folders
+        shown = self._source.classes()
+        return find_class_list(self.root, CLASS_LISTS, read_classes, shown.ids) or shown
 
-    @property
-    def _first_dir(self) -> str:
-        """The folder whose subfolders are the classes, where nothing else says what they are."""
-        return self.train_dir if self.has("train") or self._shards(self.train_dir) else self.val_dir
+    @cached_property
+    def _source(self) -> ImageSource:
+        """The reader of the images that are not in shards."""
+        stated: dict[Split, str] = {"train": self.train_dir, "val": self.val_dir}
+        if self.root is not None:
+            self._refuse_unfinished()
+        # With a class list of its own, a folder may be there for classes that this copy has no images of.
+        layouts = image_layouts(stated, self._stated_val_list(), allow_empty=self._class_source is not None)
+        # Who names other folders has said what the layout is, and shards are in such folders.
+        has_stated = (self.train_dir, self.val_dir, self.val_list) != ("train", "val", None)
+        has_shards = any(self._shards(name) for name in stated.values())
+        layout = "folders" if self._layout is None and (has_stated or has_shards) else self._layout
+        source = open_dataset(self.root, layouts, layout, _EXPECTED)
+        share = share_to_set_aside(source, self._val_share)
+        return source if share is None else SetAsideImages(source, share, self._val_seed)
+
+    def _stated_val_list(self) -> Path | None:
+        return None if self.val_list is None else in_root(self.val_list, self.root)
+
+    def _refuse_unfinished(self) -> None:
+        """Refuses what can only hold shards, where there are none, and shards that are still being written."""
+        for name in (self.train_dir, self.val_dir):
+            if is_url(str(self.root)) and not self._shards(name):
+                raise UserError(
+                    f"{join_location(str(self.root), name)} holds no {INDEX}. Expected a folder of shards there, as "
+                    "written by `swinv2-tasks data optimize`; plain folders of images are read from disk only."
+                )
+            if self._path(f"{name}.partial").is_dir():
+                raise UserError(
+                    f"{self._path(name)} is being written: run `swinv2-tasks data optimize` again, to its end."
+                )
 
     def example_batch(self, batch_size: int, num_classes: int) -> dict[str, Any]:
         """A training batch of the images' size, of arbitrary values; labels are those that mixing makes."""
@@ -188,13 +258,15 @@ class ImageNetDataModule(BaseDataModule):
             else:
                 samples = self.samples("train")
                 labels = [label for _, label in samples if isinstance(label, int)]
-                check_several(self._classes, self._folder(self.train_dir), self._setting("train"), labels)
+                check_several(self._classes, Path(self._source.place("train")), self._setting("train"), labels)
                 mention_unused(self.class_ids, labels, "image")
                 self.train_dataset = LabeledImages(samples, self.num_classes, transform)
             self.train_collate = MixCollate(self.augmentation.build_mixing(self.num_classes))
         if stage == "fit" or self.trainer is not None:  # reading images of one class is fine
             self.check_classes()
-        if self.val_dataset is None and self.needs_validation(stage):
+        if stage == "test" and self.has("test"):
+            self.test_dataset = LabeledImages(self.samples("test"), self.num_classes, self._eval_transform)
+        elif self.val_dataset is None and self.needs_validation(stage):
             if shards := self._shards(self.val_dir):
                 self.val_dataset = self._streamed(shards, self._eval_transform, self._streamed_labels(shards))
             else:
@@ -207,27 +279,28 @@ class ImageNetDataModule(BaseDataModule):
         Raises:
             UserError: There is only one class; the message has the folders below it.
         """
-        split = "train" if self.has("train") else "val"
-        check_several(self._classes, self._path(self._dir(split)), self._setting(split))
+        split: Split = "train" if self.has("train") else "val"
+        if not self._shards(self._dir(split)):
+            check_several(self._classes, Path(self._source.place(split)), self._setting(split))
+        else:
+            check_several(self._classes, self._path(self._dir(split)), self._setting(split))
 
-    def has(self, split: Literal["train", "val"]) -> bool:
-        """Whether there is a folder of these images."""
-        return self.root is not None and self._path(self._dir(split)).is_dir()
+    def has(self, split: Split) -> bool:
+        """Whether there are images of a split, or a folder of shards."""
+        if self.root is None:
+            return False
+        return bool(self._shards(self._dir(split))) or self._source.has(split)
 
-    def samples(self, split: Literal["train", "val"]) -> list[Sample]:
+    def samples(self, split: Split) -> list[Sample]:
         """The images of a split and their labels, as folders and lists have them.
 
         Raises:
             UserError: A folder or file is missing, or its content does not fit the classes.
         """
-        folder = self._folder(self._dir(split))
-        if split == "val" and self.val_list is not None:
-            samples = listed_samples(folder, self._own_root(folder), in_root(self.val_list, self.root), self._classes)
-        else:
-            # With a class list of its own, a folder may be there for classes that this copy has no images of.
-            allow_empty = self._class_source is not None
-            samples = folder_samples(folder, self._classes, self._setting(split), allow_empty)
-        if split == "train" or self.real_labels is None:
+        if split == "val" and not self._source.has("val") and self._source.has("train"):
+            raise self.missing_validation(self._source.place("val"), self._source.validation_settings)
+        samples = self._source.samples(split, self._classes)
+        if split != "val" or self.real_labels is None:
             return samples
         return with_real_labels(samples, in_root(self.real_labels, self.root), self.num_classes)
 
@@ -236,7 +309,7 @@ class ImageNetDataModule(BaseDataModule):
         return f"data.{split}_dir={self._dir(split)}"
 
     def _dir(self, split: str) -> str:
-        return self.train_dir if split == "train" else self.val_dir
+        return {"train": self.train_dir, "val": self.val_dir}.get(split, split)
 
     def _shards(self, name: str) -> Shards | None:
         """The shards in a folder of the dataset, where there are such."""
@@ -276,28 +349,5 @@ class ImageNetDataModule(BaseDataModule):
         named: list[Sample] = [(shards.name(index), 0) for index in range(len(shards))]
         return [label for _, label in with_real_labels(named, in_root(self.real_labels, self.root), self.num_classes)]
 
-    def _own_root(self, folder: Path) -> Path:
-        """The folder that lists may not leave: the dataset's, or that of the images, where it lies elsewhere."""
-        root = self._path("")
-        return root if is_inside(folder, root) else folder
-
     def _path(self, name: str) -> Path:
         return Path(self.root or "").expanduser() / name
-
-    def _folder(self, name: str) -> Path:
-        """A folder of the dataset, made sure that it exists."""
-        if self.root is None:
-            raise UserError(f"No dataset: set data.root to its folder. {_EXPECTED}")
-        if is_url(self.root):
-            raise UserError(
-                f"{join_location(self.root, name)} holds no {INDEX}. Expected a folder of shards there, as written by "
-                "`swinv2-tasks data optimize`; plain folders of images are read from disk only."
-            )
-        if self._path(f"{name}.partial").is_dir():
-            raise UserError(f"{self._path(name)} is being written: run `swinv2-tasks data optimize` again, to its end.")
-        if name == self.val_dir and self.has("train") and not self._path(name).is_dir():
-            raise self.missing_validation(self._path(name), "data.val_dir")
-        for folder in (self._path(""), self._path(name)):
-            if not folder.is_dir():
-                raise UserError(f"The dataset folder {folder} does not exist. {_EXPECTED}")
-        return self._path(name)

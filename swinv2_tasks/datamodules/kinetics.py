@@ -21,12 +21,14 @@ from swinv2_tasks.datamodules.classes import (
     abbreviate,
     check_several,
     class_source,
-    classes_of_folders,
     find_class_list,
     mention_unused,
 )
 from swinv2_tasks.datamodules.datasets.video import EvaluatedClips, TrainingClips
-from swinv2_tasks.datamodules.readers.video_lists import folder_videos, list_labels, listed_videos, read_label_map
+from swinv2_tasks.datamodules.layouts import Layout, Split, open_dataset, share_to_set_aside
+from swinv2_tasks.datamodules.readers.kinetics import KineticsSource, VideoFiles, find_kinetics
+from swinv2_tasks.datamodules.readers.labeled_videos import SetAsideVideos, VideoSample, VideoSource
+from swinv2_tasks.datamodules.readers.video_lists import read_label_map
 from swinv2_tasks.datamodules.readers.video_verdicts import look_up
 from swinv2_tasks.datamodules.readers.videos import DecoderChoice, list_videos
 from swinv2_tasks.datamodules.transforms.classification import (
@@ -57,28 +59,6 @@ CLASS_LISTS = (
     "kinetics_classnames.json",
 )
 """Names of files in the root that are taken for the label map."""
-
-
-@dataclass(frozen=True)
-class VideoFiles:
-    """Where the videos of each split are. Paths are in the dataset's root, or absolute.
-
-    Args:
-        train_videos: Folder of training videos.
-        train_list: List of training videos. None: train.csv or train.txt if there is one, else the class folders of
-            train_videos.
-        val_videos: Folder of validation videos.
-        val_list: List of validation videos.
-        test_videos: Folder of test videos; None: the validation videos are tested on.
-        test_list: List of test videos.
-    """
-
-    train_videos: str = "train"
-    train_list: str | None = None
-    val_videos: str = "val"
-    val_list: str | None = None
-    test_videos: str | None = None
-    test_list: str | None = None
 
 
 MOST_VIEWS = 1000
@@ -115,6 +95,22 @@ class ViewCounts:
                 )
 
 
+def video_layouts(files: VideoFiles) -> list[Layout[VideoSource]]:
+    """The layouts of datasets of labeled videos.
+
+    Args:
+        files: What Kinetics' lists and folders are called.
+    """
+    return [
+        Layout(
+            "kinetics",
+            "train.csv or train.txt, or train/CLASS/*.mp4; val likewise",
+            partial(find_kinetics, files=files),
+            lambda tree: KineticsSource(tree.root, files, _EXPECTED),
+        ),
+    ]
+
+
 class KineticsDataModule(BaseDataModule):
     """Labeled videos: Kinetics' CSV files, lists of paths and labels, or class folders.
 
@@ -129,7 +125,11 @@ class KineticsDataModule(BaseDataModule):
             for each device of the run, at most 8.
         sampling: Which frames of a video a clip is made of.
         views: Over how many views of a video evaluation averages.
-        files: Where the videos of each split are.
+        layout: How the dataset lies in root: `kinetics`, … (docs/data.md). None: what its structure shows.
+        files: `kinetics`: where the videos of each split are.
+        val_share: Share of each class's training videos that is set aside for validation, in (0, 1), where the dataset
+            has no validation videos. None: 0.1 where it has no splits at all.
+        val_seed: Which videos are set aside.
         class_names: The label map: a text file of a label per line, JSON, or a list; the file is looked for in root
             first. Without it, a label map that lies in root (label_map.txt, classes.txt and the like); if there is
             none, the labels in the training list, or its class folders, sorted.
@@ -164,7 +164,10 @@ class KineticsDataModule(BaseDataModule):
         num_workers: int | None = None,
         sampling: FrameSampling = FrameSampling(),
         views: ViewCounts = ViewCounts(),
+        layout: str | None = None,
         files: VideoFiles = VideoFiles(),
+        val_share: float | None = None,
+        val_seed: int = 0,
         class_names: str | list[str] | None = None,
         source: str | None = None,
         check_source: bool = True,
@@ -186,8 +189,10 @@ class KineticsDataModule(BaseDataModule):
         self.root = root
         self.source = source
         self.check_source = check_source
-        self._lists = {"train": files.train_list, "val": files.val_list, "test": files.test_list}
-        self._folders = {"train": files.train_videos, "val": files.val_videos, "test": files.test_videos}
+        self._layout = layout
+        self._file_names = files
+        self._val_share = val_share
+        self._val_seed = val_seed
         self._unchecked: dict[str, tuple[int, int]] = {}
         self._class_source = class_names
         self.augmentation = augmentation
@@ -206,18 +211,16 @@ class KineticsDataModule(BaseDataModule):
     def _classes(self) -> Classes:
         if self._class_source is not None:
             return read_label_map(class_source(self._class_source, self.root))
-        used = self._used_classes()
-        return find_class_list(self.root, CLASS_LISTS, read_label_map, used.ids) or used
+        shown = self._source.classes()
+        return find_class_list(self.root, CLASS_LISTS, read_label_map, shown.ids) or shown
 
-    def _used_classes(self) -> Classes:
-        """The labels in the training list, or its class folders."""
-        for split in ("train", "val"):
-            if (path := self._list(split)) is not None:
-                labels = list_labels(path)
-                return Classes(labels, labels)
-            if (folder := self._root() / str(self._folders[split])).is_dir():
-                return classes_of_folders(folder)
-        raise UserError(f"There are no videos in {self._root()}. {_EXPECTED}")
+    @cached_property
+    def _source(self) -> VideoSource:
+        # Who names other files than Kinetics' has said what the layout is.
+        stated = "kinetics" if self._layout is None and self._file_names != VideoFiles() else self._layout
+        source = open_dataset(self.root, video_layouts(self._file_names), stated, _EXPECTED)
+        share = share_to_set_aside(source, self._val_share)
+        return source if share is None else SetAsideVideos(source, share, self._val_seed)
 
     def example_batch(self, batch_size: int, num_classes: int) -> dict[str, Any]:
         """A training batch of one view per clip, of arbitrary values."""
@@ -248,51 +251,40 @@ class KineticsDataModule(BaseDataModule):
         if self.val_dataset is None and stage != "test" and self.needs_validation(stage):
             self.val_dataset = self._views_of("val", *self._present("val"))
         if self.test_dataset is None and stage == "test":
-            own = self._folders["test"] is not None or self._lists["test"] is not None
+            is_stated = self._file_names.test_videos is not None or self._file_names.test_list is not None
+            own = is_stated or self._source.has("test")
             self.test_dataset = self._views_of("test", *self._present("test" if own else "val"))
         if stage == "fit" and self.trainer is not None:
             self._mention_unchecked()
 
-    def has(self, split: str) -> bool:
+    def has(self, split: Split) -> bool:
         """Whether there is a list or a folder of a split's videos."""
-        folder = self._folders[split]
-        return self._list(split) is not None or (folder is not None and (self._root() / folder).is_dir())
+        return self._source.has(split)
 
-    def videos(self, split: str) -> list[tuple[str, int]]:
-        """Paths and class indices of the videos of a split (train, val or test), missing ones included.
+    def videos(self, split: Split) -> list[VideoSample]:
+        """Paths and class indices of the videos of a split, missing ones included.
 
         Raises:
             UserError: A folder or list is missing, or its content does not fit the classes.
         """
-        folder = self._root() / str(self._folders[split] or "")
-        path = self._list(split)
-        if path is not None:
-            return listed_videos(path, [folder, self._root(), path.parent], self._classes)
-        if not folder.is_dir() and split == "val" and self.has("train"):
-            raise self.missing_validation(folder, "data.files.val_videos or data.files.val_list")
-        if not folder.is_dir():
-            raise UserError(f"The folder {folder} of videos does not exist, nor is there a list. {_EXPECTED}")
-        return folder_videos(folder, self._classes, self._setting(split))
+        if split == "val" and not self.has("val") and self.has("train"):
+            raise self.missing_validation(self._source.place("val"), self._source.validation_settings)
+        return self._source.videos(split, self._classes)
 
     def _check_several(self, labels: Iterable[int] | None = None) -> None:
         """Makes sure that there are several classes, and training videos of more than one."""
-        split = "train" if self.has("train") else "val"
-        check_several(self._classes, self._root() / str(self._folders[split]), self._setting(split), labels)
+        split: Split = "train" if self.has("train") else "val"
+        setting = f"data.files.{split}_videos={getattr(self._file_names, f'{split}_videos')}"
+        check_several(self._classes, Path(self._source.place(split)), setting, labels)
 
-    def _setting(self, split: str) -> str:
-        """What names the folder of a split, as messages write it."""
-        return f"data.files.{split}_videos={self._folders[split]}"
-
-    def _present(self, split: str) -> tuple[list[tuple[str, int]], dict[str, str]]:
+    def _present(self, split: Split) -> tuple[list[tuple[str, int]], dict[str, str]]:
         """The videos of a split, and of those that `data check` found faulty the reasons.
 
         Raises:
             UserError: All are missing or faulty; or some are, and faulty samples are not skipped.
         """
         videos = self.videos(split)
-        path_of_list = self._list(split)
-        folders = [self._root()] if path_of_list is None else [self._root(), path_of_list.parent]
-        findings = look_up([path for path, _ in videos], folders)
+        findings = look_up([path for path, _ in videos], self._source.verdict_folders(split))
         self._unchecked[split] = (findings.unchecked, len(videos))
 
         missing, faulty = findings.missing, findings.faulty
@@ -326,9 +318,9 @@ class KineticsDataModule(BaseDataModule):
         """The command that checks these videos."""
         options = {"class_names": self._class_source if isinstance(self._class_source, str) else None}
         for split in ("train", "val", "test"):
-            folder = self._folders[split]
+            folder = getattr(self._file_names, f"{split}_videos")
             options[f"files.{split}_videos"] = None if folder == split else folder
-            options[f"files.{split}_list"] = self._lists[split]
+            options[f"files.{split}_list"] = getattr(self._file_names, f"{split}_list")
         words = ["swinv2-tasks", "data", "check", "kinetics", str(self.root)]
         words += [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
         return printable(shlex.join(words))
@@ -350,22 +342,3 @@ class KineticsDataModule(BaseDataModule):
         crop_pct = self.crop_pct if split == "val" and self.crop_pct is not None else 1.0
         transform = EvalViews(self.image_size, crops, self.mean, self.std, crop_pct)
         return EvaluatedClips(videos, self.sampling, clips, number, transform, self.decoder, faulty, checks_all)
-
-    def _root(self) -> Path:
-        if self.root is None:
-            raise UserError(f"No dataset: set data.root to its folder. {_EXPECTED}")
-        root = Path(self.root).expanduser()
-        if not root.is_dir():
-            raise UserError(f"The dataset folder {root} does not exist. {_EXPECTED}")
-        return root
-
-    def _list(self, split: str) -> Path | None:
-        """The list of a split's videos, if there is one."""
-        root, stated = self._root(), self._lists[split]
-        if stated is not None:
-            if not (root / stated).is_file() and split == "val" and self.has("train"):
-                raise self.missing_validation(root / stated, "data.files.val_list")
-            if not (root / stated).is_file():
-                raise UserError(f"The list {root / stated} (data.files.{split}_list) does not exist. {_EXPECTED}")
-            return root / stated
-        return next((root / f"{split}{end}" for end in (".csv", ".txt") if (root / f"{split}{end}").is_file()), None)

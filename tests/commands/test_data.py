@@ -420,7 +420,7 @@ def test_a_folder_that_cannot_be_written_to_is_reported_before_the_work(
 
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "check", "kinetics", str(tmp_path)]) == 1
-    assert "There are no videos in" in capsys.readouterr().err
+    assert "holds nothing, which is none of the layouts known" in capsys.readouterr().err
     assert main(["data", "check", "kinetics", str(tmp_path / "nowhere")]) == 1
     assert "nowhere does not exist" in capsys.readouterr().err
     assert main(["data", "check", "kinetics", str(tmp_path), "--workers", "0"]) == 1

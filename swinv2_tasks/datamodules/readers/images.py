@@ -73,16 +73,16 @@ def read_image(path: str | Path, content: bytes | None = None) -> Image.Image:
     except UserError:
         raise
     except FileNotFoundError as error:
-        raise _unreadable(path, "the file does not exist") from error
+        raise unreadable(path, "the file does not exist") from error
     except IsADirectoryError as error:
-        raise _unreadable(path, "it is a folder") from error
+        raise unreadable(path, "it is a folder") from error
     except Image.UnidentifiedImageError as error:
-        raise _unreadable(path, describe_unknown(path, content)) from error
+        raise unreadable(path, describe_unknown(path, content)) from error
     except Image.DecompressionBombError as error:
-        raise _unreadable(path, describe_excess(error)) from error
+        raise unreadable(path, describe_excess(error)) from error
     # Pillow's decoders raise whatever the bytes provoke (OSError, SyntaxError, struct.error, zlib.error, …).
     except Exception as error:
-        raise _unreadable(path, describe_error(error)) from error
+        raise unreadable(path, describe_error(error)) from error
 
 
 def describe_error(error: Exception) -> str:
@@ -493,7 +493,8 @@ def _natural_order(path: Path) -> tuple[list[str | int], str]:
     return [int(part) if part.isdecimal() else part.lower() for part in parts], str(path)
 
 
-def _unreadable(path: str | Path, reason: str) -> UserError:
+def unreadable(path: str | Path, reason: str) -> UserError:
+    """The error for an image that cannot be read."""
     return UserError(
         f"Cannot read the image {printable(path)}: {reason}. Replace the file, or remove it from the dataset."
     )

@@ -386,6 +386,27 @@ def fitting_coding(
     )
 
 
+def classes_of_values(maps: Sequence[MapCounts], folder: str) -> tuple[list[str], LabelSettings]:
+    """Names of classes, and what label maps hold, where nothing says either: each value is a class, but 255 is none.
+
+    Args:
+        maps: What was counted, in all label maps.
+        folder: Where they are.
+
+    Raises:
+        UserError: There are only two values, 0 and 255, which may be two classes or one.
+    """
+    values = sorted({value for label_map in maps for value in label_map.pixels})
+    if values == [0, 255]:
+        raise UserError(
+            f"The label maps in {folder} hold 0 and 255, and nothing says what these are: two classes, "
+            "data.label_values={0: background, 255: object}; or one class and what is left out, data.ignore_label=255."
+        )
+    classes = {value: str(value) for value in values if value != IGNORED}
+    settings = LabelSettings(ignore_label=IGNORED if IGNORED in values else None, label_values=classes)
+    return list(classes.values()), settings
+
+
 def misfit(codings: Sequence[LabelCoding], maps: Sequence[MapCounts], subject: str, advice: str = "") -> UserError:
     """What to say of label maps with values of no meaning; `subject` ends with do or does; `advice` is one more."""
     first, prefix = codings[0], codings[0].prefix
