@@ -47,21 +47,21 @@ class CityscapesSource:
     Args:
         root: The dataset's folder.
         splits: The folder of each split, the same in images and label maps.
-        kind: Which label maps are read: labelTrainIds or labelIds.
+        values: Which label maps are read: labelTrainIds or labelIds.
     """
 
     has_splits = True
     validation_settings = None
 
-    def __init__(self, root: Path, splits: dict[Split, str], kind: str) -> None:
+    def __init__(self, root: Path, splits: dict[Split, str], values: str) -> None:
         self.root = root
         self.class_names = list(CLASS_OF_ID.values())
         self._splits = splits
-        self._kind = kind
-        if kind == "labelTrainIds":
+        self._values = values
+        if values == "labelTrainIds":
             self.label_settings = LabelSettings(background="class", ignore_label=255)
         else:
-            others = [value for value in range(LARGEST_ID + 1) if value not in CLASS_OF_ID]
+            others = [label for label in range(LARGEST_ID + 1) if label not in CLASS_OF_ID]
             self.label_settings = LabelSettings(ignore_label=[*others, 255], label_values=CLASS_OF_ID)
 
     def has(self, split: Split) -> bool:
@@ -81,7 +81,7 @@ class CityscapesSource:
         pairs = []
         for image in list_images(images):
             name = image.stem.removesuffix(f"_{IMAGES}")
-            pairs.append((image, labels / image.parent.relative_to(images) / f"{name}_{LABELS}_{self._kind}.png"))
+            pairs.append((image, labels / image.parent.relative_to(images) / f"{name}_{LABELS}_{self._values}.png"))
         return pairs
 
 
@@ -98,9 +98,9 @@ def open_cityscapes(tree: Tree) -> CityscapesSource:
     """
     splits: dict[Split, str] = {split: split for split in ("train", "val") if tree.folders(f"{LABELS}/{split}")}
     first = next((f"{LABELS}/{split}/{city}" for split in splits for city in tree.folders(f"{LABELS}/{split}")), LABELS)
-    for kind in ("labelTrainIds", "labelIds"):
-        if any(name.endswith(f"_{kind}.png") for name in tree.files(first)):
-            return CityscapesSource(tree.root, splits, kind)
+    for values in ("labelTrainIds", "labelIds"):
+        if any(name.endswith(f"_{values}.png") for name in tree.files(first)):
+            return CityscapesSource(tree.root, splits, values)
     raise UserError(
         f"{printable(tree.root / first)} holds no *_{LABELS}_labelIds.png nor *_labelTrainIds.png. Expected "
         "Cityscapes' label maps, as gtFine_trainvaltest.zip has them."
