@@ -5,7 +5,7 @@ Kinetics: https://arxiv.org/abs/1705.06950.
 
 import shlex
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,18 @@ from swinv2_tasks.datamodules.classes import (
 )
 from swinv2_tasks.datamodules.datasets.video import EvaluatedClips, TrainingClips
 from swinv2_tasks.datamodules.layouts import Layout, Split, open_dataset, share_to_set_aside
+from swinv2_tasks.datamodules.readers.frame_folders import find_frames, open_frames
 from swinv2_tasks.datamodules.readers.kinetics import KineticsSource, VideoFiles, find_kinetics
 from swinv2_tasks.datamodules.readers.labeled_videos import SetAsideVideos, VideoSample, VideoSource
 from swinv2_tasks.datamodules.readers.video_lists import read_label_map
+from swinv2_tasks.datamodules.readers.video_splits import (
+    find_hmdb51,
+    find_something,
+    find_ucf101,
+    open_hmdb51,
+    open_something,
+    open_ucf101,
+)
 from swinv2_tasks.datamodules.readers.video_verdicts import look_up
 from swinv2_tasks.datamodules.readers.videos import DecoderChoice, list_videos
 from swinv2_tasks.datamodules.transforms.classification import (
@@ -107,6 +116,25 @@ def video_layouts(files: VideoFiles) -> list[Layout[VideoSource]]:
             "train.csv or train.txt, or train/CLASS/*.mp4; val likewise",
             partial(find_kinetics, files=files),
             lambda tree: KineticsSource(tree.root, files, _EXPECTED),
+        ),
+        Layout("frames", "train/CLASS/VIDEO/*.jpg, a folder of frames for each video", find_frames, open_frames),
+        Layout(
+            "ucf101",
+            "UCF-101/CLASS/*.avi and ucfTrainTestlist/trainlist01.txt",
+            find_ucf101,
+            lambda tree: open_ucf101(tree, files.split),
+        ),
+        Layout(
+            "hmdb51",
+            "CLASS/*.avi and testTrainMulti_7030_splits/CLASS_test_split1.txt",
+            find_hmdb51,
+            lambda tree: open_hmdb51(tree, files.split),
+        ),
+        Layout(
+            "something",
+            "labels/labels.json, labels/train.json and 20bn-something-something-v2/*.webm",
+            find_something,
+            open_something,
         ),
     ]
 
@@ -217,7 +245,8 @@ class KineticsDataModule(BaseDataModule):
     @cached_property
     def _source(self) -> VideoSource:
         # Who names other files than Kinetics' has said what the layout is.
-        stated = "kinetics" if self._layout is None and self._file_names != VideoFiles() else self._layout
+        has_stated = replace(self._file_names, split=1) != VideoFiles()
+        stated = "kinetics" if self._layout is None and has_stated else self._layout
         source = open_dataset(self.root, video_layouts(self._file_names), stated, _EXPECTED)
         share = share_to_set_aside(source, self._val_share)
         return source if share is None else SetAsideVideos(source, share, self._val_seed)

@@ -323,7 +323,7 @@ def list_files(source: str | Path, media: str, extensions: tuple[str, ...]) -> l
     if path.is_file():
         return [path]
     candidates = set(files_below(path) if path.is_dir() else _match_pattern(str(path)))
-    files = sorted((file for file in candidates if has_extension(file, extensions)), key=_natural_order)
+    files = sorted((file for file in candidates if has_extension(file, extensions)), key=natural_order)
     others = candidates.difference(files)
     if not files:
         known = ", ".join(extensions)
@@ -487,8 +487,8 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     return gray
 
 
-def _natural_order(path: Path) -> tuple[list[str | int], str]:
-    """Sort key that compares runs of digits as numbers and letters without case."""
+def natural_order(path: Path) -> tuple[list[str | int], str]:
+    """Sort key that compares runs of digits as numbers and letters without case: img2 comes before img10."""
     parts = re.split(r"(\d+)", str(path))  # text and digits take turns, so that like is compared with like
     return [int(part) if part.isdecimal() else part.lower() for part in parts], str(path)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from swinv2_tasks.datamodules.classes import Classes, classes_of_folders
 from swinv2_tasks.datamodules.layouts import Split, Tree
+from swinv2_tasks.datamodules.readers.frame_folders import find_frames
 from swinv2_tasks.datamodules.readers.labeled_videos import VideoSample
 from swinv2_tasks.datamodules.readers.video_lists import folder_videos, list_labels, listed_videos
 from swinv2_tasks.errors import UserError
@@ -26,6 +27,7 @@ class VideoFiles:
         val_list: List of validation videos.
         test_videos: Folder of test videos; None: the validation videos are tested on.
         test_list: List of test videos.
+        split: UCF101 and HMDB51: which of the three official splits.
     """
 
     train_videos: str = "train"
@@ -34,6 +36,7 @@ class VideoFiles:
     val_list: str | None = None
     test_videos: str | None = None
     test_list: str | None = None
+    split: int = 1
 
 
 class KineticsSource:
@@ -114,5 +117,6 @@ class KineticsSource:
 def find_kinetics(tree: Tree, files: VideoFiles) -> str | None:
     """The lists of the splits that are there, or the folders of their videos."""
     lists = [name for split in ("train", "val") for name in (f"{split}.csv", f"{split}.txt") if tree.has_file(name)]
-    folders = [name for name in (files.train_videos, files.val_videos) if (tree.root / name).is_dir()]
+    folders = [] if find_frames(tree) else [files.train_videos, files.val_videos]
+    folders = [name for name in folders if (tree.root / name).is_dir()]
     return ", ".join(lists or [f"{name}/CLASS/" for name in folders]) or None

@@ -149,7 +149,7 @@ def look_up(paths: Iterable[str], folders: Sequence[Path]) -> Findings:
     unchecked = 0
 
     for path in paths:
-        status = _status_of_file(path)
+        status = _status_of_video(path)
         if status is None:
             missing.append(path)
             continue
@@ -163,13 +163,14 @@ def look_up(paths: Iterable[str], folders: Sequence[Path]) -> Findings:
     return Findings(missing, faulty, unchecked)
 
 
-def _status_of_file(path: str) -> os.stat_result | None:
+def _status_of_video(path: str) -> os.stat_result | None:
     """The status of a file; None where there is none, or something else of that name."""
     try:
         status = os.stat(path)
     except OSError:
         return None
-    return status if stat.S_ISREG(status.st_mode) else None
+    is_folder = stat.S_ISDIR(status.st_mode)  # of frames
+    return status if is_folder or stat.S_ISREG(status.st_mode) else None
 
 
 def _state(status: os.stat_result) -> list[str]:

@@ -12,7 +12,14 @@ from typing import Literal
 
 import numpy as np
 
-from swinv2_tasks.datamodules.readers.images import has_extension, list_files
+from swinv2_tasks.datamodules.readers.frame_folders import FrameFolder
+from swinv2_tasks.datamodules.readers.images import (
+    files_below,
+    has_extension,
+    has_image_extension,
+    list_files,
+    natural_order,
+)
 from swinv2_tasks.datamodules.readers.video_decoders import DecordDecoder, PyAVDecoder, VideoDecoder, has_decord
 from swinv2_tasks.datamodules.readers.video_packets import UnreadableVideo, VideoIndex, decode, index_video
 from swinv2_tasks.errors import UserError
@@ -33,27 +40,34 @@ at each opening, and it conceals corruption that PyAV reports (docs/video.md).
 
 
 class Video:
-    """An open video file; ``len(video)`` is its number of frames. To be used in a ``with`` and closed at once.
+    """An open video; ``len(video)`` is its number of frames. To be used in a ``with`` and closed at once.
 
     Args:
-        path: The file.
+        path: The file, or a folder whose images are the frames.
         decoder: Which library decodes it.
 
     Raises:
-        UserError: It is missing, empty, a folder, without pictures, cut off, corrupt or of no known kind; or decord was
-            asked for, and is not installed or not sure to give the frames asked for.
+        UserError: It is missing, empty, a folder without images, without pictures, cut off, corrupt or of no known
+            kind; or decord was asked for, and is not installed or not sure to give the frames asked for.
     """
 
     def __init__(self, path: str | Path, decoder: DecoderChoice = "auto") -> None:
         self.path = str(path)
+        self._index: VideoIndex | None = None
+        self._decoder: VideoDecoder
         try:
-            self._index = _checked_index(Path(path))
-            self._decoder = self._open(decoder)
+            if Path(path).is_dir():
+                self._decoder = folder = FrameFolder(self.path)
+                self._frames = len(folder)
+            else:
+                self._index = _checked_index(Path(path))
+                self._decoder = self._open(decoder, self._index)
+                self._frames = self._index.frames
         except UnreadableVideo as reason:
             raise unreadable_video(self.path, reason) from reason
 
     def __len__(self) -> int:
-        return self._index.frames
+        return self._frames
 
     def __enter__(self) -> "Video":
         return self
@@ -65,7 +79,7 @@ class Video:
 
     @property
     def decoder(self) -> DecoderChoice:
-        """Which library decodes this file."""
+        """Which library decodes this file; PyAV, too, where frames are images, which neither does."""
         return "decord" if isinstance(self._decoder, DecordDecoder) else "pyav"
 
     def frames(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -90,7 +104,7 @@ class Video:
 
     def _read(self, numbers: list[int]) -> np.ndarray:
         """Frames by number, which ascend; as of `frames`. With PyAV none of them is in memory twice."""
-        if isinstance(self._decoder, DecordDecoder) or len(numbers) < 2:
+        if isinstance(self._decoder, DecordDecoder | FrameFolder) or len(numbers) < 2:
             return np.stack(self._decoder.read(numbers))
         (first,) = self._decoder.read(numbers[:1])
         frames = np.empty((len(numbers), *first.shape), np.uint8)
@@ -99,20 +113,20 @@ class Video:
             (frames[row],) = self._decoder.read([number])
         return frames
 
-    def _open(self, choice: DecoderChoice) -> VideoDecoder:
+    def _open(self, choice: DecoderChoice, index: VideoIndex) -> VideoDecoder:
         if choice != "decord":
-            return PyAVDecoder(self.path, self._index)
+            return PyAVDecoder(self.path, index)
         if not has_decord():
             raise UserError(
                 "data.decoder is decord, which is not installed; its packages are for Linux on x86-64: pip install "
                 "decord. Or set data.decoder to auto."
             )
-        if not self._index.decord_seeks:
+        if not index.decord_seeks:
             raise UserError(
                 f"data.decoder is decord, whose seek may give other frames of {printable(self.path)} than those asked "
                 "for. Set data.decoder to auto."
             )
-        return DecordDecoder(self.path, self._index)
+        return DecordDecoder(self.path, index)
 
 
 def unreadable_video(path: str, reason: object) -> UserError:
@@ -128,6 +142,11 @@ def find_corruption(path: str | Path) -> str | None:
     Every frame is decoded, and held against what packets state, which is what opening the file goes by.
     """
     try:
+        if Path(path).is_dir():
+            folder = FrameFolder(str(path))
+            for number in range(1, len(folder)):
+                folder.read([0, number])  # which must be of one size
+            return None
         index = _checked_index(Path(path))
         times = [frame.pts for frame in decode(str(path), index.stream)]
     except UnreadableVideo as reason:
@@ -138,11 +157,19 @@ def find_corruption(path: str | Path) -> str | None:
 
 
 def list_videos(source: str | Path) -> list[Path]:
-    """The video files that `source` names, as ``list_images`` does for images.
+    """The videos that `source` names, as ``list_images`` does for images.
+
+    In a folder that holds images, and no video file, each folder of images is a video.
 
     Raises:
         UserError: Nothing is there, or nothing that is a video.
     """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        files = list(files_below(folder))
+        of_frames = {file.parent for file in files if has_image_extension(file)}
+        if of_frames and not any(map(has_video_extension, files)):
+            return sorted(of_frames, key=natural_order)
     return list_files(source, "video", VIDEO_EXTENSIONS)
 
 
@@ -154,8 +181,6 @@ def has_video_extension(name: str | Path) -> bool:
 def _checked_index(path: Path) -> VideoIndex:
     if not path.exists():
         raise UnreadableVideo("the file does not exist")
-    if path.is_dir():
-        raise UnreadableVideo("it is a folder")
     try:
         open_file(path).close()
     except OSError as error:
