@@ -46,6 +46,7 @@ docs/simmim
 :hidden:
 :caption: Guides
 docs/command-line
+docs/data
 docs/training
 docs/scaling
 docs/memory
