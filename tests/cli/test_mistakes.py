@@ -187,7 +187,7 @@ OPTIONS = [
 VALUES = [
     Mistake(f"fit --config tiny.yaml {typed}", problem, remedy)
     for typed, problem, remedy in (
-        ("--data.batch_size 0", "data.batch_size=0", "expected at least 1"),
+        ("--data.batch_size 0", "data.batch_size is 0", "between 1 and"),
         ("--data.batch_size big", "'big' is not a whole number", "as in --data.batch_size 6"),
         ("--data.batch_size 3.5", "'3.5' is not a whole number", "as in --data.batch_size 6"),
         ("--data.batch_size", "--data.batch_size needs a value: a whole number", "as in --data.batch_size 6"),

@@ -153,7 +153,7 @@ def _both(tree: Tree, parent: str) -> Folders | None:
 def find_mask_folders(tree: Tree) -> str | None:
     """The folders of images and label maps, other than ADE20K's."""
     folders, _ = mask_folders(tree)
-    if tree.split_folder("train", "annotations") == "annotations/training":
+    if tree.has_folder("annotations/training") or tree.has_folder("annotations/validation"):
         return None
     with_maps = [(images, labels) for images, labels in folders.values() if _images_in(tree, labels)]
     return ", ".join(f"{images}/ and {labels}/" for images, labels in with_maps) or None
