@@ -5,6 +5,7 @@ How many of them there is room for: the cores that this process may use, not all
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
@@ -14,6 +15,35 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from swinv2_tasks.errors import UserError
+from swinv2_tasks.stopping import SIGNALS
+
+TIMEOUT = "SWINV2_TASKS_TIMEOUT"
+"""Environment variable: the seconds that one process waits for another of which nothing comes."""
+
+
+def timeout_seconds() -> float:
+    """How long one process waits for another of which nothing comes; 600 s unless TIMEOUT says otherwise.
+
+    Raises:
+        UserError: it says nothing above 0.
+    """
+    text = os.environ.get(TIMEOUT, "600")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not seconds > 0:
+        raise UserError(f"{TIMEOUT} is {text!r}; expected a number of seconds above 0, such as 600")
+    return seconds
+
+
+@contextmanager
+def restored_timeout() -> Iterator[None]:
+    """Within it, the environment may be given another timeout: afterwards it is as before."""
+    with _restored(TIMEOUT):
+        yield
+
 
 @contextmanager
 def without_working_folder() -> Iterator[None]:
@@ -22,14 +52,20 @@ def without_working_folder() -> Iterator[None]:
     Python puts that folder first on the path of a process that it starts with ``-c``, as multiprocessing does: a
     numpy.py that happens to lie there would be run.
     """
-    name, before = "PYTHONSAFEPATH", os.environ.get("PYTHONSAFEPATH")
-    os.environ[name] = "1"
+    with _restored("PYTHONSAFEPATH"):
+        os.environ["PYTHONSAFEPATH"] = "1"
+        yield
+
+
+@contextmanager
+def _restored(name: str) -> Iterator[None]:
+    """Within it, a variable of the environment may be changed: afterwards it is as before."""
+    before = os.environ.get(name)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[name]
-        else:
+        os.environ.pop(name, None)
+        if before is not None:
             os.environ[name] = before
 
 
@@ -39,8 +75,8 @@ def follow_parent() -> None:
     Signals are the other's to deal with: Ctrl-C in a terminal reaches all processes of a command.
     """
     parent: Any = multiprocessing.parent_process()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 

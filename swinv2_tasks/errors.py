@@ -7,6 +7,7 @@ __all__ = [
     "CollectiveError",
     "FaultyFiles",
     "Interrupted",
+    "InterruptedProcess",
     "NothingToDo",
     "Refused",
     "UserError",
@@ -71,10 +72,11 @@ def strip_traceback(message: str) -> str:
     return message.rpartition("UserError: ")[2].strip()
 
 
-class Interrupted(Exception):
+class Interrupted(BaseException):
     """A signal asked a command to stop; a training has saved itself first.
 
-    The command line prints the message and exits with status 128 + the signal's number.
+    The command line prints the message and exits with status 128 + the signal's number. Like ``KeyboardInterrupt`` it
+    is no ``Exception``: whoever handles errors of files or libraries must not take it for one.
 
     Args:
         message: what was saved, and how to resume.
@@ -86,13 +88,26 @@ class Interrupted(Exception):
         self.signal = signal.Signals(number)
 
 
+class InterruptedProcess(Exception):
+    """``Interrupted`` in a process that was spawned or forked, as an error that arrives as text in the other one."""
+
+    def __init__(self, interrupted: Interrupted) -> None:
+        super().__init__(f"{int(interrupted.signal)} {interrupted}")
+
+
+def name_signal(number: int) -> str:
+    """What a message calls a signal: Ctrl-C, SIGTERM."""
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+
 def exception_in(text: str) -> UserError | Interrupted | None:
     """The user's mistake or the interruption that a traceback ends with; None when it is another exception's."""
-    for error_class in (UserError, CollectiveError, Interrupted):
+    for error_class in (UserError, CollectiveError, InterruptedProcess):
         _, separator, message = text.rpartition(f"\n{error_class.__module__}.{error_class.__qualname__}: ")
         if not separator:
             continue
-        if error_class is Interrupted:
-            return Interrupted(message.strip(), signal.SIGINT if "stopped by Ctrl-C" in message else signal.SIGTERM)
+        if error_class is InterruptedProcess:
+            number, _, message = message.strip().partition(" ")
+            return Interrupted(message, int(number))
         return UserError(strip_traceback(message).strip())
     return None

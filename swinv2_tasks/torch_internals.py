@@ -6,18 +6,24 @@ name of its own. ``tests/test_fences.py`` names each that is gone, and holds pyp
 
 from __future__ import annotations
 
+import math
 import os
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed import PrefixStore, Store, TCPStore
+from torch.distributed.distributed_c10d import _get_default_store
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
 __all__ = [
@@ -25,10 +31,12 @@ __all__ = [
     "FakeTensorMode",
     "ForkSafeDataLoader",
     "TorchDispatchMode",
+    "WorkerStalled",
     "check",
     "check_archive",
     "efficient_attention",
     "end_workers",
+    "group_store",
     "plain_attention",
     "softmax_backward",
     "storage_key",
@@ -109,11 +117,42 @@ def check_archive(path: Path) -> None:
     torch._C.PyTorchFileReader(str(path))
 
 
+# ---- processes of a group
+
+
+def group_store() -> Store | None:
+    """A connection of its own to what the processes of a group tell each other; None where it is no server's."""
+    store: Any = _get_default_store()
+    while isinstance(store, PrefixStore):
+        store = store.underlying_store
+    return store.clone() if isinstance(store, TCPStore) else None
+
+
 # ---- DataLoader workers
 
 
+class WorkerStalled(RuntimeError):
+    """A DataLoader has waited for a batch too long.
+
+    Args:
+        pid: the process of the worker whose batch is the next one; None where that is not known.
+        seconds: how long it was waited for.
+    """
+
+    def __init__(self, pid: int | None, seconds: float) -> None:
+        super().__init__(f"no batch for {seconds:.0f} s")
+        self.pid = pid
+        self.seconds = seconds
+
+
 class ForkSafeDataLoader(DataLoader):
-    """A DataLoader whose workers are ended by none but the process that started them."""
+    """A DataLoader whose workers are ended by none but the process that started them, and not waited for forever.
+
+    Attributes:
+        find_limit: gives, by a worker's process, the seconds after which waiting for it ends in ``WorkerStalled``.
+    """
+
+    find_limit: Callable[[int | None], float] = staticmethod(lambda pid: math.inf)
 
     def _get_iterator(self) -> _BaseDataLoaderIter:
         return _ForkSafeIterator(self) if self.num_workers else super()._get_iterator()
@@ -126,13 +165,27 @@ class _ForkSafeIterator(_MultiProcessingDataLoaderIter):
     earlier run, say, is collected in the workers of the next one as well, where ending its workers cannot but fail.
     """
 
-    def __init__(self, loader: DataLoader) -> None:
+    def __init__(self, loader: ForkSafeDataLoader) -> None:
         self._process = os.getpid()
+        self._find_limit = loader.find_limit
+        self._waited = 0.0
         super().__init__(loader)
 
+    def _get_data(self) -> Any:
+        self._waited = 0.0
+        return super()._get_data()
+
     def _try_get_data(self, *timeout: float) -> tuple[bool, Any]:
+        start = time.monotonic()
         try:
-            return super()._try_get_data(*timeout)
+            is_there, data = super()._try_get_data(*timeout)
+            if not is_there:
+                # At most as long as it asks for: this process may have been stopped, too.
+                self._waited += min(time.monotonic() - start, 10.0)
+                pid = self._next_worker()
+                if self._waited >= self._find_limit(pid):
+                    raise WorkerStalled(pid, self._waited)
+            return is_there, data
         except (EOFError, ConnectionError, FileNotFoundError) as error:
             # What a worker has sent is fetched from it, and one that is killed is found alive for a moment after.
             if dead := self._wait_for_death():
@@ -149,14 +202,43 @@ class _ForkSafeIterator(_MultiProcessingDataLoaderIter):
             time.sleep(0.05)
         return dead
 
+    def _next_worker(self) -> int | None:
+        """The process that the next batch comes from."""
+        worker = self._task_info.get(self._rcvd_idx, (None,))[0]
+        return None if worker is None else self._workers[worker].pid
+
     def _shutdown_workers(self) -> None:
-        if os.getpid() == self._process:
-            super()._shutdown_workers()
+        if os.getpid() != self._process:
+            return
+        # One that hangs, or was stopped, would be waited for as long as it lives as the process ends.
+        killer = threading.Timer(3.0, self.kill_workers)
+        killer.daemon = True
+        killer.start()
+        super()._shutdown_workers()
+        killer.cancel()
+        for worker in self._workers:
+            if worker.is_alive():
+                worker.kill()
+
+    def kill_workers(self) -> None:
+        """Ends the workers at once, without torch taking their deaths for a failure."""
+        if self._worker_pids_set:
+            signal_handling._remove_worker_pids(id(self))
+            self._worker_pids_set = False
+        for worker in self._workers:
+            worker.kill()
 
 
-def end_workers(loader: DataLoader) -> None:
-    """Ends a loader's workers, which it would keep for the next epoch; another iteration starts new ones."""
+def end_workers(loader: DataLoader, at_once: bool = False) -> None:
+    """Ends a loader's workers, which it would keep for the next epoch; another iteration starts new ones.
+
+    Args:
+        loader: their loader.
+        at_once: by a kill, as they may hang.
+    """
     iterator: Any = loader._iterator
     loader._iterator = None
     if iterator is not None and loader.num_workers:
+        if at_once:
+            iterator.kill_workers()
         iterator._shutdown_workers()

@@ -22,10 +22,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import lightning.pytorch.strategies.launchers.multiprocessing
+import lightning.pytorch.trainer.connectors.signal_connector
 import pytest
 import torch
 import torchvision
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
 from packaging.requirements import Requirement
 from packaging.version import Version
 from torch import nn
@@ -312,8 +315,11 @@ def trainer() -> Any:
 
 
 LIGHTNING: dict[str, Callable[[Any], Any]] = {
+    "_MultiProcessingLauncher": lambda _: lightning.pytorch.strategies.launchers.multiprocessing,
+    "_SignalConnector": lambda _: lightning.pytorch.trainer.connectors.signal_connector,
     "_accelerator_connector": lambda trainer: trainer,
     "_batches_that_stepped": lambda trainer: trainer.fit_loop.epoch_loop,
+    "_broadcast_sigterm_tensor": lambda trainer: trainer.fit_loop.epoch_loop,
     "_can_stop_early": lambda trainer: trainer.fit_loop,
     "_checkpoint_connector": lambda trainer: trainer,
     "_combined_loader": lambda trainer: trainer.fit_loop,
@@ -321,6 +327,7 @@ LIGHTNING: dict[str, Callable[[Any], Any]] = {
     "_data_parallel_size": lambda _: lightning_internals.ModelParallelStrategy(),
     "_is_training_done": lambda trainer: trainer.fit_loop.epoch_loop,
     "_last_val_time": lambda trainer: trainer,
+    "_launcher": lambda trainer: trainer.strategy,
     "_max_depth": lambda _: lightning_internals.ModelSummary(),
     "_num_ready_batches_reached": lambda trainer: trainer.fit_loop.epoch_loop,
     "_parse_ckpt_path": lambda _: lightning_internals.LightningCLI,
@@ -330,8 +337,11 @@ LIGHTNING: dict[str, Callable[[Any], Any]] = {
     "_should_check_val_fx": lambda trainer: trainer.fit_loop.epoch_loop,
     "_signal_connector": lambda trainer: trainer,
     "_slurm_sigusr_handler_fn": lambda trainer: trainer._signal_connector,
+    "_start_method": lambda _: lightning_internals._MultiProcessingLauncher(DDPStrategy()),
+    "_timeout": lambda _: DDPStrategy(),
     "_trainer": lambda trainer: trainer.lightning_module,
     "_val_check_time_interval": lambda trainer: trainer,
+    "_wrapping_function": lambda _: lightning_internals._MultiProcessingLauncher,
 }
 TORCH: dict[str, Callable[[], Any]] = {
     "_BaseDataLoaderIter": lambda: torch.utils.data.dataloader,
@@ -339,20 +349,27 @@ TORCH: dict[str, Callable[[], Any]] = {
     "_MultiProcessingDataLoaderIter": lambda: torch.utils.data.dataloader,
     "_cdata": lambda: torch.ones(1).untyped_storage(),
     "_check": lambda: torch,
+    "_get_data": lambda: torch.utils.data.dataloader._MultiProcessingDataLoaderIter,
+    "_get_default_store": lambda: torch.distributed.distributed_c10d,
     "_get_iterator": lambda: DataLoader,
     "_iterator": lambda: DataLoader([0]),  # type: ignore[arg-type]
     "_local_scalar_dense": lambda: torch.ops.aten,
     "_orig_mod": lambda: torch.compile(nn.Linear(1, 1)),
     "_python_dispatch": lambda: torch.utils,
     "_pytree": lambda: torch.utils,
+    "_rcvd_idx": lambda: iter(DataLoader([0], num_workers=1)),  # type: ignore[arg-type]
+    "_remove_worker_pids": lambda: torch.utils.data._utils.signal_handling,
     "_scaled_dot_product_attention_math": lambda: torch.ops.aten,
     "_scaled_dot_product_efficient_attention": lambda: torch.ops.aten,
     "_shutdown_workers": lambda: torch.utils.data.dataloader._MultiProcessingDataLoaderIter,
     "_softmax_backward_data": lambda: torch.ops.aten,
     "_step_supports_amp_scaling": lambda: torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1, fused=True),
     "_subclasses": lambda: torch,
+    "_task_info": lambda: iter(DataLoader([0], num_workers=1)),  # type: ignore[arg-type]
     "_try_get_data": lambda: torch.utils.data.dataloader._MultiProcessingDataLoaderIter,
+    "_utils": lambda: torch.utils.data,
     "_version": lambda: torch.ones(1),
+    "_worker_pids_set": lambda: iter(DataLoader([0], num_workers=1)),  # type: ignore[arg-type]
     "_workers": lambda: iter(DataLoader([0], num_workers=1)),  # type: ignore[arg-type]
 }
 OTHERS: dict[str, dict[str, Callable[[], Any]]] = {

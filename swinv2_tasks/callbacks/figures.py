@@ -21,6 +21,13 @@ from swinv2_tasks.training.run_folder import read_numbers
 class LearningCurve(Callback):
     """Draws what the run's metrics.csv holds as learning_curve.png, at the end of fit or when it is interrupted."""
 
+    def __init__(self) -> None:
+        self._folder: str | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Asks for the run's folder while all processes answer: a single one may be interrupted."""
+        self._folder = trainer.log_dir
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws the curve of a training that ended."""
         self._draw(trainer)
@@ -31,12 +38,11 @@ class LearningCurve(Callback):
             self._draw(trainer)
 
     def _draw(self, trainer: Trainer) -> None:
-        log_dir = trainer.log_dir  # asks all processes, so before the others return
-        if not trainer.is_global_zero or log_dir is None:
+        if not trainer.is_global_zero or self._folder is None:
             return
         for logger in trainer.loggers:
             logger.save()
-        metrics = Path(log_dir) / "metrics.csv"
+        metrics = Path(self._folder) / "metrics.csv"
         if metrics.is_file():
             draw_learning_curve(metrics, metrics.with_name("learning_curve.png"))
 

@@ -7,6 +7,7 @@ the table says why it was not. Where results are written, and what a rerun finds
 from __future__ import annotations
 
 import hashlib
+import signal
 import sys
 import time
 import traceback
@@ -17,7 +18,6 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from PIL import Image
 from torch import Tensor
 
@@ -25,7 +25,8 @@ from swinv2_tasks.batches import task_data
 from swinv2_tasks.callbacks.prediction_folder import TABLE, PredictionFolder, stat_of
 from swinv2_tasks.callbacks.prediction_journal import Record, is_about_the_name
 from swinv2_tasks.datamodules.loader import BatchLoader, Fault, FileOrder
-from swinv2_tasks.errors import CollectiveError, Interrupted, UserError
+from swinv2_tasks.errors import CollectiveError, Interrupted, UserError, name_signal
+from swinv2_tasks.stopping import stops
 from swinv2_tasks.text import command_word, printable, say
 
 AcceleratorError: Any = getattr(torch, "AcceleratorError", ())
@@ -218,8 +219,7 @@ class Predictions(Callback):
         """Takes the batch's results."""
         if outputs is not _ALREADY_TAKEN:
             self._take(outputs, batch)
-        if trainer.received_sigterm:  # which Lightning heeds in training alone
-            raise SIGTERMException
+        stops.obey()  # where the exception that a signal raised got lost in a library
 
     def _take(self, outputs: Any, batch: Any) -> None:
         for path, part in self.parts(outputs, batch):
@@ -340,8 +340,10 @@ class Predictions(Callback):
             self._results.remove_empty()
             return
         self._report_interruption()
-        if isinstance(exception, KeyboardInterrupt):
-            raise Interrupted("predict was interrupted; what it predicted is kept", 2) from exception
+        if isinstance(exception, KeyboardInterrupt | Interrupted):
+            number = exception.signal if isinstance(exception, Interrupted) else signal.SIGINT
+            message = f"stopped by {name_signal(number)}; what it predicted is kept. {self._advice()}"
+            raise Interrupted(printable(message), number) from exception
 
     def _report_interruption(self) -> None:
         try:
@@ -349,10 +351,14 @@ class Predictions(Callback):
         except (OSError, UserError):  # the disk is full, say: the table is there, in the order of the work
             number, description = sum(not record["error"] for record in self._results.journal.records()), ""
         self._results.release()
-        command = f"to resume, add --output={command_word(self.results_folder)} to the command"
-        advice = "the same command resumes" if self.folder else command
         table = printable(self.results_folder / TABLE)
-        say(f"{number} of {len(self.paths)} files are predicted: {table}{description}\n{advice}")
+        say(f"{number} of {len(self.paths)} files are predicted: {table}{description}\n{self._advice()}")
+
+    def _advice(self) -> str:
+        """What to do after an interruption."""
+        if self.folder:
+            return "The same command resumes"
+        return f"To resume, add --output={command_word(self.results_folder)} to the command"
 
     def _stop_guarding(self) -> None:
         if self._has_begun and "predict_step" in self._task.__dict__:

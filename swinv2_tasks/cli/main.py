@@ -8,11 +8,8 @@ from __future__ import annotations
 import importlib
 import io
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, get_type_hints
 
 from swinv2_tasks.cli.arguments import (
@@ -35,6 +32,7 @@ from swinv2_tasks.errors import (
     strip_traceback,
 )
 from swinv2_tasks.failures import explain_failure
+from swinv2_tasks.stopping import exit_status, handled_stops
 from swinv2_tasks.text import say, show_warnings
 
 USAGE = """\
@@ -115,10 +113,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 done; 1 an error of the user, or files that could not be predicted, reported on standard
-        error; 130 interrupted by Ctrl-C; 143 by SIGTERM; 141 the reader of the output is gone.
+        error; 128 + its number after a signal that asks to stop: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP, 138 SIGUSR1,
+        131 SIGQUIT; 141 the reader of the output is gone.
         2 arguments that are refused. The parser's own lists, such as that of ``--help-all``, end in ``SystemExit(0)``.
     """
-    command, *rest = expand_home(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    with handled_stops():  # before anything takes long, such as an import
+        return _main(sys.argv[1:] if arguments is None else arguments)
+
+
+def _main(arguments: Sequence[str]) -> int:
+    command, *rest = expand_home(arguments) or ["--help"]
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold bytes that are no text
         sys.stdout.reconfigure(errors="backslashreplace")
     show_warnings()
@@ -140,13 +144,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _flush()
             return status
         elif command in CONFIG_COMMANDS:
-            with _sigterm_as_interrupt():
-                _run_with_config(command, rest)
-        elif command == "demo":  # trains, and trainings have their own ways with signals
-            _run_function(command, rest)
+            _run_with_config(command, rest)
         elif command in COMMANDS:
-            with _sigterm_as_interrupt():
-                _run_function(command, rest)
+            _run_function(command, rest)
         else:
             raise UserError(_describe_unknown_command(command))
         _flush()
@@ -159,10 +159,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             say(note)
     except Interrupted as error:
-        if os.environ.get("LOCAL_RANK", "0") != "0":
-            return 0  # the first process reports; Lightning kills it when one that it started seems to fail
-        _report(str(error))
-        return 128 + error.signal
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # which reports for the others
+            _report(str(error))
+        return exit_status(error.signal)
     except BrokenPipeError:  # whoever read the output has seen enough
         _silence()
         return 141
@@ -247,23 +246,6 @@ def _announce(command: str, arguments: Sequence[str]) -> None:
     is_first = all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
     if sys.stderr.isatty() and "torch" not in sys.modules and is_first and not is_brief:
         say(f"swinv2-tasks {command}: loading PyTorch …", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Lets SIGTERM end a command as Ctrl-C does, so that it can end what it has started and say how to resume."""
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise Interrupted("stopped by SIGTERM", number)
-
-    if threading.current_thread() is not threading.main_thread():  # the only one that signals may interrupt
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _report(message: str) -> None:

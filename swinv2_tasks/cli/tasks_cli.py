@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -31,7 +30,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.multiprocessing import ProcessRaisedException
 
@@ -46,7 +45,7 @@ from swinv2_tasks.callbacks import (
 )
 from swinv2_tasks.callbacks.notices import filter_warnings, quiet_lightning
 from swinv2_tasks.callbacks.prediction_folder import PROGRESS, bad_files, prove_writable
-from swinv2_tasks.child_processes import without_working_folder
+from swinv2_tasks.child_processes import TIMEOUT, restored_timeout, timeout_seconds, without_working_folder
 from swinv2_tasks.cli.allowed import check_names, restrict_imports, take_allowed
 from swinv2_tasks.cli.arguments import (
     Option,
@@ -81,12 +80,20 @@ from swinv2_tasks.errors import (
 )
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.hyperparameters import task_record
+from swinv2_tasks.stopping import lead, stops
 from swinv2_tasks.tasks.base import BaseTask
 from swinv2_tasks.text import command_word, printable, say, show_warnings
-from swinv2_tasks.training.lightning_internals import CheckpointCheckingCLI, ParseOnly, is_restoring
+from swinv2_tasks.training.lightning_internals import (
+    CheckpointCheckingCLI,
+    ParseOnly,
+    is_restoring,
+    leave_signals_to_us,
+    limit_collectives,
+)
 from swinv2_tasks.training.optim import optimizer_class
+from swinv2_tasks.training.process_watch import ProcessWatch, collective_timeout
 from swinv2_tasks.training.recorded_state import unrestorable
-from swinv2_tasks.training.run_checkpoint import AtomicCheckpointIO, RunCheckpoint, newest_intact
+from swinv2_tasks.training.run_checkpoint import AtomicCheckpointIO, RunCheckpoint, StopInValidation, newest_intact
 from swinv2_tasks.training.run_folder import (
     RUN_DIR,
     OutputFolder,
@@ -149,6 +156,8 @@ class TasksCLI(CheckpointCheckingCLI):
     def __init__(self, args: list[str], start: Start) -> None:
         self.arguments, self.resume, self.scratch, self.allowed = args, *start
         self.resumed_step = 0
+        stops.end_by_force_with(self._end_by_force)
+        lead()
         try:
             super().__init__(
                 LightningModule,
@@ -173,11 +182,12 @@ class TasksCLI(CheckpointCheckingCLI):
             if cause is not None:
                 raise cause from error
             raise
-        except (KeyboardInterrupt, SystemExit):  # Lightning's exception for SIGTERM is of the latter
+        except (KeyboardInterrupt, SystemExit, Interrupted):
+            self._end_other_processes()
             self._remove_failed_start()
             raise
 
-    def _worker_death(self, error: Exception) -> Exception | None:
+    def _worker_death(self, error: Exception) -> BaseException | None:
         """The error of a dead DataLoader worker, which torch reports wherever the main process happens to be."""
         return task_data(self).worker_death(error) if isinstance(error, RuntimeError) else None
 
@@ -195,7 +205,7 @@ class TasksCLI(CheckpointCheckingCLI):
         return None
 
     @staticmethod
-    def _spawned_process(error: Exception) -> Exception | None:
+    def _spawned_process(error: Exception) -> BaseException | None:
         """The exception of a process that was spawned or forked, which arrives as text."""
         return exception_in(str(error)) if isinstance(error, ProcessRaisedException) else None
 
@@ -208,14 +218,24 @@ class TasksCLI(CheckpointCheckingCLI):
 
     def _end_other_processes(self) -> None:
         """Ends the processes that this one has started: they would wait for it forever."""
-        for process in self._processes:
+        for process in self._launched:
             process.kill()
+
+    def _end_by_force(self) -> None:
+        """Does what little can be done where the main thread hangs."""
+        self._end_other_processes()
+        self._remove_failed_start()
+
+    @property
+    def _launched(self) -> list[Any]:
+        """The processes that this one has started, in whichever way."""
+        launcher = getattr(getattr(getattr(self, "trainer", None), "strategy", None), "launcher", None)
+        return [*getattr(launcher, "procs", [])]
 
     @property
     def _processes(self) -> list[subprocess.Popen]:
         """Those started as this one was; torch sees to those that are spawned or forked."""
-        launcher = getattr(getattr(getattr(self, "trainer", None), "strategy", None), "launcher", None)
-        return [process for process in getattr(launcher, "procs", []) if isinstance(process, subprocess.Popen)]
+        return [process for process in self._launched if isinstance(process, subprocess.Popen)]
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the run's options and the callbacks of checkpoints, and links model and data."""
@@ -233,6 +253,12 @@ class TasksCLI(CheckpointCheckingCLI):
             type=int | None,
             default=None,
             help="pixels of an image at most, in all that reads images; default: 134217728",
+        )
+        parser.add_argument(
+            "--timeout",
+            type=float | None,
+            default=None,
+            help="seconds that a DataLoader worker or another process may be silent; default: 600",
         )
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
@@ -298,6 +324,9 @@ class TasksCLI(CheckpointCheckingCLI):
             if config["max_pixels"] < 1:
                 raise UserError(f"max_pixels is {config['max_pixels']}; expected a number of pixels, such as 500000000")
             os.environ[MAX_PIXELS] = str(config["max_pixels"])  # for DataLoader workers and other processes as well
+        if config["timeout"] is not None:
+            os.environ[TIMEOUT] = str(config["timeout"])  # likewise
+        timeout_seconds()  # raises
         check_folders(config["trainer"])
         check_devices(config["trainer"])
         name, kept = config["checkpoint"]["filename"], config["checkpoint"]["save_top_k"]
@@ -397,6 +426,8 @@ class TasksCLI(CheckpointCheckingCLI):
             if "more than one stateful" in reason:
                 remedy = ": leave one out, or let it watch another metric (monitor)"
             raise UserError(f"the trainer cannot be set up so: {reason}{remedy}.") from error
+        leave_signals_to_us(trainer)
+        limit_collectives(trainer.strategy, collective_timeout())
         check_strategy(trainer, self.model)
         check_callbacks(trainer)
 
@@ -412,6 +443,10 @@ class TasksCLI(CheckpointCheckingCLI):
         trainer.callbacks.sort(
             key=lambda callback: isinstance(callback, Checkpoint) + isinstance(callback, RunCheckpoint)
         )
+
+        watch = ProcessWatch()
+        (saving,) = (callback for callback in trainer.callbacks if isinstance(callback, RunCheckpoint))
+        trainer.callbacks[:0] = [watch, StopInValidation(saving, watch)]
 
         self.model.run_name = config["name"]
         self.model.run_folder, self.model.output = folder, config["output"]
@@ -501,6 +536,11 @@ class TasksCLI(CheckpointCheckingCLI):
             with suppress(OSError):  # other runs are in them
                 folder.parent.rmdir()
                 folder.parent.parent.rmdir()
+
+    def after_fit(self) -> None:
+        """Ends as a signal asks for that came as the training was over."""
+        stops.undefer()
+        stops.obey()
 
     def after_validate(self) -> None:
         """Lets other processes write to the folder."""
@@ -646,7 +686,7 @@ def run_as(cli: Callable[[list[str], Start], CLI], command: str, arguments: Sequ
         rank_zero_only(say)(printable(message))
     for note in notes:
         rank_zero_only(say)(f"note: {note}", file=sys.stderr)
-    with tempfile.TemporaryDirectory() as scratch, restored_limit():
+    with tempfile.TemporaryDirectory() as scratch, restored_limit(), restored_timeout():
         if not name_model_and_data(options) and not any(option.is_help for option in options):
             options = [_config_of_checkpoint(command, options, Path(scratch)), *options]
         # Processes find in the working folder only what this one finds there, too.
@@ -655,9 +695,6 @@ def run_as(cli: Callable[[list[str], Start], CLI], command: str, arguments: Sequ
             start = Start(resume, Path(scratch), modules)
             with hidden:
                 return cli([command, *join_options(full_class_names(options))], start)
-        except SIGTERMException as error:  # outside of training, where RunCheckpoint handles it; a success to Python
-            kept = "what it predicted is kept" if command == "predict" else "there was nothing to save"
-            raise Interrupted(f"{command} was stopped by SIGTERM; {kept}", signal.SIGTERM) from error
         except MisconfigurationException as error:  # Lightning's name for an error in the trainer's settings
             raise UserError(str(error)) from error
         except RuntimeError as error:

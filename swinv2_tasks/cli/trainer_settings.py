@@ -26,6 +26,7 @@ TYPES: dict[str, Any] = {
     "runs": str,
     "output": str | None,
     "max_pixels": int | None,
+    "timeout": float | None,
     "ckpt_path": str | None,
     "config": str,
     "seed_everything": bool | int,

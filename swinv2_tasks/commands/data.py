@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import multiprocessing
 import signal
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -13,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from swinv2_tasks.child_processes import available_cores, follow_parent, without_working_folder
+from swinv2_tasks.child_processes import available_cores, follow_parent, timeout_seconds, without_working_folder
 from swinv2_tasks.datamodules.classes import Classes
 from swinv2_tasks.datamodules.imagenet import ImageNetDataModule
 from swinv2_tasks.datamodules.kinetics import KineticsDataModule
@@ -23,10 +22,11 @@ from swinv2_tasks.datamodules.readers.video_lists import list_line
 from swinv2_tasks.datamodules.readers.video_verdicts import TABLE, Verdict, VerdictFile
 from swinv2_tasks.datamodules.readers.videos import find_corruption
 from swinv2_tasks.datamodules.shards import StoredImage, write_shards
-from swinv2_tasks.errors import FaultyFiles, Interrupted, UserError, reason_of
+from swinv2_tasks.errors import FaultyFiles, Interrupted, UserError, name_signal, reason_of
 from swinv2_tasks.files import prove_writable, replace_file
 from swinv2_tasks.progress import WorkProgress
 from swinv2_tasks.python_internals import kill_workers
+from swinv2_tasks.stopping import SIGNALS, advising
 from swinv2_tasks.tables import write_table
 from swinv2_tasks.text import printable, say
 from swinv2_tasks.training.run_folder import lock, open_folder
@@ -125,13 +125,13 @@ def _check_all(paths: list[str], verdicts: VerdictFile, workers: int, seconds: f
                     faults[path] = verdict.reason
                 number += 1
                 progress.advance(faulty=bool(verdict.reason))
-    except (KeyboardInterrupt, Interrupted):
-        say(
-            f"stopped: {number} of {len(paths)} videos are checked, {len(faults)} of them faulty, see "
-            f"{printable(verdicts.path)}. The same command resumes with the others and then writes the lists.",
-            file=sys.stderr,
-        )
-        raise
+    except Interrupted as interrupted:
+        raise Interrupted(
+            f"stopped by {name_signal(interrupted.signal)}: {number} of {len(paths)} videos are checked, "
+            f"{len(faults)} of them faulty, see {printable(verdicts.path)}. "
+            "The same command resumes with the others and then writes the lists.",
+            interrupted.signal,
+        ) from interrupted
     return faults
 
 
@@ -209,7 +209,11 @@ def optimize(
     all_faults: dict[str, str] = {}
     for split, split_images in images.items():
         faults: dict[str, str] = {}
-        with WorkProgress(f"Writing {split}", len(split_images)) as progress, without_working_folder():
+        with (
+            WorkProgress(f"Writing {split}", len(split_images)) as progress,
+            without_working_folder(),
+            advising("Shards that are finished are kept, the same command resumes with the others"),
+        ):
             for number, faulty in write_shards(
                 folder / split,
                 split_images,
@@ -286,7 +290,7 @@ def find_faults(paths: list[str], workers: int = 1, seconds: float = 120.0) -> I
 
 
 def _block_signals() -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
 class _Lane:
@@ -303,7 +307,11 @@ class _Lane:
             self.pool = ProcessPoolExecutor(1, context, initializer=follow_parent)
         try:
             assert self.pool is not None
-            self.pool.submit(_is_ready).result()  # what a new process has to import takes none of the video's time
+            try:  # what a new process has to import takes none of the video's time
+                self.pool.submit(_is_ready).result(timeout_seconds())
+            except concurrent.futures.TimeoutError:
+                self._end()
+                return Verdict(f"the process for it did not start within {timeout_seconds():g} s", is_final=False)
             return Verdict(self.pool.submit(decoding_fault, path).result(self.seconds) or "")
         except BrokenProcessPool:
             self._end()

@@ -23,13 +23,16 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import Dataset, get_worker_info
 
 from swinv2_tasks.batches import SampleCounts
+from swinv2_tasks.child_processes import timeout_seconds
 from swinv2_tasks.datamodules.remarks import collect_remarks
 from swinv2_tasks.errors import UserError, reason_of
 from swinv2_tasks.failures import explain_failure
+from swinv2_tasks.progress import in_words
 from swinv2_tasks.records import mapping, require, whole
 from swinv2_tasks.seeding import derive_seed, seed_generators
+from swinv2_tasks.stopping import SIGNALS
 from swinv2_tasks.text import printable
-from swinv2_tasks.torch_internals import ForkSafeDataLoader, end_workers
+from swinv2_tasks.torch_internals import ForkSafeDataLoader, WorkerStalled, end_workers
 
 log = logging.getLogger("swinv2_tasks")
 
@@ -360,6 +363,8 @@ class BatchLoader:
                 generator=torch.Generator(),  # or the workers' seeds, which nothing uses, came from the global one
             )
 
+        self._loader.find_limit = self._limit
+
         # Before multiprocessing closes their queues and ends them by a signal, which they outlive for a while.
         Finalize(self, end_workers, args=(self._loader,), exitpriority=100)
 
@@ -372,27 +377,66 @@ class BatchLoader:
         if self._resumed is not None and self._resumed[0] == epoch:
             first = self._resumed[1]
         self._resumed = None
-        self._plans.first = first
         self._position = (epoch, first)
         self.counts = SampleCounts()
-        try:
-            for batch, number, faults, remarks in self._loader:
-                self.faults.handle(faults)
-                for index, remark in remarks:
-                    self._remarks.setdefault(remark, set()).add(index)
-                self.counts += SampleCounts(number, {fault.sample: fault.reason for fault in faults})
-                self._position = (epoch, self._position[1] + 1)
-                if batch is not None:
-                    yield batch
-                elif self.batch_sampler.drop_last:
-                    raise UserError(
-                        f"a hundred samples in a row cannot be read, the last of them {printable(faults[-1].sample)}"
-                    )
-            self._tell_remarks()
-        except RuntimeError as error:
-            if (explained := self.explain_worker_death(error)) is not None:
-                raise explained from error
-            raise
+        replaced_at = -1
+        while True:
+            self._plans.first = self._position[1]
+            try:
+                yield from self._batches(epoch)
+                break
+            except WorkerStalled as stall:
+                end_workers(self._loader, at_once=True)
+                message = self._describe_stall(stall)
+                if self._position[1] == replaced_at:
+                    raise UserError(f"{message} for the second time. {self._remedy(slow=True)}") from stall
+                replaced_at = self._position[1]
+                log.warning("%s: all workers are replaced", message, extra={"details": {"event": "workers replaced"}})
+            except RuntimeError as error:
+                if (explained := self.explain_worker_death(error)) is not None:
+                    raise explained from error
+                raise
+        self._tell_remarks()
+
+    def _batches(self, epoch: int) -> Iterator[Any]:
+        """The batches that the workers give, from the plans' first one on."""
+        self._reader.reading[:] = -1
+        for batch, number, faults, remarks in self._loader:
+            self.faults.handle(faults)
+            for index, remark in remarks:
+                self._remarks.setdefault(remark, set()).add(index)
+            self.counts += SampleCounts(number, {fault.sample: fault.reason for fault in faults})
+            self._position = (epoch, self._position[1] + 1)
+            if batch is not None:
+                yield batch
+            elif self.batch_sampler.drop_last:
+                raise UserError(
+                    f"a hundred samples in a row cannot be read, the last of them {printable(faults[-1].sample)}"
+                )
+
+    def _limit(self, pid: int | None) -> float:
+        """Seconds that a worker is waited for; one that has not begun to read may hang since its fork."""
+        seconds = timeout_seconds()
+        has_begun = pid is None or pid in self._reader.reading[:, 0].tolist()
+        return seconds if has_begun else min(seconds, max(60, seconds / 5))
+
+    def _describe_stall(self, stall: WorkerStalled) -> str:
+        index_of = {int(pid): int(index) for pid, index in self._reader.reading.tolist()}
+        index = index_of.get(stall.pid or -1)
+        reads = "and has not begun to read"
+        if index is not None:
+            reads = "between two samples" if index < 0 else f"reading {printable(sample_id(self.dataset, index))}"
+        worker = "a DataLoader worker" if stall.pid is None else f"DataLoader worker {stall.pid}"
+        return f"{worker} has given no batch for {in_words(stall.seconds)}, {reads}"
+
+    def _remedy(self, slow: bool = False) -> str:
+        """What to do about a file that its worker does not come to the end of."""
+        remedy = "remove it from the dataset"
+        if isinstance(self.batch_sampler, FileOrder):
+            remedy = "move it out of data.source and run the same command again, which keeps what is predicted"
+        if slow:
+            return f"If a file makes its decoder hang, {remedy}; if reading is that slow, raise --timeout"
+        return f"if the file makes its decoder crash, {remedy}"
 
     def close(self) -> None:
         """End the workers. Another iteration starts new ones."""
@@ -444,13 +488,10 @@ class BatchLoader:
             return UserError(explained)
         names = [printable(sample_id(self.dataset, index_of[pid])) for pid in pids if index_of.get(pid, -1) >= 0]
         when = f"while it read {', '.join(names)}" if names else "between two samples"
-        remedy = "remove it from the dataset"
-        if isinstance(self.batch_sampler, FileOrder):
-            remedy = "move it out of data.source and run the same command again, which keeps what is predicted"
         return UserError(
             f"a DataLoader worker died {when} ({message.splitlines()[0].rstrip('. ')}). If memory ran out, lower "
-            f"data.num_workers; if the file makes its decoder crash, {remedy}. With data.num_workers=0 the main "
-            "process reads, and shows the crash itself."
+            f"data.num_workers; {self._remedy()}. With data.num_workers=0 the main process reads, and shows the crash "
+            "itself."
         )
 
 
@@ -551,7 +592,7 @@ def _ignore_signals(worker: int) -> None:
     The main process still needs batches until it has come to the end of a step and saved; then it ends its workers by
     other means. A worker that hangs dies a minute after its SIGTERM.
     """
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+    for number in {*SIGNALS, signal.SIGUSR2}:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60) and None)
 

@@ -8,6 +8,7 @@ with its name; so an upgrade of Lightning is a look at this file. pyproject.toml
 
 from __future__ import annotations
 
+import datetime
 import math
 import signal
 from typing import Any, NamedTuple
@@ -17,8 +18,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
+from torch.distributed.constants import default_pg_timeout
+from torch.multiprocessing import ProcessExitedException
 from torch.utils.data import DataLoader
+
+from swinv2_tasks.errors import Interrupted, InterruptedProcess
+from swinv2_tasks.stopping import handled_stops, stops
 
 # ---- modules
 
@@ -116,6 +124,58 @@ def cluster_environment(trainer: Any) -> ClusterEnvironment:
 def requeue(trainer: Any, number: int | None) -> None:
     """Saves and requeues the job, as Lightning does under SLURM on a signal; None: the usual one."""
     trainer._signal_connector._slurm_sigusr_handler_fn(number or signal.SIGUSR1, None)
+
+
+def leave_signals_to_us(trainer: Any) -> None:
+    """Lets a trainer handle no signals, and end its processes as ``stopping`` says.
+
+    Lightning's handler of SIGTERM talks to all processes, in the middle of whatever they are at, and one that does not
+    answer is waited for forever. In each training step they would ask one another whether it was called.
+    """
+    trainer._signal_connector = _NoSignals(trainer)
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _do_nothing
+    strategy = trainer.strategy
+    if type(strategy.launcher) is _MultiProcessingLauncher:
+        strategy._launcher = _StoppableLauncher(strategy, strategy.launcher._start_method)
+
+
+class _NoSignals(_SignalConnector):
+    def register_signal_handlers(self) -> None: ...
+
+
+def _do_nothing() -> None: ...
+
+
+class _StoppableLauncher(_MultiProcessingLauncher):
+    """Hands signals on to the processes that it spawns or forks, and waits for these to stop."""
+
+    def launch(self, *args: Any, **kwargs: Any) -> Any:
+        stops.forward_to(self.kill)
+        stops.defer()
+        try:
+            result = super().launch(*args, **kwargs)
+        except Exception as error:
+            if isinstance(error, ProcessExitedException) and stops.number is not None:  # it was still starting
+                raise stops.interruption() from error
+            raise
+        finally:
+            stops.forward_to(None)
+            stops.undefer()
+        return result
+
+    def _wrapping_function(self, *args: Any, **kwargs: Any) -> None:
+        with handled_stops() as own_stops:
+            own_stops.is_forwarded_to = True
+            try:
+                super()._wrapping_function(*args, **kwargs)
+            except Interrupted as interrupted:  # of which the other process would hear nothing
+                raise InterruptedProcess(interrupted) from interrupted
+
+
+def limit_collectives(strategy: Any, timeout: datetime.timedelta) -> None:
+    """Sets how long processes wait for each other in a collective, unless the strategy was given a time of its own."""
+    if getattr(strategy, "_timeout", None) == default_pg_timeout:
+        strategy._timeout = timeout
 
 
 def shard_over_all_processes(strategy: ModelParallelStrategy) -> None:

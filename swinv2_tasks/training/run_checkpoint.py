@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,14 +18,14 @@ import lightning
 import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
-from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 
-from swinv2_tasks.errors import Interrupted, UserError
+from swinv2_tasks.errors import Interrupted, UserError, name_signal
 from swinv2_tasks.files import remove, remove_unfinished
 from swinv2_tasks.hyperparameters import task_record
+from swinv2_tasks.stopping import stops
 from swinv2_tasks.training.lightning_internals import (
     cluster_environment,
     complete_epoch,
@@ -38,13 +37,14 @@ from swinv2_tasks.training.lightning_internals import (
     requeue,
     restart_validation,
 )
+from swinv2_tasks.training.process_watch import ProcessWatch, cpu_group
+from swinv2_tasks.training.sharding import gather_units, release_units
 from swinv2_tasks.weights.files import find_corruption, read_contents, write_pickle
 from swinv2_tasks.weights.formats import some
 from swinv2_tasks.weights.integrity import collect_tensors, find_nonfinite
 from swinv2_tasks.weights.sharded import assemble
 
 _NOTHING, _SAVE, _REQUEUE, _STOP = range(4)
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -70,9 +70,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class RunCheckpoint(Checkpoint):
     """Keeps ``last.ckpt`` and, in case that gets corrupt, the one before it as ``previous.ckpt``.
 
-    Saves after each validation, at the end of each epoch without one, and as often as the arguments say. On SIGTERM and
-    SIGINT (Ctrl-C) the step is finished and saved, then the training ends with ``Interrupted``; a second Ctrl-C ends it
-    at once. Under SLURM the requeue signal saves and requeues the job.
+    Saves after each validation, at the end of each epoch without one, and as often as the arguments say. On a signal
+    that asks to stop (Ctrl-C, SIGTERM, SIGHUP, SIGUSR1, SIGQUIT) the step is finished and saved, then the training ends
+    with ``Interrupted``; a second one ends it at once. Under SLURM the requeue signal saves and requeues the job.
+
+    On several processes it is enough that one gets the signal: all agree after each step. In a validation, of which
+    they have unequal numbers of batches, ``StopInValidation`` lets them agree.
 
     Args:
         every_n_steps: optimizer steps between saves; None: by time only.
@@ -88,8 +91,9 @@ class RunCheckpoint(Checkpoint):
         self.resume_command = "fit with the same config and ckpt_path"
         self._saved_at = time.monotonic()
         self._saved_step = 0
-        self._signal: int | None = None
-        self._agreed = _NOTHING
+        self._agreed, self._number = _NOTHING, 0
+        self._group: Any = None
+        self._handles_signals = False
         self._averages_swapped = False
         self._loaded_state: dict[str, Any] = {}
 
@@ -120,28 +124,45 @@ class RunCheckpoint(Checkpoint):
         if stage == "fit" and trainer.is_global_zero:
             remove_unfinished(self.folder)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the clock, and handles the signals that stop or requeue."""
-        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
-        self._signal, self._agreed = None, _NOTHING
-        self._make_up_for_schedulers(trainer)
-        if threading.current_thread() is not threading.main_thread():
-            return
-        # Lightning puts back after the training what was there before.
-        signal.signal(signal.SIGTERM, self._note)
-        signal.signal(signal.SIGINT, self._note)
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Handles the signals that stop, where the command line does not, and the one that requeues."""
+        self._handles_signals = stops.install() or self._handles_signals
         environment = cluster_environment(trainer)
         if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
-            signal.signal(environment.requeue_signal or signal.SIGUSR1, self._note)
+            stops.requeue_at(environment.requeue_signal or signal.SIGUSR1)
 
-    def _note(self, number: int, frame: Any) -> None:
-        """Remembers a signal until the step is done: in its middle, weights and optimizer do not belong together."""
-        if number == signal.SIGINT and self._signal == signal.SIGINT:
-            raise KeyboardInterrupt
-        if self._signal not in _STOP_SIGNALS:
-            self._signal = number
-        if number == signal.SIGINT:  # print might wait for a lock that the interrupted code holds
-            os.write(2, b"\nstopping after this step, to save it; Ctrl-C again stops at once\n")
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock; from here on signals wait for the end of a step."""
+        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+        self._agreed = _NOTHING
+        self._make_up_for_schedulers(trainer)
+        if trainer.world_size > 1:
+            self._group = cpu_group()
+        stops.defer()
+        self._advise(trainer)
+
+    def _advise(self, trainer: Trainer) -> None:
+        """Lets a stop that does not wait for the step say how to resume."""
+        last = f"{self.folder}/last.ckpt"
+        if os.path.lexists(last):
+            stops.advise(f"The last save is {last}. To resume: {self.resume_command}")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What follows takes little time, and there is nothing to resume."""
+        stops.advise(f"The training is done, its checkpoints are in {self.folder}")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Handles signals no longer."""
+        self._release_signals()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Handles signals no longer."""
+        self._release_signals()
+
+    def _release_signals(self) -> None:
+        if self._handles_signals:
+            stops.uninstall()
+        self._handles_signals = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -174,7 +195,7 @@ class RunCheckpoint(Checkpoint):
         """Stops before a validation, which the resumed run then makes."""
         counts: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total
         counts.ready = counts.started = counts.completed  # without what made a resumed validation begin again
-        if self._in_fit(trainer) and self._agreed == _STOP:
+        if self.is_in_fit(trainer) and self._agreed == _STOP:
             self._save(trainer, before_validation=True)
             self._obey(trainer)
 
@@ -186,26 +207,17 @@ class RunCheckpoint(Checkpoint):
         """Notes that the model has its trained weights again."""
         self._averages_swapped = False
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Obeys a signal in the middle of a validation, which the resumed run begins again."""
-        if self._signal is None or not self._in_fit(trainer):
+    def leave_validation(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Obeys a signal in the middle of a validation, which the resumed run begins again; called by all processes."""
+        agreed = self._agree(trainer)
+        if agreed not in (_REQUEUE, _STOP):
             return
-        # Processes have unequal numbers of batches and so cannot agree here. But all hold the same weights: to stop,
-        # the first one saves by itself, and its end ends the others. Anything else waits for the end of the validation.
-        stops = self._signal in _STOP_SIGNALS and trainer.is_global_zero and isinstance(trainer.strategy, DDPStrategy)
-        if stops or trainer.world_size == 1:
-            with self._trained_weights(trainer, pl_module):
-                self._save(trainer, before_validation=True)
-                self._agreed = _STOP if self._signal in _STOP_SIGNALS else _REQUEUE
-                self._obey(trainer)
+        self._agreed = agreed
+        release_units(pl_module)
+        with self._trained_weights(trainer, pl_module):
+            self._save(trainer, before_validation=True)
+            self._obey(trainer)
+        gather_units(pl_module)
 
     @contextmanager
     def _trained_weights(self, trainer: Any, pl_module: LightningModule) -> Iterator[None]:
@@ -219,13 +231,13 @@ class RunCheckpoint(Checkpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves after the validation of a training, then obeys a signal."""
-        if self._in_fit(trainer):
+        if self.is_in_fit(trainer):
             self._agreed = self._agree(trainer)
             self._save(trainer)
             self._obey(trainer)
 
     @staticmethod
-    def _in_fit(trainer: Trainer) -> bool:
+    def is_in_fit(trainer: Trainer) -> bool:
         """Whether a validation is part of a training, at a point where the gradients so far are in the weights."""
         in_training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
         return in_training and not is_accumulating(trainer)
@@ -233,29 +245,31 @@ class RunCheckpoint(Checkpoint):
     def _agree(self, trainer: Trainer) -> int:
         """What all processes do now: the most urgent thing that any of them was asked for."""
         request = _NOTHING
-        if self._signal is not None:
-            request = _STOP if self._signal in _STOP_SIGNALS else _REQUEUE
+        if stops.number is not None:
+            request = _STOP
+        elif stops.is_requeue_wanted:
+            request = _REQUEUE
         elif self.every_n_minutes is not None and time.monotonic() - self._saved_at >= 60 * self.every_n_minutes:
             request = _SAVE
-        if trainer.world_size > 1:
-            highest = torch.tensor(request, device=trainer.strategy.root_device)
-            torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
-            request = int(highest)
+        self._number = stops.number or 0
+        if self._group is not None:  # on the CPU: a GPU's work is not waited for
+            highest = torch.tensor([request, self._number])
+            torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX, group=self._group)
+            request, self._number = highest.tolist()
         return request
 
     def _obey(self, trainer: Any) -> None:
         """Stops or requeues, once saved."""
         agreed, self._agreed = self._agreed, _NOTHING
         if agreed == _REQUEUE:
-            number, self._signal = self._signal, None
-            requeue(trainer, number)
+            stops.forget_requeue()
+            requeue(trainer, stops.requeue_number)
         elif agreed == _STOP:
-            number = self._signal or signal.SIGTERM
-            name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+            stops.undefer()
             raise Interrupted(
-                f"stopped by {name} at step {trainer.global_step}, saved to {self.folder}/last.ckpt. "
-                f"To resume: {self.resume_command}",
-                number,
+                f"stopped by {name_signal(self._number)} at step {trainer.global_step}, saved to "
+                f"{self.folder}/last.ckpt. To resume: {self.resume_command}",
+                self._number,
             )
 
     def _save(self, trainer: Any, *, epoch_done: bool = False, before_validation: bool = False) -> None:
@@ -285,6 +299,43 @@ class RunCheckpoint(Checkpoint):
             for requeued in self.folder.parent.glob("hpc_ckpt_*.ckpt"):  # Lightning's, of an earlier requeue
                 remove(requeued)
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+        self._advise(trainer)
+
+
+class StopInValidation(Callback):
+    """Lets all processes leave a validation together, once any of them is asked to stop.
+
+    They have unequal numbers of batches, so that none may wait for another in a batch: each looks whether a stop is
+    announced, and one that has no more batches waits for the others before anything else of the validation's end. So it
+    is to be the first of the callbacks.
+
+    Args:
+        checkpoint: what saves.
+        watch: what tells processes of each other's stops.
+    """
+
+    def __init__(self, checkpoint: RunCheckpoint, watch: ProcessWatch) -> None:
+        self.checkpoint, self.watch = checkpoint, watch
+        self._has_agreed = True
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Counts from here on, in a training whose gradients so far are in the weights."""
+        self._has_agreed = not self.checkpoint.is_in_fit(trainer)
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Leaves, where a stop is announced."""
+        is_wanted = stops.number is not None or stops.is_requeue_wanted or self.watch.is_stop_announced
+        if is_wanted and not self._has_agreed:
+            self._agree(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Has no more batches: waits for the others, and leaves with them if they do."""
+        if not self._has_agreed:
+            self._agree(trainer, pl_module)
+
+    def _agree(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._has_agreed = True
+        self.checkpoint.leave_validation(trainer, pl_module)
 
 
 def move_checkpoint(source: Path, target: Path) -> None:

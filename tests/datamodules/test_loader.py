@@ -24,6 +24,7 @@ from swinv2_tasks.datamodules import ImageNetDataModule
 from swinv2_tasks.datamodules.base import BaseDataModule
 from swinv2_tasks.datamodules.loader import BatchLoader, BatchOrder, FaultPolicy, FileOrder, group_batches
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.stopping import SIGNALS
 from tests.helpers.broken_files import cut_off
 from tests.helpers.processes import wait_for
 from tests.helpers.tiny import AUGMENTATION, new_data, write_images
@@ -544,6 +545,20 @@ def test_loaders_that_are_garbage_are_not_collected_in_workers_of_others(tmp_pat
     assert errors.read_text() == "" and ended == 0
 
 
+class StopsItself(Pids):
+    """Stops the process that reads its sample 33, the first times that it is read."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.left = torch.tensor(times).share_memory_()
+
+    def __getitem__(self, index: int) -> Any:
+        if index == 33 and self.left > 0:
+            self.left -= 1
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return super().__getitem__(index)
+
+
 def test_signals_that_ask_a_run_to_stop_leave_it_its_batches() -> None:
     loader = new_loader(Pids(), workers=2)
     iterator = iter(loader)
@@ -551,11 +566,31 @@ def test_signals_that_ask_a_run_to_stop_leave_it_its_batches() -> None:
     pids = {int(batch["pid"][0]) for batch in batches}
     assert len(pids) == 2 and os.getpid() not in pids
     for pid in pids:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        for number in (*SIGNALS, signal.SIGUSR2):
             os.kill(pid, number)
     batches += iterator
     assert {int(batch["pid"][0]) for batch in batches[8:]} == pids
     assert sorted(index for batch in batches for index in batch["index"].tolist()) == list(range(80))
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_worker_that_is_stopped_is_replaced_once(
+    times: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By SIGSTOP, while it reads a sample that hangs as often as is said; all other batches are as they would be."""
+    monkeypatch.setenv("SWINV2_TASKS_TIMEOUT", "8")
+    expected = [batch["index"].tolist() for batch in new_loader(Pids(), workers=2)]
+    loader = new_loader(StopsItself(times), workers=2)
+    started, seen = time.monotonic(), list[list[int]]()
+    if times == 1:
+        seen += [batch["index"].tolist() for batch in loader]
+        assert seen == expected
+    else:
+        with pytest.raises(UserError, match="reading sample 33 for the second time"):
+            seen += [batch["index"].tolist() for batch in loader]
+    assert "reading sample 33: all workers are replaced" in caplog.text
+    loader.close()
+    assert time.monotonic() - started < 50
 
 
 # ---- batches of one group

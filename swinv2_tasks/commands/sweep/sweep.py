@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from swinv2_tasks.cli.arguments import find_checkpoints, join_options, split_opt
 from swinv2_tasks.cli.tasks_cli import ParseOnlyCLI, run_as
 from swinv2_tasks.commands.sweep.validation_process import Failure, Measurement, validate_in_child_process
 from swinv2_tasks.datamodules.classes import abbreviate
-from swinv2_tasks.errors import Interrupted, UserError
+from swinv2_tasks.errors import Interrupted, UserError, name_signal
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.inference.segmentation import Inference
 from swinv2_tasks.progress import WorkProgress, in_words
@@ -108,13 +107,12 @@ def sweep(
                     seconds = (time.monotonic() - start) / (index + 1) * left
                     line += f"  ({index + 1} of {len(missing)}, about {in_words(seconds)} left)"
                 say(printable(line))
-    except (KeyboardInterrupt, Interrupted):
-        say(
-            f"stopped: {len(wanted) - left} of {len(wanted)} settings are in {printable(table)}. "
-            "The same command evaluates the others.",
-            file=sys.stderr,
-        )
-        raise
+    except Interrupted as interrupted:
+        raise Interrupted(
+            f"stopped by {name_signal(interrupted.signal)}: {len(wanted) - left} of {len(wanted)} settings are in "
+            f"{printable(table)}. The same command evaluates the others.",
+            interrupted.signal,
+        ) from interrupted
     finally:
         if any(isinstance(outcome, Measurement) for outcome in outcomes.values()):
             replace_file(figure, lambda file: draw(outcomes, model.metric, file))

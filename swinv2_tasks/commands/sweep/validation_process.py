@@ -20,9 +20,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from swinv2_tasks.batches import task_data
-from swinv2_tasks.child_processes import follow_parent, without_working_folder
+from swinv2_tasks.child_processes import TIMEOUT, follow_parent, timeout_seconds, without_working_folder
 from swinv2_tasks.cli.tasks_cli import Start, TasksCLI, run_as
 from swinv2_tasks.errors import UserError, find_user_error, strip_traceback
+from swinv2_tasks.progress import in_words
+
+SILENCE_FACTOR = 3
+"""How many times as long as for a DataLoader worker the child process is waited for: it waits for those itself."""
 
 ReportProgress = Callable[[int, int], Any]
 """Called with the number of batches that are done, and the number of all batches."""
@@ -216,10 +220,13 @@ def validate_in_child_process(
     sender.close()
 
     outcome: Measurement | Failure | None = None
+    seconds = SILENCE_FACTOR * timeout_seconds()
     try:
         while outcome is None:
             # The sentinel as well: DataLoader workers may keep the pipe open after the child's death.
-            wait([receiver, process.sentinel])
+            if not wait([receiver, process.sentinel], timeout=seconds):
+                outcome = Failure(f"its process gave no sign of life for {in_words(seconds)} ({TIMEOUT})")
+                break
             if not receiver.poll():
                 break
             try:
@@ -232,7 +239,7 @@ def validate_in_child_process(
             else:
                 outcome = message
 
-        process.join(None if outcome is None else 10)
+        process.join(60 if outcome is None else 10)
     finally:
         process.kill()
         process.join()

@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from itertools import pairwise
@@ -21,13 +21,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from swinv2_tasks.child_processes import follow_parent
+from swinv2_tasks.child_processes import TIMEOUT, follow_parent, timeout_seconds
 from swinv2_tasks.datamodules.classes import Classes
 from swinv2_tasks.datamodules.readers.images import MOST_FILE_BYTES, read_image
 from swinv2_tasks.datamodules.shards.reader import CONFIG, INDEX, MOST_INDEX_BYTES, ORDER, litdata_module
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.outside_files import load_json, read_bytes, read_json, read_text
+from swinv2_tasks.progress import in_words
+from swinv2_tasks.python_internals import kill_workers
 from swinv2_tasks.text import printable
 
 PLAN = "plan.jsonl"
@@ -182,16 +184,30 @@ def _run(jobs: list[Job], workers: int) -> Iterator[dict[str, Any]]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "litdata.streaming.writer"])  # imported once for all workers
     pool = ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=follow_parent)
+    is_done = False
     try:
-        for future in as_completed([pool.submit(write_shard, job) for job in jobs]):
-            yield future.result()
+        missing = {pool.submit(write_shard, job) for job in jobs}
+        while missing:
+            done, missing = wait(missing, timeout=timeout_seconds(), return_when=FIRST_COMPLETED)
+            if not done:
+                raise UserError(
+                    f"No shard was finished for {in_words(timeout_seconds())}: a process that writes them to "
+                    f"{printable(jobs[0].folder)} hangs. Run the same command again, which keeps finished shards; if "
+                    f"reading is that slow, set the environment variable {TIMEOUT} to more seconds."
+                )
+            for future in done:
+                yield future.result()
+        is_done = True
     except BrokenProcessPool as error:
         raise UserError(
             "A process that writes shards died, perhaps for want of memory. Run the same command again, with fewer "
             "--workers or a smaller --shard_mb; finished shards are kept."
         ) from error
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        if is_done:
+            pool.shutdown(wait=False)
+        else:  # none is waited for; half a shard has another name
+            kill_workers(pool)
 
 
 def _bounds(sizes: Iterable[int], shard_bytes: int) -> list[int]:
