@@ -98,7 +98,7 @@ class Stops:
             raise self.interruption()
 
     def interruption(self) -> Interrupted:
-        """The exception that the signal is answered with."""
+        """The exception that obeys the signal."""
         number = self.number or signal.SIGTERM
         return Interrupted(f"stopped by {name_signal(number)}. {self.advice}", number)
 

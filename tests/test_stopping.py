@@ -180,7 +180,7 @@ def test_a_stop_in_a_validation_on_two_processes_saves(to: str, strategy: str, i
 
 @pytest.mark.parametrize("which", ["last", pytest.param("first", marks=pytest.mark.slow)])
 def test_a_process_that_is_stopped_ends_the_others(which: str, images: Path, tmp_path: Path) -> None:
-    """By SIGSTOP: it lives, keeps its connections and answers nothing."""
+    """By SIGSTOP: it lives, keeps its connections and does nothing."""
     write_config(tmp_path / "tiny.yaml", images, trainer={"max_epochs": 500})
     going = start_two(tmp_path, "fit", "--config=tiny.yaml", "--timeout=8")
     wait_for((tmp_path / "runs/tiny/0/checkpoints/previous.ckpt").exists, 120)

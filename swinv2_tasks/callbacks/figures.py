@@ -25,7 +25,7 @@ class LearningCurve(Callback):
         self._folder: str | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Asks for the run's folder while all processes answer: a single one may be interrupted."""
+        """Asks for the folder while all processes take part: a single one may be interrupted."""
         self._folder = trainer.log_dir
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -129,8 +129,8 @@ def requeue(trainer: Any, number: int | None) -> None:
 def leave_signals_to_us(trainer: Any) -> None:
     """Lets a trainer handle no signals, and end its processes as ``stopping`` says.
 
-    Lightning's handler of SIGTERM talks to all processes, in the middle of whatever they are at, and one that does not
-    answer is waited for forever. In each training step they would ask one another whether it was called.
+    Lightning's handler of SIGTERM is a collective, in the middle of whatever a process is at: it waits for the others
+    forever. In each training step they would ask one another whether it was called.
     """
     trainer._signal_connector = _NoSignals(trainer)
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _do_nothing
