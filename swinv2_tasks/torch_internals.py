@@ -10,6 +10,7 @@ import math
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -168,24 +169,47 @@ class _ForkSafeIterator(_MultiProcessingDataLoaderIter):
     def __init__(self, loader: ForkSafeDataLoader) -> None:
         self._process = os.getpid()
         self._find_limit = loader.find_limit
+        self._is_waiting, self._is_ending, self._is_ended = False, False, False
         self._waited = 0.0
+        self._stall: WorkerStalled | None = None
         super().__init__(loader)
+        threading.Thread(target=_watch, args=(weakref.ref(self),), name="stalled workers", daemon=True).start()
 
     def _get_data(self) -> Any:
-        self._waited = 0.0
-        return super()._get_data()
+        self._is_waiting, self._waited = True, 0.0
+        try:
+            return super()._get_data()
+        except Exception as error:
+            if self._stall is not None:
+                raise self._stall from error
+            raise
+        finally:
+            self._is_waiting = False
+
+    def wait_on(self, seconds: float) -> bool:
+        """Counts time that has passed, and kills workers that were waited for too long: for a batch, or for their end.
+
+        Not by a timeout of the queue: what is in it may have to be fetched from a worker, which no timeout ends.
+
+        Returns:
+            Whether there is anything left to wait for.
+        """
+        if self._is_ending:
+            self._waited += seconds
+            if self._waited > 3:
+                self.kill_workers()
+                return False
+        elif self._is_waiting:
+            self._waited += seconds
+            pid = self._next_worker()
+            if self._waited >= self._find_limit(pid):
+                self._stall = WorkerStalled(pid, self._waited)
+                self.kill_workers()
+        return self._stall is None and not self._is_ended
 
     def _try_get_data(self, *timeout: float) -> tuple[bool, Any]:
-        start = time.monotonic()
         try:
-            is_there, data = super()._try_get_data(*timeout)
-            if not is_there:
-                # At most as long as it asks for: this process may have been stopped, too.
-                self._waited += min(time.monotonic() - start, 10.0)
-                pid = self._next_worker()
-                if self._waited >= self._find_limit(pid):
-                    raise WorkerStalled(pid, self._waited)
-            return is_there, data
+            return super()._try_get_data(*timeout)
         except (EOFError, ConnectionError, FileNotFoundError) as error:
             # What a worker has sent is fetched from it, and one that is killed is found alive for a moment after.
             if dead := self._wait_for_death():
@@ -208,14 +232,12 @@ class _ForkSafeIterator(_MultiProcessingDataLoaderIter):
         return None if worker is None else self._workers[worker].pid
 
     def _shutdown_workers(self) -> None:
-        if os.getpid() != self._process:
+        if os.getpid() != self._process or self._is_ended:
             return
-        # One that hangs, or was stopped, would be waited for as long as it lives as the process ends.
-        killer = threading.Timer(3.0, self.kill_workers)
-        killer.daemon = True
-        killer.start()
+        self._is_ending, self._waited = True, 0.0
         super()._shutdown_workers()
-        killer.cancel()
+        self._is_ending, self._is_ended = False, True
+        # One that hangs, or was stopped, would be waited for as the process ends, as long as it lives.
         for worker in self._workers:
             if worker.is_alive():
                 worker.kill()
@@ -227,6 +249,16 @@ class _ForkSafeIterator(_MultiProcessingDataLoaderIter):
             self._worker_pids_set = False
         for worker in self._workers:
             worker.kill()
+
+
+def _watch(reference: weakref.ref[_ForkSafeIterator], interval: float = 1.0) -> None:
+    """Tells an iterator of the time, as long as there is one; a process that was stopped itself counts no more."""
+    while True:
+        time.sleep(interval)
+        iterator = reference()
+        if iterator is None or not iterator.wait_on(interval):
+            return
+        del iterator
 
 
 def end_workers(loader: DataLoader, at_once: bool = False) -> None:

@@ -13,6 +13,7 @@ import traceback
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence, Sized
+from functools import partial
 from multiprocessing.util import Finalize
 from typing import Any, NamedTuple, cast
 
@@ -363,7 +364,7 @@ class BatchLoader:
                 generator=torch.Generator(),  # or the workers' seeds, which nothing uses, came from the global one
             )
 
-        self._loader.find_limit = self._limit
+        self._loader.find_limit = partial(_find_limit, self._reader.reading)
 
         # Before multiprocessing closes their queues and ends them by a signal, which they outlive for a while.
         Finalize(self, end_workers, args=(self._loader,), exitpriority=100)
@@ -413,12 +414,6 @@ class BatchLoader:
                 raise UserError(
                     f"a hundred samples in a row cannot be read, the last of them {printable(faults[-1].sample)}"
                 )
-
-    def _limit(self, pid: int | None) -> float:
-        """Seconds that a worker is waited for; one that has not begun to read may hang since its fork."""
-        seconds = timeout_seconds()
-        has_begun = pid is None or pid in self._reader.reading[:, 0].tolist()
-        return seconds if has_begun else min(seconds, max(60, seconds / 5))
 
     def _describe_stall(self, stall: WorkerStalled) -> str:
         index_of = {int(pid): int(index) for pid, index in self._reader.reading.tolist()}
@@ -493,6 +488,18 @@ class BatchLoader:
             f"data.num_workers; {self._remedy()}. With data.num_workers=0 the main process reads, and shows the crash "
             "itself."
         )
+
+
+def _find_limit(reading: torch.Tensor, pid: int | None) -> float:
+    """Seconds that a worker is waited for; one that has not begun to read may hang since its fork.
+
+    Args:
+        reading: what the workers say of themselves, as ``_Reader`` has it.
+        pid: the worker's process; None where it is not known which one is waited for.
+    """
+    seconds = timeout_seconds()
+    has_begun = pid is None or pid in reading[:, 0].tolist()
+    return seconds if has_begun else min(seconds, max(60, seconds / 5))
 
 
 def sample_id(dataset: Dataset, index: int) -> str:

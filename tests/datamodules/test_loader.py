@@ -586,9 +586,9 @@ def test_a_worker_that_is_stopped_is_replaced_once(
         seen += [batch["index"].tolist() for batch in loader]
         assert seen == expected
     else:
-        with pytest.raises(UserError, match="reading sample 33 for the second time"):
+        with pytest.raises(UserError, match=r"reading file_33\.jpg for the second time"):
             seen += [batch["index"].tolist() for batch in loader]
-    assert "reading sample 33: all workers are replaced" in caplog.text
+    assert "reading file_33.jpg: all workers are replaced" in caplog.text
     loader.close()
     assert time.monotonic() - started < 50
 
