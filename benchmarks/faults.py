@@ -1,6 +1,7 @@
 """Fault injection: is a training that is killed again and again bitwise identical to an undisturbed one?
 
     python -m benchmarks.faults [--kills 30] [--seed 0] [--folder DIR]
+    python -m benchmarks.faults --stops    the stop matrix of benchmarks.stops instead
 
 A small Swin V2 learns through the real command line on a CPU, with everything that a checkpoint must carry: averaged
 weights, accumulated gradients, drop path, mixup, DataLoader workers. One training runs through. The same one is then
@@ -38,6 +39,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from torch import Tensor
 
+from benchmarks import stops
 from benchmarks.measuring import parse_settings
 
 RUN = Path("runs/faults/0")
@@ -395,14 +397,18 @@ class Settings:
         kills: how often it is killed.
         seed: of the random moments.
         folder: new folder to work in, which is kept; default: a temporary one.
+        stops: run the whole stop matrix of ``benchmarks.stops`` instead.
     """
 
     kills: int = 30
     seed: int = 0
     folder: str | None = None
+    stops: bool = False
 
 
 def main(settings: Settings) -> int:
+    if settings.stops:
+        return stops.main(stops.Settings(folder=settings.folder))
     if settings.folder and Path(settings.folder).exists():
         sys.exit(f"{settings.folder} exists already; name a new folder")
     folder = Path(settings.folder or tempfile.mkdtemp(prefix="faults-")).absolute()
