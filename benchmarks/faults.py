@@ -1,406 +1,344 @@
-"""Fault injection: is a training that is killed again and again bitwise identical to an undisturbed one?
+"""Fault injection: is a training that is killed again and again equal to an undisturbed one, in every file?
 
-    python -m benchmarks.faults [--kills 30] [--seed 0] [--folder DIR]
+    python -m benchmarks.faults [--kills 100] [--tasks classification video] [--ranks 1 2] [--seed 0] [--folder DIR]
     python -m benchmarks.faults --stops    the stop matrix of benchmarks.stops instead
 
-A small Swin V2 learns through the real command line on a CPU, with everything that a checkpoint must carry: averaged
-weights, accumulated gradients, drop path, mixup, DataLoader workers. One training runs through. The same one is then
-killed with SIGKILL at random moments and resumed in its folder each time. Every second kill waits, after its random
-time, for a checkpoint that is being written, and falls once a random share of that file is there; it counts as such
-only if the half-written file is found afterwards. Before there is a checkpoint, nothing can be resumed: the first kill
-waits for one.
+A small model of each task trains on a CPU, in one process and in two (DDP by gloo), each with two DataLoader workers:
+averaged weights, accumulated gradients, a save every other step, a validation in each epoch. Each of these trainings
+runs through once. The same one is then killed with SIGKILL in phase after phase, at a moment drawn at random within the
+phase, and resumed in its folder each time:
 
-Compared with the training that ran through are the loss of every batch, those trained again after a kill included; at
-the end metrics.csv, but for the speed; and both checkpoints, entry by entry and byte by byte, but for the seconds that
-a run took, the names of the runs' folders and ModelCheckpoint's ``current_score``, which Lightning does not restore.
-Exits with 1 if anything differs, if a run could not be resumed, or if fewer than a third of the kills hit a write.
+    start               of the first start, in which nothing can be resumed yet
+    first step          before its gradients are there, or before the optimizer steps
+    mid-epoch           as a step ends, after the first save
+    resumed start       before the first batch of a start that resumes
+    accumulation        between the batches of a step
+    validation          before, in or after its batches
+    save of the best    of best.ckpt: as it is opened, at a random byte, before and after it gets its name
+    save of the last    of last.ckpt: as above, and between the two names that are moved
+    export              of weights.safetensors: as above
+    closing             summary.json and the learning curve: as above
+    after the end       when all is written
+
+A run that is killed before its first save begins anew, as its message says. Of two processes one is killed and then the
+other, wherever that is. Processes are forked from one that has imported the package, and run the command line's main.
+
+Compared with the training that ran through are the loss of every batch in each process, those trained again included;
+and every file of the run's folder, records as well as tensors: see ``benchmarks/whole_runs.py``. Exits with 1 if
+anything differs, if a kill lost more than the steps since the last save, or if a phase was not reached.
 """
 
 from __future__ import annotations
 
-import csv
+import json
 import os
 import random
 import re
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
-import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
-from PIL import Image
-from torch import Tensor
 
 from benchmarks import stops
 from benchmarks.measuring import parse_settings
+from benchmarks.whole_runs import compare_runs, count_tensors, list_files, read
+from tests.helpers.processes import Result, Running, find_port, start
+from tests.helpers.tiny_tasks import TINY_TASKS
 
-RUN = Path("runs/faults/0")
-CHECKPOINTS = RUN / "checkpoints"
-START, RESUME = ("--config", "faults.yaml"), ("--config", f"{RUN}/config.yaml", "--resume")
-JOURNAL = "journal.txt"
-EPOCHS, SAVE_STEPS, ACCUMULATED, BATCH_SIZE, CLASSES = 3, 4, 2, 4, 4
-BATCHES = 801  # of an epoch: odd, so that its last step is made of a single batch
-PATIENCE = 300
-"""Seconds without a sign of life after which a training counts as stuck."""
-NOT_COMPARED = ("wall_seconds", "train_seconds", "current_score")
+TaskName = Literal["classification", "segmentation", "video", "simmim", "mask_rcnn"]
+TASKS: tuple[TaskName, ...] = ("classification", "segmentation", "video", "simmim", "mask_rcnn")
+
+SAVE_STEPS, ACCUMULATED, EPOCHS = 2, 2, 3
+SAMPLES = {"classification": 24, "segmentation": 48, "video": 36, "simmim": 20, "mask_rcnn": 48}
+"""For training, of each class where there are classes: an epoch has from 5 to 6 steps in one process."""
+
+PATIENCE = 240
+"""Seconds after which a start counts as stuck."""
+
+SETTINGS = (
+    "--trainer.num_sanity_val_steps=0",
+    "--trainer.check_val_every_n_epoch=1",
+    "--trainer.accelerator=cpu",
+    f"--trainer.max_epochs={EPOCHS}",
+    f"--trainer.accumulate_grad_batches={ACCUMULATED}",
+    f"--save.every_n_steps={SAVE_STEPS}",
+    "--data.num_workers=2",
+    "--allow=benchmarks.faults",
+)
+CALLBACKS = [
+    {"class_path": "tests.helpers.faults.KillAt"},
+    {"class_path": "benchmarks.faults.Losses"},
+    {"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.9}},
+]
+OF_A_FILE = ("opened", "bytes", "written", "moved")
+"""Moments of the writing of a file."""
 
 
 class TrainingFailed(Exception):
     """A training did not do what it should; the message says which and where its output is."""
 
 
-class Entry(NamedTuple):
-    """A line of the journal."""
-
-    seconds: float
-    phase: str
-    epoch: int
-    batch: int
-    step: int
-    loss: str
-
-
-class Journal(Callback):
-    """Writes down each trained batch and the start of each validation, as they happen.
-
-    Args:
-        path: file to append to.
-    """
-
-    def __init__(self, path: str = JOURNAL) -> None:
-        self.path = path
+class Losses(Callback):
+    """Writes down the loss of each trained batch, in a file of each process."""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._write(trainer, "training", batch_idx, float(outputs["loss"]).hex())
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._write(trainer, "validation", -1, "-")
-
-    def _write(self, trainer: Trainer, phase: str, batch: int, loss: str) -> None:
-        with open(self.path, "a") as file:
-            file.write(f"{time.time()} {phase} {trainer.current_epoch} {batch} {trainer.global_step} {loss}\n")
+        with open(f"losses_{trainer.global_rank}.txt", "a") as file:
+            loss = float(outputs["loss"]).hex()
+            file.write(f"{trainer.current_epoch} {batch_idx} {trainer.global_step} {loss}\n")
 
 
-def read_journal(folder: Path) -> list[Entry]:
-    path = folder / JOURNAL
+class Loss(NamedTuple):
+    """A line that ``Losses`` has written."""
+
+    epoch: int
+    batch: int
+    step: int
+    value: str
+
+
+def read_losses(folder: Path, rank: int) -> list[Loss]:
+    path = folder / f"losses_{rank}.txt"
     lines = path.read_text().split("\n")[:-1] if path.is_file() else []  # what follows the last newline is unfinished
     words = [line.split() for line in lines]
-    return [Entry(float(w[0]), w[1], int(w[2]), int(w[3]), int(w[4]), w[5]) for w in words]
+    return [Loss(int(w[0]), int(w[1]), int(w[2]), w[3]) for w in words]
 
 
-def write_images(root: Path, classes: int, train: int, val: int, size: int) -> None:
-    """Noisy squares, a color for each class, in ImageNet's layout; ``train`` and ``val`` are images per class."""
-    rng = np.random.default_rng(0)
-    colors = rng.integers(40, 216, (classes, 3))
-    for split, number in (("train", train), ("val", val)):
-        for label in range(classes):
-            folder = root / split / f"n{label:02}"
-            folder.mkdir(parents=True)
-            for index in range(number):
-                pixels = colors[label] + rng.normal(0, 40, (size, size, 3))
-                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{index}.jpg", quality=90)
+# ---- kills
 
 
-def build_config(images: Path) -> dict[str, Any]:
-    """The training: 1,203 steps of a model whose checkpoints have 32 MB."""
-    backbone = {"embed_dim": 64, "depths": [1, 1, 2], "num_heads": [2, 4, 8], "window_size": 4, "drop_path_rate": 0.2}
-    average = {"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.98}}
-    return {
-        "name": "faults",
-        "seed_everything": 0,
-        "trainer": {
-            "accelerator": "cpu",
-            "precision": "32-true",
-            "max_epochs": EPOCHS,
-            "accumulate_grad_batches": ACCUMULATED,
-            "gradient_clip_val": 5.0,
-            "log_every_n_steps": 1,
-            "num_sanity_val_steps": 0,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "callbacks": [{"class_path": "benchmarks.faults.Journal"}, average],
-        },
-        "checkpoint": {"filename": "best", "monitor": "val/loss", "mode": "min"},
-        "save": {"every_n_steps": SAVE_STEPS},
-        "model": {
-            "class_path": "swinv2_tasks.tasks.ClassificationTask",
-            "init_args": {
-                "backbone": {"class_path": "swinv2_tasks.backbone.SwinTransformerV2", "init_args": backbone},
-                "dropout": 0.1,
-                "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3, "weight_decay": 0.05}},
-                "schedule": {"warmup_epochs": 1, "warmup_lr": 1e-5, "min_lr": 1e-5, "base_batch_size": 0},
-            },
-        },
-        "data": {
-            "class_path": "swinv2_tasks.datamodules.ImageNetDataModule",
-            "init_args": {"root": str(images), "image_size": 32, "batch_size": BATCH_SIZE, "num_workers": 2},
-        },
-    }
+def hook(name: str, skips: tuple[int, int] = (0, 0), accumulating: bool | None = None) -> dict[str, Any]:
+    """What ``KillAt`` takes for a call of a hook; ``skips`` are the fewest and the most calls before it."""
+    return {"hook": name, "skips": skips, "accumulating": accumulating}
 
 
-def start_training(folder: Path, number: int, arguments: tuple[str, ...]) -> subprocess.Popen[bytes]:
-    """Starts the command line in a folder; what it says goes to a file there."""
-    paths = [str(Path(__file__).absolute().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    # -u: a killed process flushes nothing
-    command = [sys.executable, "-u", "-m", "swinv2_tasks", "fit", "--allow=benchmarks.faults", *arguments]
-    with build_output_path(folder, number).open("w") as file:
-        return subprocess.Popen(command, cwd=folder, env=environment, stdout=file, stderr=subprocess.STDOUT)
+def writing(*names: str) -> list[dict[str, Any]]:
+    """What ``KillAt`` takes for each moment in which files are written."""
+    return [{"file": name, "moment": moment, "skip": 0} for name in names for moment in OF_A_FILE]
 
 
-def build_output_path(folder: Path, number: int) -> Path:
-    return folder / f"start_{number:02}.txt"
+PHASES: dict[str, list[dict[str, Any]]] = {
+    "start": [hook("setup"), hook("on_fit_start"), hook("on_train_start"), *writing("run.json", "config.yaml")],
+    "first step": [hook("on_before_backward"), hook("on_after_backward"), hook("on_before_optimizer_step")],
+    "mid-epoch": [hook("on_train_batch_end", (2, 3), accumulating=False)],
+    "resumed start": [hook("on_fit_start"), hook("on_train_start"), *writing("run.json", "metrics.csv")],
+    "accumulation": [hook("on_train_batch_end", (0, 1), accumulating=True), hook("on_before_zero_grad", (0, 1))],
+    "validation": [
+        hook("on_validation_start"),
+        hook("on_validation_batch_end", (0, 1)),
+        hook("on_validation_epoch_end"),
+    ],
+    "save of the best": writing("best.ckpt"),
+    "save of the last": [
+        *writing("newest.ckpt"),
+        {"file": "previous.ckpt", "moment": "written", "skip": 0},
+        {"file": "previous.ckpt", "moment": "moved", "skip": 0},
+        {"file": "last.ckpt", "moment": "written", "skip": 0},
+        {"file": "last.ckpt", "moment": "moved", "skip": 0},
+    ],
+    "export": writing("weights.safetensors"),
+    "closing": [*writing("summary.json", "learning_curve.png"), hook("on_train_end"), hook("on_fit_end")],
+    "after the end": [hook("teardown")],
+}
+"""Moments of each phase, in the order in which a training comes through them."""
 
 
-def prepare_folder(folder: Path, images: Path) -> None:
-    folder.mkdir(parents=True)
-    (folder / "faults.yaml").write_text(yaml.safe_dump(build_config(images)))
+def draw_moment(phase: str, rng: random.Random, ranks: int) -> dict[str, Any]:
+    """One of the moments of a phase, as ``KillAt`` takes it."""
+    moment = dict(rng.choice(PHASES[phase]))
+    if "hook" in moment:
+        moment["skip"] = rng.randint(*moment.pop("skips"))
+        moment["rank"] = rng.randrange(ranks)
+    else:
+        moment["bytes"] = rng.randint(1, 12_000 if moment["file"].endswith((".ckpt", ".safetensors")) else 200)
+    return moment
 
 
-def wait_for_end(process: subprocess.Popen[bytes], folder: Path, number: int) -> None:
-    """Waits until a training ends by itself."""
-    entries, since = -1, time.monotonic()
-    while process.poll() is None:
-        if entries != (entries := len(read_journal(folder))):
-            since = time.monotonic()
-        elif time.monotonic() - since > PATIENCE:
-            process.kill()
-            raise TrainingFailed(f"stuck for {PATIENCE} s, see {build_output_path(folder, number)}")
-        time.sleep(0.2)
-    if process.returncode:
-        raise TrainingFailed(f"ended with status {process.returncode}, see {build_output_path(folder, number)}")
+def describe_moment(moment: dict[str, Any]) -> str:
+    if "file" in moment:
+        at = f"at byte {moment['bytes']}" if moment["moment"] == "bytes" else moment["moment"]
+        return f"{moment['file']} {at}"
+    rank = f", rank {moment['rank']}" if moment["rank"] else ""
+    return f"{moment['hook']}, call {moment['skip'] + 1}{rank}"
 
 
-def wait_until(
-    condition: Callable[[], bool], process: subprocess.Popen[bytes], output_path: Path, pause: float
-) -> None:
-    """Waits for something that a process does; raises ``TrainingFailed`` when it ends or gets stuck before."""
-    since = time.monotonic()
-    while not condition():
-        if process.poll() is not None:
-            raise TrainingFailed(f"ended with status {process.returncode} before it could be killed, see {output_path}")
-        if time.monotonic() - since > PATIENCE:
-            process.kill()
-            raise TrainingFailed(f"stuck for {PATIENCE} s, see {output_path}")
-        time.sleep(pause)
+def choose_phases(kills: int, rng: random.Random) -> list[str]:
+    """Phases for the kills of one training, in their order; none twice as long as there are enough."""
+    whole, rest = divmod(kills, len(PHASES))
+    numbers = [*range(len(PHASES))] * whole + rng.sample(range(len(PHASES)), rest)
+    return [list(PHASES)[number] for number in sorted(numbers)]
 
 
-def read_size(path: Path) -> int:
-    """Bytes of a file that may come and go; 0 when it is not there."""
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
-
-
-def list_unfinished(folder: Path, pid: int) -> dict[str, int]:
-    """The checkpoints that a process has not finished writing, and their bytes so far."""
-    return {path.name.split(".")[1]: read_size(path) for path in (folder / CHECKPOINTS).glob(f".*.ckpt.{pid}")}
+# ---- trainings
 
 
 @dataclass
-class Kill:
-    """A start of the training that was killed, and what the next one made of it."""
+class Training:
+    """The training of a task on some processes, in a folder."""
 
-    number: int
-    entries: list[Entry]
-    """What it did before it was killed."""
-    moment: str
-    in_write: bool
-    resumed_step: int = -1
-    resumed_from: str = ""
-    corrupt: int = 0
-    """Checkpoints that the next start found corrupt."""
+    name: str
+    ranks: int
+    folder: Path
+    starts: int = 0
 
+    def prepare(self, data: Path) -> None:
+        config = {"name": "faults", "trainer": {"callbacks": CALLBACKS}}
+        TINY_TASKS[self.name].config(self.folder, data, **config)
 
-def kill_training(
-    process: subprocess.Popen[bytes], folder: Path, number: int, delay: float, target: float | None
-) -> Kill:
-    """Kills a training a while after it has trained its first batch.
+    @property
+    def run(self) -> Path:
+        """The folder of the newest run."""
+        runs = [path for path in self.folder.glob("runs/faults/*") if path.name.isdecimal()]
+        return max(runs, key=lambda path: int(path.name), default=self.folder / "runs/faults/0")
 
-    Args:
-        process: the training.
-        folder: where it works.
-        number: counts the starts, from 0.
-        delay: seconds after the first batch.
-        target: bytes that a checkpoint then being written must have; None: wherever the training is.
-    """
-    journal, last_checkpoint = folder / JOURNAL, folder / CHECKPOINTS / "last.ckpt"
-    output = build_output_path(folder, number)
-    entry_count, journal_size = len(read_journal(folder)), read_size(journal)
-    wait_until(lambda: read_size(journal) > journal_size and last_checkpoint.exists(), process, output, 0.01)
-    time.sleep(delay)
-    if target is not None:
-        wait_until(
-            lambda: max(list_unfinished(folder, process.pid).values(), default=0) >= target, process, output, 0.0005
-        )
-    process.kill()
-    if process.wait() >= 0:
-        raise TrainingFailed(f"ended with status {process.returncode} before it could be killed, see {output}")
-    entries = read_journal(folder)[entry_count:]
-    unfinished = list_unfinished(folder, process.pid)
-    moment = ", ".join(f"writing {name}.ckpt ({size / 1e6:.1f} MB)" for name, size in unfinished.items())
-    return Kill(number + 1, entries, moment or entries[-1].phase, bool(unfinished))
+    def saved_step(self) -> int | None:
+        """The latest step of which there is a checkpoint."""
+        paths = self.run.glob("checkpoints/[!.]*.ckpt")
+        return max((torch.load(path, weights_only=True, mmap=True)["global_step"] for path in paths), default=None)
 
+    def start(self, moment: dict[str, Any] | None = None) -> list[Running]:
+        """Starts the command line, or resumes the newest run if it has a checkpoint."""
+        self.starts += 1
+        is_resumed = self.saved_step() is not None
+        run = self.run.relative_to(self.folder)
+        config = ["--config", f"{run}/config.yaml", "--resume"] if is_resumed else ["--config", "config.yaml"]
+        arguments = ["fit", *config, *(() if is_resumed else SETTINGS), "--allow=benchmarks.faults"]
+        variables = {"KILL_AT": json.dumps(moment or {})}
+        if self.ranks == 1:
+            return [start(arguments, self.folder, **variables)]
+        variables |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(find_port()), "NODE_RANK": "0"}
+        arguments += [f"--trainer.devices={self.ranks}", "--trainer.strategy=ddp"]
+        return [start(arguments, self.folder, **variables, LOCAL_RANK=str(rank)) for rank in range(self.ranks)]
 
-def resume_training(killed: Kill, folder: Path) -> subprocess.Popen[bytes]:
-    """Starts the training again and adds to the kill from where."""
-    process, output = start_training(folder, killed.number, RESUME), build_output_path(folder, killed.number)
-    wait_until(lambda: "Restoring states" in output.read_text(), process, output, 0.05)
-    text = output.read_text()
-    match = re.search(r"^resuming \S+ at step (\d+) from (\S+)$", text, re.MULTILINE)
-    if match is None:
-        process.kill()
-        raise TrainingFailed(f"did not resume, see {output}")
-    killed.resumed_step, killed.resumed_from = int(match[1]), Path(match[2]).name
-    killed.corrupt = text.count(" is corrupt: ")
-    return process
+    def finish(self) -> Result:
+        """Trains to the end."""
+        results = [process.wait(PATIENCE) for process in self.start()]
+        for result in results:
+            if result.status:
+                raise TrainingFailed(f"ended with status {result.status}: {result.errors[-2000:]}")
+        return results[0]
 
+    def kill(self, moment: dict[str, Any]) -> Result:
+        """Trains until one process is killed, and kills the others then."""
+        processes = self.start(moment)
+        end = time.monotonic() + PATIENCE
+        while not any((process.process.exitcode or 0) < 0 for process in processes):  # others may end before it
+            if time.monotonic() > end or all(process.process.exitcode is not None for process in processes):
+                break
+            time.sleep(0.005)
+        ended = [process.process.exitcode for process in processes]
+        for process in processes:  # with their DataLoader workers
+            if process.process.pid is not None:
+                _kill_group(process.process.pid)
+        results = [process.wait() for process in processes]
+        if not {*ended} & {-signal.SIGKILL, -signal.SIGXFSZ}:
+            tail = results[0].output[-500:] + results[0].errors[-2000:]
+            raise TrainingFailed(f"was not killed at {describe_moment(moment)}, but ended with status {ended}: {tail}")
+        return results[0]
 
-def map_losses(entries: list[Entry]) -> dict[tuple[int, int], str]:
-    return {(entry.epoch, entry.batch): entry.loss for entry in entries if entry.phase == "training"}
-
-
-def count_equal_losses(entries: list[Entry], expected: dict[tuple[int, int], str]) -> str:
-    """How many of a start's batches had the loss that they should have had."""
-    losses = map_losses(entries)
-    equal = sum(expected.get(key) == loss for key, loss in losses.items())
-    return f"{equal}/{len(losses)}"
+    def losses(self, rank: int) -> list[Loss]:
+        return read_losses(self.folder, rank)
 
 
-def print_row(killed: Kill, following: list[Entry], expected: dict[tuple[int, int], str]) -> None:
-    row = (
-        str(killed.number),
-        str(killed.entries[-1].step),
-        killed.moment,
-        f"{killed.resumed_step} ({killed.resumed_from})",
-        str(following[-1].step if following else killed.resumed_step),
-        count_equal_losses(following, expected),
-    )
-    print(f"| {' | '.join(row)} |", flush=True)
-
-
-def kill_and_resume(
-    folder: Path, kills: int, rng: random.Random, seconds: float, size: int, expected: dict[tuple[int, int], str]
-) -> tuple[list[Kill], list[Entry]]:
-    """Runs the training with its kills, and prints a row for each once the next start is over.
-
-    Args:
-        folder: where it works.
-        kills: their number.
-        rng: chooses the moments.
-        seconds: how long the training takes undisturbed.
-        size: bytes of a whole checkpoint.
-        expected: the loss of each batch.
-
-    Returns:
-        The kills, and what the last start did, which was left to finish.
-    """
-    progress, records = 0.0, list[Kill]()
-    process = start_training(folder, 0, START)
+def _kill_group(group: int) -> None:
     try:
-        for number in range(kills):
-            # Spread over what is left of the training.
-            delay = rng.uniform(0, 2 * seconds * (1 - progress) / (kills - number + 1))
-            target = rng.uniform(0, 0.95 * size) if number % 2 == 0 else None
-            records.append(kill_training(process, folder, number, delay, target))
-            if number:
-                print_row(records[-2], records[-1].entries, expected)
-            process = resume_training(records[-1], folder)
-            progress = records[-1].resumed_step * ACCUMULATED / len(expected)
-        entry_count = sum(len(record.entries) for record in records)
-        wait_for_end(process, folder, kills)
-    finally:
-        process.kill()
-    rest = read_journal(folder)[entry_count:]
-    if records:
-        print_row(records[-1], rest, expected)
-    return records, rest
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        return
 
 
-def find_differences(first: Any, second: Any, key_path: str) -> Iterator[str]:
-    """Where two checkpoints are not equal, byte by byte."""
-    if isinstance(first, dict) and isinstance(second, dict):
-        if first.keys() != second.keys():
-            yield f"{key_path}: keys {sorted(map(str, first.keys() ^ second.keys()))}"
-        for key in first.keys() & second.keys() - {*NOT_COMPARED}:
-            yield from find_differences(first[key], second[key], f"{key_path}.{key}")
-    elif isinstance(first, list | tuple) and isinstance(second, list | tuple):
-        if len(first) != len(second):
-            yield f"{key_path}: {len(first)} and {len(second)} entries"
-        for index, pair in enumerate(zip(first, second, strict=False)):
-            yield from find_differences(*pair, f"{key_path}[{index}]")
-    elif isinstance(first, Tensor) and isinstance(second, Tensor):
-        alike = (first.dtype, first.shape) == (second.dtype, second.shape)
-        if not alike or first.numpy().tobytes() != second.numpy().tobytes():
-            yield f"{key_path}: tensors {list(first.shape)} and {list(second.shape)}"
-    elif repr(first) != repr(second):
-        yield f"{key_path}: {first!r} and {second!r}"
+@dataclass
+class Outcome:
+    """What kills did to a training.
+
+    Attributes:
+        kills: their number.
+        lost: most steps that one of them lost.
+        trained: batches trained by the disturbed training, over all processes, those trained again included.
+        again: how many of these were trained again.
+        problems: what is not as it should be.
+        compared: how many files were compared.
+        tensors: how many tensors these hold.
+    """
+
+    kills: int = 0
+    lost: int = 0
+    trained: int = 0
+    again: int = 0
+    problems: list[str] = field(default_factory=list)
+    compared: int = 0
+    tensors: int = 0
 
 
-def make_relative(value: Any, folder: Path) -> Any:
-    """The same with paths inside a folder made relative to it."""
-    if isinstance(value, dict):
-        return {make_relative(key, folder): make_relative(entry, folder) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [make_relative(entry, folder) for entry in value]
-    return value.replace(f"{folder}/", "") if isinstance(value, str) else value
+def kill_and_resume(undisturbed: Training, killed: Training, phases: Sequence[str], rng: random.Random) -> Outcome:
+    """Kills a training in each phase, lets it end, and compares it with the one that ran through."""
+    outcome = Outcome()
+    resumed = None
+    for phase in phases:
+        moment = draw_moment(phase, rng, killed.ranks)
+        saved_before, seen = killed.saved_step(), len(killed.losses(0))
+        result = killed.kill(moment)
+        outcome.kills += 1
+        resumed = resumed_step(result)
+        if resumed != saved_before and f"{killed.run.name} is finished" not in result.output:
+            outcome.problems.append(f"resumed at step {resumed}, though step {saved_before} was saved")
+        saved = killed.saved_step() or 0
+        step = max((loss.step for loss in killed.losses(0)[seen:]), default=saved)
+        outcome.lost = max(outcome.lost, step - saved)
+        row = (killed.name, str(killed.ranks), phase, describe_moment(moment), str(step), str(saved))
+        print(f"| {' | '.join(row)} |", flush=True)
+    killed.finish()
+    if outcome.lost > SAVE_STEPS:
+        outcome.problems.append(f"a kill lost {outcome.lost} steps, a save comes every {SAVE_STEPS}")
+
+    for rank in range(killed.ranks):
+        expected = {loss[:2]: loss.value for loss in undisturbed.losses(rank)}
+        trained = killed.losses(rank)
+        outcome.trained += len(trained)
+        outcome.again += len(trained) - len(expected)
+        unequal = sum(expected.get(loss[:2]) != loss.value for loss in trained)
+        missing = len(expected.keys() - {loss[:2] for loss in trained})
+        if unequal or missing:
+            outcome.problems.append(f"rank {rank}: {unequal} losses are not equal, {missing} batches were not trained")
+    outcome.problems += compare_runs(undisturbed.run, killed.run)
+    names = list_files(undisturbed.run)
+    outcome.compared = len(names)
+    outcome.tensors = sum(count_tensors(read(undisturbed.run / name, undisturbed.run)) for name in names)
+    return outcome
 
 
-def count_tensors(value: Any) -> int:
-    if isinstance(value, dict):
-        return sum(map(count_tensors, value.values()))
-    return sum(map(count_tensors, value)) if isinstance(value, list | tuple) else isinstance(value, Tensor)
-
-
-def compare_results(undisturbed: Path, killed: Path) -> bool:
-    """Prints what differs in the two runs' checkpoints and metrics, and says whether nothing does."""
-    equal = True
-    for name in ("last.ckpt", "best.ckpt", "metrics.csv"):
-        first, second = (read_result(folder, name) for folder in (undisturbed, killed))
-        differences = list(find_differences(first, second, name))
-        content = (
-            f"{count_tensors(first)} tensors; {', '.join(sorted(first))}"
-            if isinstance(first, dict)
-            else f"{len(first)} rows"
-        )
-        print(f"{name}: {f'{len(differences)} DIFFERENCES' if differences else 'equal'} ({content})")
-        for difference in differences[:20]:
-            print(f"  {difference}")
-        equal = equal and not differences
-    return equal
-
-
-def read_result(folder: Path, name: str) -> Any:
-    """A checkpoint of the run with paths relative to the folder, or the metrics without the speed."""
-    if name.endswith(".ckpt"):
-        return make_relative(torch.load(folder / CHECKPOINTS / name, weights_only=True), folder)
-    with (folder / RUN / name).open(newline="") as file:
-        return [{key: cell for key, cell in row.items() if key != "img/s"} for row in csv.DictReader(file)]
+def resumed_step(result: Result) -> int | None:
+    """The step that a start says to resume at; None where it says none."""
+    match = re.search(r"^resuming \S+ at step (\d+) from", result.output, re.MULTILINE)
+    return int(match[1]) if match else None
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is done to a training.
+    """What is done to trainings.
 
     Args:
-        kills: how often it is killed.
+        kills: how often they are killed, all together.
+        tasks: which are trained.
+        ranks: on how many processes: each task on each number.
         seed: of the random moments.
         folder: new folder to work in, which is kept; default: a temporary one.
         stops: run the whole stop matrix of ``benchmarks.stops`` instead.
     """
 
-    kills: int = 30
+    kills: int = 100
+    tasks: list[TaskName] = field(default_factory=lambda: [*TASKS])
+    ranks: list[int] = field(default_factory=lambda: [1, 2])
     seed: int = 0
     folder: str | None = None
     stops: bool = False
@@ -412,42 +350,47 @@ def main(settings: Settings) -> int:
     if settings.folder and Path(settings.folder).exists():
         sys.exit(f"{settings.folder} exists already; name a new folder")
     folder = Path(settings.folder or tempfile.mkdtemp(prefix="faults-")).absolute()
-    images, undisturbed, killed = folder / "images", folder / "undisturbed", folder / "killed"
-    write_images(images, CLASSES, BATCHES * BATCH_SIZE // CLASSES, val=40, size=40)
-    prepare_folder(undisturbed, images)
-    prepare_folder(killed, images)
-    try:
-        wait_for_end(start_training(undisturbed, 0, START), undisturbed, 0)
-        entries = read_journal(undisturbed)
-        expected, seconds = map_losses(entries), entries[-1].seconds - entries[0].seconds
-        size = read_size(undisturbed / CHECKPOINTS / "last.ckpt")
-        print(f"undisturbed: {entries[-1].step} steps in {seconds:.0f} s, a checkpoint of {size / 1e6:.1f} MB every")
-        print(f"{SAVE_STEPS} steps and after each of {EPOCHS} validations; torch {torch.__version__}, one thread\n")
-        print("| kill | at step | while | resumed from step | until step | losses equal |")
-        print("|---|---|---|---|---|---|", flush=True)
-        kills, rest = kill_and_resume(killed, settings.kills, random.Random(settings.seed), seconds, size, expected)
-    except TrainingFailed as failure:
-        print(f"\nFAILED: a training {failure}")
+    folder.mkdir(parents=True, exist_ok=True)
+    cases = [(name, ranks) for name in settings.tasks for ranks in settings.ranks]
+    rng = random.Random(settings.seed)
+    outcomes: dict[tuple[str, int], Outcome] = {}
+    phase_counts: Counter[str] = Counter()
+    print(f"torch {torch.__version__}, one thread in each process\n")
+    print("| task | processes | phase | killed at | step | saved |\n|---|---|---|---|---|---|", flush=True)
+    for index, (name, ranks) in enumerate(cases):
+        kills = settings.kills // len(cases) + (index < settings.kills % len(cases))
+        phases = choose_phases(kills, rng)
+        phase_counts.update(phases)
+        data = folder / f"{name}_data"
+        if not data.exists():
+            TINY_TASKS[name].write_data(data, train=SAMPLES[name], val=6)
+        undisturbed, killed = (Training(name, ranks, folder / f"{name}_{ranks}_{kind}") for kind in ("whole", "killed"))
+        try:
+            for training in (undisturbed, killed):
+                training.prepare(data)
+            undisturbed.finish()
+            outcomes[name, ranks] = kill_and_resume(undisturbed, killed, phases, rng)
+        except (TrainingFailed, TimeoutError) as failure:
+            outcomes[name, ranks] = Outcome(problems=[f"{type(failure).__name__}: {failure}"])
+        for problem in outcomes[name, ranks].problems:
+            print(f"  {name} on {ranks}: {problem}", flush=True)
+
+    print("\n| task | processes | kills | batches | again | steps lost | files | tensors | end |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for (name, ranks), done in outcomes.items():
+        figures = (done.kills, done.trained, done.again, done.lost, done.compared, done.tensors)
+        end = f"{len(done.problems)} DIFFERENCES" if done.problems else "equal"
+        print(f"| {name} | {ranks} | {' | '.join(map(str, figures))} | {end} |")
+    print(f"\nkills by phase: {', '.join(f'{phase} {number}' for phase, number in phase_counts.items())}")
+    total = sum(outcome.kills for outcome in outcomes.values())
+    failed = [case for case, outcome in outcomes.items() if outcome.problems]
+    if failed:
+        print(f"FAILED: {len(failed)} of {len(cases)} trainings; kept: {folder}")
         return 1
-    trained = [pair for start in (*(kill.entries for kill in kills), rest) for pair in map_losses(start).items()]
-    unequal = sum(expected.get(key) != loss for key, loss in trained) + len(expected.keys() - dict(trained).keys())
-    in_write = sum(kill.in_write for kill in kills)
-    lost = max((kill.entries[-1].step - kill.resumed_step for kill in kills), default=0)
-    print(f"\nresumed from an intact checkpoint: {len(kills)}/{settings.kills} kills,", end=" ")
-    print(f"{in_write} of them during a write")
-    print(f"checkpoints found corrupt: {sum(kill.corrupt for kill in kills)}; steps lost by a kill: at most {lost}")
-    repeated = len(trained) - len(expected)
-    print(f"losses: {len(trained)} batches, {repeated} of them trained again; {unequal} not equal")
-    equal = compare_results(undisturbed, killed) and not unequal
-    hits_enough = 3 * in_write >= len(kills)
-    print(f"{settings.kills}/{settings.kills}: the end is bitwise equal" if equal else "FAILED: not equal")
-    if not hits_enough:
-        print("FAILED: fewer than a third of the kills hit a write")
-    if equal and hits_enough and not settings.folder:
+    print(f"{total}/{settings.kills} kills: nothing lost beyond the last save, all {len(cases)} ends equal")
+    if not settings.folder:
         shutil.rmtree(folder)
-    else:
-        print(f"kept: {folder}")
-    return 0 if equal and hits_enough else 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ import pytest
 import torch
 import torchvision
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import DDPStrategy
 from packaging.requirements import Requirement
 from packaging.version import Version
@@ -291,6 +292,7 @@ class Line(LightningModule):
         self.layer = nn.Linear(1, 1)
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.log("batch", batch_idx)
         return self.layer(batch).square().mean()
 
     def validation_step(self, batch: Any, batch_idx: int) -> None: ...
@@ -303,7 +305,7 @@ def fit_line(**settings: Any) -> Any:
     """A trainer that has trained for two epochs of three batches, the first two of which make a step."""
     quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     settings = {"max_epochs": 2, "accumulate_grad_batches": 2, "num_sanity_val_steps": 0, **settings}
-    trainer = Trainer(accelerator="cpu", **dict.fromkeys(quiet, False), **settings)
+    trainer = Trainer(accelerator="cpu", **{**dict.fromkeys(quiet, False), **settings})
     loader: Any = DataLoader(torch.ones(3, 1))
     trainer.fit(Line(), loader, loader)
     return trainer
@@ -325,8 +327,10 @@ LIGHTNING: dict[str, Callable[[Any], Any]] = {
     "_combined_loader": lambda trainer: trainer.fit_loop,
     "_data_fetcher": lambda trainer: trainer.fit_loop,
     "_data_parallel_size": lambda _: lightning_internals.ModelParallelStrategy(),
+    "_first_loop_iter": lambda trainer: trainer._logger_connector,
     "_is_training_done": lambda trainer: trainer.fit_loop.epoch_loop,
     "_last_val_time": lambda trainer: trainer,
+    "_logger_connector": lambda trainer: trainer,
     "_launcher": lambda trainer: trainer.strategy,
     "_max_depth": lambda _: lightning_internals.ModelSummary(),
     "_num_ready_batches_reached": lambda trainer: trainer.fit_loop.epoch_loop,
@@ -437,6 +441,47 @@ def test_checkpoints_of_lightning_count_batches_as_the_fence_expects() -> None:
     lightning_internals.restart_validation(checkpoint)
     counts = progress["epoch_loop.val_loop.batch_progress"]
     assert (counts["total"]["ready"], counts["total"]["completed"], counts["current"]["ready"]) == (1, 0, 0)
+
+
+class LogsAhead(Callback):
+    """Logs a step as its batch ends, and tries to at other times; notes what is logged then."""
+
+    def __init__(self, logger: Any) -> None:
+        self.logger, self.rows = logger, list[tuple[str, list[Any]]]()
+
+    def _try(self, trainer: Any, when: str) -> None:
+        before = len(self.logger.rows)
+        lightning_internals.log_step(trainer)
+        self.rows.append((when, self.logger.rows[before:]))
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        self._try(trainer, "batch")
+
+    def on_validation_end(self, trainer: Any, *_: Any) -> None:
+        self._try(trainer, "validation")
+
+    def on_train_epoch_end(self, trainer: Any, *_: Any) -> None:
+        self._try(trainer, "epoch")
+
+
+class Rows(DummyLogger):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[Any] = []
+
+    def log_metrics(self, metrics: Any, step: Any = None) -> None:  # type: ignore[override]
+        self.rows.append((step, metrics["batch"]))
+
+
+def test_a_step_is_logged_ahead_of_lightning_with_the_same_values() -> None:
+    logger = Rows()
+    ahead = LogsAhead(logger)
+    fit_line(callbacks=[ahead], logger=logger, log_every_n_steps=1, max_epochs=1)
+    expected = [("batch", []), ("batch", [(0, 1.0)]), ("batch", [(1, 2.0)]), ("validation", []), ("epoch", [])]
+    assert ahead.rows == expected
+    assert logger.rows == [(0, 1.0), (0, 1.0), (1, 2.0), (1, 2.0)]
 
 
 def test_a_task_without_a_trainer_has_none() -> None:

@@ -14,8 +14,9 @@ from PIL import Image, ImageOps
 
 from swinv2_tasks.datamodules.readers.images import read_image
 from swinv2_tasks.errors import Interrupted, UserError
+from swinv2_tasks.files import replace_file
 from swinv2_tasks.text import label, printable
-from swinv2_tasks.training.run_folder import read_numbers
+from swinv2_tasks.training.run_loggers import read_numbers
 
 
 class LearningCurve(Callback):
@@ -74,7 +75,7 @@ def draw_learning_curve(metrics: Path, target: Path) -> None:
         axes.set(title=label(title), xlabel="step")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="medium" if len(names) < 8 else "x-small")
-    save_figure(figure, target)
+    replace_file(target, lambda file: save_figure(figure, file))
 
 
 def _group_columns(columns: Mapping[str, Sequence[tuple[int, float]]]) -> dict[str, list[str]]:

@@ -7,19 +7,16 @@ has cut off counts as not written.
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 
 from swinv2_tasks.errors import UserError
-from swinv2_tasks.files import is_inside, replace_file
+from swinv2_tasks.files import append, is_inside, replace_file
 from swinv2_tasks.text import printable
 
 MERGED = "done.jsonl"
@@ -199,22 +196,9 @@ def append_line(path: Path, text: str, header: str = "") -> None:
         UserError: it cannot be written; what was there before is kept.
     """
     try:
-        with path.open("ab") as file:
-            _lock(file)
-            size = os.fstat(file.fileno()).st_size
-            try:
-                file.write(((header if size == 0 else "") + text).encode())
-                file.flush()
-            except OSError:
-                os.ftruncate(file.fileno(), size)
-                raise
+        append(path, text, header)
     except OSError as error:
         raise cannot_write(path, error) from error
-
-
-def _lock(file: Any) -> None:
-    with suppress(OSError):  # some network file systems know no locks
-        fcntl.lockf(file, fcntl.LOCK_EX)  # until it is closed
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from swinv2_tasks.callbacks.prediction_files import Predictions, Result
 from swinv2_tasks.callbacks.prediction_journal import Record
+from swinv2_tasks.files import replace_file
 from swinv2_tasks.heads.simmim import enlarge_mask
 from swinv2_tasks.text import printable
 
@@ -49,9 +50,9 @@ class SimMIMVisualizations(Callback):
             draw_reconstruction(*sample, data.mean, data.std)
             for sample in zip(images, mask, reconstruction, strict=True)
         ]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        sheet = np.concatenate(rows)
-        Image.fromarray(sheet).save(self.folder / f"epoch_{trainer.current_epoch:04d}.png")
+        sheet = Image.fromarray(np.concatenate(rows))
+        file = self.folder / f"epoch_{trainer.current_epoch:04d}.png"
+        replace_file(file, lambda path: sheet.save(path, "PNG"))
 
 
 class SimMIMPredictions(Predictions):

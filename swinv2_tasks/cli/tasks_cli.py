@@ -28,7 +28,7 @@ from lightning.pytorch.callbacks import (
     WeightAveraging,
 )
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -93,7 +93,13 @@ from swinv2_tasks.training.lightning_internals import (
 from swinv2_tasks.training.optim import optimizer_class
 from swinv2_tasks.training.process_watch import ProcessWatch, collective_timeout
 from swinv2_tasks.training.recorded_state import unrestorable
-from swinv2_tasks.training.run_checkpoint import AtomicCheckpointIO, RunCheckpoint, StopInValidation, newest_intact
+from swinv2_tasks.training.run_checkpoint import (
+    AtomicCheckpointIO,
+    RunCheckpoint,
+    StopInValidation,
+    complete_save,
+    newest_intact,
+)
 from swinv2_tasks.training.run_folder import (
     RUN_DIR,
     OutputFolder,
@@ -102,12 +108,12 @@ from swinv2_tasks.training.run_folder import (
     describe_finished,
     find_requeued_run,
     holds_results,
-    keep_metrics,
     lock,
     open_folder,
     run_folder,
     unlock,
 )
+from swinv2_tasks.training.run_loggers import EventsLogger, MetricsLogger
 from swinv2_tasks.training.run_record import RunRecord
 from swinv2_tasks.training.strategies import ShardedStrategy
 from swinv2_tasks.weights.files import find_corruption, read_contents
@@ -392,6 +398,7 @@ class TasksCLI(CheckpointCheckingCLI):
         path, self.resumed_step, messages = newest_intact(self.resume)
         for message in [*messages, f"resuming {self.resume} at step {self.resumed_step} from {path}"]:
             rank_zero_only(say)(message)
+        complete_save(path)
         self._config["ckpt_path"] = str(path)
 
     @property
@@ -435,7 +442,8 @@ class TasksCLI(CheckpointCheckingCLI):
             self._set_up_callback(callback)
         resumed_from = Path(config["ckpt_path"]) if self.resume else None
         record = RunRecord(folder, resumed_from, self.resumed_step, self.arguments)
-        trainer.callbacks += [record, Throughput(), LastValidation(), LearningCurve()]
+        # The record says last of all that the run is finished: one that was killed before is resumed.
+        trainer.callbacks += [LearningCurve(), record, Throughput(), LastValidation()]
         if not has_bar:
             trainer.callbacks.append(Console(bar))
         trainer.callbacks.append(EvaluatedSamples(folder))
@@ -489,7 +497,7 @@ class TasksCLI(CheckpointCheckingCLI):
             return
         kept = self.folder / Path(names).name
         data["class_names"] = str(kept)
-        rank_zero_only(shutil.copyfile)(names, kept)
+        rank_zero_only(replace_file)(kept, lambda file: shutil.copyfile(names, file))
 
     def _set_up_callback(self, callback: Any) -> None:
         """Gives a callback the run's folder."""
@@ -513,13 +521,8 @@ class TasksCLI(CheckpointCheckingCLI):
 
     def _run_loggers(self) -> list[Logger]:
         """What writes the run's metrics.csv and TensorBoard events."""
-        folder = self.folder
-        arguments: Any = {"save_dir": folder.parent.parent, "name": folder.parent.name, "version": folder.name}
-        csv_logger = CSVLogger(**arguments, flush_logs_every_n_steps=50)
-        if self.resume is not None:
-            arguments["purge_step"] = self.resumed_step
-            keep_metrics(csv_logger, folder, self.resumed_step)
-        return [csv_logger, TensorBoardLogger(**arguments)]
+        resumed_step = None if self.resume is None else self.resumed_step
+        return [MetricsLogger(self.folder, resumed_step), EventsLogger(self.folder, resumed_step)]
 
     @rank_zero_only
     def _remove_failed_start(self) -> None:

@@ -11,8 +11,6 @@ Every file is drawn from its own generator, seeded with its index, so it depends
 import csv
 import json
 import math
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -22,6 +20,7 @@ import numpy as np
 from numpy.random import Generator
 
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.files import new_folder
 from swinv2_tasks.progress import WorkProgress
 from swinv2_tasks.sample_data.shapes import (
     MOTIONS,
@@ -81,20 +80,16 @@ def write_sample_data(root: str | Path, seed: int = 0, *, scale: float = 1.0) ->
             "name another folder, or remove this one first"
         )
 
-    partial = root.with_name(f".{root.name}.partial-{os.getpid()}")
     try:
-        partial.mkdir(parents=True)
-        files = chain.from_iterable(write(partial / name, seed, counts[name]) for name, write in WRITERS.items())
-        total = sum(count[split] for count in counts.values() for split in SPLITS)
-        with WorkProgress("Writing sample data", total) as progress:
-            for _ in files:
-                progress.advance()
-        _write_json(partial / "sample.json", record)
-        partial.replace(root)
+        with new_folder(root) as partial:
+            files = chain.from_iterable(write(partial / name, seed, counts[name]) for name, write in WRITERS.items())
+            total = sum(count[split] for count in counts.values() for split in SPLITS)
+            with WorkProgress("Writing sample data", total) as progress:
+                for _ in files:
+                    progress.advance()
+            _write_json(partial / "sample.json", record)
     except OSError as error:
         raise UserError(f"cannot write sample data to {root}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return counts
 
 

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from swinv2_tasks.batches import task_data
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.files import replace_file
 from swinv2_tasks.seeding import derive_seed, seed_generators
 from swinv2_tasks.torch_internals import unscales_gradients
 from swinv2_tasks.training.sharding import gather, total_norm
@@ -195,8 +196,8 @@ class GuardedTask(LightningModule):
             "samples": samples,
         }
         file = folder / f"nonfinite_step_{step}_rank_{trainer.global_rank}.json"
-        folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"step": step, "epoch": trainer.current_epoch, **details}, indent=2) + "\n", "utf-8")
+        text = json.dumps({"step": step, "epoch": trainer.current_epoch, **details}, indent=2) + "\n"
+        replace_file(file, lambda path: path.write_text(text, "utf-8"))
         few = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
         problem = f"the loss is {loss:g}" + (f" and gradients are not finite: {few}" if bad else "")
         listed = f"Its {len(samples)} samples are listed in {file}." if samples else f"It is described in {file}."

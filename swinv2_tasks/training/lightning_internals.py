@@ -65,6 +65,16 @@ def is_validation_next(trainer: Trainer) -> bool:
     return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
 
 
+def log_step(trainer: Any) -> None:
+    """As a training batch ends, logs what Lightning is going to log next: a checkpoint is not to be ahead of the logs.
+
+    Lightning logs it again, with the same values for the same step. At any other time nothing happens.
+    """
+    connector = trainer._logger_connector
+    if trainer.training and connector._first_loop_iter is not None:
+        connector.update_train_step_metrics()
+
+
 def may_stop_early(trainer: Trainer) -> bool:
     """Whether the training has come as far as it has to, so that ``trainer.should_stop`` ends it."""
     return trainer.fit_loop._can_stop_early

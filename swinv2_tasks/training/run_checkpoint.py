@@ -7,6 +7,7 @@ an epoch without validation and the middle of a validation, `_save` writes the p
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -19,11 +20,12 @@ import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from swinv2_tasks.errors import Interrupted, UserError, name_signal
-from swinv2_tasks.files import remove, remove_unfinished
+from swinv2_tasks.files import remove, remove_unfinished, replace_file, unfinished_name
 from swinv2_tasks.hyperparameters import task_record
 from swinv2_tasks.stopping import stops
 from swinv2_tasks.training.lightning_internals import (
@@ -33,6 +35,7 @@ from swinv2_tasks.training.lightning_internals import (
     is_epoch_done,
     is_last_batch,
     is_validation_next,
+    log_step,
     make_checkpoint,
     requeue,
     restart_validation,
@@ -82,7 +85,7 @@ class RunCheckpoint(Checkpoint):
         every_n_minutes: minutes between saves; None: by steps only.
     """
 
-    def __init__(self, every_n_steps: int | None = None, every_n_minutes: float | None = 15) -> None:
+    def __init__(self, every_n_steps: int | None = None, every_n_minutes: float | None = 15.0) -> None:
         for name, value in (("every_n_steps", every_n_steps), ("every_n_minutes", every_n_minutes)):
             if value is not None and value <= 0:
                 raise UserError(f"save.{name} is {value}; expected a number above 0, or null for never")
@@ -98,12 +101,26 @@ class RunCheckpoint(Checkpoint):
         self._loaded_state: dict[str, Any] = {}
 
     def on_save_checkpoint(self, trainer: Any, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keeps what schedulers that watch a metric need, which Lightning lets them miss when it resumes."""
+        """Writes what was logged before, and keeps what schedulers that watch a metric need to be resumed.
+
+        A training that is resumed from a checkpoint, be it the best one, logs nothing of what came before again.
+        """
+        if trainer.state.fn == TrainerFn.FITTING:
+            log_step(trainer)
+            for logger in trainer.loggers:
+                logger.save()
         monitors = {config.monitor for config in trainer.lr_scheduler_configs if config.reduce_on_plateau}
         if monitors:
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name in monitors}
             state = {"metrics": metrics, "at_batch_end": trainer.training}
             checkpoint["callbacks"][self.state_key] = state
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Restores of the best checkpoint what Lightning lets it forget: the score that it was last saved with."""
+        for callback in trainer.checkpoint_callbacks:
+            state = checkpoint["callbacks"].get(callback.state_key)
+            if isinstance(callback, ModelCheckpoint) and state is not None:
+                callback.current_score = state.get("current_score")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps the state for ``on_train_start``, when the schedulers are there."""
@@ -242,6 +259,11 @@ class RunCheckpoint(Checkpoint):
         in_training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
         return in_training and not is_accumulating(trainer)
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Removes what a kill has left of a save of which ``complete_save`` has made the last checkpoint."""
+        if self.folder is not None and trainer.is_global_zero:
+            remove(self.folder / "newest.ckpt")
+
     def _agree(self, trainer: Trainer) -> int:
         """What all processes do now: the most urgent thing that any of them was asked for."""
         request = _NOTHING
@@ -283,8 +305,6 @@ class RunCheckpoint(Checkpoint):
         assert self.folder is not None
         if trainer.fast_dev_run:
             return
-        for logger in trainer.loggers:
-            logger.save()
         checkpoint = make_checkpoint(trainer)
         if epoch_done:
             complete_epoch(checkpoint)
@@ -336,6 +356,29 @@ class StopInValidation(Callback):
     def _agree(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._has_agreed = True
         self.checkpoint.leave_validation(trainer, pl_module)
+
+
+@rank_zero_only
+def complete_save(newest: Path) -> None:
+    """Makes a checkpoint the last one, where a kill came before a save was through with the names.
+
+    Args:
+        newest: what a run is resumed from. It stays, as other processes may be about to read it.
+
+    Raises:
+        UserError: when there is no room for it.
+    """
+    last = newest.with_name("last.ckpt")
+    if newest.stem in ("last", "previous") or newest.parent.name != "checkpoints":
+        return
+    if last.exists():
+        move_checkpoint(last, newest.with_name("previous.ckpt"))
+    if newest.is_dir():
+        unfinished = unfinished_name(last)
+        shutil.copytree(newest, unfinished)
+        os.replace(unfinished, last)
+    else:
+        replace_file(last, lambda file: shutil.copyfile(newest, file))
 
 
 def move_checkpoint(source: Path, target: Path) -> None:

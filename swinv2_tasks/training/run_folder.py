@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import fcntl
 import importlib.metadata
 import json
@@ -18,7 +17,6 @@ from typing import Any
 
 import torch
 import yaml
-from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from swinv2_tasks.child_processes import available_cores
@@ -306,63 +304,6 @@ def describe_finished(folder: Path, trainer: Mapping[str, Any]) -> str | None:
         "nothing was changed.\n"
         f"To train longer: swinv2-tasks fit --resume {command_word(folder)} {longer}"
     )
-
-
-def keep_metrics(logger: CSVLogger, folder: Path, step: int) -> None:
-    """Lets a logger append to the run's metrics.csv, which it would delete: the rows before a step stay."""
-    metrics, backup = folder / "metrics.csv", folder / ".metrics.csv"
-    source = backup if backup.is_file() else metrics  # killed between the two lines that follow, last time
-    if not source.is_file():
-        return
-    columns, rows = read_numbers(source)
-    rows = [row for row in rows if row["step"] and int(row["step"]) < step]
-
-    def write(path: Path) -> None:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(rows)
-
-    @rank_zero_only
-    def restore() -> None:
-        replace_file(backup, write)
-        logger.experiment.metrics_keys = columns
-        os.replace(backup, metrics)
-
-    restore()
-
-
-def read_numbers(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """The columns of a metrics.csv and its rows, with a number in each cell that is not empty.
-
-    Raises:
-        UserError: it is no such table.
-    """
-    remedy = "Copy it again, or move it away: the run then begins a new one."
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            columns, rows = list(reader.fieldnames or []), list(reader)
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read ({_first_line(error)}). {remedy}") from error
-
-    for line, row in enumerate(rows, start=2):
-        cells = [(name, cell) for name, cell in row.items() if cell]
-        if None in row or not all(_is_number(cell) for _, cell in cells):
-            raise UserError(f"{path} is corrupt: line {line} holds no numbers as a run writes them. {remedy}")
-        if not (row.get("step") or "0").isdecimal():
-            raise UserError(f"{path} is corrupt: the step in line {line} is no whole number. {remedy}")
-    if rows and "step" not in columns:
-        raise UserError(f"{path} is corrupt: it has no column step. {remedy}")
-    return columns, rows
-
-
-def _is_number(cell: object) -> bool:
-    try:
-        float(str(cell))
-    except ValueError:
-        return False
-    return True
 
 
 def record_start(folder: Path, **details: Any) -> None:

@@ -22,7 +22,8 @@ from swinv2_tasks.batches import task_data
 from swinv2_tasks.errors import Interrupted
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.records import mapping, text, whole
-from swinv2_tasks.training.run_folder import read_numbers, record_start
+from swinv2_tasks.training.run_folder import record_start
+from swinv2_tasks.training.run_loggers import read_numbers
 from swinv2_tasks.weights.files import read_checkpoint, write_safetensors
 
 EVENTS = "events.jsonl"

@@ -8,7 +8,6 @@ folder to which each process writes its own shard.
 from __future__ import annotations
 
 import functools
-import os
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from swinv2_tasks.errors import CollectiveError, UserError
+from swinv2_tasks.files import unfinished_name
 from swinv2_tasks.training.lightning_internals import shard_over_all_processes
 from swinv2_tasks.training.run_checkpoint import AtomicCheckpointIO, move_checkpoint
 from swinv2_tasks.training.sharding import gather
@@ -129,8 +129,7 @@ class ShardedStrategy(ModelParallelStrategy):
         Raises:
             CollectiveError: in all processes, when any could not write its shard; what was there before stays.
         """
-        path, process, save_id = self.broadcast((path, os.getpid(), uuid.uuid4().hex))
-        unfinished = path.with_name(f".{path.name}.{process}")
+        path, unfinished, save_id = self.broadcast((path, unfinished_name(path), uuid.uuid4().hex))
         names = shard_names(self.world_size)
 
         rest, shards = flatten(checkpoint, lambda leaf: isinstance(leaf, DTensor))

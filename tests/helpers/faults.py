@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import resource
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from swinv2_tasks.datamodules import ImageNetDataModule
+from swinv2_tasks.training.lightning_internals import is_accumulating
 
 
 class SendSignal(Callback):
@@ -48,6 +51,75 @@ class SendSignal(Callback):
     def _send(self, trainer: Trainer) -> None:
         if trainer.global_step == self.step and trainer.global_rank == self.rank:
             os.kill(os.getpid(), self.number)
+
+
+class KillAt(Callback):
+    """Kills this process with SIGKILL at a moment that the environment variable KILL_AT names, as JSON.
+
+    ``hook``: one of a callback's, ``skip`` calls of it later; ``accumulating``, if given, is what the gradients must be
+    doing. Or ``file``, the name of one that is being written, and ``moment``: as it is ``opened``, once it has
+    ``bytes`` bytes, once it is ``written`` and before it gets its name, or when it ``moved`` there; the kernel itself
+    ends the process at a byte (RLIMIT_FSIZE), which runs as little of it as SIGKILL does. ``rank`` is the process, of
+    several. Whether there was a kill, the process's status says.
+    """
+
+    HOOKS = (
+        *("setup", "on_fit_start", "on_train_start", "on_train_epoch_start", "on_before_backward", "on_after_backward"),
+        *("on_before_optimizer_step", "on_before_zero_grad", "on_train_batch_end", "on_train_epoch_end"),
+        *("on_validation_start", "on_validation_batch_end", "on_validation_epoch_end", "on_validation_end"),
+        *("on_train_end", "on_fit_end", "teardown"),
+    )
+
+    def __init__(self) -> None:
+        self.wish: dict[str, Any] = json.loads(os.environ.get("KILL_AT", "{}"))
+        is_meant = self.wish and self.wish.get("rank", 0) == int(os.environ.get("LOCAL_RANK", 0))
+        if is_meant and "file" in self.wish:
+            sys.addaudithook(FileKill(**{name: self.wish[name] for name in ("file", "moment", "bytes", "skip")}))
+        elif is_meant:
+            setattr(self, self.wish["hook"], self._called)
+
+    def _called(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        wanted = self.wish.get("accumulating")
+        if trainer.sanity_checking or (wanted is not None and is_accumulating(trainer) != wanted):
+            return
+        if not self.wish["skip"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.wish["skip"] -= 1
+
+
+class FileKill:
+    """An audit hook that kills while a file is written; the arguments are those of ``KillAt``."""
+
+    def __init__(self, file: str, moment: str, bytes: int, skip: int) -> None:
+        self.file, self.unfinished = file, re.compile(rf"\.{re.escape(file)}\.[0-9a-f]{{8}}")
+        self.moment, self.bytes, self.skip = moment, bytes, skip
+        self.moved, self.process = False, os.getpid()
+
+    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event not in ("open", "os.rename") or os.getpid() != self.process:
+            return
+        if self.moved:
+            self._kill()
+        if not self._is_meant(event, arguments):
+            return
+        if self.skip:
+            self.skip -= 1
+        elif self.moment == "bytes":
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.bytes, resource.RLIM_INFINITY))
+        elif self.moment == "moved":
+            self.moved = True  # the next event comes after it
+        else:
+            self._kill()
+
+    def _is_meant(self, event: str, arguments: tuple[Any, ...]) -> bool:
+        if self.moment in ("opened", "bytes"):
+            return event == "open" and bool(self.unfinished.fullmatch(os.path.basename(str(arguments[0]))))
+        return event == "os.rename" and os.path.basename(str(arguments[1])) == self.file
+
+    def _kill(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Journal(Callback):

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.helpers.connections import python_path
+from tests.helpers.writes import WRITES, note_writes
 
 ROOT = Path(__file__).parents[2]
 _server = multiprocessing.get_context("forkserver")
@@ -80,6 +81,8 @@ def _run_main(arguments: list[str], folder: Path, environment: dict[str, str]) -
     from swinv2_tasks.cli.main import main
     from swinv2_tasks.training.run_folder import RUN_DIR
 
+    if WRITES in environment:
+        note_writes(Path(environment[WRITES]))
     os.environ.pop(RUN_DIR, None)  # of a run within the tests' own process, before the fork server started
     os.environ.update(environment)
     os.chdir(folder)
@@ -95,15 +98,19 @@ def start(arguments: Sequence[str], folder: Path, **environment: str) -> Running
     return Running(arguments, folder, environment)
 
 
+def find_port() -> int:
+    """A free port, for processes that talk to each other."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
 def run_together(arguments: Sequence[str], folder: Path, processes: int = 2, **environment: str) -> list[Result]:
     """Runs ``swinv2-tasks ARGUMENTS`` in processes that talk by gloo on the CPU; returns how each ended.
 
     They are started side by side, as torchrun and srun do.
     """
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    variables = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "NODE_RANK": "0"}
+    variables = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(find_port()), "NODE_RANK": "0"}
     many = [f"--trainer.devices={processes}", "--trainer.accelerator=cpu"]
     running = [
         start([*arguments, *many], folder, **variables, LOCAL_RANK=str(rank), **environment)

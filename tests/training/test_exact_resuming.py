@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from benchmarks.whole_runs import compare_runs
 from tests.helpers.processes import run, send_at, start, wait_for
-from tests.helpers.resuming import EMA, RESUME, assert_same_training, write_run
-from tests.helpers.runs import read_table
+from tests.helpers.resuming import EMA, RESUME, assert_same_training, newest, write_run
 from tests.helpers.tiny import write_images
+from tests.helpers.tiny_tasks import TINY_TASKS
 
 ACCUMULATION = {
     "class_path": "lightning.pytorch.callbacks.GradientAccumulationScheduler",
@@ -26,11 +27,6 @@ OWN = "tests.helpers.own_optimization"
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 training images: ten batches of six per epoch."""
     return write_images(tmp_path_factory.mktemp("data"), train=20)
-
-
-def metrics(folder: Path) -> list[dict[str, str]]:
-    rows = read_table(folder / "runs" / "tiny" / "0" / "metrics.csv")
-    return [{name: cell for name, cell in row.items() if name != "img/s"} for row in rows]
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -156,8 +152,32 @@ def test_a_disturbed_training_ends_as_an_undisturbed_one(name: str, data: Path, 
     assert resumed.status == 0
     assert "resuming runs/tiny/0 at step" in resumed.output
     assert_same_training(straight, disturbed, generators=generators)
-    assert metrics(straight) == metrics(disturbed)
     assert sorted(path.name for path in (disturbed / "runs" / "tiny").iterdir()) == ["0"]
+
+
+WIDE = {"init_args": {"backbone": {"init_args": {"window_size": 16}}}}
+"""A window that is larger than the maps of a training, in which it shrinks to them."""
+
+
+@pytest.mark.parametrize("name", ["mask_rcnn", pytest.param("segmentation", marks=pytest.mark.slow)])
+def test_a_training_that_is_stopped_in_its_last_validation_writes_the_windows_of_its_training(
+    name: str, tmp_path: Path
+) -> None:
+    """Images of a validation have other sizes than those of the training, whose windows the checkpoints state."""
+    dataset = TINY_TASKS[name].write_data(tmp_path / "data", train=8, val=5)
+    straight, disturbed = tmp_path / "straight", tmp_path / "disturbed"
+    trainer = {"callbacks": [{"class_path": "tests.helpers.faults.SendSignal"}], "check_val_every_n_epoch": 1}
+    for folder in (straight, disturbed):
+        TINY_TASKS[name].config(folder, dataset, name="tiny", trainer=trainer, model=WIDE)
+    first = ("fit", "--config=config.yaml", "--trainer.max_epochs=2")
+    assert run(first, straight).status == 0
+
+    steps = json.loads((newest(straight) / "summary.json").read_text())["steps"]
+    stopped = run(first, disturbed, **send_at(steps, number=signal.SIGTERM, validation=0))
+    assert stopped.status == 143
+    assert run(RESUME, disturbed).status == 0
+    lines = [*compare_runs(newest(straight), newest(disturbed))]
+    assert [line for line in lines if not line.startswith("checkpoints/previous.ckpt")] == []
 
 
 @pytest.mark.slow

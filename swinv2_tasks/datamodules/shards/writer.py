@@ -10,7 +10,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -162,19 +161,15 @@ def write_shard(job: Job) -> dict[str, Any]:
 def _write_chunk(path: Path, samples: list[tuple[bytes, bytes, bytes]]) -> None:
     from litdata.streaming.writer import BinaryWriter
 
-    scratch = path.with_name(f"{path.name}.folder")
-    try:
-        # This limit is never met: what a shard holds is the plan's choice.
-        writer = BinaryWriter(str(scratch), chunk_bytes=2**32 - 1)
-        for number, sample in enumerate(samples):
-            writer.add_item(number, sample)
-        (written,) = writer.done()
-        config = writer.get_config()
-        if any(config[key] != value for key, value in CONFIG.items() if key != "chunk_bytes"):
-            raise UserError("this version of litdata writes another format: install the one in constraints.txt")
-        os.replace(written, path)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    # This limit is never met: what a shard holds is the plan's choice.
+    writer = BinaryWriter(str(path.parent), chunk_bytes=2**32 - 1)
+    for number, sample in enumerate(samples):
+        writer.add_item(number, sample)
+    (written,) = writer.done()
+    config = writer.get_config()
+    if any(config[key] != value for key, value in CONFIG.items() if key != "chunk_bytes"):
+        raise UserError("this version of litdata writes another format: install the one in constraints.txt")
+    os.replace(written, path)
 
 
 def _run(jobs: list[Job], workers: int) -> Iterator[dict[str, Any]]:
@@ -237,13 +232,12 @@ def _read_finished(folder: Path, identity: str, skip_faulty: bool) -> dict[str, 
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder} exists, but not as a folder of such shards. Name another folder.") from error
     _check(folder, index, faults, identity, skip_faulty)
+    (folder / PLAN).unlink(missing_ok=True)  # where a kill came before
     return faults
 
 
 def _read_plan(folder: Path, identity: str, skip_faulty: bool) -> tuple[list[int], dict[int, dict[str, Any]]]:
     """What an earlier attempt has planned, and what it has finished of it."""
-    for left in folder.glob(".chunk-*"):
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
     entries: list[dict[str, Any]] = []
     try:
         for line in read_text(folder / PLAN).splitlines():
