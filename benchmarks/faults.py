@@ -147,8 +147,13 @@ PHASES: dict[str, list[dict[str, Any]]] = {
         {"file": "last.ckpt", "moment": "moved", "skip": 0},
     ],
     "export": writing("weights.safetensors"),
-    "closing": [*writing("summary.json", "learning_curve.png"), hook("on_train_end"), hook("on_fit_end")],
-    "after the end": [hook("teardown")],
+    "closing": [
+        *(moment for moment in writing("summary.json") if moment["moment"] != "moved"),  # which makes the run finished
+        *writing("learning_curve.png"),
+        hook("on_train_end"),
+        hook("on_fit_end"),
+    ],
+    "after the end": [{"file": "summary.json", "moment": "moved", "skip": 0}, hook("teardown")],
 }
 """Moments of each phase, in the order in which a training comes through them."""
 

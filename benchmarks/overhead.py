@@ -32,14 +32,15 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
+from PIL import Image
 from torch import Tensor
 from torch.optim import AdamW
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from benchmarks.faults import write_images
 from benchmarks.measuring import parse_settings
 from swinv2_tasks.backbone import swinv2_tiny
 from swinv2_tasks.datamodules import ImageNetAugmentation, ImageNetDataModule
@@ -58,6 +59,19 @@ OPTIMIZER = partial(AdamW, lr=1e-3, weight_decay=0.05)
 SCHEDULE = CosineSchedule(warmup_epochs=0)
 TARGET = 1.02
 PART_OF = "of it, "
+
+
+def write_images(root: Path, classes: int, train: int, val: int, size: int) -> None:
+    """Noisy squares, a color for each class, in ImageNet's layout; ``train`` and ``val`` are images per class."""
+    rng = np.random.default_rng(0)
+    colors = rng.integers(40, 216, (classes, 3))
+    for split, number in (("train", train), ("val", val)):
+        for label in range(classes):
+            folder = root / split / f"n{label:02}"
+            folder.mkdir(parents=True)
+            for index in range(number):
+                pixels = colors[label] + rng.normal(0, 40, (size, size, 3))
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{index}.jpg", quality=90)
 
 
 class PlainTask(LightningModule):

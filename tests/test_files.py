@@ -1,4 +1,4 @@
-"""A file is whole or not there: killed at any moment of a writing, and with two that write at the same time."""
+"""Writing files is atomic: when the writer is killed at any moment, and when two write at the same time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No command opens a file by the name that it will have: what it writes is whole, or not there."""
+"""No command opens a file by the name that it will have: what it writes is written atomically."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def check(folder: Path, arguments: Sequence[str], status: int = 0) -> None:
 
 
 def test_a_training(tmp_path: Path) -> None:
-    """Checkpoints, config, tables, the learning curve, and pictures of validations."""
+    """Checkpoints, config, tables, the learning curve, and images of validations."""
     dataset, folder = write_task("simmim", tmp_path)
     check(folder, ["fit", f"--config={folder}/config.yaml", f"--data.root={dataset}", "--trainer.max_epochs=1"])
 
