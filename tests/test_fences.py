@@ -23,6 +23,7 @@ from types import ModuleType
 from typing import Any
 
 import lightning.pytorch.strategies.launchers.multiprocessing
+import lightning.pytorch.trainer.connectors.checkpoint_connector
 import lightning.pytorch.trainer.connectors.signal_connector
 import pytest
 import torch
@@ -317,6 +318,7 @@ def trainer() -> Any:
 
 
 LIGHTNING: dict[str, Callable[[Any], Any]] = {
+    "_CheckpointConnector": lambda _: lightning.pytorch.trainer.connectors.checkpoint_connector,
     "_MultiProcessingLauncher": lambda _: lightning.pytorch.strategies.launchers.multiprocessing,
     "_SignalConnector": lambda _: lightning.pytorch.trainer.connectors.signal_connector,
     "_accelerator_connector": lambda trainer: trainer,
