@@ -19,7 +19,7 @@ from pycocotools import mask as coco_masks
 from swinv2_tasks.callbacks.prediction_files import Predictions, Result
 from swinv2_tasks.callbacks.prediction_folder import write_json_list
 from swinv2_tasks.callbacks.prediction_journal import Record
-from swinv2_tasks.datamodules.readers.images import read_image
+from swinv2_tasks.datamodules.readers.images import read_image, strips_of
 from swinv2_tasks.evaluation.coco import TYPE_NAMES, CocoScores, IoUType, as_results
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.tables import TerminalTable
@@ -222,21 +222,28 @@ def draw_detections(image: Image.Image, results: Sequence[Mapping[str, Any]], na
     palette = {category: bright_color(index) for index, category in enumerate(names)}
     ordered = sorted(results, key=lambda result: result["score"])
 
-    pixels = np.asarray(image).astype(np.float32)
+    drawing = image.copy()
     for result in ordered:
         if "segmentation" in result:
-            inside = coco_masks.decode(result["segmentation"]).astype(bool)
-            color = np.array(palette[result["category_id"]], dtype=np.float32)
-            pixels[inside] = 0.5 * pixels[inside] + 0.5 * color
+            _draw_mask(drawing, coco_masks.decode(result["segmentation"]), palette[result["category_id"]])
 
     factor = max(1, min(math.ceil(400 / min(image.size)), 4000 // max(image.size)))
-    drawing = Image.fromarray(pixels.astype(np.uint8))
-    drawing = drawing.resize((factor * image.width, factor * image.height))
+    if factor > 1:
+        drawing = drawing.resize((factor * image.width, factor * image.height))
     for result in ordered:
         text = f"{shorten(names[result['category_id']])} {result['score']:.0%}"
         box = tuple(factor * side for side in result["bbox"])
         _draw_box(drawing, box, text, palette[result["category_id"]])
     return drawing
+
+
+def _draw_mask(drawing: Image.Image, mask: np.ndarray, color: tuple[int, int, int]) -> None:
+    """Lays a color over a mask's pixels, uint8 (H, W), half transparent; in strips, as an image may have 10⁸ pixels."""
+    for top, strip in strips_of(drawing):
+        inside = mask[top : top + strip.height]
+        if inside.any():
+            colored = Image.blend(strip, Image.new("RGB", strip.size, color), 0.5)
+            drawing.paste(colored, (0, top), Image.fromarray(255 * np.ascontiguousarray(inside)))
 
 
 def _draw_box(drawing: Image.Image, box: Sequence[float], text: str, color: tuple[int, int, int]) -> None:

@@ -16,7 +16,7 @@ from swinv2_tasks.batches import task_data
 from swinv2_tasks.callbacks.prediction_files import Predictions, Result
 from swinv2_tasks.callbacks.prediction_journal import Record
 from swinv2_tasks.datamodules.classes import abbreviate
-from swinv2_tasks.datamodules.readers.images import read_image
+from swinv2_tasks.datamodules.readers.images import STRIP_PIXELS, read_image, strips_of
 from swinv2_tasks.datamodules.readers.label_values import label_map_image
 from swinv2_tasks.datamodules.scene_classes import MOST_CLASSES, colors
 from swinv2_tasks.errors import UserError
@@ -70,14 +70,12 @@ class SegmentationPredictions(Predictions):
         """Writes an image's label map and overlay."""
         (indices,) = parts
         names = class_names(task)
-        labels = (indices.numpy() + 1).astype(np.uint8)
+        labels = indices.numpy().astype(np.uint8)
         palette = colors(task.num_classes)
-        overlay = draw_overlay(read_image(path), labels, names, palette)
-        files = [
-            self.save(label_map_image(indices.numpy(), self.class_ids, palette), "labels", path),
-            self.save(overlay, "overlays", path),
-        ]
-        pixels = np.bincount(labels.ravel(), minlength=task.num_classes + 1)[1:]
+        files = [self.save(label_map_image(labels, self.class_ids, palette), "labels", path)]
+        labels += 1
+        files.append(self.save(draw_overlay(read_image(path), labels, names, palette), "overlays", path))
+        pixels = _count_pixels(labels)[1 : task.num_classes + 1]
         present = [f"{names[k]} {pixels[k] / labels.size:.4f}" for k in np.argsort(-pixels, kind="stable") if pixels[k]]
         return Result([*files, "; ".join(present)], files)
 
@@ -190,37 +188,54 @@ def draw_overlay(
         names: of the classes.
         palette: RGB of the classes.
     """
-    table = np.array([(0, 0, 0), *palette], dtype=np.uint8)
-    overlay = Image.blend(image, Image.fromarray(table[labels]), 0.5)
-    edges = np.zeros(labels.shape, dtype=bool)
-    edges[:, 1:] |= labels[:, 1:] != labels[:, :-1]
-    edges[1:] |= labels[1:] != labels[:-1]
-    overlay.paste((0, 0, 0), mask=Image.fromarray(edges))
-
     # The largest classes first, as many as fit beside the image.
-    pixels = np.bincount(labels.ravel(), minlength=len(table))
+    pixels = _count_pixels(labels)
     classes = [k for k in np.argsort(-pixels, kind="stable") if pixels[k] and k]
     texts = [f"{shorten(names[k - 1])} {pixels[k] / labels.size:.1%}" for k in classes]
-    colors = [tuple(palette[k - 1]) for k in classes]
-    return _with_legend(overlay, texts, colors)
+    sheet = _beside_legend(image.size, texts, [tuple(palette[k - 1]) for k in classes])
+
+    table = np.array([(0, 0, 0), *palette], dtype=np.uint8)
+    for top, strip in strips_of(image):  # as an image may have 10⁸ pixels, of which few copies fit into the memory
+        bottom = top + strip.height
+        overlay = Image.blend(strip, Image.fromarray(table[labels[top:bottom]]), 0.5)
+        overlay.paste((0, 0, 0), mask=Image.fromarray(_edges(labels, top, bottom)))
+        sheet.paste(overlay, (0, top))
+    return sheet
 
 
-def _with_legend(overlay: Image.Image, texts: list[str], colors: Sequence[tuple[int, ...]]) -> Image.Image:
-    """An image with a legend at its right: lines of text, each behind a square of its color."""
-    size = max(10, min(40, overlay.height // 24))
+def _count_pixels(labels: np.ndarray) -> np.ndarray:
+    """How many pixels have each value of a label map uint8 (H, W): int64 (256,)."""
+    pixels = np.zeros(256, dtype=np.int64)
+    for rows in np.array_split(labels, max(1, labels.size // STRIP_PIXELS)):
+        pixels += np.bincount(rows.ravel(), minlength=256)
+    return pixels
+
+
+def _edges(labels: np.ndarray, top: int, bottom: int) -> np.ndarray:
+    """Where, in some rows, a label differs from that at its left or above it: bool (bottom − top, W)."""
+    own = labels[top:bottom]
+    edges = np.zeros(own.shape, dtype=bool)
+    edges[:, 1:] = own[:, 1:] != own[:, :-1]
+    first = max(1, top)
+    edges[first - top :] |= labels[first:bottom] != labels[first - 1 : bottom - 1]
+    return edges
+
+
+def _beside_legend(image: tuple[int, int], texts: list[str], colors: Sequence[tuple[int, ...]]) -> Image.Image:
+    """Room for an image (width, height), and a legend at its right: lines of text, each behind its color's square."""
+    size = max(10, min(40, image[1] // 24))
     line = size * 3 // 2
-    rows = max(1, overlay.height // line)
+    rows = max(1, image[1] // line)
     if len(texts) > rows:
         colors = colors[: rows - 1]
         texts = [*texts[: rows - 1], f"and {len(texts) - rows + 1} more"]
 
     font = ImageFont.load_default(size)
     width = 2 * line + max((int(font.getlength(text)) for text in texts), default=0)
-    sheet = Image.new("RGB", (overlay.width + width, overlay.height), "white")
-    sheet.paste(overlay)
+    sheet = Image.new("RGB", (image[0] + width, image[1]), "white")
     draw = ImageDraw.Draw(sheet)
     for row, text in enumerate(texts):
-        x, y = overlay.width + size // 2, row * line + size // 4
+        x, y = image[0] + size // 2, row * line + size // 4
         if row < len(colors):
             draw.rectangle((x, y, x + size, y + size), fill=colors[row], outline="black")
         draw.text((x + line, y + size // 2), text, fill="black", font=font, anchor="lm")

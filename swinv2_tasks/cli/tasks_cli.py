@@ -258,7 +258,7 @@ class TasksCLI(CheckpointCheckingCLI):
             "--max_pixels",
             type=int | None,
             default=None,
-            help="pixels of an image at most, in all that reads images; default: 134217728",
+            help="pixels of an image or a frame at most; default: 134217728, of videos 10000000",
         )
         parser.add_argument(
             "--timeout",

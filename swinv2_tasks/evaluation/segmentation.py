@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+CHUNK_PIXELS = 2**22
+"""Pixels that are counted at a time: each takes some 40 bytes until it is."""
+
 
 @dataclass(frozen=True)
 class SegmentationScores:
@@ -75,12 +78,16 @@ class Confusion(Metric):
             predictions: integers of any shape; those outside of [0, K) are no class, and wrong.
             labels: integers of the same shape; those outside of [0, K) are ignored.
         """
+        pairs = zip(predictions.flatten().split(CHUNK_PIXELS), labels.flatten().split(CHUNK_PIXELS), strict=True)
+        for own_predictions, own_labels in pairs:
+            self._count(own_predictions.long(), own_labels.long())
+
+    def _count(self, predictions: Tensor, labels: Tensor) -> None:
         k = self.num_classes
-        predictions, labels = predictions.long(), labels.long()
         is_no_class = (predictions < 0) | (predictions >= k)
         is_ignored = (labels < 0) | (labels >= k)
         cells = labels * (k + 1) + predictions.masked_fill(is_no_class, k)
-        cells = cells.masked_fill(is_ignored, k * (k + 1)).flatten()
+        cells = cells.masked_fill(is_ignored, k * (k + 1))
         self.counts += torch.bincount(cells, minlength=k * (k + 1) + 1)[:-1].view(k, k + 1)
 
     def compute(self) -> dict[str, Tensor]:

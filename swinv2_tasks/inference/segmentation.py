@@ -118,6 +118,7 @@ def segment(
     inference: Inference,
     stride: int,
     rescaled: Rescaled | None = None,
+    dtype: torch.dtype = torch.int64,
 ) -> Tensor:
     """The highest-scoring class of each pixel, without gradients.
 
@@ -128,12 +129,13 @@ def segment(
         inference: how.
         stride: the network's stride in pixels.
         rescaled: gives the image at other scales; None: it is itself resized to them, once more than its file was.
+        dtype: of the result.
 
     Returns:
-        Class indices (H, W) int64, on the image's device.
+        Class indices (H, W), on the image's device.
     """
     views = list(view_logits(network, image, inference, stride, rescaled))
-    labels = torch.empty(tuple(size), dtype=torch.int64, device=image.device)
+    labels = torch.empty(tuple(size), dtype=dtype, device=image.device)
     for start, strip in _enlarge_in_strips(views, size, image.device):
         labels[start : start + strip.shape[1]] = strip.argmax(0)
     return labels

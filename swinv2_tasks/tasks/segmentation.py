@@ -99,18 +99,26 @@ class SegmentationTask(BaseTask):
         """Images (B, 3, H, W) → logits (B, num_classes, h, w) at the stride of the largest map."""
         return self.head(self.backbone(x))
 
-    def segment(self, image: Tensor, size: Sequence[int] | None = None, rescaled: Rescaled | None = None) -> Tensor:
+    def segment(
+        self,
+        image: Tensor,
+        size: Sequence[int] | None = None,
+        rescaled: Rescaled | None = None,
+        dtype: torch.dtype = torch.int64,
+    ) -> Tensor:
         """The highest-scoring class of each pixel, by ``inference``, without gradients.
 
         Args:
             image: (1, 3, H, W), normalized.
             size: height and width of the result; None: those of the image.
             rescaled: gives the image at other scales, as batches do; None: it is itself resized to them.
+            dtype: of the result.
 
         Returns:
-            Class indices of that size, int64.
+            Class indices of that size.
         """
-        return segment(self.small_logits, image, size or image.shape[2:], self.inference, self.stride, rescaled)
+        size = size or image.shape[2:]
+        return segment(self.small_logits, image, size, self.inference, self.stride, rescaled, dtype)
 
     def probabilities(
         self, image: Tensor, size: Sequence[int] | None = None, rescaled: Rescaled | None = None
@@ -165,7 +173,7 @@ class SegmentationTask(BaseTask):
         images = batch["image"].split(1)
         rescaled: Sequence[Rescaled | None] = batch.get("rescaled") or [None] * len(images)
         labels = [
-            self.segment(image, batch.get("size"), at_scale).to("cpu", torch.int32)
+            self.segment(image, batch.get("size"), at_scale, torch.int32).cpu()
             for image, at_scale in zip(images, rescaled, strict=True)
         ]
         return {"path": batch.get("path"), "labels": labels}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from swinv2_tasks.errors import UserError
@@ -26,16 +27,18 @@ class Outcome(NamedTuple):
     """The message of that, or what the call returned."""
     peak: int
     """Bytes that the process held at most."""
+    growth: int
+    """How many more that is than before the call."""
 
 
-def call(function: Callable[..., Any], *arguments: Any) -> Outcome:
-    """Calls a function of a module, in a process that is killed where it computes for more than ``MOST_SECONDS``."""
+def call(function: Callable[..., Any], *arguments: Any, seconds: int = MOST_SECONDS) -> Outcome:
+    """Calls a function of a module, in a process that is killed where it computes for more than twice so long."""
     here, there = _server.Pipe()
-    process = _server.Process(target=_call, args=(there, function, arguments))
+    process = _server.Process(target=_call, args=(there, seconds, function, arguments))
     process.start()
     there.close()
     try:
-        assert here.poll(6 * MOST_SECONDS), "it waits for ever"
+        assert here.poll(6 * seconds), "it waits for ever"
         outcome: Outcome = here.recv()
     except EOFError:
         process.join()
@@ -56,24 +59,30 @@ def refusal(function: Callable[..., Any], *arguments: Any) -> str:
     return outcome.text
 
 
-def _call(pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    limit_process()
+def _call(pipe: Connection, seconds: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    limit_process(seconds)
+    before = _held_memory()
     error: type[BaseException] | None = None
     try:
         text = str(function(*arguments))[:2000]
     except BaseException as raised:
         error, text = type(raised), str(raised)[:4000]
-    pipe.send(Outcome(error, text, peak_memory()))
+    pipe.send(Outcome(error, text, peak_memory(), peak_memory() - before))
     pipe.close()
 
 
-def limit_process() -> None:
+def limit_process(seconds: int = MOST_SECONDS) -> None:
     """Ends this process where it computes for long, and lets it have no more memory than the machine of a test."""
-    seconds = int(resource.getrusage(resource.RUSAGE_SELF).ru_utime) + 2 * MOST_SECONDS
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    end = int(resource.getrusage(resource.RUSAGE_SELF).ru_utime) + 2 * seconds
+    resource.setrlimit(resource.RLIMIT_CPU, (end, end))
     resource.setrlimit(resource.RLIMIT_DATA, (3 * MOST_MEMORY, resource.RLIM_INFINITY))
 
 
 def peak_memory() -> int:
     """The bytes of memory that this process has held at most."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _held_memory() -> int:
+    """The bytes of memory that this process holds now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()

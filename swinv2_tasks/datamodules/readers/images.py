@@ -156,15 +156,18 @@ def _begins_as_png(path: str | Path, content: bytes | None) -> bool:
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def allowed_pixels() -> int:
-    """Of how many pixels an image may be.
+def allowed_pixels(by_itself: int = MOST_PIXELS) -> int:
+    """Of how many pixels an image, or a frame of a video, may be.
+
+    Args:
+        by_itself: How many unless the environment states a number.
 
     Raises:
-        UserError: The environment states no number.
+        UserError: What the environment states is no number.
     """
     stated = os.environ.get(MAX_PIXELS)
     if stated is None:
-        return MOST_PIXELS
+        return by_itself
     if not stated.isdecimal() or not 1 <= len(stated) <= 18 or int(stated) < 1:
         raise UserError(f"{MAX_PIXELS} is {stated!r}; expected a number of pixels, such as 500000000.")
     return int(stated)

@@ -501,4 +501,7 @@ def label_map_image(
         for index, color in enumerate(class_ids):
             red, green, blue = bytes.fromhex(str(color).removeprefix("#"))
             palette[index] = (red, green, blue)
-    return values_image(np.array(values, np.uint8)[labels], palette)
+    table, stored = np.array(values, np.uint8), np.empty(labels.shape, np.uint8)
+    for row, own in zip(stored, labels, strict=True):  # all at once, the indices would take eight bytes for each pixel
+        row[:] = table[own]
+    return values_image(stored, palette)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 
+from swinv2_tasks.datamodules.readers.images import MAX_PIXELS, allowed_pixels
 from swinv2_tasks.datamodules.readers.video_bitstreams import (
     is_whole,
     may_hold_fields,
@@ -125,7 +126,9 @@ def video_stream(container: av.container.InputContainer, index: int | None = Non
         if other is not stream:
             other.discard = av.stream.Discard.all
     stream.codec_context.thread_count = 1
-    stream.codec_context.options = {"max_pixels": str(MOST_FRAME_PIXELS)}  # of frames, whatever the header states
+    stream.codec_context.options = {
+        "max_pixels": str(allowed_pixels(MOST_FRAME_PIXELS))
+    }  # of frames, whatever the header states
     return stream
 
 
@@ -227,7 +230,7 @@ def _index(path: str) -> VideoIndex:
 
 
 MOST_FRAME_PIXELS = 10_000_000
-"""Of a frame: 4096 × 2304 has 9.4 million. A clip of 32 frames then takes 1 GB."""
+"""Of a frame, unless the environment allows more: 4096 × 2304 has 9.4 million. A clip of 32 frames then takes 1 GB."""
 
 MOST_PACKETS = 2_000_000
 """Of a video: those of nine hours at 60 frames a second."""
@@ -240,10 +243,11 @@ def _check_size(stream: av.VideoStream) -> None:
         UnreadableVideo: they would.
     """
     width, height = stream.codec_context.width, stream.codec_context.height
-    if width * height > MOST_FRAME_PIXELS:
+    if width * height > (limit := allowed_pixels(MOST_FRAME_PIXELS)):
         raise UnreadableVideo(
-            f"its frames have {width}×{height} pixels, more than the {MOST_FRAME_PIXELS:,} that are allowed; make them "
-            "smaller, as by ffmpeg -i OLD -vf scale=-2:1080 NEW.mp4"
+            f"its frames have {width}×{height} pixels, more than the {limit:,} that are allowed; make them smaller, as "
+            "by ffmpeg -i OLD -vf scale=-2:1080 NEW.mp4, or allow more where memory is plenty, by --max_pixels (or "
+            f"{MAX_PIXELS})"
         )
 
 

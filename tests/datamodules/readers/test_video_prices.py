@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from swinv2_tasks.datamodules.readers import video_packets
+from swinv2_tasks.datamodules.readers.images import MAX_PIXELS
 from swinv2_tasks.datamodules.readers.videos import Video, find_corruption
 from swinv2_tasks.errors import UserError
 from tests.helpers.films import number_of, write_film
@@ -80,6 +81,18 @@ def test_frames_that_grow_are_not_decoded(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(video_packets, "MOST_FRAME_PIXELS", 1000)
     video_packets.forget_indices()
     assert find_corruption(path) is not None
+
+
+def test_frames_of_more_pixels_are_read_where_that_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_film(tmp_path / "film.mp4", 2, (2304, 4400))
+    with pytest.raises(UserError, match="--max_pixels"):
+        Video(path)
+    monkeypatch.setenv(MAX_PIXELS, "36000000")
+    with Video(path) as video:
+        assert [number_of(frame) for frame in video.frames(np.arange(2))] == [0, 1]
+    monkeypatch.setenv(MAX_PIXELS, "10000")
+    with pytest.raises(UserError, match="more than the 10,000 that are allowed"):
+        Video(path)
 
 
 def test_a_video_of_too_many_packets_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

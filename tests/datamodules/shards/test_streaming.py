@@ -240,14 +240,15 @@ def test_a_training_from_a_url_killed_twice_ends_as_one_from_the_folder(
     killed = write_run(tmp_path / "killed", folder)
     data = [f"--data.root={server}", "--data.num_workers=2", f"--data.stream.cache_dir={tmp_path / 'cache'}"]
     assert run(["fit", "--config=tiny.yaml", "--save.every_n_steps=3", *data], killed, **send_at(7)).status == -9
-    assert run(RESUME, killed, **send_at(14)).status == -9
-    assert run(RESUME, killed).status == 0
+    again = f"--data.root={server}"  # a URL that a checkpoint states is not asked for anything
+    assert run([*RESUME, again], killed, **send_at(14)).status == -9
+    assert run([*RESUME, again], killed).status == 0
     assert list_cached(tmp_path / "cache")
     for entry in ("state_dict", "optimizer_states", "lr_schedulers", "loops"):
         assert differences(last(straight)[entry], last(killed)[entry]) == []
     samples = [set((folder / "journal" / "seen_0.txt").read_text().splitlines()) for folder in (straight, killed)]
     assert samples[0] == samples[1]
-    assert run(["validate", "--ckpt_path=runs/tiny/0/checkpoints/last.ckpt"], killed).status == 0
+    assert run(["validate", "--ckpt_path=runs/tiny/0/checkpoints/last.ckpt", again], killed).status == 0
 
 
 # ---- what is wrong with places and shards
