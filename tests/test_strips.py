@@ -7,9 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco_masks
 
+from swinv2_tasks.callbacks import segmentation
+from swinv2_tasks.callbacks.detection import draw_detections
+from swinv2_tasks.callbacks.segmentation import draw_overlay
 from swinv2_tasks.cli.main import main
+from swinv2_tasks.datamodules.readers import images
+from swinv2_tasks.evaluation import segmentation as evaluation
+from swinv2_tasks.evaluation.segmentation import Confusion
 from tests.helpers import motions, objects, photos, scenes, strips, tiny
 from tests.helpers.prices import call
 
@@ -103,3 +113,41 @@ def _main(arguments: list[str], output: Path) -> int:
     for number in (1, 2):
         os.dup2(file, number)
     return main(arguments)
+
+
+def test_an_overlay_is_the_same_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, (9, 7)).repeat(3, 0).repeat(5, 1).astype(np.uint8)
+    image = Image.fromarray(rng.integers(0, 256, (*labels.shape, 3), dtype=np.uint8))
+    palette, masks = [(200, 0, 0), (0, 200, 0), (0, 0, 200)], labels == 2
+    result = {"category_id": 1, "score": 0.5, "bbox": [3, 4, 9, 9]}
+    result["segmentation"] = coco_masks.encode(np.asfortranarray(masks.astype(np.uint8)))
+
+    def draw() -> list[bytes]:
+        overlay = draw_overlay(image, labels, ["a", "b", "c"], palette)
+        return [overlay.tobytes(), draw_detections(image, [result], {1: "a"}).tobytes()]
+
+    whole, pixels = draw(), image.tobytes()
+    for number in (1, 35, 100, 400):
+        monkeypatch.setattr(images, "STRIP_PIXELS", number)
+        monkeypatch.setattr(segmentation, "STRIP_PIXELS", number)
+        assert draw() == whole
+    assert image.tobytes() == pixels
+    edges = np.zeros(labels.shape, dtype=bool)
+    edges[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    edges[1:] |= labels[1:] != labels[:-1]
+    drawn = np.asarray(draw_overlay(image, labels, ["a", "b", "c"], palette))[:, : labels.shape[1]]
+    assert not drawn[edges].any()
+    blend = (np.asarray(image).astype(int) + np.array([(0, 0, 0), *palette])[labels]) / 2
+    assert np.abs(drawn - blend)[~edges].max() < 1
+
+
+def test_pixels_are_counted_alike_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictions, labels = torch.randint(-1, 4, (2, 5, 33), generator=torch.Generator().manual_seed(0))
+    whole = Confusion(3)
+    whole.update(predictions, labels)
+    monkeypatch.setattr(evaluation, "CHUNK_PIXELS", 10)
+    pieces = Confusion(3)
+    pieces.update(predictions, labels)
+    assert torch.equal(whole.counts, pieces.counts)
+    assert whole.counts.sum() == ((labels >= 0) & (labels < 3)).sum()

@@ -17,6 +17,7 @@ import numpy as np
 
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.files import append, is_inside, replace_file
+from swinv2_tasks.outside_files import read_json
 from swinv2_tasks.text import printable
 
 MERGED = "done.jsonl"
@@ -60,8 +61,8 @@ class Journal:
     def settings(self) -> dict[str, Any] | None:
         """What the records were made with; None when there are none."""
         try:
-            settings = json.loads((self.folder / SETTINGS).read_text())
-        except (OSError, ValueError, RecursionError):
+            settings = read_json(self.folder / SETTINGS)
+        except (OSError, ValueError):
             return None
         return settings if isinstance(settings, dict) else None
 
@@ -145,8 +146,8 @@ class Journal:
     def bad(self) -> int:
         """What ``end`` has noted; 0 before that."""
         try:
-            return int(json.loads((self.folder / ENDED).read_text())["bad"])
-        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            return int(read_json(self.folder / ENDED)["bad"])
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
             return 0
 
     def remove(self) -> None:

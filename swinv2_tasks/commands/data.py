@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import multiprocessing
+import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -90,7 +91,7 @@ def check(
 
 def _verdict_folder(root: Path, output: Path) -> Path:
     """Where verdicts are kept: with the data, so that all commands find them, or with the lists."""
-    if root.resolve() == output.resolve():
+    if os.path.realpath(root) == os.path.realpath(output):
         return root
     try:
         prove_writable(root, "root")

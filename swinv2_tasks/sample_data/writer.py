@@ -21,6 +21,7 @@ from numpy.random import Generator
 
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.files import new_folder
+from swinv2_tasks.outside_files import read_json
 from swinv2_tasks.progress import WorkProgress
 from swinv2_tasks.sample_data.shapes import (
     MOTIONS,
@@ -115,7 +116,7 @@ def _counts(scale: float) -> dict[str, Counts]:
 def _holds(root: Path, record: dict) -> bool:
     """Whether a folder holds the sample data that a record describes, with no dataset removed since."""
     try:
-        written = json.loads((root / "sample.json").read_text())
+        written = read_json(root / "sample.json")
     except (OSError, ValueError):
         return False
     return written == record and all((root / name).is_dir() for name in WRITERS)

@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from swinv2_tasks.child_processes import available_cores
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.files import prove_writable, remove, replace_file, unwritable
+from swinv2_tasks.outside_files import MOST_CONFIG_BYTES, load_yaml, read_text
 from swinv2_tasks.records import FINISHED, STARTS, SUMMARY, mapping, optional, plain, read_json, require, values
 from swinv2_tasks.text import command_word, printable
 
@@ -186,8 +187,8 @@ def claim_folder(folder: Path, run: Path) -> None:
     Raises:
         UserError: when it is another run's, holds checkpoints of who knows which, or cannot be written to.
     """
-    folder, run = folder.absolute(), run.resolve()
-    if folder.resolve().is_relative_to(run):
+    folder, run = folder.absolute(), Path(os.path.realpath(run))
+    if Path(os.path.realpath(folder)).is_relative_to(run):
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -222,7 +223,7 @@ def _wrote_into(run: Path, folder: Path) -> bool:
     callbacks = (settings.get("trainer") or {}).get("callbacks") or []
     parts = [settings.get("checkpoint"), *(part.get("init_args") for part in callbacks if isinstance(part, Mapping))]
     dirpaths = [part["dirpath"] for part in parts if isinstance(part, Mapping) and part.get("dirpath")]
-    return any(Path(dirpath).resolve() == folder.resolve() for dirpath in dirpaths)
+    return any(os.path.realpath(dirpath) == os.path.realpath(folder) for dirpath in dirpaths)
 
 
 def _read_config(config: Path) -> dict[str, Any]:
@@ -232,8 +233,8 @@ def _read_config(config: Path) -> dict[str, Any]:
         UserError: it is none.
     """
     try:
-        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        settings = load_yaml(read_text(config, MOST_CONFIG_BYTES))
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{config} cannot be read ({_first_line(error)}). {_COPY_AGAIN}") from error
     require(settings, mapping({}, {"trainer": optional(values(plain))}), f"{config} is corrupt: in it,", _COPY_AGAIN)
     return dict(settings)

@@ -10,7 +10,6 @@ may choose another name (``checkpoint.filename``) and another folder (``checkpoi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from os import PathLike
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.outside_files import read_json
 from swinv2_tasks.weights.files import holds_weights, read_contents
 from swinv2_tasks.weights.formats import some
 from swinv2_tasks.weights.sharded import is_sharded
@@ -103,7 +103,7 @@ def holds_checkpoints(run: Path) -> bool:
 def command_of(run: Path) -> str | None:
     """The command that a run was started with: fit, validate, test or predict; None where its run.json is missing."""
     try:
-        return str(json.loads((run / "run.json").read_text())["starts"][0]["arguments"][0])
+        return str(read_json(run / "run.json")["starts"][0]["arguments"][0])
     except (OSError, ValueError, LookupError, TypeError):
         return None
 

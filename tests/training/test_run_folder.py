@@ -174,3 +174,21 @@ def test_what_a_folder_must_not_be_removed_for(name: str, tmp_path: Path) -> Non
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).touch()
     assert holds_results(tmp_path)
+
+
+def test_a_folder_of_checkpoints_that_is_a_link_to_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UserError, match=r"cannot write in .*circle \(checkpoint.dirpath\)"):
+        claim_folder(tmp_path / "circle", tmp_path / "run")
+
+
+def test_a_kept_config_whose_lines_stand_for_millions_is_refused(tmp_path: Path) -> None:
+    run, folder = tmp_path / "run", tmp_path / "checkpoints"
+    run.mkdir()
+    folder.mkdir()
+    (folder / "last.ckpt").touch()
+    lines = ["a0: &a0 [x]", *(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]" for k in range(1, 12))]
+    (run / "config.yaml").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"config\.yaml cannot be read"):
+        claim_folder(folder, run)

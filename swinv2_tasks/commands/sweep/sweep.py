@@ -25,6 +25,7 @@ from swinv2_tasks.datamodules.classes import abbreviate
 from swinv2_tasks.errors import Interrupted, UserError, name_signal
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.inference.segmentation import Inference
+from swinv2_tasks.outside_files import read_json
 from swinv2_tasks.progress import WorkProgress, in_words
 from swinv2_tasks.tables import TerminalTable, read_table, write_table
 from swinv2_tasks.text import label, printable, say
@@ -444,7 +445,7 @@ def _open_sweep(folder: Path, table: Path, model: SweptModel) -> Outcomes:
         return {}
 
     try:
-        differences = model.differences(json.loads(record.read_text()))
+        differences = model.differences(read_json(record))
         outcomes = _read_table(table)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
