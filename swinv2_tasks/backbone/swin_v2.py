@@ -498,6 +498,8 @@ def expand_window(window_size: WindowSize, stages: int, axes: int, argument: str
         UserError: for a side below 1, a wrong number of entries, or a list that could mean stages as well as axes.
     """
     argument = argument or f"window_size {window_size}"
+    if not isinstance(window_size, int | list | tuple):
+        raise UserError(f"{argument} must be one number, one entry per stage ({stages}) or per axis ({axes})")
     entries: list[Any] = [window_size] * stages if isinstance(window_size, int) else list(window_size)
     if len(entries) == axes and all(isinstance(entry, int) for entry in entries):
         if axes == stages and len(set(entries)) > 1:
@@ -505,9 +507,9 @@ def expand_window(window_size: WindowSize, stages: int, axes: int, argument: str
         entries = [entries] * stages
     if len(entries) != stages:
         raise UserError(f"{argument} must be one number, one entry per stage ({stages}) or per axis ({axes})")
-    windows = tuple((entry,) * axes if isinstance(entry, int) else tuple(entry) for entry in entries)
+    windows = tuple(tuple(entry) if isinstance(entry, list | tuple) else (entry,) * axes for entry in entries)
     for window in windows:
-        if len(window) != axes or not all(isinstance(side, int) and side >= 1 for side in window):
+        if len(window) != axes or not all(type(side) is int and side >= 1 for side in window):
             raise UserError(f"{argument}: every side must be a whole number of at least 1 token")
     return windows
 

@@ -469,11 +469,20 @@ def _list(numbers: Iterable[int]) -> str:
     return ",".join(map(str, numbers))
 
 
+def _with_axes(state: Mapping[str, Tensor], name: str, least: int) -> Tensor:
+    """A tensor of at least so many axes, none of them empty."""
+    tensor = state[name]
+    if tensor.dim() < least or not tensor.numel():
+        shape = "×".join(map(str, tensor.shape)) or "one number"
+        raise UserError(f"the checkpoint is corrupt: {name} has the shape {shape}. Download it again.")
+    return tensor
+
+
 def describe_variant(state: Mapping[str, Tensor]) -> Variant:
     """Reads the variant off an official state dict.
 
     Raises:
-        UserError: when a tensor that it is read off is missing.
+        UserError: when a tensor that it is read off is missing, or is not of so many axes.
     """
     matches = [re.match(r"layers\.(\d{1,6})\.blocks\.(\d{1,6})\.attn\.logit_scale$", name) for name in state]
     blocks = sorted((int(match[1]), int(match[2])) for match in matches if match)
@@ -485,9 +494,9 @@ def describe_variant(state: Mapping[str, Tensor]) -> Variant:
         )
     depths = tuple(counts[stage] for stage in range(stages))
     try:
-        patches = state["patch_embed.proj.weight"]  # (C, channels, patch sides…)
-        heads = tuple(len(state[f"layers.{i}.blocks.0.attn.logit_scale"]) for i in range(stages))
-        hidden = len(state["layers.0.blocks.0.mlp.fc1.weight"])
+        patches = _with_axes(state, "patch_embed.proj.weight", 3)  # (C, channels, patch sides…)
+        heads = tuple(len(_with_axes(state, f"layers.{i}.blocks.0.attn.logit_scale", 1)) for i in range(stages))
+        hidden = len(_with_axes(state, "layers.0.blocks.0.mlp.fc1.weight", 1))
     except KeyError as error:
         raise UserError(f"the checkpoint is incomplete: {error.args[0]} is missing") from None
     matches = [re.match(r"layers\.\d+\.blocks\.(\d{1,6})\.norm3\.weight$", name) for name in state]
