@@ -153,6 +153,9 @@ def test_image_lists_are_read_or_refused(lines: list[list[str]]) -> None:
 @given(
     st.lists(st.lists(TEXT | st.sampled_from(["1.mp4", "a", "b", "0", "label", "youtube_id"]), max_size=4), max_size=4)
 )
+@example([["label", "youtube_id", "time_start", "time_end"], ["a", "x", "9" * 5000, "1"]])
+@example([["label", "youtube_id", "time_start", "time_end"], ["a", "x", "1e400", "nan"]])
+@example([["label", "youtube_id"], ["a", "x" * 200_000]])
 @example([["1.mp4", "9" * 5000]])
 def test_video_lists_are_read_or_refused(lines: list[list[str]]) -> None:
     with folder() as root:
@@ -166,6 +169,7 @@ def test_video_lists_are_read_or_refused(lines: list[list[str]]) -> None:
 
 @EXAMPLES
 @given(st.text(max_size=30) | TEXT, st.sampled_from(["list.csv", "list.txt", "list.json"]))
+@example('"' + "x" * 200_000, "list.csv")
 @example("[" * 100_000, "list.json")
 @example("[" + "9" * 5000 + "]", "list.json")
 @example('{"a": 0, "b": [0]}', "list.json")

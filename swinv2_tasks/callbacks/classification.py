@@ -13,6 +13,7 @@ from swinv2_tasks.callbacks.prediction_files import Predictions, Result
 from swinv2_tasks.callbacks.prediction_journal import Record
 from swinv2_tasks.datamodules.readers.images import read_image
 from swinv2_tasks.files import replace_file
+from swinv2_tasks.records import each, number, sequence, whole
 from swinv2_tasks.text import printable
 
 
@@ -49,6 +50,12 @@ class ClassificationPredictions(Predictions):
             for cell in (str(ids[index]), names[index], f"{score:.6f}")
         ]
         return Result(cells, [], [classes, scores])
+
+    def are_details(self, details: Any, task: Any) -> bool:
+        """Whether they are class indices, and as many scores."""
+        _, names = ids_and_names(task)
+        check = sequence(each(whole(0, len(names) - 1)), each(number(0, 1.001)))
+        return check(details) is None and len(details[0]) == len(details[1])
 
     def thumbnail(self, path: str) -> Image.Image:
         """What the contact sheet shows of a file."""

@@ -22,6 +22,7 @@ from swinv2_tasks.callbacks.prediction_journal import Record
 from swinv2_tasks.datamodules.readers.images import read_image, strips_of
 from swinv2_tasks.evaluation.coco import TYPE_NAMES, CocoScores, IoUType, as_results
 from swinv2_tasks.files import replace_file
+from swinv2_tasks.records import each, mapping, number
 from swinv2_tasks.tables import TerminalTable
 from swinv2_tasks.text import printable, say, shorten
 
@@ -79,6 +80,10 @@ class DetectionPredictions(Predictions):
         summary = "; ".join(f"{number} {name}" for name, number in counts.most_common())
         return Result([str(self._ids[path]), file, summary], [file], results)
 
+    def are_details(self, details: Any, task: Any) -> bool:
+        """Whether they are detections in COCO's results format."""
+        return _RESULTS(details) is None
+
     def finish(self, records: Callable[[], Iterator[Record]], task: Any) -> str:
         """Writes detections.json: COCO results of all images, of any score."""
         number = 0
@@ -93,6 +98,9 @@ class DetectionPredictions(Predictions):
         replace_file(file, lambda unfinished: write_json_list(unfinished, results()))
         folder = self.results_folder / "visualizations"
         return f"{number} detections: {printable(file)}\nvisualizations: {printable(folder)}"
+
+
+_RESULTS = each(mapping({"category_id": number(), "score": number(), "bbox": each(number(), length=4)}))
 
 
 class DetectionScores(Callback):

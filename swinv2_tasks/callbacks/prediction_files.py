@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,6 +110,10 @@ class Predictions(Callback):
         """What results say of a file's position among all: its prediction holds only as long as that is the same."""
         return None
 
+    def are_details(self, details: Any, task: Any) -> bool:
+        """Whether the details in the record of an earlier attempt are such as ``result`` makes."""
+        return details is None
+
     def settings(self) -> dict[str, Any]:
         """The subclass's own settings, on which results depend."""
         return {}
@@ -153,7 +158,8 @@ class Predictions(Callback):
         self._records: dict[int, Record] = {}
 
         if trainer.is_global_zero:
-            self._results.resume(self._all_settings(loader), self.products, self.position_of)
+            are_details = partial(self.are_details, task=task)
+            self._results.resume(self._all_settings(loader), self.products, self.position_of, are_details)
         trainer.strategy.barrier("predictions")
         for record in self._results.journal.kept():
             order.done[self._results.index_of[record["path"]]] = True

@@ -63,13 +63,20 @@ class PredictionFolder:
 
     # ---- an earlier attempt
 
-    def resume(self, settings: dict[str, Any], products: Iterable[str], position_of: Callable[[int], Any]) -> None:
+    def resume(
+        self,
+        settings: dict[str, Any],
+        products: Iterable[str],
+        position_of: Callable[[int], Any],
+        are_details: Callable[[Any], bool],
+    ) -> None:
         """Keeps what still holds of an earlier attempt in the same folder, and prints what does not.
 
         Args:
             settings: what predictions depend on.
             products: files that are made of all predictions in the end.
             position_of: what results say of a file's position among all, by its index.
+            are_details: whether the details of a record are such as this prediction makes.
         """
         settings = _as_json(settings)
         lock(self.journal.folder)
@@ -88,7 +95,7 @@ class PredictionFolder:
         def kept() -> Iterator[Record]:
             nonlocal foreign
             for record in records:
-                if self._still_holds(record, position_of):
+                if self._still_holds(record, position_of) and are_details(record["details"]):
                     yield record
                 elif not record["error"]:
                     foreign += 1

@@ -129,6 +129,24 @@ def test_a_prediction_that_is_killed_resumes(task: str, checkpoint: Any, tmp_pat
     assert results(out) == results(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("task", ["classification", "mask_rcnn"])
+def test_records_with_odd_details_are_predicted_again(task: str, checkpoint: Any, tmp_path: Path) -> None:
+    source, out = write_source(tmp_path / "source", task), tmp_path / "out"
+    (source / "2.jpg").unlink()
+    assert main(command(checkpoint(task), source, out)) == 0
+    first = results(out)
+
+    odd = [[[10**6], [0.5]], [[0], ["x"]], [[0]], [{"score": "x"}], 3, None]
+    path = out / ".progress" / "0.jsonl"
+    records = [record for line in path.read_text().splitlines() for record in json.loads(line)]
+    for record, details in zip(records, odd, strict=True):
+        record["details"] = details
+    path.write_text(json.dumps(records) + "\n")
+    (out / ".progress" / "done.jsonl").write_text("")
+    assert main(command(checkpoint(task), source, out)) == 0
+    assert results(out) == first
+
+
 def test_a_file_that_ends_its_worker_is_named_and_without_it_the_same_command_resumes(
     checkpoint: Any, dataset: Callable[[str], Path], tmp_path: Path
 ) -> None:
