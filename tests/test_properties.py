@@ -243,6 +243,20 @@ def test_configs_are_printed_or_refused(data: st.DataObject, capsys: pytest.Capt
         assert status == 0 or 1 <= len(errors.rpartition("swinv2-tasks: ")[2].strip().splitlines()) <= 3
 
 
+@pytest.mark.parametrize("value", [7, {"a": 1}, [1], None, True, 0.5])
+@pytest.mark.parametrize("part", ["model", "data"])
+def test_classes_that_are_no_text_are_refused(
+    part: str, value: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = config(tmp_path / "data")
+    settings[part] = {**settings[part], "class_path": value}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    assert main(["fit", f"--config={path}"]) in (1, 2)
+    errors = capsys.readouterr().err
+    assert errors.startswith("swinv2-tasks: ") and len(errors.strip().splitlines()) <= 3
+
+
 # ---- checkpoints
 
 
@@ -330,3 +344,11 @@ def test_windows_are_set_or_refused(window: Any) -> None:
         assert backbone.window_size == before
     else:
         assert all(type(side) is int and side >= 1 for stage in backbone.window_size for side in stage)
+
+
+@pytest.mark.parametrize("key", [7, None, "", "depth", "cls"])
+def test_settings_that_no_backbone_has_are_refused(key: object) -> None:
+    recorded: Any = {**tiny_backbone().config, key: 1}
+    with pytest.raises(UserError, match="no setting of a backbone"):
+        SwinTransformerV2.from_config(recorded)
+    assert SwinTransformerV2.from_config(tiny_backbone().config).config == tiny_backbone().config

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.fuzzing.mutations import CANARY
 from swinv2_tasks.cli.main import main
 
@@ -143,6 +145,7 @@ def _run_and_exit(entry: Callable[[Sequence[str]], int], arguments: Sequence[str
         tempfile.tempdir = os.environ["TMPDIR"] = str(folder / "tmp")
         sys.argv[1:] = [*arguments]
         faulthandler.register(signal.SIGXCPU, file=2, chain=True)
+        torch.set_num_threads(1)  # in one thread first: a pool of threads that did not survive the fork is made anew
         _limit()
         sys.addaudithook(_Watch(folder))
         status = entry([*arguments])

@@ -8,6 +8,7 @@ Shapes: B batch, C channels, S… sides of a map in tokens (H, W or T, H, W). Be
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -341,6 +342,11 @@ class SwinTransformerV2(nn.Module):
         name = config["position_bias"]
         if name not in biases:
             raise UserError(f"position bias {name!r} is not one of {', '.join(biases)}; build the backbone in Python")
+        known = inspect.signature(cls).parameters
+        if odd := [key for key in config if key not in known]:
+            raise UserError(
+                f"{str(odd[0])[:60]!r} is no setting of a backbone; take another checkpoint, or copy it again"
+            )
         return cls(**{**config, "position_bias": biases[name]})
 
     @property

@@ -74,7 +74,8 @@ class Settings:
         """Adds a setting whose object is of a subclass that configs and options name."""
         self.classes[name] = base
         stated = {"class_path": stated} if isinstance(stated, str) else stated or {}
-        factory = find_class(stated.get("class_path") or "")
+        name_of_class = stated.get("class_path") if isinstance(stated, Mapping) else None
+        factory = find_class(name_of_class) if isinstance(name_of_class, str) else None
         if factory is None:
             self.parts[name] = Part(name, True)
         else:
