@@ -384,7 +384,10 @@ def main(settings: Settings) -> int:
         print(f"| {' | '.join(map(str, row))} | {outcome.fault}", flush=True)
         if not is_faulty:
             shutil.rmtree(place, ignore_errors=True)
-    print(f"\n{len(cells) - faulty}/{len(cells)} cells stop, say what to do next and resume; at most {worst:.1f} s")
+    words = (
+        "stop, say what to do next and resume" if settings.rerun else "stop and say what to do next; none was resumed"
+    )
+    print(f"\n{len(cells) - faulty}/{len(cells)} cells {words}; at most {worst:.1f} s")
     if faulty:
         print(f"kept: {folder}")
     elif not settings.folder:
