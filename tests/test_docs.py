@@ -367,3 +367,17 @@ def test_the_reference_has_a_page_for_each_public_module() -> None:
     assert pages == modules
     index = (ROOT / "docs" / "reference" / "index.md").read_text(encoding="utf-8")
     assert set(re.findall(r"`(\w+)`", index)) == set(swinv2_tasks.__all__)
+
+
+def test_each_promise_names_tests_that_exist() -> None:
+    promises = (ROOT / "SECURITY.md").read_text().split("\n## What is promised")[1].split("\n## Versions")[0]
+    numbered = re.split(r"\n\d+\. ", promises)[1:]
+    assert len(numbered) == 10
+    for promise in numbered:
+        named = re.findall(r"`(tests/[\w/]+\.py)?(?:::(\w+))?`", promise)
+        named = [(file, name) for file, name in named if file or name]
+        assert named, promise
+        text = ""
+        for file, name in named:
+            text = (ROOT / file).read_text() if file else text
+            assert f"def {name or 'test_'}" in text, (file, name)
