@@ -83,6 +83,12 @@ def _load_config(config: Path, *_: int) -> Any:
     return load_yaml(read_text(config, MOST_CONFIG_BYTES))
 
 
+def _looks_like_text(content: bytes) -> bool:
+    """Whether bytes that are no UTF-8 are text in an encoding of a byte per character, most of which are ASCII."""
+    has_controls = any(byte < 32 and byte not in b"\t\r\n" for byte in content)
+    return not has_controls and sum(byte > 127 for byte in content) < 0.3 * len(content)
+
+
 EXAMPLES = {
     "trainer": "{max_epochs: 3}",
     "checkpoint": "{monitor: val/loss}",
@@ -106,7 +112,7 @@ def explain_file(config: Path) -> str | None:
     except UnicodeDecodeError as error:
         if error.object.startswith((b"\xff\xfe", b"\xfe\xff")):
             return f"{config} is text in UTF-16: save it as UTF-8."
-        if all(byte >= 32 or byte in b"\t\r\n" for byte in error.object):
+        if _looks_like_text(error.object):
             line = error.object.count(b"\n", 0, error.start) + 1
             return f"{config}, line {line}: a character that is not UTF-8; save the file as UTF-8."
         return f"{config} is no text: --config names a YAML file; a checkpoint is given as --ckpt_path {config}."

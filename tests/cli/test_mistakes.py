@@ -212,7 +212,7 @@ VALUES = [
         ("--model.backbone.drop_path_rate 2", "drop_path_rate must be in [0, 1)", "not 2.0"),
         ("--data.image_size -1", "image_size", "expected"),
         ("--data.augmentation.mixup .nan", "mixup is nan", "expected a finite number"),
-        ("--trainer.gradient_clip_val -1", "trainer.gradient_clip_val is -1.0", "a number from 0 up"),
+        ("--trainer.gradient_clip_val -1", "trainer.gradient_clip_val is -1", "a number from 0 up"),
         ("--trainer.accumulate_grad_batches -1", "trainer.accumulate_grad_batches is -1", "a number from 1 up"),
         ("--guard.max_skipped_steps -1", "guard.max_skipped_steps is -1", "a number from 0 up"),
         ("--save.every_n_minutes .nan", "save.every_n_minutes is nan", "a number from 0 up"),
