@@ -161,8 +161,8 @@ def _free_space(folder: Path) -> str:
 _TOKEN = "[0-9a-f]{8}"
 """What ``unfinished_name`` ends a name with."""
 
-UNFINISHED = re.compile(rf"\..+\.(ckpt|safetensors)\.{_TOKEN}")
-"""Names of checkpoints while they are being written."""
+UNFINISHED = re.compile(rf"\..+\.(ckpt|safetensors)\.({_TOKEN}|\d+)")
+"""Names of checkpoints while they are being written; earlier versions ended them with the number of a process."""
 
 
 def remove_unfinished(folder: Path) -> None:

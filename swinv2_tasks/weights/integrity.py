@@ -67,6 +67,10 @@ MOST_PARTS = 100_000
 """Of a zip file: a checkpoint has one for each tensor, and some for itself."""
 
 
+_FOLDER = 0x10
+"""The attribute of folders, which no checksum covers: of a part so marked torch reads nothing, and takes any memory."""
+
+
 def _find_excess(archive: zipfile.ZipFile, size: int) -> str | None:
     """Why reading the parts of a zip file would take more than reading the file; None where it does not.
 
@@ -78,6 +82,8 @@ def _find_excess(archive: zipfile.ZipFile, size: int) -> str | None:
     for entry in entries:
         if entry.compress_type != zipfile.ZIP_STORED:
             return f"its part {entry.filename} is compressed, which torch does not do: unpack it and save it by torch"
+        if entry.external_attr & _FOLDER:
+            return f"its part {entry.filename} is marked as a folder, of which torch reads nothing"
     stated = sum(entry.file_size for entry in entries)
     if stated > size:
         return f"its parts have {stated:,} bytes together, the file has {size:,}"

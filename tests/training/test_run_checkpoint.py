@@ -83,6 +83,16 @@ def test_every_altered_tensor_byte_is_found(trained: Path, tmp_path: Path) -> No
     assert missed < 20
 
 
+def test_a_tensor_that_is_marked_as_a_folder_is_found(trained: Path, tmp_path: Path) -> None:
+    """By one byte of the directory, which has no checksum; torch would take what the memory holds for the tensor."""
+    path = Path(shutil.copy(trained / "checkpoints" / "last.ckpt", tmp_path))
+    content = bytearray(path.read_bytes())
+    entry = content.rindex(b"PK\x01\x02", 0, content.rindex(b"/data/1PK\x01\x02"))
+    content[entry + 38] ^= 0x10
+    path.write_bytes(content)
+    assert "is marked as a folder" in (find_corruption(path) or "")
+
+
 @pytest.mark.parametrize("harm", [truncate, alter, empty])
 def test_the_one_before_a_corrupt_checkpoint_is_taken(
     harm: Any, stopped: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -200,8 +210,10 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
 
 def test_leftovers_of_a_killed_writer_go_with_the_next_start(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(stopped)
-    leftover = Path("runs/tiny/0/checkpoints/.newest.ckpt.12345")
-    leftover.write_bytes(b"half")
+    leftover = Path("runs/tiny/0/checkpoints/.newest.ckpt.0123abcd")
+    leftover.mkdir()
+    (leftover / "newest.ckpt").write_bytes(b"half")
+    leftover.with_name(".newest.ckpt.12345").write_bytes(b"half")  # of an earlier version
     assert main([*RESUME, "--trainer.max_epochs=9"]) == 0
     assert sorted(path.name for path in leftover.parent.iterdir()) == ["best.ckpt", "last.ckpt", "previous.ckpt"]
 
@@ -212,7 +224,7 @@ def test_nothing_else_goes_with_it(stopped: Path, tmp_path: Path) -> None:
     shutil.copytree(run_folder, linked)
     (linked / "checkpoints").rename(outside)
     (linked / "checkpoints").symlink_to(outside)
-    kept = [run_folder / "checkpoints" / ".notes.2024", outside / ".notes.2024", outside / ".best.ckpt.77"]
+    kept = [run_folder / "checkpoints" / ".notes.2024", outside / ".notes.2024", outside / ".best.ckpt.77012345"]
     for path in kept:
         path.write_text("mine")
 
