@@ -205,7 +205,7 @@ def start(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> S
         (["--model.backbone.num_heads=[3, 3]"], ["num_heads", "8 channels", "3 heads"]),
         (["--data.image_size=3"], ["(3, 3) pixels", "patch", "(4, 4)"]),
         (["--data.image_size=0"], ["data.image_size"]),
-        (["--data.batch_size=0"], ["data.batch_size=0"]),
+        (["--data.batch_size=0"], ["data.batch_size is 0"]),
         (["--data.augmentation.horizontal_flip=3"], ["data.augmentation.horizontal_flip is 3"]),
         (["--data.class_names=missing.txt"], ["missing.txt", "data.class_names"]),
         (["--data.real_labels=missing.json"], ["missing.json", "data.real_labels"]),

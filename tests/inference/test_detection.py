@@ -430,7 +430,7 @@ def test_boxes_come_to_the_pixels_of_their_file_in_float64() -> None:
         ({"mask_threshold": 0.0}, "mask_threshold must be above 0"),
         ({"sigma": 0.0}, "sigma is 0"),
         ({"max_detections": 0}, "max_detections 0"),
-        ({"scales": ()}, "scales must be factors above 0"),
+        ({"scales": ()}, "factors above 0"),
         ({"scales": (1.0, -1.0)}, "scales"),
     ],
 )
