@@ -133,7 +133,10 @@ def test_data_efficiency_at_small_scale_is_written_and_finished_runs_are_not_mad
 # ---- settings
 
 
-BENCHMARKS = sorted(path.stem for path in Path(benchmarks.__path__[0]).glob("[a-z]*.py") if path.stem != "measuring")
+HELPERS = {"measuring", "whole_runs"}
+"""Modules beside the benchmarks that several of them use."""
+
+BENCHMARKS = sorted({path.stem for path in Path(benchmarks.__path__[0]).glob("[a-z]*.py")} - HELPERS)
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

@@ -186,12 +186,12 @@ class ADE20KDataModule(BaseDataModule):
         """Names of the classes, in the order of their indices."""
         if self._class_source is not None:
             return scene_class_names(class_source(self._class_source, self.root))
-        if self.root is not None and self._source.class_names is not None:
+        if self._is_there and self._source.class_names is not None:
             return self._source.class_names
         lists = {path: _read_found_list(path) for path in lists_in_root(self.root, CLASS_LISTS)}
         if lists:
             return take_list(lists)
-        if self.root is None or isinstance(self._source, ADE20KSource):
+        if not self._is_there or isinstance(self._source, ADE20KSource):
             return list(ADE20K_NAMES)
         if self._stated_labels.label_values is not None:
             return list(dict.fromkeys(self._stated_labels.label_values.values()))
@@ -247,9 +247,14 @@ class ADE20KDataModule(BaseDataModule):
         return self._coding
 
     @property
+    def _is_there(self) -> bool:
+        """Whether there is a dataset: predicting does without, also where a config names a folder."""
+        return self.root is not None and Path(self.root).expanduser().is_dir()
+
+    @property
     def _label_settings(self) -> LabelSettings:
         """What is said about label maps: by settings, else by the layout, else by the label maps themselves."""
-        if self._stated_labels != LabelSettings() or self.root is None:
+        if self._stated_labels != LabelSettings() or not self._is_there:
             return self._stated_labels
         return self._source.label_settings or self._shown_labels or self._stated_labels
 

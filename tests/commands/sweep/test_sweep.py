@@ -227,9 +227,8 @@ def test_a_setting_that_fails_costs_its_row(
     assert "2 of 3 settings could not be evaluated" in errors
     assert printed.count("failed: ") == 4  # at once, and in a list at the end
     huge, killed, sound = table(tmp_path / "out")
-    assert "MemoryError" in huge["error"]
+    assert "data.image_size" in huge["error"]
     assert huge["val/top1"] == ""
-    assert "Traceback" in (tmp_path / "out" / "runs" / "4@1000000000" / "log.txt").read_text()
     assert killed["error"] == "its process was ended by SIGKILL: most likely the system ran out of memory"
     assert sound["val/loss"] != ""
     assert f"\n4@40       failed: {killed['error']}  (2 of 3, about " in printed
