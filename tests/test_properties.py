@@ -257,6 +257,17 @@ def test_classes_that_are_no_text_are_refused(
     assert errors.startswith("swinv2-tasks: ") and len(errors.strip().splitlines()) <= 3
 
 
+@pytest.mark.parametrize("name", ["swinv2_tasks.backbone.LogCP", "LogCP", "swinv2_tasks.nothing.LogCPB", "a b", "."])
+def test_a_class_that_is_not_there_is_refused(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = config(tmp_path / "data")
+    settings["model"]["init_args"]["backbone"]["init_args"]["position_bias"] = name
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    assert main(["fit", f"--config={path}"]) in (1, 2)
+    errors = capsys.readouterr().err
+    assert errors.startswith("swinv2-tasks: ") and len(errors.strip().splitlines()) <= 3
+
+
 # ---- checkpoints
 
 

@@ -363,7 +363,7 @@ def fits(hint: Any, value: Any, is_text: bool) -> bool:
             parser.parse_args([f"--value={value}"])
         else:
             parser.parse_object({"value": value})
-    except (ArgumentError, TypeError, ValueError, KeyError):
+    except (ArgumentError, TypeError, ValueError, KeyError, AttributeError):  # the last, of a name in no module
         return False
     except SystemExit:
         return False

@@ -36,6 +36,7 @@ from swinv2_tasks.records import (
     values,
     whole,
 )
+from swinv2_tasks.text import printable
 
 MODEL_CHECKPOINT = mapping(
     {},
@@ -170,7 +171,10 @@ def _setting_like(default: Any) -> Check:
 
 
 def _alike(states: Mapping[Tensor, Mapping[str, Any]]) -> Fault | None:
-    """What is wrong with the states of an optimizer's parameters: one has other entries than most have."""
+    """What is wrong with the states of an optimizer's parameters: one has other entries, or belongs to none."""
+    for parameter in states:
+        if not isinstance(parameter, Tensor):  # a number that the optimizer could not give to one
+            return Fault(printable(parameter)[:60], "the state of no parameter", "")
     compositions = [
         {name: _kind(parameter, value) for name, value in state.items()}
         for parameter, state in states.items()

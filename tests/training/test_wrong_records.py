@@ -118,6 +118,7 @@ CASES: list[tuple[str, Key, Any, str]] = [
     ("fit", ("optimizer_states", 0, "param_groups", 0, "betas"), MISSING, "betas is missing"),
     ("fit", ("optimizer_states", 0, "state", 0, "exp_avg"), torch.ones(2, 3), "exp_avg is a tensor of another shape"),
     ("fit", ("optimizer_states", 0, "state", 0), "none", "state"),
+    ("fit", ("optimizer_states", 0, "state"), {99: {"step": 1.0}}, "99 is the state of no parameter"),
     ("fit", ("lr_schedulers", 0, "last_epoch"), [], "last_epoch is a list of 0"),
     ("fit", ("ImageNetDataModule", "seed"), "seed", "seed is 'seed'"),
     ("fit", ("pytorch-lightning_version",), "new", "cannot be taken over"),
