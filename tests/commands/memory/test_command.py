@@ -216,7 +216,7 @@ def test_a_training_that_does_not_fit_is_reported_with_a_plan_that_does(capsys: 
         ([*SMALL, "--gpu=0.75GiB"], "expected more, such as 8GiB"),
         ([*SMALL, "--num_classes=0"], "num_classes must be at least 1"),
         ([*SMALL, "--processes=0"], "processes must be at least 1"),
-        ([*SMALL, "--data.num_workers=-1"], "data.num_workers=-1"),
+        ([*SMALL, "--data.num_workers=-1"], "data.num_workers is -1"),
         (["--config=simmim.yaml", "--data.image_size=100"], "mask_patch_size"),
         (["--config=coco.yaml", "--data.augmentation.max_size=100"], "max_size"),
         ([*SMALL, "--model.backbone.init_args.num_heads=[5,4,8]"], "num_heads"),
