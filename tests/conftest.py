@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,8 @@ SLOW_TIMEOUT = 3600
 
 
 def pytest_configure() -> None:
-    """Refuses connections to other machines, in this process and in those that it starts."""
+    """Refuses connections to other machines, and obeys a hangup, in this process and in those that it starts."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which whoever starts tests by nohup has ignored for them
     log, os.environ[LOG] = tempfile.mkstemp(prefix="connections-")
     os.close(log)
     os.environ["PYTHONPATH"] = python_path(*filter(None, [os.environ.get("PYTHONPATH")]))

@@ -29,7 +29,7 @@ from tests.helpers.processes import run_in_terminal
 ELSEWHERE = {
     "print": ("text.py", "callbacks/console.py"),  # the latter hands on what LightningModule.print is given
     "csv.writer": ("tables.py", "cli/configs.py", "sample_data/writer.py"),  # lists in formats that others read
-    "csv.DictWriter": ("training/run_folder.py",),  # metrics.csv, which is Lightning's
+    "csv.DictWriter": ("training/run_loggers.py",),  # metrics.csv, which is Lightning's
     "rich.console": ("tables.py",),
     "rich.table": ("tables.py",),
     "rich.text": ("tables.py",),

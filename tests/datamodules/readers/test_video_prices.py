@@ -91,6 +91,7 @@ def test_frames_of_more_pixels_are_read_where_that_is_allowed(tmp_path: Path, mo
     with Video(path) as video:
         assert [number_of(frame) for frame in video.frames(np.arange(2))] == [0, 1]
     monkeypatch.setenv(MAX_PIXELS, "10000")
+    video_packets.forget_indices()
     with pytest.raises(UserError, match="more than the 10,000 that are allowed"):
         Video(path)
 
