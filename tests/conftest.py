@@ -18,8 +18,11 @@ SLOW_TIMEOUT = 3600
 
 
 def pytest_configure() -> None:
-    """Refuses connections to other machines, and obeys a hangup, in this process and in those that it starts."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which whoever starts tests by nohup has ignored for them
+    """Refuses connections to other machines, and obeys signals, in this process and in those that it starts."""
+    for number in (signal.SIGHUP, signal.SIGQUIT):  # which are ignored in the background of a shell, or by nohup
+        signal.signal(number, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     log, os.environ[LOG] = tempfile.mkstemp(prefix="connections-")
     os.close(log)
     os.environ["PYTHONPATH"] = python_path(*filter(None, [os.environ.get("PYTHONPATH")]))
