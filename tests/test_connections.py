@@ -44,8 +44,8 @@ ASK: list[Callable[[], object]] = [
     lambda: socket.create_connection(ELSEWHERE, 1),
     lambda: socket.socket().connect_ex(ELSEWHERE),
     lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ELSEWHERE),
-    lambda: socket.getaddrinfo("pypi.org", 443),
-    lambda: socket.gethostbyname("pypi.org"),
+    lambda: socket.getaddrinfo("example.org", 443),
+    lambda: socket.gethostbyname("example.org"),
 ]
 
 
@@ -60,9 +60,9 @@ def test_tests_reach_no_other_machine(ask: Callable[[], object]) -> None:
 
 @pytest.mark.usefixtures("own_log")
 def test_a_process_that_swallows_the_refusal_has_left_a_line() -> None:
-    code = "import socket, contextlib\nwith contextlib.suppress(Exception): socket.getaddrinfo('pypi.org', 443)"
+    code = "import socket, contextlib\nwith contextlib.suppress(Exception): socket.getaddrinfo('example.org', 443)"
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert refused_connections() == ["'pypi.org' by -c"]
+    assert refused_connections() == ["'example.org' by -c"]
 
 
 def test_tests_reach_their_own_machine() -> None:

@@ -43,7 +43,7 @@ from swinv2_tasks.datamodules.readers.coco import (
     stated_files,
 )
 from swinv2_tasks.datamodules.readers.images import list_images
-from swinv2_tasks.datamodules.readers.objects import ObjectSource, SetAside
+from swinv2_tasks.datamodules.readers.objects import ObjectSource, SetAsideObjects
 from swinv2_tasks.datamodules.readers.pascal_voc import find_voc, open_voc
 from swinv2_tasks.datamodules.readers.yolo import find_yolo, open_yolo
 from swinv2_tasks.datamodules.transforms.classification import IMAGENET_MEAN, IMAGENET_STD, MOST_SIDE, check
@@ -195,7 +195,7 @@ class CocoDataModule(BaseDataModule):
         stated = "coco" if self._layout is None and self._file_names != CocoFiles() else self._layout
         source = open_dataset(self.root, object_layouts(self._file_names, self.faults.allows), stated, _EXPECTED)
         share = share_to_set_aside(source, self._val_share)
-        return source if share is None else SetAside(source, share, self._val_seed)
+        return source if share is None else SetAsideObjects(source, share, self._val_seed)
 
     @cached_property
     def _classes(self) -> tuple[list[int], list[str]]:

@@ -238,7 +238,57 @@ def set_aside(groups: Sequence[int], share: float, seed: int) -> np.ndarray:
     return aside
 
 
-def describe_set_aside(aside: np.ndarray, share: float, samples: str) -> str:
-    """One line on what `set_aside` has set aside; `samples` is what messages call them."""
-    number = np.count_nonzero(aside)
-    return f"{number} of {len(aside)} training {samples} are set aside for validation (data.val_share {share:g})"
+SplitSource = TypeVar("SplitSource", bound=Splits)
+
+
+class SetAside(Generic[SplitSource]):
+    """A dataset without validation data, of whose training samples a share is set aside for that.
+
+    The readers of each task derive from it what reads the samples.
+
+    Args:
+        source: The dataset.
+        share: What share is set aside, in (0, 1).
+        seed: Which samples.
+    """
+
+    has_splits = True
+    validation_settings = None
+    samples_name = "images"
+    """What messages call samples."""
+
+    def __init__(self, source: SplitSource, share: float, seed: int) -> None:
+        self.source = source
+        self._share = share
+        self._seed = seed
+
+    def has(self, split: Split) -> bool:
+        """Whether there are data of a split; of validation where there are training data."""
+        return self.source.has(source_split(split))
+
+    def place(self, split: Split) -> str:
+        """Where the data of a split are."""
+        return self.source.place(source_split(split))
+
+    def kept(self, split: Split, groups: Sequence[int]) -> list[int]:
+        """Which of the training samples are those of training or of validation, which is said; of tests all are.
+
+        Args:
+            split: The split.
+            groups: The group of each sample, as its class.
+        """
+        if split == "test":
+            return list(range(len(groups)))
+        aside = set_aside(groups, self._share, self._seed)
+        if split == "val":
+            rank_zero_only(say)(
+                f"{np.count_nonzero(aside)} of {len(aside)} training {self.samples_name} are set aside for validation "
+                f"(data.val_share {self._share:g})"
+            )
+        (indices,) = np.nonzero(aside if split == "val" else ~aside)
+        return [int(index) for index in indices]
+
+
+def source_split(split: Split) -> Split:
+    """The split that one with data set aside is read from."""
+    return "train" if split == "val" else split

@@ -2,13 +2,9 @@
 
 from typing import Protocol
 
-import numpy as np
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
-
 from swinv2_tasks.datamodules.classes import Classes
-from swinv2_tasks.datamodules.layouts import Split, Splits, describe_set_aside, set_aside
+from swinv2_tasks.datamodules.layouts import SetAside, Split, Splits, source_split
 from swinv2_tasks.datamodules.readers.image_lists import Sample
-from swinv2_tasks.text import say
 
 
 class ImageSource(Splits, Protocol):
@@ -33,47 +29,16 @@ class ImageSource(Splits, Protocol):
         """
 
 
-class SetAsideImages:
-    """A dataset without validation images: a share of each class's training images is set aside for that.
-
-    Args:
-        source: The dataset.
-        share: What share.
-        seed: Which of them.
-    """
-
-    has_splits = True
-    validation_settings = None
-
-    def __init__(self, source: ImageSource, share: float, seed: int) -> None:
-        self._source = source
-        self._share = share
-        self._seed = seed
+class SetAsideImages(SetAside[ImageSource]):
+    """A dataset without validation images: a share of each class's training images is set aside for that."""
 
     def classes(self) -> Classes:
         """Those of the dataset."""
-        return self._source.classes()
-
-    def has(self, split: Split) -> bool:
-        """Whether there are data of a split; of validation where there are training data."""
-        return self._source.has("train" if split == "val" else split)
-
-    def place(self, split: Split) -> str:
-        """Where the data of a split are."""
-        return self._source.place("train" if split == "val" else split)
+        return self.source.classes()
 
     def samples(self, split: Split, classes: Classes) -> list[Sample]:
         """The images of a split and their labels."""
-        if split == "test":
-            return self._source.samples(split, classes)
-        samples = self._source.samples("train", classes)
-        aside = self._aside(samples)
-        if split == "val":
-            rank_zero_only(say)(describe_set_aside(aside, self._share, "images"))
-        (kept,) = np.nonzero(aside if split == "val" else ~aside)
-        return [samples[index] for index in kept]
-
-    def _aside(self, samples: list[Sample]) -> np.ndarray:
+        samples = self.source.samples(source_split(split), classes)
         # Images of several labels go by their first one.
         groups = [label if isinstance(label, int) else (label or [-1])[0] for _, label in samples]
-        return set_aside(groups, self._share, self._seed)
+        return [samples[index] for index in self.kept(split, groups)]

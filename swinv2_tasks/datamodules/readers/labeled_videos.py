@@ -3,12 +3,8 @@
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
-
 from swinv2_tasks.datamodules.classes import Classes
-from swinv2_tasks.datamodules.layouts import Split, Splits, describe_set_aside, set_aside
-from swinv2_tasks.text import say
+from swinv2_tasks.datamodules.layouts import SetAside, Split, Splits, source_split
 
 VideoSample = tuple[str, int]
 """Path of a video and its class index."""
@@ -35,46 +31,20 @@ class VideoSource(Splits, Protocol):
         """The folders in which the verdicts of `data check` on a split's videos may lie."""
 
 
-class SetAsideVideos:
-    """A dataset without validation videos: a share of each class's training videos is set aside for that.
+class SetAsideVideos(SetAside[VideoSource]):
+    """A dataset without validation videos: a share of each class's training videos is set aside for that."""
 
-    Args:
-        source: The dataset.
-        share: What share.
-        seed: Which of them.
-    """
-
-    has_splits = True
-    validation_settings = None
-
-    def __init__(self, source: VideoSource, share: float, seed: int) -> None:
-        self._source = source
-        self._share = share
-        self._seed = seed
+    samples_name = "videos"
 
     def classes(self) -> Classes:
         """Those of the dataset."""
-        return self._source.classes()
-
-    def has(self, split: Split) -> bool:
-        """Whether there are data of a split; of validation where there are training data."""
-        return self._source.has("train" if split == "val" else split)
-
-    def place(self, split: Split) -> str:
-        """Where the data of a split are."""
-        return self._source.place("train" if split == "val" else split)
+        return self.source.classes()
 
     def videos(self, split: Split, classes: Classes) -> list[VideoSample]:
         """The videos of a split and their labels."""
-        if split == "test":
-            return self._source.videos(split, classes)
-        videos = self._source.videos("train", classes)
-        aside = set_aside([label for _, label in videos], self._share, self._seed)
-        if split == "val":
-            rank_zero_only(say)(describe_set_aside(aside, self._share, "videos"))
-        (kept,) = np.nonzero(aside if split == "val" else ~aside)
-        return [videos[index] for index in kept]
+        videos = self.source.videos(source_split(split), classes)
+        return [videos[index] for index in self.kept(split, [label for _, label in videos])]
 
     def verdict_folders(self, split: Split) -> list[Path]:
         """Where verdicts may lie."""
-        return self._source.verdict_folders("train" if split == "val" else split)
+        return self.source.verdict_folders(source_split(split))

@@ -9,11 +9,10 @@ from typing import Protocol
 import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from swinv2_tasks.datamodules.layouts import Split, Splits, describe_set_aside, set_aside
+from swinv2_tasks.datamodules.layouts import SetAside, Split, Splits, source_split
 from swinv2_tasks.datamodules.readers.annotations import CocoAnnotations, CocoImage, PackedImages
 from swinv2_tasks.datamodules.readers.image_sizes import image_sizes
 from swinv2_tasks.errors import UserError
-from swinv2_tasks.text import say
 
 log = logging.getLogger("swinv2_tasks")
 
@@ -82,44 +81,16 @@ def sized(paths: Sequence[Path], allows: Callable[[int], bool]) -> Iterator[tupl
             yield number, path, *size
 
 
-class SetAside:
-    """A dataset without validation images, of whose training images a share is set aside for that.
-
-    Args:
-        source: The dataset.
-        share: What share.
-        seed: Which of them.
-    """
-
-    has_splits = True
-    validation_settings = None
-
-    def __init__(self, source: ObjectSource, share: float, seed: int) -> None:
-        self._source = source
-        self._share = share
-        self._seed = seed
+class SetAsideObjects(SetAside[ObjectSource]):
+    """A dataset without validation images, of whose training images a share is set aside for that."""
 
     def categories(self) -> tuple[list[int], list[str]]:
         """Those of the dataset."""
-        return self._source.categories()
-
-    def has(self, split: Split) -> bool:
-        """Whether there are data of a split; of validation where there are training data."""
-        return self._source.has("train" if split == "val" else split)
-
-    def place(self, split: Split) -> str:
-        """Where the data of a split are."""
-        return self._source.place("train" if split == "val" else split)
+        return self.source.categories()
 
     def read(self, split: Split) -> tuple[CocoAnnotations, Path]:
         """What is annotated in a split, and the folder of its images."""
-        if split == "test":
-            return self._source.read(split)
-        annotations, folder = self._source.read("train")
-        number = len(annotations.images)
-        aside = set_aside([0] * number, self._share, self._seed)
-        if split == "val":
-            rank_zero_only(say)(describe_set_aside(aside, self._share, "images"))
-        (kept,) = np.nonzero(aside if split == "val" else ~aside)
-        images = PackedImages(annotations.images[index] for index in kept.tolist())
+        annotations, folder = self.source.read(source_split(split))
+        kept = self.kept(split, [0] * len(annotations.images))
+        images = PackedImages(annotations.images[index] for index in kept)
         return replace(annotations, images=images, portrait=annotations.portrait[kept]), folder

@@ -34,7 +34,7 @@ _SPLIT_KEYS: dict[Split, tuple[str, ...]] = {
 }
 
 SLACK = 0.01
-"""By how much a coordinate may lie outside of the image, in shares of it, which rounding explains."""
+"""By how much a coordinate may lie outside of the image, as a fraction of its side, which rounding explains."""
 
 
 class YoloSource:
@@ -130,7 +130,7 @@ class YoloSource:
         return CocoObject(object_id, label, box, polygon_area(columns, rows), False, [polygon])
 
     def _parse(self, line: str, where: str) -> tuple[int, list[float]]:
-        """The class and the coordinates of a line, in shares of the image."""
+        """The class and the coordinates of a line, as fractions of the image's sides."""
         fields = line.split()
         if len(fields) == 6:  # a confidence, as predictions have it
             raise UserError(
