@@ -60,8 +60,15 @@ def test_code_that_handles_exceptions_does_not_swallow_a_stop() -> None:
 
 def test_a_main_thread_that_hangs_in_c_is_ended_by_force() -> None:
     """It waits for a lock that nobody gives, and swallows all: Python's handlers never come to an end there."""
-    hang = "\n    while True:\n        try: time.sleep(60)\n        except BaseException: pass"
-    ended = run_python(COMMAND.format(work=hang), signal.SIGHUP)
+    hang = """
+    while True:
+        try:
+            print("hangs", flush=True)
+            time.sleep(60)
+        except BaseException:
+            pass"""
+    command = COMMAND.replace('print("works", flush=True)', "")  # the first line comes from within the try
+    ended = run_python(command.format(work=hang), signal.SIGHUP)
     assert ended.returncode == 129
     assert "without waiting for what it was doing" in ended.stderr and "Traceback" not in ended.stderr
 

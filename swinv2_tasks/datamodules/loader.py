@@ -416,12 +416,17 @@ class BatchLoader:
                 )
 
     def _describe_stall(self, stall: WorkerStalled) -> str:
-        index_of = {int(pid): int(index) for pid, index in self._reader.reading.tolist()}
-        index = index_of.get(stall.pid or -1)
-        reads = "and has not begun to read"
-        if index is not None:
-            reads = "between two samples" if index < 0 else f"reading {printable(sample_id(self.dataset, index))}"
-        worker = "a DataLoader worker" if stall.pid is None else f"DataLoader worker {stall.pid}"
+        index_of = {int(pid): int(index) for pid, index in self._reader.reading.tolist() if pid >= 0}
+        pid = stall.pid
+        if pid is None or index_of.get(pid) == -1:
+            # Its batch may be ready, but behind one in the queue that cannot be fetched from another, which hangs.
+            pid = next((other for other, index in index_of.items() if index >= 0), pid)
+        reads = "between two samples"
+        if pid is not None and pid not in index_of:
+            reads = "and has not begun to read"
+        elif pid is not None and index_of[pid] >= 0:
+            reads = f"reading {printable(sample_id(self.dataset, index_of[pid]))}"
+        worker = "a DataLoader worker" if pid is None else f"DataLoader worker {pid}"
         return f"{worker} has given no batch for {in_words(stall.seconds)}, {reads}"
 
     def _remedy(self, slow: bool = False) -> str:

@@ -25,6 +25,7 @@ from swinv2_tasks.datamodules.base import BaseDataModule
 from swinv2_tasks.datamodules.loader import BatchLoader, BatchOrder, FaultPolicy, FileOrder, group_batches
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.stopping import SIGNALS
+from swinv2_tasks.torch_internals import WorkerStalled
 from tests.helpers.broken_files import cut_off
 from tests.helpers.processes import wait_for
 from tests.helpers.tiny import AUGMENTATION, new_data, write_images
@@ -591,6 +592,24 @@ def test_a_worker_that_is_stopped_is_replaced_once(
     assert "reading file_33.jpg: all workers are replaced" in caplog.text
     loader.close()
     assert time.monotonic() - started < 50
+
+
+@pytest.mark.parametrize(
+    ("awaited", "reading", "message"),
+    [
+        (101, [[101, 33], [102, 7]], "DataLoader worker 101 has given no batch for 8 s, reading file_33.jpg"),
+        # Its batch is ready, but behind one in the queue that cannot be fetched from the other.
+        (101, [[101, -1], [102, 33]], "DataLoader worker 102 has given no batch for 8 s, reading file_33.jpg"),
+        (None, [[101, -1], [102, 33]], "DataLoader worker 102 has given no batch for 8 s, reading file_33.jpg"),
+        (101, [[101, -1], [102, -1]], "DataLoader worker 101 has given no batch for 8 s, between two samples"),
+        (101, [[-1, -1], [102, 33]], "DataLoader worker 101 has given no batch for 8 s, and has not begun to read"),
+        (None, [[-1, -1], [-1, -1]], "a DataLoader worker has given no batch for 8 s, between two samples"),
+    ],
+)
+def test_a_stall_names_the_worker_that_hangs(awaited: int | None, reading: list[list[int]], message: str) -> None:
+    loader = new_loader(Pids(), workers=2)
+    loader._reader.reading[:] = torch.tensor(reading)
+    assert loader._describe_stall(WorkerStalled(awaited, 8.0)) == message
 
 
 # ---- batches of one group
