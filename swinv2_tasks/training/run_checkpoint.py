@@ -27,6 +27,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from swinv2_tasks.errors import Interrupted, UserError, name_signal
 from swinv2_tasks.files import remove, remove_unfinished, replace_file, unfinished_name
 from swinv2_tasks.hyperparameters import task_record
+from swinv2_tasks.records import flag, mapping, require, score, values
 from swinv2_tasks.stopping import stops
 from swinv2_tasks.training.lightning_internals import (
     cluster_environment,
@@ -46,6 +47,9 @@ from swinv2_tasks.weights.files import find_corruption, read_contents, write_pic
 from swinv2_tasks.weights.formats import some
 from swinv2_tasks.weights.integrity import collect_tensors, find_nonfinite
 from swinv2_tasks.weights.sharded import assemble
+
+WATCHED = mapping({}, {"metrics": values(score), "at_batch_end": flag})
+"""What a checkpoint keeps of the metrics that are watched."""
 
 _NOTHING, _SAVE, _REQUEUE, _STOP = range(4)
 
@@ -101,7 +105,7 @@ class RunCheckpoint(Checkpoint):
         self._loaded_state: dict[str, Any] = {}
 
     def on_save_checkpoint(self, trainer: Any, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Writes what was logged before, and keeps what schedulers that watch a metric need to be resumed.
+        """Writes what was logged before, and keeps the metrics that schedulers and callbacks watch.
 
         A training that is resumed from a checkpoint, be it the best one, logs nothing of what came before again.
         """
@@ -110,10 +114,11 @@ class RunCheckpoint(Checkpoint):
             for logger in trainer.loggers:
                 logger.save()
         monitors = {config.monitor for config in trainer.lr_scheduler_configs if config.reduce_on_plateau}
-        if monitors:
-            metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name in monitors}
-            state = {"metrics": metrics, "at_batch_end": trainer.training}
-            checkpoint["callbacks"][self.state_key] = state
+        # One that stops early, say, looks at its metric as the epoch ends, which may be after the save.
+        monitors |= {getattr(callback, "monitor", None) for callback in trainer.callbacks}
+        if metrics := {name: value for name, value in trainer.callback_metrics.items() if name in monitors}:
+            metrics = {name: torch.as_tensor(value).detach().cpu() for name, value in metrics.items()}
+            checkpoint["callbacks"][self.state_key] = {"metrics": metrics, "at_batch_end": trainer.training}
 
     def on_load_checkpoint(self, trainer: Any, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Restores of the best checkpoint what Lightning lets it forget: the score that it was last saved with."""
@@ -124,13 +129,14 @@ class RunCheckpoint(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps the state for ``on_train_start``, when the schedulers are there."""
+        require(state_dict, WATCHED, "the checkpoint is corrupt: in its state of RunCheckpoint,")
         self._loaded_state = state_dict
 
-    def _make_up_for_schedulers(self, trainer: Any) -> None:
-        """Steps those that watch a metric after a batch whose end was saved in the middle of."""
+    def _restore_watched(self, trainer: Any) -> None:
+        """Restores metrics; steps schedulers that watch one after a batch whose end was saved in the middle of."""
         state, self._loaded_state = self._loaded_state, {}
-        values = {name: torch.tensor(value, dtype=torch.float64) for name, value in state.get("metrics", {}).items()}
-        trainer.callback_metrics.update(values)
+        metrics = {name: torch.as_tensor(value) for name, value in state.get("metrics", {}).items()}
+        trainer.callback_metrics.update(metrics)
         if state.get("at_batch_end"):
             trainer.fit_loop.epoch_loop.update_lr_schedulers("step", update_plateau_schedulers=True)
 
@@ -152,7 +158,7 @@ class RunCheckpoint(Checkpoint):
         """Starts the clock; from here on signals wait for the end of a step."""
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
         self._agreed = _NOTHING
-        self._make_up_for_schedulers(trainer)
+        self._restore_watched(trainer)
         if trainer.world_size > 1:
             self._group = cpu_group()
         stops.defer()

@@ -20,6 +20,10 @@ ACCUMULATION = {
     "class_path": "lightning.pytorch.callbacks.GradientAccumulationScheduler",
     "init_args": {"scheduling": {1: 3, 2: 2}},
 }
+EARLY_STOPPING = {
+    "class_path": "lightning.pytorch.callbacks.EarlyStopping",
+    "init_args": {"monitor": "val/loss", "patience": 2},
+}
 OWN = "tests.helpers.own_optimization"
 
 
@@ -102,6 +106,11 @@ CASES: dict[str, dict[str, Any]] = {
         "model": f"{OWN}.PatientPlateau",
         "trainer.check_val_every_n_epoch": 2,
     },
+    "a callback that stops early": {
+        "signals": [send_at(11), send_at(20, number=signal.SIGTERM, validation=1), send_at(24)],
+        "callbacks": [EARLY_STOPPING],
+        "save.every_n_steps": 3,
+    },
     "a scheduler that watches each step": {
         "signals": [send_at(14), send_at(21)],
         "model": f"{OWN}.PlateauOfSteps",
@@ -153,6 +162,15 @@ def test_a_disturbed_training_ends_as_an_undisturbed_one(name: str, data: Path, 
     assert "resuming runs/tiny/0 at step" in resumed.output
     assert_same_training(straight, disturbed, generators=generators)
     assert sorted(path.name for path in (disturbed / "runs" / "tiny").iterdir()) == ["0"]
+
+
+def test_a_finished_training_that_may_stop_early_continues_for_more_epochs(data: Path, tmp_path: Path) -> None:
+    """Its last save was made in the validation, and what stops early looks at its metric later."""
+    write_run(tmp_path, data, EARLY_STOPPING)
+    assert run(["fit", "--config=tiny.yaml", "--trainer.max_epochs=1"], tmp_path).status == 0
+    longer = run([*RESUME, "--trainer.max_epochs=2"], tmp_path)
+    assert longer.status == 0, longer.errors
+    assert json.loads((newest(tmp_path) / "summary.json").read_text())["steps"] == 20
 
 
 WIDE = {"init_args": {"backbone": {"init_args": {"window_size": 16}}}}
