@@ -33,6 +33,9 @@ MOST_DIGITS = 100
 MOST_CONFIG_BYTES = 2**20
 """Of a config. Lists that are longer stand in files of their own, such as that of `data.class_names`."""
 
+MOST_LINE_BYTES = 2**24
+"""Of a line of a file that is read by lines: of what a run has logged and of what was predicted."""
+
 WALKED_BYTES = 2**24
 """JSON up to this size is walked through: configs and records, which are then taken for trees. Annotations, of which
 COCO has 450 MB, are read by entries that do not nest."""
@@ -100,6 +103,17 @@ def read_text(
     """
     text = read_bytes(path, most).decode(encoding, errors)
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+def read_lines(path: str | PathLike[str]) -> Iterator[bytes]:
+    """The lines of a file, one after the other, with their line feeds; one that is too long comes in pieces.
+
+    Raises:
+        OSError: as for ``open_file``.
+    """
+    with open_file(path) as file:
+        while line := file.readline(MOST_LINE_BYTES):
+            yield line
 
 
 # ---- what was read

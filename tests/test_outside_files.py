@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from swinv2_tasks import outside_files
 from swinv2_tasks.outside_files import (
     TooLarge,
     check_tree,
@@ -20,6 +21,7 @@ from swinv2_tasks.outside_files import (
     load_yaml,
     open_file,
     read_bytes,
+    read_lines,
     read_text,
 )
 from tests.helpers.prices import call
@@ -143,3 +145,11 @@ def test_a_tree_is_counted_as_often_as_it_is_referred_to() -> None:
             check_tree(value)
     check_tree(shared(1, 10))
     check_tree({"ids": [str(number) for number in range(22_000)], "state": (1, 2**128), "none": None})
+
+
+def test_lines_come_as_they_are_and_long_ones_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outside_files, "MOST_LINE_BYTES", 8)
+    content = b"short\n\n" + b"x" * 20 + b"\nlast"
+    (tmp_path / "lines").write_bytes(content)
+    lines = [*read_lines(tmp_path / "lines")]
+    assert lines == [b"short\n", b"\n", b"x" * 8, b"x" * 8, b"xxxx\n", b"last"]

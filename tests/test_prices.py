@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,9 @@ from swinv2_tasks.datamodules.transforms.segmentation import ADE20KAugmentation
 from swinv2_tasks.datamodules.transforms.video import FrameSampling
 from swinv2_tasks.inference.detection import DetectionInference
 from swinv2_tasks.inference.segmentation import Inference
-from swinv2_tasks.tasks import ClassificationTask
 from tests.helpers import tiny
 from tests.helpers.prices import refusal
+from tests.helpers.tiny_tasks import TINY_TASKS
 
 HUGE = 10**9
 
@@ -89,31 +89,45 @@ def test_a_class_list_of_ten_million_lines_is_refused(read: Callable[[Path], Any
 
 
 @pytest.mark.parametrize(
-    ("place", "value"),
+    ("task", "entry", "value"),
     [
-        (("backbone", "embed_dim"), 4096),
-        (("backbone", "depths"), [500, 400]),
-        (("backbone", "depths"), [10**6, 1]),
-        (("task", "init_args", "num_classes"), 10**12),
+        ("classification", ("backbone", "embed_dim"), 4096),
+        ("classification", ("backbone", "depths"), [500, 400]),
+        ("classification", ("backbone", "depths"), [10**6, 1]),
+        ("classification", ("task", "init_args", "num_classes"), 10**12),
+        ("segmentation", ("task", "init_args", "decoder", "init_args", "channels"), HUGE),
+        ("segmentation", ("task", "init_args", "decoder", "init_args", "pool_scales"), [1] * 5_000),
+        ("segmentation", ("task", "init_args", "auxiliary_channels"), HUGE),
+        ("mask_rcnn", ("task", "init_args", "detector", "init_args", "channels"), HUGE),
+        ("mask_rcnn", ("task", "init_args", "detector", "init_args", "representation_size"), HUGE),
     ],
 )
-def test_a_record_of_more_than_the_file_holds_is_not_built(place: tuple[str, ...], value: Any, tmp_path: Path) -> None:
-    path = write_run(tmp_path)
-    contents = torch.load(path, weights_only=False)
+def test_a_record_of_more_than_the_file_holds_is_not_built(
+    task: str, entry: tuple[str, ...], value: Any, checkpoints: Callable[[str], Path], tmp_path: Path
+) -> None:
+    contents = torch.load(checkpoints(task), weights_only=False)
     part = contents["swinv2_tasks"]
-    for key in place[:-1]:
+    for key in entry[:-1]:
         part = part[key]
-    part[place[-1]] = value
+    part[entry[-1]] = value
+    path = tmp_path / "changed.ckpt"
     torch.save(contents, path)
-    for read in (config_from_checkpoint, ClassificationTask.load_from_checkpoint):
+    for read in (config_from_checkpoint, TINY_TASKS[task].task.load_from_checkpoint):
         message = refusal(read, str(path))
-        assert "its record is of a network" in message or "depths" in message
+        assert "its record is of a network" in message or entry[-1] in message
 
 
-def write_run(folder: Path) -> Path:
-    """A checkpoint of a tiny run."""
-    root = tiny.write_images(folder / "images", train=2, val=1)
-    trainer = tiny.new_trainer(folder, max_steps=1, limit_val_batches=0)
-    trainer.fit(tiny.new_task(), tiny.new_data(root, batch_size=2))
-    trainer.save_checkpoint(folder / "tiny.ckpt")
-    return folder / "tiny.ckpt"
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Gives a checkpoint of a tiny run of a task; not to be changed."""
+
+    @cache
+    def checkpoint(name: str) -> Path:
+        folder = tmp_path_factory.mktemp(name)
+        root = TINY_TASKS[name].write_data(folder / "data", train=8, val=1)
+        trainer = tiny.new_trainer(folder, max_steps=1, limit_val_batches=0)
+        trainer.fit(TINY_TASKS[name].new_task(), TINY_TASKS[name].new_data(root))
+        trainer.save_checkpoint(folder / "tiny.ckpt")
+        return folder / "tiny.ckpt"
+
+    return checkpoint

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from swinv2_tasks.callbacks.opening import Rows, short_path
 from swinv2_tasks.datamodules.loader import sample_id
+from swinv2_tasks.outside_files import read_json
 from swinv2_tasks.progress import format_number
 from swinv2_tasks.text import command_word
 
@@ -67,7 +67,7 @@ def _best_score(callback: ModelCheckpoint | None, folder: Path | None) -> str | 
         return None
     best: dict[str, Any] = {}
     if folder is not None and (summary := folder / "summary.json").is_file():
-        best = json.loads(summary.read_text("utf-8"))["best_metrics"]
+        best = read_json(summary)["best_metrics"]
     score = best.get(callback.monitor)
     if score is None and callback.best_model_score is not None:
         score = float(callback.best_model_score)

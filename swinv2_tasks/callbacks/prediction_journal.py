@@ -17,7 +17,7 @@ import numpy as np
 
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.files import append, is_inside, replace_file
-from swinv2_tasks.outside_files import read_json
+from swinv2_tasks.outside_files import MOST_LINE_BYTES, load_json, read_json, read_lines
 from swinv2_tasks.text import printable
 
 MERGED = "done.jsonl"
@@ -86,16 +86,14 @@ class Journal:
 
     def kept(self) -> Iterator[Record]:
         """The records of earlier attempts."""
-        with (self.folder / MERGED).open("rb") as file:
-            for line in file:
-                yield from _parse(line)
+        for line in read_lines(self.folder / MERGED):
+            yield from _parse(line)
 
     def records(self) -> Iterator[Record]:
         """All records of all processes, in no particular order."""
         for path in self._files():
-            with path.open("rb") as file:
-                for line in file:
-                    yield from _parse(line)
+            for line in read_lines(path):
+                yield from _parse(line)
 
     def in_order(self, index_of: dict[str, int]) -> Iterator[tuple[int, Record | None]]:
         """Each file's number and its record, None where there is none, in the order of the numbers.
@@ -118,7 +116,9 @@ class Journal:
                     continue
                 if (file_number, offset) != last:
                     files[file_number].seek(offset)
-                    line_records = {record["path"]: record for record in _parse(files[file_number].readline())}
+                    line_records = {
+                        record["path"]: record for record in _parse(files[file_number].readline(MOST_LINE_BYTES))
+                    }
                     last = (file_number, offset)
                 yield index, line_records[path_name]
         finally:
@@ -131,12 +131,11 @@ class Journal:
         offsets = np.zeros(len(index_of), dtype=np.int64)
         for number, path in enumerate(paths):
             offset = 0
-            with path.open("rb") as file:
-                for line in file:
-                    for record in _parse(line):
-                        if (index := index_of.get(record["path"])) is not None:
-                            file_numbers[index], offsets[index] = number, offset
-                    offset += len(line)
+            for line in read_lines(path):
+                for record in _parse(line):
+                    if (index := index_of.get(record["path"])) is not None:
+                        file_numbers[index], offsets[index] = number, offset
+                offset += len(line)
         return file_numbers, offsets
 
     def end(self, bad: int) -> None:
@@ -164,8 +163,8 @@ def _parse(line: bytes) -> list[Record]:
     Files that a record names are removed when they are made again, so that they must be in the folder.
     """
     try:
-        records = json.loads(line) if line.endswith(b"\n") else []
-    except (ValueError, RecursionError):
+        records = load_json(line) if line.endswith(b"\n") else []
+    except ValueError:
         return []
     return [record for record in records if _is_record(record)] if isinstance(records, list) else []
 

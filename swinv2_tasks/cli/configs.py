@@ -48,7 +48,7 @@ def config_from_checkpoint(path: str, *, predict: bool = False, root_is_stated: 
             f"{path} was made with {task['class']} and {data and data['class']}, which are not both this package's; "
             "give the run's config with --config."
         )
-    check_recorded_size(contents, record, path)
+    check_recorded_size(contents, record, path, getattr(tasks, task["class"]))
     backbone = {**record["backbone"], "position_bias": f"swinv2_tasks.backbone.{record['backbone']['position_bias']}"}
     backbone_config = {"class_path": "swinv2_tasks.backbone.SwinTransformerV2", "init_args": backbone}
     data_args = _evaluation_arguments(data["init_args"])

@@ -22,6 +22,7 @@ from swinv2_tasks.errors import UserError
 from swinv2_tasks.heads.batch_norm import BatchNorm2d
 from swinv2_tasks.heads.decoder import Decoder
 from swinv2_tasks.heads.fpn import MapNorms
+from swinv2_tasks.outside_files import shorten
 
 
 class ConvNormReLU(nn.Sequential):
@@ -95,9 +96,10 @@ class UPerNet(Decoder):
     """
 
     def __init__(self, channels: int = 512, pool_scales: tuple[int, ...] = (1, 2, 3, 6)) -> None:
-        if channels < 1 or not pool_scales or min(pool_scales) < 1:
+        if channels < 1 or not 1 <= len(pool_scales) <= 32 or min(pool_scales) < 1:
             raise UserError(
-                f"UPerNet: channels is {channels}, pool_scales {[*pool_scales]}; expected numbers of at least 1"
+                f"UPerNet: channels is {channels}, pool_scales {shorten([*pool_scales])}; expected numbers of at least "
+                "1, and of pool_scales at most 32"
             )
         self.channels, self.pool_scales = channels, tuple(pool_scales)
 

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from torch import Tensor
+from torch import Tensor, nn
 
 from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.backbone.window import Size
@@ -322,7 +322,7 @@ class RestorableTask(Recorded, PlannedTask, ClassAwareTask):
         arguments = recorded_arguments(cls, recorded, str(checkpoint_path))
         arguments |= {"weights": None, **overrides}
         if "backbone" not in arguments:
-            check_recorded_size(contents, record, str(checkpoint_path))
+            check_recorded_size(contents, record, str(checkpoint_path), cls)
             arguments["backbone"] = SwinTransformerV2.from_config(record["backbone"])
         parameters = [*inspect.signature(cls.__init__).parameters.values()][1:]
         needed = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
@@ -340,31 +340,51 @@ class RestorableTask(Recorded, PlannedTask, ClassAwareTask):
         return task.to(map_location).eval()
 
 
-def check_recorded_size(contents: Mapping[str, Any], record: Mapping[str, Any], source: str) -> None:
-    """Refuses a record of a backbone that has more weights than the file: building it would take any memory.
+def check_recorded_size(
+    contents: Mapping[str, Any], record: Mapping[str, Any], source: str, task_class: type[nn.Module]
+) -> None:
+    """Refuses a record of a network that has more weights than the file: building it would take any memory.
+
+    Args:
+        contents: the checkpoint's.
+        record: what it says of its task and backbone.
+        source: the file, for the message.
+        task_class: the recorded class; of one that is not of this package the backbone alone is looked at.
 
     Raises:
         UserError: it is one; or its position bias is not one of this package.
     """
     state = contents.get("state_dict")
     tensors = [*state.values()] if isinstance(state, Mapping) else []
+    held = sum(math.prod(tensor.shape) for tensor in tensors if isinstance(tensor, Tensor | ShardedTensor))
     blocks = sum(depth for depth in record["backbone"]["depths"] if isinstance(depth, int))
     if blocks > len(tensors):  # before they are made, if only of shapes
         raise UserError(
             f"{source} is corrupt: its record is of a network of {shorten(blocks)} blocks, but it holds "
             f"{len(tensors):,} tensors."
         )
-    with torch.device("meta"):
-        backbone = SwinTransformerV2.from_config(record["backbone"])
-    needed = sum(parameter.numel() for parameter in backbone.parameters())
     classes = record["task"]["init_args"].get("num_classes")
-    needed += classes if isinstance(classes, int) else 0  # a class has a weight at least
-    held = sum(math.prod(tensor.shape) for tensor in tensors if isinstance(tensor, Tensor | ShardedTensor))
+    needed = classes if isinstance(classes, int) else 0  # a class has a weight at least
+    if needed <= held:
+        needed = _count_weights(record, source, task_class)
     if needed > held:
         raise UserError(
             f"{source} is corrupt: its record is of a network of at least {needed:,} weights, but it holds {held:,} "
             "numbers."
         )
+
+
+def _count_weights(record: Mapping[str, Any], source: str, task_class: type[nn.Module]) -> int:
+    """How many weights the network of a record has, of which only the shapes are made."""
+    try:
+        with torch.device("meta"):
+            network: nn.Module = SwinTransformerV2.from_config(record["backbone"])
+            if task_class.__module__.startswith("swinv2_tasks."):
+                arguments = recorded_arguments(task_class, record["task"]["init_args"], source)
+                network = task_class(**{**arguments, "weights": None, "backbone": network})
+    except RuntimeError as error:  # of a size that 64 bits do not hold
+        raise UserError(f"{source} is corrupt: its record is of a network that nothing holds ({error}).") from error
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def _check_same_steps(old: StepSize, new: StepSize) -> None:

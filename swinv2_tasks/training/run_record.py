@@ -21,6 +21,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from swinv2_tasks.batches import task_data
 from swinv2_tasks.errors import Interrupted
 from swinv2_tasks.files import replace_file
+from swinv2_tasks.outside_files import load_json, read_lines
 from swinv2_tasks.records import mapping, text, whole
 from swinv2_tasks.training.run_folder import record_start
 from swinv2_tasks.training.run_loggers import read_numbers
@@ -244,10 +245,10 @@ class _EventWriter(logging.Handler):
 def _read_events(path: Path) -> list[dict[str, Any]]:
     """The events of a file, without lines that are none, as the last one is where a kill has cut it off."""
     events = []
-    for line in path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else ():
+    for line in read_lines(path) if path.is_file() else ():
         try:
-            event = json.loads(line)
-        except (ValueError, RecursionError):
+            event = load_json(line)
+        except ValueError:
             continue
         if EVENT(event) is None:
             events.append(event)

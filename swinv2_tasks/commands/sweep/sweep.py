@@ -25,7 +25,7 @@ from swinv2_tasks.datamodules.classes import abbreviate
 from swinv2_tasks.errors import Interrupted, UserError, name_signal
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.inference.segmentation import Inference
-from swinv2_tasks.outside_files import read_json
+from swinv2_tasks.outside_files import load_json, read_json
 from swinv2_tasks.progress import WorkProgress, in_words
 from swinv2_tasks.tables import TerminalTable, read_table, write_table
 from swinv2_tasks.text import label, printable, say
@@ -519,7 +519,7 @@ def _read_table(path: Path) -> Outcomes:
             samples_per_second=float(row["samples_per_second"]),
             memory_mib=float(row["memory_mib"]),
             device=row["device"],
-            left_out=json.loads(row.get("left_out") or "{}"),
+            left_out=load_json(row.get("left_out") or "{}"),
         )
     return outcomes
 
