@@ -43,6 +43,7 @@ def write_traps(folder: Path) -> None:
         (folder / f"{name}.py").write_text(f"open({str(folder / 'imported')!r}, 'a').write('{name}')\n")
 
 
+@pytest.mark.slow
 def test_videos_are_checked_without_importing_from_the_working_folder(tmp_path: Path) -> None:
     folder = tmp_path / "films"
     write_film(folder / "train" / "zumba" / "good.mp4")

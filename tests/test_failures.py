@@ -145,6 +145,7 @@ PLAIN = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIO
 """A terminal that knows ASCII alone."""
 
 
+@pytest.mark.slow
 def test_a_terminal_that_knows_ascii_alone(tmp_path: Path) -> None:
     torch.save(new_task().state_dict(), tmp_path / "tiny.pth")
     result = call("weights", "inspect", "tiny.pth", folder=tmp_path, **PLAIN)

@@ -185,7 +185,8 @@ def test_a_stop_in_a_validation_on_two_processes_saves(to: str, strategy: str, i
     assert (tmp_path / "runs/tiny/0/checkpoints/last.ckpt").exists()
 
 
-@pytest.mark.parametrize("which", ["last", pytest.param("first", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["last", "first"])
 def test_a_process_that_is_stopped_ends_the_others(which: str, images: Path, tmp_path: Path) -> None:
     """By SIGSTOP: it lives, keeps its connections and does nothing."""
     write_config(tmp_path / "tiny.yaml", images, trainer={"max_epochs": 500})

@@ -71,7 +71,10 @@ def test_compiled_equals_eager_in_eval_mode(mode: type, size: tuple[int, int]) -
             {"position_bias": LinearCPB, "pretrained_window_size": 5, "checkpoint_stages": True},
             marks=pytest.mark.slow,
         ),
-        {"position_bias": BiasTable, "attention_chunk_size": 4, "frozen_stages": 1, "extra_norm_every": 2},
+        pytest.param(
+            {"position_bias": BiasTable, "attention_chunk_size": 4, "frozen_stages": 1, "extra_norm_every": 2},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=str,
 )

@@ -118,6 +118,7 @@ def test_first_words_come_before_torch_is_loaded(terminal_fit: tuple[str, Path])
     assert lasting_lines(written)[0] == "swinv2-tasks fit: loading PyTorch …"
 
 
+@pytest.mark.slow
 def test_validations_and_predictions_in_a_terminal(terminal_fit: tuple[str, Path], tmp_path: Path) -> None:
     _, folder = terminal_fit
     checkpoint = "--ckpt_path=runs/mine/0/checkpoints/best.ckpt"

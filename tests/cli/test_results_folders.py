@@ -42,6 +42,7 @@ def visible_in(folder: str) -> list[str]:
 # ---- in the folder of all runs
 
 
+@pytest.mark.slow
 def test_trainings_are_numbered_and_evaluations_named(
     workplace: Path, images: Path, trained: Path, source: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

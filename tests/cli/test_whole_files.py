@@ -36,6 +36,7 @@ def check(folder: Path, arguments: Sequence[str], status: int = 0) -> None:
     assert {path for path in folder.rglob("*") if path.is_file()} - before, "nothing was written"
 
 
+@pytest.mark.slow
 def test_a_training(tmp_path: Path) -> None:
     """Checkpoints, config, tables, the learning curve, and images of validations."""
     dataset, folder = write_task("simmim", tmp_path)

@@ -107,6 +107,7 @@ def test_crashes_and_hangs_are_reported_of_their_file(films: Path, monkeypatch: 
     }
 
 
+@pytest.mark.slow
 def test_the_start_of_a_process_takes_none_of_a_videos_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes that need longer to start than a video may take to decode."""
     (tmp_path / "sitecustomize.py").write_text("import time; time.sleep(4)")
@@ -239,6 +240,7 @@ def arguments(long_films: Path, tmp_path: Path) -> list[str]:
     return [f"--config={config}", f"--runs={tmp_path / 'runs'}"]
 
 
+@pytest.mark.slow
 def test_what_check_calls_faulty_stops_every_command_or_is_skipped(
     long_films: Path, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -94,7 +94,9 @@ DATA: dict[str, dict[str, Any]] = {
 """Of the data, beside what draws random numbers without being asked. Three batches are an epoch of each task."""
 
 
-@pytest.mark.parametrize("name", TWO_TASKS)
+@pytest.mark.parametrize(
+    "name", [name if name == "classification" else pytest.param(name, marks=pytest.mark.slow) for name in TINY_TASKS]
+)
 def test_a_killed_training_resumes_exactly(name: str, dataset: Find, tmp_path: Path) -> None:
     """In the middle of the second epoch of three, at a step that was not saved."""
     callbacks = [
@@ -135,7 +137,7 @@ def test_a_killed_training_resumes_exactly(name: str, dataset: Find, tmp_path: P
         pytest.param(1, 3, id="fewer samples than processes", marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("name", EACH_TASK)
+@pytest.mark.parametrize("name", TWO_TASKS)
 def test_several_processes_score_as_one(
     name: str, samples: int | None, processes: int, dataset: Find, trained_run: Find, tmp_path: Path
 ) -> None:
@@ -204,6 +206,7 @@ def test_scores_are_repeated_where_training_shrinks_the_windows(dataset: Find, t
     assert read_scores(evaluate(tmp_path, checkpoint)) == scores_of_best(run_folder)
 
 
+@pytest.mark.slow
 def test_evaluations_and_predictions_have_the_precision_of_the_run(
     dataset: Find, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -38,6 +38,7 @@ def poor(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "runs" / "tiny" / "0" / "checkpoints" / "last.ckpt"
 
 
+@pytest.mark.slow
 def test_processes_that_the_program_starts_score_as_one(trained: Path, images: Path, tmp_path: Path) -> None:
     """12 images in batches of 5: one process has two batches, the other one."""
     rows = [evaluate(tmp_path, last_checkpoint(trained), images, number, "--data.batch_size=5") for number in (1, 2)]

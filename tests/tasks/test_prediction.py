@@ -72,7 +72,10 @@ def results(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for path in files}
 
 
-@pytest.mark.parametrize("task", ON_ONE_DETECTOR)
+@pytest.mark.parametrize(
+    "task",
+    [task if task == "classification" else pytest.param(task, marks=pytest.mark.slow) for task in ON_ONE_DETECTOR],
+)
 def test_bad_files_are_listed_and_the_others_predicted(
     task: str, checkpoint: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -129,11 +129,7 @@ CASES: dict[str, dict[str, Any]] = {
         "save.every_n_steps": 3,
     },
 }
-FAST = (
-    "a scheduler that watches the validation",
-    "kill twice, workers, averaged weights",
-    "stopped in validations, averaged weights",
-)
+FAST = ("kill twice, workers, averaged weights",)
 
 
 @pytest.mark.parametrize(

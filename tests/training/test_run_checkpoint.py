@@ -174,6 +174,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", folder], check=True)
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_ends_the_run_with_a_message(images: Path, small_disk: Path) -> None:
     """Then, with more room, the run resumes from the intact checkpoint."""
     write_config(small_disk / "tiny.yaml", images, trainer={"max_epochs": 40})
@@ -315,7 +316,7 @@ def test_a_run_that_has_not_ended_is_not_resumed(images: Path, tmp_path: Path) -
     [
         pytest.param(None, signal.SIGKILL, marks=pytest.mark.slow),
         (1, signal.SIGKILL),
-        (None, signal.SIGTERM),
+        pytest.param(None, signal.SIGTERM, marks=pytest.mark.slow),
     ],
 )
 def test_a_requeued_job_resumes_in_its_folder(

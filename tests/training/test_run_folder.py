@@ -95,6 +95,7 @@ def test_a_second_run_does_not_write_over_the_checkpoints_of_the_first(
     assert not list(tmp_path.glob("*/tiny/*"))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_stays_in_its_own_folder(images: Path, tmp_path: Path) -> None:
     assert fit(tmp_path, images) == 0
     run = tmp_path / "runs" / "tiny" / "0"
@@ -125,6 +126,7 @@ def test_checkpoints_of_who_knows_whom_are_not_written_over(
     assert (tmp_path / "kept" / "best.ckpt").read_bytes() == b"mine"
 
 
+@pytest.mark.slow
 def test_also_those_of_a_callback_in_the_config(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

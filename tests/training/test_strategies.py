@@ -166,6 +166,7 @@ def test_initial_weights_are_the_same_on_any_number_of_processes(world: Path) ->
 # ---- ZeRO stage 1
 
 
+@pytest.mark.slow
 def test_sharded_optimizer_states_change_nothing(world: Path) -> None:
     begin = ["fit", "--config=tiny.yaml", "--model.weights=runs/start/0/weights.safetensors"]
     for name in ("ddp", "zero1"):

@@ -91,7 +91,7 @@ READERS: dict[str, Callable[[Path], object]] = {
 """What reads a checkpoint in Python."""
 
 
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("reader", [pytest.param("config", marks=pytest.mark.slow), "load"])
 def test_records_of_tasks_and_data_are_read_or_refused(reader: str, trained: TasksCLI, tmp_path: Path) -> None:
     contents = contents_of(trained)
     path = tmp_path / "changed.ckpt"

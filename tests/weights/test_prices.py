@@ -108,7 +108,9 @@ FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "compressed" else name for name in FILES]
+)
 def test_a_checkpoint_that_costs_more_than_its_bytes_is_refused(name: str, tmp_path: Path) -> None:
     write, words = FILES[name]
     path = tmp_path / "weights.pth"
@@ -118,7 +120,7 @@ def test_a_checkpoint_that_costs_more_than_its_bytes_is_refused(name: str, tmp_p
     assert str(path) in message
 
 
-@pytest.mark.parametrize("name", ["compressed", "overlapping"])
+@pytest.mark.parametrize("name", [pytest.param("compressed", marks=pytest.mark.slow), "overlapping"])
 def test_checksums_are_not_computed_of_what_a_zip_file_only_states(name: str, tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     FILES[name][0](path)

@@ -193,6 +193,7 @@ def test_the_command_prints_and_writes(
     assert record["plans"][0]["bytes"] == record["peak"]
 
 
+@pytest.mark.slow
 def test_a_training_that_does_not_fit_is_reported_with_a_plan_that_does(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["memory", *SMALL, "--data.batch_size=256", "--gpu=1GiB"]) == 0
     printed = capsys.readouterr().out

@@ -100,6 +100,7 @@ def test_a_figure_is_drawn(swept: Path) -> None:
         assert len(figure.convert("RGB").getcolors(maxcolors=10**6)) > 10  # not an empty page
 
 
+@pytest.mark.slow
 def test_foreign_weights_are_swept(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With a config instead of a checkpoint; a single setting, whose line and table name the config's metric."""
     save_weights(tiny.new_task(), tmp_path / "official.pth", image_size=32)
@@ -112,6 +113,7 @@ def test_foreign_weights_are_swept(images: Path, tmp_path: Path, capsys: pytest.
     check_row(row, metrics)
 
 
+@pytest.mark.slow
 def test_samples_left_out_are_named_in_each_row(
     checkpoint: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -130,6 +132,7 @@ def test_samples_left_out_are_named_in_each_row(
         assert f"left out: {bad}: {reason}" in printed and "1 samples could not be read" in errors
 
 
+@pytest.mark.slow
 def test_bias_tables_are_resized(images: Path, tmp_path: Path) -> None:
     """A checkpoint whose tables are of its own window, at another one."""
     bias = {"backbone": {"init_args": {"position_bias": "swinv2_tasks.backbone.BiasTable"}}}
@@ -235,6 +238,7 @@ def test_a_setting_that_fails_costs_its_row(
     assert f"\nfailed: 4@40: {killed['error']}\n" in printed
 
 
+@pytest.mark.slow
 def test_failed_settings_are_tried_again(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """When all fail, the command does; its message is the first one's."""
     root = tiny.write_images(tmp_path / "images")
@@ -356,6 +360,7 @@ def test_one_device_evaluates(given: list[str], devices: str, weights: str) -> N
     assert f"--trainer.devices={devices}" in overrides
 
 
+@pytest.mark.slow
 def test_the_metric_is_the_one_that_the_training_watched(checkpoint: Path, trained: Path, weights: str) -> None:
     assert read_arguments([f"--ckpt_path={checkpoint}"]).metric == "val/loss"
     assert read_arguments([f"--ckpt_path={trained / 'weights.safetensors'}"]).metric is None

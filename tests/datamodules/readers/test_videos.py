@@ -277,6 +277,7 @@ def test_both_decoders_give_the_same_colors(
     assert difference.max() <= 1
 
 
+@pytest.mark.slow
 def test_everything_works_without_decord(tmp_path: Path) -> None:
     path = write_film(tmp_path / "film.mp4")
     code = (
