@@ -66,16 +66,18 @@ class DetectionPredictions(Predictions):
         return ["image_id", "visualization", f"objects of score {self.least_score} or more"]
 
     def parts(self, outputs: Any, batch: Any) -> Iterable[tuple[str, Any]]:
-        """Yields each image's file with its detections and its (height, width) in pixels."""
-        return zip(batch["paths"], zip(outputs, batch["sizes"], strict=True), strict=True)
+        """Yields each image's file with its detections, its (height, width) in pixels and whether EXIF rotates it."""
+        rotations = [getattr(file, "exif_rotation", True) for file in batch.get("rescaled", outputs)]
+        return zip(batch["paths"], zip(outputs, batch["sizes"], rotations, strict=True), strict=True)
 
     def result(self, path: str, parts: list[Any], task: Any) -> Result:
         """Draws an image's detections; all of them, in COCO's results format, are the details."""
-        ((detections, size),) = parts
+        ((detections, size, exif_rotation),) = parts
         names = class_names(task)
         results = as_results(detections, self._ids[path], size, task.ids, task.inference.mask_threshold)
         visible = [result for result in results if result["score"] >= self.least_score]
-        file = self.save(draw_detections(read_image(path), visible, names), "visualizations", path)
+        image = read_image(path, exif_rotation=exif_rotation)
+        file = self.save(draw_detections(image, visible, names), "visualizations", path)
         counts = Counter(names[result["category_id"]] for result in visible)
         summary = "; ".join(f"{number} {name}" for name, number in counts.most_common())
         return Result([str(self._ids[path]), file, summary], [file], results)

@@ -24,6 +24,7 @@ from swinv2_tasks.datamodules.layouts import Layout, Split, open_dataset, share_
 from swinv2_tasks.datamodules.readers.ade20k import ADE20KSource, find_ade20k
 from swinv2_tasks.datamodules.readers.cityscapes import find_cityscapes, open_cityscapes
 from swinv2_tasks.datamodules.readers.images import list_images
+from swinv2_tasks.datamodules.readers.instance_masks import number_objects
 from swinv2_tasks.datamodules.readers.label_values import (
     Background,
     LabelCoding,
@@ -204,6 +205,13 @@ class ADE20KDataModule(BaseDataModule):
         for split in (split for split in both if self._source.has(split)):
             pairs = self._pairs(split)
             maps += self._counted(split, pairs, most=len(pairs))
+        if number_objects(maps):
+            raise UserError(
+                f"The masks of {printable(self.root)} can be read as label maps (a number for each class) or as masks "
+                "of objects (a number for each object), and seem to be of objects: each has the numbers from 1 on, in "
+                "one piece each. If they are classes, name them: data.class_names or data.label_values. Objects are "
+                "learned by detection: --config coco.yaml --data.layout instance-masks."
+            )
         names, settings = classes_of_values(maps, printable(self.root))
         ignored = ", 255 is left out" if settings.ignore_label is not None else ""
         rank_zero_only(say)(

@@ -6,7 +6,6 @@ COCO: https://arxiv.org/abs/1405.0312.
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,9 @@ from swinv2_tasks.datamodules.readers.coco import (
     stated_files,
 )
 from swinv2_tasks.datamodules.readers.images import list_images
-from swinv2_tasks.datamodules.readers.objects import ObjectSource, SetAsideObjects
+from swinv2_tasks.datamodules.readers.instance_masks import find_instance_masks, open_instance_masks
+from swinv2_tasks.datamodules.readers.lvis import find_lvis, open_lvis
+from swinv2_tasks.datamodules.readers.objects import ObjectSource, SetAsideObjects, Sizes, sized
 from swinv2_tasks.datamodules.readers.pascal_voc import find_voc, open_voc
 from swinv2_tasks.datamodules.readers.yolo import find_yolo, open_yolo
 from swinv2_tasks.datamodules.transforms.classification import IMAGENET_MEAN, IMAGENET_STD, MOST_SIDE, check
@@ -64,12 +65,13 @@ EXAMPLE_OBJECTS = 20
 """Annotated objects of each image of an example batch."""
 
 
-def object_layouts(files: CocoFiles, allows: Callable[[int], bool]) -> list[Layout[ObjectSource]]:
+def object_layouts(files: CocoFiles, sizes: Sizes, stated: str | None) -> list[Layout[ObjectSource]]:
     """The layouts of datasets of objects.
 
     Args:
         files: What COCO's files and folders are called.
-        allows: Whether so many images that cannot be read may be left out.
+        sizes: Reads the sizes of images.
+        stated: Which one a setting names.
     """
     return [
         Layout(
@@ -85,16 +87,29 @@ def object_layouts(files: CocoFiles, allows: Callable[[int], bool]) -> list[Layo
             partial(open_beside_images, expected=_EXPECTED),
         ),
         Layout(
+            "lvis",
+            "lvis_v1_train.json and lvis_v1_val.json, in annotations or beside it",
+            find_lvis,
+            partial(open_lvis, expected=_EXPECTED),
+        ),
+        Layout(
+            "instance-masks",
+            "images/ and masks/ with a number for each object, a folder of each image with a mask for each object, "
+            "PNGImages/ and PedMasks/, or Cityscapes' *_instanceIds.png",
+            find_instance_masks,
+            partial(open_instance_masks, sizes=sizes, is_stated=stated == "instance-masks"),
+        ),
+        Layout(
             "yolo",
             "data.yaml, and folders images and labels",
             find_yolo,
-            partial(open_yolo, allows=allows),
+            partial(open_yolo, sizes=sizes),
         ),
         Layout(
             "voc",
             "JPEGImages, Annotations/*.xml and ImageSets/Main/train.txt",
             find_voc,
-            partial(open_voc, allows=allows),
+            partial(open_voc, sizes=sizes),
         ),
     ]
 
@@ -131,6 +146,8 @@ class CocoDataModule(BaseDataModule):
             `ScaleJitterAugmentation` or one of your own.
         masks: Whether masks are read; with false, boxes are trained on and evaluated alone. The command line sets it to
             false where the detector has no mask branch.
+        exif_rotation: Whether images are rotated as their EXIF orientation says, as viewers do. With false, pixels stay
+            as stored: for annotations made by tools that ignore EXIF. Predictions do the same.
         keep_empty: Training: keep images without objects.
         aspect_ratio_grouping: Training: batches of wide images or of tall ones, which need less padding.
         faulty_samples: What happens on an image that cannot be read: `error` stops, `skip` leaves it out of its batch.
@@ -164,6 +181,7 @@ class CocoDataModule(BaseDataModule):
         resize: tuple[int, int] = (1333, 800),
         augmentation: DetectionAugmentation = MultiScaleAugmentation(),
         masks: bool = True,
+        exif_rotation: bool = True,
         keep_empty: bool = False,
         aspect_ratio_grouping: bool = True,
         faulty_samples: FaultChoice | None = None,
@@ -185,6 +203,7 @@ class CocoDataModule(BaseDataModule):
         self._stated_names = class_names
         self.augmentation = augmentation
         self.masks = masks
+        self.exif_rotation = exif_rotation
         self._keep_empty = keep_empty
         self.aspect_ratio_grouping = aspect_ratio_grouping
         self._annotations: dict[str, CocoAnnotations] = {}
@@ -193,7 +212,8 @@ class CocoDataModule(BaseDataModule):
     def _source(self) -> ObjectSource:
         # Who names other files than COCO's has said what the layout is.
         stated = "coco" if self._layout is None and self._file_names != CocoFiles() else self._layout
-        source = open_dataset(self.root, object_layouts(self._file_names, self.faults.allows), stated, _EXPECTED)
+        sizes = partial(sized, allows=self.faults.allows, exif_rotation=self.exif_rotation)
+        source = open_dataset(self.root, object_layouts(self._file_names, sizes, stated), stated, _EXPECTED)
         share = share_to_set_aside(source, self._val_share)
         return source if share is None else SetAsideObjects(source, share, self._val_seed)
 
@@ -212,6 +232,12 @@ class CocoDataModule(BaseDataModule):
     def class_ids(self) -> list[int]:
         """The category ids, in ascending order."""
         return self._classes[0]
+
+    @property
+    def class_frequencies(self) -> list[str] | None:
+        """LVIS: how frequent each category is, `r`, `c` or `f`; None in other layouts. Known after `setup`."""
+        stated = (annotations.frequencies for annotations in self._annotations.values())
+        return next((frequencies for frequencies in stated if frequencies is not None), None)
 
     @property
     def stuff_labels(self) -> int:
@@ -261,7 +287,8 @@ class CocoDataModule(BaseDataModule):
             if self.source is None:
                 raise UserError("Nothing to predict: set data.source to an image, a folder or a glob pattern.")
             self.collate = collate_lists
-            scenes = Scenes(list_images(self.source), self.resize, self.mean, self.std)
+            images = list_images(self.source)
+            scenes = Scenes(images, self.resize, self.mean, self.std, exif_rotation=self.exif_rotation)
             self.predict_dataset = PredictedObjects(scenes)
             return
         self.train_collate = self.collate = collate_lists
@@ -347,6 +374,7 @@ class CocoDataModule(BaseDataModule):
             self.augmentation.copy_paste,
             stuff,
             self.stuff_classes,
+            self.exif_rotation,
         )
 
     def _report_left_out(self, annotations: CocoAnnotations, counts: Counter[str], empty: int) -> None:
@@ -382,7 +410,14 @@ class CocoDataModule(BaseDataModule):
         if unmatched := describe_unmatched(annotations, masks):
             rank_zero_only(log.warning)(unmatched)
         return EvaluatedObjects(
-            annotations.images, folder, self.resize, masks, annotations.has_objects, self.mean, self.std
+            annotations.images,
+            folder,
+            self.resize,
+            masks,
+            annotations.has_objects,
+            self.mean,
+            self.std,
+            self.exif_rotation,
         )
 
 

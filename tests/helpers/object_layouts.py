@@ -7,8 +7,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco_masks
+
 SPLITS = {"train": "train", "val": "valid"}
 """What exported datasets call the splits."""
+
+MASK_CLASSES = {3: 3, 5: 5, 90: 9}
+"""The classes of the categories in masks of 16 bits, which have room for 65."""
 
 
 def read_coco(root: Path, split: str) -> tuple[dict[str, Any], dict[int, list[dict[str, Any]]]]:
@@ -81,4 +88,75 @@ def write_voc(coco: Path, root: Path, first: int = 1) -> Path:
             xml = f"<annotation><filename>{image['file_name']}</filename>{entries}</annotation>"
             (root / "Annotations" / f"{stems[-1]}.xml").write_text(xml)
         (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(stems) + "\n")
+    return root
+
+
+def write_lvis(coco: Path, root: Path) -> Path:
+    """LVIS's annotation files beside COCO's folders; the last validation image lies in the training's folder."""
+    (root / "annotations").mkdir(parents=True)
+    for split in SPLITS:
+        shutil.copytree(coco / f"{split}2017", root / f"{split}2017")
+        content, _ = read_coco(coco, split)
+        for image in content["images"]:
+            image["coco_url"] = f"http://images.cocodataset.org/{split}2017/{image.pop('file_name')}"
+            image |= {"neg_category_ids": [3], "not_exhaustive_category_ids": []}
+        if split == "val":
+            moved = Path(content["images"][-1]["coco_url"]).name
+            content["images"][-1]["coco_url"] = f"http://images.cocodataset.org/train2017/{moved}"
+            shutil.move(root / "val2017" / moved, root / "train2017" / moved)
+        for entry in content["annotations"]:
+            del entry["iscrowd"]
+        for number, category in enumerate(content["categories"]):
+            category |= {"frequency": "rcf"[number % 3], "synset": f"thing.n.{number}", "image_count": 1}
+        (root / "annotations" / f"lvis_v1_{split}.json").write_text(json.dumps(content))
+    return root
+
+
+def masks_of(coco: Path, split: str) -> dict[str, list[tuple[int, np.ndarray]]]:
+    """The category and the pixels of each object, bool (H, W), by the file name of its image."""
+    content, objects = read_coco(coco, split)
+    return {
+        image["file_name"]: [
+            (entry["category_id"], decode(entry["segmentation"], image["height"], image["width"]))
+            for entry in objects[image["id"]]
+        ]
+        for image in content["images"]
+    }
+
+
+def decode(segmentation: Any, height: int, width: int) -> np.ndarray:
+    """The pixels of an object, bool (H, W)."""
+    code = coco_masks.frPyObjects(segmentation, height, width)
+    return coco_masks.decode(coco_masks.merge(code) if isinstance(code, list) else code).astype(bool)
+
+
+def write_numbered(coco: Path, root: Path, form: str, per_class: int = 0) -> Path:
+    """Images and masks in folders of the named form, where {0} is the split and {1} the file.
+
+    Each object has a number in its order from 1; ``per_class``: plus so much times its class of `MASK_CLASSES`.
+    """
+    for split, name in SPLITS.items():
+        for file, objects in masks_of(coco, split).items():
+            image = Image.open(coco / f"{split}2017" / file)
+            numbers = np.zeros((image.height, image.width), np.uint16 if per_class else np.uint8)
+            for number, (category, pixels) in enumerate(objects, start=1):
+                numbers[pixels] = number + per_class * MASK_CLASSES[category]
+            image_path, mask_path = (root / place.format(name, Path(file).stem) for place in form.split())
+            for path in (image_path, mask_path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(coco / f"{split}2017" / file, image_path)
+            Image.fromarray(numbers).save(mask_path)
+    return root
+
+
+def write_one_each(coco: Path, root: Path) -> Path:
+    """A folder for each image, with a mask of each object in it."""
+    for split, name in SPLITS.items():
+        for file, objects in masks_of(coco, split).items():
+            folder = root / f"stage1_{name}" / Path(file).stem
+            for below in ("images", "masks"):
+                (folder / below).mkdir(parents=True)
+            shutil.copy(coco / f"{split}2017" / file, folder / "images")
+            for number, (_, pixels) in enumerate(objects):
+                Image.fromarray(np.where(pixels, np.uint8(255), np.uint8(0))).save(folder / "masks" / f"{number}.png")
     return root

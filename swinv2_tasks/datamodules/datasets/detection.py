@@ -25,11 +25,13 @@ class CocoImages(Dataset):
     Args:
         images: Images and their objects.
         folder: Where the image files are.
+        exif_rotation: Whether the files' EXIF orientation is applied.
     """
 
-    def __init__(self, images: PackedImages, folder: Path) -> None:
+    def __init__(self, images: PackedImages, folder: Path, exif_rotation: bool = True) -> None:
         self.images = images
         self.folder = folder
+        self.exif_rotation = exif_rotation
 
     def __len__(self) -> int:
         return len(self.images)
@@ -46,12 +48,16 @@ class CocoImages(Dataset):
         """
         entry = self.images[index]
         path = self.folder / entry.file_name
-        pixels = np.asarray(read_image(path))
+        pixels = np.asarray(read_image(path, exif_rotation=self.exif_rotation))
         if pixels.shape[:2] != (entry.height, entry.width):
+            as_shown = "as a viewer shows it" if self.exif_rotation else "as stored"
+            is_turned = pixels.shape[:2] == (entry.width, entry.height)
+            other = str(not self.exif_rotation).lower()
+            advice = f" If boxes are of the other orientation: data.exif_rotation={other}." if is_turned else ""
             raise UserError(
-                f"The image {printable(path)} (id {entry.id}) has {pixels.shape[1]}×{pixels.shape[0]} pixels as a "
-                f"viewer shows it, its annotation file declares {entry.width}×{entry.height}: boxes would lie "
-                "elsewhere. Mend the file or its annotations."
+                f"The image {printable(path)} (id {entry.id}) has {pixels.shape[1]}×{pixels.shape[0]} pixels "
+                f"{as_shown}, its annotation file declares {entry.width}×{entry.height}: boxes would lie elsewhere. "
+                f"Mend the file or its annotations.{advice}"
             )
         return entry, pixels
 
@@ -68,6 +74,7 @@ class TrainingObjects(CocoImages):
         copy_paste: Probability of pasting objects of another image.
         stuff: Folder of label maps of the background, named like the images.
         stuff_classes: How many classes they have.
+        exif_rotation: Whether the files' EXIF orientation is applied.
     """
 
     def __init__(
@@ -80,8 +87,9 @@ class TrainingObjects(CocoImages):
         copy_paste: float = 0.0,
         stuff: Path | None = None,
         stuff_classes: int = 0,
+        exif_rotation: bool = True,
     ) -> None:
-        super().__init__(images, folder)
+        super().__init__(images, folder, exif_rotation)
         self.transform = transform
         self.mean = mean
         self.std = std
@@ -145,6 +153,7 @@ class EvaluatedObjects(CocoImages):
         has_targets: Whether there are targets.
         mean: Subtracted from RGB in [0, 1].
         std: Divides the difference.
+        exif_rotation: Whether the files' EXIF orientation is applied.
     """
 
     def __init__(
@@ -156,8 +165,9 @@ class EvaluatedObjects(CocoImages):
         has_targets: bool,
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
+        exif_rotation: bool = True,
     ) -> None:
-        super().__init__(images, folder)
+        super().__init__(images, folder, exif_rotation)
         self.limits = limits
         self.masks = masks
         self.has_targets = has_targets
@@ -169,7 +179,8 @@ class EvaluatedObjects(CocoImages):
         size = (entry.height, entry.width)
         image = normalize(resize(pixels, fitting_size(size, self.limits)), self.mean, self.std)
         path = str(self.folder / entry.file_name)
-        rescaled = RescaledFile(self.folder / entry.file_name, self.limits, self.mean, self.std)
+        file = self.folder / entry.file_name
+        rescaled = RescaledFile(file, self.limits, self.mean, self.std, exif_rotation=self.exif_rotation)
         sample = {"images": image, "paths": path, "sizes": size, "image_ids": entry.id, "rescaled": rescaled}
         return {**sample, "targets": self.target(entry)} if self.has_targets else sample
 

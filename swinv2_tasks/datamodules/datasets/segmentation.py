@@ -60,6 +60,7 @@ class RescaledFile:
         mean: Subtracted from RGB in [0, 1].
         std: Divides the difference.
         smallest_side: What each side of the image must have at any scale: the model's patch.
+        exif_rotation: Whether the file's EXIF orientation is applied.
     """
 
     def __init__(
@@ -69,18 +70,20 @@ class RescaledFile:
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
         smallest_side: int = 1,
+        exif_rotation: bool = True,
     ) -> None:
         self.path = path
         self.limits = limits
         self.mean = mean
         self.std = std
         self.smallest_side = smallest_side
+        self.exif_rotation = exif_rotation
         self._pixels: np.ndarray | None = None
 
     def __call__(self, scale: float) -> Tensor:
         """The file's image at a scale, (1, 3, H, W) float32, normalized; the file is read once."""
         if self._pixels is None:
-            self._pixels = np.asarray(read_image(self.path))
+            self._pixels = np.asarray(read_image(self.path, exif_rotation=self.exif_rotation))
         size = scaled_size(self._pixels.shape[:2], self.limits, scale)
         check_size(self.path, size, self.smallest_side)
         return normalize(resize(self._pixels, size), self.mean, self.std)[None]
@@ -168,6 +171,7 @@ class Scenes(Dataset):
         mean: Subtracted from RGB in [0, 1].
         std: Divides the difference.
         smallest_side: What each side of a resized image must have: the model's patch.
+        exif_rotation: Whether the files' EXIF orientation is applied.
     """
 
     def __init__(
@@ -177,12 +181,14 @@ class Scenes(Dataset):
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
         smallest_side: int = 1,
+        exif_rotation: bool = True,
     ) -> None:
         self.paths = paths
         self.limits = limits
         self.mean = mean
         self.std = std
         self.smallest_side = smallest_side
+        self.exif_rotation = exif_rotation
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -192,15 +198,16 @@ class Scenes(Dataset):
         return str(self.paths[index])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        image = np.asarray(read_image(self.paths[index]))
+        path = self.paths[index]
+        image = np.asarray(read_image(path, exif_rotation=self.exif_rotation))
         size = image.shape[:2]
         image = resize(image, fitting_size(size, self.limits))
-        check_size(self.paths[index], image.shape[:2], self.smallest_side)
+        check_size(path, image.shape[:2], self.smallest_side)
         return {
             "image": normalize(image, self.mean, self.std),
-            "path": str(self.paths[index]),
+            "path": str(path),
             "size": size,
-            "rescaled": RescaledFile(self.paths[index], self.limits, self.mean, self.std, self.smallest_side),
+            "rescaled": RescaledFile(path, self.limits, self.mean, self.std, self.smallest_side, self.exif_rotation),
         }
 
 

@@ -7,7 +7,7 @@ import math
 import os
 import pickle
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any, NoReturn, cast, overload
@@ -109,6 +109,11 @@ class CocoAnnotations:
     """Whether any object has a mask."""
     portrait: np.ndarray
     """Whether each image is taller than wide, bool (images,)."""
+    frequencies: list[str] | None = None
+    """LVIS: r, c or f for each class, as its category is rare, common or frequent; None where that is not said."""
+
+
+PrepareImage = Callable[[dict[str, Any]], None]
 
 
 def read_categories(path: Path) -> tuple[list[int], list[str]]:
@@ -120,8 +125,12 @@ def read_categories(path: Path) -> tuple[list[int], list[str]]:
     return _categories(path, _read_content(path))
 
 
-def read_annotations(path: Path) -> CocoAnnotations:
+def read_annotations(path: Path, prepare: PrepareImage | None = None) -> CocoAnnotations:
     """Read an annotation file and check all of it.
+
+    Args:
+        path: The file.
+        prepare: What is done to each entry of `images` before it is checked, where a format calls things otherwise.
 
     Raises:
         UserError: The file is missing, no JSON or not in COCO's format; ids are missing, repeated or unknown; a box or
@@ -130,6 +139,9 @@ def read_annotations(path: Path) -> CocoAnnotations:
     """
     content = _read_content(path)
     ids, names = _categories(path, content)
+    if prepare is not None:
+        for entry in _dicts(content.get("images")):
+            prepare(entry)
     images = _table(path, content, "images", {"id": int, "file_name": str, "height": int, "width": int})
     for image in images.values():
         _check_image(path, image)
@@ -143,7 +155,7 @@ def read_annotations(path: Path) -> CocoAnnotations:
         for image_id, image in images.items()
     )
     portrait = np.array([image["height"] > image["width"] for image in images.values()], dtype=bool)
-    return CocoAnnotations(path, packed, ids, names, has_objects, has_masks, portrait)
+    return CocoAnnotations(path, packed, ids, names, has_objects, has_masks, portrait, _frequencies(content))
 
 
 def _check_image(path: Path, image: dict[str, Any]) -> None:
@@ -415,6 +427,18 @@ def _categories(path: Path, content: dict[str, Any]) -> tuple[list[int], list[st
     if not table:
         _refuse(path, "it has no categories")
     return sorted(table), [table[category]["name"] for category in sorted(table)]
+
+
+def _frequencies(content: dict[str, Any]) -> list[str] | None:
+    """How frequent each category is, in the order of their ids; None where not all say it."""
+    categories = sorted(content["categories"], key=lambda category: category["id"])
+    frequencies = [category.get("frequency") for category in categories]
+    return frequencies if all(frequency in ("r", "c", "f") for frequency in frequencies) else None
+
+
+def _dicts(entries: Any) -> Iterator[dict[str, Any]]:
+    """Those entries of a list that are objects; none where it is no list."""
+    return (entry for entry in entries if isinstance(entry, dict)) if isinstance(entries, list) else iter(())
 
 
 def _table(path: Path, content: dict[str, Any], name: str, keys: dict[str, Any]) -> dict[int, dict[str, Any]]:

@@ -94,11 +94,14 @@ class CocoSource:
         """What the annotation file of a split says, and the folder of its images."""
         if not self.has(split):
             raise UserError(f"There are no annotations {printable(self.place(split))}. {self._expected}")
-        annotations = read_annotations(self._path(split))
+        annotations = self._read_file(self._path(split))
         folder = self.root / Path(self._images[split]).expanduser()
         if not folder.is_dir():
             raise UserError(f"The folder {printable(folder)} of the images does not exist. {self._expected}")
         return annotations, folder
+
+    def _read_file(self, path: Path) -> CocoAnnotations:
+        return read_annotations(path)
 
     def _path(self, split: Split) -> Path:
         return self.root / Path(self._annotations[split]).expanduser()

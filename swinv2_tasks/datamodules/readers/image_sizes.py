@@ -17,8 +17,12 @@ _TURNED = range(5, 9)
 """Values of the EXIF orientation of images that a viewer turns by a quarter."""
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(path: Path, exif_rotation: bool = True) -> tuple[int, int]:
     """Height and width of an image in pixels, as a viewer shows it.
+
+    Args:
+        path: The file.
+        exif_rotation: Whether its EXIF orientation counts; without, the size is that of the pixels as stored.
 
     Raises:
         UserError: The file is none that can be read.
@@ -29,19 +33,19 @@ def image_size(path: Path) -> tuple[int, int]:
             with Image.open(path, formats=FORMATS) as image:
                 width, height = image.size
                 with suppress(Exception):  # broken EXIF
-                    if image.getexif().get(_ORIENTATION, 1) in _TURNED:
+                    if exif_rotation and image.getexif().get(_ORIENTATION, 1) in _TURNED:
                         return width, height
                 return height, width
     except Exception as error:  # Pillow raises whatever the bytes provoke
         raise unreadable(path, describe_error(error)) from error
 
 
-def image_sizes(paths: Sequence[Path]) -> list[tuple[int, int] | UserError]:
+def image_sizes(paths: Sequence[Path], exif_rotation: bool = True) -> list[tuple[int, int] | UserError]:
     """Height and width of each image; the error, where it cannot be read."""
 
     def size_or_error(path: Path) -> tuple[int, int] | UserError:
         try:
-            return image_size(path)
+            return image_size(path, exif_rotation)
         except UserError as error:
             return error
 

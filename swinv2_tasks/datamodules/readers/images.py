@@ -44,7 +44,7 @@ MAX_PIXELS = "SWINV2_TASKS_MAX_PIXELS"
 """Environment variable: of how many pixels an image may be. Workers and processes of a run have it, too."""
 
 
-def read_image(path: str | Path, content: bytes | None = None) -> Image.Image:
+def read_image(path: str | Path, content: bytes | None = None, exif_rotation: bool = True) -> Image.Image:
     """Read one image file as the RGB picture that a viewer shows.
 
     Grayscale (also of 16 bits), palette and CMYK images become RGB, transparent pixels lie on white, and an EXIF
@@ -53,6 +53,7 @@ def read_image(path: str | Path, content: bytes | None = None) -> Image.Image:
     Args:
         path: The file; where its content is given, only what messages call it.
         content: The file's bytes, where they are in memory already.
+        exif_rotation: Whether an EXIF orientation is applied; without, the pixels stay as they are stored.
 
     Raises:
         UserError: The file is missing, empty, truncated, corrupt, no image of a known format, or decodes to more
@@ -65,8 +66,9 @@ def read_image(path: str | Path, content: bytes | None = None) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # half of what is allowed
             with open_image(path, content) as image:
                 image.load()
-                is_rotated = _is_rotated(image)
-                ImageOps.exif_transpose(image, in_place=True)  # or a second copy of the pixels would be made
+                is_rotated = exif_rotation and _is_rotated(image)
+                if exif_rotation:
+                    ImageOps.exif_transpose(image, in_place=True)  # or a second copy of the pixels would be made
                 picture = _to_rgb(image)
                 _note_peculiarities(image, is_rotated)
                 return picture

@@ -65,6 +65,31 @@ def read_colors(path: str | Path) -> np.ndarray:
     return colors
 
 
+def read_numbers(path: str | Path) -> np.ndarray:
+    """Read a mask whose pixels number objects.
+
+    Args:
+        path: As for `read_values`, but of up to 16 bits per pixel.
+
+    Returns:
+        Numbers, uint8 or uint16 (H, W).
+
+    Raises:
+        UserError: The file is missing or broken, lossy, or holds colors or larger numbers; the message names it.
+    """
+    mode, pixels = _read(path, ("L", "P", "1", *_DEEP_MODES))
+    if pixels is None:
+        raise UserError(
+            f"The mask {printable(path)} holds colors or transparency (mode {mode}); expected a number for each "
+            "object, in a grayscale or palette PNG of 8 or 16 bits."
+        )
+    return pixels
+
+
+_DEEP_MODES = ("I;16", "I;16B", "I")
+"""Pillow's modes of images of 16 bits; the last one is of 32, of which a PNG has 16."""
+
+
 def _colors(image: Image.Image) -> np.ndarray:
     """Colors 0xRRGGBB, int32 (H, W); −1 where an image is transparent."""
     red, green, blue, alpha = np.asarray(image.convert("RGBA")).astype(np.int32).transpose(2, 0, 1)
@@ -79,9 +104,13 @@ def _read(path: str | Path, modes: Sequence[str], as_colors: bool = False) -> tu
         with open_image(path) as image:
             mode, file_format = image.mode, image.format
             if mode in modes:
-                pixels = np.empty((image.height, image.width), np.int32 if as_colors else np.uint8)
+                number_type = np.uint16 if mode in _DEEP_MODES else np.uint8
+                pixels = np.empty((image.height, image.width), np.int32 if as_colors else number_type)
                 for top, strip in strips_of(image):
-                    pixels[top : top + strip.height] = _colors(strip) if as_colors else np.asarray(strip)
+                    values = _colors(strip) if as_colors else np.asarray(strip)
+                    if mode == "I" and (values.min() < 0 or values.max() >= 2**16):
+                        raise ValueError("its numbers are not from 0 to 65,535")
+                    pixels[top : top + strip.height] = values
     except FileNotFoundError as error:
         raise UserError(f"There is no label map {name}.") from error
     except Image.UnidentifiedImageError as error:
@@ -96,7 +125,7 @@ def _read(path: str | Path, modes: Sequence[str], as_colors: bool = False) -> tu
             f"The label map {name} is a JPEG, whose compression changes pixels and with them classes; make it again "
             "from its source, as a PNG."
         )
-    if mode.startswith(("I", "F")):
+    if mode.startswith(("I", "F")) and mode not in modes:
         raise UserError(
             f"The label map {name} has 16 or more bits per pixel (mode {mode}); expected numbers from 0 to 255: write "
             "them as an 8-bit PNG."

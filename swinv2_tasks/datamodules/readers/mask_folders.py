@@ -15,8 +15,8 @@ from swinv2_tasks.datamodules.readers.scenes import ScenePair
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.text import printable
 
-IMAGES = ("images", "image", "imgs", "img")
-LABELS = ("masks", "mask", "labels", "label", "annotations", "segmentations", "gt", "ground_truth")
+IMAGES = ("images", "image", "imgs", "img", "pngimages")
+LABELS = ("masks", "mask", "labels", "label", "annotations", "segmentations", "gt", "ground_truth", "pedmasks")
 """What the folders are called, in lower case."""
 
 SPLIT_ENDINGS = ("_masks", "_mask", "_labels", "_label", "annot", "_annot")
@@ -62,7 +62,7 @@ class MaskFolders:
         if not self.has(split):
             raise UserError(f"There are no images and label maps of the {split} split in {printable(self._tree.root)}.")
         images, labels = (self._tree.root / folder for folder in self._folders[split])
-        image_names, label_names = (_images_in(self._tree, folder) for folder in self._folders[split])
+        image_names, label_names = (images_in(self._tree, folder) for folder in self._folders[split])
         if not image_names:
             raise UserError(f"There is no image in {printable(images)}.")
         label_of = match_names(image_names, label_names)
@@ -108,20 +108,25 @@ def _common_ending(bases: list[str], known: Collection[str]) -> str | None:
     return min(endings, key=lambda ending: (-endings[ending], len(ending), ending))
 
 
-def _images_in(tree: Tree, folder: str) -> list[str]:
+def images_in(tree: Tree, folder: str) -> list[str]:
     """The images in a folder and its subfolders, relative to it."""
     names = [name for name in tree.files(folder) if has_image_extension(name)]
     for below in tree.folders(folder):
-        names += [join(below, name) for name in _images_in(tree, join(folder, below))]
+        names += [join(below, name) for name in images_in(tree, join(folder, below))]
     return names
 
 
 # ---- finding
 
 
-def mask_folders(tree: Tree) -> tuple[dict[Split, Folders], bool]:
-    """The folders of each split, and whether there are splits; without, all is the training's."""
-    both = _both(tree, "")
+def mask_folders(tree: Tree, names: Collection[str] = LABELS) -> tuple[dict[Split, Folders], bool]:
+    """The folders of each split, and whether there are splits; without, all is the training's.
+
+    Args:
+        tree: The dataset's folder.
+        names: What folders of label maps are called, in lower case.
+    """
+    both = _both(tree, "", names)
     if both is not None:
         images, labels = both
         within = {split: (tree.split_folder(split, images), tree.split_folder(split, labels)) for split in _SPLITS}
@@ -133,7 +138,7 @@ def mask_folders(tree: Tree) -> tuple[dict[Split, Folders], bool]:
         folder = tree.split_folder(split)
         if folder is None:
             continue
-        below = _both(tree, folder)
+        below = _both(tree, folder, names)
         beside = next((folder + ending for ending in SPLIT_ENDINGS if tree.has_folder(folder + ending)), None)
         if below is not None:
             of_splits[split] = below
@@ -142,11 +147,11 @@ def mask_folders(tree: Tree) -> tuple[dict[Split, Folders], bool]:
     return of_splits, True
 
 
-def _both(tree: Tree, parent: str) -> Folders | None:
+def _both(tree: Tree, parent: str, names: Collection[str]) -> Folders | None:
     """The folders of images and of label maps below another one."""
     named = {name.lower(): join(parent, name) for name in tree.folders(parent)}
     images = next((named[name] for name in IMAGES if name in named), None)
-    labels = next((named[name] for name in LABELS if name in named), None)
+    labels = next((named[name] for name in names if name in named), None)
     return None if images is None or labels is None else (images, labels)
 
 
@@ -155,7 +160,7 @@ def find_mask_folders(tree: Tree) -> str | None:
     folders, _ = mask_folders(tree)
     if tree.has_folder("annotations/training") or tree.has_folder("annotations/validation"):
         return None
-    with_maps = [(images, labels) for images, labels in folders.values() if _images_in(tree, labels)]
+    with_maps = [(images, labels) for images, labels in folders.values() if images_in(tree, labels)]
     return ", ".join(f"{images}/ and {labels}/" for images, labels in with_maps) or None
 
 

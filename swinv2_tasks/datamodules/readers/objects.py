@@ -59,17 +59,25 @@ def annotations_of(
     return CocoAnnotations(path, packed, class_ids, class_names, True, masked[0], np.array(portrait, dtype=bool))
 
 
-def sized(paths: Sequence[Path], allows: Callable[[int], bool]) -> Iterator[tuple[int, Path, int, int]]:
+SizedImage = tuple[int, Path, int, int]
+"""Number, file, height and width in pixels."""
+
+Sizes = Callable[[Sequence[Path]], Iterator[SizedImage]]
+"""`sized` with what settings say."""
+
+
+def sized(paths: Sequence[Path], allows: Callable[[int], bool], exif_rotation: bool) -> Iterator[SizedImage]:
     """Images with their sizes: number, file, height and width in pixels. Faulty ones are left out where they may be.
 
     Args:
         paths: The files.
         allows: Whether so many samples that cannot be read may be left out.
+        exif_rotation: Whether their EXIF orientation counts.
 
     Raises:
         UserError: Some cannot be read, and may not be left out.
     """
-    sizes = image_sizes(paths)
+    sizes = image_sizes(paths, exif_rotation)
     errors = [size for size in sizes if isinstance(size, UserError)]
     if errors and not allows(len(errors)):
         others = f" There are {len(errors) - 1} others." if len(errors) > 1 else ""

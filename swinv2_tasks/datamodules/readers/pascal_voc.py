@@ -9,7 +9,7 @@ evaluation they are neither found nor missed.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +23,7 @@ from swinv2_tasks.datamodules.classes import abbreviate, read_lines
 from swinv2_tasks.datamodules.layouts import Split, Tree
 from swinv2_tasks.datamodules.readers.annotations import CocoAnnotations, CocoImage, CocoObject
 from swinv2_tasks.datamodules.readers.images import has_image_extension
-from swinv2_tasks.datamodules.readers.objects import annotations_of, sized
+from swinv2_tasks.datamodules.readers.objects import Sizes, annotations_of
 from swinv2_tasks.datamodules.readers.yolo import polygon_area
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.outside_files import read_bytes
@@ -70,7 +70,7 @@ class VocSource:
         root: The dataset's folder.
         files: The images of each split.
         listings: Where these are listed, for messages.
-        allows: Whether so many images that cannot be read may be left out.
+        sizes: Reads the sizes of images.
     """
 
     validation_settings = None
@@ -80,13 +80,13 @@ class VocSource:
         root: Path,
         files: dict[Split, list[VocFiles]],
         listings: dict[Split, str],
-        allows: Callable[[int], bool],
+        sizes: Sizes,
     ) -> None:
         self.root = root
         self.has_splits = "val" in files or "test" in files
         self._files = files
         self._listings = listings
-        self._allows = allows
+        self._sizes = sizes
 
     def categories(self) -> tuple[list[int], list[str]]:
         """VOC's 20 classes, where there are no others; else the names that objects have, sorted. Ids count from 1."""
@@ -138,7 +138,7 @@ class VocSource:
     def _annotated(self, split: Split, names: list[str]) -> Iterator[CocoImage]:
         label_of = {name: label for label, name in enumerate(names)}
         next_id = 1
-        for number, path, height, width in sized([entry.image for entry in self._files[split]], self._allows):
+        for number, path, height, width in self._sizes([entry.image for entry in self._files[split]]):
             objects = []
             for entry in self._objects[split][number]:
                 objects.append(self._object(entry, next_id, label_of[entry.name]))
@@ -232,7 +232,7 @@ def _folders_with_xml(tree: Tree) -> dict[Split, str]:
     return with_xml
 
 
-def open_voc(tree: Tree, allows: Callable[[int], bool]) -> VocSource:
+def open_voc(tree: Tree, sizes: Sizes) -> VocSource:
     """The dataset in a folder.
 
     Raises:
@@ -241,7 +241,7 @@ def open_voc(tree: Tree, allows: Callable[[int], bool]) -> VocSource:
     if find_voc(tree) != "Annotations/*.xml":
         folders = _folders_with_xml(tree)
         files = {split: _beside(tree, folder) for split, folder in folders.items()}
-        return VocSource(tree.root, files, {split: str(tree.root / name) for split, name in folders.items()}, allows)
+        return VocSource(tree.root, files, {split: str(tree.root / name) for split, name in folders.items()}, sizes)
 
     folder = "JPEGImages" if tree.has_folder("JPEGImages") else "images"
     image_of = {Path(name).stem: name for name in tree.files(folder) if has_image_extension(name)}
@@ -254,7 +254,7 @@ def open_voc(tree: Tree, allows: Callable[[int], bool]) -> VocSource:
         names = {"train": sorted(image_of)}
         lists = {"train": folder}
     files = {split: _named(tree, folder, image_of, members, lists[split]) for split, members in names.items()}
-    return VocSource(tree.root, files, {split: str(tree.root / name) for split, name in lists.items()}, allows)
+    return VocSource(tree.root, files, {split: str(tree.root / name) for split, name in lists.items()}, sizes)
 
 
 def _lists(tree: Tree) -> dict[Split, str]:

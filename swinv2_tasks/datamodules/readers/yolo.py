@@ -8,7 +8,7 @@ Format: https://docs.ultralytics.com/datasets/detect/
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from swinv2_tasks.datamodules.classes import abbreviate, read_lines
 from swinv2_tasks.datamodules.layouts import Split, Tree, join
 from swinv2_tasks.datamodules.readers.annotations import CocoAnnotations, CocoImage, CocoObject
 from swinv2_tasks.datamodules.readers.images import list_images
-from swinv2_tasks.datamodules.readers.objects import annotations_of, sized
+from swinv2_tasks.datamodules.readers.objects import Sizes, annotations_of
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.files import is_inside
 from swinv2_tasks.outside_files import MOST_CONFIG_BYTES, load_yaml, read_text
@@ -45,7 +45,7 @@ class YoloSource:
         names: Of the classes.
         folders: The folders of images of each split, or text files that list images.
         where: What names the classes and folders, for messages.
-        allows: Whether so many images that cannot be read may be left out.
+        sizes: Reads the sizes of images.
     """
 
     validation_settings = None
@@ -56,14 +56,14 @@ class YoloSource:
         names: list[str],
         folders: dict[Split, list[Path]],
         where: Path,
-        allows: Callable[[int], bool],
+        sizes: Sizes,
     ) -> None:
         self.root = root
         self.has_splits = "val" in folders or "test" in folders
         self._names = names
         self._folders = folders
         self._where = where
-        self._allows = allows
+        self._sizes = sizes
 
     def categories(self) -> tuple[list[int], list[str]]:
         """Ids from 0, and the names."""
@@ -96,7 +96,7 @@ class YoloSource:
 
     def _annotated(self, paths: list[Path]) -> Iterator[CocoImage]:
         next_id = 1
-        for number, path, height, width in sized(paths, self._allows):
+        for number, path, height, width in self._sizes(paths):
             objects = self._objects(label_file(path), next_id, height, width)
             next_id += len(objects)
             yield CocoImage(number + 1, str(path.relative_to(self.root)), height, width, tuple(objects))
@@ -195,7 +195,7 @@ def _has_label_files(tree: Tree, name: str) -> bool:
     return any(file.endswith(".txt") for folder in folders for file in tree.files(folder))
 
 
-def open_yolo(tree: Tree, allows: Callable[[int], bool]) -> YoloSource:
+def open_yolo(tree: Tree, sizes: Sizes) -> YoloSource:
     """The dataset in a folder.
 
     Raises:
@@ -204,7 +204,7 @@ def open_yolo(tree: Tree, allows: Callable[[int], bool]) -> YoloSource:
     evidence = find_yolo(tree)
     assert evidence is not None
     if not evidence.endswith(".txt"):
-        return _open_yaml(tree, evidence, allows)
+        return _open_yaml(tree, evidence, sizes)
 
     lists = [name for name in CLASS_LISTS if tree.has_file(name)]
     if not lists:
@@ -214,7 +214,7 @@ def open_yolo(tree: Tree, allows: Callable[[int], bool]) -> YoloSource:
         )
     where = tree.root / lists[0]
     names = [line.strip() for line in read_lines(where, "class list", "a name per line") if line.strip()]
-    return YoloSource(tree.root, _checked_names(names, where), _usual_folders(tree), where, allows)
+    return YoloSource(tree.root, _checked_names(names, where), _usual_folders(tree), where, sizes)
 
 
 def _usual_folders(tree: Tree) -> dict[Split, list[Path]]:
@@ -230,7 +230,7 @@ def _usual_folders(tree: Tree) -> dict[Split, list[Path]]:
     return folders or {"train": [tree.root / "images"]}
 
 
-def _open_yaml(tree: Tree, name: str, allows: Callable[[int], bool]) -> YoloSource:
+def _open_yaml(tree: Tree, name: str, sizes: Sizes) -> YoloSource:
     where = tree.root / name
     try:
         content = load_yaml(read_text(where, MOST_CONFIG_BYTES, encoding="utf-8-sig"))
@@ -254,7 +254,7 @@ def _open_yaml(tree: Tree, name: str, allows: Callable[[int], bool]) -> YoloSour
             folders[split] = _entries(tree.root, content.get("path"), entry, f"{printable(where)}, {split}")
     if "train" not in folders and "val" not in folders:
         folders = _usual_folders(tree)
-    return YoloSource(tree.root, names, folders, where, allows)
+    return YoloSource(tree.root, names, folders, where, sizes)
 
 
 def _names(value: Any, where: Path) -> list[str]:
