@@ -191,7 +191,7 @@ def load_json(content: bytes | str) -> Any:
     Raises:
         ValueError: it is no JSON, nests too deep, or has a number of too many digits.
     """
-    parse_int = _bounded_int if _may_have_long_number(content) else None
+    parse_int = bounded_int if may_have_long_number(content) else None
     try:
         value = json.loads(content, parse_int=parse_int)
     except RecursionError:
@@ -201,7 +201,12 @@ def load_json(content: bytes | str) -> Any:
     return value
 
 
-def _bounded_int(digits: str) -> int:
+def bounded_int(digits: str) -> int:
+    """A whole number of JSON.
+
+    Raises:
+        TooLarge: it has more than ``MOST_DIGITS``.
+    """
     if len(digits) > MOST_DIGITS + 1:  # and a sign
         raise TooLarge(f"a whole number in it has more than {MOST_DIGITS} digits")
     return int(digits)
@@ -212,7 +217,7 @@ _DIGITS_AS_ZEROS = bytes(ord("0") if ord("0") <= byte <= ord("9") else byte for 
 _PIECE = 2**20
 
 
-def _may_have_long_number(content: bytes | str) -> bool:
+def may_have_long_number(content: bytes | str) -> bool:
     """Whether so many digits follow one another, be it in a text: then the parser, else much faster, looks at each."""
     if isinstance(content, str):
         return _LONG_NUMBER.search(content) is not None

@@ -24,7 +24,7 @@ from pycocotools import mask as coco_masks
 
 import swinv2_tasks
 from swinv2_tasks.cli.main import main
-from swinv2_tasks.datamodules.readers.annotations import CocoObject
+from swinv2_tasks.datamodules.readers.packed_images import CocoObject
 from tests.helpers import motions, objects, photos, scenes, tiny
 from tests.helpers.pages import PAGES, PROGRAMS, ROOT, read_blocks
 

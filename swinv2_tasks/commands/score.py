@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -279,7 +280,8 @@ def _detections(path: str, read: CocoAnnotations) -> list[dict[str, Any]]:
     if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
         raise UserError(f"The detections {path} are no list of objects; {expected}.")
 
-    sizes = {image.id: [image.height, image.width] for image in read.images}
+    images = read.images
+    sizes = dict(zip(images.ids.tolist(), np.stack([images.heights, images.widths], axis=1).tolist(), strict=True))
     class_ids = set(read.class_ids)
     for index, entry in enumerate(content):
         where = f"detection {index} in {path}"

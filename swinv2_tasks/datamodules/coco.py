@@ -3,13 +3,13 @@
 COCO: https://arxiv.org/abs/1405.0312.
 """
 
-import dataclasses
 import logging
 from collections import Counter
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -25,13 +25,7 @@ from swinv2_tasks.datamodules.datasets.detection import (
 )
 from swinv2_tasks.datamodules.datasets.segmentation import Scenes
 from swinv2_tasks.datamodules.layouts import Layout, Split, open_dataset, share_to_set_aside
-from swinv2_tasks.datamodules.readers.annotations import (
-    CocoAnnotations,
-    PackedImages,
-    clean,
-    crowd_hint,
-    describe_unmatched,
-)
+from swinv2_tasks.datamodules.readers.annotations import CocoAnnotations, clean, crowd_hint, describe_unmatched
 from swinv2_tasks.datamodules.readers.coco import (
     BESIDE_IMAGES,
     CocoFiles,
@@ -320,7 +314,7 @@ class CocoDataModule(BaseDataModule):
 
         if not len(annotations.images):
             raise UserError(f"{path} lists no image.")
-        files = [folder / image.file_name for image in annotations.images]
+        files = [folder / name for name in annotations.images.file_names]
         missing = [str(file) for file in files if not file.is_file()]
         none_left = len(missing) == len(files)
         if missing and (none_left or not self.faults.allows(len(missing))):
@@ -341,19 +335,17 @@ class CocoDataModule(BaseDataModule):
                 "data.augmentation.copy_paste needs masks: without them nothing says which pixels belong to an object."
             )
 
-        counts = Counter(objects=sum(len(image.objects) for image in annotations.images))
-        cleaned = [
-            dataclasses.replace(image, objects=tuple(clean(image, counts, masks))) for image in annotations.images
-        ]
-        kept = [self._keep_empty or bool(image.objects) for image in cleaned]
-        if not any(image.objects for image in cleaned):
+        cleaned, counts = clean(annotations.images, masks)
+        counts["objects"] = len(annotations.images.objects)
+        kept = (cleaned.object_numbers > 0) | self._keep_empty
+        if not len(cleaned.objects):
             raise UserError(
                 f"{annotations.path} has no object to train on: of {counts['objects']}, {counts['crowd']} are crowds "
                 f"(iscrowd: 1), {counts['no area']} have a box without area, {counts['outside']} lie outside of their "
                 f"image.{crowd_hint(counts)}"
             )
-        self._report_left_out(annotations, counts, kept.count(False))
-        labels = (target.label for image in cleaned for target in image.objects)
+        self._report_left_out(annotations, counts, int((~kept).sum()))
+        labels = np.unique(cleaned.objects.labels).tolist()
         mention_unused(_named(annotations.class_ids, annotations.class_names), labels, "object")
 
         stuff = None
@@ -364,9 +356,8 @@ class CocoDataModule(BaseDataModule):
 
         if self.aspect_ratio_grouping:
             self.train_groups = annotations.portrait[kept].astype(int).tolist()
-        images = PackedImages(image for image, keep in zip(cleaned, kept, strict=True) if keep)
         return TrainingObjects(
-            images,
+            cleaned.select(np.flatnonzero(kept)),
             folder,
             self.augmentation.build(masks),
             self.mean,

@@ -9,9 +9,10 @@ from torch.utils.data import Dataset
 
 from swinv2_tasks.batches import IGNORED
 from swinv2_tasks.datamodules.datasets.segmentation import RescaledFile, Scenes
-from swinv2_tasks.datamodules.readers.annotations import CocoImage, PackedImages, check_masks, rasterize
+from swinv2_tasks.datamodules.readers.annotations import check_masks, rasterize
 from swinv2_tasks.datamodules.readers.images import read_image
 from swinv2_tasks.datamodules.readers.label_maps import read_values
+from swinv2_tasks.datamodules.readers.packed_images import CocoImage, PackedImages
 from swinv2_tasks.datamodules.transforms.classification import fitting_size, normalize, resize
 from swinv2_tasks.datamodules.transforms.detection import SceneTransform
 from swinv2_tasks.datamodules.transforms.scenes import Scene, paste_objects

@@ -5,82 +5,30 @@ Format: https://cocodataset.org/#format-data.
 
 import math
 import os
-import pickle
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
-from typing import Any, NoReturn, cast, overload
+from typing import Any, NoReturn, cast
 
 import numpy as np
 from pycocotools import mask as coco_masks
 
 from swinv2_tasks import outside_files
 from swinv2_tasks.datamodules.classes import abbreviate
+from swinv2_tasks.datamodules.readers.json_lists import JsonLists
+from swinv2_tasks.datamodules.readers.packed_images import (
+    PackedImages,
+    PackedObjects,
+    Polygons,
+    RunLengths,
+    ShapeBuilder,
+    Shapes,
+    pack_names,
+)
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.outside_files import shorten
-
-Polygons = list[list[float]]
-"""Outlines of an object's parts: x, y, x, y, … in pixels."""
-
-RunLengths = dict[str, Any]
-"""{size: [height, width], counts: run lengths down the columns, as numbers or in COCO's compressed text}."""
-
-
-@dataclass(frozen=True, slots=True)
-class CocoObject:
-    """An annotated object, or a crowd of them."""
-
-    id: int
-    label: int
-    """Class index, from 0."""
-    box: tuple[float, float, float, float]
-    """x, y, width and height in pixels, as annotated."""
-    area: float
-    """In pixels, as annotated; without that, the box's."""
-    crowd: bool
-    segmentation: Polygons | RunLengths | None
-    """None where there is only a box."""
-
-
-@dataclass(frozen=True, slots=True)
-class CocoImage:
-    """An image and what is annotated on it, in the file's order."""
-
-    id: int
-    file_name: str
-    height: int
-    width: int
-    objects: tuple[CocoObject, ...]
-
-
-class PackedImages(Sequence[CocoImage]):
-    """A sequence of images in one array of bytes.
-
-    A list of a million objects would be copied, piece by piece, into every DataLoader worker, just by being read.
-    """
-
-    def __init__(self, images: Iterable[CocoImage]) -> None:
-        packed = [pickle.dumps(image, pickle.HIGHEST_PROTOCOL) for image in images]
-        self._ends = np.cumsum([len(content) for content in packed])
-        self._bytes = np.frombuffer(b"".join(packed), dtype=np.uint8)
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    @overload
-    def __getitem__(self, index: int) -> CocoImage: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[CocoImage]: ...
-
-    def __getitem__(self, index: int | slice) -> CocoImage | list[CocoImage]:
-        if isinstance(index, slice):
-            return [self[k] for k in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
-        start = self._ends[index - 1] if index else 0
-        return cast(CocoImage, pickle.loads(self._bytes[start : self._ends[index]].tobytes()))
-
 
 MOST_PIXELS_PER_SIDE = 100_000
 """Of an image that an annotation file declares: drawing masks takes memory in proportion."""
@@ -122,11 +70,18 @@ def read_categories(path: Path) -> tuple[list[int], list[str]]:
     Raises:
         UserError: The file cannot be read, or its categories are not as they should be.
     """
-    return _categories(path, _read_content(path))
+    lists, entries = JsonLists(path), []
+    for name, _, entry in _entries(path, lists):
+        if name == "categories":
+            entries.append(entry)
+    table = _categories(path, lists, entries)
+    return sorted(table), [table[category]["name"] for category in sorted(table)]
 
 
 def read_annotations(path: Path, prepare: PrepareImage | None = None) -> CocoAnnotations:
     """Read an annotation file and check all of it.
+
+    Entry by entry: the file's text and what it says as objects of Python are never in memory as a whole.
 
     Args:
         path: The file.
@@ -137,25 +92,105 @@ def read_annotations(path: Path, prepare: PrepareImage | None = None) -> CocoAnn
             polygon is not finite or lies more than `REACH` image sides away; a mask's size is not that of its image; a
             file name leaves the folder of images.
     """
-    content = _read_content(path)
-    ids, names = _categories(path, content)
-    if prepare is not None:
-        for entry in _dicts(content.get("images")):
-            prepare(entry)
-    images = _table(path, content, "images", {"id": int, "file_name": str, "height": int, "width": int})
-    for image in images.values():
-        _check_image(path, image)
+    lists = JsonLists(path)
+    category_entries: list[Any] = []
+    images, objects = ImageReader(path, prepare), ObjectReader(path)
+    for name, index, entry in _entries(path, lists):
+        if name == "annotations":
+            objects.add(index, entry)
+        elif name == "images":
+            images.add(index, entry)
+        elif name == "categories":
+            category_entries.append(entry)
 
-    has_objects = "annotations" in content
-    objects = _objects_of_images(path, content, ids, images) if has_objects else {image_id: [] for image_id in images}
-    has_masks = any(annotation.segmentation is not None for of_image in objects.values() for annotation in of_image)
-    # An image's objects are let go as they are packed, so that memory holds them only once.
-    packed = PackedImages(
-        CocoImage(image_id, image["file_name"], image["height"], image["width"], tuple(objects.pop(image_id)))
-        for image_id, image in images.items()
+    categories = _categories(path, lists, category_entries)
+    ids = sorted(categories)
+    names = [categories[category]["name"] for category in ids]
+    _require_list(path, lists, "images")
+    has_objects = "annotations" in lists.types
+    if has_objects:
+        _require_list(path, lists, "annotations")
+
+    packed = objects.finish(images.finish(), np.array(ids))
+    return CocoAnnotations(
+        path,
+        packed,
+        ids,
+        names,
+        has_objects,
+        bool(packed.objects.have_shapes.any()),
+        packed.heights > packed.widths,
+        _frequencies([categories[category] for category in ids]),
     )
-    portrait = np.array([image["height"] > image["width"] for image in images.values()], dtype=bool)
-    return CocoAnnotations(path, packed, ids, names, has_objects, has_masks, portrait, _frequencies(content))
+
+
+def _entries(path: Path, lists: JsonLists) -> Iterator[tuple[str, int, Any]]:
+    """The entries of the lists of a file.
+
+    Raises:
+        UserError: The file cannot be read, or holds no JSON object.
+    """
+    try:
+        yield from lists
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
+    except ValueError as error:
+        if not lists.types and not isinstance(content := read_json(path), dict):
+            found = f"it holds a {type(content).__name__}, expected an object with images, annotations, categories"
+            _refuse(path, found)
+        raise UserError(f"{path} is no JSON ({error}). Fetch or export the file again.") from error
+
+
+class ImageReader:
+    """Takes the entries of `images`, one after the other.
+
+    Args:
+        path: The file, for messages.
+        prepare: What is done to each entry first.
+    """
+
+    def __init__(self, path: Path, prepare: PrepareImage | None) -> None:
+        self._path = path
+        self._prepare = prepare
+        self._ids, self._heights, self._widths = array("q"), array("q"), array("q")
+        self._names: list[str] = []
+
+    def add(self, index: int, entry: Any) -> None:
+        """Takes an entry.
+
+        Raises:
+            UserError: It lacks something, or its file may lie elsewhere.
+        """
+        if self._prepare is not None and isinstance(entry, dict):
+            self._prepare(entry)
+        _check_entry(self._path, "images", index, entry, _IMAGE_KEYS)
+        _check_image(self._path, entry)
+        self._ids.append(entry["id"])
+        self._heights.append(entry["height"])
+        self._widths.append(entry["width"])
+        self._names.append(entry["file_name"])
+
+    def finish(self) -> PackedImages:
+        """The images, without objects.
+
+        Raises:
+            UserError: Ids are repeated.
+        """
+        ids = np.asarray(self._ids)
+        _check_repeated(self._path, "images", ids)
+        nothing = PackedImages([])
+        return PackedImages.of_columns(
+            ids,
+            np.asarray(self._heights),
+            np.asarray(self._widths),
+            pack_names(self._names),
+            nothing.objects,
+            np.zeros(len(ids), np.int64),
+        )
+
+
+_IMAGE_KEYS = {"id": int, "file_name": str, "height": int, "width": int}
+_OBJECT_KEYS = {"id": int, "image_id": int, "category_id": int, "bbox": list}
 
 
 def _check_image(path: Path, image: dict[str, Any]) -> None:
@@ -171,84 +206,244 @@ def _check_image(path: Path, image: dict[str, Any]) -> None:
     if min(height, width) < 1 or max(height, width) > MOST_PIXELS_PER_SIDE:
         _refuse(
             path,
-            f"image {image['id']} has {width}×{height} pixels, expected 1 to {MOST_PIXELS_PER_SIDE} per side",
+            f"image {image['id']} has {shorten(width)}×{shorten(height)} pixels, expected 1 to "
+            f"{MOST_PIXELS_PER_SIDE} per side",
         )
 
 
-def _objects_of_images(
-    path: Path, content: dict[str, Any], class_ids: Sequence[int], images: dict[int, dict[str, Any]]
-) -> dict[int, list[CocoObject]]:
-    """The annotations of each image, by its id."""
-    label_of = {category: label for label, category in enumerate(class_ids)}
-    objects: dict[int, list[CocoObject]] = {image_id: [] for image_id in images}
-    keys: dict[str, Any] = {"id": int, "image_id": int, "category_id": int, "bbox": list}
-    for annotation in _table(path, content, "annotations", keys).values():
-        where = f"annotation {annotation['id']}"
-        image_id, category = annotation["image_id"], annotation["category_id"]
-        if image_id not in images:
-            _refuse(path, f"{where} is of image {image_id}, which is not among the images")
-        if category not in label_of:
-            _refuse(path, f"{where} has category {category}, which is not among the categories")
-        objects[image_id].append(_object(path, where, annotation, label_of[category], images[image_id]))
-    return objects
+class ObjectReader:
+    """Takes the entries of `annotations`, one after the other, and checks what can be only when all are there.
+
+    Args:
+        path: The file, for messages.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._ids, self._image_ids, self._category_ids = array("q"), array("q"), array("q")
+        self._boxes, self._areas, self._crowds = array("d"), array("d"), bytearray()
+        self._shapes = ShapeBuilder()
+        self._code_owners, self._code_sizes = array("q"), array("d")
+
+    def add(self, index: int, entry: Any) -> None:
+        """Takes an entry.
+
+        Raises:
+            UserError: It lacks something or holds something of another type.
+        """
+        # A million times: the message is looked for only where something is wrong.
+        try:
+            object_id, image_id, category_id, box = entry["id"], entry["image_id"], entry["category_id"], entry["bbox"]
+            fits = type(object_id) is type(image_id) is type(category_id) is int and type(box) is list
+        except (TypeError, KeyError, IndexError):
+            fits = False
+        if not fits:
+            _check_entry(self._path, "annotations", index, entry, _OBJECT_KEYS)
+        try:
+            self._ids.append(object_id)
+            self._image_ids.append(image_id)
+            self._category_ids.append(category_id)
+        except OverflowError:
+            _refuse(self._path, f"an id of entry {index} of annotations has more than 64 bits")
+
+        if len(box) != 4 or not all(type(edge) in _NUMBER_TYPES for edge in box):
+            self._refuse("the bbox", object_id, f"is {shorten(box)}{_NO_BOX}")
+        area = entry.get("area")
+        if area is None:
+            area = box[2] * box[3]
+        crowd = entry.get("iscrowd", 0)
+        if crowd not in (0, 1):
+            self._refuse("iscrowd", object_id, f"is {shorten(crowd)}, expected 0 or 1")
+        if type(area) not in _NUMBER_TYPES:
+            self._refuse("the area", object_id, f"is {shorten(area)}, expected a finite number")
+        try:
+            self._boxes.fromlist(box)
+            self._areas.append(area)
+        except OverflowError:
+            self._refuse("the bbox", object_id, f"is {shorten(box)}, far outside of its image")
+        self._crowds.append(int(crowd))
+        self._add_shape(object_id, entry.get("segmentation"))
+
+    def _add_shape(self, object_id: int, value: Any) -> None:
+        if value is None:
+            self._shapes.add()
+        elif isinstance(value, dict):
+            self._add_run_lengths(object_id, value)
+        elif not isinstance(value, list) or not all(isinstance(part, list) for part in value):
+            self._refuse("the segmentation", object_id, "is neither a list of polygons nor run lengths")
+        else:
+            try:
+                if any(len(part) % 2 for part in value):
+                    raise TypeError
+                self._shapes.add(value)
+            except (TypeError, OverflowError):
+                self._refuse("a polygon", object_id, "is not made of pairs of finite numbers")
+
+    def _add_run_lengths(self, object_id: int, value: dict[str, Any]) -> None:
+        size, counts = value.get("size"), value.get("counts")
+        if not isinstance(size, list) or len(size) != 2 or not all(map(is_finite, size)):
+            self._refuse("the run lengths", object_id, f"are of size {shorten(size)}, expected height and width")
+        are_numbers = isinstance(counts, list) and all(type(run) is int for run in counts)
+        if not isinstance(counts, str) and not are_numbers:
+            self._refuse("the run lengths", object_id, "are neither whole numbers nor text")
+        self._code_owners.append(len(self._ids) - 1)
+        try:
+            self._code_sizes.extend(size)
+            self._shapes.add(counts=counts)
+        except OverflowError:
+            self._refuse("the run lengths", object_id, "have a number of more than 64 bits")
+
+    def finish(self, images: PackedImages, class_ids: np.ndarray) -> PackedImages:
+        """The images with their objects.
+
+        Args:
+            images: The images, without objects.
+            class_ids: Of the categories, in ascending order.
+
+        Raises:
+            UserError: Ids are repeated or unknown; a box or a shape is not finite, lies far outside of its image, or is
+                of another size than its image.
+        """
+        ids = np.asarray(self._ids)
+        _check_repeated(self._path, "annotations", ids)
+        owners = self._positions(
+            images.ids, np.asarray(self._image_ids), "is of image {}, which is not among the images"
+        )
+        labels = self._positions(
+            class_ids, np.asarray(self._category_ids), "has category {}, which is not among the categories"
+        )
+        boxes, areas = np.asarray(self._boxes).reshape(-1, 4), np.asarray(self._areas)
+        sizes = np.stack([images.heights, images.widths], axis=1)[owners]
+        self._check_boxes(boxes, areas, sizes, images.ids[owners])
+        self._check_run_lengths(images, owners)
+        shapes = self._shapes.build()
+        self._check_outlines(shapes, sizes)
+        shapes = shapes.without_short_parts(6)  # two corners enclose nothing
+
+        order = np.argsort(owners, kind="stable")
+        crowds = np.frombuffer(self._crowds, dtype=bool) if self._crowds else np.empty(0, bool)
+        objects = PackedObjects(ids[order], labels[order], boxes[order], areas[order], crowds[order], order, shapes)
+        return images.with_objects(objects, np.bincount(owners, minlength=len(images)))
+
+    def _positions(self, known: np.ndarray, values: np.ndarray, otherwise: str) -> np.ndarray:
+        """Where each value stands among those known."""
+        order = np.argsort(known, kind="stable")
+        places = np.searchsorted(known, values, sorter=order)
+        is_known = places < len(known)
+        is_known[is_known] = known[order[places[is_known]]] == values[is_known]
+        if not is_known.all():
+            (first, *_) = np.flatnonzero(~is_known)
+            _refuse(self._path, f"annotation {self._ids[first]} {otherwise.format(values[first])}")
+        return order[places]
+
+    def _check_boxes(self, boxes: np.ndarray, areas: np.ndarray, sizes: np.ndarray, image_ids: np.ndarray) -> None:
+        for index in np.flatnonzero(~np.isfinite(boxes).all(axis=1))[:1]:
+            found = shorten(boxes[index].tolist())
+            self._refuse("the bbox", self._ids[index], f"is {found}{_NO_BOX}")
+        for index in np.flatnonzero(~np.isfinite(areas))[:1]:
+            self._refuse("the area", self._ids[index], f"is {areas[index]}, expected a finite number")
+        with np.errstate(over="ignore"):
+            edges = _edges(boxes)
+        for index in np.flatnonzero(np.abs(edges).max(axis=1) > REACH * sizes.max(axis=1))[:1]:
+            found = (
+                f"{shorten(boxes[index].tolist())}, far outside of its {_size(sizes[index])} image {image_ids[index]}"
+            )
+            self._refuse("the bbox", self._ids[index], f"is {found}")
+
+    def _check_run_lengths(self, images: PackedImages, owners: np.ndarray) -> None:
+        if not self._code_owners:
+            return
+        of = owners[np.asarray(self._code_owners)]
+        stated = np.asarray(self._code_sizes).reshape(-1, 2)
+        expected = np.stack([images.heights[of], images.widths[of]], axis=1)
+        for index in np.flatnonzero((stated != expected).any(axis=1))[:1]:
+            height, width = stated[index]
+            size = f"[{height:g}, {width:g}], image {images.ids[of[index]]} is of {expected[index].tolist()}"
+            self._refuse("the run lengths", self._ids[self._code_owners[index]], f"are of size {size}")
+
+    def _check_outlines(self, shapes: Shapes, sizes: np.ndarray) -> None:
+        """Refuses polygons that would take more memory to draw than their images' pixels account for."""
+        if not len(shapes.part_ends):
+            return
+        owners = np.repeat(np.arange(len(shapes.ends)), np.diff(shapes.ends, prepend=0))
+        for index in np.flatnonzero(~np.isfinite(shapes.coordinates))[:1]:
+            part = np.searchsorted(shapes.part_ends, index, side="right")
+            self._refuse("a polygon", self._ids[owners[part]], "is not made of pairs of finite numbers")
+
+        bounds = shapes.part_bounds()
+        low, high = bounds[:, :2].min(axis=1), bounds[:, 2:].max(axis=1)
+        of = sizes[owners]
+        for part in np.flatnonzero(np.maximum(-low, high) > REACH * of.max(axis=1))[:1]:
+            far = low[part] if -low[part] > high[part] else high[part]
+            found = f"has the coordinate {far:g}, far outside of its {_size(of[part])} image"
+            self._refuse("a polygon", self._ids[owners[part]], found)
+
+        # No outline is longer than all edges of all pixels. Most are too short for that to need the exact length.
+        longest = 2 * of[:, 0] * of[:, 1] + 4 * REACH * of.sum(axis=1)
+        for part in np.flatnonzero(shapes.part_lengths * (high - low) > longest):
+            end = shapes.part_ends[part]
+            corners = shapes.coordinates[end - shapes.part_lengths[part] : end].reshape(-1, 2)
+            length = np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum()
+            if length > longest[part]:
+                found = f"is {length:.0f} pixels long, more than the edges of all of its image's"
+                self._refuse("a polygon", self._ids[owners[part]], found)
+
+    def _refuse(self, what: str, object_id: int, problem: str) -> NoReturn:
+        _refuse(self._path, f"{what} of annotation {object_id} {problem}")
 
 
-def clean(image: CocoImage, counts: Counter[str], masks: bool = True) -> list[CocoObject]:
+_NO_BOX = ", expected four finite numbers: x, y, width, height"
+_NUMBER_TYPES = (int, float)
+
+
+def clean(images: PackedImages, masks: bool = True) -> tuple[PackedImages, Counter[str]]:
     """The objects to train on: no crowds, and boxes and masks that have an area within the image.
 
     Args:
-        image: An image.
-        counts: Gets the number of "crowd" objects and of those with "no area", "outside" and "clipped" added.
+        images: The images.
         masks: Whether polygons are drawn.
+
+    Returns:
+        The images with those objects, and the number of "crowd" objects and of those with "no area", "outside" and
+        "clipped".
     """
-    kept = []
-    for annotation in image.objects:
-        if annotation.crowd:
-            counts["crowd"] += 1
-            continue
+    objects, owners = images.objects, images.owners
+    right_bottom = np.stack([images.widths, images.heights], axis=1)[owners].astype(np.float64)
+    edges = _edges(objects.boxes)
+    clipped = _clip(edges, right_bottom)
+    has_no_area = (objects.boxes[:, 2:] <= 0).any(axis=1)
+    is_outside = (clipped[:, 2:] <= clipped[:, :2]).any(axis=1)
+    cut_off = np.abs(edges - clipped).max(axis=1, initial=0)
 
-        x, y, width, height = annotation.box
-        if width <= 0 or height <= 0:
-            counts["no area"] += 1
-            continue
+    if masks:  # of outlines as well, which are drawn
+        outlines = objects.shapes.bounds()[objects.shape_indices]
+        within = _clip(outlines, right_bottom)
+        is_outside |= (within[:, 2:] <= within[:, :2]).any(axis=1)  # of no outline nothing is true
+        cut_off = np.fmax(cut_off, np.abs(outlines - within).max(axis=1, initial=0))
 
-        # Of the box, and where a mask is drawn also of the mask.
-        edges = [(x, y, x + width, y + height)]
-        if masks and isinstance(annotation.segmentation, list):
-            edges.append(_bounds(annotation.segmentation))
-        clipped = [_clip(bounds, image) for bounds in edges]
-        if any(right <= left or bottom <= top for left, top, right, bottom in clipped):
-            counts["outside"] += 1
-            continue
-
-        # No arrays here: this runs for a million objects.
-        cut_off = max(
-            abs(edge - new)
-            for before, after in zip(edges, clipped, strict=True)
-            for edge, new in zip(before, after, strict=True)
-        )
-        if cut_off > 1:  # less is rounding
-            counts["clipped"] += 1
-
-        left, top, right, bottom = clipped[0]
-        box = (left, top, right - left, bottom - top)
-        kept.append(
-            CocoObject(annotation.id, annotation.label, box, annotation.area, annotation.crowd, annotation.segmentation)
-        )
-    return kept
+    has_no_area &= ~objects.crowds
+    is_outside &= ~objects.crowds & ~has_no_area
+    kept = ~(objects.crowds | has_no_area | is_outside)
+    counts = {
+        "crowd": objects.crowds,
+        "no area": has_no_area,
+        "outside": is_outside,
+        "clipped": kept & (cut_off > 1),  # less is rounding
+    }
+    boxes = np.concatenate([clipped[:, :2], clipped[:, 2:] - clipped[:, :2]], axis=1)
+    cleaned = replace(objects.select(kept), boxes=boxes[kept])
+    numbers = np.bincount(owners[kept], minlength=len(images))
+    return images.with_objects(cleaned, numbers), Counter({name: int(flags.sum()) for name, flags in counts.items()})
 
 
-def _clip(edges: tuple[float, float, float, float], image: CocoImage) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom edge as far as they lie within an image."""
-    left, top, right, bottom = edges
-    return max(0.0, left), max(0.0, top), min(float(image.width), right), min(float(image.height), bottom)
+def _edges(boxes: np.ndarray) -> np.ndarray:
+    """Left, top, right and bottom edge of boxes, float64 (N, 4)."""
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
 
 
-def _bounds(polygons: Polygons) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom edge of an object's parts."""
-    columns = [x for part in polygons for x in part[::2]]
-    rows = [y for part in polygons for y in part[1::2]]
-    return min(columns), min(rows), max(columns), max(rows)
+def _clip(edges: np.ndarray, right_bottom: np.ndarray) -> np.ndarray:
+    """Left, top, right and bottom edges as far as they lie within their images, of so many columns and rows."""
+    return np.concatenate([np.maximum(edges[:, :2], 0.0), np.minimum(edges[:, 2:], right_bottom)], axis=1)
 
 
 def describe_unmatched(annotations: CocoAnnotations, masks: bool) -> str | None:
@@ -258,31 +453,28 @@ def describe_unmatched(annotations: CocoAnnotations, masks: bool) -> str | None:
         annotations: What the file says, which evaluation takes unchanged.
         masks: Whether masks are scored beside boxes.
     """
-    counts: Counter[str] = Counter()
-    for image in annotations.images:
-        for annotation in image.objects:
-            counts["objects"] += 1
-            x, y, width, height = annotation.box
-            has_area = width > 0 and height > 0
-            meets_image = x < image.width and y < image.height and x + width > 0 and y + height > 0
-            if annotation.crowd:
-                counts["crowd"] += 1
-            elif not (has_area and meets_image):
-                counts["box"] += 1
-            elif not 0 <= annotation.area <= LARGEST_AREA:
-                counts["area"] += 1
-            elif masks and annotation.segmentation is None:
-                counts["no mask"] += 1
+    images, objects = annotations.images, annotations.images.objects
+    right_bottom = np.stack([images.widths, images.heights], axis=1)[images.owners]
+    corners, sides = objects.boxes[:, :2], objects.boxes[:, 2:]
+    is_box = ((sides > 0) & (corners < right_bottom) & (corners + sides > 0)).all(axis=1)
+    has_wrong_area = ~((objects.areas >= 0) & (objects.areas <= LARGEST_AREA))
+
+    # Each object is counted for the first that is true of it.
+    crowds = objects.crowds
+    no_box = ~crowds & ~is_box
+    no_area = ~crowds & is_box & has_wrong_area
+    no_mask = ~crowds & is_box & ~has_wrong_area & ~objects.have_shapes & masks
+    counts = Counter(objects=len(objects), crowd=int(crowds.sum()))
 
     parts = []
     if counts["crowd"]:
         parts.append(f"{counts['crowd']} are crowds (iscrowd: 1), which count neither as found nor as missed")
-    if counts["box"]:
-        parts.append(f"{counts['box']} have a box without area or outside of their image, which counts as missed")
-    if counts["area"]:
-        parts.append(f"{counts['area']} have an area below 0 or above {LARGEST_AREA:g}, which no measure counts")
-    if counts["no mask"]:
-        parts.append(f"{counts['no mask']} have only a box, which masks count as missed")
+    if no_box.any():
+        parts.append(f"{no_box.sum()} have a box without area or outside of their image, which counts as missed")
+    if no_area.any():
+        parts.append(f"{no_area.sum()} have an area below 0 or above {LARGEST_AREA:g}, which no measure counts")
+    if no_mask.any():
+        parts.append(f"{no_mask.sum()} have only a box, which masks count as missed")
     if not parts:
         return None
     return f"{annotations.path}: of {counts['objects']} objects {'; '.join(parts)}.{crowd_hint(counts)}"
@@ -415,135 +607,57 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is no JSON ({error}). Fetch or export the file again.") from error
 
 
-def _read_content(path: Path) -> dict[str, Any]:
-    content = read_json(path)
-    if not isinstance(content, dict):
-        _refuse(path, f"it holds a {type(content).__name__}, expected an object with images, annotations, categories")
-    return cast(dict[str, Any], content)
-
-
-def _categories(path: Path, content: dict[str, Any]) -> tuple[list[int], list[str]]:
-    table = _table(path, content, "categories", {"id": int, "name": str})
-    if not table:
-        _refuse(path, "it has no categories")
-    return sorted(table), [table[category]["name"] for category in sorted(table)]
-
-
-def _frequencies(content: dict[str, Any]) -> list[str] | None:
-    """How frequent each category is, in the order of their ids; None where not all say it."""
-    categories = sorted(content["categories"], key=lambda category: category["id"])
-    frequencies = [category.get("frequency") for category in categories]
-    return frequencies if all(frequency in ("r", "c", "f") for frequency in frequencies) else None
-
-
-def _dicts(entries: Any) -> Iterator[dict[str, Any]]:
-    """Those entries of a list that are objects; none where it is no list."""
-    return (entry for entry in entries if isinstance(entry, dict)) if isinstance(entries, list) else iter(())
-
-
-def _table(path: Path, content: dict[str, Any], name: str, keys: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """The entries of one of the file's lists by their ids, each with keys of the right types."""
-    entries = content.get(name)
-    if not isinstance(entries, list):
-        present = ", ".join(content) or "nothing"
+def _require_list(path: Path, lists: JsonLists, name: str) -> None:
+    if lists.types.get(name) is not list:
+        present = ", ".join(lists.types) or "nothing"
         _refuse(path, f"it has no list {name!r}; there is {present}")
 
-    table = {}
-    for index, entry in enumerate(entries):
-        where = f"entry {index} of {name}"
-        if not isinstance(entry, dict):
-            _refuse(path, f"{where} is no object")
-        if isinstance(entry.get("id"), int):
-            where += f" (id {entry['id']})"
-        if missing := [key for key in keys if key not in entry]:
-            _refuse(path, f"{where} lacks {', '.join(missing)}")
-        for key, cls in keys.items():
-            if not isinstance(entry[key], cls) or isinstance(entry[key], bool):
-                _refuse(path, f"the {key} of {where} is {shorten(entry[key])}, expected {_TYPE_NAMES[cls]}")
-        if not -(2**63) <= entry["id"] < 2**63:
-            _refuse(path, f"the id of entry {index} of {name} has more than 64 bits")
-        table[entry["id"]] = entry
 
-    if len(table) < len(entries):
-        repeated = [key for key, count in Counter(entry["id"] for entry in entries).items() if count > 1]
+def _categories(path: Path, lists: JsonLists, entries: list[Any]) -> dict[int, dict[str, Any]]:
+    """The categories by their ids."""
+    _require_list(path, lists, "categories")
+    for index, entry in enumerate(entries):
+        _check_entry(path, "categories", index, entry, {"id": int, "name": str})
+    if not entries:
+        _refuse(path, "it has no categories")
+    _check_repeated(path, "categories", np.array([entry["id"] for entry in entries]))
+    return {entry["id"]: entry for entry in entries}
+
+
+def _frequencies(categories: list[dict[str, Any]]) -> list[str] | None:
+    """How frequent each category is; None where not all say it."""
+    frequencies = [category.get("frequency") for category in categories]
+    return [str(frequency) for frequency in frequencies] if all(f in ("r", "c", "f") for f in frequencies) else None
+
+
+def _check_entry(path: Path, name: str, index: int, entry: Any, keys: dict[str, Any]) -> None:
+    """Refuses an entry of one of the file's lists that lacks a key, or has one of another type."""
+    where = f"entry {index} of {name}"
+    if not isinstance(entry, dict):
+        _refuse(path, f"{where} is no object")
+    if isinstance(entry.get("id"), int):
+        where += f" (id {entry['id']})"
+    if missing := [key for key in keys if key not in entry]:
+        _refuse(path, f"{where} lacks {', '.join(missing)}")
+    for key, cls in keys.items():
+        if not isinstance(entry[key], cls) or isinstance(entry[key], bool):
+            _refuse(path, f"the {key} of {where} is {shorten(entry[key])}, expected {_TYPE_NAMES[cls]}")
+    if not -(2**63) <= entry["id"] < 2**63:
+        _refuse(path, f"the id of entry {index} of {name} has more than 64 bits")
+
+
+def _check_repeated(path: Path, name: str, ids: np.ndarray) -> None:
+    distinct, counts = np.unique(ids, return_counts=True)
+    if len(distinct) < len(ids):
+        repeated = distinct[counts > 1].tolist()
         _refuse(path, f"{len(repeated)} ids stand more than once in {name}: {abbreviate(repeated)}")
-    return table
 
 
 _TYPE_NAMES = {int: "a whole number", str: "text", list: "a list"}
 
 
-def _object(path: Path, where: str, annotation: dict[str, Any], label: int, image: dict[str, Any]) -> CocoObject:
-    """An entry of annotations; `where` is what messages call it."""
-    box = annotation["bbox"]
-    if len(box) != 4 or not all(map(is_finite, box)):
-        _refuse(path, f"the bbox of {where} is {shorten(box)}, expected four finite numbers: x, y, width, height")
-
-    area = annotation.get("area")
-    if area is None:
-        area = box[2] * box[3]
-    if not is_finite(area):
-        _refuse(path, f"the area of {where} is {shorten(area)}, expected a finite number")
-
-    crowd = annotation.get("iscrowd", 0)
-    if crowd not in (0, 1):
-        _refuse(path, f"iscrowd of {where} is {shorten(crowd)}, expected 0 or 1")
-
-    x, y, width, height = map(float, box)
-    if is_far_outside(box, image["height"], image["width"]):
-        _refuse(path, f"the bbox of {where} is {shorten(box)}, far outside of its {_size(image)} image {image['id']}")
-    segmentation = _segmentation(path, where, annotation.get("segmentation"), image)
-    return CocoObject(annotation["id"], label, (x, y, width, height), float(area), bool(crowd), segmentation)
-
-
-def _segmentation(path: Path, where: str, value: Any, image: dict[str, Any]) -> Polygons | RunLengths | None:
-    if value is None or value == []:
-        return None
-
-    if isinstance(value, dict):
-        size, counts = value.get("size"), value.get("counts")
-        expected = [image["height"], image["width"]]
-        if size != expected:
-            _refuse(
-                path, f"the run lengths of {where} are of size {shorten(size)}, image {image['id']} is of {expected}"
-            )
-        are_numbers = isinstance(counts, list) and all(type(run) is int for run in counts)
-        if not isinstance(counts, str) and not are_numbers:
-            _refuse(path, f"the run lengths of {where} are neither whole numbers nor text")
-        return {"size": expected, "counts": counts}
-
-    if not isinstance(value, list) or not all(isinstance(part, list) for part in value):
-        _refuse(path, f"the segmentation of {where} is neither a list of polygons nor run lengths")
-    for part in value:
-        if len(part) % 2 or not _all_finite(part):
-            _refuse(path, f"a polygon of {where} is not made of pairs of finite numbers")
-        _check_outline(path, where, part, image)
-    return [part for part in value if len(part) >= 6] or None  # two corners enclose nothing
-
-
-def _check_outline(path: Path, where: str, part: list[float], image: dict[str, Any]) -> None:
-    """Refuses a polygon that would take more memory to draw than its image's pixels account for."""
-    if not part:
-        return
-
-    low, high = min(part), max(part)
-    if max(-low, high) > REACH * max(image["height"], image["width"]):
-        far = low if -low > high else high
-        _refuse(path, f"a polygon of {where} has the coordinate {far:g}, far outside of its {_size(image)} image")
-
-    # No outline is longer than all edges of all pixels. Most are too short for that to need the exact length.
-    longest = 2 * image["height"] * image["width"] + 4 * REACH * (image["height"] + image["width"])
-    if len(part) * (high - low) > longest:
-        corners = np.array(part, dtype=np.float64).reshape(-1, 2)
-        length = np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum()
-        if length > longest:
-            _refuse(
-                path, f"a polygon of {where} is {length:.0f} pixels long, more than the edges of all of its image's"
-            )
-
-
-def _size(image: dict[str, Any]) -> str:
-    return f"{image['width']}×{image['height']}"
+def _size(height_width: np.ndarray) -> str:
+    return f"{height_width[1]}×{height_width[0]}"
 
 
 def is_far_outside(box: Sequence[float], height: int, width: int) -> bool:
@@ -558,13 +672,6 @@ def is_finite(value: Any) -> bool:
     try:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:  # a whole number of hundreds of digits
-        return False
-
-
-def _all_finite(values: list[Any]) -> bool:
-    try:
-        return all(map(math.isfinite, values))
-    except (TypeError, OverflowError):
         return False
 
 

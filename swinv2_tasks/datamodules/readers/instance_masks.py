@@ -23,7 +23,7 @@ from swinv2_tasks.child_processes import available_cores
 from swinv2_tasks.datamodules.category_lists import stated_categories
 from swinv2_tasks.datamodules.classes import abbreviate
 from swinv2_tasks.datamodules.layouts import Split, Tree, join, split_of
-from swinv2_tasks.datamodules.readers.annotations import CocoAnnotations, CocoImage, CocoObject, RunLengths
+from swinv2_tasks.datamodules.readers.annotations import CocoAnnotations
 from swinv2_tasks.datamodules.readers.cityscapes import CLASS_OF_ID
 from swinv2_tasks.datamodules.readers.cityscapes import IMAGES as CITY_IMAGES
 from swinv2_tasks.datamodules.readers.cityscapes import LABELS as CITY_LABELS
@@ -32,6 +32,7 @@ from swinv2_tasks.datamodules.readers.label_maps import read_numbers
 from swinv2_tasks.datamodules.readers.label_values import MapCounts
 from swinv2_tasks.datamodules.readers.mask_folders import images_in, mask_folders, match_names
 from swinv2_tasks.datamodules.readers.objects import Sizes, annotations_of
+from swinv2_tasks.datamodules.readers.packed_images import CocoImage, CocoObject, RunLengths
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.text import printable, say
 

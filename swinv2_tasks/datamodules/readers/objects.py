@@ -10,8 +10,9 @@ import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from swinv2_tasks.datamodules.layouts import SetAside, Split, Splits, source_split
-from swinv2_tasks.datamodules.readers.annotations import CocoAnnotations, CocoImage, PackedImages
+from swinv2_tasks.datamodules.readers.annotations import CocoAnnotations
 from swinv2_tasks.datamodules.readers.image_sizes import image_sizes
+from swinv2_tasks.datamodules.readers.packed_images import CocoImage, PackedImages
 from swinv2_tasks.errors import UserError
 
 log = logging.getLogger("swinv2_tasks")
@@ -46,17 +47,9 @@ def annotations_of(
         class_ids: Ids of the categories, in ascending order.
         class_names: Their names.
     """
-    portrait: list[bool] = []
-    masked = [False]
-
-    def noted() -> Iterator[CocoImage]:
-        for image in images:
-            portrait.append(image.height > image.width)
-            masked[0] |= any(entry.segmentation is not None for entry in image.objects)
-            yield image
-
-    packed = PackedImages(noted())
-    return CocoAnnotations(path, packed, class_ids, class_names, True, masked[0], np.array(portrait, dtype=bool))
+    packed = PackedImages(images)
+    has_masks = bool(packed.objects.have_shapes.any())
+    return CocoAnnotations(path, packed, class_ids, class_names, True, has_masks, packed.heights > packed.widths)
 
 
 SizedImage = tuple[int, Path, int, int]
@@ -100,5 +93,5 @@ class SetAsideObjects(SetAside[ObjectSource]):
         """What is annotated in a split, and the folder of its images."""
         annotations, folder = self.source.read(source_split(split))
         kept = self.kept(split, [0] * len(annotations.images))
-        images = PackedImages(annotations.images[index] for index in kept)
+        images = annotations.images.select(np.array(kept, dtype=np.int64))
         return replace(annotations, images=images, portrait=annotations.portrait[kept]), folder

@@ -21,9 +21,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from swinv2_tasks.child_processes import available_cores
 from swinv2_tasks.datamodules.classes import abbreviate, read_lines
 from swinv2_tasks.datamodules.layouts import Split, Tree
-from swinv2_tasks.datamodules.readers.annotations import CocoAnnotations, CocoImage, CocoObject
+from swinv2_tasks.datamodules.readers.annotations import CocoAnnotations
 from swinv2_tasks.datamodules.readers.images import has_image_extension
 from swinv2_tasks.datamodules.readers.objects import Sizes, annotations_of
+from swinv2_tasks.datamodules.readers.packed_images import CocoImage, CocoObject
 from swinv2_tasks.datamodules.readers.yolo import polygon_area
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.outside_files import read_bytes

@@ -16,9 +16,10 @@ import yaml
 
 from swinv2_tasks.datamodules.classes import abbreviate, read_lines
 from swinv2_tasks.datamodules.layouts import Split, Tree, join
-from swinv2_tasks.datamodules.readers.annotations import CocoAnnotations, CocoImage, CocoObject
+from swinv2_tasks.datamodules.readers.annotations import CocoAnnotations
 from swinv2_tasks.datamodules.readers.images import list_images
 from swinv2_tasks.datamodules.readers.objects import Sizes, annotations_of
+from swinv2_tasks.datamodules.readers.packed_images import CocoImage, CocoObject
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.files import is_inside
 from swinv2_tasks.outside_files import MOST_CONFIG_BYTES, load_yaml, read_text

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from swinv2_tasks.datamodules.readers.annotations import CocoObject
+from swinv2_tasks.datamodules.readers.packed_images import CocoObject
 from swinv2_tasks.datamodules.transforms.augmentation import Augmentation
 from swinv2_tasks.datamodules.transforms.classification import MOST_SCALE, MOST_SIDE, check
 from swinv2_tasks.datamodules.transforms.scenes import Scene

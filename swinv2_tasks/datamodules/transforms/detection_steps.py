@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from swinv2_tasks.datamodules.readers.annotations import CocoObject, check_masks, rasterize
+from swinv2_tasks.datamodules.readers.annotations import check_masks, rasterize
+from swinv2_tasks.datamodules.readers.packed_images import CocoObject
 from swinv2_tasks.datamodules.transforms.classification import fitting_size
 from swinv2_tasks.datamodules.transforms.scenes import Scene, mask_bounds
 from swinv2_tasks.datamodules.transforms.segmentation_steps import A, Rescale, reseed

@@ -13,8 +13,6 @@ from pycocotools import mask as coco_masks
 from pycocotools.coco import COCO
 
 from swinv2_tasks.datamodules.readers.annotations import (
-    CocoImage,
-    CocoObject,
     clean,
     compress,
     describe_unmatched,
@@ -22,6 +20,7 @@ from swinv2_tasks.datamodules.readers.annotations import (
     read_annotations,
     read_categories,
 )
+from swinv2_tasks.datamodules.readers.packed_images import CocoImage, CocoObject, PackedImages
 from swinv2_tasks.errors import UserError
 
 
@@ -229,10 +228,9 @@ def test_training_takes_boxes_with_an_area_within_the_image() -> None:
     }  # fmt: skip
     objects = tuple(CocoObject(k, 0, box, 1.0, False, None) for k, box in enumerate(boxes.values()))
     crowd = CocoObject(99, 0, (1, 2, 3, 4), 1.0, True, None)
-    counts: Counter[str] = Counter()
-    cleaned = clean(CocoImage(1, "x.jpg", 40, 60, (*objects, crowd)), counts)
+    (cleaned,), counts = clean(PackedImages([CocoImage(1, "x.jpg", 40, 60, (*objects, crowd))]))
     names = list(boxes)
-    assert {names[item.id]: item.box for item in cleaned} == {
+    assert {names[item.id]: item.box for item in cleaned.objects} == {
         "fine": (1, 2, 3, 4), "over": (50, 30, 10, 10), "rounded": (30, 30, 30, 10),
     }  # fmt: skip
     assert counts == {"crowd": 1, "no area": 2, "outside": 2, "clipped": 1}
@@ -247,11 +245,11 @@ def test_polygons_are_cleaned_as_boxes_are() -> None:
         "right": [[61.0, 1.0, 69.0, 1.0, 69.0, 9.0]],
     }
     objects = tuple(CocoObject(k, 0, (1, 1, 8, 8), 1.0, False, shape) for k, shape in enumerate(shapes.values()))
-    image = CocoImage(1, "x.jpg", 40, 60, objects)
-    counts: Counter[str] = Counter()
-    assert [item.id for item in clean(image, counts)] == [0, 1, 2]
-    assert counts == {"outside": 1, "clipped": 1}
-    assert len(clean(image, Counter(), masks=False)) == 4  # nobody draws them
+    images = PackedImages([CocoImage(1, "x.jpg", 40, 60, objects)])
+    (cleaned,), counts = clean(images)
+    assert [item.id for item in cleaned.objects] == [0, 1, 2]
+    assert counts == Counter({"outside": 1, "clipped": 1})
+    assert len(clean(images, masks=False)[0].objects) == 4  # nobody draws them
 
 
 # ---- what cannot be found

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from swinv2_tasks.datamodules import DetectionAugmentation, MultiScaleAugmentation, ScaleJitterAugmentation
-from swinv2_tasks.datamodules.readers.annotations import CocoObject, rasterize
+from swinv2_tasks.datamodules.readers.annotations import rasterize
+from swinv2_tasks.datamodules.readers.packed_images import CocoObject
 from swinv2_tasks.datamodules.transforms.detection_steps import (
     DetectionTransform,
     HorizontalFlip,

@@ -1,0 +1,98 @@
+"""How long a large annotation file in COCO's format takes to open, and what memory that takes.
+
+    python -m benchmarks.opening
+
+Writes a file of polygons and opens it as a training does: read, checked, cleaned and ready to be sampled. Opening runs
+in a process of its own, of which the seconds and the largest resident memory are printed, beside that of the imports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+SIDES = (480, 640)
+
+
+def write(path: Path, objects: int, images: int, corners: int) -> None:
+    """An annotation file of so many objects, each of one polygon, in random order of images."""
+    rng = np.random.default_rng(0)
+    names = [{"id": k, "file_name": f"{k:012d}.jpg", "height": SIDES[0], "width": SIDES[1]} for k in range(images)]
+    categories = [{"id": k, "name": f"class {k}"} for k in range(1, 81)]
+    with path.open("w") as file:
+        file.write(f'{{"images": {json.dumps(names)}, "categories": {json.dumps(categories)}, "annotations": [')
+        for number in range(objects):
+            x, y = rng.integers(0, 500), rng.integers(0, 380)
+            points = (rng.integers(0, 10_000, (corners, 2)) / 100 + (x, y)).round(2).ravel()
+            columns, rows = points[::2], points[1::2]
+            box = [columns.min(), rows.min(), np.ptp(columns).round(2), np.ptp(rows).round(2)]
+            entry = {
+                "segmentation": [points.tolist()],
+                "area": round(float(box[2] * box[3]), 4),
+                "iscrowd": 0,
+                "image_id": int(rng.integers(images)),
+                "bbox": list(map(float, box)),
+                "category_id": int(rng.integers(1, 81)),
+                "id": number,
+            }
+            file.write((", " if number else "") + json.dumps(entry))
+        file.write("]}")
+
+
+def open_file(path: Path) -> None:
+    """Opens an annotation file, and prints seconds and gigabytes."""
+    from swinv2_tasks.datamodules.readers.annotations import clean, describe_unmatched, read_annotations
+
+    imported = _peak()
+    start = time.perf_counter()
+    annotations = read_annotations(path)
+    read = time.perf_counter()
+    images, _ = clean(annotations.images)
+    describe_unmatched(annotations, masks=True)
+    end = time.perf_counter()
+    kept = sum(len(image.objects) for image in images[:1000])
+    print(json.dumps({"read": read - start, "clean": end - read, "peak": _peak(), "imports": imported, "kept": kept,
+                      "objects": len(annotations.images.objects)}))  # fmt: skip
+
+
+def _peak() -> float:
+    """The largest resident memory of this process so far, in GB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--objects", type=int, default=1_500_000)
+    parser.add_argument("--images", type=int, default=120_000)
+    parser.add_argument("--corners", type=int, default=10, help="of each object's polygon")
+    parser.add_argument("--file", type=Path, help="an annotation file, instead of one that is written")
+    parser.add_argument("--opens", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.opens:
+        open_file(arguments.file)
+        return
+
+    print(f"Python {platform.python_version()}, NumPy {np.__version__}, {platform.processor() or platform.machine()}")
+    with tempfile.TemporaryDirectory() as folder:
+        path = arguments.file or Path(folder) / "annotations.json"
+        if arguments.file is None:
+            write(path, arguments.objects, arguments.images, arguments.corners)
+        print(f"{path.stat().st_size / 1e6:,.0f} MB")
+        command = [sys.executable, "-m", "benchmarks.opening", "--opens", "--file", str(path)]
+        result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        seconds = result["read"] + result["clean"]
+        print(f"{result['objects']:,} objects: {seconds:.1f} s, {result['clean']:.1f} of them to clean")
+        print(f"largest memory {result['peak']:.2f} GB, {result['imports']:.2f} GB of it imports")
+
+
+if __name__ == "__main__":
+    main()
