@@ -12,6 +12,7 @@ some things must be known before there is such a parser. They are read here and 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Collection, Iterable, Sequence
@@ -91,6 +92,16 @@ def select_own(options: Iterable[Option], names: Collection[str]) -> tuple[list[
         is_own = option.name in ("-h", "--help") or parameter_name(option) in names
         (own if is_own else others).append(option)
     return own, others
+
+
+def gather_data_settings(arguments: Sequence[str]) -> list[str]:
+    """Arguments with those of fit that describe the data in one option, ``--settings``, a list of them."""
+    options = split_options(arguments)
+    of_fit = [option for option in options if option.name == "--config" or option.name.startswith("--data.")]
+    if not of_fit:
+        return [*arguments]
+    others = [option for option in options if option not in of_fit]
+    return [*join_options(others), f"--settings={json.dumps(join_options(of_fit))}"]
 
 
 def parameter_name(option: Option) -> str:

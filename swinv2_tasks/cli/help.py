@@ -18,7 +18,7 @@ USAGES = {
     "score coco": "swinv2-tasks score coco --annotations FILE --predictions FILE",
     "weights inspect": "swinv2-tasks weights inspect FILE",
     "weights convert": "swinv2-tasks weights convert SOURCE TARGET --format timm",
-    "data check": "swinv2-tasks data check kinetics FOLDER",
+    "data check": "swinv2-tasks data check TASK FOLDER",
     "data optimize": "swinv2-tasks data optimize imagenet FOLDER OUTPUT",
     "sample-data": "swinv2-tasks sample-data FOLDER",
     "demo": "swinv2-tasks demo [--short true]",
@@ -92,16 +92,22 @@ Writes a checkpoint in another format, its tensors bitwise identical.
   --image_size N       pixels of its training, where the file does not say
   --overwrite true     replace a target that exists""",
     "data check": """
-Decodes every frame of every video, lists those that fail and why, and writes
-lists of the others. Run again, it decodes what is new or has changed since.
+Looks for what is wrong in a dataset: corrupt files, copies within and across
+splits, classes without samples, boxes and masks that do not fit, odd sizes.
+Run again, it reads what is new or has changed since. Exit status: 0 no errors,
+1 errors, 2 refused arguments.
 
-  kinetics FOLDER      the dataset
-  --output DIR         for the lists; default: the dataset's folder
-  --workers N          processes that decode; default: one per core
-  --seconds N          after which a video counts as hung; default: 120
-  --class_names FILE   label map
+  TASK FOLDER          imagenet, coco, ade20k, kinetics or simmim; the dataset
+  --output DIR         for check.html and check.json; default: check/NAME
+  --json FILE          write the findings to this file as well
+  --workers N          processes that read; default: one per core
+  --seconds N          after which a file counts as hung; default: 120
+  --class_names FILE   class list or label map
+  --config CONFIG      settings of the data, as of fit
+  --data.KEY VALUE     a setting of the data, as --data.layout voc
 
-Where the videos are, as in a training's settings data.files:
+kinetics also writes lists of the videos that decode and of those that fail, to
+the dataset's folder unless --output names another. Where the videos are:
   --files.train_list FILE  (val_list, test_list)     lists of videos
   --files.train_videos DIR (val_videos, test_videos) folders of videos""",
     "data optimize": """

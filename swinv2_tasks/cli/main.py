@@ -15,6 +15,7 @@ from typing import Any, get_type_hints
 from swinv2_tasks.cli.arguments import (
     Option,
     expand_home,
+    gather_data_settings,
     is_list,
     join_options,
     merge_values,
@@ -60,7 +61,8 @@ Other commands
   weights inspect FILE              what a checkpoint is: format, windows, head
   weights convert IN OUT --format timm
                                     write a checkpoint in another format
-  data check kinetics FOLDER        decode every video, list those that fail
+  data check TASK FOLDER            look for what is wrong in a dataset, and
+                                    write a page of it
   data optimize imagenet FOLDER OUT write its images into shards, to be streamed
   sample-data FOLDER                write small datasets for all tasks
   configs                           list the configs that --config can name
@@ -87,6 +89,9 @@ CONFIG_COMMANDS = {
 }
 """Commands that take the arguments of another beside their own: module of this package, and its function, whose
 first parameter takes those."""
+
+DATA_COMMANDS = {"data check"}
+"""Commands whose parameter ``settings`` takes the arguments of fit that describe the data: --config and --data.…"""
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 
@@ -260,6 +265,8 @@ def _run_function(command: str, arguments: list[str]) -> None:
     else:
         name, arguments = _name_subcommand(command, functions, arguments), arguments[1:]
         command = f"{command} {name}"
+    if command in DATA_COMMANDS:
+        arguments = gather_data_settings(arguments)
     function = getattr(importlib.import_module(f"swinv2_tasks.{module_name}"), name)
     _call(command, function, arguments, by_position)
 

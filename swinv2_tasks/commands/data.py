@@ -11,9 +11,11 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from swinv2_tasks.child_processes import available_cores, follow_parent, timeout_seconds, without_working_folder
+from swinv2_tasks.commands.check.command import check_dataset, choose_output
+from swinv2_tasks.commands.check.datasets import TaskName, open_datamodule
 from swinv2_tasks.datamodules.classes import Classes
 from swinv2_tasks.datamodules.imagenet import ImageNetDataModule
 from swinv2_tasks.datamodules.kinetics import KineticsDataModule
@@ -23,9 +25,9 @@ from swinv2_tasks.datamodules.readers.video_lists import list_line
 from swinv2_tasks.datamodules.readers.video_verdicts import TABLE, Verdict, VerdictFile
 from swinv2_tasks.datamodules.readers.videos import find_corruption
 from swinv2_tasks.datamodules.shards import StoredImage, write_shards
-from swinv2_tasks.errors import FaultyFiles, Interrupted, UserError, name_signal, reason_of
+from swinv2_tasks.errors import ArgumentsError, FaultyFiles, Interrupted, UserError, name_signal, reason_of
 from swinv2_tasks.files import prove_writable, replace_file
-from swinv2_tasks.progress import WorkProgress
+from swinv2_tasks.progress import WorkProgress, count_words
 from swinv2_tasks.python_internals import kill_workers
 from swinv2_tasks.stopping import SIGNALS, advising
 from swinv2_tasks.tables import write_table
@@ -36,57 +38,97 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 def check(
-    dataset: Literal["kinetics"],
+    task: TaskName,
     root: str,
     output: str | None = None,
     workers: int | None = None,
     seconds: float = 120.0,
     class_names: str | None = None,
     files: VideoFiles = VideoFiles(),
+    json: str | None = None,
+    settings: list[str] | None = None,
 ) -> None:
-    """Decodes every frame of every video, lists those that fail and why, and writes lists of the others.
+    """Looks for what is wrong in a dataset before anything is trained on it, and writes a page of what was found.
 
-    SPLIT_clean.txt holds the videos of a split that decode fully, for data.files.SPLIT_list; faulty_videos.csv the
-    others. A video whose decoder crashes or hangs is one of these and stops no other. Each verdict is in
-    checked_videos.csv, in the dataset's folder, as soon as it is reached: run again, after a stop or later, the command
-    decodes what is new or has changed since. fit, validate and test go by these verdicts.
+    Every file is read in full, in processes of their own: files that are corrupt, copies within and across splits,
+    classes without samples, boxes and masks that do not fit. What was measured is kept in the output folder as it
+    comes: run again, after a stop or later, the command reads what is new or has changed since.
+
+    Of videos every frame is decoded. SPLIT_clean.txt holds those of a split that decode fully, for
+    data.files.SPLIT_list; faulty_videos.csv the others. Each verdict is in checked_videos.csv, in the dataset's folder,
+    as soon as it is reached. fit, validate and test go by these verdicts.
 
     Args:
-        dataset: kind of dataset; the other settings are those of its datamodule.
+        task: of the dataset, by the name of its config; the other settings are those of its datamodule.
         root: dataset folder.
-        output: folder to write the lists to; default: root. checked_videos.csv is written there only when nothing can
-            be written to root.
-        workers: processes that decode; default: one per core.
-        seconds: time after which the decoding of a video counts as hung.
-        class_names: label map.
+        output: folder to write check.html and check.json to; default: check/NAME, NAME being the dataset folder's.
+            Of videos also the lists; default: root. checked_videos.csv is written there only when nothing can be
+            written to root.
+        workers: processes that read; default: one per core. 0: the command's own, but for videos.
+        seconds: time after which the reading of a file counts as hung.
+        class_names: class list or label map.
         files: where the videos of each split are.
+        json: another file to write the findings to.
+        settings: further arguments, of fit, that describe the data: ``--config FILE``, ``--data.…``.
 
     Raises:
-        FaultyFiles: some videos are faulty; all is written.
-        UserError: there are no videos, a list is not in order, nothing can be written to the folder, or an argument is
+        FaultyFiles: there are errors, in files or labels; all is written.
+        UserError: there are no samples, a list is not in order, nothing can be written to the folder, or an argument is
             out of its range.
     """
-    if (workers is not None and workers < 1) or seconds <= 0:
-        raise UserError(f"workers is {workers}, seconds {seconds:g}; expected at least 1 and above 0")
-    data = KineticsDataModule(root, files=files, class_names=class_names)
+    least = 1 if task == "kinetics" else 0
+    if (workers is not None and workers < least) or seconds <= 0:
+        raise UserError(f"workers is {workers}, seconds {seconds:g}; expected at least {least} and above 0")
+    if not Path(root).expanduser().is_dir():
+        raise ArgumentsError(f"data check {task}: there is no folder {printable(root)}.")
+    stated: dict[str, Any] = {} if class_names is None else {"class_names": class_names}
+    if task == "kinetics":
+        stated |= {"files": files} if files != VideoFiles() else {}
+    elif files != VideoFiles():
+        raise ArgumentsError(f"data check {task}: --files is of videos; name others by --data.files.")
+    if task == "simmim" and class_names is not None:
+        raise ArgumentsError("data check simmim: --class_names: there are no classes.")
+
+    data = open_datamodule(task, root, settings or [], **stated)
+    workers = available_cores() if workers is None else workers
+    if task != "kinetics":
+        folder = choose_output(task, root, output)
+        findings = check_dataset(task, root, data, folder, workers, seconds, json)
+        faults: dict[str, str] = {}
+    else:
+        folder = Path(output or root)
+        faults, number = _check_videos(data, root, folder, workers, seconds)
+        findings = check_dataset(task, root, data, folder, workers, seconds, json, faults)
+    if faults:
+        raise FaultyFiles(f"{len(faults)} of {number} videos are faulty: {printable(folder / FAULTY)} says why", faults)
+    if errors := findings.total("error"):
+        raise FaultyFiles(f"{count_words(errors, 'error')} in {printable(root)}, listed above", {})
+
+
+FAULTY = "faulty_videos.csv"
+"""The table of videos that do not decode."""
+
+
+def _check_videos(
+    data: KineticsDataModule, root: str, folder: Path, workers: int, seconds: float
+) -> tuple[dict[str, str], int]:
+    """Decodes every frame of every video and writes the lists; returns why some are faulty, and of how many."""
     splits = {split: data.videos(split) for split in SPLITS if data.has(split)}
     if not splits:
         raise UserError(f"There are no videos in {printable(root)}: neither lists nor folders of class folders.")
-    folder = Path(output or root)
     open_folder(folder, "--output")
     paths = sorted({path for videos in splits.values() for path, _ in videos})
     with VerdictFile(_verdict_folder(Path(root), folder) / TABLE) as verdicts:
-        faults = _check_all(paths, verdicts, workers or available_cores(), seconds)
+        faults = _check_all(paths, verdicts, workers, seconds)
     for split, videos in splits.items():
         faults |= _write_list(folder / f"{split}_clean.txt", split, videos, faults, Path(root), data.class_ids)
 
-    table = folder / "faulty_videos.csv"
+    table = folder / FAULTY
     faults = dict(sorted(faults.items()))
     replace_file(table, partial(write_table, rows=[("path", "reason"), *faults.items()]))
     for path, reason in faults.items():
         say(f"  {printable(path)}: {printable(reason)}")
-    if faults:
-        raise FaultyFiles(f"{len(faults)} of {len(paths)} videos are faulty: {printable(table)} says why", faults)
+    return faults, len(paths)
 
 
 def _verdict_folder(root: Path, output: Path) -> Path:

@@ -279,8 +279,8 @@ FUNCTIONS = [
     Mistake(
         "weights convert a", "weights convert needs SOURCE and TARGET", "swinv2-tasks weights convert SOURCE TARGET"
     ),
-    Mistake("data check", "data check needs DATASET and ROOT", "swinv2-tasks data check kinetics FOLDER"),
-    Mistake("data check imagenet images", "'imagenet' is not one of kinetics", "kinetics"),
+    Mistake("data check", "data check needs TASK and ROOT", "swinv2-tasks data check TASK FOLDER"),
+    Mistake("data check imagnet images", "'imagnet' is not one of imagenet", "did you mean imagenet?"),
     Mistake("data check kinetics images --seconds soon", "'soon' is not a number", "as in --seconds 120.0"),
     Mistake("data chek kinetics images", "data has no 'chek'", "did you mean swinv2-tasks data check?"),
     Mistake("sample-data", "sample-data needs ROOT", "swinv2-tasks sample-data FOLDER"),

@@ -1,0 +1,201 @@
+"""Measuring files in processes of their own: one that crashes or hangs a decoder stops no other; stops lose nothing."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from swinv2_tasks.child_processes import follow_parent, timeout_seconds, without_working_folder
+from swinv2_tasks.commands.check.facts import Facts, Task, measure
+from swinv2_tasks.errors import UserError, reason_of
+from swinv2_tasks.files import replace_file
+from swinv2_tasks.outside_files import load_json, open_file
+from swinv2_tasks.progress import WorkProgress
+from swinv2_tasks.python_internals import kill_workers
+from swinv2_tasks.stopping import SIGNALS, advising
+from swinv2_tasks.text import printable, say
+
+CHUNK = 16
+"""Files that a process is given at a time."""
+
+
+def measure_files(tasks: Sequence[Task], journal: Path, workers: int, seconds: float) -> dict[Task, Facts]:
+    """Measures files, but those that have not changed since the journal has them.
+
+    Args:
+        tasks: The files, each once.
+        journal: The file that keeps what is measured, as soon as it is.
+        workers: Processes; 0: this one, in which a decoder that crashes ends the command.
+        seconds: Time after which a file counts as hung.
+
+    Raises:
+        UserError: The journal cannot be written.
+    """
+    states = {task: _state(task.path) for task in tasks}
+    kept = _read_journal(journal)
+    facts = {task: known[1] for task in tasks if (known := kept.get(task)) is not None and known[0] == states[task]}
+    rest = [task for task in tasks if task not in facts]
+    if facts:
+        say(f"{len(facts):,} of {len(tasks):,} files have not changed since they were read ({printable(journal)})")
+
+    # Without entries of files that have changed or gone.
+    lines = [_line(task, states[task], facts[task]) for task in facts]
+    replace_file(journal, lambda path: path.write_text("".join(lines), "utf-8"))
+    with (
+        WorkProgress("Reading", len(rest)) as progress,
+        journal.open("a", encoding="utf-8") as file,
+        advising("The same command resumes with the files that are left"),
+    ):
+        for task, measured, is_final in _in_processes(rest, workers, seconds):
+            facts[task] = measured
+            if is_final:
+                _write(file, _line(task, states[task], measured), journal)
+            progress.advance(faulty=bool(measured.reason))
+    return facts
+
+
+# ---- the journal
+
+State = list[int]
+"""What distinguishes a file from what it was: size, and when anything of it changed."""
+
+
+def _state(path: str) -> State:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return [-1, -1]
+    return [status.st_size, status.st_ctime_ns]
+
+
+def _line(task: Task, state: State, facts: Facts) -> str:
+    return json.dumps([VERSION, task.media, task.path, state, facts.as_json()]) + "\n"
+
+
+VERSION = 1
+"""Of the journal: entries of others are measured again."""
+
+
+def _write(file: Any, line: str, journal: Path) -> None:
+    try:
+        file.write(line)
+        file.flush()
+    except OSError as error:
+        raise UserError(f"{printable(journal)} cannot be written ({error.strerror}): make room.") from error
+
+
+def _read_journal(journal: Path) -> dict[Task, tuple[State, Facts]]:
+    """The entries of an earlier attempt; lines that are none, such as one that a kill cut off, do not count."""
+    kept: dict[Task, tuple[State, Facts]] = {}
+    if not journal.is_file():
+        return kept
+    with open_file(journal) as file:
+        for line in file:
+            with suppress(ValueError, TypeError, AttributeError, KeyError):
+                version, media, path, state, entry = load_json(line)
+                if version == VERSION and isinstance(path, str):
+                    kept[Task(path, media)] = (state, Facts.from_json(entry))
+    return kept
+
+
+# ---- processes
+
+
+def _in_processes(tasks: Sequence[Task], workers: int, seconds: float) -> Iterator[tuple[Task, Facts, bool]]:
+    """Each file with what was measured, and whether that would be the same again, as soon as it is known."""
+    if not workers:
+        for task in tasks:
+            yield task, measure(task), True
+        return
+    chunks = [tasks[start : start + CHUNK] for start in range(0, len(tasks), CHUNK)]
+    # Each thread has a process of its own: when that dies, it is known of what. The processes inherit that signals are
+    # blocked, which are for the main process to handle.
+    pool = ThreadPoolExecutor(workers, initializer=_block_signals)
+    lanes = [_Lane(seconds) for _ in range(workers)]
+    free = list(lanes)
+
+    def measure_chunk(chunk: Sequence[Task]) -> list[tuple[Task, Facts, bool]]:
+        lane = free.pop()
+        try:
+            return lane.measure(chunk)
+        finally:
+            free.append(lane)
+
+    try:
+        with without_working_folder():
+            for future in concurrent.futures.as_completed([pool.submit(measure_chunk, chunk) for chunk in chunks]):
+                yield from future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for lane in lanes:
+            lane.close()
+
+
+def _block_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+class _Lane:
+    """A process that measures one chunk of files after the other, replaced when it dies or hangs."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.pool: ProcessPoolExecutor | None = None
+        self.is_closed = False
+
+    def measure(self, chunk: Sequence[Task]) -> list[tuple[Task, Facts, bool]]:
+        """What was measured of the files of a chunk; where that failed as a whole, of each by itself."""
+        facts, _ = self._run(chunk)
+        if facts is not None:
+            return [(task, entry, True) for task, entry in zip(chunk, facts, strict=True)]
+        return [(task, *self._alone(task)) for task in chunk]
+
+    def _alone(self, task: Task) -> tuple[Facts, bool]:
+        facts, reason = self._run([task])
+        return (facts[0], True) if facts is not None else (Facts(reason=reason), False)
+
+    def _run(self, chunk: Sequence[Task]) -> tuple[list[Facts] | None, str]:
+        """What was measured, or None and why not."""
+        if self.pool is None and not self.is_closed:
+            context = multiprocessing.get_context("spawn")
+            self.pool = ProcessPoolExecutor(1, context, initializer=follow_parent)
+        try:
+            if self.pool is None:
+                return None, "it was stopped"
+            self.pool.submit(_is_ready).result(timeout_seconds())  # what it has to import takes none of the files' time
+            return self.pool.submit(_measure_all, list(chunk)).result(self.seconds), ""
+        except BrokenProcessPool:
+            self._end()
+            return None, "its decoder crashed"
+        except concurrent.futures.TimeoutError:
+            self._end()
+            return None, f"its decoder did not end within {self.seconds:g} s"
+        except Exception as error:  # decoders raise whatever the bytes provoke
+            return None, reason_of(error)
+
+    def close(self) -> None:
+        """Ends the process."""
+        self.is_closed = True
+        self._end()
+
+    def _end(self) -> None:
+        if (pool := self.pool) is not None:
+            self.pool = None
+            kill_workers(pool)  # a hung one would keep it
+
+
+def _is_ready() -> bool:
+    return True
+
+
+def _measure_all(chunk: Sequence[Task]) -> list[Facts]:
+    return [measure(task) for task in chunk]

@@ -1,0 +1,103 @@
+"""Small pictures of findings: the file, with the boxes, polygons or label map that a finding is about."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from swinv2_tasks.commands.check.findings import Box, Finding
+from swinv2_tasks.datamodules.readers.images import read_image
+from swinv2_tasks.datamodules.readers.label_maps import read_colors, read_values
+from swinv2_tasks.datamodules.readers.videos import Video
+from swinv2_tasks.errors import UserError
+
+SIDE = 240
+"""Pixels of a picture's longer side."""
+
+GAP = 4
+"""Pixels between two pictures."""
+
+BOX_COLOR = (255, 60, 60)
+OUTLINE_COLOR = (40, 200, 255)
+
+
+def picture_of(finding: Finding, is_video: bool) -> str | None:
+    """A picture as a data URL; None where there is nothing to show."""
+    try:
+        shown = _shown(finding, is_video)
+    except (UserError, OSError, ValueError, MemoryError, IndexError):  # of a file that has changed since
+        return None
+    if not shown:
+        return None
+    return _encode(shown)
+
+
+def _shown(finding: Finding, is_video: bool) -> list[Image.Image]:
+    """The pictures that stand side by side."""
+    if finding.label_map is not None:
+        return [_label_map(finding.label_map)]
+    if not finding.is_drawn:
+        return []
+    return [
+        _reduced(_read(path, is_video), finding.boxes if path == finding.file else (), finding.outlines)
+        for path in (finding.file, *finding.others[:1])
+    ]
+
+
+def _read(path: str, is_video: bool) -> Image.Image:
+    if not is_video:
+        return read_image(path)
+    with Video(path) as video:
+        return Image.fromarray(video.frames([len(video) // 2])[0])
+
+
+def _reduced(image: Image.Image, boxes: Sequence[Box], outlines: Sequence[Sequence[float]]) -> Image.Image:
+    """An image of the pictures' size with what is drawn on it, at the places that it has on the whole image."""
+    scale = min(1.0, SIDE / max(image.size))
+    small = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+    canvas = ImageDraw.Draw(small)
+    for x, y, width, height in boxes:
+        left, right = sorted(_within(value * scale, small.width) for value in (x, x + width))
+        top, bottom = sorted(_within(value * scale, small.height) for value in (y, y + height))
+        canvas.rectangle((left, top, right, bottom), outline=BOX_COLOR, width=2)
+    for outline in outlines:
+        size = (small.width, small.height)
+        corners = [_within(value * scale, size[axis % 2]) for axis, value in enumerate(outline)]
+        if len(corners) >= 4:
+            canvas.polygon(corners, outline=OUTLINE_COLOR)
+    return small
+
+
+def _within(value: float, side: int) -> float:
+    """A coordinate, brought to the image's edge where it lies beyond."""
+    return min(max(value, 0.0), side - 1.0)
+
+
+def _label_map(path: str) -> Image.Image:
+    """A label map with a color for each value."""
+    try:
+        values = read_values(path)
+        colors = (np.arange(256)[:, None] * np.array([[67, 139, 197]]) % 256).astype(np.uint8)
+        image = Image.fromarray(colors[values])
+    except UserError:
+        colors = read_colors(path)
+        channels = np.stack([colors >> 16 & 255, colors >> 8 & 255, colors & 255], axis=-1)
+        image = Image.fromarray(channels.astype(np.uint8))
+    return _reduced(image, (), ())
+
+
+def _encode(images: Sequence[Image.Image]) -> str:
+    """Pictures side by side as the data URL of a JPEG."""
+    width = sum(image.width for image in images) + GAP * (len(images) - 1)
+    sheet = Image.new("RGB", (width, max(image.height for image in images)))
+    left = 0
+    for image in images:
+        sheet.paste(image, (left, 0))
+        left += image.width + GAP
+    content = io.BytesIO()
+    sheet.save(content, "JPEG", quality=75)
+    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
