@@ -35,6 +35,8 @@ HASH_SIDE = 32
 THUMBNAIL_SIDE = 8
 """Pixels of a side of the thumbnail that tells images of like hashes apart."""
 
+THUMBNAIL_BYTES = 3 * THUMBNAIL_SIDE**2
+
 SAMPLED_SIDE = 64
 """Rows and columns of an image, about, whose pixels are taken for mean and deviation."""
 
@@ -104,6 +106,10 @@ class Facts:
         texts = (facts.reason, facts.content, facts.pixels, facts.format, facts.mode, facts.thumbnail)
         if not all(isinstance(number, int) for number in numbers) or not all(isinstance(text, str) for text in texts):
             raise ValueError("a value of another type")
+        if not 0 <= (facts.hash or 0) < 2**64 or len(base64.b64decode(facts.thumbnail)) not in (0, THUMBNAIL_BYTES):
+            raise ValueError("no hash, or no thumbnail")
+        if facts.hash is not None and not facts.thumbnail:
+            raise ValueError("a hash without a thumbnail")
         return facts
 
 

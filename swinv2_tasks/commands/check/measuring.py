@@ -18,7 +18,7 @@ from swinv2_tasks.child_processes import follow_parent, timeout_seconds, without
 from swinv2_tasks.commands.check.facts import Facts, Task, measure
 from swinv2_tasks.errors import UserError, reason_of
 from swinv2_tasks.files import replace_file
-from swinv2_tasks.outside_files import load_json, open_file
+from swinv2_tasks.outside_files import load_json, read_lines
 from swinv2_tasks.progress import WorkProgress
 from swinv2_tasks.python_internals import kill_workers
 from swinv2_tasks.stopping import SIGNALS, advising
@@ -98,12 +98,11 @@ def _read_journal(journal: Path) -> dict[Task, tuple[State, Facts]]:
     kept: dict[Task, tuple[State, Facts]] = {}
     if not journal.is_file():
         return kept
-    with open_file(journal) as file:
-        for line in file:
-            with suppress(ValueError, TypeError, AttributeError, KeyError):
-                version, media, path, state, entry = load_json(line)
-                if version == VERSION and isinstance(path, str):
-                    kept[Task(path, media)] = (state, Facts.from_json(entry))
+    for line in read_lines(journal):
+        with suppress(ValueError, TypeError, AttributeError):
+            version, media, path, state, entry = load_json(line)
+            if version == VERSION and isinstance(path, str):
+                kept[Task(path, media)] = (state, Facts.from_json(entry))
     return kept
 
 

@@ -186,7 +186,7 @@ class Links(HTMLParser):
 def test_the_page_loads_nothing_and_shows_names_as_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hostile = ["<script>alert(1)<", '"><img src=x onerror=alert(1)>', "{{ 7*7 }}", *NAMES]
     root = tmp_path / "data"
-    for name in [name for name in hostile if "/" not in name]:
+    for name in [name for name in hostile if "/" not in name][:12]:  # as many as the page shows
         save(root / f"{name}.jpg", np.full((50, 50, 3), 99, np.uint8), format="JPEG")
     status, results = check("simmim", root, tmp_path / "out")
     assert status == 0
