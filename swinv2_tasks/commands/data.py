@@ -80,7 +80,7 @@ def check(
     if (workers is not None and workers < least) or seconds <= 0:
         raise UserError(f"workers is {workers}, seconds {seconds:g}; expected at least {least} and above 0")
     if not Path(root).expanduser().is_dir():
-        raise ArgumentsError(f"data check {task}: there is no folder {printable(root)}.")
+        raise ArgumentsError(f"data check {task}: the folder {printable(root)} does not exist.")
     stated: dict[str, Any] = {} if class_names is None else {"class_names": class_names}
     if task == "kinetics":
         stated |= {"files": files} if files != VideoFiles() else {}

@@ -1,4 +1,4 @@
-"""Annotation files in COCO's format as they are: every fault is noted, where the reader of training stops at the first.
+"""Annotation files in COCO's format: every fault is noted, where the reader of training stops at the first.
 
 Format: https://cocodataset.org/#format-data.
 """

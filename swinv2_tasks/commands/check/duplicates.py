@@ -109,7 +109,7 @@ def near_pairs(hashes: np.ndarray, thumbnails: np.ndarray) -> np.ndarray:
 
 def _candidates(hashes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Indices of pairs that share a band but for one bit, some at a time: the first below the second."""
-    variants = [0, *(1 << bit for bit in range(BAND_BITS))]
+    variants = [0, *(1 << position for position in range(BAND_BITS))]
     for band in range(BANDS):
         keys = (hashes >> np.uint64(band * BAND_BITS)).astype(np.uint16)
         order = np.argsort(keys, kind="stable")

@@ -33,7 +33,7 @@ def measure_files(tasks: Sequence[Task], journal: Path, workers: int, seconds: f
 
     Args:
         tasks: The files, each once.
-        journal: The file that keeps what is measured, as soon as it is.
+        journal: The file that keeps what is measured, as it comes.
         workers: Processes; 0: this one, in which a decoder that crashes ends the command.
         seconds: Time after which a file counts as hung.
 

@@ -265,7 +265,7 @@ def test_a_crash_is_of_its_file_alone(tmp_path: Path, monkeypatch: pytest.Monkey
     ("arguments", "message"),
     [
         (["imagnet", "data"], "did you mean imagenet?"),
-        (["imagenet", "nowhere"], "there is no folder nowhere"),
+        (["imagenet", "nowhere"], "nowhere does not exist"),
         (["simmim", "data", "--output=data/out"], "inside the dataset"),
         (["imagenet", "data", "--files.train_list=x"], "--files is of videos"),
         (["simmim", "data", "--config=coco.yaml"], "the config is of CocoDataModule"),
