@@ -20,7 +20,7 @@ from swinv2_tasks.datamodules.datasets.segmentation import (
     scenes_as_batch,
     scenes_as_prediction_batch,
 )
-from swinv2_tasks.datamodules.layouts import Layout, Split, open_dataset, share_to_set_aside
+from swinv2_tasks.datamodules.layouts import Layout, Split, on_disk, open_dataset, share_to_set_aside
 from swinv2_tasks.datamodules.readers.ade20k import ADE20KSource, find_ade20k
 from swinv2_tasks.datamodules.readers.cityscapes import find_cityscapes, open_cityscapes
 from swinv2_tasks.datamodules.readers.images import list_images
@@ -355,6 +355,11 @@ class ADE20KDataModule(BaseDataModule):
         has_colors = self._label_settings.palette is not None
         paths = [mask for _, mask in pairs]
         return count_values(paths, has_colors, most or MAPS_COUNTED[split], self.faults.policy == "skip")
+
+    @property
+    def source_on_disk(self) -> SceneSource:
+        """The reader of the dataset with the splits that it has on disk: none of its samples set aside."""
+        return on_disk(self._source)
 
     @cached_property
     def _source(self) -> SceneSource:

@@ -24,7 +24,7 @@ from swinv2_tasks.datamodules.datasets.detection import (
     collate_lists,
 )
 from swinv2_tasks.datamodules.datasets.segmentation import Scenes
-from swinv2_tasks.datamodules.layouts import Layout, Split, open_dataset, share_to_set_aside
+from swinv2_tasks.datamodules.layouts import Layout, Split, on_disk, open_dataset, share_to_set_aside
 from swinv2_tasks.datamodules.readers.annotations import CocoAnnotations, clean, crowd_hint, describe_unmatched
 from swinv2_tasks.datamodules.readers.coco import (
     BESIDE_IMAGES,
@@ -201,6 +201,11 @@ class CocoDataModule(BaseDataModule):
         self._keep_empty = keep_empty
         self.aspect_ratio_grouping = aspect_ratio_grouping
         self._annotations: dict[str, CocoAnnotations] = {}
+
+    @property
+    def source_on_disk(self) -> ObjectSource:
+        """The reader of the dataset with the splits that it has on disk: none of its samples set aside."""
+        return on_disk(self._source)
 
     @cached_property
     def _source(self) -> ObjectSource:

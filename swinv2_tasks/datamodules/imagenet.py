@@ -31,7 +31,7 @@ from swinv2_tasks.datamodules.datasets.classification import (
     StreamedImages,
     UnlabeledImages,
 )
-from swinv2_tasks.datamodules.layouts import Layout, Split, open_dataset, share_to_set_aside
+from swinv2_tasks.datamodules.layouts import Layout, Split, on_disk, open_dataset, share_to_set_aside
 from swinv2_tasks.datamodules.readers.class_folders import (
     ClassFolders,
     WholeClassFolders,
@@ -199,6 +199,11 @@ class ImageNetDataModule(BaseDataModule):
             return shards.classes
         shown = self._source.classes()
         return find_class_list(self.root, CLASS_LISTS, read_classes, shown.ids) or shown
+
+    @property
+    def source_on_disk(self) -> ImageSource:
+        """The reader of the dataset with the splits that it has on disk: none of its samples set aside."""
+        return on_disk(self._source)
 
     @cached_property
     def _source(self) -> ImageSource:

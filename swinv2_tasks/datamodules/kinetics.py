@@ -25,7 +25,7 @@ from swinv2_tasks.datamodules.classes import (
     mention_unused,
 )
 from swinv2_tasks.datamodules.datasets.video import EvaluatedClips, TrainingClips
-from swinv2_tasks.datamodules.layouts import Layout, Split, open_dataset, share_to_set_aside
+from swinv2_tasks.datamodules.layouts import Layout, Split, on_disk, open_dataset, share_to_set_aside
 from swinv2_tasks.datamodules.readers.frame_folders import find_frames, open_frames
 from swinv2_tasks.datamodules.readers.kinetics import KineticsSource, VideoFiles, find_kinetics
 from swinv2_tasks.datamodules.readers.labeled_videos import SetAsideVideos, VideoSample, VideoSource
@@ -241,6 +241,11 @@ class KineticsDataModule(BaseDataModule):
             return read_label_map(class_source(self._class_source, self.root))
         shown = self._source.classes()
         return find_class_list(self.root, CLASS_LISTS, read_label_map, shown.ids) or shown
+
+    @property
+    def source_on_disk(self) -> VideoSource:
+        """The reader of the dataset with the splits that it has on disk: none of its samples set aside."""
+        return on_disk(self._source)
 
     @cached_property
     def _source(self) -> VideoSource:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -287,6 +287,11 @@ class SetAside(Generic[SplitSource]):
             )
         (indices,) = np.nonzero(aside if split == "val" else ~aside)
         return [int(index) for index in indices]
+
+
+def on_disk(source: Any) -> Any:
+    """The dataset that a reader reads, without what sets samples aside."""
+    return source.source if isinstance(source, SetAside) else source
 
 
 def source_split(split: Split) -> Split:

@@ -24,10 +24,11 @@ from swinv2_tasks.datamodules import (
     SimMIMDataModule,
 )
 from swinv2_tasks.datamodules.classes import Classes
-from swinv2_tasks.datamodules.layouts import SPLIT_NAMES, SetAside, Split, Tree
+from swinv2_tasks.datamodules.layouts import SPLIT_NAMES, Split, Tree
 from swinv2_tasks.datamodules.readers.coco import CocoSource
 from swinv2_tasks.datamodules.readers.images import files_below, has_image_extension, list_images
 from swinv2_tasks.datamodules.readers.label_values import LabelCoding
+from swinv2_tasks.datamodules.shards import INDEX
 from swinv2_tasks.errors import ArgumentsError, UserError
 from swinv2_tasks.text import printable, say
 
@@ -138,27 +139,21 @@ def read_dataset(task: TaskName, data: Any, findings: Findings) -> Dataset:
     return dataset
 
 
-def _on_disk(data: Any) -> Any:
-    """The reader of a datamodule's layout: the splits that lie on disk, none set aside."""
-    source = data._source
-    return source.source if isinstance(source, SetAside) else source
-
-
 # ---- classification
 
 
 def _read_images(data: ImageNetDataModule, dataset: Dataset, findings: Findings) -> None:
     for name in (data.train_dir, data.val_dir):
-        if data._shards(name) is not None:
+        if (Path(str(data.root)).expanduser() / name / INDEX).is_file():
             raise UserError(
                 f"{printable(name)} holds shards, whose images were decoded when they were written. data check reads "
                 "the images that they were made of."
             )
-    source = _on_disk(data)
+    source = data.source_on_disk
     classes: Classes | None = None
     ids: list[str] = []
     try:
-        classes = data._classes
+        classes = Classes(data.class_ids, data.class_names)
         ids, dataset.class_names = classes.ids, classes.names
     except UserError as error:
         findings.add("refused_labels", "", str(data.root), str(error))
@@ -204,7 +199,7 @@ def _count_labels(dataset: Dataset) -> None:
 
 
 def _read_objects(data: CocoDataModule, dataset: Dataset, findings: Findings) -> None:
-    source = _on_disk(data)
+    source = data.source_on_disk
     try:
         class_ids, dataset.class_names = source.categories()
     except UserError as error:
@@ -219,10 +214,10 @@ def _read_objects(data: CocoDataModule, dataset: Dataset, findings: Findings) ->
         dataset.objects[split] = objects
         dataset.counts[split] = objects.counts
         dataset.samples[split] = [Sample(path) for path in objects.images]
-    if isinstance(source, CocoSource):
+    if type(source) is CocoSource:
         listed = {path for objects in dataset.objects.values() for path in objects.images}
         for split in dataset.objects:
-            check_unlisted(findings, split, _image_folder(source, split), dict.fromkeys(listed))
+            check_unlisted(findings, split, source.image_folder(split), dict.fromkeys(listed))
 
 
 def _split_objects(source: Any, split: Split, class_ids: list[int], findings: Findings) -> SplitObjects:
@@ -231,28 +226,21 @@ def _split_objects(source: Any, split: Split, class_ids: list[int], findings: Fi
     Raises:
         UserError: It cannot be told.
     """
-    if not isinstance(source, CocoSource):
+    if type(source) is not CocoSource:  # those that derive from it have files of another format
         return check_packed(findings, split, *source.read(split))
     before = findings.total("error")
     path = Path(source.place(split))
-    objects = check_annotation_file(findings, split, path, _image_folder(source, split), class_ids)
+    objects = check_annotation_file(findings, split, path, source.image_folder(split), class_ids)
     if findings.total("error") == before:
         source.read(split)  # which may refuse what none of the checks looks for
     return objects
-
-
-def _image_folder(source: CocoSource, split: Split) -> Path:
-    folder = source.root / Path(source._images[split]).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"The folder {printable(folder)} of the images does not exist.")
-    return folder
 
 
 # ---- segmentation
 
 
 def _read_scenes(data: ADE20KDataModule, dataset: Dataset, findings: Findings) -> None:
-    source = _on_disk(data)
+    source = data.source_on_disk
     for split in [split for split in SPLITS if source.has(split)]:
         try:
             pairs = source.pairs(split)
@@ -273,12 +261,12 @@ def _read_scenes(data: ADE20KDataModule, dataset: Dataset, findings: Findings) -
 
 
 def _read_videos(data: KineticsDataModule, dataset: Dataset, findings: Findings) -> None:
-    source = _on_disk(data)
+    source = data.source_on_disk
     dataset.class_names = data.class_names
     sampling = data.sampling
     dataset.clip_frames = (sampling.frames - 1) * sampling.stride + 1 if sampling.mode == "dense" else sampling.frames
     for split in [split for split in SPLITS if source.has(split)]:
-        videos = source.videos(split, data._classes)
+        videos = source.videos(split, Classes(data.class_ids, data.class_names))
         dataset.samples[split] = [Sample(path, (label,)) for path, label in videos]
     _count_labels(dataset)
 

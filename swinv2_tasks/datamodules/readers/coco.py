@@ -95,10 +95,18 @@ class CocoSource:
         if not self.has(split):
             raise UserError(f"There are no annotations {printable(self.place(split))}. {self._expected}")
         annotations = self._read_file(self._path(split))
+        return annotations, self.image_folder(split)
+
+    def image_folder(self, split: Split) -> Path:
+        """The folder of a split's images.
+
+        Raises:
+            UserError: It does not exist.
+        """
         folder = self.root / Path(self._images[split]).expanduser()
         if not folder.is_dir():
             raise UserError(f"The folder {printable(folder)} of the images does not exist. {self._expected}")
-        return annotations, folder
+        return folder
 
     def _read_file(self, path: Path) -> CocoAnnotations:
         return read_annotations(path)
