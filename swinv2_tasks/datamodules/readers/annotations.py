@@ -136,8 +136,8 @@ def _entries(path: Path, lists: JsonLists) -> Iterator[tuple[str, int, Any]]:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from error
     except ValueError as error:
         if not lists.types and not isinstance(content := read_json(path), dict):
-            found = f"it holds a {type(content).__name__}, expected an object with images, annotations, categories"
-            _refuse(path, found)
+            problem = f"it holds a {type(content).__name__}, expected an object with images, annotations, categories"
+            _refuse(path, problem)
         raise UserError(f"{path} is no JSON ({error}). Fetch or export the file again.") from error
 
 
@@ -328,27 +328,27 @@ class ObjectReader:
     def _positions(self, known: np.ndarray, values: np.ndarray, otherwise: str) -> np.ndarray:
         """Where each value stands among those known."""
         order = np.argsort(known, kind="stable")
-        places = np.searchsorted(known, values, sorter=order)
-        is_known = places < len(known)
-        is_known[is_known] = known[order[places[is_known]]] == values[is_known]
+        positions = np.searchsorted(known, values, sorter=order)
+        is_known = positions < len(known)
+        is_known[is_known] = known[order[positions[is_known]]] == values[is_known]
         if not is_known.all():
             (first, *_) = np.flatnonzero(~is_known)
             _refuse(self._path, f"annotation {self._ids[first]} {otherwise.format(values[first])}")
-        return order[places]
+        return order[positions]
 
     def _check_boxes(self, boxes: np.ndarray, areas: np.ndarray, sizes: np.ndarray, image_ids: np.ndarray) -> None:
         for index in np.flatnonzero(~np.isfinite(boxes).all(axis=1))[:1]:
-            found = shorten(boxes[index].tolist())
-            self._refuse("the bbox", self._ids[index], f"is {found}{_NO_BOX}")
+            problem = shorten(boxes[index].tolist())
+            self._refuse("the bbox", self._ids[index], f"is {problem}{_NO_BOX}")
         for index in np.flatnonzero(~np.isfinite(areas))[:1]:
             self._refuse("the area", self._ids[index], f"is {areas[index]}, expected a finite number")
         with np.errstate(over="ignore"):
             edges = _edges(boxes)
         for index in np.flatnonzero(np.abs(edges).max(axis=1) > REACH * sizes.max(axis=1))[:1]:
-            found = (
+            problem = (
                 f"{shorten(boxes[index].tolist())}, far outside of its {_size(sizes[index])} image {image_ids[index]}"
             )
-            self._refuse("the bbox", self._ids[index], f"is {found}")
+            self._refuse("the bbox", self._ids[index], f"is {problem}")
 
     def _check_run_lengths(self, images: PackedImages, owners: np.ndarray) -> None:
         if not self._code_owners:
@@ -375,8 +375,8 @@ class ObjectReader:
         of = sizes[owners]
         for part in np.flatnonzero(np.maximum(-low, high) > REACH * of.max(axis=1))[:1]:
             far = low[part] if -low[part] > high[part] else high[part]
-            found = f"has the coordinate {far:g}, far outside of its {_size(of[part])} image"
-            self._refuse("a polygon", self._ids[owners[part]], found)
+            problem = f"has the coordinate {far:g}, far outside of its {_size(of[part])} image"
+            self._refuse("a polygon", self._ids[owners[part]], problem)
 
         # No outline is longer than all edges of all pixels. Most are too short for that to need the exact length.
         longest = 2 * of[:, 0] * of[:, 1] + 4 * REACH * of.sum(axis=1)
@@ -385,8 +385,8 @@ class ObjectReader:
             corners = shapes.coordinates[end - shapes.part_lengths[part] : end].reshape(-1, 2)
             length = np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum()
             if length > longest[part]:
-                found = f"is {length:.0f} pixels long, more than the edges of all of its image's"
-                self._refuse("a polygon", self._ids[owners[part]], found)
+                problem = f"is {length:.0f} pixels long, more than the edges of all of its image's"
+                self._refuse("a polygon", self._ids[owners[part]], problem)
 
     def _refuse(self, what: str, object_id: int, problem: str) -> NoReturn:
         _refuse(self._path, f"{what} of annotation {object_id} {problem}")

@@ -120,9 +120,11 @@ class Shapes:
         if last == first:
             return None
         content = self.codes[first:last].tobytes()
-        kind, counts = content[:1], content[1:]
-        form = counts.decode("utf-8", "surrogatepass") if kind == _TEXT else np.frombuffer(counts, np.int64).tolist()
-        return {"size": [height, width], "counts": form}
+        if content.startswith(_TEXT):
+            counts: str | list[int] = content[1:].decode("utf-8", "surrogatepass")
+        else:
+            counts = np.frombuffer(content[1:], np.int64).tolist()
+        return {"size": [height, width], "counts": counts}
 
 
 def _range(ends: np.ndarray, index: int) -> tuple[int, int]:
