@@ -42,7 +42,9 @@ def state_of(root: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(root.rglob("*"))}
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+    "task", [pytest.param(task, marks=pytest.mark.slow if task == "kinetics" else ()) for task in TASKS]
+)
 def test_planted_faults_are_named_and_the_clean_twin_has_none(
     task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
