@@ -245,6 +245,8 @@ def recorded_arguments(cls: type, arguments: Mapping[str, Any], source: str) -> 
 
 def _rebuild(type_hint: Any, value: Any, source: str) -> Any:
     """A dataclass or recorded settings from what was written of them; other values unchanged."""
+    if isinstance(value, Mapping) and get_origin(type_hint) in (Union, UnionType):
+        type_hint = next((member for member in get_args(type_hint) if _is_recorded(member)), type_hint)
     if not _is_recorded(type_hint):
         # A class, as is_dataclass of a type hint says.
         return type_hint(**value) if dataclasses.is_dataclass(type_hint) else value  # type: ignore[operator]
@@ -293,6 +295,8 @@ def _check_of(type_hint: Any) -> Check:
     }
     if type_hint in simple:
         return simple[type_hint]
+    if type_hint is Any:  # in a mapping, as `_is_plain` allows it
+        return plain
 
     inner = get_args(type_hint)
     origin = get_origin(type_hint)
@@ -315,4 +319,6 @@ def _is_plain(type_hint: Any) -> bool:
         return True
     if get_origin(type_hint) is Literal:
         return True
+    if get_origin(type_hint) is dict and get_args(type_hint)[1] is Any:  # arguments of what a setting names itself
+        return get_args(type_hint)[0] is str
     return get_origin(type_hint) in (list, tuple, dict, Union, UnionType) and all(map(_is_plain, get_args(type_hint)))

@@ -374,7 +374,10 @@ def explain_class(settings: Settings, given: Given) -> str | None:
     """The line for a class that there is not, or is of another kind than the setting takes; None where it fits."""
     if not isinstance(given.value, str) or (given.value[:1] in "{[" and given.value):
         return None
-    choices = class_choices(settings, given.name)
+    names = choices_of(settings.classes.get(given.name))  # which stand for objects, as presets do
+    if given.value in names:
+        return None
+    choices = [*names, *class_choices(settings, given.name)]
     module, _, short = given.value.rpartition(".")
     package = module.partition(".")[0]
     chosen = find_class(given.value)

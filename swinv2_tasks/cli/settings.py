@@ -120,7 +120,8 @@ class Settings:
                 continue
             child = stated.get(parameter, {})
             self.classes[whole] = hint
-            chosen = factory_of(hint, default, child)
+            is_value = child in choices_of(hint) if isinstance(child, str) else isinstance(child, list)
+            chosen = None if is_value else factory_of(hint, default, child)
             if chosen is None:
                 value = default if parameter not in stated else child
                 self.values[whole] = Setting(hint, value)

@@ -13,6 +13,13 @@ from swinv2_tasks.datamodules.transforms.detection import (
     MultiScaleAugmentation,
     ScaleJitterAugmentation,
 )
+from swinv2_tasks.datamodules.transforms.listed import (
+    ClassificationTransformList,
+    DetectionTransformList,
+    SegmentationTransformList,
+    SimMIMTransformList,
+    VideoTransformList,
+)
 from swinv2_tasks.datamodules.transforms.segmentation import ADE20KAugmentation, SegmentationAugmentation
 from swinv2_tasks.datamodules.transforms.simmim import CropFlipAugmentation, SimMIMAugmentation
 from swinv2_tasks.datamodules.transforms.video import FrameSampling, KineticsAugmentation, VideoAugmentation
@@ -23,10 +30,12 @@ __all__ = [
     "Augmentation",
     "BaseDataModule",
     "ClassificationAugmentation",
+    "ClassificationTransformList",
     "CocoDataModule",
     "CocoFiles",
     "CropFlipAugmentation",
     "DetectionAugmentation",
+    "DetectionTransformList",
     "FrameSampling",
     "ImageNetAugmentation",
     "ImageNetDataModule",
@@ -35,9 +44,12 @@ __all__ = [
     "MultiScaleAugmentation",
     "ScaleJitterAugmentation",
     "SegmentationAugmentation",
+    "SegmentationTransformList",
     "SimMIMAugmentation",
     "SimMIMDataModule",
+    "SimMIMTransformList",
     "VideoAugmentation",
     "VideoFiles",
+    "VideoTransformList",
     "ViewCounts",
 ]

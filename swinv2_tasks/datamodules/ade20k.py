@@ -48,7 +48,8 @@ from swinv2_tasks.datamodules.transforms.classification import (
     check,
     height_width,
 )
-from swinv2_tasks.datamodules.transforms.segmentation import ADE20KAugmentation, SegmentationAugmentation
+from swinv2_tasks.datamodules.transforms.listed import SegmentationChoice, segmentation_augmentation
+from swinv2_tasks.datamodules.transforms.segmentation import ADE20KAugmentation
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.text import printable, say
 
@@ -122,7 +123,8 @@ class ADE20KDataModule(BaseDataModule):
         source: What to predict: an image, a folder or a glob pattern.
         mean: Normalization, per RGB channel: subtracted from values in [0, 1].
         std: Normalization, per RGB channel: divides the difference.
-        augmentation: Training: what is done to images and masks, the published recipe or one of your own.
+        augmentation: Training: what is done to images and masks: the published recipe, a preset's name, a list of
+            transforms (docs/augmentation.md) or one of your own.
         faulty_samples: What happens on a pair that cannot be read: `error` stops, `skip` leaves it out of its batch.
             None: `skip` in prediction, which lists them, else `error`.
         faulty_budget: How many different pairs `skip` may leave out in a run before it stops. None: 10, in
@@ -157,7 +159,7 @@ class ADE20KDataModule(BaseDataModule):
         source: str | None = None,
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
-        augmentation: SegmentationAugmentation = ADE20KAugmentation(),
+        augmentation: SegmentationChoice = ADE20KAugmentation(),
         faulty_samples: FaultChoice | None = None,
         faulty_budget: int | None = None,
     ) -> None:
@@ -180,7 +182,7 @@ class ADE20KDataModule(BaseDataModule):
         self._shown_labels: LabelSettings | None = None
         self._coding: LabelCoding | None = None
         self._crop_size = height_width(crop_size, "crop_size")
-        self.augmentation = augmentation
+        self.augmentation = segmentation_augmentation(augmentation)
 
     @cached_property
     def class_names(self) -> list[str]:

@@ -42,7 +42,8 @@ from swinv2_tasks.datamodules.readers.objects import ObjectSource, SetAsideObjec
 from swinv2_tasks.datamodules.readers.pascal_voc import find_voc, open_voc
 from swinv2_tasks.datamodules.readers.yolo import find_yolo, open_yolo
 from swinv2_tasks.datamodules.transforms.classification import IMAGENET_MEAN, IMAGENET_STD, MOST_SIDE, check
-from swinv2_tasks.datamodules.transforms.detection import DetectionAugmentation, MultiScaleAugmentation
+from swinv2_tasks.datamodules.transforms.detection import MultiScaleAugmentation
+from swinv2_tasks.datamodules.transforms.listed import DetectionChoice, detection_augmentation
 from swinv2_tasks.errors import UserError
 
 log = logging.getLogger("swinv2_tasks")
@@ -137,7 +138,7 @@ class CocoDataModule(BaseDataModule):
         resize: Evaluation and prediction: limits of the long and the short side in pixels; images are resized to fit,
             keeping their proportions.
         augmentation: Training: what is done to images and their objects: `MultiScaleAugmentation`,
-            `ScaleJitterAugmentation` or one of your own.
+            `ScaleJitterAugmentation`, a preset's name, a list of transforms (docs/augmentation.md) or one of your own.
         masks: Whether masks are read; with false, boxes are trained on and evaluated alone. The command line sets it to
             false where the detector has no mask branch.
         exif_rotation: Whether images are rotated as their EXIF orientation says, as viewers do. With false, pixels stay
@@ -173,7 +174,7 @@ class CocoDataModule(BaseDataModule):
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
         resize: tuple[int, int] = (1333, 800),
-        augmentation: DetectionAugmentation = MultiScaleAugmentation(),
+        augmentation: DetectionChoice = MultiScaleAugmentation(),
         masks: bool = True,
         exif_rotation: bool = True,
         keep_empty: bool = False,
@@ -195,7 +196,7 @@ class CocoDataModule(BaseDataModule):
         self._val_share = val_share
         self._val_seed = val_seed
         self._stated_names = class_names
-        self.augmentation = augmentation
+        self.augmentation = detection_augmentation(augmentation, self.resize)
         self.masks = masks
         self.exif_rotation = exif_rotation
         self._keep_empty = keep_empty

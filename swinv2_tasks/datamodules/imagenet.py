@@ -32,6 +32,7 @@ from swinv2_tasks.datamodules.datasets.classification import (
     UnlabeledImages,
 )
 from swinv2_tasks.datamodules.layouts import Layout, Split, on_disk, open_dataset, share_to_set_aside
+from swinv2_tasks.datamodules.loader import repeat_order
 from swinv2_tasks.datamodules.readers.class_folders import (
     ClassFolders,
     WholeClassFolders,
@@ -46,11 +47,11 @@ from swinv2_tasks.datamodules.shards import INDEX, Shards, Streaming, is_url, jo
 from swinv2_tasks.datamodules.transforms.classification import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    ClassificationAugmentation,
     ImageNetAugmentation,
     eval_transform,
     height_width,
 )
+from swinv2_tasks.datamodules.transforms.listed import ClassificationChoice, classification_augmentation
 from swinv2_tasks.errors import UserError
 
 log = logging.getLogger("swinv2_tasks")
@@ -128,7 +129,8 @@ class ImageNetDataModule(BaseDataModule):
         std: Normalization, per RGB channel: divides the difference.
         crop_pct: Evaluation: side of the center crop as a share of the resized short side; 1.0 stretches the whole
             image to image_size instead.
-        augmentation: Training: what is done to images and batches, the published recipe or one of your own.
+        augmentation: Training: what is done to images and batches: the published recipe, a preset's name, a list of
+            transforms (docs/augmentation.md) or one of your own.
         faulty_samples: What happens on an image that cannot be read: `error` stops, `skip` leaves it out of its batch.
             None: `skip` in prediction, which lists them, else `error`.
         faulty_budget: How many different images `skip` may leave out in a run before it stops. None: 10, in
@@ -158,7 +160,7 @@ class ImageNetDataModule(BaseDataModule):
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
         crop_pct: float = 0.875,
-        augmentation: ClassificationAugmentation = ImageNetAugmentation(),
+        augmentation: ClassificationChoice = ImageNetAugmentation(),
         faulty_samples: FaultChoice | None = None,
         faulty_budget: int | None = None,
         stream: Streaming = Streaming(),
@@ -175,7 +177,7 @@ class ImageNetDataModule(BaseDataModule):
         self.val_list = val_list
         self.real_labels = real_labels
         self.source = source
-        self.augmentation = augmentation
+        self.augmentation = classification_augmentation(augmentation, height_width(image_size))
         self._class_source = class_names
         self._opened: dict[str, Shards | None] = {}
         self._eval_transform = eval_transform(image_size, mean, std, crop_pct)
@@ -266,6 +268,8 @@ class ImageNetDataModule(BaseDataModule):
                 check_several(self._classes, Path(self._source.place("train")), self._setting("train"), labels)
                 mention_unused(self.class_ids, labels, "image")
                 self.train_dataset = LabeledImages(samples, self.num_classes, transform)
+            if self.augmentation.repeats > 1:
+                self.train_permute = repeat_order(self.train_permute, self.train_samples, self.augmentation.repeats)
             self.train_collate = MixCollate(self.augmentation.build_mixing(self.num_classes))
         if stage == "fit" or self.trainer is not None:  # reading images of one class is fine
             self.check_classes()

@@ -46,11 +46,11 @@ from swinv2_tasks.datamodules.transforms.classification import (
     check,
     height_width,
 )
+from swinv2_tasks.datamodules.transforms.listed import VideoChoice, video_augmentation
 from swinv2_tasks.datamodules.transforms.video import (
     EvalViews,
     FrameSampling,
     KineticsAugmentation,
-    VideoAugmentation,
     resize_to_cover,
 )
 from swinv2_tasks.errors import UserError
@@ -169,7 +169,8 @@ class KineticsDataModule(BaseDataModule):
         crop_pct: Training and validation: frames are first resized until a view covers this share of their short side,
             in (0, 1]: 0.875 is 256 pixels for views of 224. None: training crops out of the unchanged frames, and
             validation takes as much as a view can show. Testing and prediction always do.
-        augmentation: Training: what is done to clips, the published recipe or one of your own.
+        augmentation: Training: what is done to clips: the published recipe, a preset's name, a list of transforms
+            (docs/augmentation.md) or one of your own.
         decoder: Which library decodes videos: `auto` and `pyav` PyAV, `decord` decord, which refuses files in which its
             seek is not proved to give the frames asked for.
         faulty_samples: What happens on a video that cannot be read: `error` stops, `skip` leaves it out of its batch.
@@ -202,7 +203,7 @@ class KineticsDataModule(BaseDataModule):
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
         crop_pct: float | None = None,
-        augmentation: VideoAugmentation = KineticsAugmentation(),
+        augmentation: VideoChoice = KineticsAugmentation(),
         decoder: DecoderChoice = "auto",
         faulty_samples: FaultChoice | None = None,
         faulty_budget: int | None = None,
@@ -223,7 +224,7 @@ class KineticsDataModule(BaseDataModule):
         self._val_seed = val_seed
         self._unchecked: dict[str, tuple[int, int]] = {}
         self._class_source = class_names
-        self.augmentation = augmentation
+        self.augmentation = video_augmentation(augmentation, self.image_size)
 
     @property
     def class_names(self) -> list[str]:

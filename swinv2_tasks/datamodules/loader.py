@@ -155,6 +155,26 @@ def group_batches(order: np.ndarray, groups: Sequence[int], batch_size: int) -> 
     return np.array(reordered, dtype=order.dtype)
 
 
+def repeat_order(
+    permute: Callable[[np.random.Generator], np.ndarray] | None, samples: int, repeats: int
+) -> Callable[[np.random.Generator], np.ndarray]:
+    """An order for repeated augmentation: each sample several times in a row, as many of them as an epoch is long.
+
+    An epoch has other samples than the one before, drawn from all.
+
+    Args:
+        permute: Draws the order that is repeated; None: any is as likely.
+        samples: Number of samples, of which an epoch has as many.
+        repeats: How many times each comes.
+    """
+
+    def draw(generator: np.random.Generator) -> np.ndarray:
+        order = generator.permutation(samples) if permute is None else permute(generator)
+        return np.repeat(order[: -(-samples // repeats)], repeats)[:samples]
+
+    return draw
+
+
 class FileOrder(BatchOrder):
     """The batches of a prediction: all that is read of a file follows in one process, which then knows all about it.
 

@@ -18,7 +18,8 @@ from swinv2_tasks.datamodules.transforms.classification import (
     eval_transform,
     height_width,
 )
-from swinv2_tasks.datamodules.transforms.simmim import CropFlipAugmentation, SimMIMAugmentation
+from swinv2_tasks.datamodules.transforms.listed import SimMIMChoice, simmim_augmentation
+from swinv2_tasks.datamodules.transforms.simmim import CropFlipAugmentation
 from swinv2_tasks.errors import UserError
 
 _EXPECTED = (
@@ -49,7 +50,8 @@ class SimMIMDataModule(BaseDataModule):
         std: Normalization, per RGB channel: divides the difference.
         crop_pct: Evaluation: side of the center crop as a share of the resized short side; 1.0 stretches the whole
             image to image_size instead.
-        augmentation: Training: what is done to images, the published recipe or one of your own.
+        augmentation: Training: what is done to images: the published recipe, a preset's name, a list of transforms
+            (docs/augmentation.md) or one of your own.
         faulty_samples: What happens on an image that cannot be read: `error` stops, `skip` leaves it out of its batch.
             None: `skip` in prediction, which lists them, else `error`.
         faulty_budget: How many different images `skip` may leave out in a run before it stops. None: 10, in
@@ -74,7 +76,7 @@ class SimMIMDataModule(BaseDataModule):
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
         crop_pct: float = 0.875,
-        augmentation: SimMIMAugmentation = CropFlipAugmentation(),
+        augmentation: SimMIMChoice = CropFlipAugmentation(),
         faulty_samples: FaultChoice | None = None,
         faulty_budget: int | None = None,
     ) -> None:
@@ -95,7 +97,7 @@ class SimMIMDataModule(BaseDataModule):
         self._patches = (sides[0] // mask_patch_size, sides[1] // mask_patch_size)
         self._image_size = sides
         self._eval_transform = eval_transform(image_size, mean, std, crop_pct)
-        self.augmentation = augmentation
+        self.augmentation = simmim_augmentation(augmentation, sides)
 
     @property
     def class_names(self) -> list[str]:

@@ -37,7 +37,12 @@ class ClassificationAugmentation(Augmentation):
     """The augmentation of image classification: a subclass says by ``build`` what is done to an image.
 
     One that also mixes the images of a batch, and their labels, overrides ``build_mixing``.
+
+    Attributes:
+        repeats: How many times an epoch has each of its images, one after the other.
     """
+
+    repeats: int = 1
 
     def build(
         self, image_size: tuple[int, int], mean: tuple[float, float, float], std: tuple[float, float, float]
@@ -82,6 +87,8 @@ class ImageNetAugmentation(ClassificationAugmentation):
         mixup: Alpha of mixup's Beta(alpha, alpha); 0 turns it off.
         cutmix: Alpha of cutmix's Beta(alpha, alpha); 0 turns it off.
         mixup_switch_prob: Probability that a batch gets cutmix rather than mixup, when both are on.
+        repeats: Repeated augmentation, https://arxiv.org/abs/1901.09335: how many times an epoch has each of its
+            images, one after the other, each time augmented anew. An epoch stays as long, with fewer different images.
 
     Raises:
         UserError: A value is out of its range.
@@ -96,6 +103,7 @@ class ImageNetAugmentation(ClassificationAugmentation):
     mixup: float = 0.8
     cutmix: float = 1.0
     mixup_switch_prob: float = 0.5
+    repeats: int = 1
 
     def __post_init__(self) -> None:
         check_crop_and_flip(self.crop_scale, self.horizontal_flip)
@@ -103,6 +111,7 @@ class ImageNetAugmentation(ClassificationAugmentation):
         check("augmentation.mixup", self.mixup, 0)
         check("augmentation.cutmix", self.cutmix, 0)
         check("augmentation.mixup_switch_prob", self.mixup_switch_prob, 0, 1)
+        check("augmentation.repeats", self.repeats, 1, 1000)
 
     def build(
         self, image_size: tuple[int, int], mean: tuple[float, float, float], std: tuple[float, float, float]

@@ -135,7 +135,7 @@ class DetectionTransform:
             elif self.masks and isinstance(scene_object.segmentation, dict):
                 mask = next(moved_run_lengths)
 
-            box = _clip_box(corners, height, width) if mask is None else mask_bounds(mask)
+            box = clip_box(corners, height, width) if mask is None else mask_bounds(mask)
             if box is None:
                 continue
             boxes.append(box)
@@ -181,7 +181,7 @@ def _split_like(points: np.ndarray, outlines: Sequence[Sequence[np.ndarray]]) ->
         yield parts
 
 
-def _clip_box(corners: np.ndarray, height: int, width: int) -> np.ndarray | None:
+def clip_box(corners: np.ndarray, height: int, width: int) -> np.ndarray | None:
     """The box between corners (2, 2), as far as it lies in the image; None where less than a pixel is left of it."""
     box = np.concatenate([corners.min(0), corners.max(0)]).clip(0, [width, height, width, height])
     return None if min(box[2:] - box[:2]) < 1 else box
