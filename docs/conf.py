@@ -47,6 +47,7 @@ docs/simmim
 :caption: Guides
 docs/command-line
 docs/data
+docs/augmentation
 docs/training
 docs/scaling
 docs/memory

@@ -170,6 +170,11 @@ class TorchvisionStage:
         return replace(sample, **outputs)
 
 
+def _writable(image: Any) -> np.ndarray:
+    """An image as an array that transforms may write into: those that read files are not."""
+    return np.require(image, requirements=["C", "W"])
+
+
 def _check_result(sample: Sample) -> None:
     image = sample.image
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -356,7 +361,7 @@ class ListedImage:
 
     def __call__(self, image: Any) -> Tensor:
         """Transforms, fits and normalizes an image."""
-        pixels = self.transforms(Sample(np.asarray(image))).image
+        pixels = self.transforms(Sample(_writable(image))).image
         return self.normalize(pixels if pixels.shape[:2] == self.image_size else self.fit(pixels))
 
 
@@ -395,7 +400,7 @@ class ListedScene:
         if size != image.shape[:2]:
             image = resize(image, size)
             mask = cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-        done = self.transforms(Sample(np.ascontiguousarray(image), IGNORED - mask))
+        done = self.transforms(Sample(_writable(image), IGNORED - mask))
         assert done.label_map is not None
         return np.ascontiguousarray(done.image), IGNORED - done.label_map
 
@@ -426,7 +431,7 @@ class ListedObjects:
         has_mask = np.zeros(len(scene["labels"]), bool) if masks is None else masks.any(axis=(1, 2))
         done = self.transforms(
             Sample(
-                scene["image"],
+                _writable(scene["image"]),
                 None if scene["stuff"] is None else IGNORED - scene["stuff"],
                 None if masks is None else masks[has_mask],
                 scene["boxes"],

@@ -150,6 +150,18 @@ def test_rand_augment_is_the_published_one() -> None:
     assert compared > 390 and 250 < changed < 350
 
 
+def test_each_rand_augment_operation_is_set_as_the_published_one() -> None:
+    """The 15 operations whose severity rises, its mean and deviation, the color beyond edges, the interpolation."""
+    theirs = next(step for step in build_published(64).transforms if type(step).__name__ == "RandAugment")
+    ours = RandAugment(2, 9, IMAGENET_MEAN, BICUBIC).augment
+    assert ours.num_layers == theirs.num_layers == 2 and len(ours.ops) == len(theirs.ops) == 15
+    for own, other in zip(ours.ops, theirs.ops, strict=True):
+        names = ("name", "prob", "magnitude", "magnitude_std", "magnitude_max", "level_fn", "kwargs")
+        assert [getattr(own, name) for name in names] == [getattr(other, name) for name in names]
+        assert own.magnitude_std == 0.5 and own.kwargs["fillcolor"] == (124, 116, 104)
+        assert own.kwargs["resample"] == Image.Resampling.BICUBIC
+
+
 def test_posterizing_keeps_the_highest_bits_down_to_none() -> None:
     image = photograph()
     for bits in range(1, 9):
