@@ -285,13 +285,13 @@ class _Builder:
         """An argument of torchvision; names stand for what is no plain value there."""
         if key == "fill" and (self.label_maps or self.objects):
             return {tv_tensors.Mask: 0, "others": value}
-        kinds = {"interpolation": InterpolationMode, "policy": AutoAugmentPolicy}
-        if key not in kinds or not isinstance(value, str):
+        enums = {"interpolation": InterpolationMode, "policy": AutoAugmentPolicy}
+        if key not in enums or not isinstance(value, str):
             return value
         try:
-            return kinds[key](value)
+            return enums[key](value)
         except ValueError as error:
-            choices = ", ".join(choice.value for choice in kinds[key])
+            choices = ", ".join(choice.value for choice in enums[key])
             raise UserError(f"{where}: {key} is {printable(value)!r}; expected one of {choices}.") from error
 
 
@@ -307,7 +307,7 @@ def _find(library: Any, name: str, where: str) -> type:
     """
     base = (A.BasicTransform, A.BaseCompose) if library is A else v2.Transform
     last = name.rpartition(".")[2]
-    cls = getattr(library, last, None)
+    cls: Any = getattr(library, last, None)
     is_transform = inspect.isclass(cls) and issubclass(cls, base) and cls not in _BASES
     if is_transform and not last.startswith("_") and (not issubclass(cls, A.BaseCompose) or name in CONTAINERS):
         return cls
@@ -318,7 +318,7 @@ def _find(library: Any, name: str, where: str) -> type:
 
 
 def _check_names(cls: type, arguments: dict[str, Any], where: str) -> None:
-    """Refuses arguments that a transform does not have: albumentations would go on without them.
+    """Refuses arguments that a transform does not have: albumentations would warn and leave them out.
 
     Raises:
         UserError: There is one.
@@ -428,7 +428,9 @@ class ListedObjects:
         """Makes a scene of an image uint8 (H, W, 3), its objects and the classes of its background."""
         scene = self.resize(image, objects, stuff, where)
         masks = scene["masks"]
-        has_mask = np.zeros(len(scene["labels"]), bool) if masks is None else masks.any(axis=(1, 2))
+        has_mask = np.zeros(len(scene["labels"]), bool)
+        if masks is not None:
+            has_mask |= masks.any(axis=(1, 2))
         done = self.transforms(
             Sample(
                 _writable(scene["image"]),
@@ -441,15 +443,15 @@ class ListedObjects:
         assert done.boxes is not None and done.indices is not None
         height, width = done.image.shape[:2]
 
-        found: list[tuple[int, np.ndarray | None, np.ndarray | None]] = []  # index, box, mask
+        moved: list[tuple[int, np.ndarray | None, np.ndarray | None]] = []  # index, box, mask
         for index, box in zip(done.indices.tolist(), done.boxes, strict=True):
             if not has_mask[index]:  # more than once where an image is continued by its reflection
-                found.append((index, clip_box(box.reshape(2, 2), height, width), None))
+                moved.append((index, clip_box(box.reshape(2, 2), height, width), None))
         for index, mask in zip(
             np.flatnonzero(has_mask).tolist(), () if done.masks is None else done.masks, strict=True
         ):
-            found.append((index, mask_bounds(mask), mask))
-        kept = [entry for entry in sorted(found, key=lambda entry: entry[0]) if entry[1] is not None]
+            moved.append((index, mask_bounds(mask), mask))
+        kept = [entry for entry in sorted(moved, key=lambda entry: entry[0]) if entry[1] is not None]
 
         empty = np.zeros((height, width), np.uint8)
         drawn = [empty if mask is None else mask for _, _, mask in kept]

@@ -109,13 +109,13 @@ def walk(entries: Sequence[Any], where: str = "data.augmentation") -> Iterator[t
     if where.count(", ") > 8:
         raise UserError("data.augmentation nests lists of transforms too deep: at most 8 of them.")
     for number, entry in enumerate(entries, 1):
-        place = f"{where}, transform {number}"
-        yield place, entry
+        position = f"{where}, transform {number}"
+        yield position, entry
         if isinstance(entry, dict) and entry.get("name") in CONTAINERS:
             inner = entry.get("transforms")
             if not isinstance(inner, list | tuple) or not inner:
-                raise UserError(f"{place}: {entry['name']} takes a list of other transforms as `transforms`.")
-            yield from walk(inner, place)
+                raise UserError(f"{position}: {entry['name']} takes a list of other transforms as `transforms`.")
+            yield from walk(inner, position)
 
 
 def _check_entry(entry: Any, where: str) -> None:
