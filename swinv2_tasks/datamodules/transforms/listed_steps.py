@@ -19,7 +19,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import AutoAugmentPolicy, InterpolationMode, v2
 
 from swinv2_tasks.batches import IGNORED
-from swinv2_tasks.datamodules.readers.annotations import CocoObject
+from swinv2_tasks.datamodules.readers.packed_images import CocoObject
 from swinv2_tasks.datamodules.transforms.classification import (
     CutStrip,
     ResizeToCover,

@@ -28,7 +28,7 @@ from swinv2_tasks.datamodules import (
     VideoTransformList,
 )
 from swinv2_tasks.datamodules.loader import BatchOrder, repeat_order
-from swinv2_tasks.datamodules.readers.annotations import CocoObject
+from swinv2_tasks.datamodules.readers.packed_images import CocoObject
 from swinv2_tasks.datamodules.transforms.classification import IMAGENET_MEAN, IMAGENET_STD
 from swinv2_tasks.datamodules.transforms.listed_steps import ListedTransforms, Sample
 from swinv2_tasks.datamodules.transforms.scenes import mask_bounds
