@@ -44,6 +44,9 @@ class ClassificationBatch(TypedDict):
 
     Training mixes images, so its rows sum to 1. Evaluation with several correct labels per image (ReaL) yields
     multi-hot rows of 0 and 1; a row of zeros is an image that nobody could label and that no metric counts.
+
+    Multi-label classification has rows of 0 and 1 throughout, 1 where a class holds, or in training shares of them
+    where images are mixed; a row of zeros is an image for which no class holds, which counts as any other.
     """
 
 
@@ -232,6 +235,11 @@ class TaskData:
     @property
     def class_names(self) -> Sequence[str] | None:
         """Readable names, in the order of the class indices."""
+        return None
+
+    @property
+    def multi_label(self) -> bool | None:
+        """Whether several classes may hold for a sample; None where the data do not say."""
         return None
 
     @property

@@ -6,6 +6,7 @@ from swinv2_tasks.callbacks.detection import DetectionPredictions, DetectionScor
 from swinv2_tasks.callbacks.evaluated_samples import EvaluatedSamples
 from swinv2_tasks.callbacks.figures import LearningCurve
 from swinv2_tasks.callbacks.last_validation import LastValidation
+from swinv2_tasks.callbacks.multi_label import MultiLabelPredictions, MultiLabelTable
 from swinv2_tasks.callbacks.segmentation import ClassTable, SegmentationPredictions
 from swinv2_tasks.callbacks.simmim import SimMIMPredictions, SimMIMVisualizations
 from swinv2_tasks.callbacks.throughput import Throughput
@@ -20,6 +21,8 @@ __all__ = [
     "EvaluatedSamples",
     "LastValidation",
     "LearningCurve",
+    "MultiLabelPredictions",
+    "MultiLabelTable",
     "SegmentationPredictions",
     "SimMIMPredictions",
     "SimMIMVisualizations",

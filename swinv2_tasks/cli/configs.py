@@ -72,6 +72,8 @@ def config_from_checkpoint(path: str, *, predict: bool = False, root_is_stated: 
     )
     for name in ("num_classes", "weights"):
         task_args.pop(name, None)
+    if task_args.get("multi_label") and "labels" in data_args:  # which a split of few images may not show
+        data_args["labels"] = "several"
     name = Path(record["name"]).name  # a file does not choose folders outside --runs
     precision = record.get("precision")
     return {

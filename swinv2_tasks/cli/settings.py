@@ -23,6 +23,7 @@ HOMES = (
     "swinv2_tasks.datamodules",
     "swinv2_tasks.backbone",
     "swinv2_tasks.heads",
+    "swinv2_tasks.training",
     "torch.optim",
     "lightning.pytorch.callbacks",
 )
@@ -220,7 +221,7 @@ def _with_full_class_name(option: Option) -> Option:
     part = option.name.removesuffix(".class_path").rpartition(".")[2].lstrip("-")
     if part not in PARTS or len(option.values) != 1 or not option.values[0].isidentifier():
         return option
-    for home in HOMES[:5]:
+    for home in HOMES[:6]:
         if option.values[0] in importlib.import_module(home).__all__:
             return new_option(option.name, f"{home}.{option.values[0]}")
     return option

@@ -119,6 +119,10 @@ from swinv2_tasks.training.strategies import ShardedStrategy
 from swinv2_tasks.weights.files import find_corruption, read_contents
 from swinv2_tasks.weights.runs import command_of
 
+SINGLE_LABEL_MONITOR = "val/top1"
+MULTI_LABEL_MONITOR = "val/map"
+"""What the best checkpoint is best by, in configs of classification; and where several labels hold for a sample."""
+
 
 class WholeConfig(SaveConfigCallback):
     """Writes the run's config.yaml atomically, without the checkpoint that a run is resumed from."""
@@ -503,6 +507,13 @@ class TasksCLI(CheckpointCheckingCLI):
         """Gives a callback the run's folder."""
         checkpoints = self.folder.absolute() / "checkpoints"
         if isinstance(callback, ModelCheckpoint):
+            if self.subcommand == "fit" and callback.monitor == SINGLE_LABEL_MONITOR and self._is_multi_label():
+                callback.monitor = MULTI_LABEL_MONITOR
+                if self._config["checkpoint"]["monitor"] == SINGLE_LABEL_MONITOR:  # for config.yaml
+                    self._config["checkpoint"]["monitor"] = MULTI_LABEL_MONITOR
+                rank_zero_only(say)(
+                    f"checkpoint.monitor is {MULTI_LABEL_MONITOR}, as images of several labels have no top-1"
+                )
             if callback.dirpath is None:
                 callback.dirpath = str(checkpoints)  # not in the config, which may start further runs
             elif self.subcommand == "fit":
@@ -513,6 +524,11 @@ class TasksCLI(CheckpointCheckingCLI):
             config = self.folder / "config.yaml"
             allow = "".join(f" --allow {module}" for module in self.allowed)
             callback.resume_command = f"swinv2-tasks fit --config {command_word(config)} --resume{allow}"
+
+    def _is_multi_label(self) -> bool:
+        """Whether several classes may hold for a sample, as the model is told or else the data say."""
+        stated = getattr(self.model, "multi_label", None)
+        return bool(task_data(self).multi_label if stated is None else stated)
 
     def _stated_callbacks(self) -> list[Any]:
         """The callbacks that the config names."""

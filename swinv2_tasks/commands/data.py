@@ -242,6 +242,10 @@ def optimize(
     data = ImageNetDataModule(
         root, num_workers=0, train_dir=train_dir, val_dir=val_dir, class_names=class_names, val_list=val_list
     )
+    if data.multi_label:
+        raise UserError(
+            f"{printable(root)} has images of several labels, which shards do not hold: train from the folder itself."
+        )
     data.check_classes()
     splits: tuple[Literal["train", "val"], ...] = ("train", "val")
     images = {split: _stored_images(data, split) for split in splits if data.has(split)}

@@ -41,7 +41,9 @@ from swinv2_tasks.datamodules.readers.class_folders import (
     split_folders,
 )
 from swinv2_tasks.datamodules.readers.image_lists import Sample, with_real_labels
+from swinv2_tasks.datamodules.readers.image_tables import ImageTables, describe_tables
 from swinv2_tasks.datamodules.readers.images import list_images
+from swinv2_tasks.datamodules.readers.label_cells import Labels
 from swinv2_tasks.datamodules.readers.labeled_images import ImageSource, SetAsideImages
 from swinv2_tasks.datamodules.shards import INDEX, Shards, Streaming, is_url, join_location, open_shards
 from swinv2_tasks.datamodules.transforms.classification import (
@@ -59,7 +61,8 @@ log = logging.getLogger("swinv2_tasks")
 _EXPECTED = (
     "Expected data.root with train/CLASS/*.JPEG and val/CLASS/*.JPEG. Folders of other names: data.train_dir and "
     "data.val_dir (ImageNet-V2 as well); validation images in one folder: data.val_list; a class list: "
-    "data.class_names; ReaL labels: data.real_labels. To have data to try: swinv2-tasks sample-data data/sample."
+    "data.class_names; ReaL labels: data.real_labels. Labels in CSV files: train.csv and val.csv, or labels.csv, of "
+    "`file,label`, beside the images. To have data to try: swinv2-tasks sample-data data/sample."
 )
 
 CLASS_LISTS = (
@@ -69,13 +72,16 @@ CLASS_LISTS = (
 """Names of files in the root that are taken for the class list."""
 
 
-def image_layouts(stated: dict[Split, str], val_list: Path | None, allow_empty: bool) -> list[Layout[ImageSource]]:
+def image_layouts(
+    stated: dict[Split, str], val_list: Path | None, allow_empty: bool, labels: Labels | None = None
+) -> list[Layout[ImageSource]]:
     """The layouts of datasets of labeled images.
 
     Args:
         stated: The folders of the splits, as settings name them.
         val_list: Text file of validation images and their labels.
         allow_empty: Whether a class may have a folder without images.
+        labels: How many labels an image has, as a setting states it.
     """
     return [
         Layout(
@@ -89,6 +95,13 @@ def image_layouts(stated: dict[Split, str], val_list: Path | None, allow_empty: 
             "CLASS/*.jpg, and no folders of splits",
             find_whole_class_folders,
             lambda tree: WholeClassFolders(tree.root, allow_empty),
+        ),
+        Layout(
+            "csv",
+            "train.csv and val.csv, or labels.csv, with a column of files (file, image, …) and one of labels, or a "
+            "column of 0 and 1 for each class",
+            describe_tables,
+            lambda tree: ImageTables(tree, labels),
         ),
     ]
 
@@ -124,6 +137,8 @@ class ImageNetDataModule(BaseDataModule):
         real_labels: JSON of ReaL labels: a list with one list of class indices for each validation image, in the order
             of the numbers in their names (ILSVRC2012_val_00000001.JPEG is the first), or an object of file names
             and such lists; looked for in root first. Evaluation then has several correct labels of an image, or none.
+        labels: How many labels an image has: `one`, or `several`, which is any number (multi-label). None: as many as
+            the dataset shows, which is said; one where folders are the classes.
         source: What to predict: an image, a folder or a glob pattern.
         mean: Normalization, per RGB channel: subtracted from values in [0, 1].
         std: Normalization, per RGB channel: divides the difference.
@@ -156,6 +171,7 @@ class ImageNetDataModule(BaseDataModule):
         class_names: str | list[str] | None = None,
         val_list: str | None = None,
         real_labels: str | None = None,
+        labels: Labels | None = None,
         source: str | None = None,
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
@@ -170,6 +186,12 @@ class ImageNetDataModule(BaseDataModule):
         self.stream = stream
         self.image_size = image_size
         self._layout = layout
+        self._labels = labels
+        if labels == "several" and real_labels is not None:
+            raise UserError(
+                "data.real_labels are ImageNet's, whose images have one label in training: leave them out, or "
+                "data.labels several."
+            )
         self._val_share = val_share
         self._val_seed = val_seed
         self.train_dir = train_dir
@@ -200,7 +222,8 @@ class ImageNetDataModule(BaseDataModule):
         if shards := self._shards(first):
             return shards.classes
         shown = self._source.classes()
-        return find_class_list(self.root, CLASS_LISTS, read_classes, shown.ids) or shown
+        lists = [name for name in CLASS_LISTS if name not in self._source.table_names]
+        return find_class_list(self.root, lists, read_classes, shown.ids) or shown
 
     @property
     def source_on_disk(self) -> ImageSource:
@@ -214,7 +237,8 @@ class ImageNetDataModule(BaseDataModule):
         if self.root is not None:
             self._refuse_unfinished()
         # With a class list of its own, a folder may be there for classes that this copy has no images of.
-        layouts = image_layouts(stated, self._stated_val_list(), allow_empty=self._class_source is not None)
+        has_list = self._class_source is not None
+        layouts = image_layouts(stated, self._stated_val_list(), allow_empty=has_list, labels=self._labels)
         # Who names other folders has said what the layout is, and shards are in such folders.
         has_stated = (self.train_dir, self.val_dir, self.val_list) != ("train", "val", None)
         has_shards = any(self._shards(name) for name in stated.values())
@@ -222,6 +246,15 @@ class ImageNetDataModule(BaseDataModule):
         source = open_dataset(self.root, layouts, layout, _EXPECTED)
         share = share_to_set_aside(source, self._val_share)
         return source if share is None else SetAsideImages(source, share, self._val_seed)
+
+    @property
+    def multi_label(self) -> bool | None:
+        """Whether an image may have any number of labels; None where there is no dataset to ask."""
+        if self._labels is not None:
+            return self._labels == "several"
+        if self.root is None:
+            return None
+        return not any(self._shards(name) for name in (self.train_dir, self.val_dir)) and self._source.multi_label
 
     def _stated_val_list(self) -> Path | None:
         return None if self.val_list is None else in_root(self.val_list, self.root)
@@ -243,7 +276,11 @@ class ImageNetDataModule(BaseDataModule):
         """A training batch of the images' size, of arbitrary values; labels are those that mixing makes."""
         with torch.device("cpu"):  # also where the batch is made without data: mixing looks into its own numbers
             mixes = self.augmentation.build_mixing(num_classes) is not None
-        label = torch.empty(batch_size, num_classes) if mixes else torch.empty(batch_size, dtype=torch.int64)
+        label = (
+            torch.empty(batch_size, num_classes)
+            if mixes or self._labels == "several"
+            else torch.empty(batch_size, dtype=torch.int64)
+        )
         return {"image": torch.empty(batch_size, 3, *height_width(self.image_size)), "label": label}
 
     def setup(self, stage: str) -> None:
@@ -264,8 +301,9 @@ class ImageNetDataModule(BaseDataModule):
                 self.train_permute = shards.shuffling()
             else:
                 samples = self.samples("train")
-                labels = [label for _, label in samples if isinstance(label, int)]
-                check_several(self._classes, Path(self._source.place("train")), self._setting("train"), labels)
+                labels = [index for _, label in samples for index in ([label] if isinstance(label, int) else label)]
+                if not self.multi_label:
+                    check_several(self._classes, Path(self._source.place("train")), self._setting("train"), labels)
                 mention_unused(self.class_ids, labels, "image")
                 self.train_dataset = LabeledImages(samples, self.num_classes, transform)
             if self.augmentation.repeats > 1:
@@ -288,6 +326,8 @@ class ImageNetDataModule(BaseDataModule):
         Raises:
             UserError: There is only one class; the message has the folders below it.
         """
+        if self.multi_label:  # where one class may hold or not
+            return
         split: Split = "train" if self.has("train") else "val"
         if not self._shards(self._dir(split)):
             check_several(self._classes, Path(self._source.place(split)), self._setting(split))
@@ -309,6 +349,12 @@ class ImageNetDataModule(BaseDataModule):
         if split == "val" and not self._source.has("val") and self._source.has("train"):
             raise self.missing_validation(self._source.place("val"), self._source.validation_settings)
         samples = self._source.samples(split, self._classes)
+        if self.multi_label:
+            if self.real_labels is not None:
+                raise UserError(
+                    "data.real_labels are for images of one label, this dataset's have several: leave it out."
+                )
+            return [(path, [label] if isinstance(label, int) else label) for path, label in samples]
         if split != "val" or self.real_labels is None:
             return samples
         return with_real_labels(samples, in_root(self.real_labels, self.root), self.num_classes)
@@ -336,6 +382,11 @@ class ImageNetDataModule(BaseDataModule):
     def _streamed(
         self, shards: Shards, transform: Callable[[Image.Image], Tensor], labels: list[int | list[int]] | None = None
     ) -> "StreamedImages":
+        if self._labels == "several":
+            raise UserError(
+                f"data.labels is several, but {shards.location} holds shards, whose images have one label each. Leave "
+                "the setting out, or take the folder that they were written from."
+            )
         index_of = self._classes.index_of(shards.classes.ids, shards.location)
         unknown = [class_id for class_id in shards.classes.ids if class_id not in index_of]
         if unknown:

@@ -7,35 +7,38 @@ from typing import Any
 
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import OptimizerCallable
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import AdamW
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.batches import ClassificationBatch, PredictBatch
-from swinv2_tasks.callbacks import ClassificationPredictions
-from swinv2_tasks.errors import UserError
+from swinv2_tasks.callbacks import ClassificationPredictions, MultiLabelPredictions, MultiLabelTable
 from swinv2_tasks.evaluation.classification import AnyLabelAccuracy, CrossEntropy
-from swinv2_tasks.heads.classification import ClassificationHead
-from swinv2_tasks.tasks.base import BaseTask
+from swinv2_tasks.evaluation.mean_loss import MeanLoss
+from swinv2_tasks.evaluation.multi_label import MultiLabelMetric
+from swinv2_tasks.tasks.classifier import ClassifierTask
+from swinv2_tasks.training.multi_label_losses import BinaryCrossEntropy, MultiLabelLoss
 from swinv2_tasks.training.optim import CosineSchedule
 
 
-class ClassificationTask(BaseTask):
+class ClassificationTask(ClassifierTask):
     """Classifies images; ``task(images)`` gives logits (B, num_classes).
 
     Args:
         backbone: turns images into feature maps.
         num_classes: number of classes; the command line takes it from the data.
         dropout: probability of dropping a pooled feature in training.
-        label_smoothing: share of the target spread over all classes.
+        label_smoothing: share of the target spread over all classes; without effect on multi-label training.
         weights: checkpoint to start from (official, SimMIM, timm, Hugging Face, torchvision or this package's own).
         optimizer: builds the optimizer; its learning rate is the schedule's peak.
         schedule: learning rate over time and layers.
+        multi_label: whether several classes may hold for an image, or none, so that each has a probability of its own.
+            None: what the data say; without a word of theirs one class holds.
+        multi_label_loss: what multi-label training minimizes, ``BinaryCrossEntropy`` or ``AsymmetricLoss``.
+        threshold: probability from which on a class is predicted of a multi-label image, and counts for F1; in [0, 1].
     """
-
-    num_classes: int
 
     def __init__(
         self,
@@ -46,13 +49,22 @@ class ClassificationTask(BaseTask):
         weights: str | None = None,
         optimizer: OptimizerCallable = AdamW,
         schedule: CosineSchedule = CosineSchedule(),
+        multi_label: bool | None = None,
+        multi_label_loss: MultiLabelLoss = BinaryCrossEntropy(),
+        threshold: float = 0.5,
     ) -> None:
-        head = ClassificationHead(backbone.channels[-1], num_classes, dropout)
-        super().__init__(backbone, head, weights, optimizer, schedule)
-        self.num_classes = num_classes
-        if not 0 <= label_smoothing < 1:
-            raise UserError(f"model.label_smoothing is {label_smoothing}; expected a share, from 0 to below 1")
-        self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        super().__init__(
+            backbone,
+            num_classes,
+            dropout,
+            label_smoothing,
+            multi_label,
+            multi_label_loss,
+            threshold,
+            weights,
+            optimizer,
+            schedule,
+        )
         ks = {"top1": 1, "top5": min(5, num_classes)}
         # Validating arguments would wait for the device at every batch.
         measures: dict[str, Metric] = {
@@ -66,37 +78,66 @@ class ClassificationTask(BaseTask):
         real = {f"real_{name}": AnyLabelAccuracy(k) for name, k in ks.items()}
         self.val_real_metrics = MetricCollection(dict(real), prefix="val/", compute_groups=False)
         self.test_real_metrics = self.val_real_metrics.clone(prefix="test/")
+        self.val_multi_label, self.test_multi_label = MultiLabelMetric(self.threshold), MultiLabelMetric(self.threshold)
+        self.val_multi_label_loss, self.test_multi_label_loss = MeanLoss(), MeanLoss()
 
     def compute_losses(self, batch: ClassificationBatch) -> dict[str, Tensor]:
-        """Cross-entropy of the batch; labels are class indices (B,) or probabilities (B, classes)."""
-        return {"loss": self.loss(self(batch["image"]), batch["label"])}
+        """The loss of the batch; labels are class indices (B,), probabilities (B, classes), or multi-hot."""
+        return {"loss": self.loss_of(self(batch["image"]), batch["label"])}
 
     def validation_step(self, batch: ClassificationBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Updates the validation's metrics."""
+        if self.multi_label:
+            self._evaluate(batch, self.val_multi_label, self.val_multi_label_loss, dataloader_idx)
+            return
         # ReaL: several labels hold, or none.
         metrics = self.val_real_metrics if batch["label"].ndim == 2 else self.val_metrics
         self.of_loader(metrics, dataloader_idx).update(self(batch["image"]), batch["label"])
 
     def test_step(self, batch: ClassificationBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Updates the test's metrics."""
+        if self.multi_label:
+            self._evaluate(batch, self.test_multi_label, self.test_multi_label_loss, dataloader_idx)
+            return
         metrics = self.test_real_metrics if batch["label"].ndim == 2 else self.test_metrics
         self.of_loader(metrics, dataloader_idx).update(self(batch["image"]), batch["label"])
 
+    def _evaluate(
+        self, batch: ClassificationBatch, metric: MultiLabelMetric, loss: MeanLoss, dataloader_idx: int
+    ) -> None:
+        """Updates the metrics of multi-label images."""
+        logits = self(batch["image"])
+        losses = self.multi_label_losses(logits, batch["label"])
+        self.of_loader(metric, dataloader_idx).update(logits, batch["label"])
+        self.of_loader(loss, dataloader_idx).update(losses.mean(1))
+
     def on_validation_epoch_end(self) -> None:
-        """Logs top-1 and top-5 accuracy and the loss; of ReaL labels their accuracy."""
+        """Logs top-1, top-5 and the loss; of ReaL labels their accuracy; multi-label: mAP, F1 and the loss."""
         self.log_epoch_metrics(self.val_metrics)
         self.log_epoch_metrics(self.val_real_metrics)
+        self.log_epoch_metrics(self.val_multi_label, "val/")
+        self.log_epoch_metrics(self.val_multi_label_loss, "val/loss")
 
     def on_test_epoch_end(self) -> None:
-        """Logs the test's accuracies and loss."""
+        """Logs the test's scores."""
         self.log_epoch_metrics(self.test_metrics)
         self.log_epoch_metrics(self.test_real_metrics)
+        self.log_epoch_metrics(self.test_multi_label, "test/")
+        self.log_epoch_metrics(self.test_multi_label_loss, "test/loss")
 
     def result_writers(self, run_folder: Path, output: str | None) -> list[Callback]:
-        """What writes predictions.csv and a contact sheet."""
-        return [ClassificationPredictions(output)]
+        """What writes predictions.csv and a contact sheet, and multi-label scores per class."""
+        writer = MultiLabelPredictions if self.multi_label else ClassificationPredictions
+        return [writer(output), MultiLabelTable(run_folder)]
 
     def predict_step(self, batch: PredictBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """The top 5 classes: {path: list or None, scores (B, ≤5) in [0, 1], classes (B, ≤5) indices}."""
+        """What the images show.
+
+        Returns:
+            {path: list or None, scores (B, ≤5) in [0, 1], classes (B, ≤5) indices} of the top 5 classes; multi-label:
+            {path, probabilities (B, classes) in [0, 1]}.
+        """
+        if self.multi_label:
+            return {"path": batch.get("path"), "probabilities": self.probabilities_of(self(batch["image"]))}
         best = self(batch["image"]).float().softmax(1).topk(min(5, self.num_classes))
         return {"path": batch.get("path"), "scores": best.values, "classes": best.indices}

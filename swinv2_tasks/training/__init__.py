@@ -1,6 +1,7 @@
 """What a training needs whatever its task: optimizers, losses, guards, resuming, processes, its folder."""
 
 from swinv2_tasks.training.losses import PixelCrossEntropy
+from swinv2_tasks.training.multi_label_losses import AsymmetricLoss, BinaryCrossEntropy, MultiLabelLoss
 from swinv2_tasks.training.optim import (
     CosineSchedule,
     EpochCosineSchedule,
@@ -11,9 +12,12 @@ from swinv2_tasks.training.optim import (
 )
 
 __all__ = [
+    "AsymmetricLoss",
+    "BinaryCrossEntropy",
     "CosineSchedule",
     "EpochCosineSchedule",
     "LinearSchedule",
+    "MultiLabelLoss",
     "PixelCrossEntropy",
     "Schedule",
     "StepSchedule",

@@ -32,7 +32,7 @@ from swinv2_tasks.text import label, printable, say
 from swinv2_tasks.training.run_folder import open_folder
 from swinv2_tasks.weights.files import read_checkpoint
 
-MAIN_METRICS = ("val/top1", "val/real_top1", "val/miou", "val/box_ap", "val/loss")
+MAIN_METRICS = ("val/top1", "val/real_top1", "val/map", "val/miou", "val/box_ap", "val/loss")
 """The main metrics of tasks; the first one that was measured is shown when no metric was watched."""
 
 

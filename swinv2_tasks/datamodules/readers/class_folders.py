@@ -5,6 +5,7 @@ from pathlib import Path
 from swinv2_tasks.datamodules.classes import Classes, classes_of_folders
 from swinv2_tasks.datamodules.layouts import Split, Tree
 from swinv2_tasks.datamodules.readers.image_lists import Sample, folder_samples, listed_samples
+from swinv2_tasks.datamodules.readers.image_tables import find_tables
 from swinv2_tasks.datamodules.readers.images import has_image_extension
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.files import is_inside
@@ -27,6 +28,8 @@ class ClassFolders:
 
     has_splits = True
     validation_settings = "data.val_dir"
+    multi_label = False
+    table_names = ()
 
     def __init__(
         self,
@@ -80,6 +83,8 @@ class WholeClassFolders:
 
     has_splits = False
     validation_settings = None
+    multi_label = False
+    table_names = ()
 
     def __init__(self, root: Path, allow_empty: bool = False) -> None:
         self.root = root
@@ -124,8 +129,8 @@ def _has_folders(folder: Path) -> bool:
 
 
 def find_whole_class_folders(tree: Tree) -> str | None:
-    """The folders of images in the root, where these are no splits."""
-    if split_folders(tree, {}) or any(has_image_extension(name) for name in tree.files()):
+    """The folders of images in the root, where these are no splits, and no table says what is in them."""
+    if split_folders(tree, {}) or any(has_image_extension(name) for name in tree.files()) or find_tables(tree):
         return None
     with_images = [name for name in tree.folders() if any(map(has_image_extension, tree.files(name)))]
     if len(with_images) < FEWEST_CLASSES or len(with_images) < len(tree.folders()):

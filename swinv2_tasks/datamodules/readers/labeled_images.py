@@ -1,5 +1,6 @@
 """What the readers of datasets of labeled images have in common, whatever their layout."""
 
+from collections.abc import Collection
 from typing import Protocol
 
 from swinv2_tasks.datamodules.classes import Classes
@@ -9,6 +10,14 @@ from swinv2_tasks.datamodules.readers.image_lists import Sample
 
 class ImageSource(Splits, Protocol):
     """The labeled images of a dataset, as the reader of a layout has them."""
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have any number of labels, so that all samples have lists of them."""
+
+    @property
+    def table_names(self) -> Collection[str]:
+        """Files in the dataset's folder that have the labels, and so are no class lists."""
 
     def classes(self) -> Classes:
         """The classes that the layout shows, as its folders; a class list may state others.
@@ -31,6 +40,16 @@ class ImageSource(Splits, Protocol):
 
 class SetAsideImages(SetAside[ImageSource]):
     """A dataset without validation images: a share of each class's training images is set aside for that."""
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have any number of labels."""
+        return self.source.multi_label
+
+    @property
+    def table_names(self) -> Collection[str]:
+        """Those of the dataset."""
+        return self.source.table_names
 
     def classes(self) -> Classes:
         """Those of the dataset."""
