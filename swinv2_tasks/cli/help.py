@@ -19,6 +19,7 @@ USAGES = {
     "weights inspect": "swinv2-tasks weights inspect FILE",
     "weights convert": "swinv2-tasks weights convert SOURCE TARGET --format timm",
     "data check": "swinv2-tasks data check TASK FOLDER",
+    "data convert": "swinv2-tasks data convert FOLDER OUTPUT --to LAYOUT",
     "data optimize": "swinv2-tasks data optimize imagenet FOLDER OUTPUT",
     "sample-data": "swinv2-tasks sample-data FOLDER",
     "demo": "swinv2-tasks demo [--short true]",
@@ -110,6 +111,17 @@ kinetics also writes lists of the videos that decode and of those that fail, to
 the dataset's folder unless --output names another. Where the videos are:
   --files.train_list FILE  (val_list, test_list)     lists of videos
   --files.train_videos DIR (val_videos, test_videos) folders of videos""",
+    "data convert": """
+Writes a dataset in another layout of its task. Images are copied, labels are
+written anew; what the other layout cannot say is left out, which is printed.
+
+  FOLDER               the dataset, of any layout that is read
+  OUTPUT               folder to write, new or empty
+  --to LAYOUT          objects as coco, yolo or voc; scenes as ade20k; labeled
+                       images as csv
+  --links true         links to the images instead of copies
+  --config CONFIG      settings of the data, as of fit
+  --data.KEY VALUE     a setting of the data, as --data.layout voc""",
     "data optimize": """
 Packs images into a few large files, to be streamed; data.root may name them.
 Their bytes stay unchanged. Run again after an interruption, it resumes.

@@ -63,6 +63,7 @@ Other commands
                                     write a checkpoint in another format
   data check TASK FOLDER            look for what is wrong in a dataset, and
                                     write a page of it
+  data convert FOLDER OUT --to coco write a dataset in another layout
   data optimize imagenet FOLDER OUT write its images into shards, to be streamed
   sample-data FOLDER                write small datasets for all tasks
   configs                           list the configs that --config can name
@@ -75,7 +76,7 @@ swinv2-tasks fit --config CONFIG --print_config prints all values."""
 COMMANDS: dict[str, tuple[str, str | tuple[str, ...], bool]] = {
     "score": ("commands.score", ("ade20k", "coco"), False),
     "weights": ("commands.weights", ("inspect", "convert"), True),
-    "data": ("commands.data", ("check", "optimize"), True),
+    "data": ("commands.data", ("check", "convert", "optimize"), True),
     "sample-data": ("commands.sample_data", "sample_data", True),
     "demo": ("commands.demo", "demo", True),
     "configs": ("commands.configs", "configs", True),
@@ -90,7 +91,7 @@ CONFIG_COMMANDS = {
 """Commands that take the arguments of another beside their own: module of this package, and its function, whose
 first parameter takes those."""
 
-DATA_COMMANDS = {"data check"}
+DATA_COMMANDS = {"data check", "data convert"}
 """Commands whose parameter ``settings`` takes the arguments of fit that describe the data: --config and --data.…"""
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from swinv2_tasks.child_processes import available_cores, follow_parent, timeout_seconds, without_working_folder
 from swinv2_tasks.commands.check.command import check_dataset, choose_output
 from swinv2_tasks.commands.check.datasets import TaskName, open_datamodule
+from swinv2_tasks.commands.convert.command import convert as convert  # one of its subcommands
 from swinv2_tasks.datamodules.classes import Classes
 from swinv2_tasks.datamodules.imagenet import ImageNetDataModule
 from swinv2_tasks.datamodules.kinetics import KineticsDataModule

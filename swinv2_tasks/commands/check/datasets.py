@@ -75,19 +75,22 @@ class Dataset:
     """Of videos: the frames that a training clip spans."""
 
 
-def open_datamodule(task: TaskName, root: str, settings: Sequence[str], **stated: Any) -> Any:
+def open_datamodule(
+    task: TaskName, root: str, settings: Sequence[str], *, tolerates_faults: bool = True, **stated: Any
+) -> Any:
     """The datamodule of a dataset.
 
     Args:
         task: Of the dataset.
         root: Its folder.
         settings: Arguments of fit that describe the data: `--config` and `--data.…`.
+        tolerates_faults: Whether it opens also where files cannot be read.
         stated: Further settings, that have another value than their default.
 
     Raises:
         UserError: The settings are not in order.
     """
-    tolerant = {} if task == "kinetics" else TOLERANT
+    tolerant = TOLERANT if tolerates_faults and task != "kinetics" else {}
     if not settings:
         if task == "simmim":
             stated = {**_split_folders(root), **stated}
@@ -100,7 +103,7 @@ def open_datamodule(task: TaskName, root: str, settings: Sequence[str], **stated
     arguments = [*([] if has_config else [f"--config={task}.yaml"]), *settings, f"--data.root={root}"]
     part = run_as(ParseOnlyCLI, "fit", arguments).config["fit"]["data"].as_dict()
     if not issubclass(resolve_name(part["class_path"]), DATAMODULES[task]):
-        raise ArgumentsError(f"data check {task}: the config is of {part['class_path'].rpartition('.')[2]}.")
+        raise ArgumentsError(f"{task} data are expected, the config is of {part['class_path'].rpartition('.')[2]}.")
     part["init_args"] |= stated | tolerant
     parser = TasksArgumentParser()
     parser.add_subclass_arguments(DATAMODULES[task], "data")

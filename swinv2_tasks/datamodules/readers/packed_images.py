@@ -209,6 +209,11 @@ class PackedObjects:
         """Whether each object has an outline or run lengths, bool (objects,)."""
         return self.shapes.are_there[self.shape_indices]
 
+    @property
+    def are_polygons(self) -> np.ndarray:
+        """Whether the shape of each object is one polygon, bool (objects,)."""
+        return np.diff(self.shapes.ends, prepend=0)[self.shape_indices] == 1
+
 
 class PackedImages(Sequence[CocoImage]):
     """A sequence of images in arrays.

@@ -1,0 +1,1 @@
+"""Datasets from one layout to another."""
