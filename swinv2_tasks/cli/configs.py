@@ -65,7 +65,11 @@ def config_from_checkpoint(path: str, *, predict: bool = False, root_is_stated: 
         # How the training handled bad samples does not matter for the files to predict.
         for name in ("faulty_samples", "faulty_budget"):
             data_args.pop(name, None)
-    if (classes := _stated_classes(record, datamodule, predict)) is not None:
+    if datamodule is CocoDataModule and predict:  # its classes are stated as the mapping has left them
+        data_args.pop("class_mapping", None)
+    if data_args.get("class_mapping"):
+        _check_mapped_classes(data_args.get("class_names"), datamodule, path)
+    elif (classes := _stated_classes(record, datamodule, predict)) is not None:
         data_args["class_names"] = classes
     task_args = _as_config(
         recorded_arguments(getattr(tasks, task["class"]), task["init_args"], path), task["init_args"]
@@ -85,6 +89,19 @@ def config_from_checkpoint(path: str, *, predict: bool = False, root_is_stated: 
         },
         "data": {"class_path": f"{datamodule.__module__}.{datamodule.__name__}", "init_args": data_args},
     }
+
+
+def _check_mapped_classes(names: Any, datamodule: type, path: str) -> None:
+    """Makes sure that a checkpoint states the classes that a mapping is of: datamodules record them with it.
+
+    Raises:
+        UserError: it names a file instead, which a checkpoint does not choose.
+    """
+    if not isinstance(names, list) and datamodule is not CocoDataModule:
+        raise UserError(
+            f"{path} is corrupt: its record of the run has data.class_mapping, but not the classes that it is of. Take "
+            "another checkpoint, or copy it again."
+        )
 
 
 def _stated_classes(record: Mapping[str, Any], datamodule: type, predict: bool) -> list[str] | None:

@@ -12,6 +12,13 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
+from swinv2_tasks.datamodules.class_mapping import (
+    EVERY_OTHER,
+    ClassMapping,
+    MappedClasses,
+    describe_mapping,
+    map_classes,
+)
 from swinv2_tasks.datamodules.classes import abbreviate, class_source, in_root, lists_in_root, take_list
 from swinv2_tasks.datamodules.datasets.segmentation import (
     LabeledScenes,
@@ -112,6 +119,8 @@ class ADE20KDataModule(BaseDataModule):
         class_names: The class list, two at least: a text file with a name per line, a table like objectInfo150.txt, or
             a list; the file is looked for in root first. Without it, a class list that lies in root (objectInfo150.txt,
             classes.txt and the like); if there is none, ADE20K's 150 classes.
+        class_mapping: What becomes of classes, by name or by what label maps hold: another name, which merges those
+            that share it, or null, which leaves their pixels out; the key `*` stands for all that no other key names.
         background: What 0 is in label maps: `ignore`, no class, and classes count from 1; `class`, the first class.
             None: for ADE20K's classes `ignore`; for others what the label maps show, if they do.
         ignore_label: Further values that are left out, of training and of scores: a number or several; with a palette,
@@ -152,6 +161,7 @@ class ADE20KDataModule(BaseDataModule):
         val_share: float | None = None,
         val_seed: int = 0,
         class_names: str | list[str] | None = None,
+        class_mapping: ClassMapping | None = None,
         background: Background | None = None,
         ignore_label: int | list[int] | list[list[int]] | None = None,
         label_values: dict[int, str] | None = None,
@@ -176,6 +186,7 @@ class ADE20KDataModule(BaseDataModule):
         self.val_dir = val_dir
         self.source = source
         self._class_source = class_names
+        self._class_mapping = class_mapping
         if isinstance(palette, str):
             palette = str(in_root(palette, root))
         self._stated_labels = LabelSettings(background, ignore_label, label_values, palette)
@@ -184,9 +195,28 @@ class ADE20KDataModule(BaseDataModule):
         self._crop_size = height_width(crop_size, "crop_size")
         self.augmentation = segmentation_augmentation(augmentation)
 
-    @cached_property
+    @property
     def class_names(self) -> list[str]:
         """Names of the classes, in the order of their indices."""
+        return self._own_names if self._mapped is None else self._mapped.names
+
+    @cached_property
+    def _mapped(self) -> MappedClasses[str] | None:
+        """What the mapping leaves of the dataset's own classes; ids are those of `coding`."""
+        if not self._class_mapping:
+            return None
+        names = ids = self._own_names
+        if set(self._class_mapping) - {EVERY_OTHER, *names}:  # which only label maps may show
+            ids = [*map(str, self._own_coding.class_ids)]
+        mapped = map_classes(ids, names, self._class_mapping)
+        rank_zero_only(say)(describe_mapping(names, mapped))
+        # So that checkpoints have the classes that the mapping is of, whatever becomes of files.
+        self.init_args["class_names"] = names
+        return mapped
+
+    @cached_property
+    def _own_names(self) -> list[str]:
+        """Names of the dataset's own classes."""
         if self._class_source is not None:
             return scene_class_names(class_source(self._class_source, self.root))
         if self._is_there and self._source.class_names is not None:
@@ -235,7 +265,19 @@ class ADE20KDataModule(BaseDataModule):
 
     @property
     def coding(self) -> LabelCoding:
-        """How label maps are read.
+        """How label maps are read, as what the mapping leaves of the classes.
+
+        Raises:
+            UserError: Settings contradict each other, or leave open what the label maps do not show.
+        """
+        return self._apply_mapping(self._own_coding)
+
+    def _apply_mapping(self, coding: LabelCoding) -> LabelCoding:
+        return coding if self._mapped is None else coding.mapped(self._mapped.names, self._mapped.index_of)
+
+    @property
+    def _own_coding(self) -> LabelCoding:
+        """How label maps are read, as the dataset's own classes.
 
         Raises:
             UserError: Settings contradict each other, or leave open what the label maps do not show.
@@ -305,17 +347,17 @@ class ADE20KDataModule(BaseDataModule):
 
     def _codings(self) -> list[LabelCoding]:
         """The ways to read label maps that settings leave open."""
-        return possible_codings(self.class_names, self._label_settings, is_ade20k=self.class_names == [*ADE20K_NAMES])
+        return possible_codings(self._own_names, self._label_settings, is_ade20k=self._own_names == [*ADE20K_NAMES])
 
     def _check_label_maps(self, train_pairs: list[ScenePair], val_pairs: list[ScenePair]) -> None:
         """Makes sure that label maps fit the settings, and prints what share of the pixels each class has."""
         train, val = self._counted("train", train_pairs), self._counted("val", val_pairs)
-        coding = self._coding_of([*train, *val])
+        coding = self._apply_mapping(self._coding_of([*train, *val]))
         whole = len(train_pairs)
         if problem := check_shares(coding, train):
             if len(train) < whole:  # what so many do not have, others may
                 train = self._counted("train", train_pairs, most=whole)
-                problem = check_shares(self._coding_of(train), train)
+                problem = check_shares(self._apply_mapping(self._coding_of(train)), train)
             if problem:
                 raise UserError(problem)
         rank_zero_only(say)(describe_shares(coding, train, whole))
@@ -328,7 +370,7 @@ class ADE20KDataModule(BaseDataModule):
             )
 
     def _coding_of(self, maps: list[MapCounts]) -> LabelCoding:
-        """How these label maps are read."""
+        """How these label maps are read, as the dataset's own classes."""
         codings = self._codings()
         tolerated = (self.faults.budget or 0) if self.faults.policy == "skip" else 0
         folder = str(Path(self.root or "") / "annotations")
@@ -349,7 +391,7 @@ class ADE20KDataModule(BaseDataModule):
             "label_values": self._label_settings.label_values,
         }
         if self._label_settings.palette is not None:
-            colors = palette_colors(self._label_settings.palette, self.class_names, "data.")
+            colors = palette_colors(self._label_settings.palette, self._own_names, "data.")
             self.init_args["palette"] = [list(color) for color in colors]
 
     def _counted(self, split: Split, pairs: list[ScenePair], most: int | None = None) -> list[MapCounts]:

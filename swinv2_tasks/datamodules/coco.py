@@ -5,6 +5,7 @@ COCO: https://arxiv.org/abs/1405.0312.
 
 import logging
 from collections import Counter
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from swinv2_tasks.batches import IGNORED
 from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
 from swinv2_tasks.datamodules.category_lists import stated_categories
+from swinv2_tasks.datamodules.class_mapping import ClassMapping, MappedClasses, describe_mapping, map_classes
 from swinv2_tasks.datamodules.classes import abbreviate, class_source, mention_unused
 from swinv2_tasks.datamodules.datasets.detection import (
     EvaluatedObjects,
@@ -45,6 +47,7 @@ from swinv2_tasks.datamodules.transforms.classification import IMAGENET_MEAN, IM
 from swinv2_tasks.datamodules.transforms.detection import MultiScaleAugmentation
 from swinv2_tasks.datamodules.transforms.listed import DetectionChoice, detection_augmentation
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.text import say
 
 log = logging.getLogger("swinv2_tasks")
 
@@ -132,6 +135,9 @@ class CocoDataModule(BaseDataModule):
             command line takes it from the detector.
         class_names: Names of the classes, for predicting without annotation files: a list, or a text file with a name
             per line, whose ids are 1, 2, …; or a CSV file of `ID,NAME`. Files are looked for in root first.
+        class_mapping: What becomes of classes, by name or id: another name, which merges those that share it, or null,
+            which leaves their objects out, crowds as well, while the images stay; the key `*` stands for all that no
+            other key names.
         source: What to predict: an image, a folder or a glob pattern.
         mean: Normalization, per RGB channel: subtracted from values in [0, 1].
         std: Normalization, per RGB channel: divides the difference.
@@ -170,6 +176,7 @@ class CocoDataModule(BaseDataModule):
         val_seed: int = 0,
         stuff_classes: int = 183,
         class_names: str | list[str] | None = None,
+        class_mapping: ClassMapping | None = None,
         source: str | None = None,
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
@@ -196,12 +203,15 @@ class CocoDataModule(BaseDataModule):
         self._val_share = val_share
         self._val_seed = val_seed
         self._stated_names = class_names
+        self._class_mapping = class_mapping
         self.augmentation = detection_augmentation(augmentation, self.resize)
         self.masks = masks
         self.exif_rotation = exif_rotation
         self._keep_empty = keep_empty
         self.aspect_ratio_grouping = aspect_ratio_grouping
         self._annotations: dict[str, CocoAnnotations] = {}
+        self._emptied: dict[str, np.ndarray] = {}
+        """Of a split's images, which have objects of dropped classes alone, bool (images,)."""
 
     @property
     def source_on_disk(self) -> ObjectSource:
@@ -219,6 +229,20 @@ class CocoDataModule(BaseDataModule):
 
     @cached_property
     def _classes(self) -> tuple[list[int], list[str]]:
+        """The classes of the run: the dataset's own, or what the mapping leaves of them."""
+        return self._own_classes if self._mapped is None else (self._mapped.ids, self._mapped.names)
+
+    @cached_property
+    def _mapped(self) -> MappedClasses[int] | None:
+        if not self._class_mapping:
+            return None
+        ids, names = self._own_classes
+        mapped = map_classes(ids, names, self._class_mapping)
+        rank_zero_only(say)(describe_mapping(names, mapped))
+        return mapped
+
+    @cached_property
+    def _own_classes(self) -> tuple[list[int], list[str]]:
         if self._stated_names is not None:
             return stated_categories(class_source(self._stated_names, self.root))
         return self._source.categories()
@@ -309,13 +333,12 @@ class CocoDataModule(BaseDataModule):
             raise self.missing_validation(self._source.place("val"), self._source.validation_settings)
         annotations, folder = self._source.read(split)
         path = annotations.path
-        self._annotations[split] = annotations
         classes = (annotations.class_ids, annotations.class_names)
-        if classes != self._classes:
+        if classes != self._own_classes:
             raise UserError(
                 f"{path} has the categories {abbreviate(_named(*classes), 8)}, the other annotation file of this "
-                f"dataset {abbreviate(_named(*self._classes), 8)}. Training and evaluation need the same: give both "
-                "files all categories."
+                f"dataset {abbreviate(_named(*self._own_classes), 8)}. Training and evaluation need the same: give "
+                "both files all categories."
             )
 
         if not len(annotations.images):
@@ -329,7 +352,20 @@ class CocoDataModule(BaseDataModule):
                 f"{len(missing)} of {len(files)} images in {path} are not in {folder}: {abbreviate(missing)}. Fetch "
                 f"them{advice}."
             )
+        if self._mapped is not None:
+            before = len(annotations.images.objects)
+            annotations, self._emptied[split] = map_annotations(annotations, self._mapped)
+            self._report_mapped(split, before, len(annotations.images.objects))
+        self._annotations[split] = annotations
         return annotations, folder
+
+    def _report_mapped(self, split: Split, before: int, after: int) -> None:
+        """Says in a line what a mapping has left out of a split."""
+        if before > after:
+            rank_zero_only(say)(
+                f"data.class_mapping: {before - after} of {before} {split} objects are of dropped classes and left "
+                f"out; {np.count_nonzero(self._emptied[split])} images have no others and stay as background"
+            )
 
     def _training_objects(self) -> "TrainingObjects":
         annotations, folder = self._read_split("train")
@@ -344,6 +380,8 @@ class CocoDataModule(BaseDataModule):
         cleaned, counts = clean(annotations.images, masks)
         counts["objects"] = len(annotations.images.objects)
         kept = (cleaned.object_numbers > 0) | self._keep_empty
+        if "train" in self._emptied:
+            kept |= self._emptied["train"]
         if not len(cleaned.objects):
             raise UserError(
                 f"{annotations.path} has no object to train on: of {counts['objects']}, {counts['crowd']} are crowds "
@@ -416,6 +454,39 @@ class CocoDataModule(BaseDataModule):
             self.std,
             self.exif_rotation,
         )
+
+
+def map_annotations(annotations: CocoAnnotations, mapped: MappedClasses[int]) -> tuple[CocoAnnotations, np.ndarray]:
+    """What is annotated, of the classes that a mapping leaves, and which images had objects of dropped classes alone.
+
+    Args:
+        annotations: What is annotated of the dataset's own classes.
+        mapped: What became of them.
+
+    Returns:
+        The same images with the objects that are left, crowds among them; bool (images,).
+    """
+    images, table = annotations.images, mapped.table
+    labels = table[images.objects.labels]
+    is_kept = labels >= 0
+    objects = replace(images.objects.select(is_kept), labels=labels[is_kept])
+    numbers = np.bincount(images.owners[is_kept], minlength=len(images))
+    is_emptied = (images.object_numbers > 0) & (numbers == 0)
+    frequencies = annotations.frequencies
+    if frequencies is not None:
+        # Of merged ones that of the most frequent: f, c, r is the order from frequent to rare.
+        of_classes = [
+            [f for f, new in zip(frequencies, table, strict=True) if new == k] for k in range(table.max() + 1)
+        ]
+        frequencies = [min(of_class, key="fcr".index) for of_class in of_classes]
+    return replace(
+        annotations,
+        images=images.with_objects(objects, numbers),
+        class_ids=mapped.ids,
+        class_names=mapped.names,
+        has_masks=bool(objects.have_shapes.any()),
+        frequencies=frequencies,
+    ), is_emptied
 
 
 def _named(ids: list[int], names: list[str]) -> list[str]:

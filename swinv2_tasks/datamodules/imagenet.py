@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
+from swinv2_tasks.datamodules.class_mapping import ClassMapping, MappedClasses, describe_mapping, map_classes
 from swinv2_tasks.datamodules.classes import (
     Classes,
     abbreviate,
@@ -55,6 +56,7 @@ from swinv2_tasks.datamodules.transforms.classification import (
 )
 from swinv2_tasks.datamodules.transforms.listed import ClassificationChoice, classification_augmentation
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.text import say
 
 log = logging.getLogger("swinv2_tasks")
 
@@ -132,6 +134,8 @@ class ImageNetDataModule(BaseDataModule):
             ids; the file is looked for in root first. Without it, a class list that lies in root (class_names.csv,
             classes.txt and the like) is taken; if there is none, the sorted folder names of train_dir are the classes;
             of val_dir, if there is no train_dir.
+        class_mapping: What becomes of classes, by name or id: another name, which merges those that share it, or null,
+            which leaves their images out; the key `*` stands for all that no other key names.
         val_list: Text file of `relative/path label` lines for a val_dir without class folders, looked for in root
             first; paths are relative to val_dir, labels are class ids or indices.
         real_labels: JSON of ReaL labels: a list with one list of class indices for each validation image, in the order
@@ -169,6 +173,7 @@ class ImageNetDataModule(BaseDataModule):
         val_share: float | None = None,
         val_seed: int = 0,
         class_names: str | list[str] | None = None,
+        class_mapping: ClassMapping | None = None,
         val_list: str | None = None,
         real_labels: str | None = None,
         labels: Labels | None = None,
@@ -201,6 +206,7 @@ class ImageNetDataModule(BaseDataModule):
         self.source = source
         self.augmentation = classification_augmentation(augmentation, height_width(image_size))
         self._class_source = class_names
+        self._class_mapping = class_mapping
         self._opened: dict[str, Shards | None] = {}
         self._eval_transform = eval_transform(image_size, mean, std, crop_pct)
 
@@ -216,6 +222,22 @@ class ImageNetDataModule(BaseDataModule):
 
     @cached_property
     def _classes(self) -> Classes:
+        """The classes of the run: the dataset's own, or what the mapping leaves of them."""
+        return self._own_classes if self._mapped is None else Classes(self._mapped.ids, self._mapped.names)
+
+    @cached_property
+    def _mapped(self) -> MappedClasses[str] | None:
+        if not self._class_mapping:
+            return None
+        own = self._own_classes
+        mapped = map_classes(own.ids, own.names, self._class_mapping)
+        rank_zero_only(say)(describe_mapping(own.names, mapped))
+        # So that checkpoints have the classes that the mapping is of, whatever becomes of files.
+        self.init_args |= {"class_names": own.ids, "class_mapping": mapped.resolved}
+        return mapped
+
+    @cached_property
+    def _own_classes(self) -> Classes:
         if self._class_source is not None:
             return read_classes(class_source(self._class_source, self.root))
         first = self.train_dir if self.has("train") or self._shards(self.train_dir) else self.val_dir
@@ -348,16 +370,22 @@ class ImageNetDataModule(BaseDataModule):
         """
         if split == "val" and not self._source.has("val") and self._source.has("train"):
             raise self.missing_validation(self._source.place("val"), self._source.validation_settings)
-        samples = self._source.samples(split, self._classes)
+        own = self._own_classes
+        samples = labeled = self._source.samples(split, own)
         if self.multi_label:
             if self.real_labels is not None:
                 raise UserError(
                     "data.real_labels are for images of one label, this dataset's have several: leave it out."
                 )
-            return [(path, [label] if isinstance(label, int) else label) for path, label in samples]
-        if split != "val" or self.real_labels is None:
-            return samples
-        return with_real_labels(samples, in_root(self.real_labels, self.root), self.num_classes)
+            samples = labeled = [(path, [label] if isinstance(label, int) else label) for path, label in samples]
+        elif split == "val" and self.real_labels is not None:
+            labeled = with_real_labels(samples, in_root(self.real_labels, self.root), len(own))
+        if self._mapped is None:
+            return labeled
+        # What an image of ReaL labels is left out by is its own label.
+        kept = {path for path, _ in self._mapped.map_samples(samples, f"{split} images")}
+        mapped = [(path, self._mapped.map_label(label)) for path, label in labeled if path in kept]
+        return [(path, label) for path, label in mapped if label is not None]
 
     def _setting(self, split: str) -> str:
         """What names the folder of a split, as messages write it."""
@@ -387,7 +415,7 @@ class ImageNetDataModule(BaseDataModule):
                 f"data.labels is several, but {shards.location} holds shards, whose images have one label each. Leave "
                 "the setting out, or take the folder that they were written from."
             )
-        index_of = self._classes.index_of(shards.classes.ids, shards.location)
+        index_of = self._own_classes.index_of(shards.classes.ids, shards.location)
         unknown = [class_id for class_id in shards.classes.ids if class_id not in index_of]
         if unknown:
             raise UserError(
@@ -395,7 +423,20 @@ class ImageNetDataModule(BaseDataModule):
                 f"{abbreviate(unknown)}. The class list is {abbreviate(self.class_ids)}. Set data.class_names to the "
                 "list they belong to."
             )
+        if self._mapped is not None:
+            index_of = self._mapped_indices(shards, index_of, self._mapped)
         return StreamedImages(shards, index_of, self.num_classes, transform, labels)
+
+    def _mapped_indices(self, shards: Shards, index_of: dict[str, int], mapped: MappedClasses[str]) -> dict[str, int]:
+        """Class index of each id in shards, which can be renamed and merged: which samples to leave out, none says."""
+        indices = {class_id: mapped.index_of[index] for class_id, index in index_of.items()}
+        if dropped := [class_id for class_id, index in indices.items() if index is None]:
+            raise UserError(
+                f"data.class_mapping drops {abbreviate(dropped)}, but {shards.location} holds shards, whose samples "
+                "show their classes only when they are read. Write shards of the other classes alone, or take the "
+                "folder that they were written from."
+            )
+        return {class_id: index for class_id, index in indices.items() if index is not None}
 
     def _streamed_labels(self, shards: Shards) -> list[int | list[int]] | None:
         """Labels from elsewhere than the shards."""
@@ -407,7 +448,11 @@ class ImageNetDataModule(BaseDataModule):
         if self.real_labels is None:
             return None
         named: list[Sample] = [(shards.name(index), 0) for index in range(len(shards))]
-        return [label for _, label in with_real_labels(named, in_root(self.real_labels, self.root), self.num_classes)]
+        number = len(self._own_classes)
+        labels = [label for _, label in with_real_labels(named, in_root(self.real_labels, self.root), number)]
+        if self._mapped is None:
+            return labels
+        return [label for label in map(self._mapped.map_label, labels) if label is not None]
 
     def _path(self, name: str) -> Path:
         return Path(self.root or "").expanduser() / name

@@ -16,6 +16,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
+from swinv2_tasks.datamodules.class_mapping import ClassMapping, MappedClasses, describe_mapping, map_classes
 from swinv2_tasks.datamodules.classes import (
     Classes,
     abbreviate,
@@ -161,6 +162,8 @@ class KineticsDataModule(BaseDataModule):
         class_names: The label map: a text file of a label per line, JSON, or a list; the file is looked for in root
             first. Without it, a label map that lies in root (label_map.txt, classes.txt and the like); if there is
             none, the labels in the training list, or its class folders, sorted.
+        class_mapping: What becomes of classes, by name or id: another name, which merges those that share it, or null,
+            which leaves their videos out; the key `*` stands for all that no other key names.
         source: What to predict: a video, a folder or a glob pattern.
         check_source: Prediction: decode every frame of a video before its first sample, so that corrupt frames outside
             of its clips are found too, as `data check` finds them.
@@ -198,6 +201,7 @@ class KineticsDataModule(BaseDataModule):
         val_share: float | None = None,
         val_seed: int = 0,
         class_names: str | list[str] | None = None,
+        class_mapping: ClassMapping | None = None,
         source: str | None = None,
         check_source: bool = True,
         mean: tuple[float, float, float] = IMAGENET_MEAN,
@@ -224,6 +228,7 @@ class KineticsDataModule(BaseDataModule):
         self._val_seed = val_seed
         self._unchecked: dict[str, tuple[int, int]] = {}
         self._class_source = class_names
+        self._class_mapping = class_mapping
         self.augmentation = video_augmentation(augmentation, self.image_size)
 
     @property
@@ -238,6 +243,22 @@ class KineticsDataModule(BaseDataModule):
 
     @cached_property
     def _classes(self) -> Classes:
+        """The classes of the run: the dataset's own, or what the mapping leaves of them."""
+        return self._own_classes if self._mapped is None else Classes(self._mapped.ids, self._mapped.names)
+
+    @cached_property
+    def _mapped(self) -> MappedClasses[str] | None:
+        if not self._class_mapping:
+            return None
+        own = self._own_classes
+        mapped = map_classes(own.ids, own.names, self._class_mapping)
+        rank_zero_only(say)(describe_mapping(own.names, mapped))
+        # So that checkpoints have the classes that the mapping is of, whatever becomes of files.
+        self.init_args |= {"class_names": own.ids, "class_mapping": mapped.resolved}
+        return mapped
+
+    @cached_property
+    def _own_classes(self) -> Classes:
         if self._class_source is not None:
             return read_label_map(class_source(self._class_source, self.root))
         shown = self._source.classes()
@@ -300,11 +321,12 @@ class KineticsDataModule(BaseDataModule):
         """Paths and class indices of the videos of a split, missing ones included.
 
         Raises:
-            UserError: A folder or list is missing, or its content does not fit the classes.
+            UserError: A folder or list is missing, its content does not fit the classes, or the mapping leaves nothing.
         """
         if split == "val" and not self.has("val") and self.has("train"):
             raise self.missing_validation(self._source.place("val"), self._source.validation_settings)
-        return self._source.videos(split, self._classes)
+        videos = self._source.videos(split, self._own_classes)
+        return videos if self._mapped is None else self._mapped.map_samples(videos, f"{split} videos")
 
     def _check_several(self, labels: Iterable[int] | None = None) -> None:
         """Makes sure that there are several classes, and training videos of more than one."""

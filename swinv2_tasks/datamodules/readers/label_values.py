@@ -12,7 +12,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -84,6 +84,18 @@ class LabelCoding:
             first.setdefault(index, value)
         values = [first[index] for index in range(len(self.names))]
         return [f"#{value:06x}" for value in values] if self.has_colors else values
+
+    def mapped(self, names: Sequence[str], index_of: Sequence[int | None]) -> "LabelCoding":
+        """The same values as other classes.
+
+        Args:
+            names: Of these.
+            index_of: For each class here, the index of the other that it is; None where its pixels are left out.
+        """
+        ordered = sorted(self.class_of.items(), key=lambda pair: pair[1])  # the id is that of the first class
+        class_of = {value: new for value, index in ordered if (new := index_of[index]) is not None}
+        ignored = self.ignored | {value for value, index in ordered if index_of[index] is None}
+        return replace(self, names=names, class_of=class_of, ignored=ignored)
 
     def read(self, path: str | Path) -> np.ndarray:
         """Read a label map.
