@@ -13,11 +13,13 @@ from torch.utils.data import Dataset, default_collate
 
 from swinv2_tasks.batches import SampleCounts, TaskData
 from swinv2_tasks.child_processes import available_cores
+from swinv2_tasks.datamodules.class_sampling import BalancedOrder, RepeatFactorOrder, SampleClasses, Sampling
 from swinv2_tasks.datamodules.loader import BatchLoader, BatchOrder, FaultPolicy, FileOrder
 from swinv2_tasks.datamodules.transforms.classification import check
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.hyperparameters import Recorded
 from swinv2_tasks.records import mapping, require, text, values, whole
+from swinv2_tasks.text import say
 
 log = logging.getLogger("swinv2_tasks")
 
@@ -76,6 +78,9 @@ class BaseDataModule(Recorded, LightningDataModule, TaskData):
     """Which group each training sample belongs to, when batches should be of one group; set in `setup`."""
     train_permute: Callable[[np.random.Generator], np.ndarray] | None = None
     """Draws an epoch's order of the training samples, where not any is as likely; set in `setup`."""
+    train_classes: SampleClasses | None = None
+    """Which classes each training sample shows, where that is known without reading them; set in `setup`."""
+    _epoch_samples: int | None = None
 
     def __init__(
         self,
@@ -139,8 +144,35 @@ class BaseDataModule(Recorded, LightningDataModule, TaskData):
 
     @property
     def train_samples(self) -> int:
-        """Number of training samples, over all processes. Known after `setup("fit")`."""
+        """Number of different training samples, over all processes. Known after `setup("fit")`."""
         return len(cast(Sized, _existing(self.train_dataset)))
+
+    @property
+    def epoch_samples(self) -> int:
+        """Number of training samples in an epoch: more than there are, where some are repeated."""
+        return self.train_samples if self._epoch_samples is None else self._epoch_samples
+
+    def sample_by_class(self, sampling: Sampling, repeat_threshold: float) -> None:
+        """Lets the order of training samples go by their classes, which is said; called in `setup`.
+
+        Args:
+            sampling: How often an epoch has each sample.
+            repeat_threshold: Share of the samples below which `repeat_factor` repeats a class.
+
+        Raises:
+            UserError: Nothing says which classes the samples show.
+        """
+        if sampling == "uniform":
+            return
+        if self.train_classes is None:
+            raise UserError(
+                f"data.sampling is {sampling}, but the training samples are in shards, which show their classes only "
+                "when they are read. Take the folder that they were written from, or data.sampling uniform."
+            )
+        classes = self.train_classes
+        order = BalancedOrder(classes) if sampling == "balanced" else RepeatFactorOrder(classes, repeat_threshold)
+        self.train_permute, self._epoch_samples = order, len(order)
+        rank_zero_only(say)(order.describe(self.class_names))
 
     def train_batches(self, world_size: int = 1) -> int:
         """Batches of an epoch in each of `world_size` processes. Known after `setup("fit")`.
@@ -150,7 +182,7 @@ class BaseDataModule(Recorded, LightningDataModule, TaskData):
         Raises:
             UserError: There are fewer samples than one batch of each process takes.
         """
-        batches = self.train_samples // (self.batch_size * world_size)
+        batches = self.epoch_samples // (self.batch_size * world_size)
         if not batches:
             raise UserError(
                 f"data.batch_size is {self.batch_size} on {world_size} process{'es' * (world_size > 1)}, but there are "
@@ -268,7 +300,7 @@ class BaseDataModule(Recorded, LightningDataModule, TaskData):
         rank, world_size = self._rank_and_world_size()
         # Overfitting on a few batches means the same ones in each epoch.
         shuffle = train and not (trainer and trainer.overfit_batches)
-        samples = len(cast(Sized, _existing(dataset)))
+        samples = self.epoch_samples if shuffle else len(cast(Sized, _existing(dataset)))
         batch_size = self.batch_size if train else self.eval_batch_size or self.batch_size
         groups = self.train_groups if shuffle else None
         permute = self.train_permute if shuffle else None

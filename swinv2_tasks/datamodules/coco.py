@@ -18,6 +18,7 @@ from swinv2_tasks.batches import IGNORED
 from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
 from swinv2_tasks.datamodules.category_lists import stated_categories
 from swinv2_tasks.datamodules.class_mapping import ClassMapping, MappedClasses, describe_mapping, map_classes
+from swinv2_tasks.datamodules.class_sampling import LEAST_THRESHOLD, SampleClasses, Sampling
 from swinv2_tasks.datamodules.classes import abbreviate, class_source, mention_unused
 from swinv2_tasks.datamodules.datasets.detection import (
     EvaluatedObjects,
@@ -143,6 +144,9 @@ class CocoDataModule(BaseDataModule):
         std: Normalization, per RGB channel: divides the difference.
         resize: Evaluation and prediction: limits of the long and the short side in pixels; images are resized to fit,
             keeping their proportions.
+        sampling: Training: how often an epoch has each image: `uniform`, once; `balanced`, each class equally often, in
+            as many images as there are; `repeat_factor`, images of rare classes more often, as for LVIS.
+        repeat_threshold: `repeat_factor`: share of the images below which a class is repeated.
         augmentation: Training: what is done to images and their objects: `MultiScaleAugmentation`,
             `ScaleJitterAugmentation`, a preset's name, a list of transforms (docs/augmentation.md) or one of your own.
         masks: Whether masks are read; with false, boxes are trained on and evaluated alone. The command line sets it to
@@ -181,6 +185,8 @@ class CocoDataModule(BaseDataModule):
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
         resize: tuple[int, int] = (1333, 800),
+        sampling: Sampling = "uniform",
+        repeat_threshold: float = 0.001,
         augmentation: DetectionChoice = MultiScaleAugmentation(),
         masks: bool = True,
         exif_rotation: bool = True,
@@ -204,6 +210,9 @@ class CocoDataModule(BaseDataModule):
         self._val_seed = val_seed
         self._stated_names = class_names
         self._class_mapping = class_mapping
+        self._sampling: Sampling = sampling
+        check("repeat_threshold", repeat_threshold, LEAST_THRESHOLD, 1)
+        self._repeat_threshold = repeat_threshold
         self.augmentation = detection_augmentation(augmentation, self.resize)
         self.masks = masks
         self.exif_rotation = exif_rotation
@@ -400,8 +409,13 @@ class CocoDataModule(BaseDataModule):
 
         if self.aspect_ratio_grouping:
             self.train_groups = annotations.portrait[kept].astype(int).tolist()
+        images = cleaned.select(np.flatnonzero(kept))
+        self.train_classes = SampleClasses.of_objects(
+            len(images), self.num_classes, images.owners, images.objects.labels
+        )
+        self.sample_by_class(self._sampling, self._repeat_threshold)
         return TrainingObjects(
-            cleaned.select(np.flatnonzero(kept)),
+            images,
             folder,
             self.augmentation.build(masks),
             self.mean,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
 from swinv2_tasks.datamodules.class_mapping import ClassMapping, MappedClasses, describe_mapping, map_classes
+from swinv2_tasks.datamodules.class_sampling import LEAST_THRESHOLD, SampleClasses, Sampling
 from swinv2_tasks.datamodules.classes import (
     Classes,
     abbreviate,
@@ -51,6 +52,7 @@ from swinv2_tasks.datamodules.transforms.classification import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     ImageNetAugmentation,
+    check,
     eval_transform,
     height_width,
 )
@@ -148,6 +150,9 @@ class ImageNetDataModule(BaseDataModule):
         std: Normalization, per RGB channel: divides the difference.
         crop_pct: Evaluation: side of the center crop as a share of the resized short side; 1.0 stretches the whole
             image to image_size instead.
+        sampling: Training: how often an epoch has each image: `uniform`, once; `balanced`, each class equally often, in
+            as many images as there are; `repeat_factor`, images of rare classes more often, as for LVIS.
+        repeat_threshold: `repeat_factor`: share of the images below which a class is repeated.
         augmentation: Training: what is done to images and batches: the published recipe, a preset's name, a list of
             transforms (docs/augmentation.md) or one of your own.
         faulty_samples: What happens on an image that cannot be read: `error` stops, `skip` leaves it out of its batch.
@@ -181,6 +186,8 @@ class ImageNetDataModule(BaseDataModule):
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
         crop_pct: float = 0.875,
+        sampling: Sampling = "uniform",
+        repeat_threshold: float = 0.001,
         augmentation: ClassificationChoice = ImageNetAugmentation(),
         faulty_samples: FaultChoice | None = None,
         faulty_budget: int | None = None,
@@ -207,6 +214,9 @@ class ImageNetDataModule(BaseDataModule):
         self.augmentation = classification_augmentation(augmentation, height_width(image_size))
         self._class_source = class_names
         self._class_mapping = class_mapping
+        self._sampling: Sampling = sampling
+        check("repeat_threshold", repeat_threshold, LEAST_THRESHOLD, 1)
+        self._repeat_threshold = repeat_threshold
         self._opened: dict[str, Shards | None] = {}
         self._eval_transform = eval_transform(image_size, mean, std, crop_pct)
 
@@ -328,8 +338,10 @@ class ImageNetDataModule(BaseDataModule):
                     check_several(self._classes, Path(self._source.place("train")), self._setting("train"), labels)
                 mention_unused(self.class_ids, labels, "image")
                 self.train_dataset = LabeledImages(samples, self.num_classes, transform)
+                self.train_classes = SampleClasses.of_labels([label for _, label in samples], self.num_classes)
+            self.sample_by_class(self._sampling, self._repeat_threshold)
             if self.augmentation.repeats > 1:
-                self.train_permute = repeat_order(self.train_permute, self.train_samples, self.augmentation.repeats)
+                self.train_permute = repeat_order(self.train_permute, self.epoch_samples, self.augmentation.repeats)
             self.train_collate = MixCollate(self.augmentation.build_mixing(self.num_classes))
         if stage == "fit" or self.trainer is not None:  # reading images of one class is fine
             self.check_classes()

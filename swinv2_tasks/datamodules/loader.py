@@ -58,7 +58,7 @@ class BatchOrder:
     less than others, or none.
 
     Args:
-        samples: Number of samples.
+        samples: Number of samples of an epoch.
         batch_size: Samples per batch.
         rank: This process, from 0.
         world_size: Number of processes.
@@ -66,7 +66,8 @@ class BatchOrder:
         drop_last: Drop what does not fill a batch of every process.
         shuffle: Draw another order for each epoch.
         groups: Which group each sample belongs to; as many batches as possible are of one group. None: there are none.
-        permute: Draws an epoch's order from a generator; None: any order is as likely.
+        permute: Draws an epoch's order from a generator, of as many samples, in which some may stand several times and
+            others not at all; None: each once, any order is as likely.
     """
 
     def __init__(
@@ -142,17 +143,16 @@ def group_batches(order: np.ndarray, groups: Sequence[int], batch_size: int) -> 
         batch_size: Samples per batch.
     """
     incomplete: dict[int, list[int]] = {}
-    reordered: list[int] = []
-    for index in order.tolist():
+    reordered: list[int] = []  # positions in the order, in which a sample may stand several times
+    for position, index in enumerate(order.tolist()):
         batch = incomplete.setdefault(groups[index], [])
-        batch.append(index)
+        batch.append(position)
         if len(batch) == batch_size:
             reordered += batch
             batch.clear()
 
-    leftovers = {index for batch in incomplete.values() for index in batch}
-    reordered += [index for index in order.tolist() if index in leftovers]
-    return np.array(reordered, dtype=order.dtype)
+    reordered += sorted(position for batch in incomplete.values() for position in batch)
+    return order[reordered]
 
 
 def repeat_order(
@@ -164,7 +164,7 @@ def repeat_order(
 
     Args:
         permute: Draws the order that is repeated; None: any is as likely.
-        samples: Number of samples, of which an epoch has as many.
+        samples: Number of samples of an epoch.
         repeats: How many times each comes.
     """
 
