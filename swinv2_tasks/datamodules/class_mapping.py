@@ -24,7 +24,7 @@ BACKGROUNDS = frozenset({"background", "_background_", "__background__"})
 """What the class of everything else is called, in lower case: others may become it though no key names it."""
 
 Id = TypeVar("Id", int, str)
-Label = TypeVar("Label", int, "int | list[int]")
+Label = TypeVar("Label", bound=int | list[int])
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ class BalancedOrder:
         parts = [self._others]
         for members, number in zip(self._members, numbers.tolist(), strict=True):
             times, further = divmod(number, len(members))
-            parts += [np.tile(members, times), generator.permutation(members)[:further]]
+            parts += [np.repeat(members, times), generator.permutation(members)[:further]]
         return generator.permutation(np.concatenate(parts))
 
     def describe(self, names: Sequence[str]) -> str:
