@@ -157,6 +157,19 @@ def test_real_labels_are_mapped_and_go_by_the_image_own_class(tmp_path: Path) ->
     assert labels_of(data.val_dataset) == [[1], [0], [0], [0]] * 2
 
 
+def test_several_labels_are_merged_by_any_and_images_stay(tmp_path: Path) -> None:
+    labels = {"a": "cat|dog", "b": "dog", "c": "eel", "d": "cat|eel|fox", "e": "fox"}
+    for name in labels:
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    (tmp_path / "train.csv").write_text("file,labels\n" + "".join(f"{k}.png,{v}\n" for k, v in labels.items()))
+    (tmp_path / "val.csv").write_text("file,labels\na.png,cat|dog\nc.png,eel|fox\n")
+    data = ImageNetDataModule(str(tmp_path), class_mapping={"cat": "pet", "dog": "pet", "eel": None}, **tiny.DATA)
+    data.setup("fit")
+    assert (data.class_ids, data.class_names) == (["cat", "fox"], ["pet", "fox"])
+    assert labels_of(data.train_dataset) == [[0], [0], [], [0, 1], [1]]
+    assert labels_of(data.val_dataset) == [[0], [1]]
+
+
 def objects_of(dataset: Any) -> dict[str, list[tuple[int, int, bool]]]:
     """Id, label and crowd of each object, by the file of its image."""
     return {image.file_name: [(o.id, o.label, o.crowd) for o in image.objects] for image in dataset.images}
