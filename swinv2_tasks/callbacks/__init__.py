@@ -5,6 +5,7 @@ from swinv2_tasks.callbacks.console import Console
 from swinv2_tasks.callbacks.detection import DetectionPredictions, DetectionScores
 from swinv2_tasks.callbacks.evaluated_samples import EvaluatedSamples
 from swinv2_tasks.callbacks.figures import LearningCurve
+from swinv2_tasks.callbacks.first_batch import FirstBatch
 from swinv2_tasks.callbacks.last_validation import LastValidation
 from swinv2_tasks.callbacks.multi_label import MultiLabelPredictions, MultiLabelTable
 from swinv2_tasks.callbacks.segmentation import ClassTable, SegmentationPredictions
@@ -19,6 +20,7 @@ __all__ = [
     "DetectionPredictions",
     "DetectionScores",
     "EvaluatedSamples",
+    "FirstBatch",
     "LastValidation",
     "LearningCurve",
     "MultiLabelPredictions",

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from swinv2_tasks.callbacks.first_batch import FIRST_BATCH
 from swinv2_tasks.callbacks.opening import Rows, short_path
 from swinv2_tasks.datamodules.loader import sample_id
 from swinv2_tasks.outside_files import read_json
@@ -15,7 +16,7 @@ from swinv2_tasks.text import command_word
 
 
 def describe_results(trainer: Any, task: Any) -> Rows:
-    """The best score, and where its checkpoint, the report and the learning curve are."""
+    """The best score, and where its checkpoint, the report and the figures are."""
     folder = getattr(task, "run_folder", None)
     callback = _model_checkpoint(trainer)
     rows: Rows = []
@@ -30,7 +31,7 @@ def describe_results(trainer: Any, task: Any) -> Rows:
     checkpoint = find_checkpoint(trainer, task)
     if checkpoint is not None:
         rows.append(("checkpoint", short_path(checkpoint)))
-    for label, name in (("report", "summary.json"), ("curve", "learning_curve.png")):
+    for label, name in (("report", "summary.json"), ("curve", "learning_curve.png"), ("samples", FIRST_BATCH)):
         if folder is not None and (folder / name).is_file():
             rows.append((label, short_path(folder / name)))
     return rows

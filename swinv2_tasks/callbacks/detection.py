@@ -231,19 +231,43 @@ def draw_detections(image: Image.Image, results: Sequence[Mapping[str, Any]], na
     """
     palette = {category: bright_color(index) for index, category in enumerate(names)}
     ordered = sorted(results, key=lambda result: result["score"])
+    masks = (
+        (coco_masks.decode(result["segmentation"]), palette[result["category_id"]])
+        for result in ordered
+        if "segmentation" in result
+    )
+    boxes = [
+        (
+            result["bbox"],
+            f"{shorten(names[result['category_id']])} {result['score']:.0%}",
+            palette[result["category_id"]],
+        )
+        for result in ordered
+    ]
+    return draw_objects(image, masks, boxes)
 
+
+Color = tuple[int, int, int]
+
+
+def draw_objects(
+    image: Image.Image, masks: Iterable[tuple[np.ndarray, Color]], boxes: Sequence[tuple[Sequence[float], str, Color]]
+) -> Image.Image:
+    """An image with masks and boxes, the last ones on top.
+
+    Args:
+        image: RGB of H × W pixels; one with sides below 400 is enlarged, to make room for the texts, to at most 4000.
+        masks: uint8 (H, W), 1 inside, and the color of each; taken one by one, as each may have 10⁸ pixels.
+        boxes: left, top, width and height; a line of text; the color.
+    """
     drawing = image.copy()
-    for result in ordered:
-        if "segmentation" in result:
-            _draw_mask(drawing, coco_masks.decode(result["segmentation"]), palette[result["category_id"]])
-
+    for mask, color in masks:
+        _draw_mask(drawing, mask, color)
     factor = max(1, min(math.ceil(400 / min(image.size)), 4000 // max(image.size)))
     if factor > 1:
         drawing = drawing.resize((factor * image.width, factor * image.height))
-    for result in ordered:
-        text = f"{shorten(names[result['category_id']])} {result['score']:.0%}"
-        box = tuple(factor * side for side in result["bbox"])
-        _draw_box(drawing, box, text, palette[result["category_id"]])
+    for box, text, color in boxes:
+        _draw_box(drawing, tuple(factor * side for side in box), text, color)
     return drawing
 
 

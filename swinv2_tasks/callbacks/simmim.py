@@ -14,6 +14,7 @@ from torch import Tensor
 
 from swinv2_tasks.callbacks.prediction_files import Predictions, Result
 from swinv2_tasks.callbacks.prediction_journal import Record
+from swinv2_tasks.datamodules.transforms.classification import denormalize
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.heads.simmim import enlarge_mask
 from swinv2_tasks.text import printable
@@ -111,10 +112,12 @@ def draw_reconstruction(
     Returns:
         uint8 (H + 4, 3·(W + 4), 3), with a white margin.
     """
+    images = torch.stack([image.float(), hide_masked(image, mask), reconstruction.float()]).cpu()
+    rgb = torch.nn.functional.pad(denormalize(images, mean, std), (0, 4, 0, 4), value=255)
+    return rgb.permute(2, 0, 3, 1).flatten(1, 2).numpy()
+
+
+def hide_masked(image: Tensor, mask: Tensor) -> Tensor:
+    """A normalized image (3, H, W) as float32, 0, the mean color, in the patches that a mask bool (h, w) says."""
     is_masked = enlarge_mask(mask[None], image.shape[1:])[0]
-    masked_image = torch.where(is_masked, 0.0, image.float())  # the mean color
-    images = torch.stack([image.float(), masked_image, reconstruction.float()]).cpu()
-    shape = (1, 3, 1, 1)
-    rgb = (images * torch.tensor(std).view(shape) + torch.tensor(mean).view(shape)).clamp(0, 1)
-    rgb = torch.nn.functional.pad(rgb, (0, 4, 0, 4), value=1.0)
-    return (rgb.permute(2, 0, 3, 1).flatten(1, 2) * 255).round().byte().numpy()
+    return torch.where(is_masked, 0.0, image.float())

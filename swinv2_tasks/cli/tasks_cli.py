@@ -39,6 +39,7 @@ from swinv2_tasks.batches import task_data
 from swinv2_tasks.callbacks import (
     Console,
     EvaluatedSamples,
+    FirstBatch,
     LastValidation,
     LearningCurve,
     Throughput,
@@ -447,7 +448,7 @@ class TasksCLI(CheckpointCheckingCLI):
         resumed_from = Path(config["ckpt_path"]) if self.resume else None
         record = RunRecord(folder, resumed_from, self.resumed_step, self.arguments)
         # The record says last of all that the run is finished: one that was killed before is resumed.
-        trainer.callbacks += [LearningCurve(), record, Throughput(), LastValidation()]
+        trainer.callbacks += [FirstBatch(folder), LearningCurve(), record, Throughput(), LastValidation()]
         if not has_bar:
             trainer.callbacks.append(Console(bar))
         trainer.callbacks.append(EvaluatedSamples(folder))

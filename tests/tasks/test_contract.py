@@ -69,6 +69,8 @@ def test_a_run_keeps_its_config_metrics_checkpoints_and_learning_curve(name: str
     assert {metric for row in read_metrics(folder) for metric in row} >= {"step", "epoch", "lr", "train/loss"}
     with Image.open(folder / "learning_curve.png") as figure:
         assert figure.format == "PNG" and figure.width >= 500 and figure.height >= 300
+    with Image.open(folder / "first_batch.png") as picture:
+        assert picture.format == "PNG" and picture.width >= 100
 
 
 @pytest.mark.parametrize("name", EACH_TASK)

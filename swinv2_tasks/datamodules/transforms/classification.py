@@ -7,7 +7,7 @@ neighbor in the shuffled batch (there: first with last).
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -431,6 +431,13 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def normalize(image: np.ndarray, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Tensor:
     """An image uint8 (H, W, 3) as (3, H, W) float32: scaled to [0, 1], minus the mean, divided by the deviation."""
     return v2.Compose(normalization_steps(mean, std))(image).as_subclass(Tensor)
+
+
+def denormalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Normalized images or frames (…, C, H, W) as uint8 of the same shape; values out of range become the nearest."""
+    shape = (-1, 1, 1)
+    scaled = images.float() * torch.tensor(std).view(shape) + torch.tensor(mean).view(shape)
+    return (scaled.nan_to_num(0.0).clamp(0, 1) * 255).round().byte()
 
 
 def check(name: str, value: float, low: float, high: float = float("inf")) -> None:
