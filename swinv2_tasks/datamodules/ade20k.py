@@ -30,6 +30,16 @@ from swinv2_tasks.datamodules.datasets.segmentation import (
 from swinv2_tasks.datamodules.layouts import Layout, Split, on_disk, open_dataset, share_to_set_aside
 from swinv2_tasks.datamodules.readers.ade20k import ADE20KSource, find_ade20k
 from swinv2_tasks.datamodules.readers.cityscapes import find_cityscapes, open_cityscapes
+from swinv2_tasks.datamodules.readers.coco import (
+    BESIDE_IMAGES,
+    CocoFiles,
+    CocoSource,
+    find_beside_images,
+    find_files,
+    open_beside_images,
+    stated_files,
+)
+from swinv2_tasks.datamodules.readers.coco_scenes import CocoScenes
 from swinv2_tasks.datamodules.readers.images import list_images
 from swinv2_tasks.datamodules.readers.instance_masks import number_objects
 from swinv2_tasks.datamodules.readers.label_values import (
@@ -66,6 +76,14 @@ _EXPECTED = (
     "list: data.class_names. To have data to try: swinv2-tasks sample-data data/sample."
 )
 
+_EXPECTED_COCO = (
+    "Expected data.root with train2017/*.jpg, val2017/*.jpg, annotations/instances_train2017.json and "
+    "annotations/instances_val2017.json. Other names: data.files.train_images, data.files.train_annotations, "
+    "data.files.val_images, data.files.val_annotations."
+)
+
+_COCO_VALIDATION_SETTINGS = "data.files.val_annotations and data.files.val_images"
+
 CLASS_LISTS = ("objectInfo150.txt", "objectInfo.txt", "class_names.txt", "classes.txt", "labels.txt")
 """Names of files in the root that are taken for the class list."""
 
@@ -73,12 +91,15 @@ MAPS_COUNTED = {"train": 2000, "val": 500}
 """How many label maps of a split are looked at before training, at most."""
 
 
-def scene_layouts(folders: dict[Split, str]) -> list[Layout[SceneSource]]:
+def scene_layouts(folders: dict[Split, str], files: CocoFiles, labels: LabelSettings) -> list[Layout[SceneSource]]:
     """The layouts of datasets of scenes.
 
     Args:
         folders: What the folders of ADE20K's splits are called.
+        files: What COCO's files and folders are called.
+        labels: What settings say about label maps.
     """
+    annotations, images = stated_files(files)
     return [
         Layout(
             "ade20k",
@@ -89,6 +110,20 @@ def scene_layouts(folders: dict[Split, str]) -> list[Layout[SceneSource]]:
         Layout("voc", "JPEGImages/*.jpg and SegmentationClass/*.png", find_voc_scenes, open_voc_scenes),
         Layout("cityscapes", "leftImg8bit/SPLIT and gtFine/SPLIT", find_cityscapes, open_cityscapes),
         Layout("folders", "images/ and masks/, with or without splits", find_mask_folders, open_mask_folders),
+        Layout(
+            "coco",
+            f"{files.train_annotations} or {files.val_annotations}",
+            partial(find_files, files=files),
+            lambda tree: CocoScenes(
+                CocoSource(tree.root, annotations, images, _EXPECTED_COCO, _COCO_VALIDATION_SETTINGS), labels
+            ),
+        ),
+        Layout(
+            "coco-beside",
+            f"train/{BESIDE_IMAGES} and valid/{BESIDE_IMAGES} beside their images",
+            find_beside_images,
+            lambda tree: CocoScenes(open_beside_images(tree, _EXPECTED_COCO), labels),
+        ),
     ]
 
 
@@ -100,7 +135,8 @@ class ADE20KDataModule(BaseDataModule):
 
     What label maps hold is a setting: `background`, `label_values` or `palette`, and `ignore_label`. Of ADE20K's own
     classes it is known. Without a setting for other classes, the label maps are looked at, and what they leave open is
-    refused. Before training they are counted: shares of the classes are printed.
+    refused. Of annotation files in COCO's format label maps are drawn (readers/coco_scenes.py). Before training they
+    are counted: shares of the classes are printed.
 
     Args:
         root: Dataset folder. Only predicting does without it.
@@ -113,6 +149,7 @@ class ADE20KDataModule(BaseDataModule):
         layout: How the dataset lies in root: `ade20k`, … (docs/data.md). None: what its structure shows.
         train_dir: `ade20k`: name of the training folder in images and in annotations.
         val_dir: `ade20k`: name of the validation folder in both.
+        files: `coco`: where the images and annotations of each split are; `train_stuff` is of detection alone.
         val_share: Share of the training images that is set aside for validation, in (0, 1), where the dataset has no
             validation images. None: 0.1 where it has no splits at all.
         val_seed: Which images are set aside.
@@ -122,7 +159,8 @@ class ADE20KDataModule(BaseDataModule):
         class_mapping: What becomes of classes, by name or by what label maps hold: another name, which merges those
             that share it, or null, which leaves their pixels out; the key `*` stands for all that no other key names.
         background: What 0 is in label maps: `ignore`, no class, and classes count from 1; `class`, the first class.
-            None: for ADE20K's classes `ignore`; for others what the label maps show, if they do.
+            None: for ADE20K's classes `ignore`; for others what the label maps show, if they do. `coco`,
+            `coco-beside`: whether pixels of no object are a class; None: `class`.
         ignore_label: Further values that are left out, of training and of scores: a number or several; with a palette,
             colors [R, G, B].
         label_values: Instead of background: the class name of each value, as in {0: sky, 255: road}. Several
@@ -158,6 +196,7 @@ class ADE20KDataModule(BaseDataModule):
         layout: str | None = None,
         train_dir: str = "training",
         val_dir: str = "validation",
+        files: CocoFiles = CocoFiles(),
         val_share: float | None = None,
         val_seed: int = 0,
         class_names: str | list[str] | None = None,
@@ -184,6 +223,12 @@ class ADE20KDataModule(BaseDataModule):
         self._val_seed = val_seed
         self.train_dir = train_dir
         self.val_dir = val_dir
+        if files.train_stuff is not None:
+            raise UserError(
+                "data.files.train_stuff is for detectors (HTC). Annotation files of stuff are named by "
+                "data.files.train_annotations and data.files.val_annotations."
+            )
+        self._file_names = files
         self.source = source
         self._class_source = class_names
         self._class_mapping = class_mapping
@@ -306,7 +351,11 @@ class ADE20KDataModule(BaseDataModule):
     @property
     def _label_settings(self) -> LabelSettings:
         """What is said about label maps: by settings, else by the layout, else by the label maps themselves."""
-        if self._stated_labels != LabelSettings() or not self._is_there:
+        if not self._is_there:
+            return self._stated_labels
+        if isinstance(self.source_on_disk, CocoScenes):  # which minds what is stated
+            return self.source_on_disk.label_settings
+        if self._stated_labels != LabelSettings():
             return self._stated_labels
         return self._source.label_settings or self._shown_labels or self._stated_labels
 
@@ -397,8 +446,8 @@ class ADE20KDataModule(BaseDataModule):
     def _counted(self, split: Split, pairs: list[ScenePair], most: int | None = None) -> list[MapCounts]:
         """The values of the label maps of a split; of so many of them, if there are more."""
         has_colors = self._label_settings.palette is not None
-        paths = [mask for _, mask in pairs]
-        return count_values(paths, has_colors, most or MAPS_COUNTED[split], self.faults.policy == "skip")
+        label_maps = [label_map for _, label_map in pairs]
+        return count_values(label_maps, has_colors, most or MAPS_COUNTED[split], self.faults.policy == "skip")
 
     @property
     def source_on_disk(self) -> SceneSource:
@@ -408,18 +457,45 @@ class ADE20KDataModule(BaseDataModule):
     @cached_property
     def _source(self) -> SceneSource:
         folders: dict[Split, str] = {"train": self.train_dir, "val": self.val_dir}
-        # Who names other folders than ADE20K's has said what the layout is.
-        has_stated = (self.train_dir, self.val_dir) != ("training", "validation")
-        stated = "ade20k" if self._layout is None and has_stated else self._layout
-        source = open_dataset(self.root, scene_layouts(folders), stated, _EXPECTED)
+        stated = self._layout
+        if stated is None:  # who names other folders than ADE20K's, or other files than COCO's, has said it
+            if (self.train_dir, self.val_dir) != ("training", "validation"):
+                stated = "ade20k"
+            elif self._file_names != CocoFiles():
+                stated = "coco"
+        layouts = scene_layouts(folders, self._file_names, self._stated_labels)
+        source = open_dataset(self.root, layouts, stated, _EXPECTED)
         share = share_to_set_aside(source, self._val_share)
         return source if share is None else SetAsideScenes(source, share, self._val_seed)
 
     def _pairs(self, split: Split) -> list[ScenePair]:
-        """The images of a split and their label maps, which are all there unless faulty samples are skipped."""
+        """The images of a split and their label maps, which are all there unless faulty samples are skipped.
+
+        Raises:
+            UserError: There are no such data, or some are missing.
+        """
         if split == "val" and not self._source.has("val") and self._source.has("train"):
             raise self.missing_validation(self._source.place("val"), self._source.validation_settings)
         pairs = self._source.pairs(split)
+        if isinstance(self.source_on_disk, CocoScenes):
+            self._check_images([image for image, _ in pairs], split)
+        else:
+            self._check_files([(image, Path(str(label_map))) for image, label_map in pairs])
+        return pairs
+
+    def _check_images(self, images: list[Path], split: Split) -> None:
+        """Refuses images that annotation files list and that are not there."""
+        missing = [str(image) for image in images if not image.is_file()]
+        none_left = len(missing) == len(images)
+        if missing and (none_left or not self.faults.allows(len(missing))):
+            advice = "" if none_left else f", or {self.faults.remedy(len(missing))}"
+            raise UserError(
+                f"{len(missing)} of {len(images)} images in {printable(self._source.place(split))} do not exist: "
+                f"{abbreviate(missing)}. Fetch them{advice}."
+            )
+
+    def _check_files(self, pairs: list[tuple[Path, Path]]) -> None:
+        """Refuses label maps that are not there."""
         missing = [str(image) for image, mask in pairs if not mask.is_file()]
         if len(missing) == len(pairs):
             others = sorted(pairs[0][1].parent.glob(f"{glob.escape(pairs[0][1].stem)}.*"))
@@ -437,7 +513,6 @@ class ADE20KDataModule(BaseDataModule):
                 f"{abbreviate(missing)}. Add the label maps or remove the images, or "
                 f"{self.faults.remedy(len(missing))}."
             )
-        return pairs
 
 
 def _read_found_list(path: Path) -> list[str]:

@@ -155,6 +155,8 @@ def _check_samples(findings: Findings, dataset: Dataset, facts: Mapping[Task, Fa
         for sample in samples:
             measured = facts[Task(sample.path, media)]
             check_file(findings, split, sample.path, measured)
+            if dataset.task == "ade20k":
+                counts.update(sample.labels)
             if sample.label_map is not None:
                 pairs.append((sample.path, sample.label_map))
                 label_map = facts[Task(sample.label_map, map_media)]

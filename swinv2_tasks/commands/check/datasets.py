@@ -9,6 +9,9 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Literal
 
+import numpy as np
+
+from swinv2_tasks.batches import IGNORED
 from swinv2_tasks.commands.check.annotations import (
     SplitObjects,
     check_annotation_file,
@@ -26,8 +29,10 @@ from swinv2_tasks.datamodules import (
 from swinv2_tasks.datamodules.classes import Classes
 from swinv2_tasks.datamodules.layouts import SPLIT_NAMES, Split, Tree
 from swinv2_tasks.datamodules.readers.coco import CocoSource
+from swinv2_tasks.datamodules.readers.coco_scenes import CocoScenes
 from swinv2_tasks.datamodules.readers.images import files_below, has_image_extension, list_images
 from swinv2_tasks.datamodules.readers.label_values import LabelCoding
+from swinv2_tasks.datamodules.readers.scenes import ScenePair
 from swinv2_tasks.datamodules.shards import INDEX
 from swinv2_tasks.errors import ArgumentsError, UserError
 from swinv2_tasks.text import printable, say
@@ -244,13 +249,19 @@ def _split_objects(source: Any, split: Split, class_ids: list[int], findings: Fi
 
 def _read_scenes(data: ADE20KDataModule, dataset: Dataset, findings: Findings) -> None:
     source = data.source_on_disk
+    drawn: dict[Split, list[ScenePair]] = {}
     for split in [split for split in SPLITS if source.has(split)]:
         try:
             pairs = source.pairs(split)
         except UserError as error:
             findings.add("refused_labels", split, source.place(split), str(error))
             continue
-        dataset.samples[split] = [Sample(str(image), (), str(label_map)) for image, label_map in pairs]
+        files = [(image, label_map) for image, label_map in pairs if isinstance(label_map, Path)]
+        if len(files) == len(pairs):
+            dataset.samples[split] = [Sample(str(image), (), str(label_map)) for image, label_map in files]
+        else:
+            drawn[split] = pairs
+            dataset.samples[split] = [Sample(str(image)) for image, _ in pairs]
     if not any(dataset.samples.values()):
         return
     try:
@@ -258,6 +269,34 @@ def _read_scenes(data: ADE20KDataModule, dataset: Dataset, findings: Findings) -
         dataset.coding = data.coding
     except UserError as error:
         findings.add("refused_labels", "", str(data.root), str(error))
+        return
+    for split, pairs in drawn.items():
+        if isinstance(source, CocoScenes):
+            _check_objects_of_scenes(source.objects, dataset, split, findings)
+        _label_by_drawing(dataset, split, pairs, dataset.coding, findings)
+
+
+def _check_objects_of_scenes(source: CocoSource, dataset: Dataset, split: Split, findings: Findings) -> None:
+    """Checks the objects that label maps are drawn of."""
+    try:
+        dataset.objects[split] = _split_objects(source, split, source.categories()[0], findings)
+    except UserError as error:
+        findings.add("refused_labels", split, source.place(split), str(error))
+
+
+def _label_by_drawing(
+    dataset: Dataset, split: Split, pairs: Sequence[ScenePair], coding: LabelCoding, findings: Findings
+) -> None:
+    """Labels each sample by the classes in its label map, which is drawn for that."""
+    samples = []
+    for image, label_map in pairs:
+        labels: list[int] = []
+        try:
+            labels = [label for label in np.unique(coding.read(label_map)).tolist() if label != IGNORED]
+        except UserError as error:
+            findings.add("unreadable_label_map", split, str(image), str(error))
+        samples.append(Sample(str(image), tuple(labels)))
+    dataset.samples[split] = samples
 
 
 # ---- video

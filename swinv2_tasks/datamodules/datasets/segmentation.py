@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from swinv2_tasks.batches import IGNORED
 from swinv2_tasks.datamodules.readers.images import read_image
 from swinv2_tasks.datamodules.readers.label_values import LabelCoding
+from swinv2_tasks.datamodules.readers.scenes import ScenePair
 from swinv2_tasks.datamodules.transforms.classification import fitting_size, normalize, resize, scaled_size
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.text import printable
@@ -105,7 +106,7 @@ class LabeledScenes(Dataset):
 
     def __init__(
         self,
-        pairs: list[tuple[Path, Path]],
+        pairs: list[ScenePair],
         coding: LabelCoding,
         transform: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
         mean: tuple[float, float, float],
@@ -129,13 +130,13 @@ class LabeledScenes(Dataset):
         return str(self.pairs[index][0])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        image_path, mask_path = self.pairs[index]
+        image_path, label_map = self.pairs[index]
         image = np.asarray(read_image(image_path))
-        mask = self.coding.read(mask_path)
+        mask = self.coding.read(label_map)
         if mask.shape != image.shape[:2]:
             height, width = mask.shape
             raise UserError(
-                f"The label map {mask_path} has {width}×{height} pixels, its image {image_path} "
+                f"The label map {label_map} has {width}×{height} pixels, its image {image_path} "
                 f"{image.shape[1]}×{image.shape[0]}; expected one label per pixel."
             )
 

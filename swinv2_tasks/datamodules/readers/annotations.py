@@ -7,7 +7,7 @@ import math
 import os
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any, NoReturn, cast
@@ -480,7 +480,7 @@ def describe_unmatched(annotations: CocoAnnotations, masks: bool) -> str | None:
     return f"{annotations.path}: of {counts['objects']} objects {'; '.join(parts)}.{crowd_hint(counts)}"
 
 
-def crowd_hint(counts: Counter[str]) -> str:
+def crowd_hint(counts: Mapping[str, int]) -> str:
     """What to do where there are more crowds, of all "objects", than anyone annotates as such."""
     if counts["crowd"] <= 0.1 * counts["objects"]:
         return ""
@@ -499,10 +499,31 @@ def rasterize(segmentation: Polygons | RunLengths, height: int, width: int, wher
     Raises:
         UserError: Run lengths do not add up to the image's pixels.
     """
+    return cast(np.ndarray, coco_masks.decode(encode(segmentation, height, width, where)))
+
+
+def encode(segmentation: Polygons | RunLengths, height: int, width: int, where: str) -> RunLengths:
+    """The pixels of an object as run lengths in COCO's compressed form; see `rasterize`.
+
+    Raises:
+        UserError: Run lengths do not add up to the image's pixels.
+    """
     if isinstance(segmentation, dict):
-        return cast(np.ndarray, coco_masks.decode(compress(segmentation, where)))
-    parts = coco_masks.frPyObjects(segmentation, height, width)
-    return cast(np.ndarray, coco_masks.decode(coco_masks.merge(parts)))
+        return compress(segmentation, where)
+    return cast(RunLengths, coco_masks.merge(coco_masks.frPyObjects(segmentation, height, width)))
+
+
+def foreground_runs(code: RunLengths) -> tuple[np.ndarray, np.ndarray]:
+    """Where an object's pixels begin and end, counted down the columns, int64 (runs,) each.
+
+    Args:
+        code: What `encode` returns.
+    """
+    runs = _runs(code["counts"])
+    assert runs is not None
+    edges = np.cumsum(runs)
+    ends = edges[1::2]
+    return edges[::2][: len(ends)], ends
 
 
 def compress(code: RunLengths, where: str) -> RunLengths:

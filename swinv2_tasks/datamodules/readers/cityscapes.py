@@ -78,7 +78,7 @@ class CityscapesSource:
             raise UserError(f"There are no label maps of {printable(self.place(split))}.")
         images = self.root / IMAGES / self._splits[split]
         labels = self.root / LABELS / self._splits[split]
-        pairs = []
+        pairs: list[ScenePair] = []
         for image in list_images(images):
             name = image.stem.removesuffix(f"_{IMAGES}")
             pairs.append((image, labels / image.parent.relative_to(images) / f"{name}_{LABELS}_{self._values}.png"))

@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -17,6 +18,21 @@ from swinv2_tasks.datamodules.readers.images import (
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.outside_files import open_file
 from swinv2_tasks.text import printable
+
+
+class DrawnLabelMap(Protocol):
+    """A label map that is no file, but drawn whenever it is asked for. As text, it says where it comes from."""
+
+    def draw(self) -> np.ndarray:
+        """Values, uint8 (H, W).
+
+        Raises:
+            UserError: It cannot be drawn.
+        """
+
+
+LabelMap = Path | DrawnLabelMap
+"""A file, or what draws a label map."""
 
 
 def read_values(path: str | Path) -> np.ndarray:

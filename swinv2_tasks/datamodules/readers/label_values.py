@@ -23,7 +23,7 @@ from PIL import Image
 from swinv2_tasks.batches import IGNORED
 from swinv2_tasks.child_processes import available_cores
 from swinv2_tasks.datamodules.classes import abbreviate, read_lines
-from swinv2_tasks.datamodules.readers.label_maps import read_colors, read_values, values_image
+from swinv2_tasks.datamodules.readers.label_maps import LabelMap, read_colors, read_values, values_image
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.text import printable
 
@@ -97,7 +97,7 @@ class LabelCoding:
         ignored = self.ignored | {value for value, index in ordered if index_of[index] is None}
         return replace(self, names=names, class_of=class_of, ignored=ignored)
 
-    def read(self, path: str | Path) -> np.ndarray:
+    def read(self, label_map: str | LabelMap) -> np.ndarray:
         """Read a label map.
 
         Returns:
@@ -107,17 +107,17 @@ class LabelCoding:
             UserError: The file cannot be read, or holds values of no meaning; the message has its name and the counts.
         """
         if self.has_colors:
-            values = read_colors(path)
+            values = _read(label_map, has_colors=True)
             known, indices = self._sorted
             # Where each color would stand among the known ones; it is known if it stands there.
             positions = np.searchsorted(known, values).clip(max=len(known) - 1)
             labels = np.where(known[positions] == values, indices[positions], np.uint8(_UNKNOWN))
         else:
-            values = read_values(path)
+            values = _read(label_map, has_colors=False)
             labels = self._table[values]
 
         if (labels == _UNKNOWN).any():
-            raise misfit([self], [_count(path, values)], f"The label map {printable(path)} does")
+            raise misfit([self], [_count(label_map, values)], f"The label map {printable(str(label_map))} does")
         return labels
 
     def fits(self, counts: Iterable[int]) -> bool:
@@ -324,25 +324,27 @@ class MapCounts:
     pixels: dict[int, int]
 
 
-def count_values(paths: Sequence[Path], has_colors: bool, most: int, skip_faulty: bool = False) -> list[MapCounts]:
+def count_values(
+    label_maps: Sequence[LabelMap], has_colors: bool, most: int, skip_faulty: bool = False
+) -> list[MapCounts]:
     """Count the values of label maps: of all, or of so many that are spread evenly.
 
     Args:
-        paths: The files.
+        label_maps: The files, or what draws them.
         has_colors: Whether values are colors.
-        most: How many files are read at most.
-        skip_faulty: Leave out files that cannot be read.
+        most: How many are read at most.
+        skip_faulty: Leave out those that cannot be read.
 
     Raises:
-        UserError: A file cannot be read.
+        UserError: One cannot be read.
     """
-    sample = list(paths)
-    if len(paths) > most:  # the middle of each of so many equal parts
-        sample = [paths[(2 * k + 1) * len(paths) // (2 * most)] for k in range(most)]
+    sample, number = list(label_maps), len(label_maps)
+    if number > most:  # the middle of each of so many equal parts
+        sample = [label_maps[(2 * k + 1) * number // (2 * most)] for k in range(most)]
 
-    def count(path: Path) -> MapCounts | None:
+    def count(label_map: LabelMap) -> MapCounts | None:
         try:
-            return _count(path, read_colors(path) if has_colors else read_values(path))
+            return _count(label_map, _read(label_map, has_colors))
         except UserError:
             if skip_faulty:
                 return None
@@ -352,13 +354,21 @@ def count_values(paths: Sequence[Path], has_colors: bool, most: int, skip_faulty
         return [counts for counts in pool.map(count, sample) if counts is not None]
 
 
-def _count(path: str | Path, values: np.ndarray) -> MapCounts:
+def _read(label_map: str | LabelMap, has_colors: bool) -> np.ndarray:
+    """The numbers or colors of a label map, (H, W)."""
+    if not isinstance(label_map, str | Path):
+        return label_map.draw()
+    return read_colors(label_map) if has_colors else read_values(label_map)
+
+
+def _count(label_map: str | LabelMap, values: np.ndarray) -> MapCounts:
     """How many pixels have each value."""
+    path = Path(str(label_map))
     if values.dtype == np.uint8:  # faster
         pixels = np.bincount(values.ravel(), minlength=256)
-        return MapCounts(Path(path), {int(value): int(pixels[value]) for value in np.flatnonzero(pixels)})
+        return MapCounts(path, {int(value): int(pixels[value]) for value in np.flatnonzero(pixels)})
     distinct, pixels = np.unique(values, return_counts=True)
-    return MapCounts(Path(path), dict(zip(distinct.tolist(), pixels.tolist(), strict=True)))
+    return MapCounts(path, dict(zip(distinct.tolist(), pixels.tolist(), strict=True)))
 
 
 def fitting_coding(

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Protocol
 
 from swinv2_tasks.datamodules.layouts import SetAside, Split, Splits, source_split
+from swinv2_tasks.datamodules.readers.label_maps import LabelMap
 from swinv2_tasks.datamodules.readers.label_values import LabelSettings
 
-ScenePair = tuple[Path, Path]
+ScenePair = tuple[Path, LabelMap]
 """An image file and its label map."""
 
 
