@@ -6,6 +6,7 @@ they name: a setting that there is not, a value of another type, a class that th
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
 import re
@@ -418,7 +419,8 @@ def class_choices(settings: Settings, name: str) -> list[str]:
     }
     if not made:
         return [cls.__name__ for cls in wanted]
-    bases = {base for cls in made.values() for base in cls.__mro__[1:]}
+    # Those that others derive from are mere bases, but for data classes, which hold settings of their own.
+    bases = {base for cls in made.values() for base in cls.__mro__[1:] if not dataclasses.is_dataclass(base)}
     return [public for public, cls in made.items() if cls not in bases and not inspect.isabstract(cls)]
 
 

@@ -83,8 +83,8 @@ class BalancedOrder:
         """An epoch's order, int64 (samples,)."""
         if not self._members:
             return generator.permutation(self.number)
-        places, rest = divmod(self.number - len(self._others), len(self._members))
-        numbers = np.full(len(self._members), places)
+        shares, rest = divmod(self.number - len(self._others), len(self._members))
+        numbers = np.full(len(self._members), shares)
         numbers[generator.permutation(len(numbers))[:rest]] += 1
         parts = [self._others]
         for members, number in zip(self._members, numbers.tolist(), strict=True):

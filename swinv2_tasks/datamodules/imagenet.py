@@ -284,7 +284,7 @@ class ImageNetDataModule(BaseDataModule):
         """Whether an image may have any number of labels; None where there is no dataset to ask."""
         if self._labels is not None:
             return self._labels == "several"
-        if self.root is None:
+        if self.root is None or not (is_url(self.root) or Path(self.root).expanduser().is_dir()):
             return None
         return not any(self._shards(name) for name in (self.train_dir, self.val_dir)) and self._source.multi_label
 

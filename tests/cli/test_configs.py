@@ -147,6 +147,7 @@ def test_the_imagenet_config_is_the_published_recipe() -> None:
     assert data["augmentation"]["init_args"] == {
         "crop_scale": [0.08, 1.0], "horizontal_flip": 0.5, "rand_augment_ops": 2, "rand_augment_magnitude": 9,
         "color_jitter": 0.4, "random_erasing": 0.25, "mixup": 0.8, "cutmix": 1.0, "mixup_switch_prob": 0.5,
+        "repeats": 1,
     }  # fmt: skip
 
 

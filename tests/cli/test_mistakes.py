@@ -152,7 +152,7 @@ OPTIONS = [
         (
             "--model.nope 1",
             "model.nope: ClassificationTask has no such setting",
-            "it has dropout, label_smoothing, weights, backbone",
+            "it has dropout, label_smoothing, weights, ",
         ),
         ("--model.schedule.warmup 8", "CosineSchedule has no such setting", "model.schedule.warmup_epochs"),
         ("--model.optimizer.lrr 3", "model.optimizer.lrr: AdamW has no such", "did you mean model.optimizer.lr?"),
