@@ -247,6 +247,8 @@ def explain_unknown(settings: Settings, given: Given, command: str) -> str:
     dashes = "" if given.config or owner else "--"
     if nearest:
         return f"{problem}; did you mean {' or '.join(dashes + name for name in nearest)}?"
+    if owner in settings.values:
+        return f"{problem}; expected {describe_type(settings.values[owner].hint)}."
     siblings = [name.rpartition(".")[2] for name in settings.siblings(owner)]
     if owner and len(siblings) <= 16:
         return f"{problem}; it has {', '.join(siblings)}."

@@ -161,7 +161,7 @@ OPTIONS = [
             "data.augmentation.horizontl_flip: ImageNetAugmentation has no such setting",
             "did you mean data.augmentation.horizontal_flip?",
         ),
-        ("--data.sampling.frames 3", "data.sampling.frames: ImageNetDataModule has no such", "swinv2-tasks fit --help"),
+        ("--data.sampling.frames 3", "data.sampling has no settings of its own", "expected one of uniform, balanced"),
         ("--data.stream.buffer 3", "data.stream.buffer: Streaming has no such setting", "it has"),
         ("--data.image_size.height 3", "data.image_size has no settings of its own", "data.image_size"),
         ("--trainer.epochs 3", "trainer.epochs: Trainer has no such setting", "did you mean trainer.max_epochs?"),
