@@ -8,7 +8,6 @@ in a process of its own, of which the seconds, those on a core and the largest r
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import resource
@@ -16,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,25 +75,33 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--objects", type=int, default=1_500_000)
-    parser.add_argument("--images", type=int, default=120_000)
-    parser.add_argument("--corners", type=int, default=10, help="of each object's polygon")
-    parser.add_argument("--file", type=Path, help="an annotation file, instead of one that is written")
-    parser.add_argument("--opens", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.opens:
-        open_file(arguments.file)
-        return
+@dataclass(frozen=True)
+class Settings:
+    """What is measured.
 
+    Args:
+        objects: in the file that is written.
+        images: that they are on.
+        corners: of each object's polygon.
+        file: an annotation file, instead of one that is written.
+    """
+
+    objects: int = 1_500_000
+    images: int = 120_000
+    corners: int = 10
+    file: Path | None = None
+
+
+def main(settings: Settings) -> None:
+    """Writes the file, opens it in a process of its own, and prints what that took."""
     print(f"Python {platform.python_version()}, NumPy {np.__version__}, {platform.processor() or platform.machine()}")
     with tempfile.TemporaryDirectory() as folder:
-        path = arguments.file or Path(folder) / "annotations.json"
-        if arguments.file is None:
-            write(path, arguments.objects, arguments.images, arguments.corners)
+        path = settings.file or Path(folder) / "annotations.json"
+        if settings.file is None:
+            write(path, settings.objects, settings.images, settings.corners)
         print(f"{path.stat().st_size / 1e6:,.0f} MB")
-        command = [sys.executable, "-m", "benchmarks.opening", "--opens", "--file", str(path)]
+        program = "import sys; from pathlib import Path; from benchmarks.opening import open_file; "
+        command = [sys.executable, "-c", f"{program}open_file(Path(sys.argv[1]))", str(path)]
         result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         seconds = result["read"] + result["clean"]
         cleaning, on_core = f"{result['clean']:.1f} of them to clean", f"{result['processor']:.1f} s of a core"
@@ -102,4 +110,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from benchmarks.measuring import parse_settings  # with torch, whose memory is none of what is measured
+
+    main(parse_settings(Settings, __doc__))

@@ -204,7 +204,7 @@ def find_class(name: str) -> Any:
             member = getattr(importlib.import_module(home), last, None)
         except ImportError:  # which the parser says
             member = None
-        if member is not None:
+        if member is not None and not inspect.ismodule(member):
             return member
     return None
 
