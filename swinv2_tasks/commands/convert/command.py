@@ -59,7 +59,7 @@ def convert(
         raise ArgumentsError(f"data convert: --to names the layout to write: {', '.join(CONVERSIONS)}.")
     folder, source_folder = Path(output).expanduser(), Path(root).expanduser()
     if not source_folder.is_dir():
-        raise ArgumentsError(f"data convert: the folder {printable(root)} does not exist.")
+        raise ArgumentsError(f"data convert: the folder {printable(root)} does not exist: name the dataset's folder.")
     if is_inside(folder.resolve(), source_folder.resolve()):
         raise ArgumentsError(
             f"data convert: {printable(folder)} is inside the dataset, which is not changed: name a folder elsewhere."
