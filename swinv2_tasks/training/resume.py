@@ -321,16 +321,14 @@ class RestorableTask(Recorded, PlannedTask, ClassAwareTask):
         recorded = {name: value for name, value in record["task"]["init_args"].items() if name not in overrides}
         arguments = recorded_arguments(cls, recorded, str(checkpoint_path))
         arguments |= {"weights": None, **overrides}
-        if "backbone" not in arguments:
-            check_recorded_size(contents, record, str(checkpoint_path), None if overrides else cls)
-            arguments["backbone"] = SwinTransformerV2.from_config(record["backbone"])
-        parameters = [*inspect.signature(cls.__init__).parameters.values()][1:]
-        needed = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
-        if absent := [name for name in needed if name not in arguments and name not in ("args", "kwargs")]:
+        if absent := _absent_arguments(cls, arguments):
             raise UserError(
                 f"{checkpoint_path} does not record {', '.join(absent)} of the {cls.__name__}: give it to "
                 "load_from_checkpoint, or take another checkpoint."
             )
+        if "backbone" not in arguments:
+            check_recorded_size(contents, record, str(checkpoint_path), None if overrides else cls)
+            arguments["backbone"] = SwinTransformerV2.from_config(record["backbone"])
         task = cls(**arguments)
         try:
             task.on_load_checkpoint(contents)
@@ -385,10 +383,18 @@ def _count_weights(record: Mapping[str, Any], source: str, task_class: type[nn.M
             network: nn.Module = SwinTransformerV2.from_config(record["backbone"])
             if task_class is not None and task_class.__module__.startswith("swinv2_tasks."):
                 arguments = recorded_arguments(task_class, record["task"]["init_args"], source)
-                network = task_class(**{**arguments, "weights": None, "backbone": network})
+                if not _absent_arguments(task_class, arguments):  # which whoever builds it names
+                    network = task_class(**{**arguments, "weights": None, "backbone": network})
     except RuntimeError as error:  # of a size that 64 bits do not hold
         raise UserError(f"{source} is corrupt: its record is of a network that nothing holds ({error}).") from error
     return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _absent_arguments(task_class: type[nn.Module], arguments: Mapping[str, Any]) -> list[str]:
+    """What a task cannot be built without and is not among the arguments; the backbone is made from its own record."""
+    parameters = [*inspect.signature(task_class.__init__).parameters.values()][1:]
+    needed = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
+    return [name for name in needed if name not in arguments and name not in ("backbone", "args", "kwargs")]
 
 
 def _check_same_steps(old: StepSize, new: StepSize) -> None:
