@@ -89,6 +89,7 @@ VAGUE = {"found", "kind", "kinds", "one", "place", "places", "annotated", "looks
 QUOTED: dict[tuple[str, str], str] = {
     # (file, part of the line): why it stands there
     ("tests/test_words.py", ""): "the list itself",
+    ("tests/datamodules/readers/test_channels.py", '"tile": ('): "an argument of tifffile",
 }
 """What is quoted from elsewhere, each with its reason."""
 

@@ -11,7 +11,6 @@ from PIL import Image
 from swinv2_tasks.callbacks.figures import draw_contact_sheet
 from swinv2_tasks.callbacks.prediction_files import Predictions, Result
 from swinv2_tasks.callbacks.prediction_journal import Record
-from swinv2_tasks.datamodules.readers.images import read_image
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.records import each, number, sequence, whole
 from swinv2_tasks.text import printable
@@ -59,7 +58,7 @@ class ClassificationPredictions(Predictions):
 
     def thumbnail(self, path: str) -> Image.Image:
         """What the contact sheet shows of a file."""
-        return read_image(path)
+        return self.reader.picture(path)
 
     def finish(self, records: Callable[[], Iterator[Record]], task: Any) -> str:
         """Draws the contact sheet of the first images with their top classes."""

@@ -19,7 +19,7 @@ from pycocotools import mask as coco_masks
 from swinv2_tasks.callbacks.prediction_files import Predictions, Result
 from swinv2_tasks.callbacks.prediction_folder import write_json_list
 from swinv2_tasks.callbacks.prediction_journal import Record
-from swinv2_tasks.datamodules.readers.images import read_image, strips_of
+from swinv2_tasks.datamodules.readers.images import strips_of
 from swinv2_tasks.evaluation.coco import TYPE_NAMES, CocoScores, IoUType, as_results
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.records import each, mapping, number
@@ -66,17 +66,17 @@ class DetectionPredictions(Predictions):
         return ["image_id", "visualization", f"objects of score {self.least_score} or more"]
 
     def parts(self, outputs: Any, batch: Any) -> Iterable[tuple[str, Any]]:
-        """Yields each image's file with its detections, its (height, width) in pixels and whether EXIF rotates it."""
-        rotations = [getattr(file, "exif_rotation", True) for file in batch.get("rescaled", outputs)]
-        return zip(batch["paths"], zip(outputs, batch["sizes"], rotations, strict=True), strict=True)
+        """Yields each image's file with its detections, its (height, width) in pixels and its reader."""
+        readers = [getattr(file, "reader", self.reader) for file in batch.get("rescaled", outputs)]
+        return zip(batch["paths"], zip(outputs, batch["sizes"], readers, strict=True), strict=True)
 
     def result(self, path: str, parts: list[Any], task: Any) -> Result:
         """Draws an image's detections; all of them, in COCO's results format, are the details."""
-        ((detections, size, exif_rotation),) = parts
+        ((detections, size, reader),) = parts
         names = class_names(task)
         results = as_results(detections, self._ids[path], size, task.ids, task.inference.mask_threshold)
         visible = [result for result in results if result["score"] >= self.least_score]
-        image = read_image(path, exif_rotation=exif_rotation)
+        image = reader.picture(path)
         file = self.save(draw_detections(image, visible, names), "visualizations", path)
         counts = Counter(names[result["category_id"]] for result in visible)
         summary = "; ".join(f"{number} {name}" for name, number in counts.most_common())

@@ -26,6 +26,7 @@ from swinv2_tasks.batches import task_data
 from swinv2_tasks.callbacks.prediction_folder import TABLE, PredictionFolder, stat_of
 from swinv2_tasks.callbacks.prediction_journal import Record, is_about_the_name
 from swinv2_tasks.datamodules.loader import BatchLoader, Fault, FileOrder
+from swinv2_tasks.datamodules.readers.channels import ImageReader
 from swinv2_tasks.errors import CollectiveError, Interrupted, UserError, name_signal
 from swinv2_tasks.stopping import stops
 from swinv2_tasks.text import command_word, printable, say
@@ -62,6 +63,7 @@ class Predictions(Callback):
 
     Attributes:
         results_folder: where results are written.
+        reader: reads what figures show of images: that of the data, if they have one.
         bad: how many files could not be predicted; known in the end, in the first process.
     """
 
@@ -75,6 +77,7 @@ class Predictions(Callback):
         self.results_folder = Path()
         self.paths: list[str] = []
         self.bad = 0
+        self.reader = ImageReader()
         self._results: PredictionFolder
         self._is_set_up = False
         self._has_begun = False
@@ -135,6 +138,7 @@ class Predictions(Callback):
         """Opens the folder of the predictions."""
         if stage != "predict":
             return
+        self.reader = getattr(trainer.datamodule, "reader", self.reader)
         log_dir = trainer.log_dir  # asks all processes
         self.results_folder = Path(self.folder or Path(log_dir or ".") / "predictions")
         self._results = PredictionFolder(self.results_folder, trainer.global_rank, self.folders)

@@ -16,7 +16,7 @@ from swinv2_tasks.batches import task_data
 from swinv2_tasks.callbacks.prediction_files import Predictions, Result
 from swinv2_tasks.callbacks.prediction_journal import Record
 from swinv2_tasks.datamodules.classes import abbreviate
-from swinv2_tasks.datamodules.readers.images import STRIP_PIXELS, read_image, strips_of
+from swinv2_tasks.datamodules.readers.images import STRIP_PIXELS, strips_of
 from swinv2_tasks.datamodules.readers.label_values import label_map_image
 from swinv2_tasks.datamodules.scene_classes import MOST_CLASSES, colors
 from swinv2_tasks.errors import UserError
@@ -74,7 +74,7 @@ class SegmentationPredictions(Predictions):
         palette = colors(task.num_classes)
         files = [self.save(label_map_image(labels, self.class_ids, palette), "labels", path)]
         labels += 1
-        files.append(self.save(draw_overlay(read_image(path), labels, names, palette), "overlays", path))
+        files.append(self.save(draw_overlay(self.reader.picture(path), labels, names, palette), "overlays", path))
         pixels = _count_pixels(labels)[1 : task.num_classes + 1]
         present = [f"{names[k]} {pixels[k] / labels.size:.4f}" for k in np.argsort(-pixels, kind="stable") if pixels[k]]
         return Result([*files, "; ".join(present)], files)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from swinv2_tasks.callbacks.prediction_files import Predictions, Result
 from swinv2_tasks.callbacks.prediction_journal import Record
+from swinv2_tasks.datamodules.readers.channels import STRETCHED
 from swinv2_tasks.datamodules.transforms.classification import denormalize
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.heads.simmim import enlarge_mask
@@ -97,23 +98,31 @@ def draw_reconstruction(
     image: Tensor,
     mask: Tensor,
     reconstruction: Tensor,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
 ) -> np.ndarray:
     """An image, the image with gray patches where it is masked, and the reconstruction, side by side.
 
     Args:
-        image: (3, H, W), normalized.
+        image: (C, H, W), normalized. Of others than RGB the first three channels are shown, of one or two the first;
+            what is black and white in them follows from the image.
         mask: bool (h, w).
-        reconstruction: (3, H, W), normalized.
-        mean: what was subtracted from RGB in [0, 1] …
+        reconstruction: (C, H, W), normalized.
+        mean: what was subtracted from values in [0, 1] …
         std: … and what divided the difference.
 
     Returns:
         uint8 (H + 4, 3·(W + 4), 3), with a white margin.
     """
     images = torch.stack([image.float(), hide_masked(image, mask), reconstruction.float()]).cpu()
-    rgb = torch.nn.functional.pad(denormalize(images, mean, std), (0, 4, 0, 4), value=255)
+    if len(mean) == 3:
+        rgb = denormalize(images, mean, std)
+    else:
+        shape = (1, -1, 1, 1)
+        values = images * torch.tensor(std).view(shape) + torch.tensor(mean).view(shape)
+        values = _stretched(values[:, :3] if len(mean) > 3 else values[:, :1].expand(-1, 3, -1, -1))
+        rgb = (values.clamp(0, 1) * 255).round().byte()
+    rgb = torch.nn.functional.pad(rgb, (0, 4, 0, 4), value=255)
     return rgb.permute(2, 0, 3, 1).flatten(1, 2).numpy()
 
 
@@ -121,3 +130,15 @@ def hide_masked(image: Tensor, mask: Tensor) -> Tensor:
     """A normalized image (3, H, W) as float32, 0, the mean color, in the patches that a mask bool (h, w) says."""
     is_masked = enlarge_mask(mask[None], image.shape[1:])[0]
     return torch.where(is_masked, 0.0, image.float())
+
+
+def _stretched(images: Tensor) -> Tensor:
+    """Images (n, 3, H, W) so that of each channel the low percentile of the first image is 0, and the high one 1."""
+    low, high = (torch.quantile(_thinned(images[0].flatten(1)), share / 100, dim=1) for share in STRETCHED)
+    width = torch.where(high > low, high - low, 1)
+    return (images - low.view(3, 1, 1)) / width.view(3, 1, 1)
+
+
+def _thinned(values: Tensor) -> Tensor:
+    """Values (3, n), of many every so many-th: torch takes quantiles of sixteen million at most."""
+    return values[:, :: 1 + values.shape[1] // 2**20]

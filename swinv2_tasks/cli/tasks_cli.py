@@ -312,6 +312,8 @@ class TasksCLI(CheckpointCheckingCLI):
         for name, value in settings.items():  # of configs: arguments have been expanded before
             if isinstance(value, str) and value.startswith("~/"):
                 settings[name] = os.path.expanduser(value)
+        if self.config.subcommand == "fit" or settings["ckpt_path"] is None:  # or the checkpoint has them
+            take_channels(settings)
         if settings["ckpt_path"] is not None:  # of a config: a folder among the arguments has been found before
             settings["ckpt_path"], message = find_ckpt_path(self.config.subcommand, settings["ckpt_path"])
             if message:
@@ -591,6 +593,17 @@ def _unbuildable(message: str) -> UserError:
 
 class ParseOnlyCLI(ParseOnly, TasksCLI):
     """The command line that only parses its arguments: ``config`` holds what they say."""
+
+
+def take_channels(settings: Any) -> None:
+    """Sets ``model.backbone.in_channels`` to ``data.channels``, unless it says something else than the default.
+
+    Not as an argument linked to another: configs would lose what they state for data of one's own.
+    """
+    backbone = _init_args(_init_args(settings["model"]).get("backbone"))
+    channels = _init_args(settings["data"]).get("channels")
+    if channels is not None and backbone.get("in_channels") == 3:
+        backbone["in_channels"] = channels
 
 
 def masks_to_read(model: dict[str, Any], data: dict[str, Any]) -> bool | None:

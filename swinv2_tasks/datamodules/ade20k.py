@@ -168,8 +168,11 @@ class ADE20KDataModule(BaseDataModule):
         palette: Label maps hold colors: [R, G, B] of each class in their order; or a text file of `R G B` lines, or
             `R G B NAME` lines in any order, looked for in root first.
         source: What to predict: an image, a folder or a glob pattern.
-        mean: Normalization, per RGB channel: subtracted from values in [0, 1].
-        std: Normalization, per RGB channel: divides the difference.
+        mean: Normalization, per channel: subtracted from values in [0, 1]. Other images than RGB need their own.
+        std: Normalization, per channel: divides the difference.
+        channels: Channels of the images: 3 for RGB; otherwise of TIFF, NumPy's .npy and what else has as many.
+        value_range: The values of the files that become 0 and 1. None: of 8 and 16 bits the whole range, floating-point
+            numbers stay unchanged.
         augmentation: Training: what is done to images and masks: the published recipe, a preset's name, a list of
             transforms (docs/augmentation.md) or one of your own.
         faulty_samples: What happens on a pair that cannot be read: `error` stops, `skip` leaves it out of its batch.
@@ -206,13 +209,15 @@ class ADE20KDataModule(BaseDataModule):
         label_values: dict[int, str] | None = None,
         palette: str | list[list[int]] | None = None,
         source: str | None = None,
-        mean: tuple[float, float, float] = IMAGENET_MEAN,
-        std: tuple[float, float, float] = IMAGENET_STD,
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
+        channels: int = 3,
+        value_range: tuple[float, float] | None = None,
         augmentation: SegmentationChoice = ADE20KAugmentation(),
         faulty_samples: FaultChoice | None = None,
         faulty_budget: int | None = None,
     ) -> None:
-        super().__init__(batch_size, num_workers, mean, std, faulty_samples, faulty_budget)
+        super().__init__(batch_size, num_workers, mean, std, faulty_samples, faulty_budget, channels, value_range)
         if resize is not None:
             check("resize", resize[0], 1, MOST_SIDE)
             check("resize", resize[1], 1, resize[0])
@@ -362,7 +367,7 @@ class ADE20KDataModule(BaseDataModule):
     def example_batch(self, batch_size: int, num_classes: int) -> dict[str, Any]:
         """A training batch of the crop's size, of arbitrary values."""
         mask = torch.empty(batch_size, *self._crop_size, dtype=torch.int64)
-        return {"image": torch.empty(batch_size, 3, *self._crop_size), "mask": mask}
+        return {"image": torch.empty(batch_size, self.channels, *self._crop_size), "mask": mask}
 
     def setup(self, stage: str) -> None:
         """Find the images that `stage` (fit, validate, test or predict) needs, and their label maps.
@@ -376,13 +381,16 @@ class ADE20KDataModule(BaseDataModule):
                 raise UserError("Nothing to predict: set data.source to an image, a folder or a glob pattern.")
             self.collate = scenes_as_prediction_batch
             images = list_images(self.source)
-            self.predict_dataset = Scenes(images, self.resize, self.mean, self.std, self.patch_side)
+            self.predict_dataset = Scenes(images, self.resize, self.mean, self.std, self.patch_side, self.reader)
             return
         if stage == "fit" and self.train_dataset is None:
             pairs = self._pairs("train")
             self._check_label_maps(pairs, self._pairs("val") if self.needs_validation(stage) else [])
+            self.mention_left_out(self.augmentation)
             transform = self.augmentation.build(self._crop_size, self.resize)
-            self.train_dataset = LabeledScenes(pairs, self.coding, transform, self.mean, self.std, self._crop_size)
+            self.train_dataset = LabeledScenes(
+                pairs, self.coding, transform, self.mean, self.std, self._crop_size, reader=self.reader
+            )
         if stage == "test" and self._source.has("test"):
             self.test_dataset = self._evaluated("test")
         elif self.val_dataset is None and self.needs_validation(stage):
@@ -392,7 +400,9 @@ class ADE20KDataModule(BaseDataModule):
     def _evaluated(self, split: Split) -> LabeledScenes:
         pairs = self._pairs(split)
         transform = Resize(self.resize)
-        return LabeledScenes(pairs, self.coding, transform, self.mean, self.std, smallest_side=self.patch_side)
+        return LabeledScenes(
+            pairs, self.coding, transform, self.mean, self.std, smallest_side=self.patch_side, reader=self.reader
+        )
 
     def _codings(self) -> list[LabelCoding]:
         """The ways to read label maps that settings leave open."""

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sized
 from dataclasses import replace
+from math import inf
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -15,6 +16,9 @@ from swinv2_tasks.batches import SampleCounts, TaskData
 from swinv2_tasks.child_processes import available_cores
 from swinv2_tasks.datamodules.class_sampling import BalancedOrder, RepeatFactorOrder, SampleClasses, Sampling
 from swinv2_tasks.datamodules.loader import BatchLoader, BatchOrder, FaultPolicy, FileOrder
+from swinv2_tasks.datamodules.readers.array_images import MOST_CHANNELS
+from swinv2_tasks.datamodules.readers.channels import ImageReader
+from swinv2_tasks.datamodules.transforms.augmentation import Augmentation
 from swinv2_tasks.datamodules.transforms.classification import check
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.hyperparameters import Recorded
@@ -54,12 +58,15 @@ class BaseDataModule(Recorded, LightningDataModule, TaskData):
         batch_size: Samples per batch and process.
         num_workers: DataLoader workers of each loader; 0 loads in the main process. None: as many as cores are there
             for each device of the run, at most 8.
-        mean: What the images were normalized with: subtracted from RGB in [0, 1] …
+        mean: What the images were normalized with: subtracted from values in [0, 1], per channel …
         std: … and what divided the difference.
         faulty_samples: What happens on a sample that cannot be read: `error` stops, `skip` leaves it out of its batch.
             None: `skip` in prediction, which lists them, else `error`.
         faulty_budget: How many different samples `skip` may leave out in a run before it stops. None: 10, in prediction
             any number.
+        channels: Channels of the images.
+        value_range: The values of image files that become 0 and 1; None: by the type of the values.
+        exif_rotation: Whether images are rotated as their files say.
 
     Raises:
         UserError: An argument is out of its range.
@@ -70,7 +77,7 @@ class BaseDataModule(Recorded, LightningDataModule, TaskData):
     val_dataset: Dataset | None = None
     test_dataset: Dataset | None = None
     predict_dataset: Dataset | None = None
-    image_channels = 3
+    image_channels: int = 3
     size_setting = "image_size"
     eval_batch_size: int | None = None
     """Samples per batch and process in evaluation and prediction; None: as many as in training."""
@@ -86,20 +93,27 @@ class BaseDataModule(Recorded, LightningDataModule, TaskData):
         self,
         batch_size: int,
         num_workers: int | None,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
         faulty_samples: FaultChoice | None = None,
         faulty_budget: int | None = None,
+        channels: int = 3,
+        value_range: tuple[float, float] | None = None,
+        exif_rotation: bool = True,
     ) -> None:
         super().__init__()
         check("batch_size", batch_size, 1, LARGEST_BATCH)
         check("num_workers", num_workers or 0, 0, MOST_STATED_WORKERS)
-        if min(std) <= 0:
-            raise UserError(f"data.std is {tuple(std)}; expected three values above 0.")
+        check("channels", channels, 1, MOST_CHANNELS)
+        check_normalization(mean, std, channels)
+        if value_range is not None and not -inf < value_range[0] < value_range[1] < inf:
+            raise UserError(f"data.value_range is {[*value_range]}; expected two numbers, the lower one first.")
         if faulty_budget is not None and faulty_budget < 0:
             raise UserError(f"data.faulty_budget is {faulty_budget}; expected a number of samples, at least 0.")
         self.batch_size = batch_size
         self._stated_workers = num_workers
+        self.channels = self.image_channels = channels
+        self.reader = ImageReader(channels, value_range, exif_rotation)
         self.mean = mean
         self.std = std
         self.faults = FaultPolicy(faulty_samples or "error", 10 if faulty_budget is None else faulty_budget)
@@ -273,6 +287,14 @@ class BaseDataModule(Recorded, LightningDataModule, TaskData):
         counts = self._loaders[split].counts if split in self._loaders else SampleCounts()
         return replace(counts, samples_per_file=_samples_per_file(getattr(self, f"{split}_dataset")))
 
+    def mention_left_out(self, augmentation: Augmentation) -> None:
+        """Says in a line what an augmentation does not do to images that are not RGB."""
+        if names := augmentation.left_out(self.channels):
+            rank_zero_only(log.warning)(
+                "data.augmentation: %s left out, as it changes the colors of RGB images; these have %d channel%s",
+                *(" and ".join(names), self.channels, "s" * (self.channels != 1)),
+            )
+
     def needs_validation(self, stage: str) -> bool:
         """Whether a stage reads validation data: not a training that makes no validation."""
         trainer: Any = self.trainer
@@ -324,6 +346,23 @@ class BaseDataModule(Recorded, LightningDataModule, TaskData):
     def _rank_and_world_size(self) -> tuple[int, int]:
         trainer: Any = self.trainer
         return (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+
+
+def check_normalization(mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> None:
+    """Refuses means and deviations that are not one for each channel.
+
+    Raises:
+        UserError: There are others; or a deviation that nothing can be divided by.
+    """
+    for name, entries in (("mean", mean), ("std", std)):
+        if len(entries) != channels:
+            raise UserError(
+                f"data.{name} has {len(entries)} value{'s' * (len(entries) != 1)}, data.channels is {channels}: "
+                "state data.mean and data.std with a value for each channel. docs/data.md, Channels, says how to "
+                "compute them."
+            )
+    if not (min(std) > 0 and max(std) < inf):
+        raise UserError(f"data.std is {tuple(std)}; expected values above 0.")
 
 
 def _samples_per_file(dataset: Any) -> int:

@@ -140,8 +140,11 @@ class CocoDataModule(BaseDataModule):
             which leaves their objects out, crowds as well, while the images stay; the key `*` stands for all that no
             other key names.
         source: What to predict: an image, a folder or a glob pattern.
-        mean: Normalization, per RGB channel: subtracted from values in [0, 1].
-        std: Normalization, per RGB channel: divides the difference.
+        mean: Normalization, per channel: subtracted from values in [0, 1]. Other images than RGB need their own.
+        std: Normalization, per channel: divides the difference.
+        channels: Channels of the images: 3 for RGB; otherwise of TIFF, NumPy's .npy and what else has as many.
+        value_range: The values of the files that become 0 and 1. None: of 8 and 16 bits the whole range, floating-point
+            numbers stay unchanged.
         resize: Evaluation and prediction: limits of the long and the short side in pixels; images are resized to fit,
             keeping their proportions.
         sampling: Training: how often an epoch has each image: `uniform`, once; `balanced`, each class equally often, in
@@ -182,8 +185,10 @@ class CocoDataModule(BaseDataModule):
         class_names: str | list[str] | None = None,
         class_mapping: ClassMapping | None = None,
         source: str | None = None,
-        mean: tuple[float, float, float] = IMAGENET_MEAN,
-        std: tuple[float, float, float] = IMAGENET_STD,
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
+        channels: int = 3,
+        value_range: tuple[float, float] | None = None,
         resize: tuple[int, int] = (1333, 800),
         sampling: Sampling = "uniform",
         repeat_threshold: float = 0.001,
@@ -195,7 +200,9 @@ class CocoDataModule(BaseDataModule):
         faulty_samples: FaultChoice | None = None,
         faulty_budget: int | None = None,
     ) -> None:
-        super().__init__(batch_size, num_workers, mean, std, faulty_samples, faulty_budget)
+        super().__init__(
+            batch_size, num_workers, mean, std, faulty_samples, faulty_budget, channels, value_range, exif_rotation
+        )
         check("resize", resize[0], 1, MOST_SIDE)
         check("resize", resize[1], 1, resize[0])
         check("stuff_classes", stuff_classes, 0, IGNORED - 1)
@@ -231,7 +238,7 @@ class CocoDataModule(BaseDataModule):
     def _source(self) -> ObjectSource:
         # Who names other files than COCO's has said what the layout is.
         stated = "coco" if self._layout is None and self._file_names != CocoFiles() else self._layout
-        sizes = partial(sized, allows=self.faults.allows, exif_rotation=self.exif_rotation)
+        sizes = partial(sized, allows=self.faults.allows, reader=self.reader)
         source = open_dataset(self.root, object_layouts(self._file_names, sizes, stated), stated, _EXPECTED)
         share = share_to_set_aside(source, self._val_share)
         return source if share is None else SetAsideObjects(source, share, self._val_seed)
@@ -305,7 +312,7 @@ class CocoDataModule(BaseDataModule):
         if self.stuff_labels:
             target["stuff"] = torch.empty(size, dtype=torch.uint8)
         return {
-            "images": [torch.empty(3, *size) for _ in range(batch_size)],
+            "images": [torch.empty(self.channels, *size) for _ in range(batch_size)],
             "targets": [{key: torch.empty_like(value) for key, value in target.items()} for _ in range(batch_size)],
         }
 
@@ -321,11 +328,12 @@ class CocoDataModule(BaseDataModule):
                 raise UserError("Nothing to predict: set data.source to an image, a folder or a glob pattern.")
             self.collate = collate_lists
             images = list_images(self.source)
-            scenes = Scenes(images, self.resize, self.mean, self.std, exif_rotation=self.exif_rotation)
+            scenes = Scenes(images, self.resize, self.mean, self.std, reader=self.reader)
             self.predict_dataset = PredictedObjects(scenes)
             return
         self.train_collate = self.collate = collate_lists
         if stage == "fit" and self.train_dataset is None:
+            self.mention_left_out(self.augmentation)
             self.train_dataset = self._training_objects()
         if self.val_dataset is None and stage != "test" and self.needs_validation(stage):
             self.val_dataset = self._evaluated_objects("val")
@@ -423,7 +431,7 @@ class CocoDataModule(BaseDataModule):
             self.augmentation.copy_paste,
             stuff,
             self.stuff_classes,
-            self.exif_rotation,
+            self.reader,
         )
 
     def _report_left_out(self, annotations: CocoAnnotations, counts: Counter[str], empty: int) -> None:
@@ -466,7 +474,7 @@ class CocoDataModule(BaseDataModule):
             annotations.has_objects,
             self.mean,
             self.std,
-            self.exif_rotation,
+            self.reader,
         )
 
 

@@ -146,8 +146,11 @@ class ImageNetDataModule(BaseDataModule):
         labels: How many labels an image has: `one`, or `several`, which is any number (multi-label). None: as many as
             the dataset shows, which is said; one where folders are the classes.
         source: What to predict: an image, a folder or a glob pattern.
-        mean: Normalization, per RGB channel: subtracted from values in [0, 1].
-        std: Normalization, per RGB channel: divides the difference.
+        mean: Normalization, per channel: subtracted from values in [0, 1]. Other images than RGB need their own.
+        std: Normalization, per channel: divides the difference.
+        channels: Channels of the images: 3 for RGB; otherwise of TIFF, NumPy's .npy and what else has as many.
+        value_range: The values of the files that become 0 and 1. None: of 8 and 16 bits the whole range, floating-point
+            numbers stay unchanged.
         crop_pct: Evaluation: side of the center crop as a share of the resized short side; 1.0 stretches the whole
             image to image_size instead.
         sampling: Training: how often an epoch has each image: `uniform`, once; `balanced`, each class equally often, in
@@ -183,8 +186,10 @@ class ImageNetDataModule(BaseDataModule):
         real_labels: str | None = None,
         labels: Labels | None = None,
         source: str | None = None,
-        mean: tuple[float, float, float] = IMAGENET_MEAN,
-        std: tuple[float, float, float] = IMAGENET_STD,
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
+        channels: int = 3,
+        value_range: tuple[float, float] | None = None,
         crop_pct: float = 0.875,
         sampling: Sampling = "uniform",
         repeat_threshold: float = 0.001,
@@ -193,7 +198,7 @@ class ImageNetDataModule(BaseDataModule):
         faulty_budget: int | None = None,
         stream: Streaming = Streaming(),
     ) -> None:
-        super().__init__(batch_size, num_workers, mean, std, faulty_samples, faulty_budget)
+        super().__init__(batch_size, num_workers, mean, std, faulty_samples, faulty_budget, channels, value_range)
         self.root = root
         self.stream = stream
         self.image_size = image_size
@@ -313,7 +318,7 @@ class ImageNetDataModule(BaseDataModule):
             if mixes or self._labels == "several"
             else torch.empty(batch_size, dtype=torch.int64)
         )
-        return {"image": torch.empty(batch_size, 3, *height_width(self.image_size)), "label": label}
+        return {"image": torch.empty(batch_size, self.channels, *height_width(self.image_size)), "label": label}
 
     def setup(self, stage: str) -> None:
         """Find the images that `stage` (fit, validate, test or predict) needs.
@@ -324,9 +329,10 @@ class ImageNetDataModule(BaseDataModule):
         if stage == "predict":
             if self.source is None:
                 raise UserError("Nothing to predict: set data.source to an image, a folder or a glob pattern.")
-            self.predict_dataset = UnlabeledImages(list_images(self.source), self._eval_transform)
+            self.predict_dataset = UnlabeledImages(list_images(self.source), self._eval_transform, self.reader)
             return
         if stage == "fit" and self.train_dataset is None:
+            self.mention_left_out(self.augmentation)
             transform = self.augmentation.build(height_width(self.image_size), self.mean, self.std)
             if shards := self._shards(self.train_dir):
                 self.train_dataset = self._streamed(shards, transform)
@@ -337,7 +343,7 @@ class ImageNetDataModule(BaseDataModule):
                 if not self.multi_label:
                     check_several(self._classes, Path(self._source.place("train")), self._setting("train"), labels)
                 mention_unused(self.class_ids, labels, "image")
-                self.train_dataset = LabeledImages(samples, self.num_classes, transform)
+                self.train_dataset = LabeledImages(samples, self.num_classes, transform, self.reader)
                 self.train_classes = SampleClasses.of_labels([label for _, label in samples], self.num_classes)
             self.sample_by_class(self._sampling, self._repeat_threshold)
             if self.augmentation.repeats > 1:
@@ -346,13 +352,16 @@ class ImageNetDataModule(BaseDataModule):
         if stage == "fit" or self.trainer is not None:  # reading images of one class is fine
             self.check_classes()
         if stage == "test" and self.has("test"):
-            self.test_dataset = LabeledImages(self.samples("test"), self.num_classes, self._eval_transform)
+            self.test_dataset = self._evaluated("test")
         elif self.val_dataset is None and self.needs_validation(stage):
             if shards := self._shards(self.val_dir):
                 self.val_dataset = self._streamed(shards, self._eval_transform, self._streamed_labels(shards))
             else:
-                self.val_dataset = LabeledImages(self.samples("val"), self.num_classes, self._eval_transform)
+                self.val_dataset = self._evaluated("val")
             self.test_dataset = self.val_dataset
+
+    def _evaluated(self, split: Split) -> LabeledImages:
+        return LabeledImages(self.samples(split), self.num_classes, self._eval_transform, self.reader)
 
     def check_classes(self) -> None:
         """Make sure that there is something to learn or to measure.
@@ -426,6 +435,11 @@ class ImageNetDataModule(BaseDataModule):
             raise UserError(
                 f"data.labels is several, but {shards.location} holds shards, whose images have one label each. Leave "
                 "the setting out, or take the folder that they were written from."
+            )
+        if self.channels != 3 or self.reader.value_range is not None:
+            raise UserError(
+                f"{shards.location} holds shards, whose images are read as RGB: data.channels and data.value_range are "
+                "of plain files."
             )
         index_of = self._own_classes.index_of(shards.classes.ids, shards.location)
         unknown = [class_id for class_id in shards.classes.ids if class_id not in index_of]

@@ -6,6 +6,7 @@ from contextvars import ContextVar
 
 SEVERAL_PICTURES = "hold several pictures (pages or frames), of which the first is read"
 ROTATED = "are rotated as their EXIF orientation says"
+FLOATS = "hold floating-point numbers, which stay unchanged; data.value_range scales them to [0, 1]"
 
 _remarks: ContextVar[set[str] | None] = ContextVar("remarks", default=None)
 

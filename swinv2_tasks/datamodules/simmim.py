@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
@@ -46,8 +45,11 @@ class SimMIMDataModule(BaseDataModule):
         source: What to predict: an image, a folder or a glob pattern.
         mask_patch_size: Side of the patches that are masked as one, in pixels.
         mask_ratio: Share of the patches that is masked, rounded up.
-        mean: Normalization, per RGB channel: subtracted from values in [0, 1].
-        std: Normalization, per RGB channel: divides the difference.
+        mean: Normalization, per channel: subtracted from values in [0, 1]. Other images than RGB need their own.
+        std: Normalization, per channel: divides the difference.
+        channels: Channels of the images: 3 for RGB; otherwise of TIFF, NumPy's .npy and what else has as many.
+        value_range: The values of the files that become 0 and 1. None: of 8 and 16 bits the whole range, floating-point
+            numbers stay unchanged.
         crop_pct: Evaluation: side of the center crop as a share of the resized short side; 1.0 stretches the whole
             image to image_size instead.
         augmentation: Training: what is done to images: the published recipe, a preset's name, a list of transforms
@@ -73,14 +75,16 @@ class SimMIMDataModule(BaseDataModule):
         source: str | None = None,
         mask_patch_size: int = 32,
         mask_ratio: float = 0.6,
-        mean: tuple[float, float, float] = IMAGENET_MEAN,
-        std: tuple[float, float, float] = IMAGENET_STD,
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
+        channels: int = 3,
+        value_range: tuple[float, float] | None = None,
         crop_pct: float = 0.875,
         augmentation: SimMIMChoice = CropFlipAugmentation(),
         faulty_samples: FaultChoice | None = None,
         faulty_budget: int | None = None,
     ) -> None:
-        super().__init__(batch_size, num_workers, mean, std, faulty_samples, faulty_budget)
+        super().__init__(batch_size, num_workers, mean, std, faulty_samples, faulty_budget, channels, value_range)
         check("mask_patch_size", mask_patch_size, 1)
         check("mask_ratio", mask_ratio, 0, 1)
         check("val_share", val_share, 0, 0.9)
@@ -112,7 +116,7 @@ class SimMIMDataModule(BaseDataModule):
     def example_batch(self, batch_size: int, num_classes: int) -> dict[str, Any]:
         """A training batch of the images' size, of arbitrary values."""
         mask = torch.empty(batch_size, *self._patches, dtype=torch.bool)
-        return {"image": torch.empty(batch_size, 3, *self._image_size), "mask": mask}
+        return {"image": torch.empty(batch_size, self.channels, *self._image_size), "mask": mask}
 
     def setup(self, stage: str) -> None:
         """Find the images that `stage` (fit, validate, test or predict) needs.
@@ -127,16 +131,15 @@ class SimMIMDataModule(BaseDataModule):
             return
         if stage == "fit" and self.train_dataset is None:
             train, _ = self._split()
+            self.mention_left_out(self.augmentation)
             transform = self.augmentation.build(self._image_size, self.mean, self.std)
             self.train_dataset = self._masked(train, transform, train=True)
         if self.val_dataset is None and self.needs_validation(stage):
             val = self._split()[1] if self.val_dir is None else list_images(self._folder(self.val_dir))
             self.val_dataset = self.test_dataset = self._masked(val, self._eval_transform)
 
-    def _masked(
-        self, paths: list[Path], transform: Callable[[Image.Image], Tensor], train: bool = False
-    ) -> MaskedImages:
-        return MaskedImages(paths, transform, self._patches, self.mask_ratio, train)
+    def _masked(self, paths: list[Path], transform: Callable[[Any], Tensor], train: bool = False) -> MaskedImages:
+        return MaskedImages(paths, transform, self._patches, self.mask_ratio, train, self.reader)
 
     def _split(self) -> tuple[list[Path], list[Path]]:
         """Training images, and those that are set aside where there is no folder of validation images."""

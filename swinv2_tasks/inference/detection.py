@@ -113,7 +113,7 @@ class Detections:
 
 
 def pad_images(images: Sequence[Tensor], multiple: int) -> ImageList:
-    """Images (3, H, W) of different sizes as one batch, padded with zeros at the right and below.
+    """Images (C, H, W) of different sizes as one batch, padded with zeros at the right and below.
 
     Args:
         images: the images.
@@ -121,7 +121,7 @@ def pad_images(images: Sequence[Tensor], multiple: int) -> ImageList:
     """
     sizes = _sizes_of(images)
     height, width = (math.ceil(max(sides) / multiple) * multiple for sides in zip(*sizes, strict=True))
-    batch = images[0].new_zeros(len(images), 3, height, width)
+    batch = images[0].new_zeros(len(images), images[0].shape[0], height, width)
     for row, image in zip(batch, images, strict=True):
         row[:, : image.shape[1], : image.shape[2]] = image
     return ImageList(batch, sizes)

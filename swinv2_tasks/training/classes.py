@@ -25,8 +25,9 @@ def check_channels(task: Any, data: TaskData) -> None:
     channels = data.image_channels
     if None not in (expected, channels) and expected != channels:
         raise UserError(
-            f"model.backbone.in_channels is {expected}, but the data's images have {channels} channels: set it to "
-            f"{channels}, or write a datamodule of your own that yields {expected}"
+            f"model.backbone.in_channels is {expected}, but the data's images have {channels} channels: set "
+            f"data.channels to {expected} where the images have as many; else start a training with in_channels "
+            f"{channels}, to which model.weights of RGB are adapted"
         )
 
 

@@ -7,6 +7,7 @@ own window, evaluates the same function at its own offsets. V1-style tables are 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from swinv2_tasks.backbone.window import Size
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.outside_files import read_text
 from swinv2_tasks.text import printable
+from swinv2_tasks.weights.channels import RGB, adapt_channels
 from swinv2_tasks.weights.files import Checkpoint, read_checkpoint
 from swinv2_tasks.weights.formats import (
     Format,
@@ -65,6 +67,7 @@ class LoadReport:
         renamed: how many of them have another name in the file.
         resized: names of bias tables that were resized.
         inflated: official names of image tensors that were given an axis in time.
+        channels: how the kernels of RGB became those of the model's input channels; empty where nothing changed.
         randomly_initialized: names of the module's tensors that the checkpoint does not fit and that keep their values.
         unused: official names of the checkpoint's tensors that were not loaded.
         windows: per stage the window of pre-training (None: not known) and the window now.
@@ -86,6 +89,7 @@ class LoadReport:
     cast: list[str] = field(default_factory=list)
     resized: list[str] = field(default_factory=list)
     inflated: list[str] = field(default_factory=list)
+    channels: str = ""
     randomly_initialized: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
     other_states: list[str] = field(default_factory=list)
@@ -104,6 +108,8 @@ class LoadReport:
         for stage, (pretrained, now) in enumerate(self.windows, start=1):
             rows.append((f"  stage {stage}", f"{show_window(pretrained) if pretrained else '?'} → {show_window(now)}"))
 
+        if self.channels:
+            rows.append(("channels", self.channels))
         lists = (
             ("resized", self.resized),
             ("inflated", self.inflated),
@@ -145,6 +151,7 @@ def load_weights(
     checkpoint = read_checkpoint(source if isinstance(source, Mapping) else checkpoint_of(source))
     backbone = backbone_of(module)
     official, format, variant, is_image_for_clips = _read_official(checkpoint, backbone)
+    official, channels = adapt_channels(official, variant.in_channels, backbone.in_channels)
     origin = resolve_windows(checkpoint, official, variant, window_size, image_size)
     _check_same_position_bias(checkpoint, official, format, backbone)
     inflated: list[str] = []
@@ -189,6 +196,7 @@ def load_weights(
         windows_source=origin[1] if origin else _NOT_STATED,
         resized=resized,
         inflated=inflated,
+        channels=channels,
         randomly_initialized=[name for name in targets if name not in values],
         unused=list(to_official(dict.fromkeys(unused, torch.empty(0)), "lightning")),
     )
@@ -252,6 +260,8 @@ def _check_same_variant(variant: Variant, backbone: SwinTransformerV2) -> bool:
             f"the checkpoint is for clips, the model for images. Give the model patch_size {[*variant.patch_size]} and "
             "windows in time; only image weights can be carried over to clips, not back."
         )
+    if variant.in_channels == RGB:  # whose kernels are adapted
+        variant = dataclasses.replace(variant, in_channels=expected.in_channels)
     if variant != expected:
         raise UserError(f"the checkpoint is {variant}, the model is {expected}. Choose the model that the file holds.")
     return is_image_for_clips

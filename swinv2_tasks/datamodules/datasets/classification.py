@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from swinv2_tasks.batches import ClassificationBatch
+from swinv2_tasks.datamodules.readers.channels import RGB_READER, ImageReader
 from swinv2_tasks.datamodules.readers.image_lists import Sample
 from swinv2_tasks.datamodules.readers.images import read_image
 from swinv2_tasks.datamodules.shards import Shards
@@ -21,10 +22,18 @@ class LabeledImages(Dataset):
     Args:
         samples: Paths and labels; all labels are an index, or all are lists of indices.
         num_classes: Length of the rows that lists of indices become.
-        transform: PIL image -> (3, H, W) float32.
+        transform: What `reader` gives -> (C, H, W) float32.
+        reader: Reads the images.
     """
 
-    def __init__(self, samples: list[Sample], num_classes: int, transform: Callable[[Image.Image], Tensor]) -> None:
+    def __init__(
+        self,
+        samples: list[Sample],
+        num_classes: int,
+        transform: Callable[[Any], Tensor],
+        reader: ImageReader = RGB_READER,
+    ) -> None:
+        self.reader = reader
         self.samples = samples
         self.num_classes = num_classes
         self.transform = transform
@@ -38,7 +47,7 @@ class LabeledImages(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         path, label = self.samples[index]
-        return labeled_sample(self.transform(read_image(path)), label, self.num_classes)
+        return labeled_sample(self.transform(self.reader.image(path)), label, self.num_classes)
 
 
 class StreamedImages(Dataset):
@@ -93,10 +102,12 @@ class UnlabeledImages(Dataset):
 
     Args:
         paths: The image files.
-        transform: PIL image -> (3, H, W) float32.
+        transform: What `reader` gives -> (C, H, W) float32.
+        reader: Reads the images.
     """
 
-    def __init__(self, paths: list[Path], transform: Callable[[Image.Image], Tensor]) -> None:
+    def __init__(self, paths: list[Path], transform: Callable[[Any], Tensor], reader: ImageReader = RGB_READER) -> None:
+        self.reader = reader
         self.paths = paths
         self.transform = transform
 
@@ -108,7 +119,7 @@ class UnlabeledImages(Dataset):
         return str(self.paths[index])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": self.transform(read_image(self.paths[index])), "path": str(self.paths[index])}
+        return {"image": self.transform(self.reader.image(self.paths[index])), "path": str(self.paths[index])}
 
 
 class MixCollate:

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from swinv2_tasks.batches import IGNORED
 from swinv2_tasks.datamodules.datasets.segmentation import RescaledFile, Scenes
 from swinv2_tasks.datamodules.readers.annotations import check_masks, rasterize
-from swinv2_tasks.datamodules.readers.images import read_image
+from swinv2_tasks.datamodules.readers.channels import RGB_READER, ImageReader
 from swinv2_tasks.datamodules.readers.label_maps import read_values
 from swinv2_tasks.datamodules.readers.packed_images import CocoImage, PackedImages
 from swinv2_tasks.datamodules.transforms.classification import fitting_size, normalize, resize
@@ -26,13 +26,13 @@ class CocoImages(Dataset):
     Args:
         images: Images and their objects.
         folder: Where the image files are.
-        exif_rotation: Whether the files' EXIF orientation is applied.
+        reader: Reads the images.
     """
 
-    def __init__(self, images: PackedImages, folder: Path, exif_rotation: bool = True) -> None:
+    def __init__(self, images: PackedImages, folder: Path, reader: ImageReader = RGB_READER) -> None:
         self.images = images
         self.folder = folder
-        self.exif_rotation = exif_rotation
+        self.reader = reader
 
     def __len__(self) -> int:
         return len(self.images)
@@ -42,18 +42,18 @@ class CocoImages(Dataset):
         return str(self.folder / self.images[index].file_name)
 
     def read(self, index: int) -> tuple[CocoImage, np.ndarray]:
-        """An image's entry, and its pixels uint8 (H, W, 3).
+        """An image's entry, and its pixels as `reader` gives them, (H, W, C).
 
         Raises:
             UserError: The file cannot be read or is of another size than declared.
         """
         entry = self.images[index]
         path = self.folder / entry.file_name
-        pixels = np.asarray(read_image(path, exif_rotation=self.exif_rotation))
+        pixels = self.reader.pixels(path)
         if pixels.shape[:2] != (entry.height, entry.width):
-            as_shown = "as a viewer shows it" if self.exif_rotation else "as stored"
+            as_shown = "as a viewer shows it" if self.reader.exif_rotation else "as stored"
             is_turned = pixels.shape[:2] == (entry.width, entry.height)
-            other = str(not self.exif_rotation).lower()
+            other = str(not self.reader.exif_rotation).lower()
             advice = f" If boxes are of the other orientation: data.exif_rotation={other}." if is_turned else ""
             raise UserError(
                 f"The image {printable(path)} (id {entry.id}) has {pixels.shape[1]}×{pixels.shape[0]} pixels "
@@ -70,12 +70,12 @@ class TrainingObjects(CocoImages):
         images: Images and their objects.
         folder: Where the image files are.
         transform: What an augmentation has built.
-        mean: Subtracted from RGB in [0, 1].
+        mean: Subtracted from values in [0, 1].
         std: Divides the difference.
         copy_paste: Probability of pasting objects of another image.
         stuff: Folder of label maps of the background, named like the images.
         stuff_classes: How many classes they have.
-        exif_rotation: Whether the files' EXIF orientation is applied.
+        reader: Reads the images.
     """
 
     def __init__(
@@ -83,14 +83,14 @@ class TrainingObjects(CocoImages):
         images: PackedImages,
         folder: Path,
         transform: SceneTransform,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
         copy_paste: float = 0.0,
         stuff: Path | None = None,
         stuff_classes: int = 0,
-        exif_rotation: bool = True,
+        reader: ImageReader = RGB_READER,
     ) -> None:
-        super().__init__(images, folder, exif_rotation)
+        super().__init__(images, folder, reader)
         self.transform = transform
         self.mean = mean
         self.std = std
@@ -152,9 +152,9 @@ class EvaluatedObjects(CocoImages):
         limits: What the long and the short side may have, in pixels.
         masks: Whether targets hold masks.
         has_targets: Whether there are targets.
-        mean: Subtracted from RGB in [0, 1].
+        mean: Subtracted from values in [0, 1].
         std: Divides the difference.
-        exif_rotation: Whether the files' EXIF orientation is applied.
+        reader: Reads the images.
     """
 
     def __init__(
@@ -164,11 +164,11 @@ class EvaluatedObjects(CocoImages):
         limits: tuple[int, int],
         masks: bool,
         has_targets: bool,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
-        exif_rotation: bool = True,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        reader: ImageReader = RGB_READER,
     ) -> None:
-        super().__init__(images, folder, exif_rotation)
+        super().__init__(images, folder, reader)
         self.limits = limits
         self.masks = masks
         self.has_targets = has_targets
@@ -181,7 +181,7 @@ class EvaluatedObjects(CocoImages):
         image = normalize(resize(pixels, fitting_size(size, self.limits)), self.mean, self.std)
         path = str(self.folder / entry.file_name)
         file = self.folder / entry.file_name
-        rescaled = RescaledFile(file, self.limits, self.mean, self.std, exif_rotation=self.exif_rotation)
+        rescaled = RescaledFile(file, self.limits, self.mean, self.std, reader=self.reader)
         sample = {"images": image, "paths": path, "sizes": size, "image_ids": entry.id, "rescaled": rescaled}
         return {**sample, "targets": self.target(entry)} if self.has_targets else sample
 

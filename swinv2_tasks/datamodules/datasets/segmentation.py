@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from swinv2_tasks.batches import IGNORED
-from swinv2_tasks.datamodules.readers.images import read_image
+from swinv2_tasks.datamodules.readers.channels import RGB_READER, ImageReader
 from swinv2_tasks.datamodules.readers.label_values import LabelCoding
 from swinv2_tasks.datamodules.readers.scenes import ScenePair
 from swinv2_tasks.datamodules.transforms.classification import fitting_size, normalize, resize, scaled_size
@@ -48,43 +48,43 @@ class Resize:
         self.limits = limits
 
     def __call__(self, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Resizes an image (H, W, 3) to its evaluation size; the mask keeps the file's."""
+        """Resizes an image (H, W, C) to its evaluation size; the mask keeps the file's."""
         return resize(image, fitting_size(image.shape[:2], self.limits)), mask
 
 
 class RescaledFile:
-    """An image file at any multiple of its evaluation size, read when asked: `rescaled(scale)` → (1, 3, h, w) float32.
+    """An image file at any multiple of its evaluation size, read when asked: `rescaled(scale)` → (1, C, h, w) float32.
 
     Args:
         path: The image file.
         limits: What the long and the short side may have at scale 1, in pixels; None: as many as they have.
-        mean: Subtracted from RGB in [0, 1].
+        mean: Subtracted from values in [0, 1].
         std: Divides the difference.
         smallest_side: What each side of the image must have at any scale: the model's patch.
-        exif_rotation: Whether the file's EXIF orientation is applied.
+        reader: Reads the file.
     """
 
     def __init__(
         self,
         path: Path,
         limits: tuple[int, int] | None,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
         smallest_side: int = 1,
-        exif_rotation: bool = True,
+        reader: ImageReader = RGB_READER,
     ) -> None:
         self.path = path
         self.limits = limits
         self.mean = mean
         self.std = std
         self.smallest_side = smallest_side
-        self.exif_rotation = exif_rotation
+        self.reader = reader
         self._pixels: np.ndarray | None = None
 
     def __call__(self, scale: float) -> Tensor:
-        """The file's image at a scale, (1, 3, H, W) float32, normalized; the file is read once."""
+        """The file's image at a scale, (1, C, H, W) float32, normalized; the file is read once."""
         if self._pixels is None:
-            self._pixels = np.asarray(read_image(self.path, exif_rotation=self.exif_rotation))
+            self._pixels = self.reader.pixels(self.path)
         size = scaled_size(self._pixels.shape[:2], self.limits, scale)
         check_size(self.path, size, self.smallest_side)
         return normalize(resize(self._pixels, size), self.mean, self.std)[None]
@@ -96,12 +96,13 @@ class LabeledScenes(Dataset):
     Args:
         pairs: Images and label maps.
         coding: How label maps are read.
-        transform: Image uint8 (H, W, 3) and mask uint8 (H, W) of class indices and 255 -> the same, of other sizes;
-            `Resize` in evaluation.
-        mean: Subtracted from RGB in [0, 1].
+        transform: What `reader` gives (H, W, C) and mask uint8 (H, W) of class indices and 255 -> the same, of
+            other sizes; `Resize` in evaluation.
+        mean: Subtracted from values in [0, 1].
         std: Divides the difference.
         size: Height and width that smaller results are filled up to, at the right and below; None: they are not.
         smallest_side: What each side of a result that is not filled up must have: the model's patch.
+        reader: Reads the images.
     """
 
     def __init__(
@@ -109,11 +110,13 @@ class LabeledScenes(Dataset):
         pairs: list[ScenePair],
         coding: LabelCoding,
         transform: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
         size: tuple[int, int] | None = None,
         smallest_side: int = 1,
+        reader: ImageReader = RGB_READER,
     ) -> None:
+        self.reader = reader
         self.pairs = pairs
         self.coding = coding
         self.transform = transform
@@ -131,7 +134,7 @@ class LabeledScenes(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         image_path, label_map = self.pairs[index]
-        image = np.asarray(read_image(image_path))
+        image = self.reader.pixels(image_path)
         mask = self.coding.read(label_map)
         if mask.shape != image.shape[:2]:
             height, width = mask.shape
@@ -159,7 +162,7 @@ class LabeledScenes(Dataset):
         sample = {"image": pixels, "mask": targets, "path": str(image_path)}
         if isinstance(self.transform, Resize):
             limits = self.transform.limits
-            sample["rescaled"] = RescaledFile(image_path, limits, self.mean, self.std, self.smallest_side)
+            sample["rescaled"] = RescaledFile(image_path, limits, self.mean, self.std, self.smallest_side, self.reader)
         return sample
 
 
@@ -169,27 +172,27 @@ class Scenes(Dataset):
     Args:
         paths: The image files.
         limits: What the long and the short side may have, in pixels; None: as many as they have.
-        mean: Subtracted from RGB in [0, 1].
+        mean: Subtracted from values in [0, 1].
         std: Divides the difference.
         smallest_side: What each side of a resized image must have: the model's patch.
-        exif_rotation: Whether the files' EXIF orientation is applied.
+        reader: Reads the images.
     """
 
     def __init__(
         self,
         paths: list[Path],
         limits: tuple[int, int] | None,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
         smallest_side: int = 1,
-        exif_rotation: bool = True,
+        reader: ImageReader = RGB_READER,
     ) -> None:
         self.paths = paths
         self.limits = limits
         self.mean = mean
         self.std = std
         self.smallest_side = smallest_side
-        self.exif_rotation = exif_rotation
+        self.reader = reader
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -200,7 +203,7 @@ class Scenes(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         path = self.paths[index]
-        image = np.asarray(read_image(path, exif_rotation=self.exif_rotation))
+        image = self.reader.pixels(path)
         size = image.shape[:2]
         image = resize(image, fitting_size(size, self.limits))
         check_size(path, image.shape[:2], self.smallest_side)
@@ -208,7 +211,7 @@ class Scenes(Dataset):
             "image": normalize(image, self.mean, self.std),
             "path": str(path),
             "size": size,
-            "rescaled": RescaledFile(path, self.limits, self.mean, self.std, self.smallest_side, self.exif_rotation),
+            "rescaled": RescaledFile(path, self.limits, self.mean, self.std, self.smallest_side, self.reader),
         }
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from swinv2_tasks.datamodules.datasets.classification import UnlabeledImages
+from swinv2_tasks.datamodules.readers.channels import RGB_READER, ImageReader
 
 
 class MaskedImages(UnlabeledImages):
@@ -17,21 +17,23 @@ class MaskedImages(UnlabeledImages):
 
     Args:
         paths: The image files.
-        transform: PIL image -> (3, H, W) float32.
+        transform: What `reader` gives -> (C, H, W) float32.
         patches: Patches along height and width.
         ratio: Share of them that is masked.
         train: Draw another mask each time, from torch's global generator; otherwise the same for each image.
+        reader: Reads the images.
     """
 
     def __init__(
         self,
         paths: list[Path],
-        transform: Callable[[Image.Image], Tensor],
+        transform: Callable[[Any], Tensor],
         patches: tuple[int, int],
         ratio: float,
         train: bool,
+        reader: ImageReader = RGB_READER,
     ) -> None:
-        super().__init__(paths, transform)
+        super().__init__(paths, transform, reader)
         self.patches = patches
         self.ratio = ratio
         self.train = train

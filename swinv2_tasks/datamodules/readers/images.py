@@ -29,7 +29,7 @@ from swinv2_tasks.text import printable
 
 log = logging.getLogger("swinv2_tasks")
 
-IMAGE_EXTENSIONS: tuple[str, ...] = (*IMG_EXTENSIONS, ".gif", ".jfif", ".avif")
+IMAGE_EXTENSIONS: tuple[str, ...] = (*IMG_EXTENSIONS, ".gif", ".jfif", ".avif", ".npy")
 """File name endings, in lower case, that mark an image inside a folder."""
 
 

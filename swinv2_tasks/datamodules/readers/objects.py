@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from swinv2_tasks.datamodules.layouts import SetAside, Split, Splits, source_split
 from swinv2_tasks.datamodules.readers.annotations import CocoAnnotations
+from swinv2_tasks.datamodules.readers.channels import ImageReader
 from swinv2_tasks.datamodules.readers.image_sizes import image_sizes
 from swinv2_tasks.datamodules.readers.packed_images import CocoImage, PackedImages
 from swinv2_tasks.errors import UserError
@@ -59,18 +60,18 @@ Sizes = Callable[[Sequence[Path]], Iterator[SizedImage]]
 """`sized` with what settings say."""
 
 
-def sized(paths: Sequence[Path], allows: Callable[[int], bool], exif_rotation: bool) -> Iterator[SizedImage]:
+def sized(paths: Sequence[Path], allows: Callable[[int], bool], reader: ImageReader) -> Iterator[SizedImage]:
     """Images with their sizes: number, file, height and width in pixels. Faulty ones are left out where they may be.
 
     Args:
         paths: The files.
         allows: Whether so many samples that cannot be read may be left out.
-        exif_rotation: Whether their EXIF orientation counts.
+        reader: Reads the images.
 
     Raises:
         UserError: Some cannot be read, and may not be left out.
     """
-    sizes = image_sizes(paths, exif_rotation)
+    sizes = image_sizes(paths, reader)
     errors = [size for size in sizes if isinstance(size, UserError)]
     if errors and not allows(len(errors)):
         others = f" There are {len(errors) - 1} others." if len(errors) > 1 else ""

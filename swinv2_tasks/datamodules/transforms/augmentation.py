@@ -10,3 +10,11 @@ class Augmentation(Recorded):
     What it builds runs in DataLoader workers. It draws from the global generators of torch, NumPy or Python, which are
     seeded for each sample, so that a training can be resumed exactly.
     """
+
+    def left_out(self, channels: int) -> list[str]:
+        """Names of operations that are left out of images of so many channels, as they are of RGB; by default none.
+
+        Args:
+            channels: Of the images.
+        """
+        return []

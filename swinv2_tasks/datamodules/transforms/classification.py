@@ -45,17 +45,18 @@ class ClassificationAugmentation(Augmentation):
     repeats: int = 1
 
     def build(
-        self, image_size: tuple[int, int], mean: tuple[float, float, float], std: tuple[float, float, float]
+        self, image_size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...]
     ) -> Callable[[Image.Image], Tensor]:
         """The transform of each training image.
 
         Args:
             image_size: Height and width of the result in pixels.
-            mean: Subtracted from RGB in [0, 1].
+            mean: Subtracted from values in [0, 1].
             std: Divides the difference.
 
         Returns:
-            RGB image of any size -> (3, height, width) float32, normalized.
+            RGB image of any size -> (3, height, width) float32, normalized. With other channels than RGB, of which
+            there are as many as means, it is given float32 (C, H, W) as ``tv_tensors.Image``.
         """
         raise NotImplementedError
 
@@ -113,10 +114,11 @@ class ImageNetAugmentation(ClassificationAugmentation):
         check("augmentation.mixup_switch_prob", self.mixup_switch_prob, 0, 1)
         check("augmentation.repeats", self.repeats, 1, 1000)
 
-    def build(
-        self, image_size: tuple[int, int], mean: tuple[float, float, float], std: tuple[float, float, float]
-    ) -> v2.Compose:
-        """Crop, flip, RandAugment or color jitter, normalization and erasing, in this order."""
+    def build(self, image_size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...]) -> v2.Compose:
+        """Crop, flip, RandAugment or color jitter, normalization and erasing, in this order.
+
+        Of images that are not RGB, RandAugment and color jitter are left out.
+        """
         return train_transform(
             image_size,
             mean,
@@ -128,6 +130,11 @@ class ImageNetAugmentation(ClassificationAugmentation):
             self.color_jitter,
             self.random_erasing,
         )
+
+    def left_out(self, channels: int) -> list[str]:
+        """RandAugment or color jitter, where images are not RGB."""
+        stated = {"RandAugment": self.rand_augment_ops, "color jitter": self.color_jitter}
+        return [] if channels == 3 else [name for name, strength in stated.items() if strength][:1]
 
     def build_mixing(self, num_classes: int) -> v2.Transform | None:
         """Mixup or CutMix, drawn for each batch where both are on; None where both are off."""
@@ -165,8 +172,8 @@ def check_pixel_changes(
 
 def train_transform(
     image_size: tuple[int, int],
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
     crop_scale: tuple[float, float],
     horizontal_flip: float,
     rand_augment_ops: int = 0,
@@ -178,12 +185,13 @@ def train_transform(
 ) -> v2.Compose:
     """Random crop and augmentation, as the augmentations of several tasks have it: PIL image -> (3, H, W) float32.
 
+    Images of C other channels, float32 (C, H, W), keep them, and get no operations on colors.
     Videos of torchvision (T, 3, H, W) -> the same shape, alike for all frames; with BILINEAR, since tensors know no
     other way to be rotated. The result is normalized.
 
     Args:
         image_size: Height and width of the result in pixels.
-        mean: Subtracted from RGB in [0, 1].
+        mean: Subtracted from values in [0, 1].
         std: Divides the difference.
         crop_scale: As in `ImageNetAugmentation`, and so the following.
         horizontal_flip: Probability of a horizontal flip.
@@ -198,9 +206,10 @@ def train_transform(
         v2.RandomResizedCrop(image_size, scale=crop_scale, interpolation=interpolation, antialias=antialias),
         v2.RandomHorizontalFlip(horizontal_flip),
     ]
-    if rand_augment_ops:
+    is_rgb = len(mean) == 3
+    if is_rgb and rand_augment_ops:
         steps.append(RandAugment(rand_augment_ops, rand_augment_magnitude, mean, interpolation))
-    elif color_jitter:
+    elif is_rgb and color_jitter:
         steps.append(v2.ColorJitter(color_jitter, color_jitter, color_jitter))
     steps += normalization_steps(mean, std)
     if random_erasing:
@@ -220,9 +229,7 @@ class RandAugment:
         interpolation: How pixels are moved.
     """
 
-    def __init__(
-        self, ops: int, magnitude: int, mean: tuple[float, float, float], interpolation: InterpolationMode
-    ) -> None:
+    def __init__(self, ops: int, magnitude: int, mean: tuple[float, ...], interpolation: InterpolationMode) -> None:
         from timm.data.auto_augment import rand_augment_transform  # slow to import, and few configs need it
 
         settings = {
@@ -291,15 +298,15 @@ def treat_alike(frames: Tensor, transform: Callable[[Tensor], Tensor]) -> Tensor
 
 def eval_transform(
     image_size: int | tuple[int, int],
-    mean: tuple[float, float, float] = IMAGENET_MEAN,
-    std: tuple[float, float, float] = IMAGENET_STD,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
     crop_pct: float = 0.875,
 ) -> v2.Compose:
     """Resize and center crop: PIL image -> (3, H, W) float32, normalized.
 
     Args:
         image_size: Side of the result in pixels, or (height, width).
-        mean: Subtracted from RGB in [0, 1].
+        mean: Subtracted from values in [0, 1].
         std: Divides the difference.
         crop_pct: Side of the crop as a share of the resized image's short side, in (0, 1]: 0.875 resizes to 256
             for a crop of 224. At 1.0 the whole image is stretched to the size instead, without a crop.
@@ -391,7 +398,7 @@ class CutStrip(v2.Transform):
         return inpt if params["sides"] is None else v2.functional.center_crop(inpt, params["sides"])
 
 
-def normalization_steps(mean: tuple[float, float, float], std: tuple[float, float, float]) -> list[v2.Transform]:
+def normalization_steps(mean: tuple[float, ...], std: tuple[float, ...]) -> list[v2.Transform]:
     """What turns an image (PIL, uint8 array or tensor) into float32 in [0, 1], minus the mean, divided by the std."""
     return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
 
@@ -423,13 +430,25 @@ def scaled_size(size: tuple[int, int], limits: tuple[int, int] | None, scale: fl
     return fitting_size(size, (max(1, int(long * scale)), max(1, int(short * scale))))
 
 
+MOST_CV_CHANNELS = 4
+"""Channels that OpenCV resizes at once in all of its versions."""
+
+
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Interpolate an image (H, W, 3) bilinearly to (height, width)."""
-    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+    """Interpolate an image (H, W, C) bilinearly to (height, width)."""
+    if image.shape[2] <= MOST_CV_CHANNELS:
+        return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR).reshape(
+            *size, -1
+        )  # which drops an axis of 1
+    groups = np.split(image, range(MOST_CV_CHANNELS, image.shape[2], MOST_CV_CHANNELS), axis=2)
+    return np.concatenate([resize(np.ascontiguousarray(group), size) for group in groups], axis=2)
 
 
-def normalize(image: np.ndarray, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Tensor:
-    """An image uint8 (H, W, 3) as (3, H, W) float32: scaled to [0, 1], minus the mean, divided by the deviation."""
+def normalize(image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """An image (H, W, C), uint8 or float32, as (C, H, W) float32: scaled to [0, 1], minus mean, divided by deviation.
+
+    Floating-point numbers are taken to be scaled already.
+    """
     return v2.Compose(normalization_steps(mean, std))(image).as_subclass(Tensor)
 
 

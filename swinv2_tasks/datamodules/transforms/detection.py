@@ -15,8 +15,8 @@ from swinv2_tasks.datamodules.transforms.classification import MOST_SCALE, MOST_
 from swinv2_tasks.datamodules.transforms.scenes import Scene
 
 SceneTransform = Callable[[np.ndarray, Sequence[CocoObject], np.ndarray | None, str], Scene]
-"""Makes a scene of an image uint8 (H, W, 3), its annotated objects, the classes of its background uint8 (H, W) or None,
-and what messages call the image. Objects of which nothing is left are left out."""
+"""Makes a scene of an image uint8 (H, W, 3) or float32 (H, W, C), its annotated objects, the classes of its background
+uint8 (H, W) or None, and what messages call the image. Objects of which nothing is left are left out."""
 
 
 class DetectionAugmentation(Augmentation):

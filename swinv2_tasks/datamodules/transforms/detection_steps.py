@@ -104,7 +104,7 @@ class DetectionTransform:
         """Objects of which nothing is left are left out.
 
         Args:
-            image: uint8 (H, W, 3).
+            image: uint8 (H, W, 3), or float32 (H, W, C) of other channels.
             objects: What is annotated on it.
             stuff: Classes of its background, uint8 (H, W).
             where: What messages call the image.

@@ -70,7 +70,7 @@ class ClassificationTransformList(ClassificationAugmentation):
         self._published()  # which looks at its own
 
     def build(
-        self, image_size: tuple[int, int], mean: tuple[float, float, float], std: tuple[float, float, float]
+        self, image_size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...]
     ) -> Callable[[Image.Image], Tensor]:
         """The transforms, the model's size, normalization and erasing, in this order."""
         from swinv2_tasks.datamodules.transforms.listed_steps import ListedImage
@@ -107,7 +107,7 @@ class SimMIMTransformList(SimMIMAugmentation):
         check_entries(self.transforms)
 
     def build(
-        self, image_size: tuple[int, int], mean: tuple[float, float, float], std: tuple[float, float, float]
+        self, image_size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...]
     ) -> Callable[[Image.Image], Tensor]:
         """The transforms, the model's size and normalization, in this order."""
         from swinv2_tasks.datamodules.transforms.listed_steps import ListedImage
@@ -134,7 +134,7 @@ class VideoTransformList(VideoAugmentation):
         check_entries(self.transforms)
 
     def build(
-        self, image_size: tuple[int, int], mean: tuple[float, float, float], std: tuple[float, float, float]
+        self, image_size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...]
     ) -> Callable[[Tensor], Tensor]:
         """The transforms, the model's size and normalization of each frame, in this order."""
         from swinv2_tasks.datamodules.transforms.listed_steps import ListedClip, ListedImage

@@ -41,7 +41,7 @@ class Sample:
     """What the transforms of a list change alike."""
 
     image: np.ndarray
-    """uint8 (H, W, 3)."""
+    """uint8 (H, W, 3), or float32 (H, W, C) of other channels."""
 
     label_map: np.ndarray | None = None
     """uint8 (H, W), counted down from 255: what is ignored is 0, with which transforms fill what lies beyond images."""
@@ -89,18 +89,20 @@ class ListedTransforms:
         """A sample after all transforms.
 
         Raises:
-            UserError: A transform cannot be applied to it, or gives something else than an image of bytes in RGB.
+            UserError: A transform cannot be applied to it, such as one of colors to an image that is not RGB, or gives
+                an image of another type or of other channels.
         """
+        channels, dtype = sample.image.shape[2], sample.image.dtype
         for stage in self.stages:
             height, width = sample.image.shape[:2]
             try:
                 sample = stage(sample)
             except Exception as error:  # transforms raise whatever they do not expect
                 raise UserError(
-                    f"data.augmentation cannot be applied to an image of {width}×{height} pixels: "
-                    f"{printable(error)[:300]}."
+                    f"data.augmentation cannot be applied to an image of {width}×{height} pixels and {channels} "
+                    f"channels: {printable(error)[:300]}."
                 ) from error
-            _check_result(sample)
+            _check_result(sample, channels, dtype)
         return sample
 
 
@@ -175,12 +177,12 @@ def _writable(image: Any) -> np.ndarray:
     return np.require(image, requirements=["C", "W"])
 
 
-def _check_result(sample: Sample) -> None:
+def _check_result(sample: Sample, channels: int, dtype: np.dtype) -> None:
     image = sample.image
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+    if not isinstance(image, np.ndarray) or image.dtype != dtype or image.ndim != 3 or image.shape[2] != channels:
         raise UserError(
             f"data.augmentation gives {getattr(image, 'dtype', 'no')} pixels of shape {tuple(image.shape)}; expected "
-            "an image uint8 (H, W, 3). It is converted and normalized afterwards."
+            f"an image {dtype} (H, W, {channels}). It is converted and normalized afterwards."
         )
     for masks in (sample.label_map, sample.masks):
         if masks is not None and masks.shape[-2:] != image.shape[:2]:
@@ -337,6 +339,7 @@ def _check_names(cls: type, arguments: dict[str, Any], where: str) -> None:
 class ListedImage:
     """The transforms of a list, then the model's size: PIL image or array uint8 (H, W, 3) -> (3, h, w) float32.
 
+    Images of C other channels are float32 (C, H, W), and keep them.
     Where the list does not give an image of that size, it is resized to cover it, and its middle is cropped.
 
     Args:
@@ -350,8 +353,8 @@ class ListedImage:
         self,
         entries: TransformList,
         image_size: tuple[int, int],
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
     ) -> None:
         self.transforms = ListedTransforms(entries)
         self.image_size = image_size
@@ -361,6 +364,8 @@ class ListedImage:
 
     def __call__(self, image: Any) -> Tensor:
         """Transforms, fits and normalizes an image."""
+        if isinstance(image, Tensor):  # of other channels than RGB
+            image = image.permute(1, 2, 0).numpy()
         pixels = self.transforms(Sample(_writable(image))).image
         return self.normalize(pixels if pixels.shape[:2] == self.image_size else self.fit(pixels))
 

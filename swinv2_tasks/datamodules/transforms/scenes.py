@@ -12,7 +12,7 @@ class Scene(TypedDict):
     """An image and its n objects, in pixels of the image."""
 
     image: np.ndarray
-    """uint8 (H, W, 3)."""
+    """uint8 (H, W, 3), or float32 (H, W, C) of other channels."""
 
     boxes: np.ndarray
     """float32 (n, 4): left, top, right, bottom."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -22,8 +23,8 @@ class SegmentationAugmentation(Augmentation):
             resize: Limits of the long and the short side that evaluation resizes images to; None: it does not.
 
         Returns:
-            Image uint8 (H, W, 3), RGB, and mask uint8 (H, W) of class indices, 255 where ignored -> the same of another
-            size.
+            Image uint8 (H, W, 3), RGB, or of other channels float32 (H, W, C), and mask uint8 (H, W) of class indices,
+            255 where ignored -> the same of another size.
         """
         raise NotImplementedError
 
@@ -66,11 +67,13 @@ class ADE20KAugmentation(SegmentationAugmentation):
             photometric_distortion,
         )
 
-        steps = [
+        steps: list[Any] = [
             RandomRescale(resize, self.scale_range),
             ClassLimitedCrop(crop_size, self.cat_max_ratio),
             A.HorizontalFlip(p=self.horizontal_flip),
         ]
-        if self.photometric_distortion:
-            steps += photometric_distortion()
-        return SegmentationTransform(steps)
+        return SegmentationTransform(steps, photometric_distortion() if self.photometric_distortion else [])
+
+    def left_out(self, channels: int) -> list[str]:
+        """The photometric distortion, where images are not RGB."""
+        return ["photometric distortion"] if self.photometric_distortion and channels != 3 else []

@@ -101,15 +101,18 @@ class SegmentationTransform:
 
     Args:
         steps: Transforms of albumentations.
+        colors: Further ones, which change the colors of RGB images and are left out of others.
     """
 
-    def __init__(self, steps: Sequence[Any]) -> None:
-        self.transforms = A.Compose(steps)
+    def __init__(self, steps: Sequence[Any], colors: Sequence[Any] = ()) -> None:
+        self.transforms = A.Compose([*steps, *colors])
+        self.geometry = A.Compose([*steps])
 
     def __call__(self, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Image uint8 (H, W, 3) and mask uint8 (H, W), 255 where ignored -> the same, as the steps leave them."""
-        reseed(self.transforms)
-        both = self.transforms(image=image, mask=mask)
+        """Image (H, W, C) and mask uint8 (H, W), 255 where ignored -> the same, as the steps leave them."""
+        transforms = self.transforms if image.shape[2] == 3 else self.geometry
+        reseed(transforms)
+        both = transforms(image=image, mask=mask)
         return both["image"], both["mask"]
 
 

@@ -15,7 +15,7 @@ class SimMIMAugmentation(Augmentation):
     """The augmentation of masked image modeling: a subclass says by ``build`` what is done to an image."""
 
     def build(
-        self, image_size: tuple[int, int], mean: tuple[float, float, float], std: tuple[float, float, float]
+        self, image_size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...]
     ) -> Callable[[Image.Image], Tensor]:
         """The transform of each training image.
 
@@ -25,7 +25,8 @@ class SimMIMAugmentation(Augmentation):
             std: Divides the difference.
 
         Returns:
-            RGB image of any size -> (3, height, width) float32, normalized.
+            RGB image of any size -> (3, height, width) float32, normalized. With other channels than RGB, of which
+            there are as many as means, it is given float32 (C, H, W) as ``tv_tensors.Image``.
         """
         raise NotImplementedError
 
@@ -48,8 +49,6 @@ class CropFlipAugmentation(SimMIMAugmentation):
     def __post_init__(self) -> None:
         check_crop_and_flip(self.crop_scale, self.horizontal_flip)
 
-    def build(
-        self, image_size: tuple[int, int], mean: tuple[float, float, float], std: tuple[float, float, float]
-    ) -> v2.Compose:
+    def build(self, image_size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...]) -> v2.Compose:
         """Crops, flips and normalizes."""
         return train_transform(image_size, mean, std, self.crop_scale, self.horizontal_flip, interpolation=BILINEAR)

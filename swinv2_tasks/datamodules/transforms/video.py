@@ -108,7 +108,7 @@ class VideoAugmentation(Augmentation):
     """The augmentation of video classification: a subclass says by ``build`` what is done to a clip."""
 
     def build(
-        self, image_size: tuple[int, int], mean: tuple[float, float, float], std: tuple[float, float, float]
+        self, image_size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...]
     ) -> Callable[[Tensor], Tensor]:
         """The transform of each training clip, alike for all of its frames.
 
@@ -151,9 +151,7 @@ class KineticsAugmentation(VideoAugmentation):
         check_crop_and_flip(self.crop_scale, self.horizontal_flip)
         check_pixel_changes(self.rand_augment_ops, self.rand_augment_magnitude, self.color_jitter, self.random_erasing)
 
-    def build(
-        self, image_size: tuple[int, int], mean: tuple[float, float, float], std: tuple[float, float, float]
-    ) -> v2.Compose:
+    def build(self, image_size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...]) -> v2.Compose:
         """Crop, flip, RandAugment or color jitter, normalization and erasing, alike for all frames."""
         transform = train_transform(
             image_size,
@@ -232,8 +230,8 @@ class EvalViews:
         self,
         size: tuple[int, int],
         crops: int,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
         crop_pct: float = 1.0,
     ) -> None:
         self.size = size
