@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 import operator
+from collections.abc import Callable
 from typing import Any, get_args
 
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -39,7 +41,23 @@ class ParsedTrainer(Trainer):  # noqa: D101, it inherits Lightning's docstring, 
 
 
 class TasksArgumentParser(RefusingParser, LightningArgumentParser):
-    """Lets a backbone be given as one of the size factories, which are functions; prints configs as text alone."""
+    """Lets a backbone be given as one of the size factories, which are functions; prints configs as text alone.
+
+    Args:
+        *args: of Lightning's parser.
+        **kwargs: likewise.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.builders: dict[type, Callable[..., Any]] = {}
+        """What makes objects of a class and its subclasses: of (class, its arguments)."""
+
+    def instantiate(self, namespace: Namespace, *args: Any, **kwargs: Any) -> Namespace:
+        """Makes the objects that a config names, by ``builders`` where there are some for their class."""
+        if self.builders:
+            kwargs["instantiators"] = [(build, cls, True) for cls, build in self.builders.items()]
+        return super().instantiate(namespace, *args, **kwargs)
 
     def dump(self, *args: Any, **kwargs: Any) -> str:
         """A config as YAML; where a character in it would do something, what is not ASCII are escapes."""

@@ -69,6 +69,7 @@ from swinv2_tasks.cli.refusals import option_setting
 from swinv2_tasks.cli.released import name_classes, state_classes
 from swinv2_tasks.cli.settings import full_class_names
 from swinv2_tasks.cli.trainer_settings import check_devices, check_folders, check_linked, check_numbers, explain_refusal
+from swinv2_tasks.datamodules import CocoDataModule
 from swinv2_tasks.datamodules.readers.images import MAX_PIXELS, restored_limit
 from swinv2_tasks.errors import (
     ArgumentsError,
@@ -82,6 +83,7 @@ from swinv2_tasks.errors import (
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.hyperparameters import task_record
 from swinv2_tasks.stopping import lead, stops
+from swinv2_tasks.tasks import DetectionTask
 from swinv2_tasks.tasks.base import BaseTask
 from swinv2_tasks.text import command_word, printable, say, show_warnings
 from swinv2_tasks.training.lightning_internals import (
@@ -158,6 +160,9 @@ class TasksCLI(CheckpointCheckingCLI):
     """
 
     folder: Path
+    _objects: CocoDataModule | None = None
+    """The data that a detector is made for."""
+
     output: OutputFolder | None = None
     """What --output names; None in a training, and where the run has a folder in --runs."""
 
@@ -371,6 +376,8 @@ class TasksCLI(CheckpointCheckingCLI):
         """Builds model, data and trainer; with a strategy that shards, blocks on the meta device first."""
         strategy = self._config["trainer"]["strategy"]
         sharded = f"{ShardedStrategy.__module__}.{ShardedStrategy.__name__}"
+        if self.subcommand == "fit" and self._config["ckpt_path"] is None:
+            self.parser.builders = {CocoDataModule: self._build_objects, DetectionTask: self._build_detector}
         with blocks_on_meta_device() if getattr(strategy, "class_path", None) == sharded else nullcontext():
             try:
                 super().instantiate_classes()
@@ -383,6 +390,22 @@ class TasksCLI(CheckpointCheckingCLI):
         if self.subcommand == "predict":
             name_classes(self.model, task_data(self))
         self._check_head(self.model.fresh_head)
+
+    def _build_objects(self, cls: type[CocoDataModule], **arguments: Any) -> CocoDataModule:
+        """The data of a detector, which is made after them."""
+        self._objects = cls(**arguments)
+        return self._objects
+
+    def _build_detector(self, cls: type[DetectionTask], **arguments: Any) -> DetectionTask:
+        """A detector; without a mask branch where the training data have boxes alone, which is said."""
+        detector = arguments["detector"]
+        if detector.masks and self._objects is not None and not self._objects.has_training_masks:
+            arguments["detector"] = type(detector)(**detector.init_args | {"masks": False})
+            self._objects.masks = False
+            _init_args(_init_args(self._config["model"])["detector"])["masks"] = False  # for config.yaml
+            _init_args(self._config["data"])["masks"] = False
+            rank_zero_only(say)("the data have no masks: the detector learns boxes alone (model.detector.masks false)")
+        return cls(**arguments)
 
     def _check_head(self, fresh: str | None) -> None:
         """Refuses to evaluate or predict by chance.

@@ -422,7 +422,7 @@ class ADE20KDataModule(BaseDataModule):
         rank_zero_only(say)(describe_shares(coding, train, whole))
         absent = class_pixels(coding, [*train, *val]).count(0)
         is_assumed = self._class_source is None and not lists_in_root(self.root, CLASS_LISTS)
-        if is_assumed and absent > len(coding.names) // 2:
+        if is_assumed and self._own_names == [*ADE20K_NAMES] and absent > len(coding.names) // 2:
             rank_zero_only(say)(
                 "note: these are ADE20K's names, as nothing states others. If it is another dataset, name its classes "
                 "with data.class_names, or in data.root/classes.txt, a line each."

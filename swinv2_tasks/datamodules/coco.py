@@ -134,7 +134,8 @@ class CocoDataModule(BaseDataModule):
         val_seed: Which images are set aside.
         stuff_classes: How many classes the maps of `files.train_stuff` have, at most 254; with 0 they are not read. The
             command line takes it from the detector.
-        class_names: Names of the classes, for predicting without annotation files: a list, or a text file with a name
+        class_names: Names of the classes, for predicting without annotation files, or to read the dataset's classes in
+            this order: a list, or a text file with a name
             per line, whose ids are 1, 2, …; or a CSV file of `ID,NAME`. Files are looked for in root first.
         class_mapping: What becomes of classes, by name or id: another name, which merges those that share it, or null,
             which leaves their objects out, crowds as well, while the images stay; the key `*` stands for all that no
@@ -225,7 +226,8 @@ class CocoDataModule(BaseDataModule):
         self.exif_rotation = exif_rotation
         self._keep_empty = keep_empty
         self.aspect_ratio_grouping = aspect_ratio_grouping
-        self._annotations: dict[str, CocoAnnotations] = {}
+        self._splits: dict[str, tuple[CocoAnnotations, Path]] = {}
+        """What is annotated in each split that was read, and the folder of its images."""
         self._emptied: dict[str, np.ndarray] = {}
         """Of a split's images, which have objects of dropped classes alone, bool (images,)."""
 
@@ -259,9 +261,14 @@ class CocoDataModule(BaseDataModule):
 
     @cached_property
     def _own_classes(self) -> tuple[list[int], list[str]]:
-        if self._stated_names is not None:
-            return stated_categories(class_source(self._stated_names, self.root))
-        return self._source.categories()
+        if self._stated_names is None:
+            return self._source.categories()
+        ids, names = stated_categories(class_source(self._stated_names, self.root))
+        if self.source is None and self.root is not None and Path(self.root).expanduser().is_dir():
+            own_ids, own_names = self._source.categories()
+            if sorted(names) == sorted(set(own_names)):  # their order is stated; ids are the dataset's
+                return [own_ids[own_names.index(name)] for name in names], names
+        return ids, names
 
     @property
     def class_names(self) -> list[str]:
@@ -276,7 +283,7 @@ class CocoDataModule(BaseDataModule):
     @property
     def class_frequencies(self) -> list[str] | None:
         """LVIS: how frequent each category is, `r`, `c` or `f`; None in other layouts. Known after `setup`."""
-        stated = (annotations.frequencies for annotations in self._annotations.values())
+        stated = (annotations.frequencies for annotations, _ in self._splits.values())
         return next((frequencies for frequencies in stated if frequencies is not None), None)
 
     @property
@@ -287,7 +294,16 @@ class CocoDataModule(BaseDataModule):
     @property
     def has_masks(self) -> bool:
         """Whether the data of the stage that was set up have masks, and they are read. Known after `setup`."""
-        return self.masks and any(annotations.has_masks for annotations in self._annotations.values())
+        return self.masks and any(annotations.has_masks for annotations, _ in self._splits.values())
+
+    @property
+    def has_training_masks(self) -> bool:
+        """Whether the training data have masks, and they are read; known before `setup`.
+
+        Raises:
+            UserError: The annotations cannot be read.
+        """
+        return self.masks and self._read_split("train")[0].has_masks
 
     def largest_size(self) -> tuple[int, int]:
         """Height and width in pixels of the largest images that training batches are padded to."""
@@ -342,20 +358,35 @@ class CocoDataModule(BaseDataModule):
             self.test_dataset = self._evaluated_objects("test" if has_own else "val")
 
     def _read_split(self, split: Split) -> tuple[CocoAnnotations, Path]:
-        """What is annotated in a split, and the folder of its images.
+        """What is annotated in a split, and the folder of its images; read once.
 
         These are all there, unless faulty samples are skipped.
         """
+        if split not in self._splits:
+            self._splits[split] = self._open_split(split)
+        return self._splits[split]
+
+    def _open_split(self, split: Split) -> tuple[CocoAnnotations, Path]:
         if split == "val" and not self._source.has("val") and self._source.has("train"):
             raise self.missing_validation(self._source.place("val"), self._source.validation_settings)
         annotations, folder = self._source.read(split)
         path = annotations.path
         classes = (annotations.class_ids, annotations.class_names)
-        if classes != self._own_classes:
+        if classes != self._own_classes and sorted(zip(*classes, strict=True)) == sorted(
+            zip(*self._own_classes, strict=True)
+        ):
+            annotations = _in_order(annotations, *self._own_classes)
+        elif classes != self._own_classes:
+            is_stated = self._stated_names is not None
+            others = "data.class_names states" if is_stated else "the other annotation file of this dataset has"
+            advice = (
+                "Leave data.class_names out, or state these names."
+                if is_stated
+                else "Training and evaluation need the same: give both files all categories."
+            )
             raise UserError(
-                f"{path} has the categories {abbreviate(_named(*classes), 8)}, the other annotation file of this "
-                f"dataset {abbreviate(_named(*self._own_classes), 8)}. Training and evaluation need the same: give "
-                "both files all categories."
+                f"{path} has the categories {abbreviate(_named(*classes), 8)}, {others} "
+                f"{abbreviate(_named(*self._own_classes), 8)}. {advice}"
             )
 
         if not len(annotations.images):
@@ -373,7 +404,6 @@ class CocoDataModule(BaseDataModule):
             before = len(annotations.images.objects)
             annotations, self._emptied[split] = map_annotations(annotations, self._mapped)
             self._report_mapped(split, before, len(annotations.images.objects))
-        self._annotations[split] = annotations
         return annotations, folder
 
     def _report_mapped(self, split: Split, before: int, after: int) -> None:
@@ -509,6 +539,12 @@ def map_annotations(annotations: CocoAnnotations, mapped: MappedClasses[int]) ->
         has_masks=bool(objects.have_shapes.any()),
         frequencies=frequencies,
     ), is_emptied
+
+
+def _in_order(annotations: CocoAnnotations, ids: list[int], names: list[str]) -> CocoAnnotations:
+    """The same with the classes in another order."""
+    arranged = MappedClasses(ids, names, [ids.index(category) for category in annotations.class_ids], {})
+    return map_annotations(annotations, arranged)[0]
 
 
 def _named(ids: list[int], names: list[str]) -> list[str]:

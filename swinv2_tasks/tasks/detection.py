@@ -43,6 +43,7 @@ class DetectionTask(BaseTask):
 
     num_classes: int
     compare_class_names = True
+    ids_are_the_datasets = True
     head_methods = ("losses",)
 
     def __init__(

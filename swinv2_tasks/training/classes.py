@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from lightning.pytorch import LightningModule
@@ -39,6 +40,9 @@ class ClassAwareTask(LightningModule):
 
     compare_class_names = False
     """Whether classes of the same ids and other names are other classes: where ids merely count, in every dataset."""
+
+    ids_are_the_datasets = False
+    """Whether classes are told by their names: ids are numbers that each dataset gives them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,6 +93,8 @@ class ClassAwareTask(LightningModule):
             UserError: they are not the ones known already.
         """
         other = "the model" if whose == "the data" else "the data"
+        if self.ids_are_the_datasets and self.class_ids is not None and self.class_names is not None:
+            ids = self._by_name(ids, names, whose, other)
         if self.class_ids is not None and self.class_ids != ids:
             if self.compare_class_names and self.class_names == names:
                 raise UserError(
@@ -110,6 +116,28 @@ class ClassAwareTask(LightningModule):
                 "Take the dataset of these classes, or train a new head with model.weights."
             )
         self.class_ids, self.class_names = ids, names
+
+    def _by_name(self, ids: list[Any], names: list[str], whose: str, other: str) -> list[Any]:
+        """The ids to go on with where classes have the known names, which may have other ids.
+
+        Raises:
+            UserError: they have them in another order.
+        """
+        known_ids, known_names = self.class_ids or [], self.class_names or []
+        if names == known_names and ids != known_ids:
+            rank_zero_only(say)(
+                f"{whose} has the classes of {other} by their names; their ids are {abbreviate(ids)}, in {other} "
+                f"{abbreviate(known_ids)}"
+            )
+            self.class_ids = ids if whose == "the data" else known_ids
+            return self.class_ids
+        if names != known_names and sorted(names) == sorted(known_names):
+            trained = known_names if whose == "the data" else names
+            raise UserError(
+                f"{whose} has the classes of {other} in another order. Name that of the training: "
+                f"--data.class_names '{json.dumps(trained, ensure_ascii=False)}'"
+            )
+        return ids
 
     def _report_order_of_numbers(self) -> None:
         """Prints which class each row of a head from a file is taken for, where classes are called by numbers.

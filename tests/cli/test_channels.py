@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import yaml
 from PIL import Image
 
 from swinv2_tasks.cli.main import main
-from tests.helpers.tiny import BACKBONE, QUIET
+from tests.helpers import objects
+from tests.helpers.tiny import BACKBONE, QUIET, as_config
 
 
 def numbers(value: float, channels: int) -> str:
@@ -128,3 +130,76 @@ def test_masked_images_of_five_channels(tmp_path: Path) -> None:
 def test_means_must_be_of_the_channels(tmp_path: Path, capsys: Any) -> None:
     assert main(["fit", "--config=imagenet.yaml", "--data.channels=5", f"--data.root={tmp_path}"]) == 1
     assert "data.mean has 3 values, data.channels is 5" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_objects_on_images_of_four_channels(tmp_path: Path) -> None:
+    """COCO's layout with TIFF files of 16 bits instead of photographs."""
+    root = objects.write_objects(tmp_path / "data", train=4, val=2)
+    for split in ("train", "val"):
+        for image in (root / f"{split}2017").iterdir():
+            pixels = np.asarray(Image.open(image)).astype(np.uint16) * 257
+            write_tiff(image.with_suffix(".tif"), np.dstack([pixels, pixels[..., :1]]))
+            image.unlink()
+        objects.change(root, split, name_tiff_files)
+    data = {**as_config(objects.DATA), "batch_size": 2}
+    arguments = settings(tmp_path, "coco.yaml", 4, data)
+    arguments.append("--model.detector.init_args=" + json.dumps(objects.DETECTOR))
+    output = fit_resume_validate_predict(arguments, root, tmp_path, "coco", root / "val2017")
+    assert len([*(output / "visualizations").iterdir()]) == 2
+
+
+def write_tiff(path: Path, pixels: np.ndarray) -> None:
+    """(H, W, channels), interleaved."""
+    tifffile.imwrite(path, pixels, photometric="minisblack", planarconfig="contig")
+
+
+def name_tiff_files(content: dict[str, Any]) -> None:
+    for image in content["images"]:
+        image["file_name"] = str(Path(image["file_name"]).with_suffix(".tif"))
+
+
+# ---- the check of a dataset
+
+
+def check(tmp_path: Path, task: str, root: Path, *arguments: str) -> dict[str, Any]:
+    """What the report of a check says, read in the command's own process; the checks by their names."""
+    folder = tmp_path / "check"
+    main(["data", "check", task, str(root), f"--output={folder}", "--workers=0", *arguments])
+    report: dict[str, Any] = json.loads((folder / "check.json").read_text())
+    return report
+
+
+def files_of(report: dict[str, Any], name: str) -> list[str]:
+    (findings,) = [entry["findings"] for entry in report["checks"] if entry["check"] == name] or [[]]
+    return [Path(finding["file"]).name for finding in findings]
+
+
+def test_mean_and_deviation_of_five_channels_are_measured(tmp_path: Path, capsys: Any) -> None:
+    """As the values are read: a model whose data are normalized with them sees a mean of 0 and a deviation of 1."""
+    root = write_classes(tmp_path / "data", (40, 36, 5), ".npy")
+    report = check(tmp_path, "imagenet", root, "--data.channels=5", "--data.value_range=[0,50000]")
+    values = [np.load(path).reshape(-1, 5) / 50000 for path in sorted(root.glob("*/*/*.npy"))]
+    mean = np.mean([x.mean(0) for x in values], axis=0)
+    deviation = np.sqrt(np.mean([(x**2).mean(0) for x in values], axis=0) - mean**2)
+    assert report["mean"] == pytest.approx(mean, abs=1e-4)
+    assert report["std"] == pytest.approx(deviation, abs=1e-4)
+    assert report["totals"] == {"error": 0, "warning": 0, "note": 0}
+    assert "--data.mean, --data.std" in capsys.readouterr().out
+    assert "5 channels" in (tmp_path / "check" / "check.html").read_text()
+
+
+def test_other_channels_and_copies_are_told(tmp_path: Path) -> None:
+    root = write_classes(tmp_path / "data", (40, 36, 5), ".npy")
+    for path in [*root.rglob("*.npy")]:
+        write_tiff(path.with_suffix(".tif"), np.load(path))
+        path.unlink()
+    write_tiff(root / "train/c0/0.tif", np.zeros((40, 36, 4), np.uint16))
+    values = tifffile.imread(root / "train/c0/1.tif")
+    np.save(root / "val/c0/copy.npy", values)  # the same values in another format
+    report = check(tmp_path, "imagenet", root, "--data.channels=5")
+    assert files_of(report, "unreadable_file") == ["0.tif"]
+    assert files_of(report, "same_pixels_across_splits") in (["copy.npy"], ["1.tif"])
+    # What was measured of other channels is not taken for these.
+    again = check(tmp_path, "imagenet", root, "--data.channels=4")
+    assert len(files_of(again, "unreadable_file")) == 12

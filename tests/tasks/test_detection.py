@@ -199,11 +199,20 @@ def test_each_detector_trains_evaluates_and_predicts(name: str, objects: Path, t
 def test_a_dataset_of_boxes_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_objects(tmp_path / "plain", masks=False)
     config = write_config(tmp_path / "objects.yaml", data)
-    assert main(["fit", f"--config={config}", f"--runs={tmp_path / 'runs'}"]) == 1
-    assert "--model.detector.masks=false" in capsys.readouterr().err
-    folder = fit(tmp_path, data, "--model.detector.masks=false")
+    assert main(["fit", f"--config={config}", f"--runs={tmp_path / 'runs'}", "--trainer.max_epochs=1"]) == 0
+    folder = runs.newest_run(tmp_path / "runs")
+    assert "the data have no masks: the detector learns boxes alone" in capsys.readouterr().out
     names = {name for row in read_metrics(folder) for name in row}
     assert "val/box_ap" in names and not any("mask" in name for name in names)
+
+    # The run says so: it is evaluated and resumed as what it is, on data with masks as well.
+    detector = yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]["detector"]
+    assert detector["init_args"]["masks"] is False
+    assert not DetectionTask.load_from_checkpoint(last_checkpoint(folder)).head.has_masks
+    with_masks = write_objects(tmp_path / "other")
+    scores = read_scores(evaluate(tmp_path / "runs", from_last(folder), f"--data.root={with_masks}"))
+    assert "val/box_ap" in scores and "val/mask_ap" not in scores
+    assert main(["fit", f"--resume={folder}", "--trainer.max_epochs=2"]) == 0
 
 
 def test_bfloat16_trains(objects: Path, tmp_path: Path) -> None:

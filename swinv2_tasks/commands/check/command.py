@@ -12,7 +12,7 @@ import numpy as np
 
 from swinv2_tasks.commands.check.charts import Chart, class_charts, count_chart, histogram
 from swinv2_tasks.commands.check.classes import check_classes
-from swinv2_tasks.commands.check.datasets import Dataset, TaskName, read_dataset
+from swinv2_tasks.commands.check.datasets import Dataset, Sample, TaskName, read_dataset
 from swinv2_tasks.commands.check.duplicates import Item, check_duplicates
 from swinv2_tasks.commands.check.facts import Facts, Media, Task
 from swinv2_tasks.commands.check.files import check_file
@@ -20,6 +20,7 @@ from swinv2_tasks.commands.check.findings import SEVERITIES, Findings, as_json, 
 from swinv2_tasks.commands.check.masks import check_label_map, check_unpaired
 from swinv2_tasks.commands.check.measuring import measure_files
 from swinv2_tasks.commands.check.page import write_page
+from swinv2_tasks.commands.check.pictures import middle_frame
 from swinv2_tasks.commands.check.sizes import check_image, check_modes, check_video
 from swinv2_tasks.errors import ArgumentsError
 from swinv2_tasks.files import is_inside, replace_file
@@ -93,13 +94,13 @@ def check_dataset(
     facts |= measure_files(tasks, folder / JOURNAL, workers, seconds)
 
     media: Media = "video" if task == "kinetics" else "image"
-    _check_samples(findings, dataset, facts, media)
+    _check_samples(findings, dataset, facts)
     check_classes(findings, dataset.class_names, dataset.counts)
     items = [
-        Item(split, sample.path, sample.labels, facts[Task(sample.path, media)])
+        Item(split, sample.path, sample.labels, facts[_task(dataset, sample)])
         for split, samples in dataset.samples.items()
         for sample in samples
-        if not facts[Task(sample.path, media)].reason
+        if not facts[_task(dataset, sample)].reason
     ]
     check_duplicates(findings, items)
 
@@ -121,7 +122,8 @@ def check_dataset(
     for path in [folder / "check.json", *([Path(json_file).expanduser()] if json_file is not None else [])]:
         replace_file(path, lambda unfinished: unfinished.write_text(json.dumps(results, indent=1) + "\n", "utf-8"))
     charts = _charts(dataset, [item.facts for item in items])
-    write_page(folder / "check.html", task, root, findings, table, charts)
+    show = middle_frame if task == "kinetics" else dataset.reader.picture
+    write_page(folder / "check.html", task, root, findings, table, charts, show)
 
     for line in describe(findings):
         say(line)
@@ -132,19 +134,24 @@ def check_dataset(
     return findings
 
 
+def _task(dataset: Dataset, sample: Sample) -> Task:
+    """How the file of a sample is measured."""
+    return Task(sample.path, "video") if dataset.task == "kinetics" else Task(sample.path, "image", dataset.reader)
+
+
 def _tasks(dataset: Dataset) -> list[Task]:
     """The files to measure, each once."""
     tasks: dict[Task, None] = {}
     map_media: Media = "colored label map" if dataset.coding is not None and dataset.coding.has_colors else "label map"
     for samples in dataset.samples.values():
         for sample in samples:
-            tasks[Task(sample.path, "video" if dataset.task == "kinetics" else "image")] = None
+            tasks[_task(dataset, sample)] = None
             if sample.label_map is not None:
                 tasks[Task(sample.label_map, map_media)] = None
     return list(tasks)
 
 
-def _check_samples(findings: Findings, dataset: Dataset, facts: Mapping[Task, Facts], media: Media) -> None:
+def _check_samples(findings: Findings, dataset: Dataset, facts: Mapping[Task, Facts]) -> None:
     """Adds what is wrong with each file, and with its labels beside it."""
     map_media: Media = "colored label map" if dataset.coding is not None and dataset.coding.has_colors else "label map"
     images: list[tuple[str, str, Facts]] = []
@@ -153,7 +160,7 @@ def _check_samples(findings: Findings, dataset: Dataset, facts: Mapping[Task, Fa
         counts: Counter[int] = Counter()
         sizes = dataset.objects[split].images if split in dataset.objects else {}
         for sample in samples:
-            measured = facts[Task(sample.path, media)]
+            measured = facts[_task(dataset, sample)]
             check_file(findings, split, sample.path, measured)
             if dataset.task == "ade20k":
                 counts.update(sample.labels)
@@ -163,7 +170,7 @@ def _check_samples(findings: Findings, dataset: Dataset, facts: Mapping[Task, Fa
                 counts.update([*check_label_map(findings, split, pairs[-1], measured, label_map, dataset.coding)])
             if measured.reason:
                 continue
-            if media == "video":
+            if dataset.task == "kinetics":
                 check_video(findings, split, sample.path, measured, dataset.clip_frames)
                 continue
             images.append((split, sample.path, measured))
@@ -181,7 +188,7 @@ def _check_samples(findings: Findings, dataset: Dataset, facts: Mapping[Task, Fa
 
 
 def channel_statistics(facts: Sequence[Facts]) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel, in [0, 1], each image counted alike; nothing without images."""
+    """Mean and standard deviation of each channel of the values as read, each image counted alike; none without."""
     measured = [entry for entry in facts if entry.mean]
     if not measured:
         return [], []
@@ -201,7 +208,7 @@ def _table(dataset: Dataset, number: int, mean: list[float], deviation: list[flo
     if dataset.class_names:
         rows.append(("classes", f"{len(dataset.class_names):,}"))
     if mean:
-        rows += [("mean of RGB", _listed(mean)), ("deviation", _listed(deviation))]
+        rows += [("mean of RGB" if len(mean) == 3 else "mean", _listed(mean)), ("deviation", _listed(deviation))]
     return rows
 
 
@@ -216,6 +223,6 @@ def _charts(dataset: Dataset, facts: Sequence[Facts]) -> list[Chart]:
     if dataset.task == "kinetics":
         charts.append(histogram("frames of a video", [entry.frames for entry in facts], True))
     else:
-        modes = Counter(f"{entry.format} {entry.mode}" for entry in facts)
+        modes = Counter(f"{entry.format} {entry.mode}".strip() for entry in facts)
         charts.append(count_chart("formats and modes", modes))
     return [chart for chart in charts if chart is not None and chart.bars]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
@@ -28,6 +28,7 @@ from swinv2_tasks.datamodules import (
 )
 from swinv2_tasks.datamodules.classes import Classes
 from swinv2_tasks.datamodules.layouts import SPLIT_NAMES, Split, Tree
+from swinv2_tasks.datamodules.readers.channels import RGB_READER, ImageReader
 from swinv2_tasks.datamodules.readers.coco import CocoSource
 from swinv2_tasks.datamodules.readers.coco_scenes import CocoScenes
 from swinv2_tasks.datamodules.readers.images import files_below, has_image_extension, list_images
@@ -76,6 +77,8 @@ class Dataset:
     """Of detection."""
     coding: LabelCoding | None = None
     """Of segmentation: what label maps hold; None where that cannot be told."""
+    reader: ImageReader = RGB_READER
+    """Of its images."""
     clip_frames: int = 1
     """Of videos: the frames that a training clip spans."""
 
@@ -109,10 +112,17 @@ def open_datamodule(
     part = run_as(ParseOnlyCLI, "fit", arguments).config["fit"]["data"].as_dict()
     if not issubclass(resolve_name(part["class_path"]), DATAMODULES[task]):
         raise ArgumentsError(f"{task} data are expected, the config is of {part['class_path'].rpartition('.')[2]}.")
-    part["init_args"] |= stated | tolerant
+    part["init_args"] |= stated | tolerant | _any_normalization(part["init_args"])
     parser = TasksArgumentParser()
     parser.add_subclass_arguments(DATAMODULES[task], "data")
     return parser.instantiate_classes(parser.parse_object({"data": part}))["data"]
+
+
+def _any_normalization(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Mean and deviation for as many channels as there are, of images that other ones are still to be measured of."""
+    channels = settings.get("channels", 3)
+    is_stated = isinstance(channels, int) and channels > 0 and len(settings.get("mean", ())) != channels
+    return {"mean": [0.5] * channels, "std": [0.5] * channels} if is_stated else {}
 
 
 def _split_folders(root: str) -> dict[str, str]:
@@ -131,7 +141,7 @@ def read_dataset(task: TaskName, data: Any, findings: Findings) -> Dataset:
     Raises:
         UserError: The folder has no layout that is known, or could be read in several ways.
     """
-    dataset = Dataset(task)
+    dataset = Dataset(task, reader=data.reader)
     readers: dict[TaskName, Callable[[Any, Dataset, Findings], None]] = {
         "imagenet": _read_images,
         "coco": _read_objects,

@@ -19,9 +19,10 @@ from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from swinv2_tasks.datamodules.readers.images import FORMATS, MOST_FILE_BYTES, read_image
+from swinv2_tasks.datamodules.readers.channels import RGB_READER, ImageReader
+from swinv2_tasks.datamodules.readers.images import FORMATS, MOST_FILE_BYTES
 from swinv2_tasks.datamodules.readers.label_maps import read_colors, read_values
 from swinv2_tasks.datamodules.readers.videos import Video
 from swinv2_tasks.errors import UserError, reason_of
@@ -49,6 +50,8 @@ class Task(NamedTuple):
 
     path: str
     media: Media
+    reader: ImageReader = RGB_READER
+    """Of an image: how the dataset reads it."""
 
 
 @dataclass(slots=True)
@@ -60,16 +63,16 @@ class Facts:
     content: str = ""
     """Digest of the file's bytes."""
     pixels: str = ""
-    """Digest of the pixels, as RGB."""
+    """Digest of the pixels, as they are read."""
     format: str = ""
     mode: str = ""
-    """Pillow's, as stored."""
+    """Pillow's, as stored; of other images than RGB, their channels."""
     bits: int = 8
     width: int = 0
     """In pixels, as shown: after EXIF's orientation."""
     height: int = 0
     orientation: int = 1
-    """EXIF's."""
+    """EXIF's, where it is followed."""
     hash: int | None = None
     """64 bits; None where an image shows nothing to tell it by."""
     thumbnail: str = ""
@@ -77,7 +80,7 @@ class Facts:
     deviation: float = 0.0
     """Of the gray values, in [0, 255]."""
     mean: tuple[float, ...] = ()
-    """Of each channel, in [0, 1]."""
+    """Of each channel, in [0, 1] where the values are."""
     square: tuple[float, ...] = ()
     """Means of the squares."""
     values: dict[int, int] | None = None
@@ -115,10 +118,11 @@ class Facts:
 
 def measure(task: Task) -> Facts:
     """What there is to know of a file; of one that cannot be read, why."""
-    measures = {"image": _measure_image, "video": _measure_video}
     try:
-        if task.media in measures:
-            return measures[task.media](task.path)
+        if task.media == "image":
+            return _measure_image(task.path, task.reader)
+        if task.media == "video":
+            return _measure_video(task.path)
         return _measure_label_map(task.path, has_colors=task.media == "colored label map")
     except UserError as error:
         return Facts(reason=_shorten(str(error), task.path))
@@ -137,18 +141,32 @@ def _shorten(message: str, path: str) -> str:
 # ---- images
 
 
-def _measure_image(path: str) -> Facts:
+def _measure_image(path: str, reader: ImageReader) -> Facts:
     content = read_bytes(path, MOST_FILE_BYTES)
-    picture = read_image(path, content)  # which decodes all of it
-    facts = Facts(content=digest(content), width=picture.width, height=picture.height)
-    _note_header(facts, content)
-    _note_pixels(facts, np.asarray(picture))
+    image = reader.image(path, content)  # which decodes all of it
+    facts = Facts(content=digest(content))
+    if isinstance(image, Image.Image):
+        _note_header(facts, content)
+        pixels = shown = np.asarray(image)
+    else:
+        facts.mode = f"{reader.channels} channel{'s' * (reader.channels > 1)}"
+        pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+        shown = np.asarray(reader.picture(path))
+    if not reader.exif_rotation:
+        facts.orientation = 1
+    _note_pixels(facts, pixels)
+    _note_looks(facts, shown)
     return facts
 
 
 def _note_header(facts: Facts, content: bytes) -> None:
     """What the file states of itself: read_image gives RGB whatever it was made of."""
-    with warnings.catch_warnings(), Image.open(io.BytesIO(content), formats=FORMATS) as image:
+    try:
+        opened = Image.open(io.BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError:  # .npy, and TIFF that Pillow does not know
+        facts.mode = "3 channels"
+        return
+    with warnings.catch_warnings(), opened as image:
         warnings.simplefilter("ignore")  # of broken EXIF
         facts.format, facts.mode = image.format or "", image.mode
         if image.mode.startswith("I") or (image.format == "PNG" and _png_bits(content) == 16):
@@ -167,14 +185,20 @@ def _png_bits(content: bytes) -> int:
 
 
 def _note_pixels(facts: Facts, pixels: np.ndarray) -> None:
-    """What pixels, uint8 (H, W, 3), are told by."""
-    height, width, _ = pixels.shape
-    facts.pixels = digest(f"{width}×{height}".encode(), np.ascontiguousarray(pixels).data)
+    """Size, digest and statistics of pixels, uint8 or float32 (H, W, channels)."""
+    facts.height, facts.width, channels = pixels.shape
+    facts.pixels = digest(f"{facts.width}×{facts.height}".encode(), np.ascontiguousarray(pixels).data)
 
-    sample = pixels[:: max(1, height // SAMPLED_SIDE), :: max(1, width // SAMPLED_SIDE)].reshape(-1, 3) / 255
+    row_step, column_step = (max(1, side // SAMPLED_SIDE) for side in pixels.shape[:2])
+    sample = pixels[::row_step, ::column_step].reshape(-1, channels).astype(np.float64)
+    if pixels.dtype == np.uint8:
+        sample /= 255
     facts.mean = tuple(sample.mean(axis=0).round(6).tolist())
     facts.square = tuple((sample**2).mean(axis=0).round(6).tolist())
 
+
+def _note_looks(facts: Facts, pixels: np.ndarray) -> None:
+    """What an image looks like, by which like ones are told: of uint8 (H, W, 3)."""
     reduced = cv2.resize(pixels, (HASH_SIDE, HASH_SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
     thumbnail = reduced.reshape(THUMBNAIL_SIDE, HASH_SIDE // THUMBNAIL_SIDE, THUMBNAIL_SIDE, -1, 3).mean(axis=(1, 3))
     facts.thumbnail = base64.b64encode(thumbnail.round().astype(np.uint8).tobytes()).decode()
@@ -241,8 +265,8 @@ def _measure_video(path: str) -> Facts:
     with Video(path) as video:
         facts.frames = len(video)
         (frame,) = video.frames([len(video) // 2])
-    facts.height, facts.width = frame.shape[:2]
     _note_pixels(facts, frame)
+    _note_looks(facts, frame)
     facts.pixels = ""  # of a frame, which other videos may have
     return facts
 

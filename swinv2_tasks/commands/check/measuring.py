@@ -16,6 +16,7 @@ from typing import Any
 
 from swinv2_tasks.child_processes import follow_parent, timeout_seconds, without_working_folder
 from swinv2_tasks.commands.check.facts import Facts, Task, measure
+from swinv2_tasks.datamodules.readers.channels import ImageReader
 from swinv2_tasks.errors import UserError, reason_of
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.outside_files import load_json, read_lines
@@ -78,10 +79,12 @@ def _state(path: str) -> State:
 
 
 def _line(task: Task, state: State, facts: Facts) -> str:
-    return json.dumps([VERSION, task.media, task.path, state, facts.as_json()]) + "\n"
+    reader = task.reader
+    read_as = [reader.channels, reader.value_range, reader.exif_rotation]
+    return json.dumps([VERSION, task.media, task.path, read_as, state, facts.as_json()]) + "\n"
 
 
-VERSION = 1
+VERSION = 2
 """Of the journal: entries of others are measured again."""
 
 
@@ -100,9 +103,10 @@ def _read_journal(journal: Path) -> dict[Task, tuple[State, Facts]]:
         return kept
     for line in read_lines(journal):
         with suppress(ValueError, TypeError, AttributeError):
-            version, media, path, state, entry = load_json(line)
+            version, media, path, (channels, value_range, exif_rotation), state, entry = load_json(line)
             if version == VERSION and isinstance(path, str):
-                kept[Task(path, media)] = (state, Facts.from_json(entry))
+                reader = ImageReader(channels, value_range and tuple(value_range), exif_rotation)
+                kept[Task(path, media, reader)] = (state, Facts.from_json(entry))
     return kept
 
 

@@ -11,7 +11,7 @@ import jinja2
 
 from swinv2_tasks.commands.check.charts import Chart
 from swinv2_tasks.commands.check.findings import SEVERITIES, Check, Finding, Findings
-from swinv2_tasks.commands.check.pictures import picture_of
+from swinv2_tasks.commands.check.pictures import Show, picture_of
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.text import printable
 
@@ -26,6 +26,7 @@ def write_page(
     findings: Findings,
     facts: Sequence[tuple[str, str]],
     charts: Sequence[Chart],
+    show: Show,
 ) -> None:
     """Writes the page.
 
@@ -36,6 +37,7 @@ def write_page(
         findings: What was found.
         facts: Names and values of a table at the top.
         charts: The statistics.
+        show: Makes the picture of a file.
 
     Raises:
         UserError: It cannot be written.
@@ -45,7 +47,7 @@ def write_page(
             "name": severity,
             "total": f"{findings.total(severity):,}",
             "checks": [
-                _check_as_values(name, check, kept, findings.counts[name], task == "kinetics")
+                _check_as_values(name, check, kept, findings.counts[name], show)
                 for name, check, kept in findings.by_severity(severity)
             ],
         }
@@ -58,21 +60,21 @@ def write_page(
     replace_file(path, lambda unfinished: unfinished.write_text(text, "utf-8"))
 
 
-def _check_as_values(name: str, check: Check, kept: Sequence[Finding], number: int, is_video: bool) -> dict[str, Any]:
+def _check_as_values(name: str, check: Check, kept: Sequence[Finding], number: int, show: Show) -> dict[str, Any]:
     return {
         "name": name,
         "title": check.title,
         "advice": check.advice,
         "count": f"{number:,}",
-        "findings": [_as_values(finding, is_video) for finding in kept[:MOST_PICTURED]],
+        "findings": [_as_values(finding, show) for finding in kept[:MOST_PICTURED]],
         "more": f"{number - MOST_PICTURED:,}" if number > MOST_PICTURED else "",
     }
 
 
-def _as_values(finding: Finding, is_video: bool) -> dict[str, Any]:
+def _as_values(finding: Finding, show: Show) -> dict[str, Any]:
     return {
         "file": printable(finding.file),
         "others": [printable(other) for other in finding.others],
         "detail": printable(finding.detail),
-        "picture": picture_of(finding, is_video),
+        "picture": picture_of(finding, show),
     }

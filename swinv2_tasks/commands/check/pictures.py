@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from swinv2_tasks.commands.check.findings import Box, Finding
-from swinv2_tasks.datamodules.readers.images import read_image
 from swinv2_tasks.datamodules.readers.label_maps import read_colors, read_values
 from swinv2_tasks.datamodules.readers.videos import Video
 from swinv2_tasks.errors import UserError
@@ -25,10 +24,14 @@ BOX_COLOR = (255, 60, 60)
 OUTLINE_COLOR = (40, 200, 255)
 
 
-def picture_of(finding: Finding, is_video: bool) -> str | None:
+Show = Callable[[str], Image.Image]
+"""Makes the picture of a file, RGB."""
+
+
+def picture_of(finding: Finding, show: Show) -> str | None:
     """A picture as a data URL; None where there is nothing to show."""
     try:
-        shown = _shown(finding, is_video)
+        shown = _shown(finding, show)
     except (UserError, OSError, ValueError, MemoryError, IndexError):  # of a file that has changed since
         return None
     if not shown:
@@ -36,21 +39,20 @@ def picture_of(finding: Finding, is_video: bool) -> str | None:
     return _encode(shown)
 
 
-def _shown(finding: Finding, is_video: bool) -> list[Image.Image]:
+def _shown(finding: Finding, show: Show) -> list[Image.Image]:
     """The pictures that stand side by side."""
     if finding.label_map is not None:
         return [_label_map(finding.label_map)]
     if not finding.is_drawn:
         return []
     return [
-        _reduced(_read(path, is_video), finding.boxes if path == finding.file else (), finding.outlines)
+        _reduced(show(path), finding.boxes if path == finding.file else (), finding.outlines)
         for path in (finding.file, *finding.others[:1])
     ]
 
 
-def _read(path: str, is_video: bool) -> Image.Image:
-    if not is_video:
-        return read_image(path)
+def middle_frame(path: str) -> Image.Image:
+    """What is shown of a video."""
     with Video(path) as video:
         return Image.fromarray(video.frames([len(video) // 2])[0])
 

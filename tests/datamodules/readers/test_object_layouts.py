@@ -81,6 +81,21 @@ def test_the_same_objects_in_each_layout(coco: Path, tmp_path: Path, layout: str
             assert box == pytest.approx(expected_box, abs=1e-9)
 
 
+def test_class_names_state_the_order_of_the_classes(coco: Path, tmp_path: Path) -> None:
+    """Ids stay those of the dataset, and each object its class; names of another dataset are refused."""
+    root = write_voc(coco, tmp_path / "voc")
+    expected = read(root)
+    names = [*CATEGORIES.values()]
+    assert expected.class_names == sorted(names) != names
+    data = read(root, class_names=names)
+    assert data.class_names == names
+    id_of = dict(zip(expected.class_names, expected.class_ids, strict=True))
+    assert data.class_ids == [id_of[name] for name in names]
+    assert targets(data) == targets(expected)
+    with pytest.raises(UserError, match="categories"):
+        read(root, class_names=[*names[:-1], "violet bar"])
+
+
 def test_lists_and_one_folder_of_yolo(coco: Path, tmp_path: Path) -> None:
     """Images in one folder, named by lists whose paths are relative to the dataset."""
     root = write_yolo(coco, tmp_path)
