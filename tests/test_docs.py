@@ -177,9 +177,13 @@ def parse_own(arguments: list[str], task: str, capsys: pytest.CaptureFixture[str
     assert main([command, *names, "--help"]) == 0
     own = options_in(capsys.readouterr().out)
     unknown = [option for option in options(rest) if option not in own]
-    if command in ("memory", "sweep"):  # which take the arguments of fit and validate as well
+    takes_settings = command in ("memory", "sweep") or (command == "data" and rest[0] == "check")
+    if takes_settings:  # which take the arguments of fit or validate as well
         keep = [k for k, word in enumerate(rest) if word in unknown]
-        settle("fit" if command == "memory" else "validate", [word for k in keep for word in rest[k : k + 2]], task)
+        settings = [word for k in keep for word in rest[k : k + 2]]
+        stated = any(word.startswith("--config") for word in settings) or command != "data"
+        config = [] if stated else [f"--config={rest[1]}.yaml"]
+        settle("validate" if command == "sweep" else "fit", [*config, *settings], task)
     else:
         assert not unknown, f"{command} {names}: {unknown}"
 

@@ -118,7 +118,7 @@ class ClassAwareTask(LightningModule):
         self.class_ids, self.class_names = ids, names
 
     def _by_name(self, ids: list[Any], names: list[str], whose: str, other: str) -> list[Any]:
-        """The ids to go on with where classes have the known names, which may have other ids.
+        """The ids to take where classes have the known names, which may have other ids.
 
         Raises:
             UserError: they have them in another order.
