@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -377,7 +377,8 @@ class TasksCLI(CheckpointCheckingCLI):
         strategy = self._config["trainer"]["strategy"]
         sharded = f"{ShardedStrategy.__module__}.{ShardedStrategy.__name__}"
         if self.subcommand == "fit" and self._config["ckpt_path"] is None:
-            self.parser.builders = {CocoDataModule: self._build_objects, DetectionTask: self._build_detector}
+            parser = cast(TasksArgumentParser, self.parser)
+            parser.builders = {CocoDataModule: self._build_objects, DetectionTask: self._build_detector}
         with blocks_on_meta_device() if getattr(strategy, "class_path", None) == sharded else nullcontext():
             try:
                 super().instantiate_classes()
