@@ -6,7 +6,8 @@ What each sample is is told from the keys of its batch, which are those of `batc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,17 +17,19 @@ from torch import Tensor
 
 from swinv2_tasks.batches import IGNORED
 from swinv2_tasks.callbacks.detection import bright_color, draw_objects
-from swinv2_tasks.callbacks.segmentation import draw_overlay
+from swinv2_tasks.callbacks.segmentation import LegendEntry, beside_legend, class_legend, color_classes
 from swinv2_tasks.callbacks.simmim import hide_masked
+from swinv2_tasks.datamodules.readers.channels import stretch
 from swinv2_tasks.datamodules.scene_classes import MOST_CLASSES, colors
 from swinv2_tasks.datamodules.transforms.classification import denormalize
+from swinv2_tasks.progress import count_words
 from swinv2_tasks.text import shorten
 
 SIDE = 512
 """Pixels of the longer side of an image; larger ones are reduced."""
 
 MOST_FRAMES = 8
-"""Frames that are shown of a clip, spread evenly over it."""
+"""Frames that are shown of a clip or video, spread evenly over it."""
 
 MOST_CLASSES_NAMED = 3
 """Classes that are named of an image that shows several."""
@@ -46,9 +49,21 @@ LEAST_WIDTH = 120
 class SamplePicture(NamedTuple):
     """A sample, drawn."""
 
-    image: Image.Image
+    images: list[Image.Image]
+    """What stands side by side: frames, or an image and what is drawn over it."""
     lines: list[str]
-    """What stands below it."""
+    """What stands below."""
+    legend: Sequence[LegendEntry] = ()
+    """Of the last image: what its colors are."""
+
+    @property
+    def image(self) -> Image.Image:
+        """The images in a row, with the legend."""
+        if not self.legend:
+            return side_by_side(self.images)
+        sheet = beside_legend(self.images[-1].size, self.legend)
+        sheet.paste(self.images[-1], (0, 0))
+        return side_by_side([*self.images[:-1], sheet])
 
 
 def draw_samples(
@@ -86,23 +101,26 @@ def draw_samples(
     if "mask" in batch and batch["mask"].dtype == torch.bool:
         return [_draw_masked(image, mask, picture) for image, mask in zip(images, batch["mask"], strict=False)]
     if "mask" in batch:
-        return [
-            SamplePicture(draw_scene(picture(image), _class_indices(mask), names), [])
-            for image, mask in zip(images, batch["mask"], strict=False)
-        ]
+        pairs = zip(images, batch["mask"], strict=False)
+        return [draw_scene(picture(image), _class_indices(mask), names) for image, mask in pairs]
     labels = batch.get("label", [None] * most)
     return [
-        SamplePicture(reduce(picture(image)), name_classes(label, names))
+        SamplePicture([reduce(picture(image))], name_classes(label, names))
         for image, label in zip(images, labels, strict=False)
     ]
 
 
 def to_picture(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Image.Image:
-    """A normalized image (C, H, W) of the CPU: the first three channels as RGB; of fewer the first one, as gray."""
-    values = denormalize(image, mean, std).permute(1, 2, 0).numpy()
-    if values.shape[2] < 3:
-        values = values[:, :, :1].repeat(3, axis=2)
-    return Image.fromarray(np.ascontiguousarray(values[:, :, :3]))
+    """A normalized image (C, H, W) of the CPU, in RGB.
+
+    Of other channels than three the first three are shown, or the first one in gray, stretched: in images of 16 bits
+    all may be next to black.
+    """
+    if len(image) == 3:
+        return Image.fromarray(denormalize(image, mean, std).permute(1, 2, 0).contiguous().numpy())
+    values = image.float().numpy().transpose(1, 2, 0)  # of which each channel is stretched by itself, whatever its mean
+    shown = stretch(values[..., :3] if len(image) > 3 else values[..., :1])
+    return Image.fromarray(np.ascontiguousarray(shown if shown.shape[2] == 3 else shown.repeat(3, axis=2)))
 
 
 def reduce(image: Image.Image, side: int = SIDE) -> Image.Image:
@@ -143,31 +161,71 @@ def _name(index: int, names: Sequence[str]) -> str:
 
 
 def _draw_detection(image: Image.Image, target: Mapping[str, Any], names: Sequence[str]) -> SamplePicture:
-    """An image with its boxes and masks."""
+    """An image with the boxes and masks of its target."""
     labels = target["labels"].tolist()
-    crowds = target["iscrowd"].tolist() if "iscrowd" in target else [0] * len(labels)
-    masks = (
-        (mask.cpu().numpy(), bright_color(label)) for mask, label in zip(target.get("masks", ()), labels, strict=False)
+    crowds = target["iscrowd"].tolist() if "iscrowd" in target else [False] * len(labels)
+    masks = (mask.cpu().numpy() for mask in target.get("masks", ()))
+    return draw_target(image, target["boxes"].tolist(), labels, crowds, masks, names)
+
+
+def draw_target(
+    image: Image.Image,
+    boxes: Sequence[Sequence[float]],
+    labels: Sequence[int],
+    crowds: Sequence[bool],
+    masks: Iterable[np.ndarray | None],
+    names: Sequence[str],
+) -> SamplePicture:
+    """An image with boxes and masks.
+
+    Args:
+        image: RGB of H × W pixels.
+        boxes: left, top, right and bottom of each object in pixels.
+        labels: class index of each.
+        crowds: whether each is a crowd.
+        masks: uint8 (H, W), 1 inside, of each object or none; taken one by one, as each may have 10⁸ pixels.
+        names: of the classes.
+    """
+    small = reduce(image)  # first, or the texts on a large one would be too small to read
+    across, down = small.width / image.width, small.height / image.height
+
+    def shrink(mask: np.ndarray) -> np.ndarray:
+        if small.size == image.size:
+            return mask
+        return np.asarray(Image.fromarray(mask).resize(small.size, Image.Resampling.NEAREST))
+
+    drawn_masks = (
+        (shrink(mask), bright_color(label)) for mask, label in zip(masks, labels, strict=False) if mask is not None
     )
-    boxes = [
+    drawn_boxes = [
         (
-            (left, top, right - left, bottom - top),
+            (across * left, down * top, across * (right - left), down * (bottom - top)),
             _name(label, names) + (" (crowd)" if is_crowd else ""),
             bright_color(label),
         )
-        for (left, top, right, bottom), label, is_crowd in zip(target["boxes"].tolist(), labels, crowds, strict=True)
+        for (left, top, right, bottom), label, is_crowd in zip(boxes, labels, crowds, strict=True)
     ]
-    number = len(boxes)
-    line = f"{number} object{'' if number == 1 else 's'}"
-    return SamplePicture(reduce(draw_objects(image, masks, boxes)), [line])
+    lines = [count_words(len(labels), "object"), *_count_classes(labels, names)]
+    return SamplePicture([reduce(draw_objects(small, drawn_masks, drawn_boxes))], lines)
 
 
-def _draw_frames(clip: Tensor, picture: Callable[[Tensor], Image.Image]) -> Image.Image:
-    """Frames of a clip (C, T, H, W), from left to right."""
-    number = clip.shape[1]
+def _count_classes(labels: Sequence[int], names: Sequence[str]) -> list[str]:
+    """A line on how many objects there are of each class, the most frequent first; none without objects."""
+    counts = Counter(labels).most_common()
+    parts = [f"{number} {_name(label, names)}" for label, number in counts[:MOST_CLASSES_NAMED]]
+    more = len(counts) - len(parts)
+    return [", ".join(parts) + (f", {count_words(more, 'more class', 'more classes')}" if more else "")] * bool(parts)
+
+
+def _draw_frames(clip: Tensor, picture: Callable[[Tensor], Image.Image]) -> list[Image.Image]:
+    """Frames of a clip (C, T, H, W), in their order."""
+    return [reduce(picture(clip[:, index])) for index in spread_frames(clip.shape[1])]
+
+
+def spread_frames(number: int) -> list[int]:
+    """Which frames of so many are shown, spread evenly."""
     shown = min(number, MOST_FRAMES)
-    indices = [int((k + 0.5) * number / shown) for k in range(shown)]
-    return side_by_side([reduce(picture(clip[:, index])) for index in indices])
+    return [int((k + 0.5) * number / shown) for k in range(shown)]
 
 
 def _class_indices(mask: Tensor) -> np.ndarray:
@@ -176,28 +234,34 @@ def _class_indices(mask: Tensor) -> np.ndarray:
     return np.where((indices >= 0) & (indices < MOST_CLASSES), indices, IGNORED).astype(np.uint8)
 
 
-def draw_scene(image: Image.Image, labels: np.ndarray, names: Sequence[str]) -> Image.Image:
-    """An image, and the same under the colors of its classes, with a legend.
+def draw_scene(image: Image.Image, labels: np.ndarray, names: Sequence[str]) -> SamplePicture:
+    """An image, and the same under the colors of its classes.
 
     Args:
         image: RGB of H × W pixels.
         labels: uint8 (H, W), class indices, and 255 where there is none.
         names: of the classes.
     """
-    small = reduce(image)
-    if small.size != image.size:
-        labels = np.asarray(Image.fromarray(labels).resize(small.size, Image.Resampling.NEAREST))
     highest = int(labels.max(where=labels != IGNORED, initial=0))
     known = [_name(index, names) for index in range(max(len(names), highest + 1))]
-    overlay = draw_overlay(small, labels + np.uint8(1), known, colors(len(known)))  # which wraps 255 to 0, no class
-    return side_by_side([small, overlay])
+    palette = colors(len(known))
+    numbers = labels + np.uint8(1)  # which wraps 255 to 0, no class
+    legend = class_legend(numbers, known, palette)
+    unlabeled = np.count_nonzero(numbers == 0) / numbers.size
+    lines = [f"{unlabeled:.1%} not labeled"] if unlabeled else []
+
+    small = reduce(image)
+    if small.size != image.size:
+        numbers = np.asarray(Image.fromarray(numbers).resize(small.size, Image.Resampling.NEAREST))
+    overlay = small.copy()
+    color_classes(small, numbers, palette, overlay)
+    return SamplePicture([small, overlay], lines, legend)
 
 
 def _draw_masked(image: Tensor, mask: Tensor, picture: Callable[[Tensor], Image.Image]) -> SamplePicture:
     """An image, and the same with gray patches where it is masked."""
     share = float(mask.float().mean())
-    pictures = [reduce(picture(image)), reduce(picture(hide_masked(image, mask)))]
-    return SamplePicture(side_by_side(pictures), [f"{share:.0%} masked"])
+    return SamplePicture([reduce(picture(image)), reduce(picture(hide_masked(image, mask)))], [f"{share:.0%} masked"])
 
 
 def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
@@ -214,18 +278,19 @@ def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
 def arrange(pictures: Sequence[SamplePicture]) -> Image.Image:
     """Samples in rows of equal cells, each at the top left of its cell, with its lines below."""
     font = ImageFont.load_default(FONT_SIZE)
-    width = max(LEAST_WIDTH, *(picture.image.width for picture in pictures)) + GAP
+    images = [picture.image for picture in pictures]
+    width = max(LEAST_WIDTH, *(image.width for image in images)) + GAP
     lines = max(len(picture.lines) for picture in pictures)
-    height = max(picture.image.height for picture in pictures) + LINE * lines + GAP
+    height = max(image.height for image in images) + LINE * lines + GAP
     columns = max(1, min(math.ceil(math.sqrt(len(pictures))), SHEET_WIDTH // width))
 
     sheet = Image.new("RGB", (columns * width, math.ceil(len(pictures) / columns) * height), "white")
     draw = ImageDraw.Draw(sheet)
-    for number, picture in enumerate(pictures):
+    for number, (picture, image) in enumerate(zip(pictures, images, strict=True)):
         left, top = number % columns * width, number // columns * height
-        sheet.paste(picture.image, (left, top))
+        sheet.paste(image, (left, top))
         for row, line in enumerate(picture.lines):
-            position = (left, top + picture.image.height + row * LINE)
+            position = (left, top + image.height + row * LINE)
             draw.text(position, fit_text(line, font, width - GAP), fill="black", font=font)
     return sheet
 

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -177,6 +177,13 @@ def class_table(scores: SegmentationScores, names: Sequence[str], ids: Sequence[
     return table
 
 
+class LegendEntry(NamedTuple):
+    """A line of a legend."""
+
+    text: str
+    color: tuple[int, int, int]
+
+
 def draw_overlay(
     image: Image.Image, labels: np.ndarray, names: Sequence[str], palette: Sequence[tuple[int, int, int]]
 ) -> Image.Image:
@@ -188,19 +195,43 @@ def draw_overlay(
         names: of the classes.
         palette: RGB of the classes.
     """
-    # The largest classes first, as many as fit beside the image.
-    pixels = _count_pixels(labels)
-    classes = [k for k in np.argsort(-pixels, kind="stable") if pixels[k] and k]
-    texts = [f"{shorten(names[k - 1])} {pixels[k] / labels.size:.1%}" for k in classes]
-    sheet = _beside_legend(image.size, texts, [tuple(palette[k - 1]) for k in classes])
+    sheet = beside_legend(image.size, class_legend(labels, names, palette))
+    color_classes(image, labels, palette, sheet)
+    return sheet
 
+
+def class_legend(
+    labels: np.ndarray, names: Sequence[str], palette: Sequence[tuple[int, int, int]]
+) -> list[LegendEntry]:
+    """The classes in a label map with the shares of the pixels that they have, the largest first.
+
+    Args:
+        labels: uint8 (H, W), 1 for the first class.
+        names: of the classes.
+        palette: RGB of the classes.
+    """
+    pixels = _count_pixels(labels)
+    classes = [k for k in np.argsort(-pixels, kind="stable").tolist() if pixels[k] and k]
+    return [LegendEntry(f"{shorten(names[k - 1])} {pixels[k] / labels.size:.1%}", palette[k - 1]) for k in classes]
+
+
+def color_classes(
+    image: Image.Image, labels: np.ndarray, palette: Sequence[tuple[int, int, int]], sheet: Image.Image
+) -> None:
+    """Draws an image under its classes' colors, with dark lines between classes, at the top left of a sheet.
+
+    Args:
+        image: RGB of H × W pixels.
+        labels: uint8 (H, W), 1 for the first class.
+        palette: RGB of the classes.
+        sheet: RGB, at least as large.
+    """
     table = np.array([(0, 0, 0), *palette], dtype=np.uint8)
     for top, strip in strips_of(image):  # as an image may have 10⁸ pixels, of which few copies fit into the memory
         bottom = top + strip.height
         overlay = Image.blend(strip, Image.fromarray(table[labels[top:bottom]]), 0.5)
         overlay.paste((0, 0, 0), mask=Image.fromarray(_edges(labels, top, bottom)))
         sheet.paste(overlay, (0, top))
-    return sheet
 
 
 def _count_pixels(labels: np.ndarray) -> np.ndarray:
@@ -221,14 +252,15 @@ def _edges(labels: np.ndarray, top: int, bottom: int) -> np.ndarray:
     return edges
 
 
-def _beside_legend(image: tuple[int, int], texts: list[str], colors: Sequence[tuple[int, ...]]) -> Image.Image:
-    """Room for an image (width, height), and a legend at its right: lines of text, each behind its color's square."""
+def beside_legend(image: tuple[int, int], legend: Sequence[LegendEntry]) -> Image.Image:
+    """Room for an image (width, height), and a legend at its right, as many lines as there is room for."""
     size = max(10, min(40, image[1] // 24))
     line = size * 3 // 2
     rows = max(1, image[1] // line)
-    if len(texts) > rows:
-        colors = colors[: rows - 1]
-        texts = [*texts[: rows - 1], f"and {len(texts) - rows + 1} more"]
+    shown = legend if len(legend) <= rows else legend[: rows - 1]
+    texts = [entry.text for entry in shown]
+    if len(shown) < len(legend):
+        texts.append(f"and {len(legend) - len(shown)} more")
 
     font = ImageFont.load_default(size)
     width = 2 * line + max((int(font.getlength(text)) for text in texts), default=0)
@@ -236,7 +268,7 @@ def _beside_legend(image: tuple[int, int], texts: list[str], colors: Sequence[tu
     draw = ImageDraw.Draw(sheet)
     for row, text in enumerate(texts):
         x, y = image[0] + size // 2, row * line + size // 4
-        if row < len(colors):
-            draw.rectangle((x, y, x + size, y + size), fill=colors[row], outline="black")
+        if row < len(shown):
+            draw.rectangle((x, y, x + size, y + size), fill=shown[row].color, outline="black")
         draw.text((x + line, y + size // 2), text, fill="black", font=font, anchor="lm")
     return sheet

@@ -13,6 +13,7 @@ some things must be known before there is such a parser. They are read here and 
 from __future__ import annotations
 
 import json
+import keyword
 import os
 import re
 from collections.abc import Collection, Iterable, Sequence
@@ -105,8 +106,37 @@ def gather_data_settings(arguments: Sequence[str]) -> list[str]:
 
 
 def parameter_name(option: Option) -> str:
-    """The parameter of a function that an option stands for: ``iou_type`` for ``--iou-type`` and ``--iou_type+``."""
-    return option.name.removeprefix("--").removesuffix("+").replace("-", "_")
+    """The parameter of a function that an option stands for: ``iou_type`` for ``--iou-type`` and ``--iou_type+``.
+
+    One that Python keeps for itself has an underscore at its end: ``class_`` for ``--class``.
+    """
+    name = option.name.removeprefix("--").removesuffix("+").replace("-", "_")
+    return f"{name}_" if keyword.iskeyword(name) else name
+
+
+def write_out(arguments: Sequence[str], switches: Collection[str], needed: int) -> list[str]:
+    """Arguments in which options are called as their parameters, and a switch that stands alone has the value true.
+
+    Args:
+        arguments: of a command that takes what it needs by position.
+        switches: names of the parameters that are true or false.
+        needed: how many values it takes by position: one that is still missing may follow a switch.
+    """
+    options = split_options(arguments)
+    missing = needed - sum(len(option.values) for option in options if not option.name)
+    written: list[str] = []
+    for option in options:
+        name = parameter_name(option)
+        has_value = bool(option.values) and (missing <= 0 or option.values[0].lower() in ("true", "false"))
+        if name in switches and not has_value:
+            written += [f"--{name}=true", *option.values]
+            missing -= len(option.values)
+        elif name == f"{option.name.removeprefix('--')}_":
+            first, *others = option.text
+            written += [first.replace(option.name, f"--{name}", 1), *others]
+        else:
+            written += option.text
+    return written
 
 
 def merge_values(options: Iterable[Option], lists: Collection[str] = ()) -> list[str]:

@@ -19,6 +19,7 @@ USAGES = {
     "weights inspect": "swinv2-tasks weights inspect FILE",
     "weights convert": "swinv2-tasks weights convert SOURCE TARGET --format timm",
     "data check": "swinv2-tasks data check TASK FOLDER",
+    "data browse": "swinv2-tasks data browse TASK FOLDER [--augmented]",
     "data convert": "swinv2-tasks data convert FOLDER OUTPUT --to LAYOUT",
     "data optimize": "swinv2-tasks data optimize imagenet FOLDER OUTPUT",
     "sample-data": "swinv2-tasks sample-data FOLDER",
@@ -111,6 +112,21 @@ kinetics also writes lists of the videos that decode and of those that fail, to
 the dataset's folder unless --output names another. Where the videos are:
   --files.train_list FILE  (val_list, test_list)     lists of videos
   --files.train_videos DIR (val_videos, test_videos) folders of videos""",
+    "data browse": """
+Writes browse.html, a page of samples with their labels drawn, spread over the
+classes. The dataset is not changed, and the page requests nothing. Exit status:
+0, 1 if samples cannot be read, which the page shows, 2 refused arguments.
+
+  TASK FOLDER          imagenet, coco, ade20k, kinetics or simmim; the dataset
+  --augmented          training samples as the model gets them, 4 draws of each
+  --split SPLIT        train, val or test alone
+  --number N           samples of each split, up to 200; default: 24
+  --class NAME         samples that show this class alone; its name or its id
+  --seed N             other samples, and other random draws; default: 0
+  --output DIR         for browse.html; default: browse/NAME
+  --json FILE          list the samples and their labels in a file as well
+  --config CONFIG      settings of the data, as of fit; default: the task's
+  --data.KEY VALUE     a setting of the data, as --data.layout voc""",
     "data convert": """
 Writes a dataset in another layout of its task. Images are copied, labels are
 written anew; what the other layout cannot say is left out, which is printed.

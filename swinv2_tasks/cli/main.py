@@ -6,6 +6,7 @@ Heavy libraries are imported only by the command that needs them, so that help a
 from __future__ import annotations
 
 import importlib
+import inspect
 import io
 import os
 import sys
@@ -21,6 +22,7 @@ from swinv2_tasks.cli.arguments import (
     merge_values,
     select_own,
     split_options,
+    write_out,
 )
 from swinv2_tasks.errors import (
     ArgumentsError,
@@ -63,6 +65,8 @@ Other commands
                                     write a checkpoint in another format
   data check TASK FOLDER            look for what is wrong in a dataset, and
                                     write a page of it
+  data browse TASK FOLDER           write a page of samples with their labels,
+                                    --augmented: as the model gets them
   data convert FOLDER OUT --to coco write a dataset in another layout
   data optimize imagenet FOLDER OUT write its images into shards, to be streamed
   sample-data FOLDER                write small datasets for all tasks
@@ -76,7 +80,7 @@ swinv2-tasks fit --config CONFIG --print_config prints all values."""
 COMMANDS: dict[str, tuple[str, str | tuple[str, ...], bool]] = {
     "score": ("commands.score", ("ade20k", "coco"), False),
     "weights": ("commands.weights", ("inspect", "convert"), True),
-    "data": ("commands.data", ("check", "convert", "optimize"), True),
+    "data": ("commands.data", ("check", "browse", "convert", "optimize"), True),
     "sample-data": ("commands.sample_data", "sample_data", True),
     "demo": ("commands.demo", "demo", True),
     "configs": ("commands.configs", "configs", True),
@@ -91,7 +95,7 @@ CONFIG_COMMANDS = {
 """Commands that take the arguments of another beside their own: module of this package, and its function, whose
 first parameter takes those."""
 
-DATA_COMMANDS = {"data check", "data convert"}
+DATA_COMMANDS = {"data check", "data browse", "data convert"}
 """Commands whose parameter ``settings`` takes the arguments of fit that describe the data: --config and --data.…"""
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
@@ -316,7 +320,13 @@ def _call(command: str, function: Any, arguments: list[str], by_position: bool) 
 
     from swinv2_tasks.cli.refusals import RefusingParser, explain_function
 
-    merged = arguments if by_position else merge_values(split_options(arguments))
+    if by_position:
+        switches = [name for name, hint in get_type_hints(function).items() if hint is bool]
+        parameters = inspect.signature(function).parameters.values()
+        needed = sum(parameter.default is parameter.empty for parameter in parameters)
+        merged = arguments = write_out(arguments, switches, needed)
+    else:
+        merged = merge_values(split_options(arguments))
     try:
         jsonargparse.auto_cli(
             function,

@@ -246,7 +246,7 @@ def explain_unknown(settings: Settings, given: Given, command: str) -> str:
     nearest = nearest_settings(settings, wrong if owner else given.name)
     dashes = "" if given.config or owner else "--"
     if nearest:
-        return f"{problem}; did you mean {' or '.join(dashes + name for name in nearest)}?"
+        return f"{problem}; did you mean {' or '.join(dashes + name.removesuffix('_') for name in nearest)}?"
     if owner in settings.values:
         return f"{problem}; expected {describe_type(settings.values[owner].hint)}."
     siblings = [name.rpartition(".")[2] for name in settings.siblings(owner)]

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from swinv2_tasks.child_processes import available_cores, follow_parent, timeout_seconds, without_working_folder
-from swinv2_tasks.commands.check.command import check_dataset, choose_output
+from swinv2_tasks.commands.browse.command import MOST_BROWSED, Choice, browse_dataset
+from swinv2_tasks.commands.check.command import check_dataset
 from swinv2_tasks.commands.check.datasets import TaskName, open_datamodule
 from swinv2_tasks.commands.convert.command import convert as convert  # one of its subcommands
+from swinv2_tasks.commands.pages import choose_output
 from swinv2_tasks.datamodules.classes import Classes
 from swinv2_tasks.datamodules.imagenet import ImageNetDataModule
 from swinv2_tasks.datamodules.kinetics import KineticsDataModule
@@ -25,7 +27,7 @@ from swinv2_tasks.datamodules.readers.kinetics import VideoFiles
 from swinv2_tasks.datamodules.readers.video_lists import list_line
 from swinv2_tasks.datamodules.readers.video_verdicts import TABLE, Verdict, VerdictFile
 from swinv2_tasks.datamodules.readers.videos import find_corruption
-from swinv2_tasks.datamodules.shards import StoredImage, write_shards
+from swinv2_tasks.datamodules.shards import StoredImage, is_url, write_shards
 from swinv2_tasks.errors import ArgumentsError, FaultyFiles, Interrupted, UserError, name_signal, reason_of
 from swinv2_tasks.files import prove_writable, replace_file
 from swinv2_tasks.progress import WorkProgress, count_words
@@ -93,7 +95,7 @@ def check(
     data = open_datamodule(task, root, settings or [], **stated)
     workers = available_cores() if workers is None else workers
     if task != "kinetics":
-        folder = choose_output(task, root, output)
+        folder = choose_output("check", task, root, output)
         findings = check_dataset(task, root, data, folder, workers, seconds, json)
         faults: dict[str, str] = {}
     else:
@@ -104,6 +106,49 @@ def check(
         raise FaultyFiles(f"{len(faults)} of {number} videos are faulty: {printable(folder / FAULTY)} says why", faults)
     if errors := findings.total("error"):
         raise FaultyFiles(f"{count_words(errors, 'error')} in {printable(root)}, listed above", {})
+
+
+def browse(
+    task: TaskName,
+    root: str,
+    augmented: bool = False,
+    split: Split | None = None,
+    number: int = 24,
+    class_: str | None = None,
+    seed: int = 0,
+    output: str | None = None,
+    json: str | None = None,
+    settings: list[str] | None = None,
+) -> None:
+    """Writes a page of a dataset's samples with their labels drawn.
+
+    Without a class, each class is shown about as often as any other, where that is known without reading files.
+
+    Args:
+        task: of the dataset, by the name of its config; the other settings are those of its datamodule.
+        root: dataset folder.
+        augmented: show training samples as the model gets them, several draws of each, instead of what the files have.
+        split: show this split alone.
+        number: samples of each split, at most.
+        class_: show samples of this class alone; its name or its id.
+        seed: of the choice of samples, and of their augmentation.
+        output: folder to write browse.html to; default: browse/NAME, NAME being the dataset folder's.
+        json: a file to list the samples in, with their labels, and why some cannot be read.
+        settings: further arguments, of fit, that describe the data: ``--config FILE``, ``--data.…``.
+
+    Raises:
+        FaultyFiles: some samples cannot be read; the page shows which and why.
+        UserError: there are no such samples, labels are not in order, or an argument is out of its range.
+    """
+    if not 1 <= number <= MOST_BROWSED:
+        raise ArgumentsError(f"data browse: --number {number}: expected 1 to {MOST_BROWSED}.")
+    if not 0 <= seed < 2**32:
+        raise ArgumentsError(f"data browse: --seed {seed}: expected a number from 0 to 2³² − 1.")
+    if not is_url(root) and not Path(root).expanduser().is_dir():
+        raise ArgumentsError(f"data browse {task}: the folder {printable(root)} does not exist.")
+    data = open_datamodule(task, root, settings or [], takes_config=True)
+    choice = Choice(number, seed, augmented, split, class_)
+    browse_dataset(task, root, data, choose_output("browse", task, root, output), choice, json)
 
 
 FAULTY = "faulty_videos.csv"

@@ -285,7 +285,7 @@ class ADE20KDataModule(BaseDataModule):
         both: tuple[Split, ...] = ("train", "val")
         maps = []
         for split in (split for split in both if self._source.has(split)):
-            pairs = self._pairs(split)
+            pairs = self.pairs(split)
             maps += self._counted(split, pairs, most=len(pairs))
         if number_objects(maps):
             raise UserError(
@@ -342,7 +342,7 @@ class ADE20KDataModule(BaseDataModule):
             if len(codings) > 1:
                 both: tuple[Split, ...] = ("train", "val")
                 splits: list[Split] = [split for split in both if self._source.has(split)] or ["val"]
-                maps = [counts for split in splits for counts in self._counted(split, self._pairs(split))]
+                maps = [counts for split in splits for counts in self._counted(split, self.pairs(split))]
                 return self._coding_of(maps)
             self._take(codings[0])
         assert self._coding is not None
@@ -384,8 +384,8 @@ class ADE20KDataModule(BaseDataModule):
             self.predict_dataset = Scenes(images, self.resize, self.mean, self.std, self.patch_side, self.reader)
             return
         if stage == "fit" and self.train_dataset is None:
-            pairs = self._pairs("train")
-            self._check_label_maps(pairs, self._pairs("val") if self.needs_validation(stage) else [])
+            pairs = self.pairs("train")
+            self._check_label_maps(pairs, self.pairs("val") if self.needs_validation(stage) else [])
             self.mention_left_out(self.augmentation)
             transform = self.augmentation.build(self._crop_size, self.resize)
             self.train_dataset = LabeledScenes(
@@ -398,7 +398,7 @@ class ADE20KDataModule(BaseDataModule):
         self.collate = scenes_as_batch
 
     def _evaluated(self, split: Split) -> LabeledScenes:
-        pairs = self._pairs(split)
+        pairs = self.pairs(split)
         transform = Resize(self.resize)
         return LabeledScenes(
             pairs, self.coding, transform, self.mean, self.std, smallest_side=self.patch_side, reader=self.reader
@@ -478,7 +478,11 @@ class ADE20KDataModule(BaseDataModule):
         share = share_to_set_aside(source, self._val_share)
         return source if share is None else SetAsideScenes(source, share, self._val_seed)
 
-    def _pairs(self, split: Split) -> list[ScenePair]:
+    def has(self, split: Split) -> bool:
+        """Whether there are images of a split."""
+        return self._source.has(split)
+
+    def pairs(self, split: Split) -> list[ScenePair]:
         """The images of a split and their label maps, which are all there unless faulty samples are skipped.
 
         Raises:

@@ -303,7 +303,7 @@ class CocoDataModule(BaseDataModule):
         Raises:
             UserError: The annotations cannot be read.
         """
-        return self.masks and self._read_split("train")[0].has_masks
+        return self.masks and self.read_split("train")[0].has_masks
 
     def largest_size(self) -> tuple[int, int]:
         """Height and width in pixels of the largest images that training batches are padded to."""
@@ -357,10 +357,18 @@ class CocoDataModule(BaseDataModule):
             has_own = self._file_names.test_annotations is not None or self._source.has("test")
             self.test_dataset = self._evaluated_objects("test" if has_own else "val")
 
-    def _read_split(self, split: Split) -> tuple[CocoAnnotations, Path]:
-        """What is annotated in a split, and the folder of its images; read once.
+    def has(self, split: Split) -> bool:
+        """Whether there are images of a split."""
+        return self._source.has(split)
+
+    def read_split(self, split: Split) -> tuple[CocoAnnotations, Path]:
+        """What is annotated in a split, of the classes of the run, and the folder of its images; read once.
 
         These are all there, unless faulty samples are skipped.
+
+        Raises:
+            UserError: A file or folder is missing, the annotations are not in order, or the splits have other
+                categories.
         """
         if split not in self._splits:
             self._splits[split] = self._open_split(split)
@@ -415,7 +423,7 @@ class CocoDataModule(BaseDataModule):
             )
 
     def _training_objects(self) -> "TrainingObjects":
-        annotations, folder = self._read_split("train")
+        annotations, folder = self.read_split("train")
         if not annotations.has_objects:
             raise UserError(f"{annotations.path} has no annotations: nothing can be learned from it.")
         masks = self.masks and annotations.has_masks
@@ -492,7 +500,7 @@ class CocoDataModule(BaseDataModule):
             )
 
     def _evaluated_objects(self, split: Split) -> "EvaluatedObjects":
-        annotations, folder = self._read_split(split)
+        annotations, folder = self.read_split(split)
         masks = self.masks and annotations.has_masks
         if unmatched := describe_unmatched(annotations, masks):
             rank_zero_only(log.warning)(unmatched)

@@ -360,6 +360,17 @@ class ImageNetDataModule(BaseDataModule):
                 self.val_dataset = self._evaluated("val")
             self.test_dataset = self.val_dataset
 
+    def stored_images(self, split: Split) -> LabeledImages | StreamedImages:
+        """The images of a split as they are read, without a transform, and their labels.
+
+        Raises:
+            UserError: As of `samples`, and where shards are not of these classes.
+        """
+        if shards := self._shards(self._dir(split)):
+            labels = self._streamed_labels(shards) if split == "val" else None
+            return self._streamed(shards, _unchanged, labels)
+        return LabeledImages(self.samples(split), self.num_classes, _unchanged, self.reader)
+
     def _evaluated(self, split: Split) -> LabeledImages:
         return LabeledImages(self.samples(split), self.num_classes, self._eval_transform, self.reader)
 
@@ -482,3 +493,7 @@ class ImageNetDataModule(BaseDataModule):
 
     def _path(self, name: str) -> Path:
         return Path(self.root or "").expanduser() / name
+
+
+def _unchanged(image: Any) -> Any:
+    return image

@@ -123,8 +123,9 @@ def test_objects_are_drawn_where_they_are() -> None:
         "masks": mask,
     }
     batch = {"images": [torch.zeros(3, 450, 600)], "targets": [target]}
-    ((image, lines),) = draw_samples(batch, (0.4, 0.4, 0.4), STD, ["cup", "dog"], 16)
-    assert lines == ["2 objects"] and image.size == (512, 384)
+    (picture,) = draw_samples(batch, (0.4, 0.4, 0.4), STD, ["cup", "dog"], 16)
+    image = picture.image
+    assert picture.lines == ["2 objects", "1 cup, 1 dog"] and image.size == (512, 384)
     pixels = np.asarray(image.resize((600, 450))).astype(int)
     cup = np.array(bright_color(0))
     assert np.abs(pixels[240:280, 130:170] - (cup + 102) // 2).max() <= 2
@@ -134,10 +135,13 @@ def test_objects_are_drawn_where_they_are() -> None:
 
 @pytest.mark.parametrize("channels", [1, 2, 5])
 def test_other_numbers_of_channels_are_shown(channels: int) -> None:
-    values = torch.arange(channels).float().view(-1, 1, 1).expand(-1, 4, 6) / 10
-    pixels = np.asarray(to_picture(values, [0.0] * channels, [1.0] * channels))
-    assert pixels.shape == (4, 6, 3)
-    assert pixels[0, 0].tolist() == ([0, 0, 0] if channels < 3 else [0, 26, 51])
+    """Stretched, as values of 16 bits may all be next to black: from the lowest to the highest of each channel."""
+    ramp = torch.linspace(0, 1, 600).view(20, 30)
+    values = torch.stack([ramp * (0.01 if index % 2 else -0.01) for index in range(channels)])
+    pixels = np.asarray(to_picture(values, [0.01] * channels, [1.0] * channels))
+    assert pixels.shape == (20, 30, 3)
+    assert pixels[0, 0].tolist() == ([255, 255, 255] if channels < 3 else [255, 0, 255])
+    assert pixels[-1, -1].tolist() == ([0, 0, 0] if channels < 3 else [0, 255, 0])
 
 
 def test_batches_of_another_kind_give_no_picture() -> None:
@@ -151,7 +155,7 @@ def test_no_more_than_the_samples_asked_for_are_shown_and_long_names_are_cut() -
     assert len(pictures) == 4 and "\n" not in pictures[0].lines[0]
     sheet = arrange(pictures)
     assert sheet.width < 2 * 130
-    assert arrange([SamplePicture(Image.new("RGB", (10, 10), "red"), [])]).getpixel((9, 9)) == (255, 0, 0)
+    assert arrange([SamplePicture([Image.new("RGB", (10, 10), "red")], [])]).getpixel((9, 9)) == (255, 0, 0)
 
 
 def test_values_that_are_no_numbers_are_drawn() -> None:

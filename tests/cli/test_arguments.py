@@ -20,6 +20,7 @@ from swinv2_tasks.cli.arguments import (
     select_own,
     split_options,
     values_of,
+    write_out,
 )
 from swinv2_tasks.cli.config_files import known_configs
 from swinv2_tasks.errors import UserError
@@ -57,6 +58,25 @@ def test_options_are_what_their_arguments_say() -> None:
 )
 def test_several_values_become_a_list(arguments: list[str], expected: list[str]) -> None:
     assert merge_values(split_options(arguments), lists=["sizes"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["coco", "data", "--flag"], ["coco", "data", "--flag=true"]),
+        (["coco", "data", "--flag", "false", "--n", "3"], ["coco", "data", "--flag", "false", "--n", "3"]),
+        (["coco", "data", "--flag=false"], ["coco", "data", "--flag=false"]),
+        (["coco", "--flag", "data"], ["coco", "--flag=true", "data"]),
+        (["--flag", "coco", "data"], ["--flag=true", "coco", "data"]),
+        (["coco", "--flag", "true", "data"], ["coco", "--flag", "true", "data"]),
+        (["coco", "data", "--flag", "maybe"], ["coco", "data", "--flag", "maybe"]),  # which is refused
+        (["coco", "data", "--class", "dog"], ["coco", "data", "--class_", "dog"]),
+        (["coco", "data", "--class=a=--class"], ["coco", "data", "--class_=a=--class"]),
+        (["coco", "data", "--classes", "dog", "--flags"], ["coco", "data", "--classes", "dog", "--flags"]),
+    ],
+)
+def test_switches_stand_alone_and_options_are_called_as_parameters(arguments: list[str], expected: list[str]) -> None:
+    assert write_out(arguments, ["flag"], needed=2) == expected
 
 
 def test_lists_are_distinguished_from_what_may_be_a_list() -> None:

@@ -81,7 +81,7 @@ def test_a_screen_has_all_options_of_its_command(typed: str, capsys: pytest.Capt
     signature = inspect.signature(getattr(importlib.import_module(f"swinv2_tasks.{module}"), name or str(function)))
     by_position = command in COMMANDS and COMMANDS[command][2]
     own = {
-        parameter.name
+        parameter.name.removesuffix("_")  # class_, as Python keeps class for itself
         for parameter in signature.parameters.values()
         if parameter.name != "arguments" and not (by_position and parameter.default is parameter.empty)
     }

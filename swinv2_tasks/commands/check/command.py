@@ -22,11 +22,9 @@ from swinv2_tasks.commands.check.measuring import measure_files
 from swinv2_tasks.commands.check.page import write_page
 from swinv2_tasks.commands.check.pictures import middle_frame
 from swinv2_tasks.commands.check.sizes import check_image, check_modes, check_video
-from swinv2_tasks.errors import ArgumentsError
-from swinv2_tasks.files import is_inside, replace_file
+from swinv2_tasks.files import replace_file
 from swinv2_tasks.progress import count_words
 from swinv2_tasks.text import command_word, printable, say
-from swinv2_tasks.training.run_folder import open_folder
 
 JOURNAL = "measured.jsonl"
 """What was measured of each file, in the folder of the report: a rerun resumes from it."""
@@ -39,22 +37,6 @@ UNITS: dict[TaskName, str] = {
     "simmim": "image",
 }
 """What is counted of each class."""
-
-
-def choose_output(task: TaskName, root: str, output: str | None) -> Path:
-    """The folder of the report, made: the one stated, else check/NAME, with the last part of the dataset's path.
-
-    Raises:
-        ArgumentsError: It is inside the dataset, which a check does not change.
-    """
-    folder = Path(output).expanduser() if output is not None else Path("check") / Path(root).expanduser().resolve().name
-    if is_inside(folder.resolve(), Path(root).expanduser().resolve()):
-        raise ArgumentsError(
-            f"--output: {printable(folder)} is inside the dataset {printable(root)}, which data check {task} leaves "
-            "unchanged: name a folder elsewhere."
-        )
-    open_folder(folder, "--output")
-    return folder
 
 
 def check_dataset(

@@ -84,7 +84,13 @@ class Dataset:
 
 
 def open_datamodule(
-    task: TaskName, root: str, settings: Sequence[str], *, tolerates_faults: bool = True, **stated: Any
+    task: TaskName,
+    root: str,
+    settings: Sequence[str],
+    *,
+    tolerates_faults: bool = True,
+    takes_config: bool = False,
+    **stated: Any,
 ) -> Any:
     """The datamodule of a dataset.
 
@@ -93,15 +99,16 @@ def open_datamodule(
         root: Its folder.
         settings: Arguments of fit that describe the data: `--config` and `--data.…`.
         tolerates_faults: Whether it opens also where files cannot be read.
+        takes_config: Whether the task's config counts also where there are no settings.
         stated: Further settings, that have another value than their default.
 
     Raises:
         UserError: The settings are not in order.
     """
-    tolerant = TOLERANT if tolerates_faults and task != "kinetics" else {}
-    if not settings:
-        if task == "simmim":
-            stated = {**_split_folders(root), **stated}
+    tolerant = TOLERANT if tolerates_faults else {}
+    if not settings and task == "simmim":  # whose config has ImageNet's folders
+        stated = {"train_dir": None, "val_dir": None, **_split_folders(root), **stated}
+    if not settings and not takes_config:
         return DATAMODULES[task](root=root, **stated, **tolerant)
 
     from swinv2_tasks.cli.parser import TasksArgumentParser

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
+from swinv2_tasks.commands import pages
 from swinv2_tasks.commands.check.charts import Chart
 from swinv2_tasks.commands.check.findings import SEVERITIES, Check, Finding, Findings
 from swinv2_tasks.commands.check.pictures import Show, picture_of
-from swinv2_tasks.files import replace_file
 from swinv2_tasks.text import printable
 
 MOST_PICTURED = 12
@@ -53,11 +50,15 @@ def write_page(
         }
         for severity in SEVERITIES
     ]
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = environment.from_string(resources.files(__package__).joinpath("page.html").read_text("utf-8"))
-    shown_facts = [(name, printable(value)) for name, value in facts]
-    text = template.render(task=task, root=printable(root), severities=severities, facts=shown_facts, charts=charts)
-    replace_file(path, lambda unfinished: unfinished.write_text(text, "utf-8"))
+    values = {
+        "title": f"data check {task}",
+        "task": task,
+        "root": printable(root),
+        "severities": severities,
+        "facts": [(name, printable(value)) for name, value in facts],
+        "charts": charts,
+    }
+    pages.write_page(path, "check/page.html", values)
 
 
 def _check_as_values(name: str, check: Check, kept: Sequence[Finding], number: int, show: Show) -> dict[str, Any]:

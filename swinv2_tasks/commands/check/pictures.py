@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from swinv2_tasks.callbacks.batch_pictures import side_by_side
 from swinv2_tasks.commands.check.findings import Box, Finding
+from swinv2_tasks.commands.pages import embed
 from swinv2_tasks.datamodules.readers.label_maps import read_colors, read_values
 from swinv2_tasks.datamodules.readers.videos import Video
 from swinv2_tasks.errors import UserError
 
 SIDE = 240
 """Pixels of a picture's longer side."""
-
-GAP = 4
-"""Pixels between two pictures."""
 
 BOX_COLOR = (255, 60, 60)
 OUTLINE_COLOR = (40, 200, 255)
@@ -36,7 +33,7 @@ def picture_of(finding: Finding, show: Show) -> str | None:
         return None
     if not shown:
         return None
-    return _encode(shown)
+    return embed(side_by_side(shown))[0]
 
 
 def _shown(finding: Finding, show: Show) -> list[Image.Image]:
@@ -90,16 +87,3 @@ def _label_map(path: str) -> Image.Image:
         channels = np.stack([colors >> 16 & 255, colors >> 8 & 255, colors & 255], axis=-1)
         image = Image.fromarray(channels.astype(np.uint8))
     return _reduced(image, (), ())
-
-
-def _encode(images: Sequence[Image.Image]) -> str:
-    """Pictures side by side as the data URL of a JPEG."""
-    width = sum(image.width for image in images) + GAP * (len(images) - 1)
-    sheet = Image.new("RGB", (width, max(image.height for image in images)))
-    left = 0
-    for image in images:
-        sheet.paste(image, (left, 0))
-        left += image.width + GAP
-    content = io.BytesIO()
-    sheet.save(content, "JPEG", quality=75)
-    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"

@@ -82,9 +82,16 @@ class StreamedImages(Dataset):
         """The image's name in its shard."""
         return self.shards.name(index)
 
+    def label(self, index: int) -> int | list[int]:
+        """A sample's label, for which it is read."""
+        return self._label(index, self.shards[index][1])
+
+    def _label(self, index: int, class_id: str) -> int | list[int]:
+        return self.index_of[class_id] if self.labels is None else self.labels[index]
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         content, class_id, name = self.shards[index]
-        label = self.index_of[class_id] if self.labels is None else self.labels[index]
+        label = self._label(index, class_id)
         return labeled_sample(self.transform(read_image(name, content)), label, self.num_classes)
 
 

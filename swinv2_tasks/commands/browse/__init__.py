@@ -1,0 +1,1 @@
+"""data browse: a page of samples with their labels drawn."""
