@@ -284,7 +284,7 @@ FUNCTIONS = [
     Mistake("data check kinetics images --seconds soon", "'soon' is not a number", "as in --seconds 120.0"),
     Mistake("data chek kinetics images", "data has no 'chek'", "did you mean swinv2-tasks data check?"),
     Mistake("data browse imagenet", "data browse needs TASK and ROOT", "swinv2-tasks data browse TASK FOLDER"),
-    Mistake("data browse imagenet images --augmented maybe", "'maybe' is not true or false", "as in --augmented true"),
+    Mistake("data browse imagenet images --augmented maybe", "'maybe' is not true or false", "as in --augmented false"),
     Mistake("sample-data", "sample-data needs ROOT", "swinv2-tasks sample-data FOLDER"),
     Mistake("demo --shrt true", "demo has no option --shrt", "did you mean --short?"),
     Mistake("demo --short maybe", "'maybe' is not true or false", "as in --short false"),

@@ -26,7 +26,7 @@ def find_class(data: Any, name: str) -> int:
     for known in (names, ids):
         if name in known:
             return known.index(name)
-    nearest = difflib.get_close_matches(name, [*names, *ids], n=3) or names[:8]
+    nearest = difflib.get_close_matches(name, dict.fromkeys([*names, *ids]), n=3) or names[:8]
     listed = ", ".join(map(printable, nearest))
     raise ArgumentsError(f"data browse: --class: there is no class {printable(name)} among {len(names)}; as {listed}.")
 

@@ -122,28 +122,26 @@ def _draw_augmented(task: TaskName, data: Any, choice: Choice, class_index: int 
     data.setup("fit")
     dataset = data.train_dataset
     section, indices = _choose("train", dataset, choice, class_index)
-    plans = [
-        _augmenting_plan(group, choice.seed, draw)
-        for draw in range(DRAWS)
-        for group in _groups(indices, min(MOST_MIXED, data.batch_size))
-    ]
+    size = min(MOST_MIXED, data.batch_size)
+    plans = [plan for draw in range(DRAWS) for plan in _augmenting_plans(indices, size, choice.seed, draw)]
     room = room_of(task, DRAWS * len(indices))
     draw_section(section, indices, dataset, plans, partial(_draw_batch, data), room, data.num_workers)
     return [section]
 
 
-def _groups(indices: Sequence[int], size: int) -> list[list[int]]:
-    """Samples in groups of about one size, as a last one of a single sample could not be mixed with others."""
+def _augmenting_plans(indices: Sequence[int], size: int, seed: int, draw: int) -> list[BatchPlan]:
+    """Batches of samples for a draw, each time with others beside them, and with random numbers of their own.
+
+    They are of about one size: a last one of a single sample could not be mixed with others.
+    """
     if not indices:
         return []
-    groups = -(-len(indices) // size)
-    return [group.tolist() for group in np.array_split(np.array(indices), groups)]
-
-
-def _augmenting_plan(indices: list[int], seed: int, draw: int) -> BatchPlan:
-    """A batch of samples, each with random numbers of its own in each draw."""
-    seeds = [derive_seed(seed, draw, index) for index in indices]
-    return BatchPlan(indices, seeds, derive_seed(seed, draw, indices[0], 1))
+    order = np.random.default_rng([seed, draw]).permutation(np.array(indices))
+    groups = [group.tolist() for group in np.array_split(order, -(-len(indices) // size))]
+    return [
+        BatchPlan(group, [derive_seed(seed, draw, index) for index in group], derive_seed(seed, draw, group[0], 1))
+        for group in groups
+    ]
 
 
 def _draw_batch(data: Any, samples: list[Any]) -> list[SamplePicture]:

