@@ -173,7 +173,7 @@ def parse_own(arguments: list[str], task: str, capsys: pytest.CaptureFixture[str
     if command in ("fit", "validate", "test", "predict"):
         settle(command, rest, task)
         return
-    names = [word for word in rest[:1] if re.fullmatch(r"inspect|convert|check|optimize|coco|ade20k", word)]
+    names = [word for word in rest[:1] if re.fullmatch(r"inspect|convert|check|browse|optimize|coco|ade20k", word)]
     assert main([command, *names, "--help"]) == 0
     own = options_in(capsys.readouterr().out)
     unknown = [option for option in options(rest) if option not in own]
