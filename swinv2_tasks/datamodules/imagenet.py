@@ -392,7 +392,12 @@ class ImageNetDataModule(BaseDataModule):
         """Whether there are images of a split, or a folder of shards."""
         if self.root is None:
             return False
-        return bool(self._shards(self._dir(split))) or self._source.has(split)
+        if self._shards(self._dir(split)):
+            return True
+        has_shards = any(self._shards(name) for name in (self.train_dir, self.val_dir))
+        if has_shards and not self._path(self._dir(split)).is_dir():  # which has no layout, if there are only shards
+            return False
+        return self._source.has(split)
 
     def samples(self, split: Split) -> list[Sample]:
         """The images of a split and their labels, as folders and lists have them.

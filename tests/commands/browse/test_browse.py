@@ -47,7 +47,7 @@ SMALL: dict[TaskName, list[str]] = {
 """Settings of small training samples that are not mixed with each other."""
 
 
-def browse(task: str, root: Path, output: Path, *options: str) -> tuple[int, BrowsedPage]:
+def browse(task: str, root: Path | str, output: Path, *options: str) -> tuple[int, BrowsedPage]:
     """The exit status, and the page."""
     status = main(["data", "browse", task, str(root), f"--output={output}", *options])
     return status, BrowsedPage(output / "browse.html")
@@ -185,6 +185,40 @@ def test_several_labels_are_named(tmp_path: Path) -> None:
     assert status == 0
     shown = {Path(figure.caption).name: figure.lines for figure in page.figures}
     assert shown == {"0.jpg": ["cat", "dog"], "1.jpg": ["dog"], "2.jpg": ["cat", "dog", "owl"], "3.jpg": ["owl"]}
+
+
+@pytest.mark.parametrize("form", ["{}", "file://{}"])
+def test_shards_show_the_images_that_they_were_made_of(form: str, tmp_path: Path) -> None:
+    root = write_imagenet(tmp_path / "data")
+    assert main(["data", "optimize", "imagenet", str(root), str(tmp_path / "shards"), "--workers=1"]) == 0
+    shown = []
+    for location in (str(root), form.format(tmp_path / "shards")):
+        status, page = browse("imagenet", location, tmp_path / "out", "--number=200")
+        assert status == 0
+        shown.append({Path(figure.caption).name: (figure.lines, figure.pictures[0][1]) for figure in page.figures})
+    assert shown[0] == shown[1] and len(shown[0]) == 30
+
+    for options in ([], ["--augmented", *SMALL["imagenet"]]):
+        _, page = browse(
+            "imagenet", form.format(tmp_path / "shards"), tmp_path / "out", "--class=owl", "--number=200", *options
+        )
+        assert len(page.of("train")) == 6 and {line for figure in page.figures for line in figure.lines} == {"owl"}
+
+
+def test_what_is_set_aside_is_validation_data(tmp_path: Path) -> None:
+    root = write_imagenet(tmp_path / "data")
+    for path in sorted((root / "val").rglob("*.jpg")):
+        path.unlink()
+    for path in sorted((root / "val").iterdir()):
+        path.rmdir()
+    (root / "val").rmdir()
+    _, page = browse("imagenet", root, tmp_path / "out", "--data.val_share=0.5", "--number=200")
+    assert (len(page.of("train")), len(page.of("val"))) == (9, 9)
+    assert not page.captions("train") & page.captions("val")
+    _, augmented = browse(
+        "imagenet", root, tmp_path / "out", "--data.val_share=0.5", "--number=200", "--augmented", *SMALL["imagenet"]
+    )
+    assert augmented.captions("train") == page.captions("train")
 
 
 def test_a_mapping_of_classes_counts(tmp_path: Path) -> None:

@@ -130,6 +130,16 @@ def test_real_labels(folder: Path, written: Path, tmp_path: Path) -> None:
     assert evaluated[1][0]["label"].shape == (8, 3)
 
 
+@pytest.mark.parametrize("source", ["path", "memory"])
+def test_testing_takes_the_validation_images(source: str, folder: Path, shards: Path, url: str, tmp_path: Path) -> None:
+    data = datamodule(shards if source == "path" else url, tmp_path / "cache")
+    assert [split for split in ("train", "val", "test") if data.has(split)] == ["train", "val"]
+    data.setup("test")
+    expected = datamodule(folder, tmp_path)
+    expected.setup("test")
+    assert differences(list(data.test_dataloader()), list(expected.test_dataloader())) == []
+
+
 def test_shards_beside_a_plain_folder(folder: Path, written: Path, tmp_path: Path) -> None:
     mixed = datamodule(written, tmp_path, val_dir=str(folder / "val"))
     assert differences(read_batches(mixed), read_batches(datamodule(folder, tmp_path))) == []
