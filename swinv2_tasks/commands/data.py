@@ -146,7 +146,7 @@ def browse(
         raise ArgumentsError(f"data browse: --seed {seed}: expected a number from 0 to 2³² − 1.")
     if not is_url(root) and not Path(root).expanduser().is_dir():
         raise ArgumentsError(f"data browse {task}: the folder {printable(root)} does not exist.")
-    data = open_datamodule(task, root, settings or [], takes_config=True)
+    data = open_datamodule(task, root, settings or [], takes_config=augmented)
     choice = Choice(number, seed, augmented, split, class_)
     browse_dataset(task, root, data, choose_output("browse", task, root, output), choice, json)
 

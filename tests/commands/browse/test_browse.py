@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import Dataset
 
-from swinv2_tasks.callbacks.batch_pictures import spread_frames
+from swinv2_tasks.callbacks.batch_pictures import SamplePicture, spread_frames
 from swinv2_tasks.callbacks.detection import bright_color
 from swinv2_tasks.cli.main import main
 from swinv2_tasks.commands.browse import drawing
@@ -21,8 +23,10 @@ from swinv2_tasks.commands.browse.choice import choose
 from swinv2_tasks.commands.browse.stored import Labels
 from swinv2_tasks.commands.check.datasets import TaskName, open_datamodule
 from swinv2_tasks.commands.pages import LEAST_SIDE, embed
+from swinv2_tasks.datamodules.loader import BatchPlan
 from swinv2_tasks.datamodules.readers.channels import ImageReader
 from swinv2_tasks.datamodules.scene_classes import colors
+from swinv2_tasks.errors import UserError
 from swinv2_tasks.seeding import derive_seed, seed_generators
 from tests.helpers.browsed import BrowsedPage
 from tests.helpers.faulty_data import WRITERS, photograph, save, write_ade20k, write_coco, write_imagenet, write_simmim
@@ -30,6 +34,9 @@ from tests.helpers.names import NAMES
 from tests.helpers.object_layouts import write_voc, write_yolo
 
 TASKS: list[TaskName] = ["imagenet", "coco", "ade20k", "kinetics", "simmim"]
+
+SLOW_VIDEOS = [pytest.param(task, marks=pytest.mark.slow if task == "kinetics" else ()) for task in TASKS]
+"""The tasks, of which videos take seconds."""
 
 TOTALS = {"imagenet": (18, 12), "coco": (6, 5), "ade20k": (6, 4), "kinetics": (6, 4), "simmim": (11, 1)}
 """Training and validation samples of the datasets that are drawn here."""
@@ -186,6 +193,11 @@ def test_several_labels_are_named(tmp_path: Path) -> None:
     shown = {Path(figure.caption).name: figure.lines for figure in page.figures}
     assert shown == {"0.jpg": ["cat", "dog"], "1.jpg": ["dog"], "2.jpg": ["cat", "dog", "owl"], "3.jpg": ["owl"]}
 
+    _, page = browse("imagenet", tmp_path / "data", tmp_path / "out", "--augmented", *SMALL["imagenet"])
+    assert page.figures
+    for figure in page.figures:
+        assert figure.lines == 4 * shown[Path(figure.caption).name]
+
 
 @pytest.mark.parametrize("form", ["{}", "file://{}"])
 def test_shards_show_the_images_that_they_were_made_of(form: str, tmp_path: Path) -> None:
@@ -253,11 +265,9 @@ def test_images_of_many_channels_are_shown_as_figures_are(tmp_path: Path) -> Non
 # ---- what the model gets
 
 
-def draws_of(task: TaskName, root: Path, seed: int, draw: int) -> dict[str, dict[str, Any]]:
+def draw_all(data: Any, seed: int, draw: int) -> dict[str, dict[str, Any]]:
     """The training samples of a draw by their files, from the datamodule that fit makes."""
-    data = open_datamodule(task, str(root), SMALL[task], takes_config=True)
-    data.setup("fit")
-    dataset: Any = data.train_dataset
+    dataset = data.train_dataset
     samples = {}
     for index in range(len(dataset)):
         seed_generators(derive_seed(seed, draw, index), gpus=False)
@@ -269,7 +279,7 @@ def draws_of(task: TaskName, root: Path, seed: int, draw: int) -> dict[str, dict
     return samples
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", SLOW_VIDEOS)
 def test_augmented_samples_are_those_of_training(task: TaskName, tmp_path: Path) -> None:
     root = WRITERS[task](tmp_path / "data")
     before = state_of(root)
@@ -279,8 +289,10 @@ def test_augmented_samples_are_those_of_training(task: TaskName, tmp_path: Path)
     assert [figure.split for figure in page.figures] == ["train"] * TOTALS[task][0]
     number = {"ade20k": 2, "simmim": 2, "kinetics": 8}.get(task, 1)
     changes = []
+    data = open_datamodule(task, str(root), SMALL[task], takes_config=True)
+    data.setup("fit")
     for draw in range(4):
-        samples = draws_of(task, root, seed, draw)
+        samples = draw_all(data, seed, draw)
         for figure in page.figures:
             assert len(figure.pictures) == 4 * number
             sample = samples[str(root / figure.caption)]
@@ -416,7 +428,7 @@ def test_no_more_are_read_than_a_search_needs() -> None:
 # ---- what cannot be read
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", SLOW_VIDEOS)
 def test_what_cannot_be_read_is_shown_so(task: TaskName, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = WRITERS[task](tmp_path / "data")
     files = {
@@ -445,6 +457,29 @@ def test_what_cannot_be_read_is_shown_so(task: TaskName, tmp_path: Path, capsys:
     (faulty,) = [figure for figure in page.figures if figure.is_faulty]
     assert faulty.caption == sample
     assert {len(figure.pictures) > 0 for figure in page.figures if figure is not faulty} == {True}
+
+
+class Crashing(Dataset):
+    """A dataset of which a sample crashes its decoder."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def sample_id(self, index: int) -> str:
+        return f"image_{index}.jpg"
+
+    def __getitem__(self, index: int) -> SamplePicture:
+        if index == 1:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return SamplePicture([Image.new("RGB", (8, 8))], [])
+
+
+def test_a_crash_of_a_decoder_names_its_file() -> None:
+    section = drawing.Section("train", 3, [drawing.Sample(f"image_{k}.jpg") for k in range(3)], [])
+    plans = [BatchPlan([k], [0], 0) for k in range(3)]
+    room = drawing.room_of("imagenet", 3)
+    with pytest.raises(UserError, match=r"died while it read image_1\.jpg"):
+        drawing.draw_section(section, range(3), Crashing(), plans, list, room, num_workers=1)
 
 
 # ---- the page
