@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
+import resource
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,34 @@ def timeout_seconds() -> float:
     if not seconds > 0:
         raise UserError(f"{TIMEOUT} is {text!r}; expected a number of seconds above 0, such as 600")
     return seconds
+
+
+MOST_OPEN_FILES = 65_536
+"""As many as a run ever needs."""
+
+
+def allow_many_files() -> None:
+    """Raises this process's limit of open files as far as it may: each tensor that a worker passes on is one."""
+    lower, upper = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_OPEN_FILES if upper == resource.RLIM_INFINITY else min(upper, MOST_OPEN_FILES)
+    if lower != resource.RLIM_INFINITY and lower < wanted:
+        with suppress(OSError, ValueError):  # as some systems say no
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, upper))
+
+
+def check_open_files(workers: int) -> None:
+    """Makes sure that a few tensors of each worker may be open at a time: with fewer, workers fail one after the other.
+
+    Raises:
+        UserError: they may not.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = 64 + 16 * workers
+    if workers and limit != resource.RLIM_INFINITY and limit < needed:
+        raise UserError(
+            f"this process may have {limit} files open, too few for {workers} DataLoader workers: raise the limit "
+            "(ulimit -n 65536), or set --data.num_workers 0."
+        )
 
 
 @contextmanager

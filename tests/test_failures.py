@@ -82,6 +82,32 @@ def test_too_many_open_files(tmp_path: Path) -> None:
     assert "ulimit -n" in message and "--data.num_workers 0" in message
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [12, 20, 32, 64])
+def test_a_training_that_may_open_few_files(limit: int, dataset: Callable[[str], Path], tmp_path: Path) -> None:
+    """Workers pass each tensor as a file: where these are too few, nothing is to be seen but one line."""
+    write_config(tmp_path / "tiny.yaml", dataset("classification"))
+    fit = f"{sys.executable} -m swinv2_tasks fit --config tiny.yaml --trainer.max_epochs 1 --data.num_workers 2"
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = ["bash", "-c", f"ulimit -n {limit}; {fit}"]
+    result = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 1
+    lines = [line for line in result.stderr.splitlines() if "Seed set" not in line]
+    assert len(lines) == 1 and "ulimit -n 65536" in lines[0] and "--data.num_workers 0" in lines[0], result.stderr
+
+
+def test_the_limit_of_open_files_is_raised_as_far_as_it_may_be() -> None:
+    code = (
+        "import resource\n"
+        "from swinv2_tasks.cli.main import main\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 500))\n"
+        "main(['--version'])\n"
+        "print(*resource.getrlimit(resource.RLIMIT_NOFILE))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "500 500"
+
+
 def test_memory_that_runs_out() -> None:
     for act in (lambda: torch.empty(2**50), lambda: bytearray(2**60)):
         message = explain_failure(caught(act))
@@ -210,6 +236,10 @@ WRITERS = {
     "fit": "fit --config {folder}/tiny.yaml --trainer.max_epochs 1",
     "predict": "predict --config {folder}/tiny.yaml --model.weights {folder}/tiny.pth --data.source {images}",
     "data optimize": "data optimize imagenet {images} shards --workers 1",
+    "data check": "data check imagenet {images} --output checked",
+    "data browse": "data browse imagenet {images} --output browsed",
+    "data convert": "data convert {images} table --to csv",
+    "sweep": "sweep --config {folder}/tiny.yaml --model.weights {folder}/tiny.pth --sizes 32 --windows 4 --output swept",
     "demo": "demo --short true",
 }
 """Commands that write, each into the current folder."""

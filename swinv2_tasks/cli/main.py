@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, get_type_hints
 
+from swinv2_tasks.child_processes import allow_many_files
 from swinv2_tasks.cli.arguments import (
     Option,
     expand_home,
@@ -136,6 +137,7 @@ def _main(arguments: Sequence[str]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold bytes that are no text
         sys.stdout.reconfigure(errors="backslashreplace")
     show_warnings()
+    allow_many_files()
     try:
         if command == "help":
             command, *rest = [*rest, "--help"]

@@ -24,7 +24,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import Dataset, get_worker_info
 
 from swinv2_tasks.batches import SampleCounts
-from swinv2_tasks.child_processes import timeout_seconds
+from swinv2_tasks.child_processes import check_open_files, timeout_seconds
 from swinv2_tasks.datamodules.remarks import collect_remarks
 from swinv2_tasks.errors import UserError, reason_of
 from swinv2_tasks.failures import explain_failure
@@ -353,6 +353,7 @@ class BatchLoader:
         num_workers: int,
         faults: FaultPolicy,
     ) -> None:
+        check_open_files(num_workers)
         self.dataset = dataset
         self.batch_sampler = order
         self.batch_size = order.batch_size
