@@ -14,6 +14,7 @@ from swinv2_tasks.errors import UserError
 
 __all__ = [
     "IGNORED",
+    "ClassCounts",
     "ClassificationBatch",
     "DetectionBatch",
     "DetectionEvalBatch",
@@ -187,6 +188,17 @@ class VideoBatch(VideoPredictBatch):
 
 
 @dataclass(frozen=True)
+class ClassCounts:
+    """How often training data show each class, before any sampling of an epoch."""
+
+    numbers: Sequence[int]
+    """In the order of the class indices."""
+
+    unit: str
+    """What is counted, in the plural: ``images``, ``objects``."""
+
+
+@dataclass(frozen=True)
 class SampleCounts:
     """How many samples were read for an evaluation, in one process or in all of them."""
 
@@ -218,6 +230,9 @@ class TaskData:
         published_classes: number of classes of the dataset that the recipes were published for, which is assumed where
             there is no dataset to ask.
         image_channels: channels of the images or clips, which the backbone must take.
+        class_counts: how often the training data show each class; None where that is not known without reading them.
+            Known after ``setup("fit")``.
+        is_sampled_by_class: whether training samples of some classes come more often than there are.
         size_setting: name of the argument that says at which size images are evaluated: a side, or several of which the
             shortest counts; at another size their proportions stay.
     """
@@ -226,6 +241,8 @@ class TaskData:
     published_classes: int = 1000
     image_channels: int | None = None
     size_setting: str | None = None
+    class_counts: ClassCounts | None = None
+    is_sampled_by_class: bool = False
 
     @property
     def class_ids(self) -> Sequence[Any] | None:

@@ -140,7 +140,7 @@ TRAINING = mapping(
         "skipped_steps": whole(),
         "mid_accumulation": flag,
     },
-    {"optimizer": text},
+    {"optimizer": text, "class_weights": optional(each(number(0)))},
 )
 """What steps are made of."""
 

@@ -7,10 +7,12 @@ UTF-8. Whatever prints them goes through ``say`` or ``printable``, whatever draw
 
 from __future__ import annotations
 
+import difflib
 import logging
 import re
 import shlex
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 BYTES = range(0xDC80, 0xDD00)
@@ -117,3 +119,9 @@ def show_warnings() -> None:
     logger = logging.getLogger("swinv2_tasks")
     if _warnings not in logger.handlers:
         logger.addHandler(_warnings)
+
+
+def closest(word: str, names: Iterable[str], cutoff: float = 0.6) -> list[str]:
+    """The name that comes nearest to a word, whatever the case of letters; none below the cutoff, of 1 for equal."""
+    by_lower = {name.lower(): name for name in names}
+    return [by_lower[name] for name in difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=cutoff)]

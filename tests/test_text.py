@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from swinv2_tasks.callbacks.figures import save_figure
-from swinv2_tasks.text import command_word, escape, label, printable, say, shorten, show_warnings, unescape
+from swinv2_tasks.text import closest, command_word, escape, label, printable, say, shorten, show_warnings, unescape
 from tests.helpers.names import NAMES, any_text, effects
 
 
@@ -101,3 +101,8 @@ def test_labels_have_an_end() -> None:
     assert len(shorten("x" * 10**6)) == 60
     assert shorten("x" * 60) == "x" * 60
     assert shorten("abcdef", 4) == "abc…"
+
+
+def test_names_are_alike_whatever_their_case() -> None:
+    assert closest("Adamw", ["RAdam", "AdamW"]) == ["AdamW"]
+    assert closest("zebra", ["RAdam", "AdamW"]) == []

@@ -29,8 +29,8 @@ ALLOWED = (
 """Modules of which everything may be named, and of all modules in them."""
 
 PARTS = (
-    *("model", "data", "backbone", "position_bias", "decoder", "detector", "multi_label_loss"),
-    *("augmentation", "optimizer"),
+    *("model", "data", "backbone", "position_bias", "decoder", "detector", "loss", "class_loss"),
+    *("multi_label_loss", "augmentation", "optimizer"),
 )
 """Settings that name a class of this package or one of torch's optimizers."""
 

@@ -7,11 +7,10 @@ they name: a setting that there is not, a value of another type, a class that th
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,6 +42,7 @@ from swinv2_tasks.cli.settings import (
 )
 from swinv2_tasks.errors import Refused
 from swinv2_tasks.outside_files import check_yaml
+from swinv2_tasks.text import closest
 
 _parse_yaml = get_loader("yaml")
 
@@ -287,12 +287,6 @@ def nearest_names(word: str, names: Sequence[str]) -> list[str]:
     if not matches:
         matches = closest(word, lasts)
     return [lasts[last] for last in matches]
-
-
-def closest(word: str, names: Iterable[str], cutoff: float = 0.6) -> list[str]:
-    """The name that comes nearest to a word, whatever the case of letters; none below the cutoff, of 1 for equal."""
-    by_lower = {name.lower(): name for name in names}
-    return [by_lower[name] for name in difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=cutoff)]
 
 
 # ---- values

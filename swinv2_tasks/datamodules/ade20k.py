@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from swinv2_tasks.batches import ClassCounts
 from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
 from swinv2_tasks.datamodules.class_mapping import (
     EVERY_OTHER,
@@ -420,6 +421,8 @@ class ADE20KDataModule(BaseDataModule):
             if problem:
                 raise UserError(problem)
         rank_zero_only(say)(describe_shares(coding, train, whole))
+        counted = "pixels" if len(train) == whole else f"pixels in {len(train):,} label maps"
+        self.class_counts = ClassCounts(class_pixels(coding, train), counted)
         absent = class_pixels(coding, [*train, *val]).count(0)
         is_assumed = self._class_source is None and not lists_in_root(self.root, CLASS_LISTS)
         if is_assumed and self._own_names == [*ADE20K_NAMES] and absent > len(coding.names) // 2:

@@ -186,6 +186,7 @@ class BaseDataModule(Recorded, LightningDataModule, TaskData):
         classes = self.train_classes
         order = BalancedOrder(classes) if sampling == "balanced" else RepeatFactorOrder(classes, repeat_threshold)
         self.train_permute, self._epoch_samples = order, len(order)
+        self.is_sampled_by_class = True
         rank_zero_only(say)(order.describe(self.class_names))
 
     def train_batches(self, world_size: int = 1) -> int:

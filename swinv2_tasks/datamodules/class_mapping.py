@@ -10,7 +10,7 @@ from typing import Generic, TypeVar, cast
 import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from swinv2_tasks.datamodules.classes import abbreviate
+from swinv2_tasks.datamodules.classes import abbreviate, find_class
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.text import printable, say
 
@@ -22,6 +22,8 @@ EVERY_OTHER = "*"
 
 BACKGROUNDS = frozenset({"background", "_background_", "__background__"})
 """What the class of everything else is called, in lower case: others may become it though no key names it."""
+
+SETTING = "data.class_mapping"
 
 Id = TypeVar("Id", int, str)
 Label = TypeVar("Label", bound=int | list[int])
@@ -92,7 +94,9 @@ def map_classes(ids: Sequence[Id], names: Sequence[str], mapping: Mapping[str, s
         UserError: A key means no class or several; a new name is empty, or that of a class that no key names; or
             nothing is left.
     """
-    keys = {index: key for key in mapping if key != EVERY_OTHER for index in [_class_of(key, ids, names, mapping)]}
+    keys = {
+        index: key for key in mapping if key != EVERY_OTHER for index in [find_class(key, ids, names, mapping, SETTING)]
+    }
     targets = [mapping[keys[index]] if index in keys else mapping.get(EVERY_OTHER) for index in range(len(ids))]
     is_mapped = [index in keys or EVERY_OTHER in mapping for index in range(len(ids))]
     _check_targets(names, targets, is_mapped)
@@ -130,32 +134,6 @@ def is_background(name: str) -> bool:
     return name.strip().lower() in BACKGROUNDS
 
 
-def _class_of(key: str, ids: Sequence[Id], names: Sequence[str], mapping: Mapping[str, str | None]) -> int:
-    """The index of the class that a key means."""
-    by_name = [index for index, name in enumerate(names) if name == key]
-    by_id = [index for index, class_id in enumerate(ids) if str(class_id) == key]
-    if len(by_name) > 1 and not set(by_id) & set(by_name):
-        several = abbreviate([str(ids[index]) for index in by_name])
-        raise UserError(f"data.class_mapping names {printable(key)}, as several classes are called: {several} by id.")
-    meant = by_name if len(by_name) == 1 else by_id
-    if not meant:
-        raise UserError(
-            f"data.class_mapping names {printable(key)}, which is no class. The classes are "
-            f"{abbreviate(_described(ids, names), 40)}."
-        )
-
-    (index,) = meant
-    if by_id and by_id != meant:
-        rank_zero_only(say)(
-            f"data.class_mapping: {printable(key)} is the name of one class and the id of another, "
-            f"{printable(names[by_id[0]])}; the name counts"
-        )
-    other = str(ids[index])
-    if other != key and other in mapping and other not in names:
-        raise UserError(f"data.class_mapping names {printable(key)} and {printable(other)}, which are one class.")
-    return index
-
-
 def _check_targets(names: Sequence[str], targets: Sequence[str | None], is_mapped: Sequence[bool]) -> None:
     """Refuses new names that are none, or that another class has of which nothing is said."""
     given = {target for target in targets if target is not None}
@@ -168,10 +146,6 @@ def _check_targets(names: Sequence[str], targets: Sequence[str | None], is_mappe
                 f"data.class_mapping calls a class {shown}, which another class is called already. To merge them, add "
                 f"`{shown}: {shown}`; to keep them apart, give another name."
             )
-
-
-def _described(ids: Sequence[Id], names: Sequence[str]) -> list[str]:
-    return [name if str(class_id) == name else f"{class_id} {name}" for class_id, name in zip(ids, names, strict=True)]
 
 
 def describe_mapping(names: Sequence[str], mapped: MappedClasses[Id]) -> str:

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.outside_files import read_text
-from swinv2_tasks.text import printable, say
+from swinv2_tasks.text import closest, printable, say
 
 _CSV_HEADERS = {"id", "class_id", "wnid", "synset"}
 
@@ -312,3 +312,46 @@ def abbreviate(items: Sequence[object], limit: int = 6) -> str:
     """The first few items in words: `a, b, c, … (40 in all)`."""
     shown = ", ".join(map(printable, items[:limit]))
     return shown if len(items) <= limit else f"{shown}, … ({len(items)} in all)"
+
+
+def find_class(key: str, ids: Sequence[object], names: Sequence[str], keys: Collection[str], setting: str) -> int:
+    """The index of the class that a key of a setting means: by its name or, where no class is called so, by its id.
+
+    Args:
+        key: The key.
+        ids: Of the classes, in their order.
+        names: Of the classes.
+        keys: All keys of the setting.
+        setting: Its name, for messages.
+
+    Raises:
+        UserError: It means no class, or several; or another key means the same one.
+    """
+    by_name = [index for index, name in enumerate(names) if name == key]
+    by_id = [index for index, class_id in enumerate(ids) if str(class_id) == key]
+    if len(by_name) > 1 and not set(by_id) & set(by_name):
+        several = abbreviate([str(ids[index]) for index in by_name])
+        raise UserError(f"{setting} names {printable(key)}, as several classes are called: {several} by id.")
+    meant = by_name if len(by_name) == 1 else by_id
+    if not meant:
+        nearest = closest(key, names)
+        hint = f" Did you mean {printable(nearest[0])}?" if nearest else ""
+        raise UserError(
+            f"{setting} names {printable(key)}, which is no class.{hint} The classes are "
+            f"{abbreviate(_described(ids, names), 40)}."
+        )
+
+    (index,) = meant
+    if by_id and by_id != meant:
+        rank_zero_only(say)(
+            f"{setting}: {printable(key)} is the name of one class and the id of another, "
+            f"{printable(names[by_id[0]])}; the name counts"
+        )
+    other = str(ids[index])
+    if other != key and other in keys and other not in names:
+        raise UserError(f"{setting} names {printable(key)} and {printable(other)}, which are one class.")
+    return index
+
+
+def _described(ids: Sequence[object], names: Sequence[str]) -> list[str]:
+    return [name if str(class_id) == name else f"{class_id} {name}" for class_id, name in zip(ids, names, strict=True)]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from swinv2_tasks.batches import IGNORED
+from swinv2_tasks.batches import IGNORED, ClassCounts
 from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
 from swinv2_tasks.datamodules.category_lists import stated_categories
 from swinv2_tasks.datamodules.class_mapping import ClassMapping, MappedClasses, describe_mapping, map_classes
@@ -444,8 +444,8 @@ class CocoDataModule(BaseDataModule):
                 f"image.{crowd_hint(counts)}"
             )
         self._report_left_out(annotations, counts, int((~kept).sum()))
-        labels = np.unique(cleaned.objects.labels).tolist()
-        mention_unused(_named(annotations.class_ids, annotations.class_names), labels, "object")
+        shown = np.unique(cleaned.objects.labels).tolist()
+        mention_unused(_named(annotations.class_ids, annotations.class_names), shown, "object")
 
         stuff = None
         if self.train_stuff is not None and self.stuff_classes:
@@ -456,9 +456,9 @@ class CocoDataModule(BaseDataModule):
         if self.aspect_ratio_grouping:
             self.train_groups = annotations.portrait[kept].astype(int).tolist()
         images = cleaned.select(np.flatnonzero(kept))
-        self.train_classes = SampleClasses.of_objects(
-            len(images), self.num_classes, images.owners, images.objects.labels
-        )
+        labels = images.objects.labels
+        self.train_classes = SampleClasses.of_objects(len(images), self.num_classes, images.owners, labels)
+        self.class_counts = ClassCounts(np.bincount(labels, minlength=self.num_classes).tolist(), "objects")
         self.sample_by_class(self._sampling, self._repeat_threshold)
         return TrainingObjects(
             images,

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from PIL import Image
 from torch import Tensor
 
+from swinv2_tasks.batches import ClassCounts
 from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
 from swinv2_tasks.datamodules.class_mapping import ClassMapping, MappedClasses, describe_mapping, map_classes
 from swinv2_tasks.datamodules.class_sampling import LEAST_THRESHOLD, SampleClasses, Sampling
@@ -345,6 +346,7 @@ class ImageNetDataModule(BaseDataModule):
                 mention_unused(self.class_ids, labels, "image")
                 self.train_dataset = LabeledImages(samples, self.num_classes, transform, self.reader)
                 self.train_classes = SampleClasses.of_labels([label for _, label in samples], self.num_classes)
+                self.class_counts = ClassCounts(self.train_classes.counts.tolist(), "images")
             self.sample_by_class(self._sampling, self._repeat_threshold)
             if self.augmentation.repeats > 1:
                 self.train_permute = repeat_order(self.train_permute, self.epoch_samples, self.augmentation.repeats)

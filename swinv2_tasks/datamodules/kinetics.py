@@ -4,6 +4,7 @@ Kinetics: https://arxiv.org/abs/1705.06950.
 """
 
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -15,6 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torchvision.transforms import v2
 
+from swinv2_tasks.batches import ClassCounts
 from swinv2_tasks.datamodules.base import BaseDataModule, FaultChoice
 from swinv2_tasks.datamodules.class_mapping import ClassMapping, MappedClasses, describe_mapping, map_classes
 from swinv2_tasks.datamodules.classes import (
@@ -302,6 +304,8 @@ class KineticsDataModule(BaseDataModule):
             videos, faulty = self._present("train")
             self._check_several(label for _, label in videos)
             mention_unused(self.class_ids, (label for _, label in videos), "video")
+            numbers = Counter(label for _, label in videos)
+            self.class_counts = ClassCounts([numbers[index] for index in range(self.num_classes)], "videos")
             transform = self._train_transform()
             self.train_dataset = TrainingClips(videos, self.sampling, transform, self.decoder, faulty)
         if self.val_dataset is None and stage != "test" and self.needs_validation(stage):

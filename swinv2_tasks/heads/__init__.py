@@ -1,6 +1,7 @@
 """From feature maps to predictions: decoders and detectors, which a config chooses, and their networks."""
 
 from swinv2_tasks.heads.cascade import CascadeMaskRCNN, CascadeMaskRCNNConfig
+from swinv2_tasks.heads.class_losses import ClassLoss, CrossEntropy, FocalLoss
 from swinv2_tasks.heads.classification import ClassificationHead
 from swinv2_tasks.heads.decoder import Decoder
 from swinv2_tasks.heads.fpn import FeaturePyramid, MapNorms
@@ -13,12 +14,15 @@ __all__ = [
     "HTC",
     "CascadeMaskRCNN",
     "CascadeMaskRCNNConfig",
+    "ClassLoss",
     "ClassificationHead",
+    "CrossEntropy",
     "Decoder",
     "DetectionHead",
     "DetectorConfig",
     "FCNHead",
     "FeaturePyramid",
+    "FocalLoss",
     "HTCConfig",
     "MapNorms",
     "MaskRCNN",

@@ -28,7 +28,6 @@ from swinv2_tasks.heads.mask_rcnn import (
     MaskBranch,
     ProposalSampler,
     SampledProposals,
-    class_loss,
     decode,
     ground_truth_boxes,
     mask_loss,
@@ -95,7 +94,7 @@ class CascadeMaskRCNN(DetectionHead):
             samples = self.samplers[stage](proposals, targets)
             logits, deltas = self.boxes[stage](self.box_features(features, samples.boxes))
             decoded = decode(self.coders[stage], deltas, samples.boxes)[:, 0]
-            losses[f"class{stage + 1}"] = weight * class_loss(logits, torch.cat(samples.labels))
+            losses[f"class{stage + 1}"] = weight * self.mean_class_loss(logits, torch.cat(samples.labels))
             losses[f"box{stage + 1}"] = weight * GIOU_WEIGHT * giou_loss(decoded, samples, targets)
 
             proposals = self.refine(decoded, samples, images)

@@ -29,6 +29,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.ops import box_iou
 
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.heads.class_losses import ClassLoss, CrossEntropy
 from swinv2_tasks.heads.fpn import FeaturePyramid
 from swinv2_tasks.heads.roi_align import MultiLevelRoIAlign, pool_rois
 from swinv2_tasks.heads.rpn import Anchors, RegionProposals, match_boxes
@@ -148,6 +149,8 @@ class DetectionHead(nn.Module):
         )
         self.box_pool, self.mask_pool = MultiLevelRoIAlign(strides, 7), MultiLevelRoIAlign(strides, 14)
         self.num_classes, self.has_masks = num_classes, config.masks
+        self.class_loss: ClassLoss = CrossEntropy()
+        """Of the box branches; its first class is the background."""
 
     def features(self, maps: Sequence[Tensor]) -> Features:
         """Maps (B, C, h, w) of the backbone → what RoIs are pooled from."""
@@ -175,6 +178,15 @@ class DetectionHead(nn.Module):
     ) -> dict[str, Tensor]:
         """The parts of the loss that come of RoIs, which are sampled from proposals (R, 4) of each image."""
         raise NotImplementedError
+
+    def mean_class_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss (scalar) of the classes of samples, over their number, also with class weights; 0 without samples.
+
+        Args:
+            logits: (R, K + 1).
+            labels: (R,), 0 for the background.
+        """
+        return self.class_loss.losses(logits, labels).sum() / max(1, len(labels))
 
     def classify(self, features: Features, images: ImageList) -> list[tuple[Tensor, Tensor]]:
         """Of each image the boxes (R, K, 4), or (R, 1, 4) where all classes share them, and probabilities (R, K)."""
@@ -212,7 +224,7 @@ class MaskRCNN(DetectionHead):
         logits, deltas = self.box(self.box_pool(features.levels, samples.boxes))
         labels = torch.cat(samples.labels)
         regression_targets = torch.cat([*self.coder.encode(ground_truth_boxes(samples, targets), samples.boxes)])
-        losses = {"class": class_loss(logits, labels), "box": box_loss(deltas, labels, regression_targets)}
+        losses = {"class": self.mean_class_loss(logits, labels), "box": box_loss(deltas, labels, regression_targets)}
 
         if self.mask is not None:
             mask_samples = with_masks(samples, targets)
@@ -350,16 +362,6 @@ def with_masks(samples: SampledProposals, targets: Sequence[Any]) -> SampledProp
     return SampledProposals(
         *([x[selection] for x, selection in zip(part, selections, strict=True)] for part in samples)
     )
-
-
-def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy (scalar) of the classes (R, K + 1) of samples, the mean over all; 0 where there are none.
-
-    Args:
-        logits: (R, K + 1).
-        labels: (R,), 0 for the background.
-    """
-    return F.cross_entropy(logits, labels, reduction="sum") / max(1, len(labels))
 
 
 def box_loss(deltas: Tensor, labels: Tensor, regression_targets: Tensor) -> Tensor:

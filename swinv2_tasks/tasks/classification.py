@@ -15,10 +15,13 @@ from torchmetrics.classification import MulticlassAccuracy
 from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.batches import ClassificationBatch, PredictBatch
 from swinv2_tasks.callbacks import ClassificationPredictions, MultiLabelPredictions, MultiLabelTable
-from swinv2_tasks.evaluation.classification import AnyLabelAccuracy, CrossEntropy
+from swinv2_tasks.evaluation.classification import AnyLabelAccuracy
+from swinv2_tasks.evaluation.classification import CrossEntropy as MeanCrossEntropy
 from swinv2_tasks.evaluation.mean_loss import MeanLoss
 from swinv2_tasks.evaluation.multi_label import MultiLabelMetric
+from swinv2_tasks.heads.class_losses import ClassLoss, CrossEntropy
 from swinv2_tasks.tasks.classifier import ClassifierTask
+from swinv2_tasks.training.class_weights import ClassWeights
 from swinv2_tasks.training.multi_label_losses import BinaryCrossEntropy, MultiLabelLoss
 from swinv2_tasks.training.optim import CosineSchedule
 
@@ -36,8 +39,12 @@ class ClassificationTask(ClassifierTask):
         schedule: learning rate over time and layers.
         multi_label: whether several classes may hold for an image, or none, so that each has a probability of its own.
             None: what the data say; without a word of theirs one class holds.
-        multi_label_loss: what multi-label training minimizes, ``BinaryCrossEntropy`` or ``AsymmetricLoss``.
+        multi_label_loss: what multi-label training minimizes: ``BinaryCrossEntropy``, ``AsymmetricLoss`` or
+            ``BinaryFocalLoss``.
         threshold: probability from which on a class is predicted of a multi-label image, and counts for F1; in [0, 1].
+        loss: what training of one label an image minimizes, ``CrossEntropy`` or ``FocalLoss``.
+        class_weights: how much each class counts in training: ``balanced``, by one over its number of training images;
+            ``effective_number``; or numbers, for some classes by name or id, or a list for all. None: all alike.
     """
 
     def __init__(
@@ -52,12 +59,16 @@ class ClassificationTask(ClassifierTask):
         multi_label: bool | None = None,
         multi_label_loss: MultiLabelLoss = BinaryCrossEntropy(),
         threshold: float = 0.5,
+        loss: ClassLoss = CrossEntropy(),
+        class_weights: ClassWeights | None = None,
     ) -> None:
         super().__init__(
             backbone,
             num_classes,
             dropout,
             label_smoothing,
+            loss,
+            class_weights,
             multi_label,
             multi_label_loss,
             threshold,
@@ -71,7 +82,7 @@ class ClassificationTask(ClassifierTask):
             name: MulticlassAccuracy(num_classes, top_k=k, average="micro", validate_args=False)
             for name, k in ks.items()
         }
-        measures["loss"] = CrossEntropy()
+        measures["loss"] = MeanCrossEntropy()
         # Compute groups would share one count among metrics that happen to agree on the first batch.
         self.val_metrics = MetricCollection(dict(measures), prefix="val/", compute_groups=False)
         self.test_metrics = self.val_metrics.clone(prefix="test/")

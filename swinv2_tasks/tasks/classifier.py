@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from torch import Tensor, nn
+from torch import Tensor
 
 from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.batches import batches_of, task_data
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.heads.class_losses import ClassLoss, CrossEntropy
 from swinv2_tasks.heads.classification import ClassificationHead
 from swinv2_tasks.tasks.base import BaseTask
 from swinv2_tasks.text import say
+from swinv2_tasks.training.class_weights import ClassWeights
 from swinv2_tasks.training.multi_label_losses import MultiLabelLoss
 from swinv2_tasks.training.optim import Schedule
 
@@ -31,6 +33,8 @@ class ClassifierTask(BaseTask):
         num_classes: number of classes.
         dropout: probability of dropping a pooled feature in training.
         label_smoothing: share of the target spread over all classes; of one label a sample alone.
+        loss: what is minimized of one label a sample.
+        class_weights: how much each class counts in the loss; None: all alike.
         multi_label: whether several classes may hold for a sample; None: what the data say, else one does.
         multi_label_loss: what is minimized then.
         threshold: probability from which on a class is predicted then, in [0, 1].
@@ -47,6 +51,8 @@ class ClassifierTask(BaseTask):
         num_classes: int,
         dropout: float,
         label_smoothing: float,
+        loss: ClassLoss,
+        class_weights: ClassWeights | None,
         multi_label: bool | None,
         multi_label_loss: MultiLabelLoss,
         threshold: float,
@@ -64,8 +70,9 @@ class ClassifierTask(BaseTask):
             raise UserError(f"model.threshold is {threshold}; expected a probability, from 0 to 1")
         multi_label_loss.check_classes(num_classes)
         self.threshold = threshold
-        self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
-        self.multi_label_loss = copy.deepcopy(multi_label_loss)  # or tasks would share the default's
+        self.loss, self.multi_label_loss = copy.deepcopy((loss, multi_label_loss))  # or tasks would share the defaults'
+        self.loss.label_smoothing = label_smoothing
+        self.weigh_classes_in([self.loss, self.multi_label_loss], class_weights)
 
     def loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The mean loss of logits (B, classes).
@@ -74,10 +81,12 @@ class ClassifierTask(BaseTask):
             logits: of the classes.
             labels: (B,) indices or (B, classes) probabilities; multi-label: (B, classes), 1 where a class holds.
         """
-        return self.multi_label_losses(logits, labels).mean() if self.multi_label else self.loss(logits, labels)
+        if self.multi_label:
+            return self.multi_label_loss.mean(self.multi_label_losses(logits, labels))
+        return self.loss(logits, labels)
 
     def multi_label_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss of each logit (B, classes).
+        """The loss of each logit (B, classes), without class weights.
 
         Raises:
             UserError: labels are indices, or of another number of classes.
@@ -105,10 +114,18 @@ class ClassifierTask(BaseTask):
         stated = task_data(self.trainer).multi_label
         if stage != "predict" and stated is not None:
             self.set_multi_label(stated, "the data have")
-        if stage == "fit" and self.multi_label and self.loss.label_smoothing:
+        if stage != "fit":
+            return
+        self.weigh_classes(every_class_counts=bool(self.multi_label))
+        if self.multi_label and self.loss.label_smoothing:
             rank_zero_only(say)(
                 f"model.label_smoothing {self.loss.label_smoothing:g} is for one label a sample and has no effect on "
                 "multi-label training"
+            )
+        if self.multi_label and type(self.loss) is not CrossEntropy:
+            rank_zero_only(say)(
+                f"model.loss {type(self.loss).__name__} is for one label a sample and has no effect on multi-label "
+                "training: set model.multi_label_loss"
             )
 
     def set_multi_label(self, value: bool, whose: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,10 +19,12 @@ from swinv2_tasks.callbacks import DetectionPredictions, DetectionScores
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.evaluation.coco import CocoMetric, as_annotations, as_results
 from swinv2_tasks.heads.batch_norm import synchronize
+from swinv2_tasks.heads.class_losses import ClassLoss, CrossEntropy
 from swinv2_tasks.heads.mask_rcnn import DetectionHead, DetectorConfig
 from swinv2_tasks.inference.detection import DetectionInference, Detections, detect, pad_images, paste_masks
 from swinv2_tasks.inference.segmentation import Rescaled
 from swinv2_tasks.tasks.base import BaseTask
+from swinv2_tasks.training.class_weights import ClassWeights
 from swinv2_tasks.training.lightning_internals import attached_trainer
 from swinv2_tasks.training.optim import StepSchedule
 from swinv2_tasks.weights.finite import describe_nonfinite, find_nonfinite
@@ -39,11 +42,16 @@ class DetectionTask(BaseTask):
         weights: checkpoint to start from (official, SimMIM, timm, Hugging Face, torchvision or this package's own).
         optimizer: builds the optimizer; its learning rate is the schedule's peak.
         schedule: learning rate over time and layers.
+        class_loss: what the box branches learn classes by, ``CrossEntropy`` or ``FocalLoss``.
+        class_weights: how much each class counts in it: ``balanced``, by one over its number of training objects;
+            ``effective_number``; or numbers, for some classes by name or id, or a list for all. None: all alike. The
+            background has 1.
     """
 
     num_classes: int
     compare_class_names = True
     ids_are_the_datasets = True
+    has_background = True
     head_methods = ("losses",)
 
     def __init__(
@@ -56,6 +64,8 @@ class DetectionTask(BaseTask):
         weights: str | None = None,
         optimizer: OptimizerCallable = AdamW,
         schedule: StepSchedule = StepSchedule(),
+        class_loss: ClassLoss = CrossEntropy(),
+        class_weights: ClassWeights | None = None,
     ) -> None:
         strides = [stride for stride in backbone.strides if isinstance(stride, int)]
         if len(strides) < len(backbone.strides):
@@ -64,6 +74,8 @@ class DetectionTask(BaseTask):
         super().__init__(backbone, head, weights, optimizer, schedule)
         self.head: DetectionHead
         self.num_classes, self.inference = num_classes, inference
+        self.head.class_loss = copy.deepcopy(class_loss)  # or tasks would share the default's
+        self.weigh_classes_in([self.head.class_loss], class_weights)
         self.multiple = max(32, strides[-1])
         self.val_scores, self.test_scores = (CocoMetric(detector.masks, backend) for _ in range(2))
 
@@ -128,6 +140,7 @@ class DetectionTask(BaseTask):
         super().setup(stage)
         if stage != "fit":
             return
+        self.weigh_classes()
         data = task_data(self.trainer)
         if self.head.has_masks and data.has_masks is False:
             raise UserError(

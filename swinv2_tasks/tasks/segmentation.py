@@ -22,6 +22,7 @@ from swinv2_tasks.heads.decoder import Decoder
 from swinv2_tasks.heads.upernet import SegmentationHead, UPerNet, enlarge
 from swinv2_tasks.inference.segmentation import Inference, Rescaled, segment, segment_probabilities
 from swinv2_tasks.tasks.base import BaseTask
+from swinv2_tasks.training.class_weights import ClassWeights
 from swinv2_tasks.training.losses import PixelCrossEntropy
 from swinv2_tasks.training.optim import LinearSchedule
 
@@ -38,7 +39,9 @@ class SegmentationTask(BaseTask):
         auxiliary_channels: its channels.
         map_norms: whether each of the backbone's maps passes a LayerNorm of its own before the head; false for weights
             of transformers' UPerNet, which has none.
-        class_weights: weight of a pixel of each class in the loss; None: all are 1.
+        class_weights: how much a pixel of each class counts in the loss: ``balanced``, by one over its number of pixels
+            in the training label maps that are counted; ``effective_number``; or numbers, for some classes by name or
+            id, or a list for all. None: all alike.
         ohem_threshold: only pixels whose own class gets a probability below this train; None: all do.
         ohem_min_pixels: of each image, at least this many of the hardest pixels do.
         inference: how images are segmented in evaluation and prediction.
@@ -61,7 +64,7 @@ class SegmentationTask(BaseTask):
         auxiliary_weight: float = 0.4,
         auxiliary_channels: int = 256,
         map_norms: bool = True,
-        class_weights: list[float] | None = None,
+        class_weights: ClassWeights | None = None,
         ohem_threshold: float | None = None,
         ohem_min_pixels: int = 100_000,
         inference: Inference = Inference(),
@@ -74,11 +77,9 @@ class SegmentationTask(BaseTask):
                 f"model.num_classes is {num_classes}; expected at least 2: with one class the loss is always 0. What "
                 "surrounds it is a class as well"
             )
-        if class_weights is not None and len(class_weights) != num_classes:
-            raise UserError(f"model.class_weights has {len(class_weights)} values for {num_classes} classes")
         if auxiliary_weight < 0:
             raise UserError(f"model.auxiliary_weight must not be negative, as {auxiliary_weight} is")
-        loss = PixelCrossEntropy(class_weights, ohem_threshold, ohem_min_pixels)
+        loss = PixelCrossEntropy(None, ohem_threshold, ohem_min_pixels)
         auxiliary = auxiliary_channels if auxiliary_weight else 0
         head = SegmentationHead(backbone.channels, num_classes, decoder, dropout, auxiliary, map_norms)
         super().__init__(backbone, head, weights, optimizer, schedule)
@@ -89,6 +90,7 @@ class SegmentationTask(BaseTask):
         self.stride = stride
         self.num_classes, self.inference = num_classes, inference
         self.loss, self.auxiliary_weight = loss, auxiliary_weight
+        self.weigh_classes_in([loss], class_weights)
         self.val_confusion, self.test_confusion = Confusion(num_classes), Confusion(num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -128,9 +130,12 @@ class SegmentationTask(BaseTask):
         return segment_probabilities(self.small_logits, image, size, self.inference, self.stride, rescaled)
 
     def setup(self, stage: str) -> None:
-        """Lets the head's batch norms use the statistics of all processes."""
+        """Takes over how much classes count; the head's batch norms then use the statistics of all processes."""
         super().setup(stage)
-        if stage == "fit" and self.trainer.world_size > 1:
+        if stage != "fit":
+            return
+        self.weigh_classes()
+        if self.trainer.world_size > 1:
             synchronize(self.head, self.trainer.strategy.root_device)
 
     def compute_losses(self, batch: SegmentationBatch) -> dict[str, Tensor]:

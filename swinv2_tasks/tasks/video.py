@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import OptimizerCallable
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import AdamW
 
 from swinv2_tasks.backbone import SwinTransformerV2
@@ -15,8 +16,10 @@ from swinv2_tasks.batches import VideoBatch, VideoPredictBatch
 from swinv2_tasks.callbacks import VideoPredictions
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.evaluation.video import VideoScores
+from swinv2_tasks.heads.class_losses import ClassLoss, CrossEntropy
 from swinv2_tasks.heads.classification import ClassificationHead
 from swinv2_tasks.tasks.base import BaseTask
+from swinv2_tasks.training.class_weights import ClassWeights
 from swinv2_tasks.training.optim import EpochCosineSchedule
 
 
@@ -32,6 +35,9 @@ class VideoClassificationTask(BaseTask):
             this package's own).
         optimizer: builds the optimizer; its learning rate is the schedule's peak.
         schedule: learning rate over time and layers.
+        loss: what is minimized, ``CrossEntropy`` or ``FocalLoss``.
+        class_weights: how much each class counts in training: ``balanced``, by one over its number of training videos;
+            ``effective_number``; or numbers, for some classes by name or id, or a list for all. None: all alike.
     """
 
     num_classes: int
@@ -45,6 +51,8 @@ class VideoClassificationTask(BaseTask):
         weights: str | None = None,
         optimizer: OptimizerCallable = AdamW,
         schedule: EpochCosineSchedule = EpochCosineSchedule(),
+        loss: ClassLoss = CrossEntropy(),
+        class_weights: ClassWeights | None = None,
     ) -> None:
         if backbone.axes != 3:
             raise UserError(
@@ -56,15 +64,23 @@ class VideoClassificationTask(BaseTask):
         self.num_classes = num_classes
         if not 0 <= label_smoothing < 1:
             raise UserError(f"model.label_smoothing is {label_smoothing}; expected a share, from 0 to below 1")
-        self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        self.loss = copy.deepcopy(loss)  # or tasks would share the default's
+        self.loss.label_smoothing = label_smoothing
+        self.weigh_classes_in([self.loss], class_weights)
         self.val_scores, self.test_scores = VideoScores(num_classes), VideoScores(num_classes)
+
+    def setup(self, stage: str) -> None:
+        """Takes over from the data how much each class counts."""
+        super().setup(stage)
+        if stage == "fit":
+            self.weigh_classes()
 
     def input_size_of(self, batch: Any) -> tuple[int, ...]:
         """Frames, height and width of the batch's views."""
         return tuple(batch["clip"].shape[3:])
 
     def compute_losses(self, batch: VideoBatch) -> dict[str, Tensor]:
-        """Cross-entropy of all views, each with its clip's label."""
+        """The loss of all views, each with its clip's label."""
         logits, views = self._logits(batch)
         return {"loss": self.loss(logits, batch["label"].repeat_interleave(views))}
 

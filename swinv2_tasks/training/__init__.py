@@ -1,7 +1,12 @@
 """What a training needs whatever its task: optimizers, losses, guards, resuming, processes, its folder."""
 
 from swinv2_tasks.training.losses import PixelCrossEntropy
-from swinv2_tasks.training.multi_label_losses import AsymmetricLoss, BinaryCrossEntropy, MultiLabelLoss
+from swinv2_tasks.training.multi_label_losses import (
+    AsymmetricLoss,
+    BinaryCrossEntropy,
+    BinaryFocalLoss,
+    MultiLabelLoss,
+)
 from swinv2_tasks.training.optim import (
     CosineSchedule,
     EpochCosineSchedule,
@@ -14,6 +19,7 @@ from swinv2_tasks.training.optim import (
 __all__ = [
     "AsymmetricLoss",
     "BinaryCrossEntropy",
+    "BinaryFocalLoss",
     "CosineSchedule",
     "EpochCosineSchedule",
     "LinearSchedule",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import LightningModule
@@ -11,7 +12,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from swinv2_tasks.batches import TaskData, task_data
 from swinv2_tasks.datamodules.classes import abbreviate
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.heads.class_losses import WeightedLoss
 from swinv2_tasks.text import say
+from swinv2_tasks.training.class_weights import ClassWeights, check_setting, describe, resolve
 from swinv2_tasks.weights import LoadReport
 from swinv2_tasks.weights.formats import some
 
@@ -44,8 +47,16 @@ class ClassAwareTask(LightningModule):
     ids_are_the_datasets = False
     """Whether classes are told by their names: ids are numbers that each dataset gives them."""
 
+    has_background = False
+    """Whether losses have a class of the background before all others."""
+
     def __init__(self) -> None:
         super().__init__()
+        self.class_weights: ClassWeights | None = None
+        """As stated; ``weigh_classes`` says what the numbers are."""
+        self.class_weight_numbers: list[float] | None = None
+        """Of each class; None where all count alike, or it is not known yet."""
+        self._weighted_losses: list[WeightedLoss] = []
         self.class_ids: list[Any] | None = None
         self.class_names: list[str] | None = None
         self._head_source: str | None = None
@@ -80,6 +91,59 @@ class ClassAwareTask(LightningModule):
             self._report_order_of_numbers()
         if self.class_ids is not None and self.num_classes not in (None, len(self.class_ids)):
             raise UserError(f"the data has {len(self.class_ids)} classes, model.num_classes is {self.num_classes}")
+
+    # ---- class weights
+
+    def weigh_classes_in(self, losses: Sequence[WeightedLoss], setting: ClassWeights | None) -> None:
+        """Lets losses weigh classes as a setting says; called as a task is built.
+
+        Raises:
+            UserError: it does not fit the number of classes.
+        """
+        check_setting(setting, self.num_classes or 0)
+        self.class_weights, self._weighted_losses = setting, [*losses]
+        if isinstance(setting, list):
+            self.set_class_weights(setting)
+        elif setting is not None:
+            for loss in losses:
+                loss.expect_class_weights()
+
+    def set_class_weights(self, weights: Sequence[float] | None) -> None:
+        """States the weight of each class, in the order of the class indices; None: all are 1.
+
+        A trainer's data say it by themselves; a training loop of one's own calls this where ``class_weights`` names
+        classes or goes by their numbers.
+
+        Raises:
+            UserError: they are not as many as classes, or no numbers that weigh.
+        """
+        numbers = None if weights is None else [float(weight) for weight in weights]
+        check_setting(numbers, self.num_classes or 0)
+        self.class_weight_numbers = numbers
+        for loss in self._weighted_losses:
+            loss.set_class_weights(numbers and [1.0] * self.has_background + numbers)
+
+    def weigh_classes(self, every_class_counts: bool = False) -> None:
+        """Takes over from the data what ``class_weights`` comes to, which is said; called as a training is set up.
+
+        Args:
+            every_class_counts: whether each sample has a loss for each class.
+
+        Raises:
+            UserError: a class is named that is none, or the data do not say how often they show each.
+        """
+        setting, data = self.class_weights, task_data(self.trainer)
+        if setting is None:
+            return
+        names = self.class_names or [str(index) for index in range(self.num_classes or 0)]
+        weights = resolve(setting, self.class_ids or names, names, data.class_counts, every_class_counts)
+        self.set_class_weights(weights)
+        line = describe(setting, weights, names, data.class_counts, self.has_background)
+        if isinstance(setting, str) and data.is_sampled_by_class:
+            line += ". data.sampling repeats rare classes already, which such weights do not take into account"
+        rank_zero_only(say)(line)
+
+    # ---- classes
 
     def set_classes(self, ids: list[Any], names: list[str], whose: str) -> None:
         """Takes over the classes of the data or of a checkpoint.

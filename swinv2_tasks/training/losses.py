@@ -12,14 +12,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from swinv2_tasks.batches import IGNORED
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.heads.class_losses import WeightedLoss, check_class_weights
 
 
-class PixelCrossEntropy(nn.Module):
+class PixelCrossEntropy(WeightedLoss):
     """Cross-entropy of logits enlarged to the labels' size: the weighted mean over the pixels that count.
 
     The enlarged logits, by far the largest tensor of a segmenter, exist for one image at a time: its gradient is
@@ -34,8 +35,6 @@ class PixelCrossEntropy(nn.Module):
         UserError: an argument is out of its range.
     """
 
-    class_weights: Tensor | None
-
     def __init__(
         self,
         class_weights: Sequence[float] | None = None,
@@ -47,10 +46,9 @@ class PixelCrossEntropy(nn.Module):
             raise UserError(f"ohem_threshold must be above 0 and at most 1, not {ohem_threshold}")
         if ohem_min_pixels < 0:
             raise UserError(f"ohem_min_pixels must not be negative, as {ohem_min_pixels} is")
-        if class_weights is not None and (min(class_weights, default=-1) < 0 or not max(class_weights) > 0):
-            raise UserError(f"class_weights must be numbers of at least 0, some above it, not {[*class_weights]}")
-        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
-        self.register_buffer("class_weights", weights, persistent=False)
+        if class_weights is not None:
+            check_class_weights(class_weights, "class_weights")
+        self.set_class_weights(class_weights)
         self.ohem_threshold, self.ohem_min_pixels = ohem_threshold, ohem_min_pixels
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -77,8 +75,8 @@ class PixelCrossEntropy(nn.Module):
             is_counted = is_valid & self._is_hard(losses.detach(), is_valid)
 
         weights = is_counted.to(losses.dtype)
-        if self.class_weights is not None:
-            weights = weights * self.class_weights[labels.where(is_valid, 0)]
+        if (class_weights := self.class_weights(logits)) is not None:
+            weights = weights * class_weights[labels.where(is_valid, 0)]
         return losses * weights, weights.sum()
 
     def _is_hard(self, losses: Tensor, is_valid: Tensor) -> Tensor:

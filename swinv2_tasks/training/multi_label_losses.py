@@ -11,13 +11,14 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.heads.class_losses import WeightedLoss, check_gamma, focus
 from swinv2_tasks.hyperparameters import Recorded
 
 
-class MultiLabelLoss(Recorded, nn.Module):
+class MultiLabelLoss(Recorded, WeightedLoss):
     """What a multi-label task minimizes, as a setting of it; a subclass says how each logit counts.
 
     Args:
@@ -63,6 +64,14 @@ class MultiLabelLoss(Recorded, nn.Module):
         """
         raise NotImplementedError
 
+    def mean(self, losses: Tensor) -> Tensor:
+        """The mean (scalar) of losses (B, classes), each times the weight of its class: over their number.
+
+        As torch's ``BCEWithLogitsLoss(weight=…)``; a weight counts where its class holds and where it does not.
+        """
+        weights = self.class_weights(losses)
+        return losses.mean() if weights is None else (losses * weights).mean()
+
     def _combine(self, positive: Tensor, negative: Tensor, labels: Tensor) -> Tensor:
         """The losses of classes that hold and that do not, weighted by the labels."""
         if self.pos_weight is not None:
@@ -104,9 +113,8 @@ class AsymmetricLoss(MultiLabelLoss):
         pos_weight: float | list[float] | None = None,
     ) -> None:
         super().__init__(pos_weight)
-        for name, gamma in (("gamma_neg", gamma_neg), ("gamma_pos", gamma_pos)):
-            if gamma < 0:
-                raise UserError(f"model.multi_label_loss.{name} is {gamma:g}; expected a number of at least 0")
+        check_gamma(gamma_neg, "model.multi_label_loss.gamma_neg")
+        check_gamma(gamma_pos, "model.multi_label_loss.gamma_pos")
         if not 0 <= clip < 1:
             raise UserError(f"model.multi_label_loss.clip is {clip:g}; expected a probability, from 0 to below 1")
         self.gamma_neg, self.gamma_pos, self.clip = gamma_neg, gamma_pos, clip
@@ -117,19 +125,47 @@ class AsymmetricLoss(MultiLabelLoss):
         probabilities = logits.sigmoid()
         complements = (-logits).sigmoid()  # 1 − p, precise where p is almost 1
 
-        positive = -F.logsigmoid(logits) * _focus(complements, self.gamma_pos)
+        positive = -F.logsigmoid(logits) * focus(complements, self.gamma_pos)
         if self.clip:
             shifted = (probabilities - self.clip).clamp(min=0)
-            negative = -torch.log1p(-shifted) * _focus(shifted, self.gamma_neg)
+            negative = -torch.log1p(-shifted) * focus(shifted, self.gamma_neg)
         else:
-            negative = -F.logsigmoid(-logits) * _focus(probabilities, self.gamma_neg)
+            negative = -F.logsigmoid(-logits) * focus(probabilities, self.gamma_neg)
         return self._combine(positive, negative, labels)
 
 
-_LEAST = 1e-8
-"""Probabilities from which on their powers have a gradient: that of a root is infinite at 0."""
+class BinaryFocalLoss(MultiLabelLoss):
+    """Focal loss of each class: https://arxiv.org/abs/1708.02002, torchvision's ``sigmoid_focal_loss``.
 
+    With p the probability of a class, one that holds has the loss −α (1 − p)^γ log p, one that does not
+    −(1 − α) p^γ log(1 − p).
 
-def _focus(probabilities: Tensor, gamma: float) -> Tensor | float:
-    """The weight of examples that are wrong by these probabilities."""
-    return 1.0 if gamma == 0 else probabilities.clamp(min=_LEAST) ** gamma
+    Args:
+        gamma: γ, how much less easy examples count; at least 0.
+        alpha: α, how much a class that holds counts against one that does not, in [0, 1]; None: both count fully.
+        pos_weight: as in ``MultiLabelLoss``.
+
+    Raises:
+        UserError: an argument is out of its range.
+    """
+
+    def __init__(
+        self, gamma: float = 2.0, alpha: float | None = 0.25, pos_weight: float | list[float] | None = None
+    ) -> None:
+        super().__init__(pos_weight)
+        check_gamma(gamma, "model.multi_label_loss.gamma")
+        if alpha is not None and not 0 <= alpha <= 1:
+            raise UserError(f"model.multi_label_loss.alpha is {alpha:g}; expected a share, from 0 to 1, or null")
+        self.gamma, self.alpha = gamma, alpha
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of each logit (B, classes)."""
+        logits, labels = logits.float(), labels.float()
+        probabilities = logits.sigmoid()
+        complements = (-logits).sigmoid()  # 1 − p, precise where p is almost 1
+
+        positive = -F.logsigmoid(logits) * focus(complements, self.gamma)
+        negative = -F.logsigmoid(-logits) * focus(probabilities, self.gamma)
+        if self.alpha is not None:
+            positive, negative = self.alpha * positive, (1 - self.alpha) * negative
+        return self._combine(positive, negative, labels)

@@ -22,6 +22,7 @@ from swinv2_tasks.errors import UserError
 from swinv2_tasks.hyperparameters import Recorded, recorded_arguments, task_record
 from swinv2_tasks.outside_files import shorten
 from swinv2_tasks.text import say
+from swinv2_tasks.training.changed_settings import describe_changes
 from swinv2_tasks.training.classes import ClassAwareTask
 from swinv2_tasks.training.lightning_internals import attached_trainer, is_accumulating
 from swinv2_tasks.training.optim import optimizer_class
@@ -152,7 +153,7 @@ class RestorableTask(Recorded, PlannedTask, ClassAwareTask):
         checkpoint["swinv2_tasks"] = {
             **checkpoint_record(self.backbone, self.input_size),
             "name": self.run_name,
-            "task": {"class": type(self).__name__, "init_args": {**self.init_args, "weights": None}},
+            "task": self._task_record(),
             "backbone": backbone,
             "input_size": None if self.input_size is None else list(self.input_size),
             "classes": {"ids": self.class_ids, "names": self.class_names},
@@ -160,6 +161,9 @@ class RestorableTask(Recorded, PlannedTask, ClassAwareTask):
             "precision": None if trainer is None else trainer.precision,
             "training": self.training_record(),
         }
+
+    def _task_record(self) -> dict[str, Any]:
+        return {"class": type(self).__name__, "init_args": {**self.init_args, "weights": None}}
 
     def training_record(self) -> dict[str, Any] | None:
         """What steps are made of, which a resumed training must keep; None when not training."""
@@ -176,6 +180,7 @@ class RestorableTask(Recorded, PlannedTask, ClassAwareTask):
             "epoch_batches": self.epoch_batches(),
             "total_steps": self.known_steps(),
             "skipped_steps": self.skipped_steps,
+            "class_weights": self.class_weight_numbers,
             "mid_accumulation": is_accumulating(trainer),  # its gradients are not saved
         }
 
@@ -204,6 +209,9 @@ class RestorableTask(Recorded, PlannedTask, ClassAwareTask):
         if record["classes"]["ids"] is not None:
             self.set_classes(record["classes"]["ids"], record["classes"]["names"], "the checkpoint")
 
+        weights = (record.get("training") or {}).get("class_weights")
+        if trainer is None and weights is not None:
+            self.set_class_weights(weights)
         is_resumed = trainer is not None and trainer.state.fn == TrainerFn.FITTING
         self._check_values(checkpoint, is_resumed)
         if not is_resumed:
@@ -217,6 +225,7 @@ class RestorableTask(Recorded, PlannedTask, ClassAwareTask):
         if is_resumed:
             self.input_size = tuple(record["input_size"]) if record.get("input_size") else None
             self._check_averaging(checkpoint)
+            self._report_changes(record)
             self._check_training(record.get("training"), checkpoint["loops"]["fit_loop"], checkpoint["epoch"])
 
     def _check_values(self, checkpoint: dict[str, Any], is_resumed: bool) -> None:
@@ -259,6 +268,19 @@ class RestorableTask(Recorded, PlannedTask, ClassAwareTask):
                 "the training that is resumed averages its weights, this config does not: add overlays/ema.yaml or "
                 "whatever set the averaging up"
             )
+
+    def _report_changes(self, record: Mapping[str, Any]) -> None:
+        """Says in a line which settings of model and data are others than those of the training that is resumed."""
+        data = task_data(self.trainer).record
+        line = describe_changes(record, {"task": self._task_record(), "data": data})
+        before = (record.get("training") or {}).get("class_weights")
+        if line is None and before != self.class_weight_numbers:
+            line = (
+                f"resuming with other class weights than the training had so far: model.class_weights "
+                f"{self.class_weights} follows the training data, which have changed"
+            )
+        if line is not None:
+            rank_zero_only(say)(line)
 
     def _check_training(self, before: dict[str, Any] | None, progress: dict[str, Any], epoch: int) -> None:
         """Makes sure that steps are made as before, of as many samples, and counts batches in today's processes.

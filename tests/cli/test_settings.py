@@ -15,7 +15,7 @@ from torch.optim import SGD, AdamW
 from swinv2_tasks.cli.arguments import split_options
 from swinv2_tasks.cli.config_files import find_config, flat_settings, merge_settings, plain_settings
 from swinv2_tasks.cli.main import main
-from swinv2_tasks.cli.refusals import class_choices, closest, condense, fits, nearest_settings
+from swinv2_tasks.cli.refusals import class_choices, condense, fits, nearest_settings
 from swinv2_tasks.cli.settings import Settings, describe_type, find_class, full_class_names, show_value
 from swinv2_tasks.datamodules import ImageNetDataModule
 from swinv2_tasks.tasks import DetectionTask
@@ -108,10 +108,6 @@ def test_classes_of_another_package_may_take_anything() -> None:
 )
 def test_the_nearest_setting_is_found(name: str, nearest: list[str], settings: Settings) -> None:
     assert sorted(nearest_settings(settings, name)) == sorted(nearest)
-
-
-def test_names_are_alike_whatever_their_case() -> None:
-    assert closest("Adamw", ["RAdam", "AdamW"]) == ["AdamW"]
 
 
 def test_classes_are_found_by_their_names() -> None:

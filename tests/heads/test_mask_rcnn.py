@@ -20,7 +20,6 @@ from swinv2_tasks.heads.mask_rcnn import (
     MaskRCNN,
     ProposalSampler,
     box_loss,
-    class_loss,
     mask_targets,
     with_masks,
 )
@@ -196,7 +195,9 @@ def test_losses_of_samples_are_means_over_all_of_them() -> None:
     )
     assert box_loss(deltas, labels, regression_targets).item() == pytest.approx(off / 6, rel=1e-5)
     wrong = -sum(float(row.log_softmax(0)[label]) for row, label in zip(logits, labels, strict=True))
-    assert class_loss(logits, labels).item() == pytest.approx(wrong / 6, rel=1e-5)
+    head = new_head()
+    assert head.mean_class_loss(logits, labels).item() == pytest.approx(wrong / 6, rel=1e-5)
+    assert head.mean_class_loss(logits[:0], labels[:0]) == 0
 
 
 def test_masks_to_learn_are_shares_of_cells() -> None:

@@ -102,6 +102,7 @@ def read_training(arguments: Sequence[str], num_classes: int | None = None, proc
             f"memory estimates tasks of this package, and {type(task).__name__} is none: derive it from BaseTask"
         )
     check_channels(task, data)
+    task.set_class_weights(None)  # which take no memory, and may follow from data that are not read
 
     sharding = _sharding_of(trainer["strategy"])
     if processes is None:
