@@ -5,19 +5,27 @@ How many of them there is room for: the cores that this process may use, not all
 
 from __future__ import annotations
 
+import concurrent.futures
 import math
 import multiprocessing
 import os
 import resource
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from swinv2_tasks.errors import UserError
+from swinv2_tasks.errors import UserError, reason_of
+from swinv2_tasks.python_internals import kill_workers
 from swinv2_tasks.stopping import SIGNALS
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 TIMEOUT = "SWINV2_TASKS_TIMEOUT"
 """Environment variable: the seconds that one process waits for another of which nothing comes."""
@@ -131,3 +139,101 @@ def _cores_of_quota(cgroup: Path) -> float | None:
         return int(microseconds) / int(period) if int(microseconds) > 0 else None
     except (OSError, ValueError, ZeroDivisionError):  # "max", or files of another system
         return None
+
+
+# ---- decoding in processes of their own
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[Result]):
+    """What a function returned in another process, or why it returned nothing."""
+
+    value: Result | None
+    reason: str = ""
+    """Empty where it has returned. That it has not may be otherwise the next time."""
+
+
+def decode_in_processes(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int, seconds: float
+) -> Iterator[tuple[Item, Outcome[Result]]]:
+    """Calls a function in processes of their own: what makes a decoder crash or hang stops nothing else.
+
+    Args:
+        function: A function of a module, which decodes files.
+        items: What it is called with, one after the other.
+        workers: Processes.
+        seconds: Time after which a call counts as hung.
+
+    Yields:
+        Each item with what came of it, as soon as it is known.
+    """
+    # Each thread has a process of its own: when that dies, it is known of what. The processes inherit that signals are
+    # blocked, which are for the main process to handle.
+    threads = ThreadPoolExecutor(workers, initializer=_block_signals)
+    processes: list[_ReplacedProcess[Any, Any]] = [_ReplacedProcess(function, seconds) for _ in range(workers)]
+    free = list(processes)
+
+    def call(item: Item) -> Outcome[Result]:
+        process = free.pop()
+        try:
+            return process.call(item)
+        finally:
+            free.append(process)
+
+    try:
+        with without_working_folder():
+            item_of = {threads.submit(call, item): item for item in items}
+            for future in concurrent.futures.as_completed(item_of):
+                yield item_of.pop(future), future.result()
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)  # when interrupted, nothing further is begun
+        for process in processes:
+            process.close()
+
+
+def _block_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+class _ReplacedProcess(Generic[Item, Result]):
+    """A process that makes one call after the other, replaced when it dies or hangs."""
+
+    def __init__(self, function: Callable[[Item], Result], seconds: float) -> None:
+        self.function, self.seconds = function, seconds
+        self.pool: ProcessPoolExecutor | None = None
+        self.is_closed = False
+
+    def call(self, item: Item) -> Outcome[Result]:
+        if self.pool is None and not self.is_closed:
+            context = multiprocessing.get_context("spawn")
+            self.pool = ProcessPoolExecutor(1, context, initializer=follow_parent)
+        if self.pool is None:
+            return Outcome(None, "it was stopped")
+        try:
+            try:  # what a new process has to import takes none of the call's time
+                self.pool.submit(_is_ready).result(timeout_seconds())
+            except concurrent.futures.TimeoutError:
+                self._end()
+                return Outcome(None, f"the process for it did not start within {timeout_seconds():g} s")
+            return Outcome(self.pool.submit(self.function, item).result(self.seconds))
+        except BrokenProcessPool:
+            self._end()
+            return Outcome(None, "its decoder crashed")
+        except concurrent.futures.TimeoutError:
+            self._end()
+            return Outcome(None, f"its decoder did not end within {self.seconds:g} s")
+        except Exception as error:  # decoders raise whatever the bytes provoke
+            return Outcome(None, reason_of(error))
+
+    def close(self) -> None:
+        self.is_closed = True
+        self._end()
+
+    def _end(self) -> None:
+        if (pool := self.pool) is not None:
+            self.pool = None
+            kill_workers(pool)  # a hung one would keep it
+
+
+def _is_ready() -> bool:
+    return True

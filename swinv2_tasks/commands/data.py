@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import concurrent.futures
-import multiprocessing
 import os
-import signal
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from swinv2_tasks.child_processes import available_cores, follow_parent, timeout_seconds, without_working_folder
+from swinv2_tasks.child_processes import available_cores, decode_in_processes, without_working_folder
 from swinv2_tasks.commands.browse.command import MOST_BROWSED, Choice, browse_dataset
 from swinv2_tasks.commands.check.command import check_dataset
 from swinv2_tasks.commands.check.datasets import TaskName, open_datamodule
@@ -28,11 +23,10 @@ from swinv2_tasks.datamodules.readers.video_lists import list_line
 from swinv2_tasks.datamodules.readers.video_verdicts import TABLE, Verdict, VerdictFile
 from swinv2_tasks.datamodules.readers.videos import find_corruption
 from swinv2_tasks.datamodules.shards import StoredImage, is_url, write_shards
-from swinv2_tasks.errors import ArgumentsError, FaultyFiles, Interrupted, UserError, name_signal, reason_of
+from swinv2_tasks.errors import ArgumentsError, FaultyFiles, Interrupted, UserError, name_signal
 from swinv2_tasks.files import prove_writable, replace_file
 from swinv2_tasks.progress import WorkProgress, count_words
-from swinv2_tasks.python_internals import kill_workers
-from swinv2_tasks.stopping import SIGNALS, advising
+from swinv2_tasks.stopping import advising
 from swinv2_tasks.tables import write_table
 from swinv2_tasks.text import printable, say
 from swinv2_tasks.training.run_folder import lock, open_folder
@@ -358,75 +352,8 @@ def find_faults(paths: list[str], workers: int = 1, seconds: float = 120.0) -> I
     Yields:
         Each file with the verdict, as soon as it is reached.
     """
-    # Each thread has a process of its own: when that dies, it is known of what. The processes inherit that signals are
-    # blocked, which are for the main process to handle.
-    pool = ThreadPoolExecutor(workers, initializer=_block_signals)
-    lanes = [_Lane(seconds) for _ in range(workers)]
-    free = list(lanes)
-
-    def decode(path: str) -> Verdict:
-        lane = free.pop()
-        try:
-            return lane.decode(path)
-        finally:
-            free.append(lane)
-
-    try:
-        with without_working_folder():
-            path_of = {pool.submit(decode, path): path for path in paths}
-            for future in concurrent.futures.as_completed(path_of):
-                yield path_of.pop(future), future.result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # when interrupted, no further video is begun
-        for lane in lanes:
-            lane.close()
-
-
-def _block_signals() -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-
-
-class _Lane:
-    """A process that decodes one video after the other, replaced when it dies or hangs."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self.pool: ProcessPoolExecutor | None = None
-        self.is_closed = False
-
-    def decode(self, path: str) -> Verdict:
-        if self.pool is None and not self.is_closed:
-            context = multiprocessing.get_context("spawn")
-            self.pool = ProcessPoolExecutor(1, context, initializer=follow_parent)
-        try:
-            assert self.pool is not None
-            try:  # what a new process has to import takes none of the video's time
-                self.pool.submit(_is_ready).result(timeout_seconds())
-            except concurrent.futures.TimeoutError:
-                self._end()
-                return Verdict(f"the process for it did not start within {timeout_seconds():g} s", is_final=False)
-            return Verdict(self.pool.submit(decoding_fault, path).result(self.seconds) or "")
-        except BrokenProcessPool:
-            self._end()
-            return Verdict("its decoder crashed", is_final=False)
-        except concurrent.futures.TimeoutError:
-            self._end()
-            return Verdict(f"its decoder did not end within {self.seconds:g} s", is_final=False)
-        except Exception as error:  # decoders raise whatever the bytes provoke
-            return Verdict(reason_of(error), is_final=False)
-
-    def close(self) -> None:
-        self.is_closed = True
-        self._end()
-
-    def _end(self) -> None:
-        if (pool := self.pool) is not None:
-            self.pool = None
-            kill_workers(pool)  # a hung one would keep it
-
-
-def _is_ready() -> bool:
-    return True
+    for path, outcome in decode_in_processes(decoding_fault, paths, workers, seconds):
+        yield path, Verdict(outcome.reason or outcome.value or "", is_final=not outcome.reason)
 
 
 def decoding_fault(path: str) -> str | None:

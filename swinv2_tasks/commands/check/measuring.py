@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import json
-import multiprocessing
 import os
-import signal
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from swinv2_tasks.child_processes import follow_parent, timeout_seconds, without_working_folder
+from swinv2_tasks.child_processes import decode_in_processes
 from swinv2_tasks.commands.check.facts import Facts, Task, measure
 from swinv2_tasks.datamodules.readers.channels import ImageReader
-from swinv2_tasks.errors import UserError, reason_of
+from swinv2_tasks.errors import UserError
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.outside_files import load_json, read_lines
 from swinv2_tasks.progress import WorkProgress
-from swinv2_tasks.python_internals import kill_workers
-from swinv2_tasks.stopping import SIGNALS, advising
+from swinv2_tasks.stopping import advising
 from swinv2_tasks.text import printable, say
 
 CHUNK = 16
@@ -120,84 +114,16 @@ def _in_processes(tasks: Sequence[Task], workers: int, seconds: float) -> Iterat
             yield task, measure(task), True
         return
     chunks = [tasks[start : start + CHUNK] for start in range(0, len(tasks), CHUNK)]
-    # Each thread has a process of its own: when that dies, it is known of what. The processes inherit that signals are
-    # blocked, which are for the main process to handle.
-    pool = ThreadPoolExecutor(workers, initializer=_block_signals)
-    lanes = [_Lane(seconds) for _ in range(workers)]
-    free = list(lanes)
-
-    def measure_chunk(chunk: Sequence[Task]) -> list[tuple[Task, Facts, bool]]:
-        lane = free.pop()
-        try:
-            return lane.measure(chunk)
-        finally:
-            free.append(lane)
-
-    try:
-        with without_working_folder():
-            for future in concurrent.futures.as_completed([pool.submit(measure_chunk, chunk) for chunk in chunks]):
-                yield from future.result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for lane in lanes:
-            lane.close()
-
-
-def _block_signals() -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-
-
-class _Lane:
-    """A process that measures one chunk of files after the other, replaced when it dies or hangs."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self.pool: ProcessPoolExecutor | None = None
-        self.is_closed = False
-
-    def measure(self, chunk: Sequence[Task]) -> list[tuple[Task, Facts, bool]]:
-        """What was measured of the files of a chunk; where that failed as a whole, of each by itself."""
-        facts, _ = self._run(chunk)
-        if facts is not None:
-            return [(task, entry, True) for task, entry in zip(chunk, facts, strict=True)]
-        return [(task, *self._alone(task)) for task in chunk]
-
-    def _alone(self, task: Task) -> tuple[Facts, bool]:
-        facts, reason = self._run([task])
-        return (facts[0], True) if facts is not None else (Facts(reason=reason), False)
-
-    def _run(self, chunk: Sequence[Task]) -> tuple[list[Facts] | None, str]:
-        """What was measured, or None and why not."""
-        if self.pool is None and not self.is_closed:
-            context = multiprocessing.get_context("spawn")
-            self.pool = ProcessPoolExecutor(1, context, initializer=follow_parent)
-        try:
-            if self.pool is None:
-                return None, "it was stopped"
-            self.pool.submit(_is_ready).result(timeout_seconds())  # what it has to import takes none of the files' time
-            return self.pool.submit(_measure_all, list(chunk)).result(self.seconds), ""
-        except BrokenProcessPool:
-            self._end()
-            return None, "its decoder crashed"
-        except concurrent.futures.TimeoutError:
-            self._end()
-            return None, f"its decoder did not end within {self.seconds:g} s"
-        except Exception as error:  # decoders raise whatever the bytes provoke
-            return None, reason_of(error)
-
-    def close(self) -> None:
-        """Ends the process."""
-        self.is_closed = True
-        self._end()
-
-    def _end(self) -> None:
-        if (pool := self.pool) is not None:
-            self.pool = None
-            kill_workers(pool)  # a hung one would keep it
-
-
-def _is_ready() -> bool:
-    return True
+    failed: list[Task] = []
+    for chunk, outcome in decode_in_processes(_measure_all, chunks, workers, seconds):
+        if outcome.value is None:
+            failed += chunk
+        else:
+            yield from ((task, entry, True) for task, entry in zip(chunk, outcome.value, strict=True))
+    # Of a chunk that failed as a whole, each file by itself.
+    for (task,), outcome in decode_in_processes(_measure_all, [[task] for task in failed], workers, seconds):
+        facts = outcome.value
+        yield (task, Facts(reason=outcome.reason), False) if facts is None else (task, facts[0], True)
 
 
 def _measure_all(chunk: Sequence[Task]) -> list[Facts]:
