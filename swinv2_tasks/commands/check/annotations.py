@@ -5,16 +5,21 @@ Format: https://cocodataset.org/#format-data.
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from array import array
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from swinv2_tasks.commands.check.boxes import AnnotatedImage, AnnotatedObject, check_objects
-from swinv2_tasks.commands.check.findings import Findings
-from swinv2_tasks.datamodules.readers.annotations import CocoAnnotations, is_finite, read_json
+import numpy as np
+
+from swinv2_tasks.commands.check.boxes import AnnotatedImage, AnnotatedObject, check_object, check_repeated
+from swinv2_tasks.commands.check.findings import Box, Findings
+from swinv2_tasks.datamodules.readers.annotations import CocoAnnotations, PrepareImage, is_finite, read_entries
 from swinv2_tasks.datamodules.readers.images import files_below, has_image_extension
+from swinv2_tasks.datamodules.readers.json_lists import JsonLists
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.outside_files import shorten
 
@@ -36,7 +41,7 @@ class SplitObjects:
         self.numbers: list[int] = []
 
     def add(self, findings: Findings, split: str, image: AnnotatedImage) -> None:
-        """Checks the objects of an image and counts them."""
+        """Counts the objects of an image, and adds those that stand there twice."""
         self.images[image.path] = (image.width, image.height)
         self.numbers.append(len(image.objects))
         if not image.objects:
@@ -45,7 +50,7 @@ class SplitObjects:
             self.counts[entry.label] += 1
             if entry.box[2] > 0 and entry.box[3] > 0:
                 self.sides.append((entry.box[2] * entry.box[3]) ** 0.5)
-        check_objects(findings, split, image)
+        check_repeated(findings, split, image)
 
 
 def check_packed(findings: Findings, split: str, annotations: CocoAnnotations, folder: Path) -> SplitObjects:
@@ -56,60 +61,156 @@ def check_packed(findings: Findings, split: str, annotations: CocoAnnotations, f
             AnnotatedObject(entry.id, entry.label, entry.box, entry.segmentation, entry.crowd)
             for entry in image.objects
         ]
-        seen.add(findings, split, AnnotatedImage(str(folder / image.file_name), image.width, image.height, objects))
+        annotated = AnnotatedImage(str(folder / image.file_name), image.width, image.height, objects)
+        for entry in objects:
+            check_object(findings, split, annotated, entry)
+        seen.add(findings, split, annotated)
     return seen
 
 
 def check_annotation_file(
-    findings: Findings, split: str, path: Path, folder: Path, class_ids: list[int]
+    findings: Findings,
+    split: str,
+    path: Path,
+    folder: Path,
+    class_ids: list[int],
+    prepare: PrepareImage | None = None,
 ) -> SplitObjects:
-    """Checks an annotation file in COCO's format.
+    """Checks an annotation file in COCO's format, entry by entry.
 
     Args:
         findings: Where faults are added.
         split: Of the file.
         path: The file.
         folder: Of its images.
-        class_ids: Ids of the categories, in the order of the classes.
+        class_ids: Ids of the categories, in the order of the classes; where they cannot be told, those of this file.
+        prepare: What is done to each entry of images first, where a format calls things otherwise.
 
     Raises:
         UserError: It is no JSON, or holds no list of images.
     """
-    content = read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
+    checker = _FileChecker(findings, split, path, folder, prepare)
+    lists = JsonLists(path)
+    for name, index, entry in read_entries(path, lists):
+        if name == "images":
+            checker.add_image(index, entry)
+        elif name == "categories":
+            checker.add_category(index, entry)
+        elif name == "annotations" and "images" in lists.types:
+            checker.add_object(index, entry)
+    if lists.types.get("images") is not list:
         raise UserError(f"The annotations {path} are not in COCO's format: they hold no list of images.")
+    names = [*lists.types]
+    if "annotations" in names and names.index("annotations") < names.index("images"):
+        for name, index, entry in read_entries(path, JsonLists(path)):
+            if name == "annotations":
+                checker.add_object(index, entry)
+    return checker.finish(class_ids)
 
-    seen = SplitObjects()
-    images = _images(findings, split, path, content["images"])
-    objects: dict[int, list[AnnotatedObject]] = defaultdict(list)
-    names = {image_id: str(folder / image["file_name"]) for image_id, image in images.items()}
-    label_of = {category: label for label, category in enumerate(class_ids)}
-    for entry in _annotations(findings, split, path, content.get("annotations", [])):
-        where = f"object {entry['id']}"
-        if entry["image_id"] not in names:
-            findings.add("annotation_without_image", split, str(path), f"{where} of image {entry['image_id']}")
-        elif entry["category_id"] not in label_of:
-            detail = f"{where} has category {shorten(entry['category_id'])}, in {path}"
-            findings.add("unknown_category", split, names[entry["image_id"]], detail, is_drawn=True)
+
+class _FileChecker:
+    """Takes the entries of an annotation file, those of images before those of objects, and keeps little of each."""
+
+    def __init__(self, findings: Findings, split: str, path: Path, folder: Path, prepare: PrepareImage | None) -> None:
+        self._findings, self._split, self._path = findings, split, path
+        self._folder, self._prepare = folder, prepare
+        self._images: list[AnnotatedImage] = []
+        self._index_of: dict[int, int] = {}
+        """Of an image's id, its index."""
+        self._categories: dict[int, None] = {}
+        self._object_ids: set[int] = set()
+        self._ids, self._owners, self._category_ids = array("q"), array("q"), array("q")
+        self._boxes, self._crowds = array("d"), bytearray()
+
+    def add_image(self, index: int, entry: Any) -> None:
+        """Takes an entry of images; one that is none, or whose id another has, is noted."""
+        fault = self._prepare_image(entry) or _image_fault(entry)
+        if fault is not None:
+            self._note("invalid_annotation", f"entry {index} of images: {fault}")
+        elif entry["id"] in self._index_of:
+            self._note("repeated_id", f"image {entry['id']}, also {shorten(entry['file_name'])}")
         else:
-            objects[entry["image_id"]].append(_object(entry, label_of[entry["category_id"]]))
-    for image_id, image in images.items():
-        of_image = objects.pop(image_id, [])
-        seen.add(findings, split, AnnotatedImage(names[image_id], image["width"], image["height"], of_image))
-    return seen
+            self._index_of[entry["id"]] = len(self._images)
+            name = str(self._folder / entry["file_name"])
+            self._images.append(AnnotatedImage(name, entry["width"], entry["height"]))
 
+    def _prepare_image(self, entry: Any) -> str | None:
+        """What keeps an entry from being one of COCO's."""
+        if self._prepare is not None and isinstance(entry, dict):
+            try:
+                self._prepare(entry)
+            except UserError as error:
+                return str(error)
+        return None
 
-def _images(findings: Findings, split: str, path: Path, entries: list[Any]) -> dict[int, dict[str, Any]]:
-    """The entries of images by their ids; those that are none are noted."""
-    images: dict[int, dict[str, Any]] = {}
-    for index, entry in enumerate(entries):
-        if (fault := _image_fault(entry)) is not None:
-            findings.add("invalid_annotation", split, str(path), f"entry {index} of images: {fault}")
-        elif entry["id"] in images:
-            findings.add("repeated_id", split, str(path), f"image {entry['id']}, also {shorten(entry['file_name'])}")
+    def add_category(self, index: int, entry: Any) -> None:
+        """Takes an entry of categories."""
+        if not isinstance(entry, Mapping) or not _is_whole(entry.get("id")) or not isinstance(entry.get("name"), str):
+            self._note("invalid_annotation", f"entry {index} of categories: {shorten(entry)}")
+        elif entry["id"] in self._categories:
+            self._note("repeated_id", f"category {entry['id']}, also {shorten(entry['name'])}")
         else:
-            images[entry["id"]] = entry
-    return images
+            self._categories[entry["id"]] = None
+
+    def add_object(self, index: int, entry: Any) -> None:
+        """Takes an entry of annotations; box and mask are looked at, the box alone is kept."""
+        if (fault := _annotation_fault(entry)) is not None:
+            self._note("invalid_annotation", f"entry {index} of annotations: {fault}")
+            return
+        if entry["id"] in self._object_ids:
+            self._note("repeated_id", f"object {entry['id']}")
+        self._object_ids.add(entry["id"])
+        owner = self._index_of.get(entry["image_id"])
+        if owner is None:
+            self._note("annotation_without_image", f"object {entry['id']} of image {entry['image_id']}")
+            return
+        box = _as_box(entry["bbox"])
+        segmentation, is_crowd = entry.get("segmentation") or None, entry.get("iscrowd") == 1
+        check_object(
+            self._findings,
+            self._split,
+            self._images[owner],
+            AnnotatedObject(entry["id"], 0, box, segmentation, is_crowd),
+        )
+        self._ids.append(entry["id"])
+        self._owners.append(owner)
+        self._category_ids.append(entry["category_id"])
+        self._boxes.extend(box)
+        self._crowds.append(is_crowd)
+
+    def finish(self, class_ids: list[int]) -> SplitObjects:
+        """What was seen of the objects, whose categories are known by now."""
+        label_of = {category: label for label, category in enumerate(class_ids or sorted(self._categories))}
+        objects: dict[int, list[AnnotatedObject]] = {}
+        order = np.argsort(np.asarray(self._owners), kind="stable").tolist()
+        seen = SplitObjects()
+        owners = [*self._owners]
+        for owner, indices in itertools.groupby(order, key=owners.__getitem__):
+            objects[owner] = [known for index in indices if (known := self._known(index, label_of)) is not None]
+        for owner, image in enumerate(self._images):
+            seen.add(self._findings, self._split, image._replace(objects=objects.pop(owner, [])))
+        return seen
+
+    def _known(self, index: int, label_of: Mapping[int, int]) -> AnnotatedObject | None:
+        """An object without its mask; None, and a note, where its category is not listed."""
+        category = self._category_ids[index]
+        if category not in label_of:
+            detail = f"object {self._ids[index]} has category {category}, in {self._path}"
+            file = self._images[self._owners[index]].path
+            self._findings.add("unknown_category", self._split, file, detail, is_drawn=True)
+            return None
+        x, y, width, height = self._boxes[4 * index : 4 * index + 4]
+        return AnnotatedObject(
+            self._ids[index], label_of[category], (x, y, width, height), None, bool(self._crowds[index])
+        )
+
+    def _note(self, check: str, detail: str) -> None:
+        self._findings.add(check, self._split, str(self._path), detail)
+
+
+def _as_box(values: Sequence[float]) -> Box:
+    x, y, width, height = map(float, values)
+    return x, y, width, height
 
 
 def _image_fault(entry: Any) -> str | None:
@@ -126,19 +227,6 @@ def _image_fault(entry: Any) -> str | None:
     return None
 
 
-def _annotations(findings: Findings, split: str, path: Path, entries: Any) -> Iterator[dict[str, Any]]:
-    """The entries of annotations that can be looked at; others are noted."""
-    ids: set[int] = set()
-    for index, entry in enumerate(entries if isinstance(entries, list) else []):
-        if (fault := _annotation_fault(entry)) is not None:
-            findings.add("invalid_annotation", split, str(path), f"entry {index} of annotations: {fault}")
-            continue
-        if entry["id"] in ids:
-            findings.add("repeated_id", split, str(path), f"object {entry['id']}")
-        ids.add(entry["id"])
-        yield entry
-
-
 def _annotation_fault(entry: Any) -> str | None:
     """What is wrong with an entry of annotations."""
     if not isinstance(entry, Mapping):
@@ -153,12 +241,6 @@ def _annotation_fault(entry: Any) -> str | None:
     if segmentation is not None and not isinstance(segmentation, list | dict):
         return f"the segmentation of object {entry['id']} is {shorten(segmentation)}"
     return None
-
-
-def _object(entry: Mapping[str, Any], label: int) -> AnnotatedObject:
-    x, y, width, height = map(float, entry["bbox"])
-    segmentation = entry.get("segmentation") or None
-    return AnnotatedObject(entry["id"], label, (x, y, width, height), segmentation, entry.get("iscrowd") == 1)
 
 
 def _is_whole(value: Any) -> bool:

@@ -36,12 +36,12 @@ class AnnotatedObject(NamedTuple):
 
 
 class AnnotatedImage(NamedTuple):
-    """An image with its objects."""
+    """An image with its objects, or those of them that are known so far."""
 
     path: str
     width: int
     height: int
-    objects: Sequence[AnnotatedObject]
+    objects: Sequence[AnnotatedObject] = ()
 
 
 # ---- of a box alone: x, y, width, height, and the image's width and height
@@ -86,13 +86,11 @@ BOX_CHECKS: dict[str, Callable[[Box, int, int], str | None]] = {
 """The first that holds counts."""
 
 
-def check_objects(findings: Findings, split: str, image: AnnotatedImage) -> None:
-    """Adds what is wrong with the objects of an image."""
-    for entry in image.objects:
-        _check_box(findings, split, image, entry)
-        if entry.segmentation is not None:
-            _check_mask(findings, split, image, entry)
-    _check_repeated(findings, split, image)
+def check_object(findings: Findings, split: str, image: AnnotatedImage, entry: AnnotatedObject) -> None:
+    """Adds what is wrong with an object, whatever else is on its image."""
+    _check_box(findings, split, image, entry)
+    if entry.segmentation is not None:
+        _check_mask(findings, split, image, entry)
 
 
 def _check_box(findings: Findings, split: str, image: AnnotatedImage, entry: AnnotatedObject) -> None:
@@ -104,7 +102,7 @@ def _check_box(findings: Findings, split: str, image: AnnotatedImage, entry: Ann
             return
 
 
-def _check_repeated(findings: Findings, split: str, image: AnnotatedImage) -> None:
+def check_repeated(findings: Findings, split: str, image: AnnotatedImage) -> None:
     """Adds boxes that stand there before, by a pixel at most."""
     known: dict[tuple[int, ...], AnnotatedObject] = {}
     for entry in image.objects:

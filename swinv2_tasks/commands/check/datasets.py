@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Literal
@@ -33,6 +34,7 @@ from swinv2_tasks.datamodules.readers.coco import CocoSource
 from swinv2_tasks.datamodules.readers.coco_scenes import CocoScenes
 from swinv2_tasks.datamodules.readers.images import files_below, has_image_extension, list_images
 from swinv2_tasks.datamodules.readers.label_values import LabelCoding
+from swinv2_tasks.datamodules.readers.objects import FaultTolerant
 from swinv2_tasks.datamodules.readers.scenes import ScenePair
 from swinv2_tasks.datamodules.shards import INDEX
 from swinv2_tasks.errors import ArgumentsError, UserError
@@ -225,6 +227,8 @@ def _count_labels(dataset: Dataset) -> None:
 
 def _read_objects(data: CocoDataModule, dataset: Dataset, findings: Findings) -> None:
     source = data.source_on_disk
+    if isinstance(source, FaultTolerant):
+        source.note_fault = partial(_note_fault, findings)
     try:
         class_ids, dataset.class_names = source.categories()
     except UserError as error:
@@ -238,7 +242,10 @@ def _read_objects(data: CocoDataModule, dataset: Dataset, findings: Findings) ->
             continue
         dataset.objects[split] = objects
         dataset.counts[split] = objects.counts
-        dataset.samples[split] = [Sample(path) for path in objects.images]
+        paths = [*objects.images]
+        if isinstance(source, FaultTolerant):  # with images that cannot be read, whose objects nobody can place
+            paths = [str(path) for path in source.images(split)]
+        dataset.samples[split] = [Sample(path) for path in paths]
     if type(source) is CocoSource:
         listed = {path for objects in dataset.objects.values() for path in objects.images}
         for split in dataset.objects:
@@ -251,14 +258,21 @@ def _split_objects(source: Any, split: Split, class_ids: list[int], findings: Fi
     Raises:
         UserError: It cannot be told.
     """
-    if type(source) is not CocoSource:  # those that derive from it have files of another format
+    if not isinstance(source, CocoSource):
         return check_packed(findings, split, *source.read(split))
     before = findings.total("error")
     path = Path(source.place(split))
-    objects = check_annotation_file(findings, split, path, source.image_folder(split), class_ids)
+    objects = check_annotation_file(
+        findings, split, path, source.image_folder(split), class_ids, source.preparation(path)
+    )
     if findings.total("error") == before:
         source.read(split)  # which may refuse what none of the checks looks for
     return objects
+
+
+def _note_fault(findings: Findings, split: Split, path: Path, problem: str) -> None:
+    """Adds what a reader cannot read, which goes on after it."""
+    findings.add("invalid_annotation", split, str(path), problem)
 
 
 # ---- segmentation

@@ -60,7 +60,7 @@ CHECKS: dict[str, Check] = {
     ),
     "similar_class_names": Check("warning", "classes whose names differ in case or spaces alone", "Merge them."),
     # ---- annotations of objects
-    "invalid_annotation": Check("error", "entries that are not in COCO's format", "Mend or remove them."),
+    "invalid_annotation": Check("error", "entries that are not in their layout's format", "Mend or remove them."),
     "repeated_id": Check("error", "ids that stand more than once", "Number the entries anew."),
     "unknown_category": Check("error", "objects of categories that are not listed", "List them, or remove these."),
     "annotation_without_image": Check("error", "objects of images that are not listed", "Remove them."),

@@ -71,7 +71,7 @@ def read_categories(path: Path) -> tuple[list[int], list[str]]:
         UserError: The file cannot be read, or its categories are not as they should be.
     """
     lists, entries = JsonLists(path), []
-    for name, _, entry in _entries(path, lists):
+    for name, _, entry in read_entries(path, lists):
         if name == "categories":
             entries.append(entry)
     table = _categories(path, lists, entries)
@@ -95,7 +95,7 @@ def read_annotations(path: Path, prepare: PrepareImage | None = None) -> CocoAnn
     lists = JsonLists(path)
     category_entries: list[Any] = []
     images, objects = ImageReader(path, prepare), ObjectReader(path)
-    for name, index, entry in _entries(path, lists):
+    for name, index, entry in read_entries(path, lists):
         if name == "annotations":
             objects.add(index, entry)
         elif name == "images":
@@ -124,7 +124,7 @@ def read_annotations(path: Path, prepare: PrepareImage | None = None) -> CocoAnn
     )
 
 
-def _entries(path: Path, lists: JsonLists) -> Iterator[tuple[str, int, Any]]:
+def read_entries(path: Path, lists: JsonLists) -> Iterator[tuple[str, int, Any]]:
     """The entries of the lists of a file.
 
     Raises:

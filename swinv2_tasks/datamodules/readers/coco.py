@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swinv2_tasks.datamodules.layouts import Split, Tree, join
-from swinv2_tasks.datamodules.readers.annotations import CocoAnnotations, read_annotations, read_categories
+from swinv2_tasks.datamodules.readers.annotations import (
+    CocoAnnotations,
+    PrepareImage,
+    read_annotations,
+    read_categories,
+)
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.text import printable
 
@@ -94,7 +99,8 @@ class CocoSource:
         """What the annotation file of a split says, and the folder of its images."""
         if not self.has(split):
             raise UserError(f"There are no annotations {printable(self.place(split))}. {self._expected}")
-        annotations = self._read_file(self._path(split))
+        path = self._path(split)
+        annotations = read_annotations(path, self.preparation(path))
         return annotations, self.image_folder(split)
 
     def image_folder(self, split: Split) -> Path:
@@ -108,8 +114,9 @@ class CocoSource:
             raise UserError(f"The folder {printable(folder)} of the images does not exist. {self._expected}")
         return folder
 
-    def _read_file(self, path: Path) -> CocoAnnotations:
-        return read_annotations(path)
+    def preparation(self, path: Path) -> PrepareImage | None:
+        """What is done to each entry of images of a file before it is read as COCO's; None: nothing."""
+        return None
 
     def _path(self, split: Split) -> Path:
         return self.root / Path(self._annotations[split]).expanduser()

@@ -13,7 +13,7 @@ from typing import Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from swinv2_tasks.datamodules.layouts import Split, Tree, join
-from swinv2_tasks.datamodules.readers.annotations import CocoAnnotations, read_annotations
+from swinv2_tasks.datamodules.readers.annotations import CocoAnnotations, PrepareImage
 from swinv2_tasks.datamodules.readers.coco import CocoSource
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.text import printable, say
@@ -55,8 +55,9 @@ class LvisSource(CocoSource):
             )
         return annotations, folder
 
-    def _read_file(self, path: Path) -> CocoAnnotations:
-        return read_annotations(path, partial(_name_image, path))
+    def preparation(self, path: Path) -> PrepareImage:
+        """Names the file of each image by its address."""
+        return partial(_name_image, path)
 
 
 def _name_image(path: Path, entry: dict[str, Any]) -> None:

@@ -53,6 +53,31 @@ def annotations_of(
     return CocoAnnotations(path, packed, class_ids, class_names, True, has_masks, packed.heights > packed.widths)
 
 
+NoteFault = Callable[[Split, Path, str], None]
+"""What a fault of annotations is told: the split, the file and what is wrong in it."""
+
+
+class FaultTolerant:
+    """A reader that can go on after what it cannot read, where somebody is told of it: training stops instead."""
+
+    note_fault: NoteFault | None = None
+    """What is told each fault; None: the first one is raised. Set before anything is read."""
+
+    def fault(self, split: Split, path: Path, problem: str) -> None:
+        """Tells of a fault.
+
+        Raises:
+            UserError: nobody is told.
+        """
+        if self.note_fault is None:
+            raise UserError(problem)
+        self.note_fault(split, path, problem)
+
+    def images(self, split: Split) -> list[Path]:
+        """The images of a split, those among them that cannot be read."""
+        raise NotImplementedError
+
+
 SizedImage = tuple[int, Path, int, int]
 """Number, file, height and width in pixels."""
 

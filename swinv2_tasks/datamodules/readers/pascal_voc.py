@@ -23,7 +23,7 @@ from swinv2_tasks.datamodules.classes import abbreviate, read_lines
 from swinv2_tasks.datamodules.layouts import Split, Tree
 from swinv2_tasks.datamodules.readers.annotations import CocoAnnotations
 from swinv2_tasks.datamodules.readers.images import has_image_extension
-from swinv2_tasks.datamodules.readers.objects import Sizes, annotations_of
+from swinv2_tasks.datamodules.readers.objects import FaultTolerant, Sizes, annotations_of
 from swinv2_tasks.datamodules.readers.packed_images import CocoImage, CocoObject
 from swinv2_tasks.datamodules.readers.yolo import polygon_area
 from swinv2_tasks.errors import UserError
@@ -64,13 +64,14 @@ class VocFiles:
     objects: Path
 
 
-class VocSource:
+class VocSource(FaultTolerant):
     """Images, and XML files of their objects.
 
     Args:
         root: The dataset's folder.
         files: The images of each split.
         listings: Where these are listed, for messages.
+        incomplete: Of each split, what is wrong with its list or folder: files are missing.
         sizes: Reads the sizes of images.
     """
 
@@ -81,12 +82,14 @@ class VocSource:
         root: Path,
         files: dict[Split, list[VocFiles]],
         listings: dict[Split, str],
+        incomplete: dict[Split, list[str]],
         sizes: Sizes,
     ) -> None:
         self.root = root
         self.has_splits = "val" in files or "test" in files
         self._files = files
         self._listings = listings
+        self._incomplete = incomplete
         self._sizes = sizes
 
     def categories(self) -> tuple[list[int], list[str]]:
@@ -112,14 +115,25 @@ class VocSource:
         ids, names = self.categories()
         return annotations_of(Path(self.place(split)), self._annotated(split, names), ids, names), self.root
 
+    def images(self, split: Split) -> list[Path]:
+        """The images of a split."""
+        return [entry.image for entry in self._files[split]]
+
     @cached_property
     def _objects(self) -> dict[Split, list[list[VocObject]]]:
         """The objects of each image of each split."""
-        with ThreadPoolExecutor(min(8, available_cores())) as pool:
-            return {
-                split: list(pool.map(read_objects, [entry.objects for entry in entries]))
-                for split, entries in self._files.items()
-            }
+        objects: dict[Split, list[list[VocObject]]] = {}
+        for split, entries in self._files.items():
+            for problem in self._incomplete[split]:
+                self.fault(split, Path(self.place(split)), problem)
+            paths = [entry.objects for entry in entries]
+            with ThreadPoolExecutor(min(8, available_cores())) as pool:
+                files = list(pool.map(parse_objects, paths))
+            for path, (_, problems) in zip(paths, files, strict=True):
+                for problem in problems:
+                    self.fault(split, path, problem)
+            objects[split] = [own for own, _ in files]
+        return objects
 
     @cached_property
     def _first(self) -> int:
@@ -158,19 +172,21 @@ class VocSource:
 # ---- XML
 
 
-def read_objects(path: Path) -> list[VocObject]:
-    """The objects of an XML file.
-
-    Raises:
-        UserError: It cannot be read, is no XML, or an object lacks its name or its box.
-    """
+def parse_objects(path: Path) -> tuple[list[VocObject], list[str]]:
+    """The objects of an XML file, and what is wrong in it: it cannot be read, or objects lack a name or a box."""
     try:
         root = ElementTree.fromstring(read_bytes(path, MOST_XML_BYTES))
     except OSError as error:
-        raise UserError(f"Cannot read the annotations {printable(path)}: {error.strerror}.") from error
+        return [], [f"Cannot read the annotations {printable(path)}: {error.strerror}."]
     except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise UserError(f"The annotations {printable(path)} are no XML: {error}. Export the file again.") from error
-    return [_object(path, number, entry) for number, entry in enumerate(root.iter("object"), start=1)]
+        return [], [f"The annotations {printable(path)} are no XML: {error}. Export the file again."]
+    objects, problems = [], []
+    for number, entry in enumerate(root.iter("object"), start=1):
+        try:
+            objects.append(_object(path, number, entry))
+        except UserError as error:
+            problems.append(str(error))
+    return objects, problems
 
 
 def _object(path: Path, number: int, entry: ElementTree.Element) -> VocObject:
@@ -241,8 +257,9 @@ def open_voc(tree: Tree, sizes: Sizes) -> VocSource:
     """
     if find_voc(tree) != "Annotations/*.xml":
         folders = _folders_with_xml(tree)
-        files = {split: _beside(tree, folder) for split, folder in folders.items()}
-        return VocSource(tree.root, files, {split: str(tree.root / name) for split, name in folders.items()}, sizes)
+        pairs = {split: _beside(tree, folder) for split, folder in folders.items()}
+        places = {split: str(tree.root / name) for split, name in folders.items()}
+        return _source_of(tree.root, pairs, places, sizes)
 
     folder = "JPEGImages" if tree.has_folder("JPEGImages") else "images"
     image_of = {Path(name).stem: name for name in tree.files(folder) if has_image_extension(name)}
@@ -254,8 +271,16 @@ def open_voc(tree: Tree, sizes: Sizes) -> VocSource:
     if not names:
         names = {"train": sorted(image_of)}
         lists = {"train": folder}
-    files = {split: _named(tree, folder, image_of, members, lists[split]) for split, members in names.items()}
-    return VocSource(tree.root, files, {split: str(tree.root / name) for split, name in lists.items()}, sizes)
+    pairs = {split: _named(tree, folder, image_of, members, lists[split]) for split, members in names.items()}
+    return _source_of(tree.root, pairs, {split: str(tree.root / name) for split, name in lists.items()}, sizes)
+
+
+def _source_of(
+    root: Path, pairs: dict[Split, tuple[list[VocFiles], list[str]]], places: dict[Split, str], sizes: Sizes
+) -> VocSource:
+    files = {split: own for split, (own, _) in pairs.items()}
+    incomplete = {split: problems for split, (_, problems) in pairs.items()}
+    return VocSource(root, files, places, incomplete, sizes)
 
 
 def _lists(tree: Tree) -> dict[Split, str]:
@@ -280,26 +305,37 @@ def read_list(path: Path) -> list[str]:
     return names
 
 
-def _named(tree: Tree, folder: str, image_of: dict[str, str], names: list[str], where: str) -> list[VocFiles]:
+def _named(
+    tree: Tree, folder: str, image_of: dict[str, str], names: list[str], where: str
+) -> tuple[list[VocFiles], list[str]]:
+    """The files of the images on a list, and which of them are not there."""
+    problems = []
     with_objects = {Path(name).stem for name in tree.files("Annotations") if name.lower().endswith(".xml")}
     for what, known in (("no image in JPEGImages", image_of), ("no XML file in Annotations", with_objects)):
         missing = [name for name in names if name not in known]
         if missing:
-            raise UserError(
+            problems.append(
                 f"{len(missing)} of {len(names)} names in {printable(tree.root / where)} have {what}: "
                 f"{abbreviate(missing)}. Add the files, or take the names off the list."
             )
     images, objects = tree.root / folder, tree.root / "Annotations"
-    return [VocFiles(images / image_of[name], objects / f"{name}.xml") for name in names]
+    there = [name for name in names if name in image_of and name in with_objects]
+    return [VocFiles(images / image_of[name], objects / f"{name}.xml") for name in there], problems
 
 
-def _beside(tree: Tree, folder: str) -> list[VocFiles]:
-    """The images of a folder with the XML files beside them; without one an image has no objects, which is refused."""
+def _beside(tree: Tree, folder: str) -> tuple[list[VocFiles], list[str]]:
+    """The images of a folder with the XML files beside them, and which of them have none.
+
+    Raises:
+        UserError: There are no images.
+    """
     images = [name for name in tree.files(folder) if has_image_extension(name)]
     xml_of = {Path(name).stem: name for name in tree.files(folder) if name.lower().endswith(".xml")}
     missing = [name for name in images if Path(name).stem not in xml_of]
-    if missing or not images:
-        what = f"{len(missing)} of {len(images)} images have no XML file beside them: {abbreviate(missing)}"
-        raise UserError(f"{printable(tree.root / folder)}: {what if images else 'there are XML files but no images'}.")
     here = tree.root / folder
-    return [VocFiles(here / name, here / xml_of[Path(name).stem]) for name in images]
+    if not images:
+        raise UserError(f"{printable(here)}: there are XML files but no images.")
+    what = f"{len(missing)} of {len(images)} images have no XML file beside them: {abbreviate(missing)}"
+    problems = [f"{printable(here)}: {what}."] if missing else []
+    with_objects = [name for name in images if name not in missing]
+    return [VocFiles(here / name, here / xml_of[Path(name).stem]) for name in with_objects], problems

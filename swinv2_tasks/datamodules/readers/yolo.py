@@ -18,7 +18,7 @@ from swinv2_tasks.datamodules.classes import abbreviate, read_lines
 from swinv2_tasks.datamodules.layouts import Split, Tree, join
 from swinv2_tasks.datamodules.readers.annotations import CocoAnnotations
 from swinv2_tasks.datamodules.readers.images import list_images
-from swinv2_tasks.datamodules.readers.objects import Sizes, annotations_of
+from swinv2_tasks.datamodules.readers.objects import FaultTolerant, Sizes, annotations_of
 from swinv2_tasks.datamodules.readers.packed_images import CocoImage, CocoObject
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.files import is_inside
@@ -38,7 +38,7 @@ SLACK = 0.01
 """By how much a coordinate may lie outside of the image, as a fraction of its side, which rounding explains."""
 
 
-class YoloSource:
+class YoloSource(FaultTolerant):
     """Images, and text files of their objects.
 
     Args:
@@ -82,34 +82,49 @@ class YoloSource:
         """What is annotated in a split; file names are relative to the dataset's folder."""
         if not self.has(split):
             raise UserError(f"{printable(self._where)} names no images of the {split} split that are there.")
-        paths = [path for folder in self._folders[split] for path in self._images(folder)]
-        return annotations_of(self._where, self._annotated(paths), *self.categories()), self.root
+        return annotations_of(self._where, self._annotated(split), *self.categories()), self.root
 
-    def _images(self, source: Path) -> list[Path]:
+    def images(self, split: Split) -> list[Path]:
+        """The images of a split, in its folders or lists."""
+        return [path for folder in self._folders[split] for path in self._images(split, folder)]
+
+    def _images(self, split: Split, source: Path) -> list[Path]:
         """The images in a folder, or those that a text file lists."""
         if source.is_dir():
             return list_images(source)
         lines = read_lines(source, "list of images", "a path per line")
-        paths = [_inside(self.root, line.strip(), source.parent) for line in lines if line.strip()]
+        paths = []
+        for line in lines:
+            try:
+                paths += [_inside(self.root, line.strip(), source.parent)] if line.strip() else []
+            except UserError as error:
+                self.fault(split, source, str(error))
         if not paths:
             raise UserError(f"{printable(source)} lists no image.")
         return paths
 
-    def _annotated(self, paths: list[Path]) -> Iterator[CocoImage]:
+    def _annotated(self, split: Split) -> Iterator[CocoImage]:
         next_id = 1
-        for number, path, height, width in self._sizes(paths):
-            objects = self._objects(label_file(path), next_id, height, width)
+        for number, path, height, width in self._sizes(self.images(split)):
+            objects = self._objects(split, label_file(path), next_id, height, width)
             next_id += len(objects)
             yield CocoImage(number + 1, str(path.relative_to(self.root)), height, width, tuple(objects))
 
-    def _objects(self, file: Path, first_id: int, height: int, width: int) -> list[CocoObject]:
-        if not file.is_file():
-            return []
+    def _objects(self, split: Split, file: Path, first_id: int, height: int, width: int) -> list[CocoObject]:
         objects: list[CocoObject] = []
-        for number, line in enumerate(read_lines(file, "labels", "CLASS X Y WIDTH HEIGHT"), start=1):
-            if line.strip():
-                where = f"{printable(file)}, line {number}"
+        try:
+            lines = read_lines(file, "labels", "CLASS X Y WIDTH HEIGHT") if file.is_file() else []
+        except UserError as error:
+            self.fault(split, file, str(error))
+            return objects
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            where = f"{printable(file)}, line {number}"
+            try:
                 objects.append(self._object(line, where, first_id + len(objects), height, width))
+            except UserError as error:
+                self.fault(split, file, str(error))
         return objects
 
     def _object(self, line: str, where: str, object_id: int, height: int, width: int) -> CocoObject:

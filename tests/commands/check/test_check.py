@@ -18,6 +18,7 @@ from swinv2_tasks.commands.check.duplicates import MOST_BITS, near_pairs
 from swinv2_tasks.commands.check.facts import Facts, Task, measure, perceptual_hash
 from swinv2_tasks.commands.check.findings import CHECKS
 from tests.helpers.faulty_data import PLANTERS, WRITERS, photograph, reencode, save, write_imagenet, write_simmim
+from tests.helpers.faulty_layouts import FAULTY_LAYOUTS
 from tests.helpers.names import NAMES
 from tests.helpers.processes import start, wait_for
 
@@ -65,6 +66,31 @@ def test_planted_faults_are_named_and_the_clean_twin_has_none(
         assert f"({name})" in printed
     if task != "kinetics":
         assert state_of(faulty) == before
+
+
+@pytest.mark.parametrize("layout", FAULTY_LAYOUTS)
+def test_faults_of_annotations_do_not_hide_each_other_in_other_layouts(layout: str, tmp_path: Path) -> None:
+    write, plant = FAULTY_LAYOUTS[layout]
+    clean, faulty = (write(tmp_path / name) for name in ("clean", "faulty"))
+    planted = plant(faulty)
+    status, results = check("coco", clean, tmp_path / "out_clean")
+    assert results["checks"] == [] and status == 0
+
+    status, results = check("coco", faulty, tmp_path / "out")
+    assert status == 1
+    findings = [
+        (entry["check"], Path(finding["file"]).name, finding["detail"])
+        for entry in results["checks"]
+        for finding in entry["findings"]
+    ]
+    for name, file, part in planted:
+        assert any(finding[:2] == (name, file) and part in finding[2] for finding in findings), (
+            name,
+            file,
+            part,
+            findings,
+        )
+    assert not any(name == "refused_labels" for name, _, _ in findings)
 
 
 def test_each_check_of_the_table_is_planted_or_tested_elsewhere(tmp_path: Path) -> None:
