@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from types import TracebackType
 from typing import Any, TextIO
@@ -205,16 +205,28 @@ class WorkProgress:
         total: number of files; infinite where nobody knows.
         seconds: time between two lines, where standard error is no terminal.
         unit: what is counted, where it is no files.
+        clock: gives the time in seconds.
     """
 
-    def __init__(self, title: str, total: float, seconds: float = SECONDS, unit: str = "") -> None:
+    def __init__(
+        self,
+        title: str,
+        total: float,
+        seconds: float = SECONDS,
+        unit: str = "",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.title = title
         self.total = total
         self.unit = unit
         self.number = 0.0
         self.faulty = 0
         self._seconds = seconds
-        self._start = self._last_line = time.monotonic()
+        self._clock = clock
+        self._last_line = clock()
+        self._first: tuple[float, float] | None = None
+        """When the first files were done, and how many. Until then processes start and libraries are imported: what
+        that takes says nothing about the rest."""
         self._line = StatusLine()
         self._has_line = False
 
@@ -243,26 +255,30 @@ class WorkProgress:
     def update(self, number: float, faulty: int = 0) -> None:
         """Sets how many files are done, and how many of them are faulty."""
         self.number, self.faulty = number, faulty
-        now = time.monotonic()
+        now = self._clock()
+        if self._first is None and number > 0:
+            self._first = now, number
         if self._line.is_due:
             self._draw()
         elif not self._has_line and now - self._last_line >= self._seconds and self.number < self.total:
             self._last_line = now
-            say(self.line(now - self._start), file=sys.stderr, flush=True)
+            say(self.line(), file=sys.stderr, flush=True)
 
     def _draw(self) -> None:
         share = self.number / self.total if 0 < self.total < math.inf else None
-        self._line.show(self.title, share, self._details(time.monotonic() - self._start))
+        self._line.show(self.title, share, self._details())
 
-    def _details(self, seconds: float) -> list[str]:
-        """Counts, faulty files and the time left after a time."""
+    def _details(self) -> list[str]:
+        """Counts, faulty files and, once there is something to tell it by, the time left."""
         total = f" of {self.total:,}" if self.total < math.inf else ""
         details = [f"{math.floor(self.number):,}{total} {self.unit}".rstrip()]
         details += [f"{self.faulty} faulty"] if self.faulty else []
-        if self.number and self.total < math.inf:
-            details.append(f"about {in_words(seconds / self.number * (self.total - self.number))} left")
+        since, before = self._first or (0.0, self.number)
+        if self.number > before and self.total < math.inf:
+            seconds = (self._clock() - since) / (self.number - before) * (self.total - self.number)
+            details.append(f"about {in_words(seconds)} left")
         return details
 
-    def line(self, seconds: float) -> str:
-        """The progress after a time, in a line."""
-        return f"{self.title}: {', '.join(self._details(seconds))}"
+    def line(self) -> str:
+        """The progress, in a line."""
+        return f"{self.title}: {', '.join(self._details())}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -49,21 +50,46 @@ def count_chart(title: str, counts: Mapping[str, float]) -> Chart:
 
 
 def histogram(title: str, values: Sequence[float], is_logarithmic: bool = False) -> Chart | None:
-    """Bars of the numbers of values in equal ranges, of their logarithms where that is said; None without values."""
+    """Bars of the numbers of values in equal ranges, of their logarithms where that is said; None without values.
+
+    Where all values are whole numbers, so are the ranges: as many objects, or pixels, from one number to another.
+    """
     numbers = np.asarray(values, dtype=np.float64)
     numbers = numbers[np.isfinite(numbers) & ((numbers > 0) | (not is_logarithmic))]
     if not len(numbers):
         return None
     if len(np.unique(numbers)) == 1:
         return Chart(title, (Bar(f"{numbers[0]:.4g}", len(numbers), 1.0),))
-    scaled = np.log(numbers) if is_logarithmic else numbers
-    counts, edges = np.histogram(scaled, bins=min(BINS, len(np.unique(numbers))))
-    edges = np.exp(edges) if is_logarithmic else edges
+    edges = _edges(numbers, is_logarithmic)
+    counts, _ = np.histogram(numbers, edges)
+    are_whole = bool((numbers == np.floor(numbers)).all())
     bars = [
-        Bar(f"{low:.4g} – {high:.4g}", int(number), int(number) / int(counts.max()))
+        Bar(_describe_range(low, high, are_whole), int(number), int(number) / int(counts.max()))
         for low, high, number in zip(edges, edges[1:], counts, strict=False)
     ]
     return Chart(title, tuple(bars))
+
+
+def _edges(numbers: np.ndarray, is_logarithmic: bool) -> np.ndarray:
+    """Where the ranges of a histogram begin and end; halfway between whole numbers, where all are whole."""
+    low, high = float(numbers.min()), float(numbers.max())
+    bins = min(BINS, len(np.unique(numbers)))
+    if not (numbers == np.floor(numbers)).all():
+        return np.geomspace(low, high, bins + 1) if is_logarithmic else np.linspace(low, high, bins + 1)
+    if is_logarithmic:
+        edges = np.geomspace(low, high + 1, bins + 1).round()
+    else:
+        step = math.ceil((high + 1 - low) / bins)
+        edges = np.arange(low, high + 1 + step, step)
+    return np.unique(edges) - 0.5
+
+
+def _describe_range(low: float, high: float, is_whole: bool) -> str:
+    """A range in words; of whole numbers the first and the last one in it."""
+    if not is_whole:
+        return f"{low:.4g} – {high:.4g}"
+    first, last = math.ceil(low), math.floor(high)
+    return f"{first:,}" if first == last else f"{first:,} – {last:,}"
 
 
 def class_charts(names: Sequence[str], counts: Mapping[str, Counter[int]], unit: str) -> list[Chart]:
