@@ -160,6 +160,63 @@ def test_a_disturbed_training_ends_as_an_undisturbed_one(name: str, data: Path, 
     assert sorted(path.name for path in (disturbed / "runs" / "tiny").iterdir()) == ["0"]
 
 
+SAMPLED: dict[str, dict[str, Any]] = {
+    "balanced": {"data.sampling": "balanced"},
+    "balanced, each image twice, class weights": {
+        "data.sampling": "balanced",
+        "data.augmentation.repeats": 2,
+        "model.class_weights": "balanced",
+        "model.loss": "FocalLoss",
+    },
+    "repeat factors, each image three times": {
+        "data.sampling": "repeat_factor",
+        "data.repeat_threshold": 0.5,
+        "data.augmentation.repeats": 3,
+        "data.num_workers": 2,
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SAMPLED)
+def test_a_training_that_repeats_samples_resumes_within_an_epoch(name: str, tmp_path: Path) -> None:
+    """Of 20, 20 and 4 images; killed within an epoch, then stopped within another."""
+    dataset = write_images(tmp_path / "data", train=20)
+    for path in sorted((dataset / "train" / "n03").iterdir())[4:]:
+        path.unlink()
+    settings = [f"--{key}={value}" for key, value in {"trainer.max_epochs": 3, **SAMPLED[name]}.items()]
+    first = ("fit", "--config=tiny.yaml", "--save.every_n_steps=3", *settings)
+    straight, disturbed = (write_run(tmp_path / folder, dataset) for folder in ("straight", "disturbed"))
+    assert run(first, straight).status == 0
+
+    assert run(first, disturbed, **send_at(10)).status == -9
+    assert run(RESUME, disturbed, **send_at(17, number=signal.SIGTERM)).status == 143
+    resumed = run(RESUME, disturbed)
+    assert resumed.status == 0, resumed.errors
+    assert "other settings" not in resumed.output
+    assert_same_training(straight, disturbed)
+
+
+@pytest.mark.slow
+def test_a_detector_whose_images_are_repeated_by_their_factors_resumes_within_an_epoch(tmp_path: Path) -> None:
+    dataset = TINY_TASKS["mask_rcnn"].write_data(tmp_path / "data", train=14, val=3)
+    straight, disturbed = tmp_path / "straight", tmp_path / "disturbed"
+    trainer = {"callbacks": [{"class_path": "tests.helpers.faults.SendSignal"}]}
+    for folder in (straight, disturbed):
+        TINY_TASKS["mask_rcnn"].config(folder, dataset, name="tiny", trainer=trainer)
+    sampling = ("--data.sampling=repeat_factor", "--data.repeat_threshold=1.0")
+    weights = ("--model.class_weights=balanced", "--model.class_loss=FocalLoss")
+    first = ("fit", "--config=config.yaml", "--trainer.max_epochs=2", "--save.every_n_steps=1", *sampling, *weights)
+    assert run(first, straight).status == 0
+
+    assert run(first, disturbed, **send_at(2)).status == -9
+    resumed = run(RESUME, disturbed)
+    assert resumed.status == 0, resumed.errors
+    assert "an epoch has" in resumed.output and "other settings" not in resumed.output
+    lines = [*compare_runs(newest(straight), newest(disturbed))]
+    assert [line for line in lines if not line.startswith("checkpoints/previous.ckpt")] == []
+
+
 def test_a_finished_training_that_may_stop_early_continues_for_more_epochs(data: Path, tmp_path: Path) -> None:
     """Its last save was made in the validation, and what stops early looks at its metric later."""
     write_run(tmp_path, data, EARLY_STOPPING)
