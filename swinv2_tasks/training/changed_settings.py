@@ -70,4 +70,4 @@ def _show(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if _is_object(value):
         return str(value["class"])
-    return printable(shorten(str(value)))
+    return printable(value)[:60] if isinstance(value, str) else printable(shorten(value))

@@ -201,7 +201,7 @@ def test_changed_settings_of_a_resumed_training_are_said(tmp_path: Path, capsys:
     said = resumed("--data.augmentation.repeats=2", "--model.loss=FocalLoss", "--model.class_weights=balanced")
     assert "data.augmentation.repeats 2 (was 1)" in said
     assert "model.loss FocalLoss (was CrossEntropy)" in said
-    assert "model.class_weights 'balanced' (was null)" in said
+    assert "model.class_weights balanced (was null)" in said
     assert "They hold from here on" in said
 
     # The same setting, of labels that have changed.
