@@ -61,10 +61,10 @@ def check_packed(findings: Findings, split: str, annotations: CocoAnnotations, f
             AnnotatedObject(entry.id, entry.label, entry.box, entry.segmentation, entry.crowd)
             for entry in image.objects
         ]
-        annotated = AnnotatedImage(str(folder / image.file_name), image.width, image.height, objects)
+        with_objects = AnnotatedImage(str(folder / image.file_name), image.width, image.height, objects)
         for entry in objects:
-            check_object(findings, split, annotated, entry)
-        seen.add(findings, split, annotated)
+            check_object(findings, split, with_objects, entry)
+        seen.add(findings, split, with_objects)
     return seen
 
 

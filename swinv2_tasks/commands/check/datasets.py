@@ -271,7 +271,7 @@ def _split_objects(source: Any, split: Split, class_ids: list[int], findings: Fi
 
 
 def _note_fault(findings: Findings, split: Split, path: Path, problem: str) -> None:
-    """Adds what a reader cannot read, which goes on after it."""
+    """Adds what a reader cannot read, and passes over."""
     findings.add("invalid_annotation", split, str(path), problem)
 
 

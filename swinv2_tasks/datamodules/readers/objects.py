@@ -58,7 +58,7 @@ NoteFault = Callable[[Split, Path, str], None]
 
 
 class FaultTolerant:
-    """A reader that can go on after what it cannot read, where somebody is told of it: training stops instead."""
+    """A reader that can pass over what it cannot read, where somebody is told of it: training stops instead."""
 
     note_fault: NoteFault | None = None
     """What is told each fault; None: the first one is raised. Set before anything is read."""

@@ -258,8 +258,8 @@ def open_voc(tree: Tree, sizes: Sizes) -> VocSource:
     if find_voc(tree) != "Annotations/*.xml":
         folders = _folders_with_xml(tree)
         pairs = {split: _beside(tree, folder) for split, folder in folders.items()}
-        places = {split: str(tree.root / name) for split, name in folders.items()}
-        return _source_of(tree.root, pairs, places, sizes)
+        listings = {split: str(tree.root / name) for split, name in folders.items()}
+        return _source_of(tree.root, pairs, listings, sizes)
 
     folder = "JPEGImages" if tree.has_folder("JPEGImages") else "images"
     image_of = {Path(name).stem: name for name in tree.files(folder) if has_image_extension(name)}
@@ -276,11 +276,11 @@ def open_voc(tree: Tree, sizes: Sizes) -> VocSource:
 
 
 def _source_of(
-    root: Path, pairs: dict[Split, tuple[list[VocFiles], list[str]]], places: dict[Split, str], sizes: Sizes
+    root: Path, pairs: dict[Split, tuple[list[VocFiles], list[str]]], listings: dict[Split, str], sizes: Sizes
 ) -> VocSource:
     files = {split: own for split, (own, _) in pairs.items()}
     incomplete = {split: problems for split, (_, problems) in pairs.items()}
-    return VocSource(root, files, places, incomplete, sizes)
+    return VocSource(root, files, listings, incomplete, sizes)
 
 
 def _lists(tree: Tree) -> dict[Split, str]:
