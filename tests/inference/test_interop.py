@@ -12,9 +12,8 @@ from torch import Tensor
 
 from swinv2_tasks.cli.main import main
 from swinv2_tasks.datamodules import CocoDataModule
-from swinv2_tasks.inference import Detections
+from swinv2_tasks.inference import Detections, to_supervision
 from swinv2_tasks.inference.detection import paste_masks
-from swinv2_tasks.inference.interop import to_supervision
 from tests.helpers.objects import DATA, new_detector, write_objects
 
 sv = pytest.importorskip("supervision")
