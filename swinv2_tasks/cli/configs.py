@@ -74,7 +74,7 @@ def config_from_checkpoint(path: str, *, predict: bool = False, root_is_stated: 
     task_args = _as_config(
         recorded_arguments(getattr(tasks, task["class"]), task["init_args"], path), task["init_args"]
     )
-    for name in ("num_classes", "weights"):
+    for name in ("num_classes", "weights", "class_weights"):  # scores are without weights of classes
         task_args.pop(name, None)
     if task_args.get("multi_label") and "labels" in data_args:  # which a split of few images may not show
         data_args["labels"] = "several"

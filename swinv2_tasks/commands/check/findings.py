@@ -56,7 +56,9 @@ CHECKS: dict[str, Check] = {
     "class_only_in_val": Check("error", "classes of the validation data that training lacks", "Give both the same."),
     "single_sample_class": Check("note", "classes with one training sample", "Add samples."),
     "imbalanced_classes": Check(
-        "note", "splits whose largest class has over 20 times the samples of the smallest", "Consider class weights."
+        "note",
+        "splits whose largest class has over 20 times the samples of the smallest",
+        "Consider model.class_weights or data.sampling.",
     ),
     "similar_class_names": Check("warning", "classes whose names differ in case or spaces alone", "Merge them."),
     # ---- annotations of objects
