@@ -53,6 +53,7 @@ PARSED = {
     r"swinv2-tasks fit (?!.*(overlays/small|demo_|--resume))": "trains a published model",
     r"swinv2-tasks (validate|sweep) .*--model\.weights ": "evaluates published weights on their dataset",
     r"swinv2-tasks predict .*--model\.weights ": "published weights; tests/cli/test_released.py has others",
+    r"swinv2-tasks data (check|browse|convert) .*data/(fields|helmets|signs|camvid|bccd)": "of datasets that are not shipped",
     r"swinv2-tasks memory .*giant": "takes a minute; tests/commands/memory estimates small models",
 }
 """Commands that are parsed and not run, and why."""
@@ -177,7 +178,7 @@ def parse_own(arguments: list[str], task: str, capsys: pytest.CaptureFixture[str
     assert main([command, *names, "--help"]) == 0
     own = options_in(capsys.readouterr().out)
     unknown = [option for option in options(rest) if option not in own]
-    takes_settings = command in ("memory", "sweep") or (command == "data" and rest[0] == "check")
+    takes_settings = command in ("memory", "sweep") or (command == "data" and rest[0] in ("check", "browse"))
     if takes_settings:  # which take the arguments of fit or validate as well
         keep = [k for k, word in enumerate(rest) if word in unknown]
         settings = [word for k in keep for word in rest[k : k + 2]]
