@@ -239,7 +239,7 @@ WRITERS = {
     "data check": "data check imagenet {images} --output checked",
     "data browse": "data browse imagenet {images} --output browsed",
     "data convert": "data convert {images} table --to csv",
-    "sweep": "sweep --config {folder}/tiny.yaml --model.weights {folder}/tiny.pth --sizes 32 --windows 4 --output swept",
+    "sweep": "sweep --config {folder}/tiny.yaml --model.weights {folder}/tiny.pth --sizes 32 --windows 4 --output out",
     "demo": "demo --short true",
 }
 """Commands that write, each into the current folder."""
