@@ -28,6 +28,7 @@ def plant_yolo(root: Path) -> list[tuple[str, str, str]]:
     (labels / "train_2.txt").write_bytes(b"\xff\xfe\x00\x01 no text")
     (labels / "train_3.txt").write_text("0 0.5 0.5 0 0.2\n0 0.5 0.5 1 1\n0 0.2 0.2 0.1 0.1\n0 0.2 0.2 0.1 0.1\n")
     (labels / "train_4.txt").unlink()
+    (labels / "stray.txt").write_text("0 0.5 0.5 0.1 0.1\n")
     (root / "train" / "images" / "train_5.jpg").write_bytes(b"no image")
     return [
         ("invalid_annotation", "train_1.txt", "line 3: the class is 7"),
@@ -36,6 +37,7 @@ def plant_yolo(root: Path) -> list[tuple[str, str, str]]:
         ("invalid_annotation", "train_1.txt", "line 6: expected shares"),
         ("invalid_annotation", "train_1.txt", "line 7: '0 one"),
         ("invalid_annotation", "train_2.txt", "not UTF-8"),
+        ("annotation_without_image", "stray.txt", ""),
         ("degenerate_box", "train_3.jpg", ""),
         ("whole_image_box", "train_3.jpg", ""),
         ("duplicate_box", "train_3.jpg", ""),

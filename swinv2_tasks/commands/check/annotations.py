@@ -5,7 +5,6 @@ Format: https://cocodataset.org/#format-data.
 
 from __future__ import annotations
 
-import itertools
 import os
 from array import array
 from collections import Counter
@@ -181,14 +180,15 @@ class _FileChecker:
     def finish(self, class_ids: list[int]) -> SplitObjects:
         """What was seen of the objects, whose categories are known by now."""
         label_of = {category: label for label, category in enumerate(class_ids or sorted(self._categories))}
-        objects: dict[int, list[AnnotatedObject]] = {}
-        order = np.argsort(np.asarray(self._owners), kind="stable").tolist()
+        owners = np.asarray(self._owners)
+        order = np.argsort(owners, kind="stable")
+        ends = np.cumsum(np.bincount(owners, minlength=len(self._images)))
         seen = SplitObjects()
-        owners = [*self._owners]
-        for owner, indices in itertools.groupby(order, key=owners.__getitem__):
-            objects[owner] = [known for index in indices if (known := self._known(index, label_of)) is not None]
-        for owner, image in enumerate(self._images):
-            seen.add(self._findings, self._split, image._replace(objects=objects.pop(owner, [])))
+        first = 0
+        for image, end in zip(self._images, ends.tolist(), strict=True):
+            indices, first = order[first:end].tolist(), end
+            objects = [known for index in indices if (known := self._known(index, label_of)) is not None]
+            seen.add(self._findings, self._split, image._replace(objects=objects))
         return seen
 
     def _known(self, index: int, label_of: Mapping[int, int]) -> AnnotatedObject | None:

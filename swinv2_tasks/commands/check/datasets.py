@@ -36,6 +36,7 @@ from swinv2_tasks.datamodules.readers.images import files_below, has_image_exten
 from swinv2_tasks.datamodules.readers.label_values import LabelCoding
 from swinv2_tasks.datamodules.readers.objects import FaultTolerant
 from swinv2_tasks.datamodules.readers.scenes import ScenePair
+from swinv2_tasks.datamodules.readers.yolo import YoloSource
 from swinv2_tasks.datamodules.shards import INDEX
 from swinv2_tasks.errors import ArgumentsError, UserError
 from swinv2_tasks.text import printable, say
@@ -246,6 +247,9 @@ def _read_objects(data: CocoDataModule, dataset: Dataset, findings: Findings) ->
         if isinstance(source, FaultTolerant):  # with images that cannot be read, whose objects nobody can place
             paths = [str(path) for path in source.images(split)]
         dataset.samples[split] = [Sample(path) for path in paths]
+    if isinstance(source, YoloSource):
+        for path in source.stray_label_files():
+            findings.add("annotation_without_image", "", str(path), "no image is called so")
     if type(source) is CocoSource:
         listed = {path for objects in dataset.objects.values() for path in objects.images}
         for split in dataset.objects:

@@ -65,6 +65,7 @@ class YoloSource(FaultTolerant):
         self._folders = folders
         self._where = where
         self._sizes = sizes
+        self._listed: dict[Split, list[Path]] = {}
 
     def categories(self) -> tuple[list[int], list[str]]:
         """Ids from 0, and the names."""
@@ -85,8 +86,17 @@ class YoloSource(FaultTolerant):
         return annotations_of(self._where, self._annotated(split), *self.categories()), self.root
 
     def images(self, split: Split) -> list[Path]:
-        """The images of a split, in its folders or lists."""
-        return [path for folder in self._folders[split] for path in self._images(split, folder)]
+        """The images of a split, in its folders or lists, which are read once."""
+        if split not in self._listed:
+            self._listed[split] = [path for folder in self._folders[split] for path in self._images(split, folder)]
+        return self._listed[split]
+
+    def stray_label_files(self) -> list[Path]:
+        """Text files beside those of the images, of all splits, that are of no image."""
+        files = {label_file(path) for split in self._folders if self.has(split) for path in self.images(split)}
+        lists = {Path(name).name for name in CLASS_LISTS}
+        beside = {path for folder in {file.parent for file in files} for path in folder.glob("*.txt")}
+        return sorted(path for path in beside - files if path.name not in lists)
 
     def _images(self, split: Split, source: Path) -> list[Path]:
         """The images in a folder, or those that a text file lists."""
