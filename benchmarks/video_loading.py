@@ -158,7 +158,7 @@ def measure_check(title: str, paths: list[str], sampling: FrameSampling, rounds:
             seconds = []
             for checks_all in (False, True):
                 forget_indices()
-                dataset = EvaluatedClips(videos, sampling, clips, clips * crops, views, checks_all=checks_all)
+                dataset = EvaluatedClips(videos, 1, sampling, clips, clips * crops, views, checks_all=checks_all)
                 start = time.process_time()
                 for index in range(len(dataset)):
                     dataset[index]

@@ -184,7 +184,7 @@ class VideoBatch(VideoPredictBatch):
     """Views of videos and what they show. In training there is one view, a random clip."""
 
     label: Tensor
-    """(B,) int64 class indices in [0, classes)."""
+    """(B,) int64 class indices in [0, classes); multi-label: (B, classes) float32, 1 where a class holds, else 0."""
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,9 @@ from swinv2_tasks.cli.main import main
 from swinv2_tasks.datamodules.classes import Classes, read_classes
 from swinv2_tasks.datamodules.readers.annotations import rasterize, read_annotations
 from swinv2_tasks.datamodules.readers.image_lists import listed_samples, with_real_labels
+from swinv2_tasks.datamodules.readers.label_cells import Labels
 from swinv2_tasks.datamodules.readers.label_maps import read_colors, read_values
-from swinv2_tasks.datamodules.readers.video_lists import list_labels, listed_videos, read_label_map
+from swinv2_tasks.datamodules.readers.video_lists import VideoLists, read_label_map
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.weights.files import read_checkpoint
 from swinv2_tasks.weights.loading import load_weights
@@ -162,9 +163,12 @@ def test_video_lists_are_read_or_refused(lines: list[list[str]]) -> None:
         (root / "1.mp4").touch()
         path = root / "val.csv"
         path.write_bytes("\n".join(",".join(line) for line in lines).encode("utf-8", "surrogatepass"))
-        is_read_or_refused(lambda: list_labels(path))
-        videos = is_read_or_refused(lambda: listed_videos(path, [root], CLASSES))
-        assert videos is None or all(Path(video).is_relative_to(root) for video, _ in videos)
+        stated: tuple[Labels | None, ...] = (None, "one", "several")
+        for labels in stated:
+            read = partial(VideoLists, [path], labels)
+            is_read_or_refused(lambda read=read: read().labels(path))
+            videos = is_read_or_refused(lambda read=read: read().videos(path, [root], CLASSES))
+            assert videos is None or all(Path(video).is_relative_to(root) for video, _ in videos)
 
 
 @EXAMPLES

@@ -11,7 +11,7 @@ from swinv2_tasks.callbacks.multi_label import MultiLabelPredictions, MultiLabel
 from swinv2_tasks.callbacks.segmentation import ClassTable, SegmentationPredictions
 from swinv2_tasks.callbacks.simmim import SimMIMPredictions, SimMIMVisualizations
 from swinv2_tasks.callbacks.throughput import Throughput
-from swinv2_tasks.callbacks.video import VideoPredictions
+from swinv2_tasks.callbacks.video import MultiLabelVideoPredictions, VideoPredictions
 
 __all__ = [
     "ClassTable",
@@ -25,6 +25,7 @@ __all__ = [
     "LearningCurve",
     "MultiLabelPredictions",
     "MultiLabelTable",
+    "MultiLabelVideoPredictions",
     "SegmentationPredictions",
     "SimMIMPredictions",
     "SimMIMVisualizations",

@@ -1,4 +1,4 @@
-"""Tables and figures of images of which several classes may hold."""
+"""Tables and figures of images and videos of which several classes may hold."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from swinv2_tasks.callbacks.classification import ClassificationPredictions, ids_and_names
 from swinv2_tasks.callbacks.figures import draw_contact_sheet
@@ -42,10 +43,14 @@ class MultiLabelPredictions(ClassificationPredictions):
     def parts(self, outputs: Any, batch: Any) -> Iterable[tuple[str, Any]]:
         """Yields each image's file with the indices of its classes and their probabilities, the highest first."""
         for path, probabilities in zip(outputs["path"], outputs["probabilities"].cpu(), strict=True):
-            order = probabilities.argsort(descending=True, stable=True)
-            scores = probabilities[order]
-            number = int((scores >= self.threshold).sum())
-            yield path, (order[:number].tolist(), scores[:number].tolist())
+            yield path, self.choose(probabilities)
+
+    def choose(self, probabilities: Tensor) -> tuple[list[int], list[float]]:
+        """The classes that are predicted by probabilities (classes,), and these, the highest first."""
+        order = probabilities.argsort(descending=True, stable=True)
+        scores = probabilities[order]
+        number = int((scores >= self.threshold).sum())
+        return order[:number].tolist(), scores[:number].tolist()
 
     def result(self, path: str, parts: list[Any], task: Any) -> Result:
         """Returns the file's row: ids and names with | between, then a cell per class, empty below the threshold."""
@@ -75,14 +80,16 @@ class MultiLabelPredictions(ClassificationPredictions):
 class MultiLabelTable(Callback):
     """Writes multi-label scores per class as val_classes.json or test_classes.json, and prints them.
 
-    In the course of a training they are written only; of one label an image there is no such table.
+    In the course of a training they are written only; of one label a sample there is no such table.
 
     Args:
         folder: where to write: the run's folder.
+        samples: what samples are, as the table calls them.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, samples: str = "images") -> None:
         self.folder = folder
+        self.samples = samples
         self.prints_scores = False
         """Whether nobody else has to, outside of a training."""
 
@@ -108,13 +115,13 @@ class MultiLabelTable(Callback):
         if scores is None or not trainer.is_global_zero:
             return
         ids, names = ids_and_names(task)
-        write_scores(self.folder / f"{split}_classes.json", scores, ids, names, task.threshold)
+        write_scores(self.folder / f"{split}_classes.json", scores, ids, names, task.threshold, self.samples)
         if trainer.state.fn != "fit":
-            class_table(scores, ids, names, task.threshold).print()
+            class_table(scores, ids, names, task.threshold, self.samples).print()
 
 
 def write_scores(
-    path: Path, scores: MultiLabelScores, ids: Sequence[Any], names: Sequence[str], threshold: float
+    path: Path, scores: MultiLabelScores, ids: Sequence[Any], names: Sequence[str], threshold: float, samples: str
 ) -> None:
     """Writes scores as JSON: the means, the threshold, and under ``classes`` a row per class; null for nothing."""
 
@@ -128,7 +135,7 @@ def write_scores(
             "id": class_id,
             "name": name,
             **{column: number(getattr(scores, column)[k]) for column in ("ap", "precision", "recall", "f1")},
-            "images": int(scores.positives[k]),
+            samples: int(scores.positives[k]),
         }
         for k, (class_id, name) in enumerate(zip(ids, names, strict=True))
     ]
@@ -136,8 +143,10 @@ def write_scores(
     replace_file(path, lambda file: file.write_text(text, "utf-8"))
 
 
-def class_table(scores: MultiLabelScores, ids: Sequence[Any], names: Sequence[str], threshold: float) -> TerminalTable:
-    """The scores of the classes that hold or are predicted for any image, and their means."""
+def class_table(
+    scores: MultiLabelScores, ids: Sequence[Any], names: Sequence[str], threshold: float, samples: str
+) -> TerminalTable:
+    """The scores of the classes that hold or are predicted for any sample, and their means."""
     table = TerminalTable(title=f"mAP {scores.map:.4f}, F1 from {threshold:g} on", show_footer=True)
     is_shown = [positives > 0 or not math.isnan(f1) for positives, f1 in zip(scores.positives, scores.f1, strict=True)]
     table.add_column("id", "", justify="right")
@@ -146,7 +155,7 @@ def class_table(scores: MultiLabelScores, ids: Sequence[Any], names: Sequence[st
     table.add_column("precision", "", justify="right")
     table.add_column("recall", "", justify="right")
     table.add_column("F1", f"{scores.macro_f1:.4f}, all at once {scores.micro_f1:.4f}", justify="right")
-    table.add_column("images", "", justify="right")
+    table.add_column(samples, "", justify="right")
     for k, name in enumerate(names):
         if is_shown[k]:
             columns = (scores.ap, scores.precision, scores.recall, scores.f1)

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from swinv2_tasks.callbacks.classification import ClassificationPredictions, ids_and_names
+from swinv2_tasks.callbacks.multi_label import MultiLabelPredictions
 from swinv2_tasks.callbacks.prediction_files import Result
 from swinv2_tasks.callbacks.prediction_folder import write_json_list
 from swinv2_tasks.callbacks.prediction_journal import Record
@@ -33,8 +35,12 @@ class VideoPredictions(ClassificationPredictions):
     def result(self, path: str, parts: list[Any], task: Any) -> Result:
         """Returns the file's row: the top classes by the mean over all of its views."""
         total = sum(probabilities for probabilities, _ in parts)
-        best = (total / sum(views for _, views in parts)).topk(min(5, len(total)))
-        return super().result(path, [(best.indices.tolist(), best.values.tolist())], task)
+        return super().result(path, [self.choose(total / sum(views for _, views in parts))], task)
+
+    def choose(self, probabilities: Tensor) -> tuple[list[int], list[float]]:
+        """The top classes by probabilities (classes,), and these, the highest first."""
+        best = probabilities.topk(min(5, len(probabilities)))
+        return best.indices.tolist(), best.values.tolist()
 
     def thumbnail(self, path: str) -> Image.Image:
         """Four frames of a video, side by side."""
@@ -55,6 +61,17 @@ class VideoPredictions(ClassificationPredictions):
         )
         replace_file(self.results_folder / "predictions.json", lambda file: write_json_list(file, entries, indent=2))
         return super().finish(records, task)
+
+
+class MultiLabelVideoPredictions(VideoPredictions, MultiLabelPredictions):
+    """The same of videos of which several classes may hold: those from the task's threshold on.
+
+    The arguments are those of ``ClassificationPredictions``.
+    """
+
+    def choose(self, probabilities: Tensor) -> tuple[list[int], list[float]]:
+        """The classes from the threshold on, and their probabilities, the highest first."""
+        return MultiLabelPredictions.choose(self, probabilities)
 
 
 def draw_frames(path: str, side: int = 2) -> Image.Image:

@@ -539,7 +539,7 @@ class TasksCLI(CheckpointCheckingCLI):
                 if self._config["checkpoint"]["monitor"] == SINGLE_LABEL_MONITOR:  # for config.yaml
                     self._config["checkpoint"]["monitor"] = MULTI_LABEL_MONITOR
                 rank_zero_only(say)(
-                    f"checkpoint.monitor is {MULTI_LABEL_MONITOR}, as images of several labels have no top-1"
+                    f"checkpoint.monitor is {MULTI_LABEL_MONITOR}, as samples of several labels have no top-1"
                 )
             if callback.dirpath is None:
                 callback.dirpath = str(checkpoints)  # not in the config, which may start further runs

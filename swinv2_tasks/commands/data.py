@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from swinv2_tasks.datamodules.imagenet import ImageNetDataModule
 from swinv2_tasks.datamodules.kinetics import KineticsDataModule
 from swinv2_tasks.datamodules.layouts import Split
 from swinv2_tasks.datamodules.readers.kinetics import VideoFiles
+from swinv2_tasks.datamodules.readers.labeled_videos import VideoSample
 from swinv2_tasks.datamodules.readers.video_lists import list_line
 from swinv2_tasks.datamodules.readers.video_verdicts import TABLE, Verdict, VerdictFile
 from swinv2_tasks.datamodules.readers.videos import find_corruption
@@ -161,7 +162,7 @@ def _check_videos(
     with VerdictFile(_verdict_folder(Path(root), folder) / TABLE) as verdicts:
         faults = _check_all(paths, verdicts, workers, seconds)
     for split, videos in splits.items():
-        faults |= _write_list(folder / f"{split}_clean.txt", split, videos, faults, Path(root), data.class_ids)
+        faults |= _write_list(folder / f"{split}_clean.txt", split, videos, faults, Path(root), data)
 
     table = folder / FAULTY
     faults = dict(sorted(faults.items()))
@@ -220,20 +221,24 @@ def _check_all(paths: list[str], verdicts: VerdictFile, workers: int, seconds: f
 
 def _write_list(
     file: Path,
-    split: str,
-    videos: list[tuple[str, int]],
+    split: Split,
+    videos: Sequence[VideoSample],
     faults: dict[str, str],
     root: Path,
-    class_ids: list[str] | list[int],
+    data: KineticsDataModule,
 ) -> dict[str, str]:
     """Writes the list of a split's videos that are not faulty; returns those that no list can name, with the reason."""
     lines, unlisted = [], {}
     for path, label in videos:
         if path in faults:
             continue
-        line = list_line(_relative(path, root), str(class_ids[label]))
+        labels = [str(data.class_ids[index]) for index in ([label] if isinstance(label, int) else label)]
+        line = list_line(_relative(path, root), labels, bool(data.multi_label))
         if line is None:
-            unlisted[path] = "it decodes, but no list can hold its name (line break, quotation mark): rename the file"
+            unlisted[path] = (
+                "it decodes, but no list can hold its name (line break, quotation mark) or its labels' (|, ;): rename "
+                "the file or the class"
+            )
         else:
             lines.append(line)
     content = "".join(f"{line}\n" for line in lines)

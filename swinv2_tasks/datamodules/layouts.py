@@ -5,7 +5,7 @@ what the files hold is read by the layout's reader, once it is chosen.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Generic, Literal, Protocol, TypeVar
@@ -236,6 +236,11 @@ def set_aside(groups: Sequence[int], share: float, seed: int) -> np.ndarray:
         number = min(len(positions) - 1, max(1, round(len(positions) * share)))
         aside[generator.permutation(positions)[:number]] = True
     return aside
+
+
+def first_labels(labels: Iterable[int | list[int]]) -> list[int]:
+    """The groups of samples by their labels: samples of several go by the first one, those of none are one group."""
+    return [label if isinstance(label, int) else (label or [-1])[0] for label in labels]
 
 
 SplitSource = TypeVar("SplitSource", bound=Splits)

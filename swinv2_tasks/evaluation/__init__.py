@@ -5,7 +5,7 @@ from swinv2_tasks.evaluation.coco import CocoMetric, CocoScores, coco_scores
 from swinv2_tasks.evaluation.mean_loss import MeanLoss
 from swinv2_tasks.evaluation.multi_label import MultiLabelMetric, MultiLabelScores, multi_label_scores
 from swinv2_tasks.evaluation.segmentation import Confusion, SegmentationScores
-from swinv2_tasks.evaluation.video import VideoScores
+from swinv2_tasks.evaluation.video import MultiLabelVideoScores, VideoScores
 
 __all__ = [
     "AnyLabelAccuracy",
@@ -16,6 +16,7 @@ __all__ = [
     "MeanLoss",
     "MultiLabelMetric",
     "MultiLabelScores",
+    "MultiLabelVideoScores",
     "SegmentationScores",
     "VideoScores",
     "coco_scores",

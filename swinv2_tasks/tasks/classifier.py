@@ -91,12 +91,24 @@ class ClassifierTask(BaseTask):
         Raises:
             UserError: labels are indices, or of another number of classes.
         """
-        if labels.shape != logits.shape:
+        self.check_multi_hot(labels, tuple(logits.shape))
+        return self.multi_label_loss(logits, labels)
+
+    def check_multi_hot(self, labels: Tensor, shape: tuple[int, ...]) -> None:
+        """Makes sure that multi-label samples have a number for each class.
+
+        Args:
+            labels: of a batch.
+            shape: the shape that they should have.
+
+        Raises:
+            UserError: they are indices, or of another number of classes.
+        """
+        if labels.shape != shape:
             raise UserError(
-                f"multi-label classification takes labels of the shape {tuple(logits.shape)}, 1 where a class holds; "
+                f"multi-label classification takes labels of the shape {shape}, 1 where a class holds; "
                 f"these have {tuple(labels.shape)}. For one label a sample set model.multi_label false"
             )
-        return self.multi_label_loss(logits, labels)
 
     def probabilities_of(self, logits: Tensor) -> Tensor:
         """Probabilities (B, classes) float32; multi-label: each class's own, else they sum to 1."""

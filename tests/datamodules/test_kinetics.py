@@ -14,7 +14,7 @@ import torch
 
 from swinv2_tasks.datamodules import KineticsAugmentation, KineticsDataModule
 from swinv2_tasks.datamodules.kinetics import VideoFiles, ViewCounts
-from swinv2_tasks.datamodules.readers.video_lists import list_labels, listed_videos, read_label_map
+from swinv2_tasks.datamodules.readers.video_lists import VideoLists, read_label_map
 from swinv2_tasks.datamodules.transforms.video import FrameSampling
 from swinv2_tasks.errors import UserError
 from tests.helpers.broken_files import cut_off
@@ -149,7 +149,7 @@ def test_kinetics_csv(tmp_path: Path) -> None:
         (str(folder / "-_cdefghijk.mp4"), 0),
         (str(folder / "gone4567890_000003_000013.mp4"), 0),
     ]
-    assert list_labels(path) == ["abseiling", "zumba, slow"]
+    assert VideoLists([path]).labels(path) == ["abseiling", "zumba, slow"]
     with pytest.raises(UserError, match=r"1 of 3 train videos are not there: .*gone4567890.*data check kinetics"):
         module.setup("fit")
 
@@ -192,18 +192,18 @@ def test_lists_of_paths_and_labels(mark: str, tmp_path: Path) -> None:
     (tmp_path / "my films" / "a 1.mp4").touch()
     path = tmp_path / "train.txt"
     path.write_text(f"my films/a 1.mp4{mark}10\n\nb.avi{mark}2\n")
-    assert list_labels(path) == ["2", "10"]
+    assert VideoLists([path]).labels(path) == ["2", "10"]
     classes = read_label_map(["2", "10"])
-    assert listed_videos(path, [tmp_path / "train", tmp_path], classes) == [
+    assert VideoLists([path]).videos(path, [tmp_path / "train", tmp_path], classes) == [
         (str(tmp_path / "my films/a 1.mp4"), 1),
         (str(tmp_path / "train/b.avi"), 0),
     ]
     path.write_text(f"a 1.mp4{mark}1\nb.avi{mark}0\n")  # indices
     names = read_label_map(["air drumming", "zumba"])
-    assert listed_videos(path, [tmp_path / "my films"], names)[0] == (str(tmp_path / "my films/a 1.mp4"), 1)
+    assert VideoLists([path]).videos(path, [tmp_path / "my films"], names)[0] == (str(tmp_path / "my films/a 1.mp4"), 1)
     if mark.strip() or mark == "\t":
         path.write_text(f"a 1.mp4{mark}air drumming\n")
-        assert listed_videos(path, [tmp_path], names)[0][1] == 0
+        assert VideoLists([path]).videos(path, [tmp_path], names)[0][1] == 0
 
 
 def test_label_maps(tmp_path: Path, real_data: Path) -> None:

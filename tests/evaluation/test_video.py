@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchmetrics.functional.classification import multilabel_average_precision, multilabel_f1_score
 
-from swinv2_tasks.evaluation.video import VideoScores
+from swinv2_tasks.evaluation.video import MultiLabelVideoScores, VideoScores
 
 
 def views_of_videos(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -94,3 +95,43 @@ def test_a_sure_and_wrong_prediction_has_a_finite_loss() -> None:
     metric.update(torch.tensor([[200.0, 0.0, 0.0]]), torch.tensor([1]), torch.tensor([4]))
     scores = metric.compute()
     assert scores["top1"] == 0 and 20 < scores["loss"] < 30
+
+
+def several_labels(labels: Tensor, seed: int = 0) -> Tensor:
+    """Rows of 0 and 1 for each video's label, of which the first video has none."""
+    rows = torch.rand(7, 7, generator=torch.Generator().manual_seed(seed)) < 0.4
+    rows[labels[0]] = False
+    return rows[labels].float()
+
+
+def test_videos_of_several_labels_are_scored_by_the_mean_over_their_views() -> None:
+    logits, labels, ids = views_of_videos()
+    rows = several_labels(labels)
+    metric = MultiLabelVideoScores(7, 0.4, torch.nn.BCEWithLogitsLoss(reduction="none"))
+    metric.update(logits, rows, ids)
+    scores = metric.compute()
+
+    means = torch.stack([logits[ids == video].double().sigmoid().mean(0) for video in range(30)])
+    truth = torch.stack([rows[ids == video][0] for video in range(30)]).int()
+    assert (truth.sum(1) == 0).any() and (truth.sum(1) > 1).any()
+    assert scores["map"].item() == pytest.approx(multilabel_average_precision(means, truth, 7).item(), abs=1e-6)
+    for average in ("micro", "macro"):
+        expected = multilabel_f1_score(means, truth, 7, threshold=0.4, average=average)
+        assert scores[f"{average}_f1"].item() == pytest.approx(expected.item(), abs=1e-6)
+    losses = torch.nn.functional.binary_cross_entropy(means, truth.double())
+    assert scores["loss"].item() == pytest.approx(losses.item(), rel=1e-5)
+    assert metric.scores is not None and metric.scores.positives.tolist() == truth.sum(0).tolist()
+
+
+def test_scores_of_several_labels_do_not_depend_on_order_and_batches() -> None:
+    logits, labels, ids = views_of_videos(1)
+    rows = several_labels(labels)
+    whole, parts = (MultiLabelVideoScores(7, 0.5, torch.nn.BCEWithLogitsLoss(reduction="none")) for _ in range(2))
+    whole.update(logits, rows, ids)
+    for part in torch.randperm(150, generator=torch.Generator().manual_seed(2)).split(13):
+        parts.update(logits[part], rows[part], ids[part])
+    scores, scores_of_parts = whole.compute(), parts.compute()
+    assert all(torch.equal(scores[name], scores_of_parts[name]) for name in scores)
+    parts.reset()
+    parts.update(torch.full((1, 7), 200.0), torch.ones(1, 7), torch.zeros(1, dtype=torch.int64))  # saturated
+    assert parts.compute()["map"].item() == 1 and parts.compute()["loss"].item() < 1e-6

@@ -18,6 +18,7 @@ from swinv2_tasks.cli.parser import TasksArgumentParser
 from swinv2_tasks.cli.tasks_cli import ParseOnlyCLI, run_as
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.tasks.base import BaseTask
+from swinv2_tasks.tasks.classifier import ClassifierTask
 from swinv2_tasks.training.classes import check_channels
 
 Sharding = Literal["none", "optimizer", "full"]
@@ -59,8 +60,12 @@ class Training:
     """What was assumed, in sentences to print."""
 
     def example_batch(self, batch_size: int) -> dict[str, Any]:
-        """A batch of the training's data, of arbitrary values."""
-        return self.data.example_batch(batch_size, getattr(self.task, "num_classes", 0))
+        """A batch of the training's data, of arbitrary values; with the labels that a multi-label task takes."""
+        num_classes = getattr(self.task, "num_classes", 0)
+        batch = self.data.example_batch(batch_size, num_classes)
+        if isinstance(self.task, ClassifierTask) and self.task.multi_label:
+            batch["label"] = torch.empty(batch_size, num_classes)
+        return batch
 
 
 def read_training(arguments: Sequence[str], num_classes: int | None = None, processes: int | None = None) -> Training:
@@ -103,6 +108,8 @@ def read_training(arguments: Sequence[str], num_classes: int | None = None, proc
         )
     check_channels(task, data)
     task.set_class_weights(None)  # which take no memory, and may follow from data that are not read
+    if isinstance(task, ClassifierTask) and task.multi_label is None:
+        task.multi_label = _is_multi_label(data)
 
     sharding = _sharding_of(trainer["strategy"])
     if processes is None:
@@ -171,6 +178,14 @@ def _full_precision_name(precision: Any) -> str:
     """Lightning's full name of a precision, of which it takes short ones as well."""
     full_names = {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "None": "32-true"}
     return full_names.get(str(precision), str(precision))
+
+
+def _is_multi_label(data: TaskData) -> bool | None:
+    """Whether a dataset's samples have several labels; None where there is no dataset, or it is not in order."""
+    try:
+        return data.multi_label
+    except UserError:
+        return None
 
 
 def count_classes(data: Any) -> tuple[int, str]:

@@ -1,12 +1,14 @@
 """Samples of videos: a clip to train with, the views to evaluate or predict."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from swinv2_tasks.datamodules.datasets.classification import label_row
+from swinv2_tasks.datamodules.readers.labeled_videos import VideoSample
 from swinv2_tasks.datamodules.readers.videos import DecoderChoice, Video, find_corruption, unreadable_video
 from swinv2_tasks.datamodules.transforms.video import EvalViews, FrameSampling, as_clip
 
@@ -15,7 +17,8 @@ class TrainingClips(Dataset):
     """Samples {clip, video_id, path, label} for `VideoBatch`, a random clip of each video.
 
     Args:
-        videos: Paths and class indices.
+        videos: Paths and class indices, of all videos one or of all a list.
+        num_classes: Length of the rows that lists of indices become.
         sampling: Which frames.
         transform: Clip (T, 3, H, W) uint8 → float32, alike for all frames.
         decoder: Which library decodes.
@@ -24,13 +27,15 @@ class TrainingClips(Dataset):
 
     def __init__(
         self,
-        videos: list[tuple[str, int]],
+        videos: Sequence[VideoSample],
+        num_classes: int,
         sampling: FrameSampling,
         transform: Callable[[Tensor], Tensor],
         decoder: DecoderChoice = "auto",
         faulty: Mapping[str, str] | None = None,
     ) -> None:
         self.videos = videos
+        self.num_classes = num_classes
         self.sampling = sampling
         self.transform = transform
         self.decoder: DecoderChoice = decoder
@@ -50,7 +55,8 @@ class TrainingClips(Dataset):
         with Video(path, self.decoder) as video:
             frames = video.frames(self.sampling.draw(len(video)))
         clip = self.transform(as_clip(frames))
-        return {"clip": clip.transpose(0, 1)[None], "video_id": index, "path": path, "label": label}
+        row = label_row(label, self.num_classes)
+        return {"clip": clip.transpose(0, 1)[None], "video_id": index, "path": path, "label": row}
 
 
 class EvaluatedClips(Dataset):
@@ -59,7 +65,8 @@ class EvaluatedClips(Dataset):
     Views are counted clip by clip, and within a clip crop by crop.
 
     Args:
-        videos: Paths and class indices; −1 for none, then samples have no label.
+        videos: Paths and class indices, of all videos one or of all a list; −1 for none, then samples have no label.
+        num_classes: Length of the rows that lists of indices become.
         sampling: Which frames.
         clips: Clips of a video.
         number: Views of a sample.
@@ -71,7 +78,8 @@ class EvaluatedClips(Dataset):
 
     def __init__(
         self,
-        videos: list[tuple[str, int]],
+        videos: Sequence[VideoSample],
+        num_classes: int,
         sampling: FrameSampling,
         clips: int,
         number: int,
@@ -81,6 +89,7 @@ class EvaluatedClips(Dataset):
         checks_all: bool = False,
     ) -> None:
         self.videos = videos
+        self.num_classes = num_classes
         self.sampling = sampling
         self.clips = clips
         self.number = number
@@ -123,4 +132,4 @@ class EvaluatedClips(Dataset):
         views = [self.transform(clip, crops) for clip, crops in zip(clips, crops_of_clips.values(), strict=True)]
 
         sample = {"clip": torch.cat(views), "video_id": video_id, "path": path}
-        return sample if label < 0 else {**sample, "label": label}
+        return sample if label == -1 else {**sample, "label": label_row(label, self.num_classes)}

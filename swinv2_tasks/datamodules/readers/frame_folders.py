@@ -71,6 +71,7 @@ class FrameFolders:
     """
 
     validation_settings = None
+    multi_label = False
 
     def __init__(self, tree: Tree, folders: dict[Split, str], has_splits: bool) -> None:
         self._tree = tree

@@ -4,13 +4,15 @@ Kinetics: https://arxiv.org/abs/1705.06950.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from swinv2_tasks.datamodules.classes import Classes, classes_of_folders
 from swinv2_tasks.datamodules.layouts import Split, Tree
 from swinv2_tasks.datamodules.readers.frame_folders import find_frames
+from swinv2_tasks.datamodules.readers.label_cells import Labels
 from swinv2_tasks.datamodules.readers.labeled_videos import VideoSample
-from swinv2_tasks.datamodules.readers.video_lists import folder_videos, list_labels, listed_videos
+from swinv2_tasks.datamodules.readers.video_lists import VideoLists, folder_videos
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.text import printable
 
@@ -46,14 +48,16 @@ class KineticsSource:
         root: The dataset's folder.
         files: Where the videos and lists of each split are.
         expected: What is expected in root, for messages.
+        labels: How many labels a video has, as a setting states it; None: what the lists show.
     """
 
     has_splits = True
     validation_settings = "data.files.val_videos or data.files.val_list"
 
-    def __init__(self, root: Path, files: VideoFiles, expected: str) -> None:
+    def __init__(self, root: Path, files: VideoFiles, expected: str, labels: Labels | None = None) -> None:
         self.root = root
         self._expected = expected
+        self._labels = labels
         self._lists: dict[Split, str | None] = {
             "train": files.train_list,
             "val": files.val_list,
@@ -65,12 +69,23 @@ class KineticsSource:
             "test": files.test_videos,
         }
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether a video may have any number of labels."""
+        return self._labels == "several" if self._labels else self._video_lists.multi_label
+
+    @cached_property
+    def _video_lists(self) -> VideoLists:
+        """The lists of all splits, which tell together what stands between labels."""
+        paths = [path for split in self._lists if self.has(split) and (path := self._list(split)) is not None]
+        return VideoLists(list(dict.fromkeys(paths)), self._labels)
+
     def classes(self) -> Classes:
         """The labels in the training list, or its class folders; the validation's where there is no other."""
         splits: tuple[Split, ...] = ("train", "val")
         for split in splits:
             if (path := self._list(split)) is not None:
-                labels = list_labels(path)
+                labels = self._video_lists.labels(path)
                 return Classes(labels, labels)
             if (folder := self._folder(split)).is_dir():
                 return classes_of_folders(folder)
@@ -92,7 +107,7 @@ class KineticsSource:
         folder = self._folder(split)
         path = self._list(split)
         if path is not None:
-            return listed_videos(path, [folder, self.root, path.parent], classes)
+            return self._video_lists.videos(path, [folder, self.root, path.parent], classes)
         if self._lists[split] is not None:
             raise UserError(f"The list {self.place(split)} (data.files.{split}_list) does not exist. {self._expected}")
         if not folder.is_dir():

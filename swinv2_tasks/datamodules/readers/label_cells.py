@@ -1,8 +1,8 @@
 """Cells that hold one label or several: which mark stands between labels, told from all cells of a column together.
 
-`|` and `;` always stand between labels. A comma or a space may as well be part of a name (`tench, Tinca tinca`, `polar
-bear`): they stand between labels where the parts come back in other cells, and are part of names where no part does;
-where neither is plain, a setting has to say it.
+`|` and `;` always stand between labels, and so do commas and spaces between numbers. A comma or a space may as well be
+part of a name (`tench, Tinca tinca`, `polar bear`): they stand between labels where the parts come back in other cells,
+and are part of names where no part does; where neither is plain, a setting has to say it.
 """
 
 import re
@@ -22,13 +22,16 @@ LIST = "[,]"
 _MARKS = {"|": "|", ";": ";", ",": "commas", " ": "spaces", LIST: "commas in brackets"}
 
 
-def find_separator(cells: Collection[str], stated: Labels | None, where: str) -> str | None:
+def find_separator(
+    cells: Collection[str], stated: Labels | None, where: str, names_have_spaces: bool = False
+) -> str | None:
     """What stands between labels; None where each cell is one label.
 
     Args:
         cells: The different cells of a column, without spaces around them.
         stated: What `data.labels` states; None: what the cells show.
         where: The file and the column, for messages.
+        names_have_spaces: Whether names usually have them, as those of actions do.
 
     Raises:
         UserError: They can be read both ways.
@@ -49,7 +52,18 @@ def find_separator(cells: Collection[str], stated: Labels | None, where: str) ->
     mark = next((mark for mark in ", " if any(mark in cell for cell in filled)), None)
     if mark is None or stated == "several":
         return mark
+    if all(part.isdecimal() for cell in filled for part in split_labels(cell, mark)):
+        return mark
+    if mark == " " and names_have_spaces:
+        if _are_all_made_of_others(filled):
+            raise _ambiguous(filled, mark, where)
+        return None
     return _comma_or_space(filled, mark, where)
+
+
+def _are_all_made_of_others(cells: list[str]) -> bool:
+    """Whether each word of those cells that have spaces is a cell of its own: `cat dog`, `cat` and `dog`."""
+    return all(part in cells for cell in cells if " " in cell for part in cell.split())
 
 
 def _comma_or_space(cells: list[str], mark: str, where: str) -> str | None:
@@ -61,7 +75,11 @@ def _comma_or_space(cells: list[str], mark: str, where: str) -> str | None:
     stands_alone = any(mark not in cell and number_of[cell] > 1 for cell in cells)
     if len(number_of) <= len(cells) and (mark == "," or stands_alone):
         return mark
-    raise UserError(
+    raise _ambiguous(cells, mark, where)
+
+
+def _ambiguous(cells: Iterable[str], mark: str, where: str) -> UserError:
+    return UserError(
         f"{where} can be read in two ways: {_example(cells, mark)} is the name of one class, or {_MARKS[mark]} "
         "stand between the labels of several. State which with --data.labels one or --data.labels several."
     )

@@ -1,11 +1,12 @@
 """What the readers of datasets of labeled images have in common, whatever their layout."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from swinv2_tasks.datamodules.classes import Classes
-from swinv2_tasks.datamodules.layouts import SetAside, Split, Splits, source_split
+from swinv2_tasks.datamodules.layouts import SetAside, Split, Splits, first_labels, source_split
 from swinv2_tasks.datamodules.readers.image_lists import Sample
+from swinv2_tasks.datamodules.readers.packed_samples import labels_of, select
 
 
 class ImageSource(Splits, Protocol):
@@ -26,7 +27,7 @@ class ImageSource(Splits, Protocol):
             UserError: There are none.
         """
 
-    def samples(self, split: Split, classes: Classes) -> list[Sample]:
+    def samples(self, split: Split, classes: Classes) -> Sequence[Sample]:
         """The images of a split and their labels, in an order that does not change.
 
         Args:
@@ -55,9 +56,7 @@ class SetAsideImages(SetAside[ImageSource]):
         """Those of the dataset."""
         return self.source.classes()
 
-    def samples(self, split: Split, classes: Classes) -> list[Sample]:
+    def samples(self, split: Split, classes: Classes) -> Sequence[Sample]:
         """The images of a split and their labels."""
         samples = self.source.samples(source_split(split), classes)
-        # Images of several labels go by their first one.
-        groups = [label if isinstance(label, int) else (label or [-1])[0] for _, label in samples]
-        return [samples[index] for index in self.kept(split, groups)]
+        return select(samples, self.kept(split, first_labels(labels_of(samples))))

@@ -4,14 +4,18 @@ from pathlib import Path
 from typing import Protocol
 
 from swinv2_tasks.datamodules.classes import Classes
-from swinv2_tasks.datamodules.layouts import SetAside, Split, Splits, source_split
+from swinv2_tasks.datamodules.layouts import SetAside, Split, Splits, first_labels, source_split
 
-VideoSample = tuple[str, int]
-"""Path of a video and its class index."""
+VideoSample = tuple[str, int | list[int]]
+"""Path of a video and its class index; where videos may have any number of labels, the indices of all, in order."""
 
 
 class VideoSource(Splits, Protocol):
     """The labeled videos of a dataset, as the reader of a layout has them."""
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a video may have any number of labels, so that all samples have lists of them."""
 
     def classes(self) -> Classes:
         """The classes that the layout shows, as its folders or labels; a label map may state others.
@@ -36,6 +40,11 @@ class SetAsideVideos(SetAside[VideoSource]):
 
     samples_name = "videos"
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether a video may have any number of labels."""
+        return self.source.multi_label
+
     def classes(self) -> Classes:
         """Those of the dataset."""
         return self.source.classes()
@@ -43,7 +52,7 @@ class SetAsideVideos(SetAside[VideoSource]):
     def videos(self, split: Split, classes: Classes) -> list[VideoSample]:
         """The videos of a split and their labels."""
         videos = self.source.videos(source_split(split), classes)
-        return [videos[index] for index in self.kept(split, [label for _, label in videos])]
+        return [videos[index] for index in self.kept(split, first_labels([label for _, label in videos]))]
 
     def verdict_folders(self, split: Split) -> list[Path]:
         """Where verdicts may lie."""

@@ -8,6 +8,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
 from swinv2_tasks.datamodules.classes import (
     MOST_SAMPLES,
     Classes,
@@ -17,14 +19,18 @@ from swinv2_tasks.datamodules.classes import (
     nested_folders,
     read_lines,
 )
+from swinv2_tasks.datamodules.readers.image_tables import LABEL_COLUMNS
 from swinv2_tasks.datamodules.readers.images import describe_others, files_below, mention_others
-from swinv2_tasks.datamodules.readers.videos import has_video_extension
+from swinv2_tasks.datamodules.readers.label_cells import Labels, describe_separator, find_separator, split_labels
+from swinv2_tasks.datamodules.readers.labeled_videos import VideoSample
+from swinv2_tasks.datamodules.readers.videos import VIDEO_EXTENSIONS, has_video_extension
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.files import is_inside
 from swinv2_tasks.outside_files import load_json, read_text
+from swinv2_tasks.text import printable, say
 
 _COLUMNS = ("label", "youtube_id", "time_start", "time_end")
-_FORMS = "a CSV file of `label,youtube_id,time_start,time_end`, or `path label` lines"
+_FORMS = "a CSV file of `label,youtube_id,time_start,time_end`, or `path label` lines, with several labels as `3,17`"
 
 
 def read_label_map(source: str | Path | Sequence[str]) -> Classes:
@@ -61,46 +67,103 @@ def _json_labels(text: str, source: str | Path) -> list[str]:
     return [label.strip('"') for label in content]  # some label maps quote twice
 
 
-def list_labels(path: Path) -> list[str]:
-    """The labels that a list of videos uses, sorted: as numbers where all are numbers, otherwise as text."""
-    labels = sorted({label for _, label in _read(path)[0]})
-    return sorted(labels, key=int) if all(map(is_number, labels)) else labels
-
-
-def listed_videos(path: Path, folders: Sequence[Path], classes: Classes) -> list[tuple[str, int]]:
-    """Paths and class indices of the videos in a list; files that are missing among them, as they should be called.
+class VideoLists:
+    """Lists that name the videos of a dataset's splits, in which labels are marked alike.
 
     Args:
-        path: A CSV file with the columns of Kinetics, where a video is called ID_START_END (six digits each) or just
-            ID, with any ending and in any subfolder; or lines of a path and a label with a tab, comma or space between.
-        folders: Where the videos may be; paths are relative to the first of these where they are there.
-        classes: The classes; labels are theirs or, where all are numbers, their indices.
+        paths: CSV files with the columns of Kinetics, where a video is called ID_START_END (six digits each) or just
+            ID, with any ending and in any subfolder; or lines of a path and its labels, with a tab, comma or space
+            between. Several labels have the same mark between them in all lists (`label_cells`).
+        labels: How many labels a video has, as a setting states it; None: what the lists show.
 
     Raises:
-        UserError: The list cannot be read or is empty; a line has no label, one that is no class, or a path that leaves
-            all of the folders.
+        UserError: A list cannot be read or is empty, a line has no label, or it is not plain how many there are.
     """
-    entries, is_kinetics = _read(path)
-    index_of = classes.index_of({label for _, label in entries}, path)
-    unknown = sorted({label for _, label in entries} - index_of.keys())
-    if unknown:
-        raise UserError(
-            f"{path} has labels that are no class: {abbreviate(unknown)}. Classes: {abbreviate(classes.ids)}. Name the "
-            "list of all of them with data.class_names."
-        )
-    leaving = [name for name, _ in entries if not any(is_inside(folder / name, folder) for folder in folders)]
-    if leaving:
-        raise UserError(
-            f"{path} names videos outside of the dataset's folder: {abbreviate(leaving, 3)}. Mend the list, or set "
-            "data.root to a folder that holds all videos."
-        )
-    if is_kinetics:
-        path_of = _videos_by_name(folders[0])
-        return [(_kinetics_path(name, path_of, folders[0]), index_of[label]) for name, label in entries]
-    return [(_first_existing(name, folders), index_of[label]) for name, label in entries]
+
+    def __init__(self, paths: Sequence[Path], labels: Labels | None = None) -> None:
+        self._lists = {path: _read(path, needs_label=labels != "several") for path in paths}
+        cells = {cell for entries, _ in self._lists.values() for _, cell in entries}
+        where = f"{printable(paths[0])}:" if paths else ""
+        self._separator = find_separator(cells, labels, where, names_have_spaces=True)
+        self.multi_label = labels == "several" if labels else self._separator is not None
+        self._entries = {path: self._merged(path, entries) for path, (entries, _) in self._lists.items()}
+        self._say_how_labels_are_read()
+
+    def labels(self, path: Path) -> list[str]:
+        """The labels that a list uses, sorted: as numbers where all are numbers, otherwise as text."""
+        labels = sorted({label for _, of_video in self._entries[path] for label in of_video})
+        return sorted(labels, key=int) if all(map(is_number, labels)) else labels
+
+    def videos(self, path: Path, folders: Sequence[Path], classes: Classes) -> list[VideoSample]:
+        """Paths and class indices of the videos in a list; files that are missing among them, as they should be called.
+
+        Args:
+            path: The list.
+            folders: Where the videos may be; paths are relative to the first of these where they are there.
+            classes: The classes; labels are theirs or, where all are numbers, their indices.
+
+        Raises:
+            UserError: A label is no class, or a path leaves all of the folders.
+        """
+        entries = self._entries[path]
+        used = {label for _, labels in entries for label in labels}
+        index_of = classes.index_of(used, path)
+        if unknown := sorted(used - index_of.keys()):
+            raise UserError(
+                f"{path} has labels that are no class: {abbreviate(unknown)}. Classes: {abbreviate(classes.ids)}. Name "
+                "the list of all of them with data.class_names."
+            )
+        leaving = [name for name, _ in entries if not any(is_inside(folder / name, folder) for folder in folders)]
+        if leaving:
+            raise UserError(
+                f"{path} names videos outside of the dataset's folder: {abbreviate(leaving, 3)}. Mend the list, or set "
+                "data.root to a folder that holds all videos."
+            )
+        _, is_kinetics = self._lists[path]
+        path_of = _videos_by_name(folders[0]) if is_kinetics else {}
+        samples: list[VideoSample] = []
+        for name, labels in entries:
+            file = _kinetics_path(name, path_of, folders[0]) if is_kinetics else _first_existing(name, folders)
+            indices = sorted(index_of[label] for label in labels)
+            samples.append((file, indices if self.multi_label else indices[0]))
+        return samples
+
+    def _merged(self, path: Path, entries: Sequence[tuple[str, str]]) -> list[tuple[str, list[str]]]:
+        """Names and labels; of several labels, each video once with those of all its lines."""
+        split = [(name, [label.strip('"') for label in split_labels(cell, self._separator)]) for name, cell in entries]
+        if not self.multi_label:
+            labels_of: dict[str, set[str]] = {}
+            for name, labels in split:
+                labels_of.setdefault(name, set()).update(labels)
+            if contradicting := [name for name, labels in labels_of.items() if len(labels) > 1]:
+                rank_zero_only(say)(
+                    f"{printable(path)} names {len(contradicting)} videos with different labels in several lines: "
+                    f"{abbreviate(contradicting, 3)}. --data.labels several takes those of a video together"
+                )
+            return split
+        merged: dict[str, list[str]] = {}
+        for name, labels in split:
+            merged[name] = list(dict.fromkeys([*merged.get(name, []), *labels]))
+        if len(merged) < len(split):
+            rank_zero_only(say)(
+                f"{printable(path)}: {len(split) - len(merged)} lines repeat a video, which is taken once, with the "
+                "labels of all its lines"
+            )
+        return list(merged.items())
+
+    def _say_how_labels_are_read(self) -> None:
+        """Says that videos have several labels, by what these are told apart, and how many have none."""
+        if not self.multi_label or not self._entries:
+            return
+        of_videos = [labels for entries in self._entries.values() for _, labels in entries]
+        between = f" {describe_separator(self._separator)}" if self._separator else ""
+        names = ", ".join(printable(path.name) for path in self._entries)
+        rank_zero_only(say)(f"{names}: several labels of a video (data.labels){between}")
+        if unlabeled := sum(not labels for labels in of_videos):
+            rank_zero_only(say)(f"{unlabeled} of {len(of_videos)} videos have no label: no class holds for them")
 
 
-def folder_videos(folder: Path, classes: Classes, setting: str) -> list[tuple[str, int]]:
+def folder_videos(folder: Path, classes: Classes, setting: str) -> list[VideoSample]:
     """Paths and class indices of the videos in class folders, searched with their subfolders.
 
     Args:
@@ -120,7 +183,7 @@ def folder_videos(folder: Path, classes: Classes, setting: str) -> list[tuple[st
             + (f" {nested_folders(folder, names[0], setting)}" if len(names) == 1 else "")
         )
     files = [(path, index_of[name]) for name in names for path in files_below(folder / name)]
-    videos = [(str(path), label) for path, label in files if has_video_extension(path)]
+    videos: list[VideoSample] = [(str(path), label) for path, label in files if has_video_extension(path)]
     others = [path for path, _ in files if not has_video_extension(path)]
     if not videos:
         rest = describe_others(others, "video")
@@ -148,36 +211,58 @@ def _rows(path: Path, lines: Sequence[str]) -> list[dict[str, str]]:
         raise UserError(f"{path} is no CSV file ({error}): look for a quotation mark that is not closed.") from error
 
 
-def _read(path: Path) -> tuple[list[tuple[str, str]], bool]:
-    """Names of videos and labels, as the list has them, and whether it is one of Kinetics' tables."""
+def _read(path: Path, needs_label: bool) -> tuple[list[tuple[str, str]], bool]:
+    """Names of videos and their labels, as a list has them, and whether it is one of Kinetics' tables."""
     lines = _lines(path)
     header = {cell.strip().lower() for cell in lines[0].split(",")} if lines else set()
     is_kinetics = {"label", "youtube_id"} <= header
-    entries = []
-    if is_kinetics:
-        for number, row in enumerate(_rows(path, lines), start=2):
-            cells = {str(key).strip().lower(): (value or "").strip() for key, value in row.items() if key}
-            if not cells.get("label") or not cells.get("youtube_id"):
-                raise UserError(f"{path}, line {number}: a label or an id is missing; expected {','.join(_COLUMNS)}.")
-            times = [cells.get(name, "") for name in _COLUMNS[2:]]
-            try:
-                span = "_".join(f"{_whole_seconds(time):06d}" for time in times if time)
-            except (ValueError, OverflowError):
-                raise UserError(
-                    f"{path}, line {number}: the times {times} are no numbers of seconds; mend the line."
-                ) from None
-            entries.append((f"{cells['youtube_id']}_{span}" if span else cells["youtube_id"], cells["label"]))
-    else:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            entry = _path_and_label(line)
-            if entry is None:
-                raise UserError(f"{path}, line {number}: {line.strip()!r} has no label; expected {_FORMS}.")
-            entries.append(entry)
+    entries = _kinetics_entries(path, lines, needs_label) if is_kinetics else _line_entries(path, lines, needs_label)
     if not entries:
         raise UserError(f"The list {path} names no video; expected {_FORMS}.")
     return entries, is_kinetics
+
+
+def _kinetics_entries(path: Path, lines: Sequence[str], needs_label: bool) -> list[tuple[str, str]]:
+    entries = []
+    for number, row in enumerate(_rows(path, lines), start=2):
+        cells = {str(key).strip().lower(): (value or "").strip() for key, value in row.items() if key}
+        if not cells.get("youtube_id") or (needs_label and not cells.get("label")):
+            raise UserError(f"{path}, line {number}: a label or an id is missing; expected {','.join(_COLUMNS)}.")
+        times = [cells.get(name, "") for name in _COLUMNS[2:]]
+        try:
+            span = "_".join(f"{_whole_seconds(time):06d}" for time in times if time)
+        except (ValueError, OverflowError):
+            raise UserError(
+                f"{path}, line {number}: the times {times} are no numbers of seconds; mend the line."
+            ) from None
+        entries.append((f"{cells['youtube_id']}_{span}" if span else cells["youtube_id"], cells.get("label", "")))
+    return entries
+
+
+def _line_entries(path: Path, lines: Sequence[str], needs_label: bool) -> list[tuple[str, str]]:
+    entries = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or (number == 1 and _is_header(line)):
+            continue
+        entry = _path_and_labels(line)
+        if entry is None and not needs_label:
+            entry = line.strip().strip('"'), ""
+        if entry is None:
+            raise UserError(
+                f"{path}, line {number}: {line.strip()!r} has no label; expected {_FORMS}. Videos of no class: "
+                "data.labels several."
+            )
+        entries.append(entry)
+    return entries
+
+
+_HEADER_WORDS = ("path", "file", "filename", "file_name", "video", "video_path", "name")
+
+
+def _is_header(line: str) -> bool:
+    """Whether a list's first line names its columns, as `path,labels`."""
+    cells = [cell.strip().strip('"').lower() for cell in re.split("[\t,; ]", line.strip())]
+    return len(cells) == 2 and cells[0] in _HEADER_WORDS and cells[1] in LABEL_COLUMNS
 
 
 def _lines(path: Path) -> list[str]:
@@ -193,20 +278,40 @@ def _lines(path: Path) -> list[str]:
     return lines
 
 
-def _path_and_label(line: str) -> tuple[str, str] | None:
+_ENDINGS = "|".join(re.escape(ending) for ending in VIDEO_EXTENSIONS)
+_AFTER_VIDEO = {mark: re.compile(rf'(?i:{_ENDINGS})"?\s*{mark}') for mark in "\t, "}
+"""The end of a video's path, and the mark that stands after it."""
+
+
+def _path_and_labels(line: str) -> tuple[str, str] | None:
     """What a line of a list says; None where it has no label."""
-    splits = [re.fullmatch(rf"(.*\S)\s*{mark}\s*(\S.*)", line.strip()) for mark in ("\t", ",", " ")]
-    fields = next((split for split in splits if split and has_video_extension(split[1].strip('"'))), splits[-1])
-    if fields is None or has_video_extension(fields[2]):
+    text = line.strip()
+    for pattern in _AFTER_VIDEO.values():
+        ends = [match.end() for match in pattern.finditer(text)]
+        if ends:
+            path, labels = text[: ends[-1] - 1].strip(), text[ends[-1] :].strip()
+            break
+    else:  # folders of frames have no ending
+        path, _, labels = (part.strip() for part in text.rpartition("\t" if "\t" in text else " "))
+    if not path or not labels or has_video_extension(labels):
         return None
-    return fields[1].strip('"'), fields[2].strip('"')
+    return path.strip('"'), labels.strip('"')
 
 
-def list_line(path: str, label: str) -> str | None:
-    """A line of a list that names a video; None where no line can, as there is a line break in the name, say."""
-    line = f"{path}\t{label}"
-    is_read_back = line.splitlines() == [line] and _path_and_label(line) == (path, label)
-    return line if is_read_back and not line.startswith("\ufeff") else None
+def list_line(path: str, labels: Sequence[str], multi_label: bool = False) -> str | None:
+    """A line of a list that names a video; None where no line can, as there is a line break in the name, say.
+
+    Args:
+        path: The video.
+        labels: Its labels.
+        multi_label: Whether it may have any number of them.
+    """
+    cell = "|".join(labels)
+    line = f"{path}\t{cell}" if cell else path
+    is_read_back = line.splitlines() == [line] and (_path_and_labels(line) or (line, "")) == (path, cell)
+    are_told_apart = not any(mark in label for label in labels for mark in "|;")
+    is_labeled = bool(cell) or multi_label
+    return line if is_read_back and are_told_apart and is_labeled and not line.startswith("\ufeff") else None
 
 
 def _videos_below(folder: Path) -> list[Path]:

@@ -36,6 +36,7 @@ class ListedVideos:
     lists: dict[Split, str]
     has_splits: bool = True
     validation_settings: str | None = None
+    multi_label: bool = False
 
     def classes(self) -> Classes:
         """The labels."""
