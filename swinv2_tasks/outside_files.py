@@ -75,7 +75,7 @@ def _irregular(path: str) -> OSError:
 
 
 def read_bytes(path: str | PathLike[str], most: int | None = None) -> bytes:
-    """The content of a file.
+    """The content of a file, or of one within another.
 
     Args:
         path: the file.
@@ -84,12 +84,16 @@ def read_bytes(path: str | PathLike[str], most: int | None = None) -> bytes:
     Raises:
         OSError: as for ``open_file``; or it is larger, which ``strerror`` says.
     """
+    if isinstance(path, StoredFile):
+        return path.read(most)
     with open_file(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if most is not None and size > most:
-            reason = f"it has {size:,} bytes, such a file at most {most:,}"
-            raise OSError(errno.EFBIG, reason, str(path))
+        _check_size(path, os.fstat(file.fileno()).st_size, most)
         return file.read()
+
+
+def _check_size(path: str | PathLike[str], size: int, most: int | None) -> None:
+    if most is not None and size > most:
+        raise OSError(errno.EFBIG, f"it has {size:,} bytes, such a file at most {most:,}", str(path))
 
 
 def read_text(
@@ -114,6 +118,80 @@ def read_lines(path: str | PathLike[str]) -> Iterator[bytes]:
     with open_file(path) as file:
         while line := file.readline(MOST_LINE_BYTES):
             yield line
+
+
+# ---- files within others
+
+
+class StoredFile(str):
+    """What a file within another one is called, as ``train-000003.tar/key.jpg``, and how it is read where it lies.
+
+    It is a path for messages alone: no such file is ever opened or written. Subclasses say how its bytes are found.
+
+    Args:
+        name: what it is called, after the path of the file that it lies in.
+        container: the path of that file.
+        start: where it lies there.
+        extent: how much it takes, or a second number that says where it lies.
+    """
+
+    container: str
+    start: int
+    extent: int
+
+    def __new__(cls, name: str, container: str, start: int, extent: int) -> StoredFile:
+        """As the class says: text is made before it can be given attributes."""
+        file = super().__new__(cls, name)
+        file.container, file.start, file.extent = container, start, extent
+        return file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.container, self.start, self.extent)
+
+    def read(self, most: int | None = None) -> bytes:
+        """Its content.
+
+        Args:
+            most: how many bytes it may have; None: any number.
+
+        Raises:
+            OSError: it is larger, or cannot be read; ``strerror`` says why.
+        """
+        raise NotImplementedError
+
+    def count_bytes(self) -> int:
+        """How many bytes it has.
+
+        Raises:
+            OSError: as for ``read``.
+        """
+        return len(self.read())
+
+
+class ByteRange(StoredFile):
+    """A file whose bytes lie in one piece: ``extent`` of them from ``start`` on.
+
+    The file that it lies in is opened for each reading, so that processes share no position in it.
+    """
+
+    def read(self, most: int | None = None) -> bytes:
+        """Its content."""
+        _check_size(self, self.extent, most)
+        with open_file(self.container) as file:
+            file.seek(self.start)
+            content = file.read(self.extent)
+        if len(content) < self.extent:
+            raise OSError(errno.EIO, "it is truncated: the file that it lies in ends before it does", str(self))
+        return content
+
+    def count_bytes(self) -> int:
+        """How many bytes it has."""
+        return self.extent
+
+
+def file_on_disk(path: str) -> str:
+    """The file that there is on the disk: the path itself, or of a file within another one that one's."""
+    return path.container if isinstance(path, StoredFile) else path
 
 
 # ---- what was read

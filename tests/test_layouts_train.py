@@ -17,6 +17,9 @@ import yaml
 from PIL import Image
 
 from tests.helpers import motions, objects, scenes, tiny
+from tests.helpers.archives import write_webdataset
+from tests.helpers.hub_datasets import both_splits
+from tests.helpers.hub_datasets import write as write_hub
 from tests.helpers.object_layouts import write_beside, write_lvis, write_numbered, write_one_each, write_voc, write_yolo
 from tests.helpers.runs import evaluate, fit, last_checkpoint, read_scores, user_error
 from tests.helpers.scene_layouts import write_cityscapes, write_folders
@@ -121,11 +124,12 @@ def write_class_folders(source: Path, root: Path) -> Path:
     return root
 
 
-def write_path_lists(source: Path, root: Path) -> Path:
-    """Lists of a path and a label number."""
+def write_path_lists(source: Path, root: Path, several: bool = False) -> Path:
+    """Lists of a path and a label number; ``several``: of which some videos have two."""
     copy(source / "train", root / "videos")
     shutil.copytree(source / "val", root / "videos", dirs_exist_ok=True)
-    lines = [f"videos/{video.name} {number % 2}\n" for number, video in enumerate(videos_of(source))]
+    labels = ["0", "1", "0,1" if several else "0"]
+    lines = [f"videos/{video.name} {labels[number % 3]}\n" for number, video in enumerate(videos_of(source))]
     (root / "train.txt").write_text("".join(lines[:6]))
     (root / "val.txt").write_text("".join(lines[6:]))
     return root
@@ -141,6 +145,9 @@ LAYOUTS: dict[str, tuple[str, str, Callable[[Path, Path], Path]]] = {
     "class folders without splits": ("imagenet", "class-folders", write_one_folder_each),
     "a table of classes": ("imagenet", "csv", write_csv),
     "a table of several labels": ("imagenet", "csv", partial(write_csv, several=True)),
+    "WebDataset": ("imagenet", "webdataset", partial(write_webdataset, label=lambda name: ("cls", name.encode()))),
+    "parquet files": ("imagenet", "huggingface", lambda source, root: write_hub("parquet", both_splits(source), root)),
+    "a saved dataset": ("imagenet", "huggingface", lambda source, root: write_hub("saved", both_splits(source), root)),
     "COCO": ("coco", "coco", copy),
     "COCO beside the images": ("coco", "coco-beside", write_beside),
     "YOLO, boxes": ("coco", "yolo", write_yolo),
@@ -158,6 +165,7 @@ LAYOUTS: dict[str, tuple[str, str, Callable[[Path, Path], Path]]] = {
     "objects as label maps": ("ade20k", "coco", lambda source, root: copy(source.parent / "coco", root)),
     "Kinetics": ("kinetics", "kinetics", copy),
     "lists of paths and labels": ("kinetics", "kinetics", write_path_lists),
+    "lists of several labels": ("kinetics", "kinetics", partial(write_path_lists, several=True)),
     "folders of videos": ("kinetics", "kinetics", write_class_folders),
     "folders of frames": ("kinetics", "frames", from_videos(write_frames)),
     "UCF101": ("kinetics", "ucf101", from_videos(write_ucf101)),

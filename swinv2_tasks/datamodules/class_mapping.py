@@ -5,12 +5,14 @@ A mapping is applied to what a datamodule's source has read: labels on disk stay
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar, cast
+from typing import Generic, TypeVar
 
 import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from swinv2_tasks.datamodules.classes import abbreviate, find_class
+from swinv2_tasks.datamodules.readers.image_lists import Sample
+from swinv2_tasks.datamodules.readers.packed_samples import relabel
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.text import printable, say
 
@@ -26,7 +28,6 @@ BACKGROUNDS = frozenset({"background", "_background_", "__background__"})
 SETTING = "data.class_mapping"
 
 Id = TypeVar("Id", int, str)
-Label = TypeVar("Label", bound=int | list[int])
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class MappedClasses(Generic[Id]):
         indices = {self.index_of[index] for index in label}
         return sorted(index for index in indices if index is not None)
 
-    def map_samples(self, samples: Sequence[tuple[str, Label]], what: str) -> list[tuple[str, Label]]:
+    def map_samples(self, samples: Sequence[Sample], what: str) -> Sequence[Sample]:
         """Samples with what their labels became, without those of dropped classes; how many these are is said.
 
         Args:
@@ -67,8 +68,7 @@ class MappedClasses(Generic[Id]):
         Raises:
             UserError: None is left.
         """
-        mapped = [(path, self.map_label(label)) for path, label in samples]
-        kept = [(path, cast(Label, label)) for path, label in mapped if label is not None]
+        kept = relabel(samples, self.map_label)
         if samples and not kept:
             raise UserError(f"data.class_mapping leaves none of {len(samples)} {what}: all are of dropped classes.")
         if dropped := len(samples) - len(kept):

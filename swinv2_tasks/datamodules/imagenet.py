@@ -4,7 +4,7 @@ ImageNet-V2: https://arxiv.org/abs/1902.10811. ReaL: https://arxiv.org/abs/2006.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,14 @@ from swinv2_tasks.datamodules.readers.class_folders import (
     find_whole_class_folders,
     split_folders,
 )
+from swinv2_tasks.datamodules.readers.huggingface import HubDataset, find_hub_dataset
 from swinv2_tasks.datamodules.readers.image_lists import Sample, with_real_labels
 from swinv2_tasks.datamodules.readers.image_tables import ImageTables, describe_tables
 from swinv2_tasks.datamodules.readers.images import list_images
 from swinv2_tasks.datamodules.readers.label_cells import Labels
 from swinv2_tasks.datamodules.readers.labeled_images import ImageSource, SetAsideImages
+from swinv2_tasks.datamodules.readers.packed_samples import labels_of, relabel
+from swinv2_tasks.datamodules.readers.webdataset import WebDataset, find_webdataset
 from swinv2_tasks.datamodules.shards import INDEX, Shards, Streaming, is_url, join_location, open_shards
 from swinv2_tasks.datamodules.transforms.classification import (
     IMAGENET_MEAN,
@@ -78,7 +81,11 @@ CLASS_LISTS = (
 
 
 def image_layouts(
-    stated: dict[Split, str], val_list: Path | None, allow_empty: bool, labels: Labels | None = None
+    stated: dict[Split, str],
+    val_list: Path | None,
+    allow_empty: bool,
+    labels: Labels | None = None,
+    label_column: str | None = None,
 ) -> list[Layout[ImageSource]]:
     """The layouts of datasets of labeled images.
 
@@ -87,6 +94,7 @@ def image_layouts(
         val_list: Text file of validation images and their labels.
         allow_empty: Whether a class may have a folder without images.
         labels: How many labels an image has, as a setting states it.
+        label_column: The column of labels in files that have columns of any name.
     """
     return [
         Layout(
@@ -107,6 +115,18 @@ def image_layouts(
             "column of 0 and 1 for each class",
             describe_tables,
             lambda tree: ImageTables(tree, labels),
+        ),
+        Layout(
+            "huggingface",
+            "data/train-00000-of-00001.parquet, …, or what `datasets` writes by save_to_disk: dataset_dict.json",
+            find_hub_dataset,
+            lambda tree: HubDataset(tree, labels, label_column),
+        ),
+        Layout(
+            "webdataset",
+            "train-000000.tar, train-000001.tar, … and val-000000.tar, …, of KEY.jpg and KEY.cls, KEY.json or KEY.txt",
+            find_webdataset,
+            lambda tree: WebDataset(tree, labels),
         ),
     ]
 
@@ -146,6 +166,7 @@ class ImageNetDataModule(BaseDataModule):
             and such lists; looked for in root first. Evaluation then has several correct labels of an image, or none.
         labels: How many labels an image has: `one`, or `several`, which is any number (multi-label). None: as many as
             the dataset shows, which is said; one where folders are the classes.
+        label_column: `huggingface`: the column of labels. None: what it is usually called, as `label`.
         source: What to predict: an image, a folder or a glob pattern.
         mean: Normalization, per channel: subtracted from values in [0, 1]. Other images than RGB need their own.
         std: Normalization, per channel: divides the difference.
@@ -186,6 +207,7 @@ class ImageNetDataModule(BaseDataModule):
         val_list: str | None = None,
         real_labels: str | None = None,
         labels: Labels | None = None,
+        label_column: str | None = None,
         source: str | None = None,
         mean: tuple[float, ...] = IMAGENET_MEAN,
         std: tuple[float, ...] = IMAGENET_STD,
@@ -205,6 +227,7 @@ class ImageNetDataModule(BaseDataModule):
         self.image_size = image_size
         self._layout = layout
         self._labels = labels
+        self._label_column = label_column
         if labels == "several" and real_labels is not None:
             raise UserError(
                 "data.real_labels are ImageNet's, whose images have one label in training: leave them out, or "
@@ -276,7 +299,7 @@ class ImageNetDataModule(BaseDataModule):
             self._refuse_unfinished()
         # With a class list of its own, a folder may be there for classes that this copy has no images of.
         has_list = self._class_source is not None
-        layouts = image_layouts(stated, self._stated_val_list(), allow_empty=has_list, labels=self._labels)
+        layouts = image_layouts(stated, self._stated_val_list(), has_list, self._labels, self._label_column)
         # Who names other folders has said what the layout is, and shards are in such folders.
         has_stated = (self.train_dir, self.val_dir, self.val_list) != ("train", "val", None)
         has_shards = any(self._shards(name) for name in stated.values())
@@ -340,12 +363,13 @@ class ImageNetDataModule(BaseDataModule):
                 self.train_permute = shards.shuffling()
             else:
                 samples = self.samples("train")
-                labels = [index for _, label in samples for index in ([label] if isinstance(label, int) else label)]
+                of_samples = labels_of(samples)
+                labels = [index for label in of_samples for index in ([label] if isinstance(label, int) else label)]
                 if not self.multi_label:
                     check_several(self._classes, Path(self._source.place("train")), self._setting("train"), labels)
                 mention_unused(self.class_ids, labels, "image")
                 self.train_dataset = LabeledImages(samples, self.num_classes, transform, self.reader)
-                self.train_classes = SampleClasses.of_labels([label for _, label in samples], self.num_classes)
+                self.train_classes = SampleClasses.of_labels(of_samples, self.num_classes)
                 self.class_counts = ClassCounts(self.train_classes.counts.tolist(), "images")
             self.sample_by_class(self._sampling, self._repeat_threshold)
             if self.augmentation.repeats > 1:
@@ -401,8 +425,8 @@ class ImageNetDataModule(BaseDataModule):
             return False
         return self._source.has(split)
 
-    def samples(self, split: Split) -> list[Sample]:
-        """The images of a split and their labels, as folders and lists have them.
+    def samples(self, split: Split) -> Sequence[Sample]:
+        """The images of a split and their labels, as the dataset has them.
 
         Raises:
             UserError: A folder or file is missing, or its content does not fit the classes.
@@ -416,11 +440,13 @@ class ImageNetDataModule(BaseDataModule):
                 raise UserError(
                     "data.real_labels are for images of one label, this dataset's have several: leave it out."
                 )
-            samples = labeled = [(path, [label] if isinstance(label, int) else label) for path, label in samples]
+            samples = labeled = relabel(samples, lambda label: [label] if isinstance(label, int) else label)
         elif split == "val" and self.real_labels is not None:
             labeled = with_real_labels(samples, in_root(self.real_labels, self.root), len(own))
         if self._mapped is None:
             return labeled
+        if labeled is samples:
+            return self._mapped.map_samples(samples, f"{split} images")
         # What an image of ReaL labels is left out by is its own label.
         kept = {path for path, _ in self._mapped.map_samples(samples, f"{split} images")}
         mapped = [(path, self._mapped.map_label(label)) for path, label in labeled if path in kept]

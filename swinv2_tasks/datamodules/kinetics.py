@@ -5,7 +5,7 @@ Kinetics: https://arxiv.org/abs/1705.06950.
 
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from swinv2_tasks.datamodules.datasets.video import EvaluatedClips, TrainingClip
 from swinv2_tasks.datamodules.layouts import Layout, Split, on_disk, open_dataset, share_to_set_aside
 from swinv2_tasks.datamodules.readers.frame_folders import find_frames, open_frames
 from swinv2_tasks.datamodules.readers.kinetics import KineticsSource, VideoFiles, find_kinetics
+from swinv2_tasks.datamodules.readers.label_cells import Labels
 from swinv2_tasks.datamodules.readers.labeled_videos import SetAsideVideos, VideoSample, VideoSource
 from swinv2_tasks.datamodules.readers.video_lists import read_label_map
 from swinv2_tasks.datamodules.readers.video_splits import (
@@ -107,18 +108,19 @@ class ViewCounts:
                 )
 
 
-def video_layouts(files: VideoFiles) -> list[Layout[VideoSource]]:
+def video_layouts(files: VideoFiles, labels: Labels | None = None) -> list[Layout[VideoSource]]:
     """The layouts of datasets of labeled videos.
 
     Args:
         files: What Kinetics' lists and folders are called.
+        labels: How many labels a video has, as a setting states it.
     """
     return [
         Layout(
             "kinetics",
             "train.csv or train.txt, or train/CLASS/*.mp4; val likewise",
             partial(find_kinetics, files=files),
-            lambda tree: KineticsSource(tree.root, files, _EXPECTED),
+            lambda tree: KineticsSource(tree.root, files, _EXPECTED, labels),
         ),
         Layout("frames", "train/CLASS/VIDEO/*.jpg, a folder of frames for each video", find_frames, open_frames),
         Layout(
@@ -166,6 +168,8 @@ class KineticsDataModule(BaseDataModule):
             none, the labels in the training list, or its class folders, sorted.
         class_mapping: What becomes of classes, by name or id: another name, which merges those that share it, or null,
             which leaves their videos out; the key `*` stands for all that no other key names.
+        labels: How many labels a video has: `one`, or `several`, which is any number (multi-label). None: as many as
+            the lists show, which is said; one where folders are the classes.
         source: What to predict: a video, a folder or a glob pattern.
         check_source: Prediction: decode every frame of a video before its first sample, so that corrupt frames outside
             of its clips are found too, as `data check` finds them.
@@ -204,6 +208,7 @@ class KineticsDataModule(BaseDataModule):
         val_seed: int = 0,
         class_names: str | list[str] | None = None,
         class_mapping: ClassMapping | None = None,
+        labels: Labels | None = None,
         source: str | None = None,
         check_source: bool = True,
         mean: tuple[float, float, float] = IMAGENET_MEAN,
@@ -225,6 +230,7 @@ class KineticsDataModule(BaseDataModule):
         self.source = source
         self.check_source = check_source
         self._layout = layout
+        self._labels: Labels | None = labels
         self._file_names = files
         self._val_share = val_share
         self._val_seed = val_seed
@@ -276,9 +282,18 @@ class KineticsDataModule(BaseDataModule):
         # Who names other files than Kinetics' has said what the layout is.
         has_stated = replace(self._file_names, split=1) != VideoFiles()
         stated = "kinetics" if self._layout is None and has_stated else self._layout
-        source = open_dataset(self.root, video_layouts(self._file_names), stated, _EXPECTED)
+        source = open_dataset(self.root, video_layouts(self._file_names, self._labels), stated, _EXPECTED)
         share = share_to_set_aside(source, self._val_share)
         return source if share is None else SetAsideVideos(source, share, self._val_seed)
+
+    @property
+    def multi_label(self) -> bool | None:
+        """Whether a video may have any number of labels; None where there is no dataset to ask."""
+        if self._labels is not None:
+            return self._labels == "several"
+        if self.root is None or not Path(self.root).expanduser().is_dir():
+            return None
+        return self._source.multi_label
 
     def example_batch(self, batch_size: int, num_classes: int) -> dict[str, Any]:
         """A training batch of one view per clip, of arbitrary values."""
@@ -295,19 +310,20 @@ class KineticsDataModule(BaseDataModule):
         if stage == "predict":
             if self.source is None:
                 raise UserError("Nothing to predict: set data.source to a video, a folder or a glob pattern.")
-            videos = [(str(path), -1) for path in list_videos(self.source)]
+            videos: Sequence[VideoSample] = [(str(path), -1) for path in list_videos(self.source)]
             self.predict_dataset = self._views_of("predict", videos, {}, self.check_source)
             return
         if self.trainer is not None:  # reading videos of one class is fine
             self._check_several()
         if stage == "fit" and self.train_dataset is None:
             videos, faulty = self._present("train")
-            self._check_several(label for _, label in videos)
-            mention_unused(self.class_ids, (label for _, label in videos), "video")
-            numbers = Counter(label for _, label in videos)
+            labels = [index for _, label in videos for index in ([label] if isinstance(label, int) else label)]
+            self._check_several(labels)
+            mention_unused(self.class_ids, labels, "video")
+            numbers = Counter(labels)
             self.class_counts = ClassCounts([numbers[index] for index in range(self.num_classes)], "videos")
             transform = self._train_transform()
-            self.train_dataset = TrainingClips(videos, self.sampling, transform, self.decoder, faulty)
+            self.train_dataset = TrainingClips(videos, self.num_classes, self.sampling, transform, self.decoder, faulty)
         if self.val_dataset is None and stage != "test" and self.needs_validation(stage):
             self.val_dataset = self._views_of("val", *self._present("val"))
         if self.test_dataset is None and stage == "test":
@@ -321,7 +337,7 @@ class KineticsDataModule(BaseDataModule):
         """Whether there is a list or a folder of a split's videos."""
         return self._source.has(split)
 
-    def videos(self, split: Split) -> list[VideoSample]:
+    def videos(self, split: Split) -> Sequence[VideoSample]:
         """Paths and class indices of the videos of a split, missing ones included.
 
         Raises:
@@ -330,15 +346,19 @@ class KineticsDataModule(BaseDataModule):
         if split == "val" and not self.has("val") and self.has("train"):
             raise self.missing_validation(self._source.place("val"), self._source.validation_settings)
         videos = self._source.videos(split, self._own_classes)
+        if self.multi_label:
+            videos = [(path, [label] if isinstance(label, int) else label) for path, label in videos]
         return videos if self._mapped is None else self._mapped.map_samples(videos, f"{split} videos")
 
     def _check_several(self, labels: Iterable[int] | None = None) -> None:
         """Makes sure that there are several classes, and training videos of more than one."""
+        if self.multi_label:  # where one class may hold or not
+            return
         split: Split = "train" if self.has("train") else "val"
         setting = f"data.files.{split}_videos={getattr(self._file_names, f'{split}_videos')}"
         check_several(self._classes, Path(self._source.place(split)), setting, labels)
 
-    def _present(self, split: Split) -> tuple[list[tuple[str, int]], dict[str, str]]:
+    def _present(self, split: Split) -> tuple[Sequence[VideoSample], dict[str, str]]:
         """The videos of a split, and of those that `data check` found faulty the reasons.
 
         Raises:
@@ -383,6 +403,7 @@ class KineticsDataModule(BaseDataModule):
             options[f"files.{split}_videos"] = None if folder == split else folder
             options[f"files.{split}_list"] = getattr(self._file_names, f"{split}_list")
         words = ["swinv2-tasks", "data", "check", "kinetics", str(self.root)]
+        words += [] if self._labels is None else ["--data.labels", self._labels]
         words += [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
         return printable(shlex.join(words))
 
@@ -395,11 +416,14 @@ class KineticsDataModule(BaseDataModule):
         return v2.Compose([resize, augment])
 
     def _views_of(
-        self, split: str, videos: list[tuple[str, int]], faulty: dict[str, str], checks_all: bool = False
+        self, split: str, videos: Sequence[VideoSample], faulty: dict[str, str], checks_all: bool = False
     ) -> "EvaluatedClips":
         clips, crops = self.views.val if split == "val" else self.views.test
         number = min(self.views.per_sample or crops, clips * crops)
         self.eval_batch_size = max(1, self.batch_size // number)
         crop_pct = self.crop_pct if split == "val" and self.crop_pct is not None else 1.0
         transform = EvalViews(self.image_size, crops, self.mean, self.std, crop_pct)
-        return EvaluatedClips(videos, self.sampling, clips, number, transform, self.decoder, faulty, checks_all)
+        num_classes = 0 if split == "predict" else self.num_classes
+        return EvaluatedClips(
+            videos, num_classes, self.sampling, clips, number, transform, self.decoder, faulty, checks_all
+        )

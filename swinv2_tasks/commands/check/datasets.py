@@ -344,7 +344,7 @@ def _read_videos(data: KineticsDataModule, dataset: Dataset, findings: Findings)
     dataset.clip_frames = (sampling.frames - 1) * sampling.stride + 1 if sampling.mode == "dense" else sampling.frames
     for split in [split for split in SPLITS if source.has(split)]:
         videos = source.videos(split, Classes(data.class_ids, data.class_names))
-        dataset.samples[split] = [Sample(path, (label,)) for path, label in videos]
+        dataset.samples[split] = [Sample(path, _as_tuple(label)) for path, label in videos]
     _count_labels(dataset)
 
 

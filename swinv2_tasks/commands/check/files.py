@@ -8,6 +8,7 @@ from pathlib import Path
 
 from swinv2_tasks.commands.check.facts import Facts
 from swinv2_tasks.commands.check.findings import Findings
+from swinv2_tasks.outside_files import StoredFile, file_on_disk
 
 EXTENSIONS: dict[str, tuple[str, ...]] = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -23,16 +24,21 @@ EXTENSIONS: dict[str, tuple[str, ...]] = {
 }
 """The endings of each format's files."""
 
+EMPTY = "the file is empty"
+"""How the reader's reason begins for a file without content."""
+
 _CUT_OFF = ("truncated", "cut off", "premature end", "has no end", "unexpected end")
 
 
 def missing_file(path: str, facts: Facts) -> str | None:
     """There is no such file."""
-    return None if os.path.exists(path) else "there is no such file"
+    return None if os.path.exists(file_on_disk(path)) else "there is no such file"
 
 
 def empty_file(path: str, facts: Facts) -> str | None:
     """It has no content."""
+    if isinstance(path, StoredFile):
+        return "0 bytes" if facts.reason.startswith(EMPTY) else None
     return "0 bytes" if os.path.isfile(path) and os.path.getsize(path) == 0 else None
 
 

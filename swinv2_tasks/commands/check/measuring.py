@@ -14,7 +14,7 @@ from swinv2_tasks.commands.check.facts import Facts, Task, measure
 from swinv2_tasks.datamodules.readers.channels import ImageReader
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.files import replace_file
-from swinv2_tasks.outside_files import load_json, read_lines
+from swinv2_tasks.outside_files import StoredFile, file_on_disk, load_json, read_lines
 from swinv2_tasks.progress import WorkProgress
 from swinv2_tasks.stopping import advising
 from swinv2_tasks.text import printable, say
@@ -61,15 +61,16 @@ def measure_files(tasks: Sequence[Task], journal: Path, workers: int, seconds: f
 # ---- the journal
 
 State = list[int]
-"""What distinguishes a file from what it was: size, and when anything of it changed."""
+"""What distinguishes a file from what it was: size, and when anything of it changed; within another, where it lies."""
 
 
 def _state(path: str) -> State:
     try:
-        status = os.stat(path)
+        status = os.stat(file_on_disk(path))
     except OSError:
         return [-1, -1]
-    return [status.st_size, status.st_ctime_ns]
+    within = [path.start, path.extent] if isinstance(path, StoredFile) else []
+    return [status.st_size, status.st_ctime_ns, *within]
 
 
 def _line(task: Task, state: State, facts: Facts) -> str:

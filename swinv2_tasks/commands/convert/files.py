@@ -7,7 +7,9 @@ import re
 import shutil
 from pathlib import Path, PurePosixPath
 
+from swinv2_tasks.datamodules.readers.images import MOST_FILE_BYTES
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.outside_files import StoredFile
 from swinv2_tasks.text import printable
 
 _UNSAFE = re.compile(r"[^\w.()+-]+")
@@ -50,7 +52,9 @@ class Copier:
         before = str(name if name is not None else Path(image).name)
         new = _new_name(PurePosixPath(before), self._stems.setdefault(folder, set()))
         try:
-            if self._links:
+            if isinstance(image, StoredFile):
+                self._copy_stored(image, folder / new)
+            elif self._links:
                 os.symlink(os.path.abspath(image), folder / new)
             else:
                 shutil.copyfile(image, folder / new)
@@ -60,6 +64,19 @@ class Copier:
         if new != PurePosixPath(before).name:
             self.renamed.append((before, new))
         return new
+
+    def _copy_stored(self, image: StoredFile, target: Path) -> None:
+        """Copies an image that lies within another file.
+
+        Raises:
+            OSError: It cannot be read or written.
+            UserError: A link to it is asked for.
+        """
+        if self._links:
+            raise UserError(
+                f"{printable(image)} lies within a file, to whose parts there are no links: leave out --links."
+            )
+        target.write_bytes(image.read(MOST_FILE_BYTES))
 
 
 def _new_name(name: PurePosixPath, taken: set[str]) -> str:

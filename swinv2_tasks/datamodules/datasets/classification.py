@@ -1,6 +1,6 @@
 """Samples of images: labeled ones from files and shards, and those to predict."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ class LabeledImages(Dataset):
 
     def __init__(
         self,
-        samples: list[Sample],
+        samples: Sequence[Sample],
         num_classes: int,
         transform: Callable[[Any], Tensor],
         reader: ImageReader = RGB_READER,
@@ -96,12 +96,17 @@ class StreamedImages(Dataset):
 
 
 def labeled_sample(image: Tensor, label: int | list[int], num_classes: int) -> dict[str, Any]:
-    """A sample {image, label}; a list of class indices becomes a row of zeros with ones at these."""
+    """A sample {image, label}."""
+    return {"image": image, "label": label_row(label, num_classes)}
+
+
+def label_row(label: int | list[int], num_classes: int) -> int | Tensor:
+    """A label as samples have it: a list of class indices becomes a row (num_classes,) of zeros with ones at these."""
     if isinstance(label, int):
-        return {"image": image, "label": label}
+        return label
     row = torch.zeros(num_classes)
     row[label] = 1
-    return {"image": image, "label": row}
+    return row
 
 
 class UnlabeledImages(Dataset):

@@ -10,9 +10,10 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from swinv2_tasks.datamodules.readers.array_images import array_size, is_array_file, is_tiff, read_array
-from swinv2_tasks.datamodules.readers.images import read_image, unreadable
+from swinv2_tasks.datamodules.readers.images import MOST_FILE_BYTES, read_image, unreadable
 from swinv2_tasks.datamodules.remarks import FLOATS, remark
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.outside_files import StoredFile
 
 _SAY_RANGE = "say by data.value_range which are black and white"
 
@@ -48,6 +49,7 @@ class ImageReader:
         Raises:
             UserError: The file cannot be read, has other channels, or values of no known range.
         """
+        content = _content_of(path) if content is None else content
         if self.channels == 3:
             return self._rgb(path, content)
         return tv_tensors.Image(torch.from_numpy(self._values(path, content)).permute(2, 0, 1))
@@ -58,7 +60,8 @@ class ImageReader:
         Raises:
             UserError: As for `image`.
         """
-        return np.asarray(self._rgb(path, None)) if self.channels == 3 else self._values(path, None)
+        content = _content_of(path)
+        return np.asarray(self._rgb(path, content)) if self.channels == 3 else self._values(path, content)
 
     def picture(self, path: str | Path) -> Image.Image:
         """An image as figures show it, in RGB: its first three channels; of one or two channels the first, in gray.
@@ -68,9 +71,10 @@ class ImageReader:
         Raises:
             UserError: As for `image`.
         """
+        content = _content_of(path)
         if self.channels == 3:
-            return self._rgb(path, None)
-        stored = read_array(path, self.channels, exif_rotation=self.exif_rotation)
+            return self._rgb(path, content)
+        stored = read_array(path, self.channels, content, self.exif_rotation)
         shown = stored[..., :3] if self.channels > 3 else stored[..., :1]
         if shown.dtype != np.uint8:
             shown = stretch(shown)
@@ -105,6 +109,16 @@ class ImageReader:
             return scale(stored, self.value_range)
         except ValueError as error:
             raise unreadable(path, str(error)) from error
+
+
+def _content_of(path: str | Path) -> bytes | None:
+    """The bytes of a file that lies within another one; None of one that readers open."""
+    if not isinstance(path, StoredFile):
+        return None
+    try:
+        return path.read(MOST_FILE_BYTES)
+    except OSError as error:
+        raise unreadable(path, error.strerror or str(error)) from error
 
 
 RGB_READER = ImageReader()

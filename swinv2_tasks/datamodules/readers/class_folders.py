@@ -1,6 +1,6 @@
 """Folders of images for each class, in folders of their splits or alone: ``train/CLASS/*.JPEG``, or ``CLASS/*.jpg``."""
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from swinv2_tasks.datamodules.classes import Classes, classes_of_folders
 from swinv2_tasks.datamodules.layouts import Split, Tree
@@ -120,12 +120,15 @@ def split_folders(tree: Tree, stated: dict[Split, str]) -> dict[Split, str]:
 def find_class_folders(tree: Tree, stated: dict[Split, str]) -> str | None:
     """The folders of splits that hold folders."""
     names = split_folders(tree, stated).values()
-    return ", ".join(f"{name}/CLASS/" for name in names if _has_folders(tree.root / name)) or None
+    return ", ".join(f"{name}/CLASS/" for name in names if _has_folders(tree, name)) or None
 
 
-def _has_folders(folder: Path) -> bool:
+def _has_folders(tree: Tree, name: str) -> bool:
     """Whether there are folders in a folder, which settings may name anywhere."""
-    return folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir() if not entry.name.startswith("."))
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        folder = tree.root / name
+        return folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir() if not entry.name.startswith("."))
+    return bool(tree.folders(name))
 
 
 def find_whole_class_folders(tree: Tree) -> str | None:

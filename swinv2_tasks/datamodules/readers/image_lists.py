@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from swinv2_tasks.datamodules.classes import (
@@ -108,7 +109,7 @@ def listed_samples(folder: Path, root: Path, val_list: str | Path, classes: Clas
     return samples
 
 
-def with_real_labels(samples: list[Sample], real_labels: str | Path, num_classes: int) -> list[Sample]:
+def with_real_labels(samples: Sequence[Sample], real_labels: str | Path, num_classes: int) -> list[Sample]:
     """The same images with their ReaL labels: all the classes that are right, perhaps none.
 
     Args:

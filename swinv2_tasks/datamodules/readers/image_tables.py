@@ -101,21 +101,22 @@ def describe_tables(tree: Tree) -> str | None:
     return ", ".join(table.name for table in find_tables(tree)) or None
 
 
-def _words(name: str) -> list[str]:
+def name_words(name: str) -> list[str]:
+    """The words in a file's name, in lower case, without its ending."""
     return [word for word in re.split(r"[^a-z0-9]+", PurePosixPath(name).stem.lower()) if word]
 
 
 def _is_table_name(name: str) -> bool:
     if PurePosixPath(name).suffix.lower() not in (".csv", ".tsv"):
         return False
-    words = _words(name)
+    words = name_words(name)
     splits = [word for word in words if split_of(word) is not None]
     others = [word for word in words if split_of(word) is None]
     return name == "_classes.csv" or (bool(words) and len(splits) <= 1 and set(others) <= _NAME_WORDS)
 
 
 def _split_in_name(name: str) -> Split | None:
-    return next((split for word in _words(name) if (split := split_of(word)) is not None), None)
+    return next((split for word in name_words(name) if (split := split_of(word)) is not None), None)
 
 
 def _names_images(tree: Tree, table: Table) -> bool:
@@ -252,7 +253,7 @@ class ImageFinder:
 
 def _is_of_split(folder: str, split: Split) -> bool:
     """Whether a folder is called as a split, perhaps among other words, as `train_images`."""
-    return any(split_of(word) == split for word in _words(folder))
+    return any(split_of(word) == split for word in name_words(folder))
 
 
 # ---- reading

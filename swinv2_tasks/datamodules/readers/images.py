@@ -24,7 +24,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from swinv2_tasks.datamodules.readers.pillow_internals import pixel_limit, set_pixel_limit
 from swinv2_tasks.datamodules.remarks import ROTATED, SEVERAL_PICTURES, remark
 from swinv2_tasks.errors import UserError, reason_of
-from swinv2_tasks.outside_files import open_file, read_bytes
+from swinv2_tasks.outside_files import StoredFile, open_file, read_bytes
 from swinv2_tasks.text import printable
 
 log = logging.getLogger("swinv2_tasks")
@@ -51,7 +51,7 @@ def read_image(path: str | Path, content: bytes | None = None, exif_rotation: bo
     orientation is applied. Of several pages or frames, the first one. Embedded color profiles are not applied.
 
     Args:
-        path: The file; where its content is given, only what messages call it.
+        path: The file, which may lie within another one; where its content is given, only what messages call it.
         content: The file's bytes, where they are in memory already.
         exif_rotation: Whether an EXIF orientation is applied; without, the pixels stay as they are stored.
 
@@ -60,6 +60,8 @@ def read_image(path: str | Path, content: bytes | None = None, exif_rotation: bo
             pixels than the limit against decompression bombs; the message names the path and the reason.
     """
     try:
+        if content is None and isinstance(path, StoredFile):
+            content = path.read(MOST_FILE_BYTES)
         with warnings.catch_warnings():
             # Broken EXIF is frequent (ImageNet has some) and no reason to bother anyone: the pixels are whole.
             warnings.simplefilter("ignore", UserWarning)

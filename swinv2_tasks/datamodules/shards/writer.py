@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +27,7 @@ from swinv2_tasks.datamodules.readers.images import MOST_FILE_BYTES, read_image
 from swinv2_tasks.datamodules.shards.reader import CONFIG, INDEX, MOST_INDEX_BYTES, ORDER, litdata_module
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.files import replace_file
-from swinv2_tasks.outside_files import load_json, read_bytes, read_json, read_text
+from swinv2_tasks.outside_files import StoredFile, load_json, read_bytes, read_json, read_text
 from swinv2_tasks.progress import in_words
 from swinv2_tasks.python_internals import kill_workers
 from swinv2_tasks.text import printable
@@ -271,6 +272,9 @@ def _is_whole(folder: Path, chunk: dict[str, Any] | None) -> bool:
 
 
 def _size(path: str | Path) -> int:
+    if isinstance(path, StoredFile):
+        with suppress(OSError):  # as is reported when it is packed
+            return path.count_bytes()
     return os.path.getsize(path) if os.path.isfile(path) else 0
 
 
