@@ -28,7 +28,7 @@ from swinv2_tasks.datamodules import (
     KineticsDataModule,
     SimMIMDataModule,
 )
-from swinv2_tasks.datamodules.datasets.classification import LabeledImages, StreamedImages
+from swinv2_tasks.datamodules.datasets.classification import LabeledImages, StreamedImages, label_row
 from swinv2_tasks.datamodules.datasets.detection import CocoImages
 from swinv2_tasks.datamodules.datasets.segmentation import LabeledScenes, Resize
 from swinv2_tasks.datamodules.datasets.simmim import MaskedImages
@@ -109,7 +109,7 @@ def labels_of(dataset: Any) -> Labels:
     if isinstance(dataset, LabeledScenes):
         return Labels(lambda index: _labels_of_scene(dataset, index), are_known=False)
     if isinstance(dataset, TrainingClips):
-        return Labels(lambda index: (dataset.videos[index][1],))
+        return Labels(lambda index: _as_collection(dataset.videos[index][1]))
     return Labels(lambda index: ())
 
 
@@ -188,7 +188,7 @@ def _draw_scene(data: ADE20KDataModule, dataset: LabeledScenes, index: int) -> S
 
 
 def _open_videos(data: KineticsDataModule, split: Split) -> StoredSamples:
-    dataset = TrainingClips(data.videos(split), data.sampling, lambda clip: clip, data.decoder)
+    dataset = TrainingClips(data.videos(split), data.num_classes, data.sampling, lambda clip: clip, data.decoder)
     return StoredSamples(dataset, partial(_draw_video, data, dataset))
 
 
@@ -198,7 +198,8 @@ def _draw_video(data: KineticsDataModule, dataset: TrainingClips, index: int) ->
         number = len(video)
         frames = video.frames(spread_frames(number))
     images = [reduce(Image.fromarray(frame)) for frame in frames]
-    return SamplePicture(images, [*name_classes(label, data.class_names), count_words(number, "frame")])
+    row = label_row(label, data.num_classes)
+    return SamplePicture(images, [*name_classes(row, data.class_names), count_words(number, "frame")])
 
 
 # ---- SimMIM
