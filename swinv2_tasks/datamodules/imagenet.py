@@ -46,6 +46,7 @@ from swinv2_tasks.datamodules.readers.class_folders import (
 from swinv2_tasks.datamodules.readers.huggingface import HubDataset, find_hub_dataset
 from swinv2_tasks.datamodules.readers.image_lists import Sample, with_real_labels
 from swinv2_tasks.datamodules.readers.image_tables import ImageTables, describe_tables
+from swinv2_tasks.datamodules.readers.imagenet_tars import ImageNetTars, find_imagenet_tars
 from swinv2_tasks.datamodules.readers.images import list_images
 from swinv2_tasks.datamodules.readers.label_cells import Labels
 from swinv2_tasks.datamodules.readers.labeled_images import ImageSource, SetAsideImages
@@ -115,6 +116,13 @@ def image_layouts(
             "column of 0 and 1 for each class",
             describe_tables,
             lambda tree: ImageTables(tree, labels),
+        ),
+        Layout(
+            "imagenet-tars",
+            "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, with ILSVRC2012_devkit_t12.tar.gz beside them; or "
+            "train/n01440764.tar, …",
+            find_imagenet_tars,
+            lambda tree: ImageNetTars(tree, labels),
         ),
         Layout(
             "huggingface",

@@ -142,15 +142,19 @@ def with_real_labels(samples: Sequence[Sample], real_labels: str | Path, num_cla
         raise UserError(f"{real_labels} goes by file names, but several validation images share one.")
 
     # A list has an entry for each number, from 1; an object goes by file names.
-    keys = [_validation_number(name, real_labels) - 1 for name in names] if isinstance(content, list) else names
+    keys = [validation_number(name, real_labels) - 1 for name in names] if isinstance(content, list) else names
     missing = [name for name, key in zip(names, keys, strict=True) if key not in entries]
     if missing:
         raise UserError(f"{real_labels} has {len(entries)} entries, but none for {abbreviate(missing)}.")
     return [(path, entries[key]) for (path, _), key in zip(samples, keys, strict=True)]
 
 
-def _validation_number(name: str, real_labels: str | Path) -> int:
-    """8 for ILSVRC2012_val_00000008.JPEG."""
+def validation_number(name: str, real_labels: str | Path) -> int:
+    """8 for ILSVRC2012_val_00000008.JPEG.
+
+    Raises:
+        UserError: It is called otherwise.
+    """
     match = re.match(r"ILSVRC2012_val_(\d+)", name)
     if match is None:
         raise UserError(

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from swinv2_tasks.datamodules.classes import abbreviate
 from swinv2_tasks.datamodules.layouts import SPLIT_NAMES, Split, Tree, join, split_of
 from swinv2_tasks.datamodules.readers.image_tables import LABEL_COLUMNS, name_words
+from swinv2_tasks.datamodules.readers.imagenet_tars import CLASS_TAR
 from swinv2_tasks.datamodules.readers.images import IMAGE_EXTENSIONS
 from swinv2_tasks.datamodules.readers.label_cells import Labels
 from swinv2_tasks.datamodules.readers.packed_samples import StoredFilesBuilder
@@ -46,22 +47,18 @@ def find_tars(tree: Tree) -> dict[str, Split | None]:
     """The tars in a dataset's folder or those of its splits, and the split that each one's name or folder states."""
     tars: dict[str, Split | None] = {}
     for name in tree.files():
-        if _is_tar(name) and not is_imagenet_tar(name):
+        if _is_tar(name) and not name.startswith("ILSVRC"):  # which are ImageNet's, without labels
             tars[name] = next((split for word in name_words(name) if (split := split_of(word)) is not None), None)
     for split in SPLIT_NAMES:
         for folder in tree.folders():
             if split_of(folder) == split:
-                tars |= {join(folder, name): split for name in tree.files(folder) if _is_tar(name)}
+                names = [name for name in tree.files(folder) if _is_tar(name) and not CLASS_TAR.fullmatch(name)]
+                tars |= {join(folder, name): split for name in names}
     return tars
 
 
 def _is_tar(name: str) -> bool:
     return name.lower().endswith((".tar", *_COMPRESSED_ENDINGS))
-
-
-def is_imagenet_tar(name: str) -> bool:
-    """Whether a tar is called as one of those that ImageNet is distributed as, which are read otherwise."""
-    return name.startswith("ILSVRC")
 
 
 def find_webdataset(tree: Tree) -> str | None:
