@@ -4,6 +4,7 @@ Kinetics: https://arxiv.org/abs/1705.06950.
 """
 
 import csv
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -329,5 +330,5 @@ def _kinetics_path(name: str, path_of: dict[str, Path], folder: Path) -> str:
 
 
 def _first_existing(name: str, folders: Sequence[Path]) -> str:
-    """The path of a name in the first folder that has it; in the first one, if none has."""
-    return str(next((folder / name for folder in folders if (folder / name).exists()), folders[0] / name))
+    """The path of a name in the first folder that has it; in the first one, if none has or can have it."""
+    return str(next((folder / name for folder in folders if os.path.exists(folder / name)), folders[0] / name))
