@@ -172,6 +172,11 @@ def plain_settings(config: Any) -> Any:
     return plain
 
 
+def init_args(part: Any) -> Any:
+    """The arguments of the class that a part of a config states; none where it states no class."""
+    return (part or {}).get("init_args") or {}
+
+
 def merge_settings(under: Any, over: Any) -> Any:
     """Settings over others, name by name."""
     if not isinstance(under, Mapping) or not isinstance(over, Mapping):

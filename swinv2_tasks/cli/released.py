@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from swinv2_tasks.batches import TaskData
 from swinv2_tasks.cli.arguments import split_options
+from swinv2_tasks.cli.config_files import init_args
 from swinv2_tasks.cli.configs import state_class_names
 from swinv2_tasks.cli.refusals import option_setting
 from swinv2_tasks.datamodules import class_lists
@@ -79,7 +80,7 @@ def state_classes(config: Any, arguments: Collection[str], folder: Path) -> None
     Raises:
         UserError: the weights cannot be read, or have no head of the task.
     """
-    weights = None if config["ckpt_path"] else _init_args(config["model"]).get("weights")
+    weights = None if config["ckpt_path"] else init_args(config["model"]).get("weights")
     published = PUBLISHED.get(_class_name(config["data"]))
     given = {option_setting(option) for option in split_options([*arguments])}
     if weights is None or published is None or given & STATING or not _lacks_classes(config["data"]["init_args"]):
@@ -136,10 +137,6 @@ def _class_name(part: Any) -> str:
     """The class of this package that a part of the config names, without its module; empty for others'."""
     module, _, name = str((part or {}).get("class_path")).rpartition(".")
     return name if module.partition(".")[0] == "swinv2_tasks" else ""
-
-
-def _init_args(part: Any) -> Mapping[str, Any]:
-    return (part or {}).get("init_args") or {}
 
 
 def name_classes(task: BaseTask, data: TaskData) -> None:

@@ -17,19 +17,12 @@ from typing import Any, NamedTuple, TypeVar, cast
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
-    BaseFinetuning,
-    BatchSizeFinder,
-    Callback,
     Checkpoint,
-    LearningRateFinder,
     ModelCheckpoint,
-    OnExceptionCheckpoint,
     ProgressBar,
-    WeightAveraging,
 )
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.multiprocessing import ProcessRaisedException
@@ -47,6 +40,7 @@ from swinv2_tasks.callbacks import (
 from swinv2_tasks.callbacks.notices import filter_warnings, quiet_lightning
 from swinv2_tasks.callbacks.prediction_folder import PROGRESS, bad_files, prove_writable
 from swinv2_tasks.child_processes import TIMEOUT, restored_timeout, timeout_seconds, without_working_folder
+from swinv2_tasks.cli.agreement import DetectorBuilder, masks_to_read, stuff_classes_to_read, take_channels
 from swinv2_tasks.cli.allowed import check_names, restrict_imports, take_allowed
 from swinv2_tasks.cli.arguments import (
     Option,
@@ -68,8 +62,8 @@ from swinv2_tasks.cli.parser import ParsedTrainer, TasksArgumentParser
 from swinv2_tasks.cli.refusals import option_setting
 from swinv2_tasks.cli.released import name_classes, state_classes
 from swinv2_tasks.cli.settings import full_class_names
+from swinv2_tasks.cli.trainer_checks import check_callbacks, check_strategy
 from swinv2_tasks.cli.trainer_settings import check_devices, check_folders, check_linked, check_numbers, explain_refusal
-from swinv2_tasks.datamodules import CocoDataModule
 from swinv2_tasks.datamodules.readers.images import MAX_PIXELS, restored_limit
 from swinv2_tasks.errors import (
     ArgumentsError,
@@ -83,7 +77,6 @@ from swinv2_tasks.errors import (
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.hyperparameters import task_record
 from swinv2_tasks.stopping import lead, stops
-from swinv2_tasks.tasks import DetectionTask
 from swinv2_tasks.tasks.base import BaseTask
 from swinv2_tasks.text import command_word, printable, say, show_warnings
 from swinv2_tasks.training.lightning_internals import (
@@ -93,7 +86,6 @@ from swinv2_tasks.training.lightning_internals import (
     leave_signals_to_us,
     limit_collectives,
 )
-from swinv2_tasks.training.optim import optimizer_class
 from swinv2_tasks.training.process_watch import ProcessWatch, collective_timeout
 from swinv2_tasks.training.recorded_state import unrestorable
 from swinv2_tasks.training.run_checkpoint import (
@@ -160,9 +152,6 @@ class TasksCLI(CheckpointCheckingCLI):
     """
 
     folder: Path
-    _objects: CocoDataModule | None = None
-    """The data that a detector is made for."""
-
     output: OutputFolder | None = None
     """What --output names; None in a training, and where the run has a folder in --runs."""
 
@@ -378,7 +367,7 @@ class TasksCLI(CheckpointCheckingCLI):
         sharded = f"{ShardedStrategy.__module__}.{ShardedStrategy.__name__}"
         if self.subcommand == "fit" and self._config["ckpt_path"] is None:
             parser = cast(TasksArgumentParser, self.parser)
-            parser.builders = {CocoDataModule: self._build_objects, DetectionTask: self._build_detector}
+            parser.builders = DetectorBuilder(self._config).builders
         with blocks_on_meta_device() if getattr(strategy, "class_path", None) == sharded else nullcontext():
             try:
                 super().instantiate_classes()
@@ -391,22 +380,6 @@ class TasksCLI(CheckpointCheckingCLI):
         if self.subcommand == "predict":
             name_classes(self.model, task_data(self))
         self._check_head(self.model.fresh_head)
-
-    def _build_objects(self, cls: type[CocoDataModule], **arguments: Any) -> CocoDataModule:
-        """The data of a detector, which is made after them."""
-        self._objects = cls(**arguments)
-        return self._objects
-
-    def _build_detector(self, cls: type[DetectionTask], **arguments: Any) -> DetectionTask:
-        """A detector; without a mask branch where the training data have boxes alone, which is said."""
-        detector = arguments["detector"]
-        if detector.masks and self._objects is not None and not self._objects.has_training_masks:
-            arguments["detector"] = type(detector)(**detector.init_args | {"masks": False})
-            self._objects.masks = False
-            _init_args(_init_args(self._config["model"])["detector"])["masks"] = False  # for config.yaml
-            _init_args(self._config["data"])["masks"] = False
-            rank_zero_only(say)("the data have no masks: the detector learns boxes alone (model.detector.masks false)")
-        return cls(**arguments)
 
     def _check_head(self, fresh: str | None) -> None:
         """Refuses to evaluate or predict by chance.
@@ -617,90 +590,6 @@ def _unbuildable(message: str) -> UserError:
 
 class ParseOnlyCLI(ParseOnly, TasksCLI):
     """The command line that only parses its arguments: ``config`` holds what they say."""
-
-
-def take_channels(settings: Any) -> None:
-    """Sets ``model.backbone.in_channels`` to ``data.channels``, unless it says something else than the default.
-
-    Not as an argument linked to another: configs would lose what they state for data of one's own.
-    """
-    backbone = _init_args(_init_args(settings["model"]).get("backbone"))
-    channels = _init_args(settings["data"]).get("channels")
-    if channels is not None and backbone.get("in_channels") == 3:
-        backbone["in_channels"] = channels
-
-
-def masks_to_read(model: dict[str, Any], data: dict[str, Any]) -> bool | None:
-    """What ``data.masks`` is for these settings: false where the detector has no mask branch."""
-    stated = _init_args(data).get("masks")
-    return stated and _init_args(_init_args(model).get("detector")).get("masks", stated)
-
-
-def stuff_classes_to_read(model: dict[str, Any], data: dict[str, Any]) -> int | None:
-    """What ``data.stuff_classes`` is for these settings: those of the detector, 0 without a semantic branch."""
-    stated = _init_args(data).get("stuff_classes")
-    detector = _init_args(model).get("detector")
-    return stated if detector is None else _init_args(detector).get("stuff_classes", 0)
-
-
-def _init_args(part: dict[str, Any] | None) -> dict[str, Any]:
-    """The arguments of the class that a config states; none where it states no class."""
-    return (part or {}).get("init_args") or {}
-
-
-def check_strategy(trainer: Any, task: Any) -> None:
-    """Refuses a strategy that cannot do what the config asks.
-
-    Raises:
-        UserError: for one that this package's checkpoints do not support, that cannot average weights, or whose shards
-            of weights the optimizer cannot step.
-    """
-    strategy = trainer.strategy
-    name = type(strategy).__name__
-    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | ShardedStrategy):
-        raise UserError(
-            f"trainer.strategy: {name} writes checkpoints that could not be evaluated or resumed here. Add one of "
-            "overlays/ddp.yaml, overlays/zero1.yaml (sharded optimizer states) and overlays/fsdp.yaml (everything "
-            "sharded) instead"
-        )
-    averages = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)
-    if averages and isinstance(strategy, ShardedStrategy):
-        raise UserError(
-            f"trainer.strategy: {name} cannot average weights (trainer.callbacks, overlays/ema.yaml): each average "
-            "would be of the whole model. Leave the averages out, or add overlays/zero1.yaml instead"
-        )
-    if isinstance(strategy, ShardedStrategy) and isinstance(task, BaseTask):
-        optimizer = optimizer_class(task.optimizer)
-        if optimizer.__module__.startswith("bitsandbytes."):
-            raise UserError(
-                f"trainer.strategy: bitsandbytes' {optimizer.__name__} (model.optimizer) does not support sharded "
-                f"weights, as {name} keeps them. Take torch.optim.AdamW, or add overlays/zero1.yaml instead"
-            )
-
-
-UNFIT_CALLBACKS: dict[type[Callback], str] = {
-    LearningRateFinder: "does not work here, as rates follow a schedule from model.optimizer on. Compare short runs "
-    "with several --model.optimizer.init_args.lr instead",
-    BatchSizeFinder: "does not work here, as schedules are planned for data.batch_size. "
-    "`swinv2-tasks memory --config CONFIG --gpu 24GiB` says which batch fits",
-    BaseFinetuning: "does not work here, as it adds parameters to an optimizer whose schedule is planned already. "
-    "model.backbone.frozen_stages freezes stages of the backbone instead",
-    OnExceptionCheckpoint: "is not needed here, and would begin from its own checkpoint: each run saves itself. "
-    "save.every_n_minutes says how often; --resume RUN resumes it",
-}
-"""Callbacks of Lightning that a training here cannot have, with the reason and what to do instead."""
-
-
-def check_callbacks(trainer: Trainer) -> None:
-    """Refuses callbacks that would break a training or be broken by it.
-
-    Raises:
-        UserError: there is one.
-    """
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        for cls, reason in UNFIT_CALLBACKS.items():
-            if isinstance(callback, cls):
-                raise UserError(f"trainer.callbacks: {type(callback).__name__} {reason}.")
 
 
 CLI = TypeVar("CLI", bound=TasksCLI)
