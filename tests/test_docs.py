@@ -53,7 +53,7 @@ PARSED = {
     r"swinv2-tasks fit (?!.*(overlays/small|demo_|--resume))": "trains a published model",
     r"swinv2-tasks (validate|sweep) .*--model\.weights ": "evaluates published weights on their dataset",
     r"swinv2-tasks predict .*--model\.weights ": "published weights; tests/cli/test_released.py has others",
-    r"swinv2-tasks data (check|browse|convert) .*data/(fields|helmets|signs|camvid|bccd)": "datasets that a reader has",
+    r"swinv2-tasks data (check|browse|convert) .*data/(fields|helmets|mine|signs|camvid|bccd)": "the data of a reader",
     r"swinv2-tasks memory .*giant": "takes a minute; tests/commands/memory estimates small models",
 }
 """Commands that are parsed and not run, and why."""
