@@ -1,5 +1,6 @@
 """Labeled images that lie within larger files, in a few arrays: millions of them take little memory in each worker."""
 
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import overload
@@ -62,11 +63,11 @@ class StoredFilesBuilder:
     def __init__(self, file_class: type[StoredFile]) -> None:
         self._file_class = file_class
         self._containers: list[str] = []
-        self._entries: list[tuple[int, int, int]] = []
+        self._owners, self._starts, self._extents = array("q"), array("q"), array("q")
         self._names: list[str] = []
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._owners)
 
     def open(self, container: str) -> None:
         """Further files lie in this one."""
@@ -74,12 +75,14 @@ class StoredFilesBuilder:
 
     def add(self, name: str, start: int, extent: int) -> None:
         """Adds a file of the container that was opened last."""
-        self._entries.append((len(self._containers) - 1, start, extent))
+        self._owners.append(len(self._containers) - 1)
+        self._starts.append(start)
+        self._extents.append(extent)
         self._names.append(name)
 
     def build(self) -> StoredFiles:
         """The files."""
-        owners, starts, extents = np.array(self._entries, dtype=np.int64).reshape(-1, 3).T.copy()
+        owners, starts, extents = map(np.asarray, (self._owners, self._starts, self._extents))
         return StoredFiles(self._file_class, self._containers, owners, starts, extents, pack_names(self._names))
 
 

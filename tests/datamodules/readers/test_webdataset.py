@@ -290,6 +290,15 @@ def test_conversion_and_shards_hold_the_same_images(folders: Path, tmp_path: Pat
         assert torch.equal(batch["image"], other["image"]) and torch.equal(batch["label"], other["label"])
 
 
+def test_a_page_shows_the_images(folders: Path, tmp_path: Path) -> None:
+    root = write_webdataset(folders, tmp_path / "tars", LABELS["names"])
+    output = tmp_path / "page"
+    assert main(["data", "browse", "imagenet", str(root), f"--output={output}", "--number=4"]) == 0
+    page = next(output.glob("*.html")).read_text()
+    assert "train-000000.tar" in page or "sub.folder" in page
+    assert page.count("data:image/") >= 4
+
+
 def test_memory_reads_the_number_of_classes(folders: Path, tmp_path: Path) -> None:
     from swinv2_tasks.commands.memory.planned_training import read_training
 
