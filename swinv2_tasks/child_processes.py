@@ -210,8 +210,8 @@ class _ReplacedProcess(Generic[Item, Result]):
         if self.pool is None:
             return Outcome(None, "it was stopped")
         try:
-            try:  # what a new process has to import takes none of the call's time
-                self.pool.submit(_is_ready).result(timeout_seconds())
+            try:  # what a new process has to import, for the function too, takes none of the call's time
+                self.pool.submit(_is_ready, self.function).result(timeout_seconds())
             except concurrent.futures.TimeoutError:
                 self._end()
                 return Outcome(None, f"the process for it did not start within {timeout_seconds():g} s")
@@ -235,5 +235,6 @@ class _ReplacedProcess(Generic[Item, Result]):
             kill_workers(pool)  # a hung one would keep it
 
 
-def _is_ready() -> bool:
-    return True
+def _is_ready(function: Callable[..., Any]) -> bool:
+    """Returns once the function's module is imported, as it must be for the function to arrive."""
+    return callable(function)
