@@ -434,7 +434,6 @@ OTHER_CLASSES: dict[str, tuple[str, Callable[[Path], None], list[str]]] = {
         ["green moss", "sand"],
     ),
     "detection, another name": ("mask_rcnn", rename_category, ["5 is", "green disc", "yellow disc"]),
-    "detection, another id": ("mask_rcnn", renumber_category, ["3, 5, 90", "3, 5, 91"]),
     "video, another label": ("video", rename_label, ["goes down, goes up", "goes down, goes left"]),
 }
 
@@ -458,6 +457,23 @@ def test_other_classes_than_the_checkpoints_are_reported_with_both_lists(
         message = user_error(capsys, command, *arguments)
         assert all(word in message for word in words), message
         assert has_no_runs(tmp_path / "runs")
+
+
+def test_categories_of_the_same_names_may_have_other_ids(
+    dataset: Find, trained_run: Find, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ids are numbers that each dataset gives: scores are the same, and detections have those of the data."""
+    data = Path(shutil.copytree(dataset("mask_rcnn"), tmp_path / "data"))
+    renumber_category(data)
+    checkpoint = from_last(trained_run("mask_rcnn"))
+    expected = read_scores(evaluate(tmp_path / "same", checkpoint))
+    capsys.readouterr()
+    evaluation = evaluate(tmp_path / "other", checkpoint, f"--data.root={data}")
+    assert read_scores(evaluation) == expected
+    said = capsys.readouterr().out
+    assert "has the classes of the data by their names" in said and "3, 5, 91" in said and "3, 5, 90" in said
+    detected = {entry["category_id"] for entry in json.loads((evaluation / "val_detections.json").read_text())}
+    assert 91 in detected and 90 not in detected
 
 
 @pytest.mark.parametrize("name", [task for task in ON_ONE_DETECTOR if task != "simmim"])
