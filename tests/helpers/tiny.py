@@ -95,11 +95,7 @@ def as_config(arguments: dict[str, Any]) -> dict[str, Any]:
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     merged = copy.deepcopy(base)
     for key, value in changes.items():
-        is_merged = isinstance(value, dict) and key in merged
-        if is_merged and "class_path" in value and "class_path" in merged[key]:
-            # Settings of another class are none of it.
-            is_merged = value["class_path"] == merged[key]["class_path"]
-        merged[key] = merge(merged[key], value) if is_merged else value
+        merged[key] = merge(merged[key], value) if isinstance(value, dict) and key in merged else value
     return merged
 
 
