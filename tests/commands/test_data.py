@@ -60,6 +60,7 @@ def test_faulty_videos_are_listed_and_stop_no_others(
     assert "corrupt" in reasons["scrambled.mp4"]
 
 
+@pytest.mark.slow
 def test_the_clean_lists_are_read_by_the_datamodule(films: Path) -> None:
     assert main(["data", "check", "kinetics", str(films)]) == 1
     module = KineticsDataModule(
@@ -379,6 +380,7 @@ ODD_NAMES = [
 """Names of files: Latin-1, formulas and markup, control sequences, what lists and messages are split by."""
 
 
+@pytest.mark.slow
 def test_videos_of_any_name_are_checked_listed_and_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "train" / "zumba"
     folder.mkdir(parents=True)
@@ -600,6 +602,7 @@ def test_a_killed_writing_resumes(workers: int, tmp_path: Path) -> None:
     assert content(out) == content(tmp_path / "straight")
 
 
+@pytest.mark.slow
 def test_a_full_disk(pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """No file may grow beyond 5 kB, so a shard cannot be written; with space again, it resumes."""
     limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000)); "

@@ -574,7 +574,7 @@ def test_signals_that_ask_a_run_to_stop_leave_it_its_batches() -> None:
     assert sorted(index for batch in batches for index in batch["index"].tolist()) == list(range(80))
 
 
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_worker_that_is_stopped_is_replaced_once(
     times: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -173,7 +173,7 @@ DETECTORS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize(
     "name",
-    [name if name in ("boxes", "htc_stuff") else pytest.param(name, marks=pytest.mark.slow) for name in DETECTORS],
+    [name if name == "boxes" else pytest.param(name, marks=pytest.mark.slow) for name in DETECTORS],
 )
 def test_each_detector_trains_evaluates_and_predicts(name: str, objects: Path, tmp_path: Path) -> None:
     data = {"files": {"train_stuff": "stuff"}}

@@ -151,6 +151,7 @@ def test_the_other_kind_of_labels_is_refused(
     assert "no label" in message or "one label a sample" in message
 
 
+@pytest.mark.slow
 def test_the_check_writes_lists_that_are_read_back(tmp_path: Path) -> None:
     root = write_tagged_videos(tmp_path / "data", train=5, val=2)
     assert main(["data", "check", "kinetics", str(root), "--data.labels=several", "--workers=1"]) == 0

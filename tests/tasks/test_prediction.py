@@ -110,10 +110,7 @@ def test_bad_files_are_listed_and_the_others_predicted(
 
 @pytest.mark.parametrize(
     "task",
-    [
-        task if task in ("classification", "mask_rcnn") else pytest.param(task, marks=pytest.mark.slow)
-        for task in ON_ONE_DETECTOR
-    ],
+    [task if task == "classification" else pytest.param(task, marks=pytest.mark.slow) for task in ON_ONE_DETECTOR],
 )
 def test_a_prediction_that_is_killed_resumes(task: str, checkpoint: Any, tmp_path: Path) -> None:
     model = checkpoint(task)
@@ -132,7 +129,7 @@ def test_a_prediction_that_is_killed_resumes(task: str, checkpoint: Any, tmp_pat
     assert results(out) == results(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("task", ["classification", "mask_rcnn"])
+@pytest.mark.parametrize("task", ["classification", pytest.param("mask_rcnn", marks=pytest.mark.slow)])
 def test_records_with_odd_details_are_predicted_again(task: str, checkpoint: Any, tmp_path: Path) -> None:
     source, out = write_source(tmp_path / "source", task), tmp_path / "out"
     (source / "2.jpg").unlink()
@@ -210,6 +207,7 @@ def test_two_processes_resume_one_and_write_the_same(task: str, checkpoint: Any,
     assert results(out) == results(tmp_path / "small")
 
 
+@pytest.mark.slow
 def test_results_of_another_model_or_of_other_settings_are_replaced(
     checkpoint: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

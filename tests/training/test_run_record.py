@@ -47,7 +47,7 @@ def test_the_commit_is_that_of_the_package(tmp_path: Path) -> None:
 PRINT_COMMIT = "from swinv2_tasks.training.run_folder import git_commit; print(git_commit())"
 
 
-@pytest.mark.parametrize("is_own", [True, False])
+@pytest.mark.parametrize("is_own", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_asking_for_the_commit_starts_no_program_of_a_repository(is_own: bool, tmp_path: Path) -> None:
     """Not of one around the environment, which is not asked, nor of the package's own."""
     site = tmp_path if is_own else tmp_path / ".venv" / "site-packages"

@@ -279,6 +279,7 @@ def crash(chunk: list[Task]) -> list[Facts]:
     return [measure(task) for task in chunk]
 
 
+@pytest.mark.slow
 def test_a_crash_is_of_its_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_simmim(tmp_path / "data")
     monkeypatch.setattr(measuring, "_measure_all", crash)
