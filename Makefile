@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TASK ?= imagenet
 # A process per core, up to four, with a thread each: tests are small, and threads would wait for one another.
-TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: install demo demo-check test test-all test-gpu lint type docs eval bench clean
 

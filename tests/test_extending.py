@@ -83,6 +83,7 @@ def small_backbone() -> SwinTransformerV2:
     return SwinTransformerV2(**tiny.BACKBONE)
 
 
+@pytest.mark.slow
 def test_a_task(outside: Callable[[str], Any], images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rotation = outside("rotation")
     task = rotation.RotationTask(small_backbone())
@@ -126,6 +127,7 @@ def test_a_dataset(outside: Callable[[str], Any], images: Path, capsys: pytest.C
     assert validate(run, f"--config={run / 'config.yaml'}").keys() >= {"val/top1"}
 
 
+@pytest.mark.slow
 def test_a_decoder(outside: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pyramid = outside("pyramid")
     task = SegmentationTask(small_backbone(), num_classes=4, decoder=pyramid.SumDecoder())
@@ -140,6 +142,7 @@ def test_a_decoder(outside: Callable[[str], Any], tmp_path: Path, capsys: pytest
     assert isinstance(again.head.decoder, pyramid.SumOfMaps)
 
 
+@pytest.mark.slow
 def test_an_augmentation(outside: Callable[[str], Any], images: Path) -> None:
     tilt = outside("tilt")
     data = tiny.new_data(images, augmentation=tilt.RandomTilt(degrees=30.0))
@@ -158,6 +161,7 @@ def test_an_augmentation(outside: Callable[[str], Any], images: Path) -> None:
     assert main(["predict", f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}", source]) == 0
 
 
+@pytest.mark.slow
 def test_a_metric(outside: Callable[[str], Any], images: Path) -> None:
     calibration = outside("calibration")
     task = tiny.new_task()

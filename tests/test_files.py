@@ -151,6 +151,7 @@ def test_a_writing_that_is_killed_at_random_leaves_a_whole_file(tmp_path: Path) 
     assert [entry.name for entry in tmp_path.iterdir()] == ["scores.json"]
 
 
+@pytest.mark.slow
 def test_two_that_write_at_the_same_time_do_not_mix(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     write_weights(path, 0)

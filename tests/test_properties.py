@@ -230,6 +230,7 @@ def test_label_maps_are_read_or_refused(mode: str, format: str, size: tuple[int,
 
 @FEW
 @given(data=st.data())
+@pytest.mark.slow
 def test_configs_are_printed_or_refused(data: st.DataObject, capsys: pytest.CaptureFixture[str]) -> None:
     with folder() as root:
         content = config(Path("data"))

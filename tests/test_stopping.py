@@ -92,6 +92,7 @@ def test_a_signal_sent_twice_at_once_is_one_stop() -> None:
     assert ended.returncode == 143 and ended.stderr.count("swinv2-tasks: ") == 1
 
 
+@pytest.mark.slow
 def test_a_forked_process_does_not_tell_of_its_own_signals() -> None:
     """A DataLoader's worker, say, that gets a signal meant for it alone."""
     work = """

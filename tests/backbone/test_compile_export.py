@@ -94,6 +94,7 @@ def test_compiled_training_drops_paths() -> None:
     assert not torch.allclose(first, compiled(x)[-1])
 
 
+@pytest.mark.slow
 def test_compiled_clips_equal_eager() -> None:
     model, x = small_model(patch_size=(2, 4, 4), window_size=((2, 3, 3), (8, 2, 2))), images(1, (9, 22, 17))
     compiled = torch.compile(model, fullgraph=True, backend="eager")
@@ -101,6 +102,7 @@ def test_compiled_clips_equal_eager() -> None:
         assert_equal(compiled(x), model(x))
 
 
+@pytest.mark.slow
 def test_a_compiled_model_follows_its_weights_and_windows() -> None:
     model, x = small_model(), images(1, WHOLE)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
@@ -169,6 +171,7 @@ def assert_equals_at_any_batch(program: ExportedProgram, model: nn.Module, size:
             assert_equal(exported(x), model(x))
 
 
+@pytest.mark.slow
 def test_exported_with_a_dynamic_batch_equals_eager_at_any_batch(program: ExportedProgram) -> None:
     assert_equals_at_any_batch(program, small_model(), PADDED)
 
@@ -191,6 +194,7 @@ def test_other_settings_exported_with_a_dynamic_batch_equal_eager(
     assert_equals_at_any_batch(export_with_dynamic_batch(model, images(2, size), strict), model, size)
 
 
+@pytest.mark.slow
 def test_exported_clips_with_a_dynamic_batch_equal_eager() -> None:
     model = small_model(patch_size=(2, 4, 4), window_size=((2, 3, 3), (8, 2, 2)))
     size = (9, 22, 17)

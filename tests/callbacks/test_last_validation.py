@@ -80,6 +80,7 @@ def test_one_limited_in_time_ends_with_a_validation(images: Path, tmp_path: Path
     assert validations.steps == [trainer.global_step] and trainer.global_step < 27
 
 
+@pytest.mark.slow
 def test_a_longer_training_continues_by_the_interval(images: Path, tmp_path: Path) -> None:
     """Epochs 2 and, as the last one, 3; resumed, 4 and, as the last one, 5."""
     config = write_config(tmp_path / "tiny.yaml", images, trainer={"max_epochs": 3, "check_val_every_n_epoch": 2})

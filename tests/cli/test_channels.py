@@ -75,6 +75,7 @@ def fit_resume_validate_predict(arguments: list[str], root: Path, tmp_path: Path
     return output
 
 
+@pytest.mark.slow
 def test_classes_of_five_channels(tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: Any) -> None:
     root = write_classes(tmp_path / "data", (40, 36, 5), ".npy")
     data = {"image_size": 32, "batch_size": 4}

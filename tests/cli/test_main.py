@@ -420,6 +420,7 @@ def test_nothing_that_a_checkpoint_names_is_imported(
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_checkpoint_does_not_choose_a_host(
     trained: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

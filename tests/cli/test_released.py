@@ -174,6 +174,7 @@ def test_other_commands_still_need_the_dataset(command: str, capsys: pytest.Capt
     assert "The dataset folder data/imagenet does not exist" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_many_classes_of_a_checkpoint_are_named(tmp_path: Path) -> None:
     """They reach the parser as a file; ids with spaces and commas come back as they were."""
     data = write_images(tmp_path / "data", train=2, val=1)

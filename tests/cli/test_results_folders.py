@@ -136,6 +136,7 @@ def test_an_evaluation_writes_to_output_alone(
     assert len(read_table(Path(output, "metrics.csv"))) == 1
 
 
+@pytest.mark.slow
 def test_a_prediction_shows_its_results_alone_in_output_and_resumes(
     workplace: Path, trained: Path, source: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -171,6 +172,7 @@ def test_what_fails_leaves_output_as_it_was(
     assert names_in(workplace) == ["mine"]
 
 
+@pytest.mark.slow
 def test_a_folder_with_results_of_another_command_is_refused(
     workplace: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -186,6 +188,7 @@ def test_a_folder_with_results_of_another_command_is_refused(
     assert read_scores(Path("out"))
 
 
+@pytest.mark.slow
 def test_an_output_that_cannot_be_written_is_named(
     workplace: Path, trained: Path, source: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

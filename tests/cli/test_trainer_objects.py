@@ -70,6 +70,7 @@ def test_a_plugin_alone_is_built(write: Callable[..., Path]) -> None:
     assert type(cli.trainer.precision_plugin) is Precision
 
 
+@pytest.mark.slow
 def test_profilers_strategies_and_loggers_of_a_config_are_built(write: Callable[..., Path], tmp_path: Path) -> None:
     config = write(
         profiler={"class_path": "lightning.pytorch.profilers.SimpleProfiler"},

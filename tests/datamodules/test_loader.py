@@ -474,6 +474,7 @@ def leave_early(file: Path) -> None:
     file.write_text(" ".join(map(str, pids)))
 
 
+@pytest.mark.slow
 def test_a_process_ends_its_dataloader_workers_promptly(tmp_path: Path) -> None:
     process = multiprocessing.get_context("forkserver").Process(target=leave_early, args=(tmp_path / "pids",))
     process.start()
@@ -536,6 +537,7 @@ def collect_in_workers(file: Path) -> None:
     gc.collect()
 
 
+@pytest.mark.slow
 def test_loaders_that_are_garbage_are_not_collected_in_workers_of_others(tmp_path: Path) -> None:
     errors = tmp_path / "errors"
     process = multiprocessing.get_context("forkserver").Process(target=collect_in_workers, args=(errors,))

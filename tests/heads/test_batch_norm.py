@@ -80,6 +80,7 @@ def test_two_processes_normalize_as_one(shares: tuple[int, int], tmp_path: Path)
             torch.testing.assert_close(part[name], value, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_without_a_sample_in_any_process_the_running_statistics_stay(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(run_process, args=(str(tmp_path), (0, 0)), nprocs=2)
     norm = randomize_norm(nn.BatchNorm2d(4))

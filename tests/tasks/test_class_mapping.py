@@ -72,6 +72,7 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in CASES if name != 
 
 
 @pytest.mark.parametrize("name", ["classification", *SLOW])
+@pytest.mark.slow
 def test_a_mapping_travels_with_a_run(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     case = CASES[name]
     root = case.write(tmp_path / "data")

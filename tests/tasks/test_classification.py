@@ -106,6 +106,7 @@ def test_training_resumes_from_a_checkpoint(trained: Path, images: Path, tmp_pat
     assert [row["step"] for row in read_metrics(longer) if "train/loss" in row] == [24, 25, 26]
 
 
+@pytest.mark.slow
 def test_runs_are_numbered_from_the_highest(images: Path, tmp_path: Path) -> None:
     (tmp_path / "runs" / "tiny" / "7").mkdir(parents=True)
     (tmp_path / "runs" / "tiny" / "notes").mkdir()
@@ -326,6 +327,7 @@ def test_predictions_are_those_of_the_task(random_checkpoint: Path, images: Path
         assert [float(row[f"score{k}"]) for k in (1, 2, 3)] == pytest.approx([s for s, _ in expected], abs=2e-6)
 
 
+@pytest.mark.slow
 def test_five_classes_are_shown_of_many(images: Path, tmp_path: Path) -> None:
     root = write_images(tmp_path / "seven", ())
     for k in range(7):
@@ -368,6 +370,7 @@ def test_the_order_of_a_heads_rows_is_printed_where_folders_are_numbers(
     assert "1, 10, 2; for such a head, state data.class_names in its order" in output
 
 
+@pytest.mark.slow
 def test_nothing_is_said_of_a_head_that_is_new_or_of_names(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -190,6 +190,7 @@ def scores_of_best(run_folder: Path) -> dict[str, float]:
     return {score: value for score, value in metrics.items() if score.startswith("val/")}
 
 
+@pytest.mark.slow
 def test_scores_are_repeated_where_training_shrinks_the_windows(dataset: Find, tmp_path: Path) -> None:
     """Maps are smaller than the window, in training more so than in evaluation, whose images are longer than crops."""
     training = {

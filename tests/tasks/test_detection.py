@@ -104,6 +104,7 @@ def test_validate_prints_the_scores_of_each_class_and_writes_detections_that_sco
         }
 
 
+@pytest.mark.slow
 def test_images_with_more_objects_than_detections_that_count_are_noted(
     finder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,12 +141,14 @@ def test_a_polygon_far_outside_of_its_image_is_refused(
     assert "Traceback" not in errors and not [*(tmp_path / "runs").glob("*/*")]
 
 
+@pytest.mark.slow
 def test_the_fast_backend_gives_the_same_numbers(finder: Path, tmp_path: Path) -> None:
     _, slow = validate(finder, tmp_path)
     _, fast = validate(finder, tmp_path, "--model.backend=faster_coco_eval")
     assert fast == {name: pytest.approx(value, abs=1e-6) for name, value in slow.items()}
 
 
+@pytest.mark.slow
 def test_test_writes_a_submission_where_annotations_are_not_public(finder: Path, objects: Path, tmp_path: Path) -> None:
     _, metrics = validate(finder, tmp_path, command="test")
     _, expected = validate(finder, tmp_path)
@@ -215,6 +218,7 @@ def test_a_dataset_of_boxes_alone(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["fit", f"--resume={folder}", "--trainer.max_epochs=2"]) == 0
 
 
+@pytest.mark.slow
 def test_bfloat16_trains(objects: Path, tmp_path: Path) -> None:
     folder = fit(tmp_path, objects, "--trainer.precision=bf16-mixed", "--trainer.max_epochs=2")
     losses = read_column(folder, "train/loss")

@@ -53,6 +53,7 @@ def trained(tagged: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---- the command line
 
 
+@pytest.mark.slow
 def test_a_training_needs_nothing_but_the_data(trained: Path) -> None:
     scores = read_scores(trained)
     assert set(scores) == {"val/map", "val/macro_f1", "val/micro_f1", "val/loss"}
@@ -140,6 +141,7 @@ def test_a_resumed_training_is_bitwise_that_of_an_undisturbed_one(tagged: Path, 
     assert task.multi_label_loss.init_args["gamma_neg"] == 2
 
 
+@pytest.mark.slow
 def test_averaged_weights_are_scored_and_saved(tagged: Path, tmp_path: Path) -> None:
     run = runs.fit(config(tmp_path, tagged), tmp_path / "runs", "--config=overlays/ema.yaml")
     assert read_scores(evaluate(tmp_path, from_last(run), *QUIETLY)).keys() >= {"val/map"}
@@ -161,6 +163,7 @@ def test_columns_of_classes_train_too_and_label_smoothing_is_said_to_have_no_eff
     assert "checkpoint.monitor is val/map" in output
 
 
+@pytest.mark.slow
 def test_tables_of_one_label_train_as_folders_do(tmp_path: Path) -> None:
     """The same images and order give the same network."""
     root = write_images(tmp_path / "images")
@@ -178,6 +181,7 @@ def test_tables_of_one_label_train_as_folders_do(tmp_path: Path) -> None:
 # ---- what does not fit together
 
 
+@pytest.mark.slow
 def test_a_model_of_one_label_stops_at_data_of_several(
     tagged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -193,6 +197,7 @@ def test_a_model_of_one_label_stops_at_data_of_several(
     assert "several labels" in message or "classes" in message
 
 
+@pytest.mark.slow
 def test_a_softmax_checkpoint_of_the_same_classes_stops_as_well(
     tagged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -55,6 +55,7 @@ def new_data(root: Path, **arguments: Any) -> KineticsDataModule:
     return KineticsDataModule(str(root), **{**DATA, "labels": "several", **arguments})
 
 
+@pytest.mark.slow
 def test_a_training_learns_which_classes_hold(trained: Path) -> None:
     scores = read_scores(trained)
     assert set(scores) == {"val/map", "val/macro_f1", "val/micro_f1", "val/loss"}
@@ -66,6 +67,7 @@ def test_a_training_learns_which_classes_hold(trained: Path) -> None:
     assert (trained / "first_batch.png").is_file()
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_probabilities_averaged_by_hand(
     trained: Path, tagged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -147,6 +147,7 @@ def test_records_with_odd_details_are_predicted_again(task: str, checkpoint: Any
     assert results(out) == first
 
 
+@pytest.mark.slow
 def test_a_file_that_ends_its_worker_is_named_and_without_it_the_same_command_resumes(
     checkpoint: Any, dataset: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -236,6 +237,7 @@ def test_results_of_another_model_or_of_other_settings_are_replaced(
     assert "of another model: they are replaced" in printed and "already" not in printed
 
 
+@pytest.mark.slow
 def test_a_file_that_was_changed_is_predicted_again(checkpoint: Any, tmp_path: Path) -> None:
     model = checkpoint("classification")
     source, out = write_source(tmp_path / "source", "classification"), tmp_path / "out"
@@ -304,6 +306,7 @@ def test_the_folder_is_proven_writable_before_the_work(
     assert not any(tmp_path.glob("runs/*/*"))
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_keeps_what_is_predicted(checkpoint: Any, tmp_path: Path) -> None:
     model = checkpoint("segmentation")
     source, out = write_source(tmp_path / "source", "segmentation", number=30), tmp_path / "out"

@@ -250,6 +250,7 @@ def test_predictions_do_not_depend_on_windows_per_pass() -> None:
         torch.testing.assert_close(probabilities, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_inference_is_chosen_when_evaluating(segmenter: Path, tmp_path: Path) -> None:
     plain = validate(segmenter, tmp_path)
     slide = ["--model.inference.mode=slide", "--model.inference.crop_size=32", "--model.inference.stride=16"]
@@ -258,6 +259,7 @@ def test_inference_is_chosen_when_evaluating(segmenter: Path, tmp_path: Path) ->
     assert validate(segmenter, tmp_path, *scales)["val/miou"] > 0.5
 
 
+@pytest.mark.slow
 def test_scales_are_evaluated_and_predicted_from_the_files_pixels(
     segmenter: Path, scenes: Path, tmp_path: Path
 ) -> None:
@@ -496,6 +498,7 @@ def test_what_label_maps_mean_holds_from_training_to_scores(
     assert metrics["val/miou"] == pytest.approx(json.loads(table.read_text())["miou"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_background_that_is_a_class_is_learned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = recode(write_scenes(tmp_path / "scenes"), lambda labels: (labels == 2).astype(np.uint8))
     names = {"init_args": {"class_names": ["background", "green moss"], "background": "class"}}

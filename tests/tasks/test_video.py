@@ -33,6 +33,7 @@ def watcher(trained_run: Callable[[str], Path]) -> Path:
     return trained_run("video")
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_probabilities_averaged_by_hand(watcher: Path, motions: Path, tmp_path: Path) -> None:
     task = VideoClassificationTask.load_from_checkpoint(last_checkpoint(watcher)).eval()
     data = KineticsDataModule(str(motions), **{**DATA, "views": ViewCounts(test=(2, 3), per_sample=6)})
@@ -54,6 +55,7 @@ def test_scores_are_those_of_probabilities_averaged_by_hand(watcher: Path, motio
     assert split["test/top1"] == scores["test/top1"]
 
 
+@pytest.mark.slow
 def test_predict_writes_tables_and_a_contact_sheet(watcher: Path, motions: Path, tmp_path: Path) -> None:
     output = predict(tmp_path, from_last(watcher), f"--data.source={motions / 'val'}")
     rows = read_table(output / "predictions.csv")

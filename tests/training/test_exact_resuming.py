@@ -217,6 +217,7 @@ def test_a_detector_whose_images_are_repeated_by_their_factors_resumes_within_an
     assert [line for line in lines if not line.startswith("checkpoints/previous.ckpt")] == []
 
 
+@pytest.mark.slow
 def test_a_finished_training_that_may_stop_early_continues_for_more_epochs(data: Path, tmp_path: Path) -> None:
     """Its last save was made in the validation, and what stops early looks at its metric later."""
     write_run(tmp_path, data, EARLY_STOPPING)

@@ -49,6 +49,7 @@ def test_a_finished_run_is_left_alone(arguments: list[str], finished: Path, caps
     assert state_of(finished) == before
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_trained_longer_as_its_message_says(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -60,6 +61,7 @@ def test_a_finished_run_is_trained_longer_as_its_message_says(
     assert "is finished: 4 epochs, 12 steps" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_one_that_was_to_take_a_number_of_steps_takes_more(
     finished: Path, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -113,6 +115,7 @@ def remove_validation(data: Path) -> None:
             path.unlink()
 
 
+@pytest.mark.slow
 def test_a_validation_of_data_that_are_not_there_suggests_no_training(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -123,6 +126,7 @@ def test_a_validation_of_data_that_are_not_there_suggests_no_training(
     assert "There are no validation data" in error and "limit_val_batches" not in error
 
 
+@pytest.mark.slow
 def test_what_watches_a_validation_that_is_not_made_is_named(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -193,6 +193,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_a_message(images: Path, small_di
     assert f"at step {step} from" in again.output
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_last_good_checkpoint(
     stopped: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -219,6 +220,7 @@ def test_leftovers_of_a_killed_writer_go_with_the_next_start(stopped: Path, monk
     assert sorted(path.name for path in leftover.parent.iterdir()) == ["best.ckpt", "last.ckpt", "previous.ckpt"]
 
 
+@pytest.mark.slow
 def test_nothing_else_goes_with_it(stopped: Path, tmp_path: Path) -> None:
     """Neither files of other names, nor any where a link leads to."""
     run_folder, linked, outside = stopped / "runs" / "tiny" / "0", tmp_path / "linked", tmp_path / "outside"
@@ -253,6 +255,7 @@ def test_intervals_of_nothing_are_refused(wrong: dict[str, Any]) -> None:
         RunCheckpoint(**wrong)
 
 
+@pytest.mark.slow
 def test_the_best_k_are_kept_under_names_of_their_own(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -277,6 +280,7 @@ def test_the_best_weights_are_exported_alone(trained: Path, images: Path, tmp_pa
     assert task.class_ids == ["n01", "n02", "n03"]
 
 
+@pytest.mark.slow
 def test_exported_weights_evaluate_and_predict(trained: Path, images: Path, tmp_path: Path) -> None:
     weights = f"--ckpt_path={trained / 'weights.safetensors'}"
     for command in (["validate", weights], ["predict", weights, f"--data.source={images / 'val'}"]):
@@ -287,6 +291,7 @@ def test_exported_weights_evaluate_and_predict(trained: Path, images: Path, tmp_
 # ---- runs side by side
 
 
+@pytest.mark.slow
 def test_two_runs_started_at_once_have_folders_of_their_own(images: Path, tmp_path: Path) -> None:
     write_config(tmp_path / "tiny.yaml", images)
     both = [start(["fit", "--config=tiny.yaml"], tmp_path) for _ in range(3)]
@@ -412,6 +417,7 @@ def test_a_dataset_of_another_size_is_not_gone_on_with(
     assert "had 18 training samples, the dataset now has 17" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_averaged_weights_are_not_gone_on_with_as_if_trained(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -426,6 +432,7 @@ def test_averaged_weights_are_not_gone_on_with_as_if_trained(
     assert "averages its weights" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_longer_training_says_what_the_schedule_does(
     stopped: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -110,6 +110,7 @@ def test_a_resumed_run_stays_in_its_own_folder(images: Path, tmp_path: Path) -> 
     assert main(["fit", f"--resume={tmp_path / 'moved/tiny/0'}", "--trainer.max_epochs=5"]) == 0
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_at_its_start_leaves_the_folder_free(images: Path, tmp_path: Path) -> None:
     assert fit(tmp_path, images, "--data.root=nowhere") == 1
     assert fit(tmp_path, images, "--trainer.max_epochs=-1") == 1

@@ -97,6 +97,7 @@ def test_numbers_that_json_does_not_know_are_null(images: Path, tmp_path: Path) 
     assert summary["last_metrics"]["val/loss"] is None and summary["last_metrics"]["val/top1"] is not None
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_says_so_until_it_is_finished(images: Path, tmp_path: Path) -> None:
     stops = {"class_path": "tests.helpers.faults.SendSignal"}
     write_config(tmp_path / "tiny.yaml", images, trainer={"callbacks": [stops]})
@@ -116,6 +117,7 @@ def test_an_interrupted_run_says_so_until_it_is_finished(images: Path, tmp_path:
     assert second["resumed_from"].endswith("last.ckpt")
 
 
+@pytest.mark.slow
 def test_events_that_happen_again_are_counted_once(images: Path, tmp_path: Path) -> None:
     """A kill after the fifth step, resumed at the third: each sample is told once, though two epochs meet it."""
     import shutil
@@ -134,6 +136,7 @@ def test_events_that_happen_again_are_counted_once(images: Path, tmp_path: Path)
     assert len(summary["skipped_samples"]) == 6
 
 
+@pytest.mark.slow
 def test_deterministic_mode_is_one_flag(images: Path, tmp_path: Path) -> None:
     write_config(tmp_path / "tiny.yaml", images)
     for name in ("one", "two"):

@@ -310,6 +310,7 @@ def test_shards_of_different_checkpoints_are_not_mixed(sharded_run: Path) -> Non
         read_checkpoint(last)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_checkpoint_before(images: Path, tmp_path: Path) -> None:
     """One process cannot write its shard: both end, one of them says why, and nothing half-written stays."""
     write_config(tmp_path / "tiny.yaml", images, trainer={"callbacks": ["tests.helpers.faults.NoRoom"]})

@@ -166,6 +166,7 @@ def test_a_record_that_is_none_names_no_command(tmp_path: Path) -> None:
 # ---- on the command line
 
 
+@pytest.mark.slow
 def test_commands_take_the_folder_of_a_run(runs: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     best = "runs/tiny/10/checkpoints/best.ckpt"
     line = f"runs/tiny: taking its best checkpoint, {best}\n"

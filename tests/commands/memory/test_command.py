@@ -62,6 +62,7 @@ def test_overlays_count(name: str) -> None:
         assert after.total < before.total / 4
 
 
+@pytest.mark.slow
 def test_overridden_values_count() -> None:
     plain = read_training([*SMALL, "--trainer.precision=bf16"])
     assert plain.plan.precision == "bf16-mixed"
@@ -72,6 +73,7 @@ def test_overridden_values_count() -> None:
     assert after.sum("activations") < before.sum("activations") / 2
 
 
+@pytest.mark.slow
 def test_classes_are_the_data_s_or_stated_or_assumed_with_a_note(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("a\nb\nc\n")
     stated = read_training([*SMALL, f"--data.class_names={tmp_path}/classes.txt"])
@@ -138,6 +140,7 @@ def test_the_cheapest_plan_that_fits_fits_when_read_from_its_arguments() -> None
     assert find_cheapest(estimates, training, 2**20) is None
 
 
+@pytest.mark.slow
 def test_8bit_optimizer_states() -> None:
     """Two moments of a byte and, of 256 values each, a scale in float32; the tables of values are one for all."""
     training = read_training(SMALL)
@@ -171,6 +174,7 @@ def test_plans_have_a_lower_bound_by_which_they_are_skipped() -> None:
     assert least_bytes(base, half, 2) == least_bytes(base, training.plan, 2) // 2
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_writes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -153,6 +153,7 @@ def test_bias_tables_are_resized(images: Path, tmp_path: Path) -> None:
 # ---- resuming
 
 
+@pytest.mark.slow
 def test_settings_with_a_row_are_not_evaluated_again(
     swept: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -217,6 +218,7 @@ def test_a_killed_sweep_keeps_whole_rows_and_is_resumed(
 # ---- settings that fail
 
 
+@pytest.mark.slow
 def test_a_setting_that_fails_costs_its_row(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

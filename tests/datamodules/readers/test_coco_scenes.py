@@ -191,6 +191,7 @@ def test_label_maps_share_the_columns_of_the_objects(coco: Path) -> None:
     assert all_of_them < 1.5 * one
 
 
+@pytest.mark.slow
 def test_training_validation_and_prediction_by_the_folder_alone(tmp_path: Path, capsys: Any) -> None:
     root = write_objects(tmp_path / "objects", train=6, val=3)
     settings = {"data": {"init_args": {"class_names": None, "batch_size": 2}}}

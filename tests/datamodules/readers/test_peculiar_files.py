@@ -179,6 +179,7 @@ def test_the_limit_of_pixels_is_a_setting(tmp_path: Path, monkeypatch: pytest.Mo
         read_image(path)
 
 
+@pytest.mark.slow
 def test_the_command_line_sets_the_limit_for_workers_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

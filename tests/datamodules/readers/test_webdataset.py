@@ -239,6 +239,7 @@ def test_runs_are_those_of_class_folders_and_resume(folders: Path, tmp_path: Pat
     assert len((output / "predictions.csv").read_text().splitlines()) == 13
 
 
+@pytest.mark.slow
 def test_the_check_names_members(folders: Path, tmp_path: Path) -> None:
     images = class_images(folders / "train")
     contents = [image.read_bytes() for _, image in images]

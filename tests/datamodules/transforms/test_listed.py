@@ -349,6 +349,7 @@ def test_a_training_that_is_stopped_is_resumed_bitwise_identical(name: str, choi
     assert [line for line in lines if not line.startswith("checkpoints/previous.ckpt")] == []
 
 
+@pytest.mark.slow
 def test_a_preset_and_a_list_go_through_configs_checkpoints_and_evaluation(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
