@@ -264,8 +264,8 @@ def test_a_stopped_check_resumes(tmp_path: Path) -> None:
     running = start(arguments, tmp_path)
     journal = tmp_path / "out" / "measured.jsonl"
     wait_for(lambda: journal.is_file() and journal.stat().st_size > 0)
-    running.process.terminate()
-    assert running.process.wait(30) == 143
+    running.signal(15)
+    assert running.wait(30).status == 143
     number = len(journal.read_text().splitlines())
     assert 0 < number < 400
     status, results = check("simmim", root, tmp_path / "out")
