@@ -380,9 +380,8 @@ class CocoDataModule(BaseDataModule):
         annotations, folder = self._source.read(split)
         path = annotations.path
         classes = (annotations.class_ids, annotations.class_names)
-        if classes != self._own_classes and sorted(zip(*classes, strict=True)) == sorted(
-            zip(*self._own_classes, strict=True)
-        ):
+        name_of, own_name_of = (dict(zip(*each, strict=True)) for each in (classes, self._own_classes))
+        if classes != self._own_classes and name_of == own_name_of:
             annotations = _in_order(annotations, *self._own_classes)
         elif classes != self._own_classes:
             is_stated = self._stated_names is not None

@@ -21,11 +21,8 @@ from swinv2_tasks.datamodules.readers.images import (
     MAX_PIXELS,
     MOST_FILE_BYTES,
     allowed_pixels,
-    describe_error,
-    describe_excess,
-    describe_unknown,
     open_image,
-    unreadable,
+    refusal_of,
 )
 from swinv2_tasks.datamodules.remarks import ROTATED, SEVERAL_PICTURES, remark
 from swinv2_tasks.errors import UserError
@@ -74,16 +71,8 @@ def read_array(path: str | Path, channels: int, content: bytes | None = None, ex
         return _read_by_pillow(path, content, channels, exif_rotation)
     except UserError:
         raise
-    except FileNotFoundError as error:
-        raise unreadable(path, "the file does not exist") from error
-    except IsADirectoryError as error:
-        raise unreadable(path, "it is a folder") from error
-    except Image.UnidentifiedImageError as error:
-        raise unreadable(path, describe_unknown(path, content)) from error
-    except Image.DecompressionBombError as error:
-        raise unreadable(path, describe_excess(error)) from error
     except Exception as error:  # the readers raise whatever the bytes provoke
-        raise unreadable(path, describe_error(error)) from error
+        raise refusal_of(path, content, error) from error
 
 
 def array_size(path: Path, channels: int, exif_rotation: bool = True) -> tuple[int, int] | None:

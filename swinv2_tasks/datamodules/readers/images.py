@@ -76,17 +76,28 @@ def read_image(path: str | Path, content: bytes | None = None, exif_rotation: bo
                 return picture
     except UserError:
         raise
-    except FileNotFoundError as error:
-        raise unreadable(path, "the file does not exist") from error
-    except IsADirectoryError as error:
-        raise unreadable(path, "it is a folder") from error
-    except Image.UnidentifiedImageError as error:
-        raise unreadable(path, describe_unknown(path, content)) from error
-    except Image.DecompressionBombError as error:
-        raise unreadable(path, describe_excess(error)) from error
     # Pillow's decoders raise whatever the bytes provoke (OSError, SyntaxError, struct.error, zlib.error, …).
     except Exception as error:
-        raise unreadable(path, describe_error(error)) from error
+        raise refusal_of(path, content, error) from error
+
+
+def refusal_of(path: str | Path, content: bytes | None, error: Exception) -> UserError:
+    """The error for an image that cannot be read, by what reading it has raised.
+
+    Args:
+        path: The file.
+        content: Its bytes, where they were in memory already.
+        error: Whatever was raised.
+    """
+    if isinstance(error, FileNotFoundError):
+        return unreadable(path, "the file does not exist")
+    if isinstance(error, IsADirectoryError):
+        return unreadable(path, "it is a folder")
+    if isinstance(error, Image.UnidentifiedImageError):
+        return unreadable(path, describe_unknown(path, content))
+    if isinstance(error, Image.DecompressionBombError):
+        return unreadable(path, describe_excess(error))
+    return unreadable(path, describe_error(error))
 
 
 def describe_error(error: Exception) -> str:

@@ -319,7 +319,7 @@ def test_mixed_images_have_the_shares_of_their_classes(tmp_path: Path) -> None:
         name, _, share = line.partition(" ")
         assert name in ("cat", "dog", "owl")
         shares.append(int(share.rstrip("%") or 100))
-    assert len([share for share in shares if share < 100]) > 10
+    assert sum(share < 100 for share in shares) > 10
     assert {len(figure.pictures) for figure in page.figures} == {4}
 
 
