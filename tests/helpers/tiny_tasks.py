@@ -118,7 +118,7 @@ TINY_TASKS: dict[str, TinyTask] = {
         motions.write_motions,
         motions.write_config,
         validation="val",
-        trainer={"max_epochs": 25, "check_val_every_n_epoch": 5},
+        trainer={"max_epochs": 40, "check_val_every_n_epoch": 5},  # after 25, the score hangs on a processor's rounding
         loss=0.5,
         scores={"val/top1": 0.9},
         names=list(motions.LABELS),
