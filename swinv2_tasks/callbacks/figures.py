@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -135,9 +136,16 @@ def save_figure(figure: Any, target: Any) -> None:
         figure: the figure.
         target: path or stream.
     """
+    with hide_missing_glyphs():
+        figure.savefig(target, dpi=100, format="png")
+
+
+@contextmanager
+def hide_missing_glyphs() -> Iterator[None]:
+    """Keeps matplotlib from warning of characters that its fonts lack, which are drawn as boxes."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*missing from", category=UserWarning)
-        figure.savefig(target, dpi=100, format="png")
+        yield
 
 
 def _thumbnail(path: str, read: Callable[[str], Image.Image], side: int = 256) -> Image.Image:

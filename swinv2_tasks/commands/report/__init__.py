@@ -1,0 +1,1 @@
+"""``swinv2-tasks report``: one page of a run."""
