@@ -22,6 +22,7 @@ from swinv2_tasks.callbacks.simmim import hide_masked
 from swinv2_tasks.datamodules.readers.channels import stretch
 from swinv2_tasks.datamodules.scene_classes import MOST_CLASSES, colors
 from swinv2_tasks.datamodules.transforms.classification import denormalize
+from swinv2_tasks.pages import reduce
 from swinv2_tasks.progress import count_words
 from swinv2_tasks.text import shorten
 
@@ -105,7 +106,7 @@ def draw_samples(
         return [draw_scene(picture(image), _class_indices(mask), names) for image, mask in pairs]
     labels = batch.get("label", [None] * most)
     return [
-        SamplePicture([reduce(picture(image))], name_classes(label, names))
+        SamplePicture([reduce(picture(image), SIDE)], name_classes(label, names))
         for image, label in zip(images, labels, strict=False)
     ]
 
@@ -121,14 +122,6 @@ def to_picture(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Im
     values = image.float().numpy().transpose(1, 2, 0)  # of which each channel is stretched by itself, whatever its mean
     shown = stretch(values[..., :3] if len(image) > 3 else values[..., :1])
     return Image.fromarray(np.ascontiguousarray(shown if shown.shape[2] == 3 else shown.repeat(3, axis=2)))
-
-
-def reduce(image: Image.Image, side: int = SIDE) -> Image.Image:
-    """An image whose longer side has at most so many pixels; a smaller one unchanged."""
-    scale = side / max(image.size)
-    if scale >= 1:
-        return image
-    return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
 
 
 def name_classes(label: Any, names: Sequence[str]) -> list[str]:
@@ -186,7 +179,7 @@ def draw_target(
         masks: uint8 (H, W), 1 inside, of each object or none; taken one by one, as each may have 10⁸ pixels.
         names: of the classes.
     """
-    small = reduce(image)  # first, or the texts on a large one would be too small to read
+    small = reduce(image, SIDE)  # first, or the texts on a large one would be too small to read
     across, down = small.width / image.width, small.height / image.height
 
     def shrink(mask: np.ndarray) -> np.ndarray:
@@ -206,7 +199,7 @@ def draw_target(
         for (left, top, right, bottom), label, is_crowd in zip(boxes, labels, crowds, strict=True)
     ]
     lines = [count_words(len(labels), "object"), *_count_classes(labels, names)]
-    return SamplePicture([reduce(draw_objects(small, drawn_masks, drawn_boxes))], lines)
+    return SamplePicture([reduce(draw_objects(small, drawn_masks, drawn_boxes), SIDE)], lines)
 
 
 def _count_classes(labels: Sequence[int], names: Sequence[str]) -> list[str]:
@@ -219,7 +212,7 @@ def _count_classes(labels: Sequence[int], names: Sequence[str]) -> list[str]:
 
 def _draw_frames(clip: Tensor, picture: Callable[[Tensor], Image.Image]) -> list[Image.Image]:
     """Frames of a clip (C, T, H, W), in their order."""
-    return [reduce(picture(clip[:, index])) for index in spread_frames(clip.shape[1])]
+    return [reduce(picture(clip[:, index]), SIDE) for index in spread_frames(clip.shape[1])]
 
 
 def spread_frames(number: int) -> list[int]:
@@ -250,7 +243,7 @@ def draw_scene(image: Image.Image, labels: np.ndarray, names: Sequence[str]) -> 
     unlabeled = np.count_nonzero(numbers == 0) / numbers.size
     lines = [f"{unlabeled:.1%} not labeled"] if unlabeled else []
 
-    small = reduce(image)
+    small = reduce(image, SIDE)
     if small.size != image.size:
         numbers = np.asarray(Image.fromarray(numbers).resize(small.size, Image.Resampling.NEAREST))
     overlay = small.copy()
@@ -261,7 +254,9 @@ def draw_scene(image: Image.Image, labels: np.ndarray, names: Sequence[str]) -> 
 def _draw_masked(image: Tensor, mask: Tensor, picture: Callable[[Tensor], Image.Image]) -> SamplePicture:
     """An image, and the same with gray patches where it is masked."""
     share = float(mask.float().mean())
-    return SamplePicture([reduce(picture(image)), reduce(picture(hide_masked(image, mask)))], [f"{share:.0%} masked"])
+    return SamplePicture(
+        [reduce(picture(image), SIDE), reduce(picture(hide_masked(image, mask)), SIDE)], [f"{share:.0%} masked"]
+    )
 
 
 def side_by_side(images: Sequence[Image.Image]) -> Image.Image:

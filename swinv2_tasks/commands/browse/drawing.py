@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import Dataset
 
-from swinv2_tasks.callbacks.batch_pictures import MOST_FRAMES, SamplePicture, reduce
+from swinv2_tasks.callbacks.batch_pictures import MOST_FRAMES, SamplePicture
 from swinv2_tasks.callbacks.segmentation import LegendEntry
 from swinv2_tasks.commands.check.datasets import TaskName
-from swinv2_tasks.commands.pages import embed
 from swinv2_tasks.datamodules.layouts import Split
 from swinv2_tasks.datamodules.loader import BatchLoader, BatchOrder, BatchPlan, Fault, FaultPolicy, sample_id
+from swinv2_tasks.pages import embed, reduce
 from swinv2_tasks.progress import WorkProgress
 
 MOST_BYTES = 18_000_000

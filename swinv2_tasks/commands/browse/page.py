@@ -8,7 +8,7 @@ from typing import Any
 
 from swinv2_tasks.commands.browse.drawing import Draw, Sample, Section
 from swinv2_tasks.commands.check.datasets import TaskName
-from swinv2_tasks.commands.pages import write_page
+from swinv2_tasks.pages import write_page
 from swinv2_tasks.text import printable
 
 MOST_LEGEND = 24
@@ -39,7 +39,7 @@ def write_samples(
         **_styles(task, is_augmented),
         "sections": [_section_values(task, root, section) for section in sections],
     }
-    write_page(path, "browse/page.html", values)
+    write_page(path, "commands/browse/page.html", values)
 
 
 def _styles(task: TaskName, is_augmented: bool) -> dict[str, Any]:

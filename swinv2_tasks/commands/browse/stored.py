@@ -13,11 +13,11 @@ from torch.utils.data import Dataset
 
 from swinv2_tasks.batches import IGNORED
 from swinv2_tasks.callbacks.batch_pictures import (
+    SIDE,
     SamplePicture,
     draw_scene,
     draw_target,
     name_classes,
-    reduce,
     spread_frames,
 )
 from swinv2_tasks.commands.check.datasets import SPLITS, TaskName
@@ -37,6 +37,7 @@ from swinv2_tasks.datamodules.layouts import Split
 from swinv2_tasks.datamodules.readers.annotations import rasterize
 from swinv2_tasks.datamodules.readers.videos import Video
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.pages import reduce
 from swinv2_tasks.progress import count_words
 from swinv2_tasks.text import printable
 
@@ -135,7 +136,7 @@ def _draw_image(data: ImageNetDataModule, dataset: LabeledImages | StreamedImage
     image = sample["image"]
     if not isinstance(image, Image.Image):
         image = data.reader.picture(dataset.sample_id(index))
-    return SamplePicture([reduce(image)], name_classes(sample["label"], data.class_names))
+    return SamplePicture([reduce(image, SIDE)], name_classes(sample["label"], data.class_names))
 
 
 # ---- detection
@@ -197,7 +198,7 @@ def _draw_video(data: KineticsDataModule, dataset: TrainingClips, index: int) ->
     with Video(path, data.decoder) as video:
         number = len(video)
         frames = video.frames(spread_frames(number))
-    images = [reduce(Image.fromarray(frame)) for frame in frames]
+    images = [reduce(Image.fromarray(frame), SIDE) for frame in frames]
     row = label_row(label, data.num_classes)
     return SamplePicture(images, [*name_classes(row, data.class_names), count_words(number, "frame")])
 
@@ -213,4 +214,4 @@ def _open_unlabeled(data: SimMIMDataModule, split: Split) -> StoredSamples:
 
 
 def _draw_unlabeled(data: SimMIMDataModule, dataset: MaskedImages, index: int) -> SamplePicture:
-    return SamplePicture([reduce(data.reader.picture(dataset.paths[index]))], [])
+    return SamplePicture([reduce(data.reader.picture(dataset.paths[index]), SIDE)], [])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from swinv2_tasks.commands import pages
+from swinv2_tasks import pages
 from swinv2_tasks.commands.check.charts import Chart
 from swinv2_tasks.commands.check.findings import SEVERITIES, Check, Finding, Findings
 from swinv2_tasks.commands.check.pictures import Show, picture_of
@@ -58,7 +58,7 @@ def write_page(
         "facts": [(name, printable(value)) for name, value in facts],
         "charts": charts,
     }
-    pages.write_page(path, "check/page.html", values)
+    pages.write_page(path, "commands/check/page.html", values)
 
 
 def _check_as_values(name: str, check: Check, kept: Sequence[Finding], number: int, show: Show) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from PIL import Image, ImageDraw
 
 from swinv2_tasks.callbacks.batch_pictures import side_by_side
 from swinv2_tasks.commands.check.findings import Box, Finding
-from swinv2_tasks.commands.pages import embed
 from swinv2_tasks.datamodules.readers.label_maps import read_colors, read_values
 from swinv2_tasks.datamodules.readers.videos import Video
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.pages import embed
 
 SIDE = 240
 """Pixels of a picture's longer side."""

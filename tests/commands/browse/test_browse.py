@@ -22,11 +22,11 @@ from swinv2_tasks.commands.browse import drawing
 from swinv2_tasks.commands.browse.choice import choose
 from swinv2_tasks.commands.browse.stored import Labels
 from swinv2_tasks.commands.check.datasets import TaskName, open_datamodule
-from swinv2_tasks.commands.pages import LEAST_SIDE, embed
 from swinv2_tasks.datamodules.loader import BatchPlan
 from swinv2_tasks.datamodules.readers.channels import ImageReader
 from swinv2_tasks.datamodules.scene_classes import colors
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.pages import LEAST_SIDE, embed
 from swinv2_tasks.seeding import derive_seed, seed_generators
 from tests.helpers.browsed import BrowsedPage
 from tests.helpers.faulty_data import WRITERS, photograph, save, write_ade20k, write_coco, write_imagenet, write_simmim
