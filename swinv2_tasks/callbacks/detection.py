@@ -21,6 +21,7 @@ from swinv2_tasks.callbacks.prediction_folder import write_json_list
 from swinv2_tasks.callbacks.prediction_journal import Record
 from swinv2_tasks.datamodules.readers.images import strips_of
 from swinv2_tasks.evaluation.coco import TYPE_NAMES, CocoScores, IoUType, as_results
+from swinv2_tasks.evaluation.coco_curves import describe_curves
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.records import each, mapping, number
 from swinv2_tasks.tables import TerminalTable
@@ -106,10 +107,11 @@ _RESULTS = each(mapping({"category_id": number(), "score": number(), "bbox": eac
 
 
 class DetectionScores(Callback):
-    """At the end of an evaluation writes val_classes.json or test_classes.json, COCO's numbers and those per class.
+    """Writes COCO's numbers of an evaluation and what they follow from, and prints them outside of a training.
 
-    Outside of a training it also prints them and writes val_detections.json or test_detections.json, which COCO's
-    server takes as a submission.
+    Of a validation, and of a test likewise: val_classes.json, the numbers, those of each class too; val_curves.json,
+    precision over recall, AP by IoU and size; val_detections.json, which COCO's server takes as a submission; and
+    val_truth.json, the annotations with the images' files, from which any tool computes them again.
 
     Args:
         folder: where to write: the run's folder.
@@ -121,6 +123,8 @@ class DetectionScores(Callback):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._reported_limit: str | None = None
+        self._written_images: list[int] | None = None
+        """Ids of the images whose annotations have been written: they stay the same in a training."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the validation's scores, unless it is the check before training."""
@@ -136,17 +140,29 @@ class DetectionScores(Callback):
         if not trainer.is_global_zero:
             return
         names = class_names(task)
+        results = self.folder / f"{split}_detections.json"
+        write_results(results, metric.results)
         if metric.scores:
             write_scores(self.folder / f"{split}_classes.json", metric.scores, names, metric.limit)
+            write_curves(self.folder / f"{split}_curves.json", metric.scores, names)
+            self._write_truth(self.folder / f"{split}_truth.json", metric.truth)
         if trainer.state.fn != "fit":
-            results = self.folder / f"{split}_detections.json"
-            write_results(results, metric.results)
             for table in score_tables(metric.scores, names) if metric.scores else []:
                 table.print()
             say(f"{len(metric.results)} detections: {printable(results)}")
         if metric.limit not in (None, self._reported_limit):  # in a training, once
             log.warning(metric.limit)
             self._reported_limit = metric.limit
+
+    def _write_truth(self, path: Path, truth: Mapping[str, Any]) -> None:
+        """Writes the annotations, unless they stand there; nothing of a loader that does not name its images' files."""
+        images = truth["images"]
+        ids = [image["id"] for image in images]
+        if ids == self._written_images or not all("file_name" in image for image in images):
+            return
+        content = json.dumps(truth)
+        replace_file(path, lambda file: file.write_text(content, "utf-8"))
+        self._written_images = ids
 
 
 def class_names(task: Any) -> dict[int, str]:
@@ -164,12 +180,18 @@ def image_ids(paths: Sequence[str]) -> dict[str, int]:
 
 def write_results(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
     """Writes detections as COCO takes submissions: a JSON list of {image_id, category_id, bbox, score, …}."""
+    replace_file(path, lambda file: write_json_list(file, results))
 
-    def write(file: Path) -> None:
-        with file.open("w", encoding="utf-8") as stream:
-            json.dump(results, stream)
 
-    replace_file(path, write)
+def write_curves(path: Path, scores: Mapping[IoUType, CocoScores], names: Mapping[int, str]) -> None:
+    """Writes as JSON, under ``box`` and ``mask``, what ``describe_curves`` says."""
+    content = {
+        TYPE_NAMES[iou_type]: describe_curves(of_type.curves, names)
+        for iou_type, of_type in scores.items()
+        if of_type.curves is not None
+    }
+    text = json.dumps(content) + "\n"
+    replace_file(path, lambda file: file.write_text(text, "utf-8"))
 
 
 def write_scores(

@@ -21,6 +21,7 @@ from pycocotools import mask as coco_masks
 from torchmetrics import Metric
 
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.evaluation.coco_curves import CocoCurves, mean_of_existing, read_curves
 from swinv2_tasks.inference.detection import Detections, encode_masks
 
 IoUType = Literal["bbox", "segm"]
@@ -47,10 +48,12 @@ class CocoScores:
         statistics: the twelve numbers by name, in [0, 1]; −1 where there is no object of that size. Eleven with a
             `max_detections` of at most 10, and ten with 1, where some are the same.
         class_ap: average precision (IoU .50 to .95) of each category by id; NaN where there is no object of it.
+        curves: what lies behind them.
     """
 
     statistics: dict[str, float]
     class_ap: dict[int, float]
+    curves: CocoCurves | None = None
 
 
 def coco_scores(
@@ -100,14 +103,14 @@ def coco_scores(
             evaluation.params.maxDets = [limit for limit in (1, 10) if limit < max_detections] + [max_detections]
             evaluation.evaluate()
             evaluation.accumulate()
-            scores[iou_type] = CocoScores(_statistics(evaluation), _class_ap(evaluation))
+            scores[iou_type] = CocoScores(_statistics(evaluation), _class_ap(evaluation), read_curves(evaluation))
     return scores
 
 
 def _class_ap(evaluation: Any) -> dict[int, float]:
     """The average precision of each category of an accumulated evaluation, by id."""
     precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]  # IoU thresholds, recalls, classes
-    means = [_mean(precision[:, :, k], empty=math.nan) for k in range(precision.shape[2])]
+    means = [mean_of_existing(precision[:, :, k], empty=math.nan) for k in range(precision.shape[2])]
     return dict(zip(map(int, evaluation.params.catIds), means, strict=True))
 
 
@@ -137,13 +140,7 @@ def _statistics(evaluation: Any) -> dict[str, float]:
     precisions |= {f"ap_{name}": precision[..., k, -1] for k, name in sizes}
     recalls = {f"ar{limit}": recall[..., 0, k] for k, limit in enumerate(evaluation.params.maxDets)}
     recalls |= {f"ar_{name}": recall[..., k, -1] for k, name in sizes}
-    return {name: _mean(values, empty=-1.0) for name, values in (precisions | recalls).items()}
-
-
-def _mean(values: np.ndarray, empty: float) -> float:
-    """The mean of the values without −1, which stands for classes without an object; ``empty`` where there is none."""
-    values = values[values > -1]
-    return float(values.mean()) if len(values) else empty
+    return {name: mean_of_existing(values, empty=-1.0) for name, values in (precisions | recalls).items()}
 
 
 def describe_limit(truth: Mapping[str, Any], max_detections: int, per_class: bool, remedy: str) -> str | None:
@@ -249,8 +246,17 @@ def as_results(
     return results
 
 
-def as_annotations(target: Mapping[str, Any], size: Sequence[int], class_ids: Sequence[int]) -> dict[str, Any]:
-    """A ``DetectionTarget`` of evaluation as what an annotation file says of the image: {image, annotations}."""
+def as_annotations(
+    target: Mapping[str, Any], size: Sequence[int], class_ids: Sequence[int], file_name: str | None = None
+) -> dict[str, Any]:
+    """A ``DetectionTarget`` of evaluation as what an annotation file says of the image: {image, annotations}.
+
+    Args:
+        target: the objects of an image.
+        size: height and width of the image.
+        class_ids: the category of each class index.
+        file_name: the image's file, where it is known.
+    """
     columns = [target[name].tolist() for name in ("labels", "area", "iscrowd")]
     annotations = [
         {
@@ -266,6 +272,8 @@ def as_annotations(target: Mapping[str, Any], size: Sequence[int], class_ids: Se
         for annotation, code in zip(annotations, _encode(target["masks"]), strict=True):
             annotation["segmentation"] = code
     image = {"id": target["image_id"], "height": int(size[0]), "width": int(size[1])}
+    if file_name is not None:
+        image["file_name"] = file_name
     return {"image": image, "annotations": annotations}
 
 
@@ -310,6 +318,8 @@ class CocoMetric(Metric):
         """Of the last ``compute``: what images with more objects than detections that count make of the scores."""
         self.results: list[dict[str, Any]] = []
         """Detections of the last ``compute`` over all processes, in order of their images; on the first process."""
+        self.truth: dict[str, Any] | None = None
+        """The ground truth likewise, as an annotation file states it; None where nothing is annotated."""
         self._results: list[tuple[int, list[dict[str, Any]]]] = []
         self._truth: list[dict[str, Any]] = []
 
@@ -358,12 +368,15 @@ class CocoMetric(Metric):
         truth = [image for part in parts for image in part[1]]
         truth.sort(key=lambda image: image["image"]["id"])
         if not truth:
+            self.truth = None
             return {}
+        annotations = [annotation for image in truth for annotation in image["annotations"]]
         content = {
             "images": [image["image"] for image in truth],
-            "annotations": [annotation for image in truth for annotation in image["annotations"]],
+            "annotations": [{"id": number, **entry} for number, entry in enumerate(annotations, start=1)],
             "categories": [{"id": class_id, "name": name} for class_id, name in zip(*self.classes, strict=True)],
         }
+        self.truth = content
         self.limit = describe_limit(content, self.max_detections, False, "--model.inference.max_detections")
         # The task detects no more than its limit in an image, of all classes together. Where that is below COCO's
         # limit, it is the one that counts.

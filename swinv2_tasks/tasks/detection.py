@@ -177,12 +177,14 @@ class DetectionTask(BaseTask):
         self._evaluate(batch, self.of_loader(self.test_scores, dataloader_idx))
 
     def _evaluate(self, batch: DetectionEvalBatch, metric: CocoMetric) -> None:
-        targets: Sequence[Any] = batch.get("targets", [None] * len(batch["images"]))
+        nothing = [None] * len(batch["images"])
+        targets: Sequence[Any] = batch.get("targets", nothing)
+        files: Sequence[str | None] = batch.get("paths", nothing)
         sizes, image_ids = sizes_of(batch), self._image_ids(batch, metric)
         detections = self.detect(batch["images"], sizes, batch.get("rescaled"))
-        for in_image, target, size, image_id in zip(detections, targets, sizes, image_ids, strict=True):
+        for in_image, target, file, size, image_id in zip(detections, targets, files, sizes, image_ids, strict=True):
             results = as_results(in_image, image_id, size, self.ids, self.inference.mask_threshold)
-            truth = None if target is None else as_annotations(target, size, self.ids)
+            truth = None if target is None else as_annotations(target, size, self.ids, file)
             metric.update(image_id, results, truth)
 
     def _image_ids(self, batch: DetectionEvalBatch, metric: CocoMetric) -> list[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
 from collections.abc import Callable
@@ -14,6 +16,8 @@ import torch
 import yaml
 from PIL import Image
 from pycocotools import mask as coco_masks
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from torch.utils.data import DataLoader
 
 from swinv2_tasks.backbone import SwinTransformerV2
@@ -82,7 +86,6 @@ def test_losses_and_scores_are_logged_with_their_parts(finder: Path) -> None:
     table = json.loads((finder / "val_classes.json").read_text())
     assert [(row["id"], row["name"]) for row in table["classes"]] == list(CATEGORIES.items())
     assert table["box"]["ap50"] == pytest.approx(read_scores(finder)["val/box_ap50"], abs=1e-6)
-    assert not (finder / "val_detections.json").exists()
 
 
 def test_validate_prints_the_scores_of_each_class_and_writes_detections_that_score_the_same(
@@ -102,6 +105,25 @@ def test_validate_prints_the_scores_of_each_class_and_writes_detections_that_sco
             for name, value in metrics.items()
             if name.startswith(f"val/{iou_type}_")
         }
+
+
+def test_a_training_writes_what_cocos_tools_compute_its_scores_from(finder: Path) -> None:
+    classes, curves = (json.loads((finder / f"val_{name}.json").read_text()) for name in ("classes", "curves"))
+    truth, results = (json.loads((finder / f"val_{name}.json").read_text()) for name in ("truth", "detections"))
+    assert [Path(image["file_name"]).is_file() for image in truth["images"]] == [True] * 5
+    for iou_type, name in (("bbox", "box"), ("segm", "mask")):
+        with contextlib.redirect_stdout(io.StringIO()):
+            annotations = COCO()
+            annotations.dataset = truth
+            annotations.createIndex()
+            evaluation = COCOeval(annotations, annotations.loadRes(results), iou_type)
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        assert [*classes[name].values()] == evaluation.stats.tolist()
+        assert curves[name]["ap"]["all"][0] == classes[name]["ap50"]
+        rows = [row for row in classes["classes"] if row[f"{name}_ap"] is not None]
+        assert [row["id"] for row in curves[name]["classes"]] == [row["id"] for row in rows]
 
 
 @pytest.mark.slow

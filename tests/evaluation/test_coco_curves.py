@@ -1,0 +1,91 @@
+"""Precision over recall and AP by IoU and size: as COCO's tools compute them; the twelve numbers follow."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from swinv2_tasks.evaluation.coco import Backend, CocoMetric, coco_scores
+from swinv2_tasks.evaluation.coco_curves import describe_curves
+from tests.evaluation.test_coco import BACKENDS, random_objects
+from tests.helpers.objects import CATEGORIES
+
+
+def content_of(truth: list[dict[str, Any]]) -> dict[str, Any]:
+    """What an annotation file says of some images."""
+    annotations = [annotation for entry in truth for annotation in entry["annotations"]]
+    return {
+        "images": [entry["image"] for entry in truth],
+        "annotations": [{**entry, "id": k} for k, entry in enumerate(annotations, start=1)],
+        "categories": [{"id": k, "name": name} for k, name in CATEGORIES.items()],
+    }
+
+
+def evaluate(content: dict[str, Any], results: list[dict[str, Any]], iou_type: str) -> Any:
+    """The evaluation of pycocotools as its own users run it."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = content
+        truth.createIndex()
+        evaluation = COCOeval(truth, truth.loadRes(results), iou_type)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_curves_are_those_of_cocos_tools(backend: Backend) -> None:
+    truth, detections = random_objects(3, images=20)
+    content, results = content_of(truth), [entry for of_image in detections for entry in of_image]
+    scores = coco_scores(content, results, ("bbox", "segm"), backend)
+    for iou_type in ("bbox", "segm"):
+        of_type = scores[iou_type]
+        curves = of_type.curves
+        assert curves is not None
+        expected = evaluate(content, results, iou_type)
+        precision, at = expected.eval["precision"][..., 2], expected.eval["scores"][..., 2]
+        np.testing.assert_allclose(curves.recalls, expected.params.recThrs)
+        np.testing.assert_allclose(curves.precision, precision[..., 0].mean(2))
+        for k, category in enumerate(CATEGORIES):
+            np.testing.assert_allclose(curves.class_precision[category], precision[0, :, k, 0])
+            np.testing.assert_allclose(curves.class_scores[category], at[0, :, k, 0])
+            assert curves.class_precision[category].mean() == pytest.approx(curves.class_numbers[category]["ap50"])
+            recall = expected.eval["recall"][:, k, 0, 2]
+            assert curves.class_numbers[category]["ar"] == pytest.approx(recall.mean())
+
+        numbers = of_type.statistics
+        assert curves.ap["all"].mean() == pytest.approx(numbers["ap"])
+        assert (curves.ap["all"][0], curves.ap["all"][5]) == (numbers["ap50"], numbers["ap75"])
+        for size in ("small", "medium", "large"):
+            mean = -1 if np.isnan(curves.ap[size]).any() else curves.ap[size].mean()
+            assert mean == pytest.approx(numbers[f"ap_{size}"])
+
+
+def test_classes_without_objects_are_left_out_of_the_file() -> None:
+    truth, detections = random_objects(2, images=10)
+    content = content_of(truth)
+    content["annotations"] = [entry for entry in content["annotations"] if entry["category_id"] != 5]
+    (scores,) = coco_scores(content, [entry for results in detections for entry in results]).values()
+    assert scores.curves is not None
+    described = describe_curves(scores.curves, CATEGORIES)
+    assert [entry["id"] for entry in described["classes"]] == [3, 90]
+    assert math.isnan(scores.curves.class_numbers[5]["ap50"])
+    assert not np.isnan(scores.curves.precision).any()
+
+
+def test_the_metric_keeps_the_truth_as_an_annotation_file_states_it() -> None:
+    truth, detections = random_objects(4)
+    metric = CocoMetric(masks=True)
+    metric.classes = (list(CATEGORIES), list(CATEGORIES.values()))
+    for k, results in reversed([*enumerate(detections)]):
+        metric.update(10 * k, results, truth[k])
+    metric.compute()
+    assert metric.truth == content_of(truth)
