@@ -27,6 +27,7 @@ from swinv2_tasks.evaluation.coco import (
     coco_scores,
     describe_limit,
 )
+from tests.helpers.evaluated_objects import random_objects
 from tests.helpers.objects import CATEGORIES, DATA, write_objects
 
 BACKENDS: list[Backend] = ["pycocotools", "faster_coco_eval"]
@@ -102,30 +103,6 @@ def test_the_truth_as_predictions_scores_one(backend: Backend, rebuilt: Any, rea
             precise = {name: value for name, value in scores.statistics.items() if name.startswith("ap")}
             assert precise == pytest.approx(dict.fromkeys(precise, 1.0))
             assert scores.statistics["ar100"] == pytest.approx(1.0)
-
-
-def random_objects(seed: int, images: int = 6) -> tuple[list[dict[str, Any]], list[list[dict[str, Any]]]]:
-    """Annotated images, and results that find some of their objects roughly and some that are not there."""
-    rng = np.random.default_rng(seed)
-    truth, detections = [], []
-    for k in range(images):
-        number = int(rng.integers(0, 5))
-        corners = rng.random((number, 2)) * 60
-        boxes = torch.from_numpy(np.concatenate([corners, corners + 10 + 50 * rng.random((number, 2))], 1)).float()
-        masks = torch.zeros(number, 120, 120, dtype=torch.uint8)
-        for mask, (left, top, right, bottom) in zip(masks, boxes.int().tolist(), strict=True):
-            mask[top:bottom, left:right] = 1
-        labels = torch.from_numpy(rng.integers(0, 3, number))
-        target = {"boxes": boxes, "labels": labels, "masks": masks, "image_id": 10 * k}
-        target |= {"area": masks.sum((1, 2)).float(), "iscrowd": torch.from_numpy(rng.integers(0, 2, number) // 2)}
-        truth.append(as_annotations(target, (120, 120), list(CATEGORIES)))
-        moved = (boxes + torch.from_numpy(rng.normal(0, 4, (number, 4))).float()).clamp(0, 119)
-        moved[:, 2:] = moved[:, 2:].maximum(moved[:, :2] + 1)
-        shifted = masks.roll((int(rng.integers(0, 4)), int(rng.integers(0, 4))), (1, 2))[:, None].float()
-        scores = torch.from_numpy(rng.random(number).round(1)).float()
-        prediction = {"boxes": moved, "labels": labels, "scores": scores, "masks": shifted}
-        detections.append(as_results(prediction, 10 * k, (120, 120), list(CATEGORIES)))
-    return truth, detections
 
 
 @pytest.mark.parametrize("seed", range(3))

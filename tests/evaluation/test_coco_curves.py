@@ -2,43 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
-from typing import Any
 
 import numpy as np
 import pytest
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from swinv2_tasks.evaluation.coco import Backend, CocoMetric, coco_scores
 from swinv2_tasks.evaluation.coco_curves import describe_curves
-from tests.evaluation.test_coco import BACKENDS, random_objects
+from tests.helpers.evaluated_objects import content_of, evaluate, random_objects
 from tests.helpers.objects import CATEGORIES
 
-
-def content_of(truth: list[dict[str, Any]]) -> dict[str, Any]:
-    """What an annotation file says of some images."""
-    annotations = [annotation for entry in truth for annotation in entry["annotations"]]
-    return {
-        "images": [entry["image"] for entry in truth],
-        "annotations": [{**entry, "id": k} for k, entry in enumerate(annotations, start=1)],
-        "categories": [{"id": k, "name": name} for k, name in CATEGORIES.items()],
-    }
-
-
-def evaluate(content: dict[str, Any], results: list[dict[str, Any]], iou_type: str) -> Any:
-    """The evaluation of pycocotools as its own users run it."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        truth.dataset = content
-        truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes(results), iou_type)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return evaluation
+BACKENDS: list[Backend] = ["pycocotools", "faster_coco_eval"]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -16,7 +16,7 @@ from swinv2_tasks.evaluation.detection_errors import (
     match_classes,
     overlaps,
 )
-from tests.evaluation.test_coco_curves import content_of, evaluate
+from tests.helpers.evaluated_objects import content_of, evaluate
 
 CLASSES = [3, 5, 90]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import math
 from collections.abc import Callable
@@ -16,8 +14,6 @@ import torch
 import yaml
 from PIL import Image
 from pycocotools import mask as coco_masks
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from torch.utils.data import DataLoader
 
 from swinv2_tasks.backbone import SwinTransformerV2
@@ -33,6 +29,7 @@ from swinv2_tasks.training.optim import StepSchedule
 from swinv2_tasks.weights import load_weights, save_weights
 from tests.helpers import runs
 from tests.helpers.checkpoints import randomize
+from tests.helpers.evaluated_objects import evaluate as cocos_evaluation
 from tests.helpers.objects import (
     BACKBONE,
     CATEGORIES,
@@ -112,14 +109,7 @@ def test_a_training_writes_what_cocos_tools_compute_its_scores_from(finder: Path
     truth, results = (json.loads((finder / f"val_{name}.json").read_text()) for name in ("truth", "detections"))
     assert [Path(image["file_name"]).is_file() for image in truth["images"]] == [True] * 5
     for iou_type, name in (("bbox", "box"), ("segm", "mask")):
-        with contextlib.redirect_stdout(io.StringIO()):
-            annotations = COCO()
-            annotations.dataset = truth
-            annotations.createIndex()
-            evaluation = COCOeval(annotations, annotations.loadRes(results), iou_type)
-            evaluation.evaluate()
-            evaluation.accumulate()
-            evaluation.summarize()
+        evaluation = cocos_evaluation(truth, results, iou_type)
         assert [*classes[name].values()] == evaluation.stats.tolist()
         assert curves[name]["ap"]["all"][0] == classes[name]["ap50"]
         rows = [row for row in classes["classes"] if row[f"{name}_ap"] is not None]
