@@ -10,7 +10,6 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_masks
 
-from swinv2_tasks.callbacks.batch_pictures import reduce
 from swinv2_tasks.callbacks.detection import bright_color, draw_objects
 from swinv2_tasks.commands.report.blocks import Example, Examples, Picture, Section
 from swinv2_tasks.commands.report.detected import Detected
@@ -25,6 +24,7 @@ from swinv2_tasks.commands.report.pictures import (
 )
 from swinv2_tasks.commands.report.run import Run
 from swinv2_tasks.evaluation.detection_errors import WRONG, overlaps
+from swinv2_tasks.pages import reduce
 from swinv2_tasks.progress import count_words
 from swinv2_tasks.text import shorten
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from PIL import Image
 
 from swinv2_tasks.child_processes import available_cores
-from swinv2_tasks.commands.pages import embed
 from swinv2_tasks.commands.report.blocks import Picture
 from swinv2_tasks.commands.report.run import Run
 from swinv2_tasks.datamodules.readers.channels import RGB_READER, ImageReader
 from swinv2_tasks.errors import UserError
+from swinv2_tasks.pages import embed
 
 SIDE = 320
 """Pixels of a picture's longer side."""
