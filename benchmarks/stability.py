@@ -194,7 +194,7 @@ def read_images(root: str, size: int) -> Images:
     for split in ("train", "val"):
         data = ImageNetDataModule(root, size, num_workers=0, val_dir=split, crop_pct=1.0)
         data.setup("validate")
-        inputs, labels = zip(*(sample.values() for sample in data.val_dataset), strict=True)
+        inputs, labels = zip(*((sample["image"], sample["label"]) for sample in data.val_dataset), strict=True)
         images[split] = torch.stack(inputs), torch.tensor(labels)
     return images
 

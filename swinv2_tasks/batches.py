@@ -50,6 +50,9 @@ class ClassificationBatch(TypedDict):
     where images are mixed; a row of zeros is an image for which no class holds, which counts as any other.
     """
 
+    path: NotRequired[list[str]]
+    """In evaluation, the file of each image, B in all; what is written of predictions names it."""
+
 
 class SegmentationBatch(TypedDict):
     """Images and the class of each of their pixels."""

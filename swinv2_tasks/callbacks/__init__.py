@@ -3,6 +3,7 @@
 from swinv2_tasks.callbacks.classification import ClassificationPredictions
 from swinv2_tasks.callbacks.console import Console
 from swinv2_tasks.callbacks.detection import DetectionPredictions, DetectionScores
+from swinv2_tasks.callbacks.evaluated_classes import EvaluatedImages, EvaluatedVideos
 from swinv2_tasks.callbacks.evaluated_samples import EvaluatedSamples
 from swinv2_tasks.callbacks.figures import LearningCurve
 from swinv2_tasks.callbacks.first_batch import FirstBatch
@@ -19,7 +20,9 @@ __all__ = [
     "Console",
     "DetectionPredictions",
     "DetectionScores",
+    "EvaluatedImages",
     "EvaluatedSamples",
+    "EvaluatedVideos",
     "FirstBatch",
     "LastValidation",
     "LearningCurve",

@@ -76,3 +76,13 @@ def sum_over_processes(counts: SampleCounts) -> SampleCounts:
     of_processes: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(of_processes, counts)
     return functools.reduce(operator.add, of_processes)
+
+
+def gather_on_first(value: Any) -> list[Any]:
+    """What each process has, on the first one, in their order; nothing on others. To be called by all of them."""
+    if not torch.distributed.is_initialized():
+        return [value]
+    is_first = torch.distributed.get_rank() == 0
+    of_processes: list[Any] | None = [None] * torch.distributed.get_world_size() if is_first else None
+    torch.distributed.gather_object(value, of_processes)
+    return of_processes or []

@@ -123,13 +123,17 @@ class MultiLabelTable(Callback):
 def write_scores(
     path: Path, scores: MultiLabelScores, ids: Sequence[Any], names: Sequence[str], threshold: float, samples: str
 ) -> None:
-    """Writes scores as JSON: the means, the threshold, and under ``classes`` a row per class; null for nothing."""
+    """Writes scores as JSON: means, the threshold, F1 over it, and under ``classes`` a row each; null for nothing."""
 
     def number(value: float) -> float | None:
         return None if math.isnan(value) else float(value)
 
     content: dict[str, Any] = {name: number(getattr(scores, name)) for name in ("map", "macro_f1", "micro_f1")}
     content["threshold"] = threshold
+    content["f1_curve"] = {
+        name: [number(value) for value in getattr(scores.curve, name)]
+        for name in ("thresholds", "micro_f1", "macro_f1")
+    }
     content["classes"] = [
         {
             "id": class_id,

@@ -1,6 +1,8 @@
-"""Scores of classifiers that torchmetrics lacks: ReaL accuracy, and cross-entropy bitwise identical in any order."""
+"""What torchmetrics lacks for classifiers: ReaL accuracy, cross-entropy bitwise identical in any order, top classes."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,3 +51,43 @@ class CrossEntropy(MeanLoss):
     def update(self, logits: Tensor, labels: Tensor) -> None:  # type: ignore[override]
         """Counts a batch: logits (B, classes), labels (B,) int64 in [0, classes)."""
         super().update(torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none"))
+
+
+class TopClasses(NamedTuple):
+    """What is predicted of samples of one label each, and how probable their labels are."""
+
+    labels: Tensor
+    """(B,) int64, the class that holds; −1 for a sample of which nobody knows any."""
+    label_scores: Tensor
+    """(B,), its probability."""
+    losses: Tensor
+    """(B,), cross-entropy."""
+    classes: Tensor
+    """(B, k) int64, the k most probable classes, the first one first."""
+    scores: Tensor
+    """(B, k), their probabilities."""
+
+
+def top_classes(logits: Tensor, labels: Tensor, number: int) -> TopClasses:
+    """The most probable classes of samples.
+
+    Args:
+        logits: (B, classes).
+        labels: (B,) int64 in [0, classes); or (B, classes), above 0 where a class holds, of which the most probable one
+            is taken: the prediction is right if it is one of them.
+        number: k, of the most probable classes.
+    """
+    logits = logits.float()
+    if labels.ndim == 2:
+        holds = labels > 0
+        highest = logits.masked_fill(~holds, -torch.inf).argmax(1)
+        labels = torch.where(holds.any(1), highest, -1)
+
+    # As the metrics have it where classes score alike: top-1 is the first of them, top-k whatever topk takes.
+    first = logits.argmax(1, keepdim=True)
+    best = logits.topk(number).indices
+    best = best.gather(1, (best != first).int().argsort(dim=1, stable=True))
+
+    log_probabilities = logits.log_softmax(1)
+    own = log_probabilities.gather(1, labels.clamp(min=0)[:, None])[:, 0]
+    return TopClasses(labels, own.exp(), -own, best, log_probabilities.gather(1, best).exp())

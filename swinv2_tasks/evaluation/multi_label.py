@@ -14,6 +14,26 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from swinv2_tasks.evaluation.class_scores import mean, share
+
+CURVE_STEPS = 100
+"""Into how many steps [0, 1] is divided where F1 is measured over the threshold."""
+
+
+@dataclass(frozen=True)
+class F1Curve:
+    """F1 over the threshold.
+
+    Attributes:
+        thresholds: 0, 0.01, … 1.
+        micro_f1: F1 of all classes' predictions taken together at each threshold.
+        macro_f1: mean F1 over the classes that hold or are predicted for any image, at each threshold.
+    """
+
+    thresholds: np.ndarray
+    micro_f1: np.ndarray
+    macro_f1: np.ndarray
+
 
 @dataclass(frozen=True)
 class MultiLabelScores:
@@ -26,6 +46,7 @@ class MultiLabelScores:
         f1: the same, of classes that hold or are predicted for any image.
         positives: for how many images each class holds, int64 (classes,).
         micro_f1: F1 of all classes' predictions taken together.
+        curve: F1 at other thresholds.
     """
 
     ap: np.ndarray
@@ -34,16 +55,17 @@ class MultiLabelScores:
     f1: np.ndarray
     positives: np.ndarray
     micro_f1: float
+    curve: F1Curve
 
     @property
     def map(self) -> float:
         """Mean average precision over the classes that hold for any image."""
-        return _mean(self.ap)
+        return mean(self.ap)
 
     @property
     def macro_f1(self) -> float:
         """Mean F1 over the classes that hold or are predicted for any image."""
-        return _mean(self.f1)
+        return mean(self.f1)
 
 
 def multi_label_scores(logits: np.ndarray, labels: np.ndarray, threshold: float = 0.5) -> MultiLabelScores:
@@ -54,18 +76,43 @@ def multi_label_scores(logits: np.ndarray, labels: np.ndarray, threshold: float 
         labels: bool (images, classes).
         threshold: probability from which on a class is predicted, in [0, 1].
     """
-    predicted = torch.from_numpy(logits).sigmoid().numpy() >= threshold
+    probabilities = torch.from_numpy(logits).sigmoid().numpy()
+    predicted = probabilities >= threshold
     right = (predicted & labels).sum(0)
     positives, predictions = labels.sum(0), predicted.sum(0)
     ap = [average_precision(logits[:, k], labels[:, k]) for k in range(labels.shape[1])]
     return MultiLabelScores(
         np.array(ap, dtype=np.float64),
-        _share(right, predictions),
-        _share(right, positives),
-        _share(2 * right, positives + predictions),
+        share(right, predictions),
+        share(right, positives),
+        share(2 * right, positives + predictions),
         positives,
-        float(_share(2 * right.sum(), positives.sum() + predictions.sum())),
+        float(share(2 * right.sum(), positives.sum() + predictions.sum())),
+        f1_curve(probabilities, labels),
     )
+
+
+def f1_curve(probabilities: np.ndarray, labels: np.ndarray) -> F1Curve:
+    """F1 at each hundredth as the threshold from which on a class is predicted.
+
+    Args:
+        probabilities: (images, classes), in [0, 1].
+        labels: bool (images, classes).
+    """
+    thresholds = np.arange(CURVE_STEPS + 1) / CURVE_STEPS
+    numbers = np.searchsorted(thresholds.astype(probabilities.dtype), probabilities, side="right")
+    columns = range(labels.shape[1])
+
+    def count(is_counted: np.ndarray) -> np.ndarray:
+        """How many of some predictions reach each threshold, (thresholds, classes)."""
+        reached = [np.bincount(numbers[is_counted[:, k], k], minlength=CURVE_STEPS + 2)[1:] for k in columns]
+        return np.stack(reached, axis=1)[::-1].cumsum(0)[::-1]
+
+    predictions, right = count(np.ones_like(labels)), count(labels)
+    positives = labels.sum(0)
+    macro = share(2 * right, positives + predictions)
+    micro = share(2 * right.sum(1), positives.sum() + predictions.sum(1))
+    return F1Curve(thresholds, micro, np.array([mean(row) for row in macro]))
 
 
 def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -87,16 +134,6 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
     right = np.cumsum(labels[order])[is_last]
     taken = np.flatnonzero(is_last) + 1
     return float(np.sum(np.diff(right, prepend=0) * (right / taken)) / positives)
-
-
-def _share(part: Any, whole: Any) -> Any:
-    """A quotient; NaN where there is nothing to divide by."""
-    return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
-
-
-def _mean(values: np.ndarray) -> float:
-    measured = values[~np.isnan(values)]
-    return float(measured.mean()) if len(measured) else float("nan")
 
 
 class MultiLabelMetric(Metric):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from swinv2_tasks.evaluation.classification import TopClasses
 from swinv2_tasks.evaluation.multi_label import MultiLabelScores, multi_label_scores
 
 
@@ -33,6 +34,8 @@ class VideoMeans(Metric):
         super().__init__(sync_on_compute=False)  # compute sums over processes itself: each has different videos
         self.num_classes = num_classes
         self.label_columns = label_columns
+        self.video_ids = torch.empty(0, dtype=torch.int64)
+        """(videos,), of those that ``means_and_labels`` last returned."""
         self._rows = self._no_rows(0)
         self._pending: list[tuple[Tensor, Tensor]] = []  # video ids (n,) and rows of `_no_rows` yet to be added
 
@@ -71,7 +74,8 @@ class VideoMeans(Metric):
             rows = torch.cat([rows, self._no_rows(int(length) - len(rows))])
             torch.distributed.all_reduce(rows)
 
-        rows = rows[rows[:, -1] > 0]  # of videos that have been seen
+        (self.video_ids,) = torch.nonzero(rows[:, -1], as_tuple=True)  # of videos that have been seen
+        rows = rows[self.video_ids]
         views = rows[:, -1:]
         means = rows[:, : self.num_classes].double() / (self.SCALE * views)
         return means, rows[:, self.num_classes : -1] // views
@@ -97,6 +101,8 @@ class VideoScores(VideoMeans):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes, label_columns=1)
+        self.top: TopClasses | None = None
+        """Of each video, as of the last ``compute``."""
 
     def update(self, logits: Tensor, labels: Tensor, video_ids: Tensor) -> None:
         """Counts views.
@@ -117,6 +123,9 @@ class VideoScores(VideoMeans):
         rank = ((means > own) | ((means == own) & is_before)).sum(1)
 
         losses = -own[:, 0].clamp(min=1 / self.SCALE).log()
+        best = means.sort(dim=1, descending=True, stable=True)
+        top = (values[:, :5].clone() for values in (best.indices, best.values))  # or all the others would be kept
+        self.top = TopClasses(labels[:, 0], own[:, 0], losses, *top)
         return {
             "top1": (rank < 1).double().mean(),
             "top5": (rank < 5).double().mean(),
@@ -139,6 +148,8 @@ class MultiLabelVideoScores(VideoMeans):
         self.loss = loss
         self.scores: MultiLabelScores | None = None
         """Of the last ``compute``."""
+        self.videos: tuple[Tensor, Tensor, Tensor] | None = None
+        """Of each video then: mean probabilities and labels, bool, (videos, classes), and losses (videos,)."""
 
     def update(self, logits: Tensor, labels: Tensor, video_ids: Tensor) -> None:
         """Counts views.
@@ -159,4 +170,6 @@ class MultiLabelVideoScores(VideoMeans):
         self.scores = scores
         values = {"map": scores.map, "macro_f1": scores.macro_f1, "micro_f1": scores.micro_f1}
         tensors = {name: torch.tensor(value, dtype=torch.float64, device=self.device) for name, value in values.items()}
-        return {**tensors, "loss": self.loss(logits, labels.double()).double().mean()}
+        losses = self.loss(logits, labels.double()).double()
+        self.videos = means, labels > 0, losses.mean(1)
+        return {**tensors, "loss": losses.mean()}

@@ -14,7 +14,12 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.batches import ClassificationBatch, PredictBatch
-from swinv2_tasks.callbacks import ClassificationPredictions, MultiLabelPredictions, MultiLabelTable
+from swinv2_tasks.callbacks import (
+    ClassificationPredictions,
+    EvaluatedImages,
+    MultiLabelPredictions,
+    MultiLabelTable,
+)
 from swinv2_tasks.evaluation.classification import AnyLabelAccuracy
 from swinv2_tasks.evaluation.classification import CrossEntropy as MeanCrossEntropy
 from swinv2_tasks.evaluation.mean_loss import MeanLoss
@@ -96,31 +101,44 @@ class ClassificationTask(ClassifierTask):
         """The loss of the batch; labels are class indices (B,), probabilities (B, classes), or multi-hot."""
         return {"loss": self.loss_of(self(batch["image"]), batch["label"])}
 
-    def validation_step(self, batch: ClassificationBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Updates the validation's metrics."""
+    def validation_step(self, batch: ClassificationBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Updates the validation's metrics.
+
+        Returns:
+            {logits (B, classes)}; multi-label: {logits, losses (B,)}.
+        """
         if self.multi_label:
-            self._evaluate(batch, self.val_multi_label, self.val_multi_label_loss, dataloader_idx)
-            return
+            return self._evaluate(batch, self.val_multi_label, self.val_multi_label_loss, dataloader_idx)
         # ReaL: several labels hold, or none.
         metrics = self.val_real_metrics if batch["label"].ndim == 2 else self.val_metrics
-        self.of_loader(metrics, dataloader_idx).update(self(batch["image"]), batch["label"])
+        return self._classify(batch, self.of_loader(metrics, dataloader_idx))
 
-    def test_step(self, batch: ClassificationBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Updates the test's metrics."""
+    def test_step(self, batch: ClassificationBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Updates the test's metrics.
+
+        Returns:
+            As ``validation_step``.
+        """
         if self.multi_label:
-            self._evaluate(batch, self.test_multi_label, self.test_multi_label_loss, dataloader_idx)
-            return
+            return self._evaluate(batch, self.test_multi_label, self.test_multi_label_loss, dataloader_idx)
         metrics = self.test_real_metrics if batch["label"].ndim == 2 else self.test_metrics
-        self.of_loader(metrics, dataloader_idx).update(self(batch["image"]), batch["label"])
+        return self._classify(batch, self.of_loader(metrics, dataloader_idx))
+
+    def _classify(self, batch: ClassificationBatch, metrics: MetricCollection) -> dict[str, Tensor]:
+        """Updates the metrics of images of one label, or of ReaL labels."""
+        logits = self(batch["image"])
+        metrics.update(logits, batch["label"])
+        return {"logits": logits}
 
     def _evaluate(
         self, batch: ClassificationBatch, metric: MultiLabelMetric, loss: MeanLoss, dataloader_idx: int
-    ) -> None:
+    ) -> dict[str, Tensor]:
         """Updates the metrics of multi-label images."""
         logits = self(batch["image"])
-        losses = self.multi_label_losses(logits, batch["label"])
+        losses = self.multi_label_losses(logits, batch["label"]).mean(1)
         self.of_loader(metric, dataloader_idx).update(logits, batch["label"])
-        self.of_loader(loss, dataloader_idx).update(losses.mean(1))
+        self.of_loader(loss, dataloader_idx).update(losses)
+        return {"logits": logits, "losses": losses}
 
     def on_validation_epoch_end(self) -> None:
         """Logs top-1, top-5 and the loss; of ReaL labels their accuracy; multi-label: mAP, F1 and the loss."""
@@ -137,9 +155,9 @@ class ClassificationTask(ClassifierTask):
         self.log_epoch_metrics(self.test_multi_label_loss, "test/loss")
 
     def result_writers(self, run_folder: Path, output: str | None) -> list[Callback]:
-        """What writes predictions.csv and a contact sheet, and multi-label scores per class."""
+        """What writes predictions.csv and a contact sheet, and of evaluations their scores and predictions."""
         writer = MultiLabelPredictions if self.multi_label else ClassificationPredictions
-        return [writer(output), MultiLabelTable(run_folder)]
+        return [writer(output), MultiLabelTable(run_folder), EvaluatedImages(run_folder)]
 
     def predict_step(self, batch: PredictBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """What the images show.

@@ -12,7 +12,7 @@ from torch.optim import AdamW
 
 from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.batches import VideoBatch, VideoPredictBatch
-from swinv2_tasks.callbacks import MultiLabelTable, MultiLabelVideoPredictions, VideoPredictions
+from swinv2_tasks.callbacks import EvaluatedVideos, MultiLabelTable, MultiLabelVideoPredictions, VideoPredictions
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.evaluation.video import MultiLabelVideoScores, VideoScores
 from swinv2_tasks.heads.class_losses import ClassLoss, CrossEntropy
@@ -125,9 +125,9 @@ class VideoClassificationTask(ClassifierTask):
         self.log_epoch_metrics(self.test_multi_label, "test/")
 
     def result_writers(self, run_folder: Path, output: str | None) -> list[Callback]:
-        """What writes predictions.csv, predictions.json and a contact sheet, and multi-label scores per class."""
+        """What writes predictions and a contact sheet, and of evaluations their scores and predictions."""
         writer = MultiLabelVideoPredictions if self.multi_label else VideoPredictions
-        return [writer(output), MultiLabelTable(run_folder, "videos")]
+        return [writer(output), MultiLabelTable(run_folder, "videos"), EvaluatedVideos(run_folder)]
 
     def predict_step(self, batch: VideoPredictBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Sums over the views in the batch.

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import f1_score
 from torchmetrics.functional.classification import multilabel_average_precision, multilabel_f1_score
 
 from swinv2_tasks.evaluation import MultiLabelMetric, multi_label_scores
-from swinv2_tasks.evaluation.multi_label import average_precision
+from swinv2_tasks.evaluation.multi_label import average_precision, f1_curve
 
 
 def random_predictions(images: int = 60, classes: int = 6, ties: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
@@ -86,3 +87,27 @@ def test_the_metric_is_the_same_in_any_batches_and_order() -> None:
     whole.reset()
     whole.update(logits[:3], labels[:3])
     assert whole.compute() != parts.compute()
+
+
+def test_f1_over_the_threshold_is_scikit_learns_to_the_last_digit() -> None:
+    """Also where probabilities are the thresholds, and of a class that holds for no image."""
+    logits, labels = random_predictions(ties=False)
+    probabilities = logits.double().sigmoid().numpy()
+    probabilities[:20] = probabilities[:20].round(2)
+    truth = labels.bool().numpy()
+    truth[:, 2] = False
+    curve = f1_curve(probabilities, truth)
+    assert curve.thresholds.tolist() == [k / 100 for k in range(101)]
+    for k, threshold in enumerate(curve.thresholds):
+        predicted = probabilities >= threshold
+        assert curve.micro_f1[k] == f1_score(truth, predicted, average="micro", zero_division=np.nan)
+        of_classes = f1_score(truth, predicted, average=None, zero_division=np.nan)
+        assert curve.macro_f1[k] == of_classes[~np.isnan(of_classes)].mean()
+
+
+def test_the_curve_has_the_f1_of_the_threshold() -> None:
+    logits, labels = random_predictions()
+    for threshold in (0.5, 0.73):
+        scores = multi_label_scores(logits.numpy(), labels.bool().numpy(), threshold)
+        step = round(100 * threshold)
+        assert (scores.curve.micro_f1[step], scores.curve.macro_f1[step]) == (scores.micro_f1, scores.macro_f1)

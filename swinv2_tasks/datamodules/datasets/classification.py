@@ -17,7 +17,7 @@ from swinv2_tasks.datamodules.shards import Shards
 
 
 class LabeledImages(Dataset):
-    """Samples {image, label} for `ClassificationBatch`.
+    """Samples {image, label, path} for `ClassificationBatch`.
 
     Args:
         samples: Paths and labels; all labels are an index, or all are lists of indices.
@@ -47,11 +47,11 @@ class LabeledImages(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         path, label = self.samples[index]
-        return labeled_sample(self.transform(self.reader.image(path)), label, self.num_classes)
+        return labeled_sample(self.transform(self.reader.image(path)), label, self.num_classes, path)
 
 
 class StreamedImages(Dataset):
-    """Samples {image, label} for `ClassificationBatch`, of images in shards.
+    """Samples {image, label, path} for `ClassificationBatch`, of images in shards.
 
     Args:
         shards: The images and their class ids.
@@ -92,12 +92,12 @@ class StreamedImages(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         content, class_id, name = self.shards[index]
         label = self._label(index, class_id)
-        return labeled_sample(self.transform(read_image(name, content)), label, self.num_classes)
+        return labeled_sample(self.transform(read_image(name, content)), label, self.num_classes, name)
 
 
-def labeled_sample(image: Tensor, label: int | list[int], num_classes: int) -> dict[str, Any]:
-    """A sample {image, label}."""
-    return {"image": image, "label": label_row(label, num_classes)}
+def labeled_sample(image: Tensor, label: int | list[int], num_classes: int, path: str) -> dict[str, Any]:
+    """A sample {image, label, path}."""
+    return {"image": image, "label": label_row(label, num_classes), "path": path}
 
 
 def label_row(label: int | list[int], num_classes: int) -> int | Tensor:
@@ -135,12 +135,16 @@ class UnlabeledImages(Dataset):
 
 
 class MixCollate:
-    """Collates samples into a ClassificationBatch, then mixes its images and labels; None mixes nothing."""
+    """Collates samples into a ClassificationBatch of training, without paths, then mixes it; None mixes nothing."""
 
     def __init__(self, mix: Callable[[ClassificationBatch], ClassificationBatch] | None) -> None:
         self.mix = mix
 
     def __call__(self, samples: list[dict[str, Any]]) -> ClassificationBatch:
         """Stacks samples to a batch, and mixes it where mixing is on."""
-        batch: ClassificationBatch = default_collate(samples)
+        batch: ClassificationBatch = default_collate([_without_path(sample) for sample in samples])
         return batch if self.mix is None else self.mix(batch)
+
+
+def _without_path(sample: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in sample.items() if key != "path"}
