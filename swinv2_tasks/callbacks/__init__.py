@@ -9,6 +9,7 @@ from swinv2_tasks.callbacks.figures import LearningCurve
 from swinv2_tasks.callbacks.first_batch import FirstBatch
 from swinv2_tasks.callbacks.last_validation import LastValidation
 from swinv2_tasks.callbacks.multi_label import MultiLabelPredictions, MultiLabelTable
+from swinv2_tasks.callbacks.run_report import RunReport
 from swinv2_tasks.callbacks.segmentation import ClassTable, SegmentationPredictions
 from swinv2_tasks.callbacks.simmim import SimMIMPredictions, SimMIMVisualizations
 from swinv2_tasks.callbacks.throughput import Throughput
@@ -29,6 +30,7 @@ __all__ = [
     "MultiLabelPredictions",
     "MultiLabelTable",
     "MultiLabelVideoPredictions",
+    "RunReport",
     "SegmentationPredictions",
     "SimMIMPredictions",
     "SimMIMVisualizations",

@@ -9,10 +9,19 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from swinv2_tasks.callbacks.first_batch import FIRST_BATCH
 from swinv2_tasks.callbacks.opening import Rows, short_path
+from swinv2_tasks.callbacks.run_report import REPORT
 from swinv2_tasks.datamodules.loader import sample_id
 from swinv2_tasks.outside_files import read_json
 from swinv2_tasks.progress import format_number
 from swinv2_tasks.text import command_word
+
+FILES = (
+    ("report", REPORT),
+    ("summary", "summary.json"),
+    ("curve", "learning_curve.png"),
+    ("samples", FIRST_BATCH),
+)
+"""Files of a run's folder that are named, and what they are called."""
 
 
 def describe_results(trainer: Any, task: Any) -> Rows:
@@ -31,7 +40,7 @@ def describe_results(trainer: Any, task: Any) -> Rows:
     checkpoint = find_checkpoint(trainer, task)
     if checkpoint is not None:
         rows.append(("checkpoint", short_path(checkpoint)))
-    for label, name in (("report", "summary.json"), ("curve", "learning_curve.png"), ("samples", FIRST_BATCH)):
+    for label, name in FILES:
         if folder is not None and (folder / name).is_file():
             rows.append((label, short_path(folder / name)))
     return rows

@@ -85,7 +85,7 @@ def _group_columns(columns: Mapping[str, Sequence[tuple[int, float]]]) -> dict[s
     for name, points in columns.items():
         if name.endswith("loss"):
             panels["loss"].append(name)
-        elif name in ("lr", "img/s"):
+        elif name in ("lr", "img/s", "grad_norm"):
             panels[name].append(name)
         elif max(value for _, value in points) >= 0:  # COCO's −1 stands for nothing
             panels["metric"].append(name)

@@ -26,7 +26,7 @@ Rows = list[tuple[str, str]]
 SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 """The splits that each of the trainer's functions reads."""
 
-WHOLE = ("data", "run", "results", "best", "checkpoint", "report", "curve", "samples")
+WHOLE = ("data", "run", "results", "best", "checkpoint", "report", "summary", "curve", "samples")
 """Labels of rows that are never cut: those with paths, so that they can be copied, and why nothing is the best."""
 
 ROOM = 62

@@ -1,7 +1,8 @@
-"""Learning rate and speed while training."""
+"""Learning rate, gradient norm and speed while training."""
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -9,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class Throughput(Callback):
-    """Learning rate and images per second, over all processes, in the progress bar and the logs.
+    """Learning rate and images per second over all processes, in the progress bar and the logs; gradient norm in logs.
 
     Args:
         every_n_steps: batches over which the speed is averaged.
@@ -34,7 +35,10 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Logs images per second over all processes, every so many batches."""
+        """Logs the gradients' norm before clipping, and every so many batches images per second over all processes."""
+        norm = getattr(pl_module, "gradient_norm", None)
+        if norm is not None and math.isfinite(norm):  # a gradient scaler skips the others
+            pl_module.log("grad_norm", norm)
         if self._images == 0:
             self._since = time.perf_counter()
         elif (batch_idx + 1) % self.every_n_steps == 0:

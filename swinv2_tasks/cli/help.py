@@ -12,6 +12,7 @@ from swinv2_tasks.cli.config_files import flat_settings, merge_settings, named_t
 from swinv2_tasks.cli.settings import show_value
 
 USAGES = {
+    "report": "swinv2-tasks report RUN",
     "memory": "swinv2-tasks memory --config CONFIG [--gpu 24GiB]",
     "sweep": "swinv2-tasks sweep --ckpt_path CKPT --windows 8 16 --sizes 256 512",
     "score ade20k": "swinv2-tasks score ade20k --annotations DIR --predictions DIR",
@@ -29,6 +30,13 @@ USAGES = {
 """How each command is typed."""
 
 SCREENS = {
+    "report": """
+One page of what a run has learned: scores, learning curves, tables, figures
+and examples. fit, validate and test write it by themselves (--report false:
+not), as report.html in the run's folder.
+
+  RUN                  folder of a run, as runs/imagenet/0
+  --output FILE        the page; default: report.html in the run's folder""",
     "memory": """
 What a training takes of a GPU's memory, and what would make it fit, without
 running it. Nothing is read but class lists.

@@ -11,6 +11,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from swinv2_tasks.child_processes import allow_many_files
@@ -53,6 +54,9 @@ Train and use a model
   sweep      --ckpt_path CKPT --windows 8 16 --sizes 256 512
                                     metric, speed and memory at each
 
+  report     RUN                    one page of what a run has learned; fit,
+                                    validate and test write it by themselves
+
 Other commands
   memory     --config CONFIG [--any.key value] [--gpu 24GiB]
                                     what training takes, without doing it, and
@@ -85,6 +89,7 @@ COMMANDS: dict[str, tuple[str, str | tuple[str, ...], bool]] = {
     "sample-data": ("commands.sample_data", "sample_data", True),
     "demo": ("commands.demo", "demo", True),
     "configs": ("commands.configs", "configs", True),
+    "report": ("commands.report.command", "report", True),
 }
 """Commands that do not train: module of this package, its function or several as subcommands, and whether what they
 need is given by position."""
@@ -152,7 +157,8 @@ def _main(arguments: Sequence[str]) -> int:
         elif command in TRAINER_COMMANDS:
             rest = ["--help" if argument == "--help-all" else argument for argument in rest]
             _announce(command, rest)
-            status = importlib.import_module("swinv2_tasks.cli.tasks_cli").run(command, rest).status
+            run = importlib.import_module("swinv2_tasks.cli.tasks_cli").run
+            status = run(command, rest, _write_report).status
             _flush()
             return status
         elif command in CONFIG_COMMANDS:
@@ -183,6 +189,13 @@ def _main(arguments: Sequence[str]) -> int:
         say("swinv2-tasks: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _write_report(folder: Path) -> None:
+    """Writes the report of a run."""
+    from swinv2_tasks.commands.report.command import write_run_report
+
+    write_run_report(folder)
 
 
 def _report_error(error: Exception) -> int:

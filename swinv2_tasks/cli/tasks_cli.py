@@ -35,6 +35,7 @@ from swinv2_tasks.callbacks import (
     FirstBatch,
     LastValidation,
     LearningCurve,
+    RunReport,
     Throughput,
 )
 from swinv2_tasks.callbacks.notices import filter_warnings, quiet_lightning
@@ -141,6 +142,8 @@ class Start(NamedTuple):
     """Folder for files of this command alone, which is removed as it ends."""
     allowed: Sequence[str]
     """Modules of classes that configs may name, beside those that they always may."""
+    write_report: Callable[[Path], None] | None = None
+    """Writes the report of a run, given its folder."""
 
 
 class TasksCLI(CheckpointCheckingCLI):
@@ -159,7 +162,7 @@ class TasksCLI(CheckpointCheckingCLI):
     """The exit status."""
 
     def __init__(self, args: list[str], start: Start) -> None:
-        self.arguments, self.resume, self.scratch, self.allowed = args, *start
+        self.arguments, self.resume, self.scratch, self.allowed, self.write_report = args, *start
         self.resumed_step = 0
         stops.end_by_force_with(self._end_by_force)
         lead()
@@ -264,6 +267,9 @@ class TasksCLI(CheckpointCheckingCLI):
             type=float | None,
             default=None,
             help="seconds that a DataLoader worker or another process may be silent; default: 600",
+        )
+        parser.add_argument(
+            "--report", type=bool, default=True, help="whether fit, validate and test write report.html in the end"
         )
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
@@ -448,6 +454,8 @@ class TasksCLI(CheckpointCheckingCLI):
         record = RunRecord(folder, resumed_from, self.resumed_step, self.arguments)
         # The record says last of all that the run is finished: one that was killed before is resumed.
         trainer.callbacks += [FirstBatch(folder), LearningCurve(), record, Throughput(), LastValidation()]
+        if self.write_report is not None and config["report"]:
+            trainer.callbacks.append(RunReport(folder, self.write_report))
         if not has_bar:
             trainer.callbacks.append(Console(bar))
         trainer.callbacks.append(EvaluatedSamples(folder))
@@ -595,22 +603,33 @@ class ParseOnlyCLI(ParseOnly, TasksCLI):
 CLI = TypeVar("CLI", bound=TasksCLI)
 
 
-def run(command: str, arguments: Sequence[str]) -> TasksCLI:
+def run(command: str, arguments: Sequence[str], write_report: Callable[[Path], None] | None = None) -> TasksCLI:
     """Runs fit, validate, test or predict with the command line's arguments.
+
+    Args:
+        command: which of them.
+        arguments: the command line's arguments.
+        write_report: writes the report of a run, given its folder; None: there will be none.
 
     Raises:
         UserError: for an error in configs, data or checkpoints.
     """
-    return run_as(TasksCLI, command, arguments)
+    return run_as(TasksCLI, command, arguments, write_report)
 
 
-def run_as(cli: Callable[[list[str], Start], CLI], command: str, arguments: Sequence[str]) -> CLI:
+def run_as(
+    cli: Callable[[list[str], Start], CLI],
+    command: str,
+    arguments: Sequence[str],
+    write_report: Callable[[Path], None] | None = None,
+) -> CLI:
     """As ``run``, with a command line of another class.
 
     Args:
         cli: the class, or what makes it of the command with its arguments, and of what is known before.
         command: fit, validate, test or predict.
         arguments: the command line's arguments.
+        write_report: writes the report of a run, given its folder; None: there will be none.
 
     Raises:
         UserError: for an error in configs, data or checkpoints.
@@ -638,7 +657,7 @@ def run_as(cli: Callable[[list[str], Start], CLI], command: str, arguments: Sequ
         # Processes find in the working folder only what this one finds there, too.
         hidden = nullcontext() if {"", os.getcwd()} & {*sys.path} else without_working_folder()
         try:
-            start = Start(resume, Path(scratch), modules)
+            start = Start(resume, Path(scratch), modules, write_report)
             with hidden:
                 return cli([command, *join_options(full_class_names(options))], start)
         except MisconfigurationException as error:  # Lightning's name for an error in the trainer's settings

@@ -72,6 +72,8 @@ class GuardedTask(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.skipped_steps = 0
+        self.gradient_norm: float | None = None
+        """Of the last optimizer step, before clipping; None before the first one."""
         self._loss: Tensor | None = None  # sum over the backward passes since the last step
         self._passes = 0
         self._first_batch = 0
@@ -164,6 +166,7 @@ class GuardedTask(LightningModule):
         # The losses of several optimizers are of several kinds.
         if len(self.trainer.optimizers) == 1 and self._spikes.is_spike(loss_value):
             self._report_spike(loss_value)
+        self.gradient_norm = norm_value
         return parameters, norm
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:

@@ -9,7 +9,7 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
+from swinv2_tasks.backbone import SwinTransformerV2
+from swinv2_tasks.backbone.macs import count_macs
 from swinv2_tasks.batches import task_data
 from swinv2_tasks.errors import Interrupted
 from swinv2_tasks.files import replace_file
@@ -40,6 +42,8 @@ log = logging.getLogger("swinv2_tasks")
 
 class RunRecord(Callback):
     """Writes run.json at each start, events.jsonl as things happen, weights.safetensors and summary.json at the end.
+
+    An evaluation writes run.json and summary.json alone.
 
     Events are what this package logs with ``details``: samples and steps skipped, loss spikes. Processes other than the
     first write theirs to events_RANK.jsonl.
@@ -66,6 +70,8 @@ class RunRecord(Callback):
         self._train_seconds = 0.0
         self._batches = 0
         self._batch_started = 0.0
+        self._evaluation_started = 0.0
+        self._evaluated_size: tuple[int, ...] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Writes run.json, and starts to write events."""
@@ -110,9 +116,52 @@ class RunRecord(Callback):
         """Restarts the clock of steps: what lies between epochs does not count."""
         self._batch_started = time.monotonic()
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock of an evaluation."""
+        self._evaluation_started = time.monotonic()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock of an evaluation."""
+        self._evaluation_started = time.monotonic()
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Notes the size at which the backbone sees the first batch of an evaluation."""
+        self._note_size(trainer, pl_module, batch)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Notes the size at which the backbone sees the first batch of a test."""
+        self._note_size(trainer, pl_module, batch)
+
+    def _note_size(self, trainer: Trainer, task: Any, batch: Any) -> None:
+        if trainer.state.fn != TrainerFn.FITTING and self._evaluated_size is None:
+            self._evaluated_size = tuple(task.input_size_of(batch))
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restarts the clock of steps: validations do not count."""
+        """Restarts the clock of steps, as validations do not count; outside of a training writes summary.json."""
         self._batch_started = time.monotonic()
+        if trainer.state.fn == TrainerFn.VALIDATING and trainer.is_global_zero:
+            self._summarize_evaluation(trainer, pl_module, "val")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes summary.json."""
+        if trainer.is_global_zero:
+            self._summarize_evaluation(trainer, pl_module, "test")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -127,13 +176,14 @@ class RunRecord(Callback):
         """Writes weights.safetensors and summary.json."""
         if trainer.is_global_zero:
             self._export(trainer)
-            self._summarize(trainer, "finished")
+            self._summarize(trainer, pl_module, "finished")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Writes summary.json with the reason, when a training ends by a signal or an error."""
         if trainer.is_global_zero and trainer.state.fn == TrainerFn.FITTING and trainer.global_step:
             stopped = isinstance(exception, Interrupted | KeyboardInterrupt)
-            self._summarize(trainer, "interrupted" if stopped else f"failed: {type(exception).__name__}: {exception}")
+            status = "interrupted" if stopped else f"failed: {type(exception).__name__}: {exception}"
+            self._summarize(trainer, pl_module, status)
         self._stop_listening()  # Lightning tears callbacks down only after success
 
     def _export(self, trainer: Trainer) -> None:
@@ -146,7 +196,7 @@ class RunRecord(Callback):
             tensors = {name: tensor.contiguous() for name, tensor in contents["state_dict"].items()}
             write_safetensors(self.folder / "weights.safetensors", tensors, contents["swinv2_tasks"])
 
-    def _summarize(self, trainer: Trainer, status: str) -> None:
+    def _summarize(self, trainer: Trainer, task: Any, status: str) -> None:
         for logger in trainer.loggers:
             logger.save()
         data = task_data(trainer)
@@ -166,16 +216,82 @@ class RunRecord(Callback):
             "last_metrics": _numbers(last_metrics(rows) or (trainer.callback_metrics if status == "finished" else {})),
             "samples_per_second": round(samples / seconds, 3) if samples and seconds else None,
             "wall_seconds": round(state["wall_seconds"], 3),
-            "peak_memory_mib": {
-                "main_process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // RSS_PER_MIB,
-                "largest_dataloader_worker": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // RSS_PER_MIB,
-                "gpu": torch.cuda.max_memory_allocated() // 2**20 if torch.cuda.is_initialized() else None,
-            },
+            "peak_memory_mib": _peak_memory(),
             "events": dict(Counter(event["event"] for event in events)),
             "skipped_samples": dict(data.skipped_samples),
+            "samples": {split: _count_samples(trainer, split) for split in ("train", "val")},
+            "model": describe_model(task, task.input_size),
         }
+        self._write_summary(summary)
+
+    def _summarize_evaluation(self, trainer: Trainer, task: Any, split: str) -> None:
+        seconds = time.monotonic() - self._evaluation_started
+        samples = _count_samples(trainer, split)
+        metrics = {name: value for name, value in trainer.callback_metrics.items() if name.startswith(f"{split}/")}
+        summary = {
+            "status": "finished",
+            "split": split,
+            "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
+            "last_metrics": _numbers(metrics),
+            "samples_per_second": round(samples / seconds, 3) if samples else None,
+            "wall_seconds": round(seconds, 3),
+            "peak_memory_mib": _peak_memory(),
+            "samples": {split: samples},
+            "model": describe_model(task, self._evaluated_size),
+        }
+        self._write_summary(summary)
+
+    def _write_summary(self, summary: Mapping[str, Any]) -> None:
         content = json.dumps(summary, indent=2) + "\n"
         replace_file(self.folder / "summary.json", lambda file: file.write_text(content, "utf-8"))
+
+
+def _peak_memory() -> dict[str, int | None]:
+    """MiB that this process, its largest child and the GPU have held at most."""
+    return {
+        "main_process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // RSS_PER_MIB,
+        "largest_dataloader_worker": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // RSS_PER_MIB,
+        "gpu": torch.cuda.max_memory_allocated() // 2**20 if torch.cuda.is_initialized() else None,
+    }
+
+
+def _count_samples(trainer: Any, split: str) -> int | None:
+    """Samples of a split that an epoch or an evaluation goes through, over all processes; None where that is unknown.
+
+    A limit on the batches counts, ``trainer.limit_val_batches`` and its like.
+    """
+    loaders = trainer.train_dataloader if split == "train" else getattr(trainer, f"{split}_dataloaders", None)
+    dataset = getattr(loaders, "dataset", None)
+    if not isinstance(dataset, Sized):
+        return None
+    samples = len(dataset) // getattr(dataset, "parts", 1)
+    batches = trainer.num_training_batches if split == "train" else sum(getattr(trainer, f"num_{split}_batches"))
+    batch_size = task_data(trainer).batch_size
+    if batch_size is None or not math.isfinite(batches) or getattr(dataset, "parts", 1) > 1:
+        return samples
+    return min(samples, batches * batch_size * trainer.world_size)
+
+
+def describe_model(task: Any, size: tuple[int, ...] | None) -> dict[str, Any]:
+    """What a model costs: its parameters, and the multiply-accumulate operations of its backbone for an input.
+
+    Args:
+        task: the model.
+        size: of the input, in pixels; None: no batch has shown it.
+
+    Returns:
+        {task, parameters, trained_parameters, input_size, macs}; the last one is None without a size, and with another
+        backbone.
+    """
+    parameters = list(task.parameters())
+    backbone = getattr(task, "backbone", None)
+    return {
+        "task": type(task).__name__,
+        "parameters": sum(parameter.numel() for parameter in parameters),
+        "trained_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        "input_size": None if size is None else [*size],
+        "macs": count_macs(backbone, size) if size and isinstance(backbone, SwinTransformerV2) else None,
+    }
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float | None]:

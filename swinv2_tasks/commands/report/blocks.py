@@ -1,4 +1,4 @@
-"""What a report is made of: sections of numbers, tables, charts and examples, as plain data.
+"""What a report is made of: sections of numbers, tables, charts, examples and texts, as plain data.
 
 A file of a task makes its sections of what a run has written; ``page`` writes them as HTML, where all texts are
 escaped. Texts are as files have them: the page makes them printable.
@@ -100,7 +100,15 @@ class Examples:
     note: str = ""
 
 
-Block = Numbers | Table | Chart | Examples
+@dataclass(frozen=True)
+class Details:
+    """Lines of text that are folded up at first, as a config."""
+
+    title: str
+    text: str
+
+
+Block = Numbers | Table | Chart | Examples | Details
 
 
 @dataclass(frozen=True)

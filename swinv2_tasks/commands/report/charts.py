@@ -20,7 +20,7 @@ SERIES = ("#3b73b9", "#d9822b", "#2f9e62", "#b5485d", "#7a5fb0", "#8a6d3b", "#3a
 """Colors of curves, told apart on white and on black."""
 
 
-def draw(plot: Callable[[Sequence[Axes]], None], width: float = 6.0, height: float = 3.6, columns: int = 1) -> str:
+def draw(plot: Callable[[Sequence[Axes]], object], width: float = 5.2, height: float = 3.3, columns: int = 1) -> str:
     """A chart as an SVG element, without an XML head; texts stay texts.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,47 @@ class Run:
     @property
     def task(self) -> str:
         """The class of the task, without its module."""
-        return str(self.config.get("model", {}).get("class_path", "")).rpartition(".")[2]
+        model = self.config.get("model")
+        return str(model.get("class_path", "") if isinstance(model, Mapping) else "").rpartition(".")[2]
+
+    @property
+    def split(self) -> Split | None:
+        """What an evaluation evaluated; None of a training."""
+        command = str(self.starts[0]["arguments"][0]) if self.starts else ""
+        splits: dict[str, Split] = {"validate": "val", "test": "test"}
+        return splits.get(command)
+
+    @property
+    def splits(self) -> list[Split]:
+        """The splits that it has evaluated."""
+        if self.split is not None:
+            return [self.split]
+        return ["val"]
+
+    @property
+    def monitor(self) -> str | None:
+        """The metric that decides which checkpoint is best."""
+        checkpoint = self.config.get("checkpoint")
+        name = checkpoint.get("monitor") if isinstance(checkpoint, Mapping) else None
+        return name if isinstance(name, str) else None
+
+    @property
+    def best_step(self) -> float | None:
+        """The step after which that was best."""
+        best = self.summary.get("best_metrics") or {}
+        return best.get("step") if self.monitor in best else None
+
+    @property
+    def metric_names(self) -> list[str]:
+        """What was logged, without step and epoch, in the order of first appearance."""
+        names = dict.fromkeys(name for row in self.metrics for name in row)
+        return [name for name in names if name not in ("step", "epoch")]
+
+    def points(self, name: str) -> list[tuple[float, float]]:
+        """The steps in which a metric was logged, and its finite values."""
+        return [
+            (row["step"], row[name]) for row in self.metrics if "step" in row and math.isfinite(row.get(name, math.nan))
+        ]
 
     def has(self, name: str) -> bool:
         """Whether the run has written a file of a name."""

@@ -1,0 +1,66 @@
+"""``swinv2-tasks report``: one page of a run, which fit, validate and test write by themselves as they end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from swinv2_tasks.callbacks.run_report import REPORT
+from swinv2_tasks.commands.report.blocks import Section
+from swinv2_tasks.commands.report.general import curves_section, result_section, run_section
+from swinv2_tasks.commands.report.page import write_sections
+from swinv2_tasks.commands.report.run import Run, Split, read_run
+from swinv2_tasks.files import prove_writable
+from swinv2_tasks.text import printable, say
+
+EvaluationSections = Callable[[Run, Split], list[Section]]
+"""Makes the sections of a task's evaluation, of what it has written."""
+
+SECTIONS: dict[str, EvaluationSections] = {}
+"""By the task's class."""
+
+
+def report(run: str, output: str | None = None) -> None:
+    """Writes one page of what a run has learned: scores, curves, tables, figures and examples.
+
+    fit, validate and test write it by themselves as report.html in the run's folder. It is made of what these have
+    written there; images that have moved since are gray.
+
+    Args:
+        run: folder of a run, as runs/imagenet/0 or runs/imagenet/validate_0.
+        output: the page; default: report.html in the run's folder.
+
+    Raises:
+        UserError: it is none, what it holds cannot be read, or the page cannot be written.
+    """
+    folder = Path(run).expanduser()
+    path = folder / REPORT if output is None else Path(output).expanduser()
+    content = read_run(folder)
+    prove_writable(path.parent, "--output")
+    write_report(content, path)
+    say(f"report: {printable(path)}")
+
+
+def write_run_report(folder: Path) -> None:
+    """Writes the page of a run that ends, into its folder.
+
+    Raises:
+        UserError: as for ``report``.
+    """
+    write_report(read_run(folder), folder / REPORT)
+
+
+def write_report(run: Run, path: Path) -> None:
+    """Writes the page of a run.
+
+    Raises:
+        UserError: what the run holds cannot be read, or the page cannot be written.
+    """
+    sections = [result_section(run)]
+    if run.task in SECTIONS:
+        for split in run.splits:
+            sections += SECTIONS[run.task](run, split)
+    sections += [section for section in (curves_section(run), run_section(run)) if section is not None]
+    folder = run.folder.resolve()
+    started = str(run.starts[0].get("time", "")) if run.starts else ""
+    write_sections(path, f"{folder.parent.name}/{folder.name}", " · ".join(filter(None, [run.task, started])), sections)
