@@ -15,7 +15,8 @@ from lightning.pytorch.callbacks import ProgressBar, Timer
 from swinv2_tasks.callbacks.closing import describe_results, next_commands
 from swinv2_tasks.callbacks.last_validation import LastValidation
 from swinv2_tasks.callbacks.notices import quiet_lightning
-from swinv2_tasks.callbacks.opening import describe_run, layout_rows, wrap
+from swinv2_tasks.callbacks.opening import describe_run, layout_rows, short_path, wrap
+from swinv2_tasks.callbacks.run_report import REPORT
 from swinv2_tasks.callbacks.time_left import Plan, TimeLeft, steps_to_batches
 from swinv2_tasks.progress import StatusLine, WorkProgress, count_words, format_number, in_words, is_terminal
 from swinv2_tasks.text import say
@@ -92,7 +93,7 @@ class Console(ProgressBar):
         if stage == "fit":
             self._conclude_training(trainer, pl_module)
         elif stage in ("validate", "test"):
-            self._conclude_evaluation(trainer, "validation" if stage == "validate" else "test")
+            self._conclude_evaluation(trainer, pl_module, "validation" if stage == "validate" else "test")
 
     def _open(self, trainer: Any, task: Any) -> None:
         """Prints the opening block, once."""
@@ -344,11 +345,14 @@ class Console(ProgressBar):
         if self._work is not None:
             self._work.advance()
 
-    def _conclude_evaluation(self, trainer: Any, title: str) -> None:
-        """Says the scores, unless a callback has printed a table of them, and how long it took."""
+    def _conclude_evaluation(self, trainer: Any, task: Any, title: str) -> None:
+        """Says the scores, unless a callback has printed a table of them, how long it took, and where the report is."""
         has_table = any(getattr(callback, "prints_scores", False) for callback in trainer.callbacks)
         seconds = in_words(time.monotonic() - self._evaluation_started)
         self._say_parts([title, *([] if has_table else _describe_scores(self._scores)), f"in {seconds}"])
+        folder = getattr(task, "run_folder", None)
+        if folder is not None and (folder / REPORT).is_file():
+            self._say(f"report: {short_path(folder / REPORT)}")
 
     # ---- the end of a training
 
