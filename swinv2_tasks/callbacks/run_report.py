@@ -9,7 +9,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from swinv2_tasks.callbacks.opening import short_path
 from swinv2_tasks.errors import Interrupted, UserError
+from swinv2_tasks.text import say
 
 REPORT = "report.html"
 """The page, in the run's folder."""
@@ -39,6 +41,8 @@ class RunReport(Callback):
         """Writes the report of a training that was interrupted after its first step."""
         if isinstance(exception, KeyboardInterrupt | Interrupted) and trainer.state.fn == "fit" and trainer.global_step:
             self._write(trainer)
+            if trainer.is_global_zero:
+                say(f"report: {short_path(self.folder / REPORT)}")
 
     def _write(self, trainer: Any) -> None:
         if not trainer.is_global_zero:

@@ -62,6 +62,7 @@ def config(root: Path, **changes: Any) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "name": "motions",
         "seed_everything": 0,
+        "report": False,  # tests of it turn it on
         "trainer": {**QUIET, "max_epochs": 2, "gradient_clip_val": 5.0, "log_every_n_steps": 1},
         "checkpoint": {"filename": "best", "monitor": "val/loss", "mode": "min"},
         "model": {

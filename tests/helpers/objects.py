@@ -101,6 +101,7 @@ def write_config(path: Path, root: Path, **changes: Any) -> Path:
     settings: dict[str, Any] = {
         "name": "objects",
         "seed_everything": 0,
+        "report": False,  # tests of it turn it on
         "trainer": {**QUIET, "max_epochs": 2, "gradient_clip_val": 5.0, "log_every_n_steps": 1},
         "checkpoint": {"filename": "best", "monitor": "val/box_ap", "mode": "max"},
         "model": {

@@ -18,7 +18,7 @@ def fit(config: Path, folder: Path, *arguments: str) -> Path:
 
 def evaluate(folder: Path, *arguments: str, command: str = "validate") -> Path:
     """Evaluates, with runs below a folder; the evaluation's own folder."""
-    assert main([command, *arguments, f"--runs={folder}", "--name=evaluation"]) == 0
+    assert main([command, "--report=false", *arguments, f"--runs={folder}", "--name=evaluation"]) == 0
     return newest_run(folder, "evaluation", command)
 
 

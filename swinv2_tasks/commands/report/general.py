@@ -38,7 +38,7 @@ def result_section(run: Run) -> Section:
 
 def _describe_end(run: Run) -> str:
     """How the run ended, and which epoch is best, in words."""
-    status = str(run.summary.get("status", "without summary.json, as of a run that goes on or was killed"))
+    status = str(run.summary.get("status", "without summary.json, as of a run that has not ended, or was killed"))
     if run.split is not None:
         checkpoint = run.summary.get("checkpoint")
         return f"{run.split} of {checkpoint}" if checkpoint else f"{run.split}: {status}"
