@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,23 +128,17 @@ def draw_contact_sheet(
     save_figure(figure, target)
 
 
-def save_figure(figure: Any, target: Any) -> None:
-    """Writes a figure of matplotlib as PNG, whatever scripts the names in it are of: what no font has is a box.
+def save_figure(figure: Any, target: Any, file_format: str = "png") -> None:
+    """Writes a figure of matplotlib, whatever scripts the names in it are of: what no font has is a box.
 
     Args:
         figure: the figure.
         target: path or stream.
+        file_format: png or svg.
     """
-    with hide_missing_glyphs():
-        figure.savefig(target, dpi=100, format="png")
-
-
-@contextmanager
-def hide_missing_glyphs() -> Iterator[None]:
-    """Keeps matplotlib from warning of characters that its fonts lack, which are drawn as boxes."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*missing from", category=UserWarning)
-        yield
+        figure.savefig(target, dpi=100, format=file_format)
 
 
 def _thumbnail(path: str, read: Callable[[str], Image.Image], side: int = 256) -> Image.Image:

@@ -56,6 +56,9 @@ def _is_module(name: str) -> bool:
     return bool(name) and all(part.isidentifier() for part in name.split("."))
 
 
+LONGEST_NAME = 500
+"""Characters of the name of a class with its modules, each of which Python would import within the one before."""
+
 _granted: set[str] = set()
 """Modules that earlier commands of this process were allowed."""
 
@@ -103,6 +106,10 @@ def _named_in(settings: Any, setting: str = "") -> Iterator[tuple[str, str]]:
 
 def _check(setting: str, name: str, modules: Sequence[str]) -> None:
     """Refuses the name of a class that is not allowed; one without a module is looked up among what is."""
+    if len(name) > LONGEST_NAME:
+        raise ArgumentsError(
+            f"{setting}: {printable(name[:60])}… has {len(name):,} characters, which no class has. Mend that line."
+        )
     module = name.rpartition(".")[0]
     if not _is_module(name) or not module or is_allowed(name, modules):
         return

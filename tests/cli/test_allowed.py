@@ -104,6 +104,16 @@ def test_a_config_chooses_no_code(exploit: str, command: str, folder: Path, caps
     assert 1 <= len(said) <= 3
 
 
+def test_a_name_without_end_is_refused_before_it_is_imported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "swinv2_tasks.backbone.SwinTransformerV2" * 500
+    (folder / "long.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"backbone": {"class_path": name}}}}))
+    assert main(["fit", "--config=tiny.yaml", "--config=long.yaml"]) == 2
+    message = capsys.readouterr().err
+    assert "19,500 characters" in message and len(message) < 400
+    assert main(["fit", "--config=tiny.yaml", f"--model.backbone={name}"]) == 2
+    assert len(capsys.readouterr().err) < 400
+
+
 @pytest.mark.parametrize(
     "option",
     [

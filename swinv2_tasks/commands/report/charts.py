@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from swinv2_tasks.callbacks.figures import hide_missing_glyphs
+from swinv2_tasks.callbacks.figures import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,8 +52,7 @@ def draw(plot: Callable[[Sequence[Axes]], object], width: float = 5.2, height: f
             panel.patch.set_alpha(0)
         plot(axes)
         stream = io.StringIO()
-        with hide_missing_glyphs():
-            figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        save_figure(figure, stream, "svg")
     return _as_element(stream.getvalue())
 
 
