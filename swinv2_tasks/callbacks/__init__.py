@@ -11,6 +11,7 @@ from swinv2_tasks.callbacks.last_validation import LastValidation
 from swinv2_tasks.callbacks.multi_label import MultiLabelPredictions, MultiLabelTable
 from swinv2_tasks.callbacks.run_report import RunReport
 from swinv2_tasks.callbacks.segmentation import ClassTable, SegmentationPredictions
+from swinv2_tasks.callbacks.segmented_images import SegmentedImages
 from swinv2_tasks.callbacks.simmim import SimMIMPredictions, SimMIMVisualizations
 from swinv2_tasks.callbacks.throughput import Throughput
 from swinv2_tasks.callbacks.video import MultiLabelVideoPredictions, VideoPredictions
@@ -32,6 +33,7 @@ __all__ = [
     "MultiLabelVideoPredictions",
     "RunReport",
     "SegmentationPredictions",
+    "SegmentedImages",
     "SimMIMPredictions",
     "SimMIMVisualizations",
     "Throughput",

@@ -20,7 +20,7 @@ from swinv2_tasks.datamodules.readers.images import STRIP_PIXELS, strips_of
 from swinv2_tasks.datamodules.readers.label_values import label_map_image
 from swinv2_tasks.datamodules.scene_classes import MOST_CLASSES, colors
 from swinv2_tasks.errors import UserError
-from swinv2_tasks.evaluation.segmentation import SegmentationScores
+from swinv2_tasks.evaluation.segmentation import Confusion, SegmentationScores
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.tables import TerminalTable
 from swinv2_tasks.text import printable, shorten
@@ -90,7 +90,8 @@ class SegmentationPredictions(Predictions):
 class ClassTable(Callback):
     """Writes scores per class as val_classes.json or test_classes.json at the end of an evaluation, and prints them.
 
-    In the course of a training they are written only.
+    In the course of a training they are written only. The counts that they follow from are in val_confusion.json or
+    test_confusion.json.
 
     Args:
         folder: where to write: the run's folder.
@@ -112,12 +113,14 @@ class ClassTable(Callback):
         self._write(trainer, pl_module, "test")
 
     def _write(self, trainer: Trainer, task: Any, split: str) -> None:
-        scores: SegmentationScores | None = getattr(task, f"{split}_confusion").scores
-        if scores is None or not trainer.is_global_zero:
+        confusion: Confusion = getattr(task, f"{split}_confusion")
+        scores = confusion.scores
+        if scores is None or confusion.matrix is None or not trainer.is_global_zero:
             return
         names = class_names(task)
         ids = class_ids(task)
         write_scores(self.folder / f"{split}_classes.json", scores, names, ids)
+        write_confusion(self.folder / f"{split}_confusion.json", confusion.matrix.tolist(), names)
         if trainer.state.fn != "fit":
             class_table(scores, names, ids).print()
 
@@ -158,6 +161,16 @@ def write_scores(
         )
     ]
     text = json.dumps(content, indent=2) + "\n"
+    replace_file(path, lambda file: file.write_text(text, "utf-8"))
+
+
+def write_confusion(path: Path, counts: Sequence[Sequence[int]], names: Sequence[str]) -> None:
+    """Writes pixel counts as JSON: ``classes``, their names, and ``counts``, a row for each.
+
+    A row is of the pixels that are labeled so: how many are predicted as each class, and last as none.
+    """
+    rows = ",\n".join(json.dumps(list(row)) for row in counts)
+    text = f'{{"classes": {json.dumps(list(names))}, "counts": [\n{rows}\n]}}\n'
     replace_file(path, lambda file: file.write_text(text, "utf-8"))
 
 

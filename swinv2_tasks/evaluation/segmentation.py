@@ -49,6 +49,11 @@ class SegmentationScores:
         )
 
 
+def pixels_of(confusion: Tensor) -> Tensor:
+    """(3, K) int64 of counts (K, K + 1): each class's pixels that are predicted so, that are labeled, and predicted."""
+    return torch.stack([confusion.diagonal(), confusion.sum(1), confusion[:, :-1].sum(0)])
+
+
 class Confusion(Metric):
     """Counts of labeled and predicted classes over all pixels, and the scores of segmentation that follow from them.
 
@@ -69,6 +74,11 @@ class Confusion(Metric):
         self.num_classes = num_classes
         self.scores: SegmentationScores | None = None
         """Of the last ``compute``, over all processes."""
+        self.matrix: Tensor | None = None
+        """Likewise the counts that they follow from, (K, K + 1) int64: labels down, predictions across, the last one no
+        class."""
+        self.latest = torch.zeros(num_classes, num_classes + 1, dtype=torch.int64)
+        """The counts of the last ``update`` alone."""
         self.add_state("counts", torch.zeros(num_classes, num_classes + 1, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, predictions: Tensor, labels: Tensor) -> None:
@@ -78,9 +88,11 @@ class Confusion(Metric):
             predictions: integers of any shape; those outside of [0, K) are no class, and wrong.
             labels: integers of the same shape; those outside of [0, K) are ignored.
         """
+        before = self.counts.clone()
         pairs = zip(predictions.flatten().split(CHUNK_PIXELS), labels.flatten().split(CHUNK_PIXELS), strict=True)
         for own_predictions, own_labels in pairs:
             self._count(own_predictions.long(), own_labels.long())
+        self.latest = self.counts - before
 
     def _count(self, predictions: Tensor, labels: Tensor) -> None:
         k = self.num_classes
@@ -92,6 +104,7 @@ class Confusion(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """{miou, mean_accuracy, pixel_accuracy}, each in [0, 1]; NaN when nothing was labeled."""
-        self.scores = SegmentationScores.of(self.counts)
+        self.matrix = self.counts.cpu().clone()
+        self.scores = SegmentationScores.of(self.matrix)
         names = ("miou", "mean_accuracy", "pixel_accuracy")
         return {name: torch.tensor(getattr(self.scores, name), device=self.counts.device) for name in names}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from lightning.pytorch import Callback
@@ -14,9 +14,9 @@ from torch.optim import AdamW
 
 from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.batches import SegmentationBatch, SegmentationPredictBatch
-from swinv2_tasks.callbacks import ClassTable, SegmentationPredictions
+from swinv2_tasks.callbacks import ClassTable, SegmentationPredictions, SegmentedImages
 from swinv2_tasks.errors import UserError
-from swinv2_tasks.evaluation.segmentation import Confusion
+from swinv2_tasks.evaluation.segmentation import Confusion, pixels_of
 from swinv2_tasks.heads.batch_norm import synchronize
 from swinv2_tasks.heads.decoder import Decoder
 from swinv2_tasks.heads.upernet import SegmentationHead, UPerNet, enlarge
@@ -25,6 +25,17 @@ from swinv2_tasks.tasks.base import BaseTask
 from swinv2_tasks.training.class_weights import ClassWeights
 from swinv2_tasks.training.losses import PixelCrossEntropy
 from swinv2_tasks.training.optim import LinearSchedule
+
+
+class Evaluated(TypedDict):
+    """What is predicted of the images of a batch."""
+
+    labels: list[Tensor]
+    """(H, W) class indices of each."""
+
+    pixels: list[Tensor]
+    """(3, classes) int64 of each: pixels that are labeled and predicted so, labeled, and predicted where anything is
+    labeled."""
 
 
 class SegmentationTask(BaseTask):
@@ -147,19 +158,24 @@ class SegmentationTask(BaseTask):
         auxiliary = self.loss(auxiliary_logits, batch["mask"])
         return {"loss": loss + self.auxiliary_weight * auxiliary, "auxiliary_loss": auxiliary}
 
-    def validation_step(self, batch: SegmentationBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Adds the batch to the validation's confusion matrix."""
-        self._evaluate(batch, self.of_loader(self.val_confusion, dataloader_idx))
+    def validation_step(self, batch: SegmentationBatch, batch_idx: int, dataloader_idx: int = 0) -> Evaluated:
+        """Adds the batch to the validation's confusion matrix, and returns what is predicted of it."""
+        return self._evaluate(batch, self.of_loader(self.val_confusion, dataloader_idx))
 
-    def test_step(self, batch: SegmentationBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Adds the batch to the test's confusion matrix."""
-        self._evaluate(batch, self.of_loader(self.test_confusion, dataloader_idx))
+    def test_step(self, batch: SegmentationBatch, batch_idx: int, dataloader_idx: int = 0) -> Evaluated:
+        """Adds the batch to the test's confusion matrix, and returns what is predicted of it."""
+        return self._evaluate(batch, self.of_loader(self.test_confusion, dataloader_idx))
 
-    def _evaluate(self, batch: SegmentationBatch, confusion: Confusion) -> None:
+    def _evaluate(self, batch: SegmentationBatch, confusion: Confusion) -> Evaluated:
         images = batch["image"].split(1)
         rescaled: Sequence[Rescaled | None] = batch.get("rescaled") or [None] * len(images)
+        evaluated: Evaluated = {"labels": [], "pixels": []}
         for image, mask, at_scale in zip(images, batch["mask"], rescaled, strict=True):
-            confusion.update(self.segment(image, mask.shape, at_scale), mask)
+            labels = self.segment(image, mask.shape, at_scale)
+            confusion.update(labels, mask)
+            evaluated["labels"].append(labels)
+            evaluated["pixels"].append(pixels_of(confusion.latest))
+        return evaluated
 
     def on_validation_epoch_end(self) -> None:
         """Logs mIoU and the pixel accuracies of the validation."""
@@ -170,8 +186,8 @@ class SegmentationTask(BaseTask):
         self.log_epoch_metrics(self.test_confusion, "test/")
 
     def result_writers(self, run_folder: Path, output: str | None) -> list[Callback]:
-        """What writes label maps and overlays, and the table of classes."""
-        return [SegmentationPredictions(output), ClassTable(run_folder)]
+        """What writes label maps and overlays, the table of classes and that of images."""
+        return [SegmentationPredictions(output), ClassTable(run_folder), SegmentedImages(run_folder)]
 
     def predict_step(self, batch: SegmentationPredictBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """The class of each pixel of each image: {path: list or None, labels: list of (H, W) int32 on the CPU}."""
