@@ -22,9 +22,9 @@ from swinv2_tasks.evaluation.predictions import read_multi_label, read_single_la
 from swinv2_tasks.tasks import ClassificationTask, VideoClassificationTask
 from tests.helpers import motions, tiny
 from tests.helpers.broken_files import cut_off
-from tests.helpers.checkpoints import randomize
+from tests.helpers.checkpoints import randomize, write_randomized
 from tests.helpers.processes import run_together
-from tests.helpers.runs import evaluate, from_last, last_checkpoint, read_scores
+from tests.helpers.runs import evaluate, from_last, read_scores
 from tests.helpers.tagged import NAMES, tags, write_tagged
 from tests.helpers.tagged_videos import write_tagged_videos
 
@@ -34,11 +34,7 @@ IDS = [*tiny.COLORS]
 @pytest.fixture(scope="module")
 def poor(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained run's checkpoint with random weights, which are wrong about many images."""
-    contents = torch.load(last_checkpoint(trained), weights_only=True)
-    contents["state_dict"] = randomize(tiny.new_task()).state_dict()
-    path = tmp_path_factory.mktemp("poor") / "poor.ckpt"
-    torch.save(contents, path)
-    return path
+    return write_randomized(tmp_path_factory.mktemp("poor") / "poor.ckpt", trained, tiny.new_task())
 
 
 def logits_of(checkpoint: Path, root: Path) -> tuple[torch.Tensor, torch.Tensor]:

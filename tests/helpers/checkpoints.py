@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -129,3 +130,11 @@ def simmim_state(windows: tuple[int, ...] = (4, 4, 4, 4)) -> dict[str, Tensor]:
         "decoder.0.bias": (3072,),
     }
     return renamed | {name: torch.randn(shape, generator=generator) for name, shape in extra.items()}
+
+
+def write_randomized(path: Path, run: Path, task: nn.Module) -> Path:
+    """A run's last checkpoint with random weights, which are wrong about many samples."""
+    contents = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    contents["state_dict"] = randomize(task).state_dict()
+    torch.save(contents, path)
+    return path
