@@ -67,7 +67,8 @@ def draw_matrix(counts: np.ndarray, rows: Sequence[str], columns: Sequence[str],
     side = min(9.0, 2.6 + 0.32 * max(len(rows), len(columns)))
     svg = draw(plot, side, side)
     text = f"The share of each true class's {unit} that is predicted as each class"
-    return Chart("Confusion matrix", svg, text, note or f"Shares of each row: {text[0].lower()}{text[1:]}.", True)
+    is_wide = max(len(rows), len(columns)) > MOST_NUMBERED
+    return Chart("Confusion matrix", svg, text, note or f"Shares of each row: {text[0].lower()}{text[1:]}.", is_wide)
 
 
 def confused_pairs(counts: np.ndarray, rows: Sequence[str], columns: Sequence[str], unit: str) -> Table:
