@@ -12,7 +12,7 @@ from swinv2_tasks.callbacks.multi_label import MultiLabelPredictions, MultiLabel
 from swinv2_tasks.callbacks.run_report import RunReport
 from swinv2_tasks.callbacks.segmentation import ClassTable, SegmentationPredictions
 from swinv2_tasks.callbacks.segmented_images import SegmentedImages
-from swinv2_tasks.callbacks.simmim import SimMIMPredictions, SimMIMVisualizations
+from swinv2_tasks.callbacks.simmim import SimMIMImages, SimMIMPredictions, SimMIMVisualizations
 from swinv2_tasks.callbacks.throughput import Throughput
 from swinv2_tasks.callbacks.video import MultiLabelVideoPredictions, VideoPredictions
 
@@ -34,6 +34,7 @@ __all__ = [
     "RunReport",
     "SegmentationPredictions",
     "SegmentedImages",
+    "SimMIMImages",
     "SimMIMPredictions",
     "SimMIMVisualizations",
     "Throughput",

@@ -77,11 +77,11 @@ class SegmentedImages(EvaluatedImages):
 
     def _keep(self, miou: float, position: Position, file: str, mask: Tensor, labels: Tensor, num_classes: int) -> None:
         """Keeps the label maps of an image, if it is among the worst; others stay on their device."""
-        place = tuple(-part for part in position)
-        if len(self._worst) == WORST and (-miou, place) <= self._worst[0][:2]:
+        negative = tuple(-part for part in position)
+        if len(self._worst) == WORST and (-miou, negative) <= self._worst[0][:2]:
             return
         maps = (reduced_map(mask, num_classes), reduced_map(labels, num_classes))
-        heapq.heappush(self._worst, WorstImage(-miou, place, file, *maps))
+        heapq.heappush(self._worst, WorstImage(-miou, negative, file, *maps))
         if len(self._worst) > WORST:
             heapq.heappop(self._worst)
 

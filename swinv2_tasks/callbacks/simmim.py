@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from swinv2_tasks.callbacks.evaluated_images import EvaluatedImages, Position
 from swinv2_tasks.callbacks.prediction_files import Predictions, Result
 from swinv2_tasks.callbacks.prediction_journal import Record
 from swinv2_tasks.datamodules.readers.channels import STRETCHED
@@ -19,6 +20,25 @@ from swinv2_tasks.datamodules.transforms.classification import denormalize
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.heads.simmim import enlarge_mask
 from swinv2_tasks.text import printable
+
+HEADINGS = ("image", "masked", "reconstruction")
+"""Of the columns of a visualization."""
+
+MOST_ENLARGED = 4
+"""Times that images are enlarged, whose single pixels are then seen …"""
+
+MOST_SIDE = 768
+"""… unless a side would have more pixels than this."""
+
+
+class SimMIMImages(EvaluatedImages):
+    """Writes val_images.csv or test_images.csv: the loss of each image. The argument is that of ``EvaluatedImages``."""
+
+    columns = ("loss",)
+
+    def values(self, task: Any, outputs: Any, batch: Any, positions: Sequence[Position]) -> list[list[Any]]:
+        """The loss of each image."""
+        return [[loss] for loss in outputs["losses"].tolist()]
 
 
 class SimMIMVisualizations(Callback):
@@ -52,7 +72,7 @@ class SimMIMVisualizations(Callback):
             draw_reconstruction(*sample, data.mean, data.std)
             for sample in zip(images, mask, reconstruction, strict=True)
         ]
-        sheet = Image.fromarray(np.concatenate(rows))
+        sheet = add_headings(np.concatenate(rows))
         file = self.folder / f"epoch_{trainer.current_epoch:04d}.png"
         replace_file(file, lambda path: sheet.save(path, "PNG"))
 
@@ -85,7 +105,7 @@ class SimMIMPredictions(Predictions):
     def result(self, path: str, parts: list[Any], task: Any) -> Result:
         """Draws a file's image, masked image and reconstruction side by side."""
         ((image, mask, reconstruction, loss),) = parts
-        row = Image.fromarray(draw_reconstruction(image, mask, reconstruction, *self._normalization))
+        row = add_headings(draw_reconstruction(image, mask, reconstruction, *self._normalization))
         file = self.save(row, "visualizations", path)
         return Result([file, f"{loss:.6f}"], [file])
 
@@ -112,7 +132,7 @@ def draw_reconstruction(
         std: … and what divided the difference.
 
     Returns:
-        uint8 (H + 4, 3·(W + 4), 3), with a white margin.
+        uint8 (f·H + 4, 3·(f·W + 4), 3), with a white margin: images are f times as large, 4 times at most.
     """
     images = torch.stack([image.float(), hide_masked(image, mask), reconstruction.float()]).cpu()
     if len(mean) == 3:
@@ -122,8 +142,26 @@ def draw_reconstruction(
         values = images * torch.tensor(std).view(shape) + torch.tensor(mean).view(shape)
         values = _stretched(values[:, :3] if len(mean) > 3 else values[:, :1].expand(-1, 3, -1, -1))
         rgb = (values.clamp(0, 1) * 255).round().byte()
+    factor = max(1, min(MOST_ENLARGED, MOST_SIDE // max(rgb.shape[2:])))
+    rgb = rgb.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
     rgb = torch.nn.functional.pad(rgb, (0, 4, 0, 4), value=255)
     return rgb.permute(2, 0, 3, 1).flatten(1, 2).numpy()
+
+
+def add_headings(rows: np.ndarray) -> Image.Image:
+    """Rows of reconstructions below the names of their three columns.
+
+    Args:
+        rows: uint8 (H, 3·W, 3), as of ``draw_reconstruction``, one or several.
+    """
+    width = rows.shape[1] // len(HEADINGS)
+    size = max(10, min(40, width // 12))
+    sheet = Image.new("RGB", (rows.shape[1], rows.shape[0] + 2 * size), "white")
+    sheet.paste(Image.fromarray(rows), (0, 2 * size))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size)
+    for column, heading in enumerate(HEADINGS):
+        draw.text((column * width + width // 2, size), heading, fill="black", font=font, anchor="mm")
+    return sheet
 
 
 def hide_masked(image: Tensor, mask: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch.optim import AdamW
 
 from swinv2_tasks.backbone import SwinTransformerV2
 from swinv2_tasks.batches import SimMIMBatch
-from swinv2_tasks.callbacks import SimMIMPredictions, SimMIMVisualizations
+from swinv2_tasks.callbacks import SimMIMImages, SimMIMPredictions, SimMIMVisualizations
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.evaluation.mean_loss import MeanLoss
 from swinv2_tasks.heads.simmim import SimMIMHead, enlarge_mask
@@ -108,16 +108,18 @@ class SimMIMTask(BaseTask):
         pixels, targets = self(batch["image"], batch["mask"]), self.targets(batch["image"])
         return {"loss": masked_l1(pixels, targets, batch["mask"])}
 
-    def validation_step(self, batch: SimMIMBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Adds the loss of each image to the validation's mean."""
-        self.of_loader(self.val_loss, dataloader_idx).update(self._losses_of_each(batch))
+    def validation_step(self, batch: SimMIMBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Adds the loss of each image to the validation's mean, and returns it: {losses (B,)}."""
+        return self._evaluate(batch, self.of_loader(self.val_loss, dataloader_idx))
 
-    def test_step(self, batch: SimMIMBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Adds the loss of each image to the test's mean."""
-        self.of_loader(self.test_loss, dataloader_idx).update(self._losses_of_each(batch))
+    def test_step(self, batch: SimMIMBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Adds the loss of each image to the test's mean, and returns it: {losses (B,)}."""
+        return self._evaluate(batch, self.of_loader(self.test_loss, dataloader_idx))
 
-    def _losses_of_each(self, batch: SimMIMBatch) -> Tensor:
-        return losses_of_each(self(batch["image"], batch["mask"]), self.targets(batch["image"]), batch["mask"])
+    def _evaluate(self, batch: SimMIMBatch, mean: MeanLoss) -> dict[str, Tensor]:
+        losses = losses_of_each(self(batch["image"], batch["mask"]), self.targets(batch["image"]), batch["mask"])
+        mean.update(losses)
+        return {"losses": losses}
 
     def on_validation_epoch_end(self) -> None:
         """Logs the validation's mean loss."""
@@ -155,8 +157,8 @@ class SimMIMTask(BaseTask):
         return torch.where(is_masked, pixels.to(images.dtype), images), losses
 
     def result_writers(self, run_folder: Path, output: str | None) -> list[Callback]:
-        """What writes visualizations of predictions and of each validation."""
-        return [SimMIMPredictions(output), SimMIMVisualizations(run_folder)]
+        """What writes visualizations of predictions and of each validation, and the table of images."""
+        return [SimMIMPredictions(output), SimMIMVisualizations(run_folder), SimMIMImages(run_folder)]
 
     def predict_step(self, batch: SimMIMBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """{path: list or None, losses (B,), reconstruction (B, 3, H, W)}."""

@@ -25,7 +25,8 @@ from swinv2_tasks.weights import load_weights, save_weights
 from tests.helpers.checkpoints import CHANNELS, DEPTHS, HEADS, randomize, simmim_state
 from tests.helpers.objects import DETECTOR
 from tests.helpers.photos import DATA, new_simmim, write_config
-from tests.helpers.runs import from_last, has_no_runs, predict, read_column, read_table, user_error
+from tests.helpers.processes import run
+from tests.helpers.runs import from_last, has_no_runs, last_checkpoint, predict, read_column, read_table, user_error
 from tests.helpers.tiny import BACKBONE, new_trainer
 
 
@@ -120,11 +121,40 @@ def test_each_validation_draws_reconstructions(pretrained: Path) -> None:
     folder = pretrained / "visualizations"
     assert [path.name for path in sorted(folder.iterdir())] == ["epoch_0005.png", "epoch_0011.png"]
     sheet = np.asarray(Image.open(folder / "epoch_0011.png"))
-    assert sheet.shape == (4 * 36, 3 * 36, 3)  # a batch of four: image, masked, reconstruction
-    image, masked, filled = (sheet[:32, k * 36 : k * 36 + 32].astype(int) for k in range(3))
+    assert sheet.shape == (22 + 4 * 132, 3 * 132, 3)  # headings, and a batch of four, enlarged four times
+    for k in range(3):
+        heading = sheet[:22, k * 132 : k * 132 + 132]
+        assert 0.02 < (heading < 128).mean() < 0.3
+    rows = [sheet[22:150, k * 132 : k * 132 + 128].astype(int) for k in range(3)]
+    assert all(np.array_equal(row, row[::4, ::4].repeat(4, 0).repeat(4, 1)) for row in rows)
+    image, masked, filled = (row[::4, ::4] for row in rows)
     hidden = (image != masked).any(2)
     assert hidden.mean() == pytest.approx(10 / 16, abs=0.02)  # 0.6 of 16 patches, rounded up
     assert np.array_equal(image[~hidden], filled[~hidden])
+
+
+def test_each_image_has_its_loss_in_a_table(pretrained: Path, photos: Path) -> None:
+    losses = {row["file"]: float(row["loss"]) for row in read_table(pretrained / "val_images.csv")}
+    assert np.mean([*losses.values()]) == pytest.approx(read_column(pretrained, "val/loss")[-1], abs=1e-6)
+    task = SimMIMTask.load_from_checkpoint(last_checkpoint(pretrained))
+    data = SimMIMDataModule(str(photos), **DATA)
+    data.setup("validate")
+    expected = {}
+    for batch in data.val_dataloader():
+        expected |= dict(zip(batch["path"], task.reconstruct(batch["image"], batch["mask"])[1].tolist(), strict=True))
+    assert losses == pytest.approx(expected, abs=1e-6) and [*losses] == [*expected]
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_losses_that_one_does(pretrained: Path, tmp_path: Path) -> None:
+    tables = []
+    for processes in (1, 2):
+        name = f"--name=on_{processes}"
+        arguments = ["validate", from_last(pretrained), f"--runs={tmp_path}", name, "--data.batch_size=5"]
+        assert run(arguments, tmp_path, processes).status == 0
+        (table,) = tmp_path.glob(f"on_{processes}/*/val_images.csv")
+        tables.append(table.read_text())
+    assert tables[0] == tables[1]
 
 
 def test_predictions_are_a_table_of_losses_and_reconstructions(pretrained: Path, photos: Path, tmp_path: Path) -> None:
@@ -132,7 +162,7 @@ def test_predictions_are_a_table_of_losses_and_reconstructions(pretrained: Path,
     rows = read_table(output / "predictions.csv")
     assert len(rows) == 12
     for row in rows:
-        assert Image.open(output / row["visualization"]).size == (3 * 36, 36)
+        assert Image.open(output / row["visualization"]).size == (3 * 132, 22 + 132)
         assert 0 < float(row["loss"]) < 10
 
 

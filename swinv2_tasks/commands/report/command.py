@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from swinv2_tasks.callbacks.run_report import REPORT
-from swinv2_tasks.commands.report import classification, detection
+from swinv2_tasks.commands.report import classification, detection, segmentation, simmim
 from swinv2_tasks.commands.report.blocks import Section
 from swinv2_tasks.commands.report.general import curves_section, result_section, run_section
 from swinv2_tasks.commands.report.page import write_sections
@@ -20,6 +20,8 @@ EvaluationSections = Callable[[Run, Split], list[Section]]
 SECTIONS: dict[str, EvaluationSections] = {
     "ClassificationTask": classification.evaluation_sections,
     "DetectionTask": detection.evaluation_sections,
+    "SegmentationTask": segmentation.evaluation_sections,
+    "SimMIMTask": simmim.evaluation_sections,
     "VideoClassificationTask": classification.evaluation_sections,
 }
 """By the task's class."""
