@@ -9,6 +9,7 @@ escapes (\n, \x1b, \u202e; \x80 to \xff for bytes) and \\ is a backslash; every 
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import re
 import unicodedata
@@ -39,7 +40,11 @@ def csv_cell(value: object) -> str:
     """What stands in a CSV file for a value, by the rule above."""
     if isinstance(value, int | float) and value >= 0:  # no text, and of files with millions of cells most of them
         return str(value)
-    text = "" if value is None else str(value)
+    return "" if value is None else _text_cell(str(value))
+
+
+@functools.lru_cache(maxsize=8192)  # classes stand in a file again and again
+def _text_cell(text: str) -> str:
     is_plain = not _STARTS_FORMULA.match(text) or _NUMBER.fullmatch(text)
     if is_plain and (text.isprintable() or not any(map(_does_something, text))):
         return text
@@ -75,7 +80,7 @@ def csv_line(cells: Iterable[object]) -> str:
 def write_table(path: Path, rows: Iterable[Iterable[object]]) -> None:
     """Writes a CSV file in UTF-8, of which the first row names the columns."""
     with path.open("w", encoding="utf-8", newline="") as file:
-        file.writelines(map(csv_line, rows))
+        csv.writer(file).writerows([csv_cell(cell) for cell in row] for row in rows)
 
 
 def read_rows(lines: Iterable[str]) -> Iterator[list[str]]:

@@ -27,9 +27,13 @@ from swinv2_tasks.evaluation.predictions import (
     write_single_label,
 )
 from swinv2_tasks.files import replace_file
+from swinv2_tasks.tables import TerminalTable
 
 MOST_TOP = 5
 """Classes that are kept of a sample of one label, the most probable ones."""
+
+MOST_PRINTED = 10
+"""Classes that are printed at the end of an evaluation, those with the lowest F1."""
 
 
 class _EvaluatedClasses(Callback):
@@ -86,11 +90,11 @@ class _EvaluatedClasses(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes what the validation predicted, unless it is the check before training."""
         if not trainer.sanity_checking:
-            self._write(pl_module, "val")
+            self._write(trainer, pl_module, "val")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes what the test predicted."""
-        self._write(pl_module, "test")
+        self._write(trainer, pl_module, "test")
 
     def _keep(self, task: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (part := self.part(task, outputs, batch, batch_idx)) is not None:
@@ -114,7 +118,7 @@ class _EvaluatedClasses(Callback):
         """
         raise NotImplementedError
 
-    def _write(self, task: Any, split: str) -> None:
+    def _write(self, trainer: Trainer, task: Any, split: str) -> None:
         gathered = gather_on_first(self.own(self._parts))
         self._parts.clear()
         results = self.results(task, split, gathered) if gathered else None
@@ -127,6 +131,8 @@ class _EvaluatedClasses(Callback):
             write_scores(self.folder / f"{split}_classes.json", results, ids, names, self.samples)
             if results.paths:
                 write_single_label(path, results, ids, names)
+            if trainer.state.fn != "fit":
+                _print_worst(results, ids, names, self.samples)
         elif results.paths:
             write_multi_label(path, results, ids, names)
 
@@ -134,7 +140,8 @@ class _EvaluatedClasses(Callback):
 class EvaluatedImages(_EvaluatedClasses):
     """Writes val_predictions.csv or test_predictions.csv, what was predicted of each image, where files are known.
 
-    Of one label an image also val_classes.json or test_classes.json; of several labels ``MultiLabelTable`` does that.
+    Of one label an image also val_classes.json or test_classes.json, and outside of a training the classes with the
+    lowest F1 are printed; of several labels ``MultiLabelTable`` does that.
 
     Args:
         folder: where to write: the run's folder.
@@ -252,6 +259,25 @@ def _multi_label(
         rounded(losses),
         rounded(probabilities) if has_columns else None,
     )
+
+
+def _print_worst(results: SingleLabelResults, ids: Sequence[Any], names: Sequence[str], samples: str) -> None:
+    """Prints the classes with the lowest F1; nothing where all are right."""
+    scores = class_scores(results.labels, results.predicted, len(ids))
+    order = np.argsort(scores.f1, kind="stable")[:MOST_PRINTED]
+    worst = [k for k in order if scores.f1[k] < 1]
+    if not worst:
+        return
+    table = TerminalTable(title=f"lowest F1 of {len(ids)} classes")
+    table.add_column("id", justify="right")
+    table.add_column("class", overflow="fold")
+    for column in ("precision", "recall", "F1", samples):
+        table.add_column(column, justify="right")
+    for k in worst:
+        values = (scores.precision[k], scores.recall[k], scores.f1[k])
+        cells = ["–" if math.isnan(value) else f"{value:.4f}" for value in values]
+        table.add_row(str(ids[k]), names[k], *cells, f"{scores.samples[k]:,}")
+    table.print()
 
 
 def write_scores(

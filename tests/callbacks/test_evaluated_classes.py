@@ -47,8 +47,12 @@ def logits_of(checkpoint: Path, root: Path) -> tuple[torch.Tensor, torch.Tensor]
         return torch.cat([task(batch["image"]) for batch in batches]), torch.cat([batch["label"] for batch in batches])
 
 
-def test_scores_are_scikit_learns_of_the_networks_own_predictions(poor: Path, images: Path, tmp_path: Path) -> None:
+def test_scores_are_scikit_learns_of_the_networks_own_predictions(
+    poor: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = evaluate(tmp_path, f"--ckpt_path={poor}")
+    output = capsys.readouterr().out
+    assert "lowest F1 of 3 classes" in output and "red apple" in output and "top1" in output
     logits, labels = logits_of(poor, images)
     probabilities, predicted = logits.softmax(1), logits.argmax(1)
     content = json.loads((folder / "val_classes.json").read_text())
