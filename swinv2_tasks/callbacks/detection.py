@@ -6,6 +6,7 @@ import colorsys
 import json
 import logging
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,9 @@ from swinv2_tasks.tables import TerminalTable
 from swinv2_tasks.text import printable, say, shorten
 
 log = logging.getLogger("swinv2_tasks")
+
+IMAGE_FOLDER = "image_folder"
+"""Entry of ``info`` in val_truth.json."""
 
 
 class DetectionPredictions(Predictions):
@@ -155,12 +159,20 @@ class DetectionScores(Callback):
             self._reported_limit = metric.limit
 
     def _write_truth(self, path: Path, truth: Mapping[str, Any]) -> None:
-        """Writes the annotations, unless they stand there; nothing of a loader that does not name its images' files."""
-        images = truth["images"]
-        ids = [image["id"] for image in images]
-        if ids == self._written_images or not all("file_name" in image for image in images):
+        """Writes the annotations, unless they stand there; nothing of a loader that does not name its images' files.
+
+        As in COCO's own files, these are relative to a folder, which ``info`` names: the one that all lie in.
+        """
+        ids = [image["id"] for image in truth["images"]]
+        if ids == self._written_images or not all("file_name" in image for image in truth["images"]):
             return
-        content = json.dumps(truth)
+        files = [os.path.abspath(image["file_name"]) for image in truth["images"]]
+        folder = os.path.commonpath([os.path.dirname(file) for file in files])
+        images = [
+            {**image, "file_name": os.path.relpath(file, folder)}
+            for image, file in zip(truth["images"], files, strict=True)
+        ]
+        content = json.dumps({"info": {IMAGE_FOLDER: folder}, **truth, "images": images})
         replace_file(path, lambda file: file.write_text(content, "utf-8"))
         self._written_images = ids
 

@@ -186,8 +186,9 @@ def coco(
         annotations: annotation file in COCO's format.
         predictions: detections as COCO takes submissions: a JSON list of {image_id, category_id, score, and bbox or
             segmentation or both}.
-        iou_type: what is scored: bbox, segm, or both, as in --iou-type bbox segm; without it, whatever the predictions
-            and the annotations hold.
+        iou_type: what is scored: bbox, segm, or both, as in --iou-type bbox segm; boundary, masks by the IoU of their
+            boundaries, with the backend faster_coco_eval; without it, boxes and masks, as far as the predictions and
+            the annotations hold them.
         backend: what computes; faster_coco_eval needs the extra fast.
         json: file to write the scores to.
         max_dets: how many detections of an image and class count, the highest-scoring; COCO's own number is 100.
@@ -209,8 +210,9 @@ def coco(
         iou_types += ["segm"] if read.has_masks and results and "segmentation" in results[0] else []
     else:
         iou_types = [iou_type] if isinstance(iou_type, str) else iou_type
-    if "segm" in iou_types and not read.has_masks:
-        raise UserError(f"--iou-type segm: {annotations} has no masks, only boxes.")
+    of_masks = [name for name in iou_types if name != "bbox"]
+    if of_masks and not read.has_masks:
+        raise UserError(f"--iou-type {of_masks[0]}: {annotations} has no masks, only boxes.")
     if not iou_types:
         raise UserError(f"{predictions} has masks, {annotations} only boxes: there is nothing to compare.")
     truth = _truth(read)
@@ -223,7 +225,7 @@ def coco(
         table.print()
     image_ids = {result["image_id"] for result in results}
     say(f"{len(results):,} detections, in {len(image_ids):,} of {len(read.images):,} images, are scored")
-    for note in (describe_unmatched(read, "segm" in iou_types), _describe_empty(predictions, results), limit):
+    for note in (describe_unmatched(read, bool(of_masks)), _describe_empty(predictions, results), limit):
         if note is not None:
             say(note, file=sys.stderr)
     return scores

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco_masks
+from pycocotools.cocoeval import COCOeval
 
+from swinv2_tasks.errors import UserError
+from swinv2_tasks.evaluation.boundaries import boundary_distance, near_contours
 from swinv2_tasks.evaluation.coco import Backend, CocoMetric, coco_scores
 from swinv2_tasks.evaluation.coco_curves import describe_curves
 from tests.helpers.evaluated_objects import content_of, evaluate, random_objects
@@ -41,6 +46,34 @@ def test_curves_are_those_of_cocos_tools(backend: Backend) -> None:
         for size in ("small", "medium", "large"):
             mean = -1 if np.isnan(curves.ap[size]).any() else curves.ap[size].mean()
             assert mean == pytest.approx(numbers[f"ap_{size}"])
+
+
+def test_boundary_ap_is_that_of_the_lower_iou_of_masks_and_boundaries() -> None:
+    """By pycocotools, whose overlaps are replaced."""
+    truth, detections = random_objects(5, images=8)
+    content, results = content_of(truth), [entry for of_image in detections for entry in of_image]
+    (scores,) = coco_scores(content, results, ["boundary"], "faster_coco_eval").values()
+    for entry in (*content["annotations"], *results):
+        mask = coco_masks.decode(entry["segmentation"])
+        near = near_contours(mask, boundary_distance(mask.shape), outside=255) & (mask == 1)
+        entry["boundary"] = coco_masks.encode(np.asfortranarray(near.astype(np.uint8)))
+
+    class BoundaryEvaluation(COCOeval):
+        def computeIoU(self, imgId: int, catId: int) -> Any:
+            ious = super().computeIoU(imgId, catId)
+            objects = self._gts[imgId, catId]
+            found = sorted(self._dts[imgId, catId], key=lambda entry: -entry["score"])
+            if not len(objects) or not len(found):
+                return ious
+            crowds = [entry["iscrowd"] for entry in objects]
+            codes = [[entry["boundary"] for entry in entries] for entries in (found, objects)]
+            return np.minimum(ious, np.where(crowds, 1.0, coco_masks.iou(*codes, crowds)))
+
+    expected = evaluate(content, results, "segm", BoundaryEvaluation)
+    assert [*scores.statistics.values()] == pytest.approx(expected.stats.tolist())
+    assert 0 < scores.statistics["ap"] < evaluate(content, results, "segm").stats[0]
+    with pytest.raises(UserError, match="faster_coco_eval"):
+        coco_scores(content, results, ["boundary"])
 
 
 def test_classes_without_objects_are_left_out_of_the_file() -> None:

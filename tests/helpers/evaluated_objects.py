@@ -49,13 +49,17 @@ def content_of(truth: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def evaluate(content: dict[str, Any], results: list[dict[str, Any]], iou_type: str) -> Any:
+def evaluate(
+    content: dict[str, Any], results: list[dict[str, Any]], iou_type: str, evaluation_class: type[Any] = COCOeval
+) -> Any:
     """The evaluation of pycocotools as its own users run it."""
+    if iou_type == "segm":  # or loadRes took the boxes' areas
+        results = [{key: value for key, value in entry.items() if key != "bbox"} for entry in results]
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
         truth.dataset = content
         truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes(results), iou_type)
+        evaluation = evaluation_class(truth, truth.loadRes(results), iou_type)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()

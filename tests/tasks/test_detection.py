@@ -107,7 +107,8 @@ def test_validate_prints_the_scores_of_each_class_and_writes_detections_that_sco
 def test_a_training_writes_what_cocos_tools_compute_its_scores_from(finder: Path) -> None:
     classes, curves = (json.loads((finder / f"val_{name}.json").read_text()) for name in ("classes", "curves"))
     truth, results = (json.loads((finder / f"val_{name}.json").read_text()) for name in ("truth", "detections"))
-    assert [Path(image["file_name"]).is_file() for image in truth["images"]] == [True] * 5
+    folder = Path(truth["info"]["image_folder"])
+    assert [(folder / image["file_name"]).is_file() for image in truth["images"]] == [True] * 5
     for iou_type, name in (("bbox", "box"), ("segm", "mask")):
         evaluation = cocos_evaluation(truth, results, iou_type)
         assert [*classes[name].values()] == evaluation.stats.tolist()

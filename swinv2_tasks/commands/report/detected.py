@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from swinv2_tasks.callbacks.detection import IMAGE_FOLDER
 from swinv2_tasks.commands.report.run import Run, Split
 from swinv2_tasks.datamodules.readers.annotations import read_json as load_large_json
 from swinv2_tasks.errors import UserError
@@ -29,12 +30,14 @@ _NUMBERS = each(optional(number()))
 SCORES = mapping(
     {
         "classes": each(
-            mapping({"id": plain, "name": text}, {"box_ap": optional(number()), "mask_ap": optional(number())})
+            mapping(
+                {"id": plain, "name": text}, {name: optional(number()) for name in ("box_ap", "mask_ap", "boundary_ap")}
+            )
         )
     },
-    {"box": _STATISTICS, "mask": _STATISTICS, "note": text},
+    {"box": _STATISTICS, "mask": _STATISTICS, "boundary": _STATISTICS, "note": text},
 )
-"""What val_classes.json holds."""
+"""What val_classes.json holds, and val_boundary.json."""
 
 _CURVES = mapping(
     {
@@ -50,6 +53,7 @@ CURVES = mapping({}, {"box": _CURVES, "mask": _CURVES})
 
 TRUTH = mapping(
     {
+        "info": mapping({IMAGE_FOLDER: text}),
         "images": each(mapping({"id": plain, "file_name": text, "height": number(1), "width": number(1)})),
         "annotations": each(plain),
         "categories": each(mapping({"id": plain, "name": text})),
@@ -128,7 +132,9 @@ def read_detected(run: Run, split: Split) -> Detected | None:
         return None
     truth, results = (_read_large(run.folder / name) for name in names)
     require(truth, TRUTH, f"{printable(run.folder / names[0])} is corrupt: in it,", _remedy(run, split))
-    image_ids = [image["id"] for image in truth["images"]]
+    folder = Path(truth["info"][IMAGE_FOLDER])
+    images = [{**image, "file_name": str(folder / image["file_name"])} for image in truth["images"]]
+    image_ids = [image["id"] for image in images]
     ids = [category["id"] for category in truth["categories"]]
     try:
         objects = Boxes.of(truth["annotations"], image_ids, ids)
@@ -140,7 +146,7 @@ def read_detected(run: Run, split: Split) -> Detected | None:
         ) from error
     class_names = [category["name"] for category in truth["categories"]]
     matches = match_classes(objects, detections)
-    return Detected(truth["images"], truth["annotations"], results, ids, class_names, objects, detections, matches)
+    return Detected(images, truth["annotations"], results, ids, class_names, objects, detections, matches)
 
 
 def _read_large(path: Path) -> Any:

@@ -60,7 +60,7 @@ def evaluation_sections(run: Run, split: Split) -> list[Section]:
         note = f"{note} Curves, confusion and examples need {names}: {remedy_of(run, split)} writes them.".strip()
     blocks: list[Block] = [*_best_numbers(scores, detected), _coco_table(run, split, scores, boundary)]
     blocks += [_precision_chart(curves), _ap_chart(curves)] if curves else []
-    blocks += [_class_table(scores, curves, detected)]
+    blocks += [_class_table(scores, curves, boundary, detected)]
     sections = [Section("Detection", blocks, note)]
     if detected is not None and len(detected.detections):
         sections += [_errors(detected), examples(run, detected)]
@@ -118,7 +118,9 @@ def _describe(name: str) -> str:
     return f"{name[:2].upper()}{name[2:].replace('_', ' ')}"
 
 
-def _class_table(scores: Mapping[str, Any], curves: Mapping[str, Any], detected: Detected | None) -> Table:
+def _class_table(
+    scores: Mapping[str, Any], curves: Mapping[str, Any], boundary: Mapping[str, Any], detected: Detected | None
+) -> Table:
     """What is known of each class."""
     types = [name for name in TYPES if name in scores]
     keys = {name: {row["id"]: row for row in curves.get(name, {}).get("classes", ())} for name in types}
@@ -132,6 +134,9 @@ def _class_table(scores: Mapping[str, Any], curves: Mapping[str, Any], detected:
         columns.append(Column(f"{name} AP", 4))
         if keys[name]:
             columns += [Column(f"{name} {size}", 4) for size in ("AP50", "AP75", "small", "medium", "large")]
+    of_boundaries = {row["id"]: row.get("boundary_ap") for row in boundary.get("classes", ())}
+    if of_boundaries:
+        columns.append(Column("boundary AP", 4))
     if detected is not None:
         columns += [Column("best F1", 4), Column("from score", 3), Column("precision", 4), Column("recall", 4)]
 
@@ -146,6 +151,8 @@ def _class_table(scores: Mapping[str, Any], curves: Mapping[str, Any], detected:
             if keys[name]:
                 of_class = keys[name].get(entry["id"], {})
                 row += [of_class.get(key) for key in ("ap50", "ap75", "ap_small", "ap_medium", "ap_large")]
+        if of_boundaries:
+            row.append(of_boundaries.get(entry["id"]))
         if detected is not None:
             row += _best_of_class(detected, label)
         rows.append(row)

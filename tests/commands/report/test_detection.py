@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from swinv2_tasks.cli.main import main
 from swinv2_tasks.commands.report.detection import evaluation_sections
 from swinv2_tasks.commands.report.run import read_run
 from swinv2_tasks.errors import UserError
@@ -97,8 +99,7 @@ def test_planted_errors_are_the_first_ones_shown(detected: Path, tmp_path: Path)
 def test_images_that_are_gone_are_gray(detected: Path, tmp_path: Path) -> None:
     folder = copy_of(detected, tmp_path / "run")
     truth = read(folder, "truth")
-    for image in truth["images"]:
-        image["file_name"] = f"gone/{image['file_name']}"
+    truth["info"]["image_folder"] += "/gone"
     (folder / "val_truth.json").write_text(json.dumps(truth))
     sections = evaluation_sections(read_run(folder), "val")
     number = len(examples(sections))
@@ -124,6 +125,18 @@ def test_files_that_do_not_fit_are_refused(detected: Path, tmp_path: Path, conte
     (folder / "val_detections.json").write_text(content)
     with pytest.raises(UserError, match=r"val_detections.json"):
         evaluation_sections(read_run(folder), "val")
+
+
+def test_boundary_ap_is_shown_once_its_command_was_run(detected: Path, tmp_path: Path) -> None:
+    folder = copy_of(detected, tmp_path / "run")
+    note = block(evaluation_sections(read_run(folder), "val"), "COCO's numbers").note
+    command = note[note.index("swinv2-tasks score") : note.index(" (pip install")]
+    assert main(shlex.split(command)[1:]) == 0
+    sections = evaluation_sections(read_run(folder), "val")
+    shown = rows(block(sections, "COCO's numbers"))
+    assert shown[0]["boundary"] == read(folder, "boundary")["boundary"]["ap"] <= shown[0]["mask"]
+    classes = {row["class"]: row["boundary AP"] for row in rows(block(sections, "Classes"))}
+    assert classes == {row["name"]: row["boundary_ap"] for row in read(folder, "boundary")["classes"]}
 
 
 def test_a_detector_that_detects_nothing_has_scores_alone(detected: Path, tmp_path: Path) -> None:
