@@ -105,6 +105,24 @@ def gather_data_settings(arguments: Sequence[str]) -> list[str]:
     return [*join_options(others), f"--settings={json.dumps(join_options(of_fit))}"]
 
 
+def gather_values(arguments: Sequence[str], parameter: str) -> list[str]:
+    """Arguments with the values that no option names in one option, a list of them.
+
+    Args:
+        arguments: of a command whose options take a value each.
+        parameter: the name of the list.
+    """
+    values: list[str] = []
+    options: list[str] = []
+    for option in split_options(arguments):
+        own = 1 if option.name else 0
+        values += option.values[own:]
+        options += join_options([new_option(option.name, value) for value in option.values[:own]])
+        if option.name and not option.values:
+            options.append(option.name)
+    return [*([f"--{parameter}={json.dumps(values)}"] if values else []), *options]
+
+
 def parameter_name(option: Option) -> str:
     """The parameter of a function that an option stands for: ``iou_type`` for ``--iou-type`` and ``--iou_type+``.
 

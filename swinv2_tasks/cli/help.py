@@ -13,6 +13,7 @@ from swinv2_tasks.cli.settings import show_value
 
 USAGES = {
     "report": "swinv2-tasks report RUN",
+    "compare": "swinv2-tasks compare RUN RUN …",
     "memory": "swinv2-tasks memory --config CONFIG [--gpu 24GiB]",
     "sweep": "swinv2-tasks sweep --ckpt_path CKPT --windows 8 16 --sizes 256 512",
     "score ade20k": "swinv2-tasks score ade20k --annotations DIR --predictions DIR",
@@ -37,6 +38,12 @@ not), as report.html in the run's folder.
 
   RUN                  folder of a run, as runs/imagenet/0
   --output FILE        the page; default: report.html in the run's folder""",
+    "compare": """
+One page of how runs differ: settings, scores, learning curves, classes with
+intervals of the differences, and samples that one of two runs gets right.
+
+  RUN RUN …            folders of two runs or more, as runs/a/0 runs/b/0
+  --output FILE        the page; default: compare.html""",
     "memory": """
 What a training takes of a GPU's memory, and what would make it fit, without
 running it. Nothing is read but class lists.

@@ -19,6 +19,7 @@ from swinv2_tasks.cli.arguments import (
     Option,
     expand_home,
     gather_data_settings,
+    gather_values,
     is_list,
     join_options,
     merge_values,
@@ -56,6 +57,7 @@ Train and use a model
 
   report     RUN                    one page of what a run has learned; fit,
                                     validate and test write it by themselves
+  compare    RUN RUN …              one page of how runs differ
 
 Other commands
   memory     --config CONFIG [--any.key value] [--gpu 24GiB]
@@ -90,6 +92,7 @@ COMMANDS: dict[str, tuple[str, str | tuple[str, ...], bool]] = {
     "demo": ("commands.demo", "demo", True),
     "configs": ("commands.configs", "configs", True),
     "report": ("commands.report.command", "report", True),
+    "compare": ("commands.compare.command", "compare", False),
 }
 """Commands that do not train: module of this package, its function or several as subcommands, and whether what they
 need is given by position."""
@@ -287,6 +290,8 @@ def _run_function(command: str, arguments: list[str]) -> None:
         command = f"{command} {name}"
     if command in DATA_COMMANDS:
         arguments = gather_data_settings(arguments)
+    elif command == "compare":
+        arguments = gather_values(arguments, "runs")
     function = getattr(importlib.import_module(f"swinv2_tasks.{module_name}"), name)
     _call(command, function, arguments, by_position)
 

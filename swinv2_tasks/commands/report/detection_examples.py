@@ -47,7 +47,7 @@ def examples(run: Run, detected: Detected) -> Section:
     missed = _missed_objects(detected)
     alarms = _false_alarms(detected)
 
-    drawings = [_whole_image(detected, index, threshold) for index in worst]
+    drawings = [draw_image(detected, index, threshold) for index in worst]
     drawings += [_crop(detected, detected.annotations[k], detected.truth.images[k]) for k in missed]
     drawings += [_crop(detected, detected.results[k], detected.detections.images[k]) for k in alarms]
     drawn = draw_files(reader_of(run), drawings)
@@ -121,7 +121,7 @@ def _name(detected: Detected, label: Any) -> str:
 # ---- drawn
 
 
-def _whole_image(detected: Detected, index: int, threshold: float) -> Drawing:
+def draw_image(detected: Detected, index: int, threshold: float) -> Drawing:
     """An image with its objects, and with its detections from a score on."""
     objects = [detected.annotations[k] for k in np.flatnonzero(detected.truth.images == index).tolist()]
     is_shown = (detected.detections.images == index) & (detected.detections.scores >= threshold)
@@ -183,7 +183,7 @@ def _crop(detected: Detected, entry: Mapping[str, Any], index: Any) -> Drawing:
 # ---- shown
 
 
-def _title(detected: Detected, index: Any) -> str:
+def file_title(detected: Detected, index: Any) -> str:
     return PurePath(detected.images[int(index)]["file_name"]).name
 
 
@@ -196,10 +196,10 @@ def _show_worst(
         numbers = [count_words(int(missed[index]), "missed object"), count_words(int(wrong[index]), "false alarm")]
         texts = ("annotated objects", "detections")
         both: list[Picture] = [
-            embedded(image, f"{text} in {_title(detected, index)}", IMAGE_BYTES)
+            embedded(image, f"{text} in {file_title(detected, index)}", IMAGE_BYTES)
             for image, text in zip(images, texts, strict=True)
         ]
-        shown.append(Example(both, _title(detected, index), [", ".join(numbers)]))
+        shown.append(Example(both, file_title(detected, index), [", ".join(numbers)]))
     note = f"Most missed objects and false alarms from a score of {threshold:.3f} on; left annotated, right detected."
     return Examples("Worst images", shown, note)
 
@@ -207,7 +207,7 @@ def _show_worst(
 def _show_missed(detected: Detected, missed: Sequence[int], pictures: Sequence[Sequence[Image.Image]]) -> Examples:
     shown = []
     for k, (image,) in zip(missed, pictures, strict=True):
-        name, title = _name(detected, detected.truth.labels[k]), _title(detected, detected.truth.images[k])
+        name, title = _name(detected, detected.truth.labels[k]), file_title(detected, detected.truth.images[k])
         width, height = detected.truth.boxes[k, 2:]
         shown.append(
             Example([embedded(image, f"{name} in {title}")], title, [name, f"{width:.0f}×{height:.0f} pixels"])
@@ -219,7 +219,10 @@ def _show_missed(detected: Detected, missed: Sequence[int], pictures: Sequence[S
 def _show_alarms(detected: Detected, alarms: Sequence[int], pictures: Sequence[Sequence[Image.Image]]) -> Examples:
     shown = []
     for k, (image,) in zip(alarms, pictures, strict=True):
-        name, title = _name(detected, detected.detections.labels[k]), _title(detected, detected.detections.images[k])
+        name, title = (
+            _name(detected, detected.detections.labels[k]),
+            file_title(detected, detected.detections.images[k]),
+        )
         lines = [f"{name} {detected.detections.scores[k]:.0%}", _reason(detected, k)]
         shown.append(Example([embedded(image, f"{name} in {title}")], title, lines))
     return Examples("False alarms", shown, "Detections that hit no object of their class; the highest-scoring.")

@@ -10,7 +10,7 @@ import yaml
 
 from swinv2_tasks.commands.report.blocks import Block, Chart, Column, Details, Number, Numbers, Section, Table
 from swinv2_tasks.commands.report.charts import INK, draw
-from swinv2_tasks.commands.report.run import Run, Split
+from swinv2_tasks.commands.report.run import Run
 from swinv2_tasks.progress import count_words, in_words
 from swinv2_tasks.text import command_word, label, printable
 
@@ -177,8 +177,3 @@ def _describe_start(start: Mapping[str, Any], number: int) -> list[tuple[str, st
     }
     prefix = f"start {number}: " if number else ""
     return [(prefix + name, str(value)) for name, value in values.items() if value is not None]
-
-
-def split_title(split: Split) -> str:
-    """The word for a split in a heading."""
-    return {"val": "validation", "test": "test"}[split]

@@ -111,3 +111,8 @@ def read_run(folder: Path) -> Run:
 def _read_optional(path: Path, check: Check) -> dict[str, Any]:
     """What a JSON file of the run says; nothing where there is none."""
     return read_json(path, check, _REMEDY) if path.is_file() else {}
+
+
+def split_title(split: Split) -> str:
+    """The word for a split in a heading."""
+    return {"val": "validation", "test": "test"}[split]

@@ -1,0 +1,1 @@
+"""``swinv2-tasks compare``: one page of several runs."""
