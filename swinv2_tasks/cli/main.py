@@ -55,8 +55,7 @@ Train and use a model
   sweep      --ckpt_path CKPT --windows 8 16 --sizes 256 512
                                     metric, speed and memory at each
 
-  report     RUN                    one page of what a run has learned; fit,
-                                    validate and test write it by themselves
+  report     RUN                    one page of what a run has learned
   compare    RUN RUN …              one page of how runs differ
 
 Other commands

@@ -41,7 +41,7 @@ def interval(value: float, draws: np.ndarray) -> Difference:
     """A difference with its interval.
 
     Args:
-        value: of the samples as they are.
+        value: of all samples, each once.
         draws: of each draw, (draws,); those that are NaN do not count.
     """
     draws = draws[np.isfinite(draws)]

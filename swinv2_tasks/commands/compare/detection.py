@@ -18,6 +18,9 @@ from swinv2_tasks.evaluation.bootstrap import (
 )
 from swinv2_tasks.evaluation.detection_errors import IGNORED, RIGHT
 
+ORDER = "Annotated, first run, second run."
+"""What the pictures of an image show, from left to right."""
+
 
 def difference_sections(first: Run, second: Run, split: Split) -> list[Section]:
     """What a second run detects otherwise than a first one.
@@ -35,7 +38,10 @@ def difference_sections(first: Run, second: Run, split: Split) -> list[Section]:
 
     objects = [_objects_of(before, k) for k in range(len(before.ids))]
     ranked = [[_ranked(detected, k) for k in range(len(before.ids))] for detected in (before, after)]
-    differences = [precision_difference(*pair, own) for *pair, own in zip(*ranked, objects, strict=True)]
+    differences = [
+        precision_difference(of_first, of_second, own)
+        for of_first, of_second, own in zip(ranked[0], ranked[1], objects, strict=True)
+    ]
     once = np.ones((1, len(before.images)))
     precisions = [
         [float(average_precisions(of_class, own, once)[0]) if own.sum() else None for of_class, own in pairs]
@@ -44,7 +50,7 @@ def difference_sections(first: Run, second: Run, split: Split) -> list[Section]:
     sizes = [int(own.sum()) for own in objects]
     table = class_table(before.names, precisions[0], precisions[1], differences, "box AP at IoU .50", sizes, "objects")
     shares = [_shares_right(detected) for detected in (before, after)]
-    right = mean_difference(*shares)
+    right = mean_difference(shares[0], shares[1])
     note = f"{len(before.images):,} images that both were evaluated on."
     numbers = Numbers("", [number_of("F1 of an image, on average", right)], f"Second minus first. {INTERVALS}")
     return [Section(title, [numbers, table], note), *_examples(first, before, after, shares)]
@@ -98,9 +104,7 @@ def _examples(run: Run, before: Detected, after: Detected, shares: list[np.ndarr
         return Example(own, title, [f"F1 {shares[0][k]:.3f} → {shares[1][k]:.3f}"], "right" if gain[k] > 0 else "wrong")
 
     blocks: list[Block] = [
-        Examples(
-            title, [show(start + offset, k) for offset, k in enumerate(chosen)], "Annotated, first run, second run."
-        )
+        Examples(title, [show(start + offset, k) for offset, k in enumerate(chosen)], ORDER)
         for title, start, chosen in (("Better in the second run", 0, better), ("Worse in it", len(better), worse))
         if chosen
     ]

@@ -56,7 +56,7 @@ def class_table(
         [names[k], first[k], second[k], *(_number(value) for value in differences[k]), samples[k]] for k in order
     ]
     sure = sum(difference.is_sure for difference in differences)
-    note = f"{sure} of {len(names)} differences have an interval on one side of 0; by chance alone 1 of 20 has. {INTERVALS}"
+    note = f"{sure} of {len(names)} intervals lie on one side of 0; by chance alone 1 of 20 does. {INTERVALS}"
     return Table("Classes", columns, rows, note)
 
 

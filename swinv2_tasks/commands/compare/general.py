@@ -85,7 +85,7 @@ def curves_section(runs: Sequence[Run], names: Sequence[str]) -> Section | None:
     first = [name for name in metrics if name in watched]
     losses = [name for name in ("train/loss", "val/loss") if name in metrics and name not in first]
     others = [name for name in metrics if name not in (*first, *losses)]
-    charts = []
+    charts: list[Chart] = []
     for metric in [*first, *losses, *others]:
         curves = {name: points for run, name in trained if (points := run.points(metric))}
         if curves and len(charts) < MOST_CURVES:

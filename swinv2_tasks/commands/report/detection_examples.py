@@ -184,6 +184,7 @@ def _crop(detected: Detected, entry: Mapping[str, Any], index: Any) -> Drawing:
 
 
 def file_title(detected: Detected, index: Any) -> str:
+    """The name of an image's file."""
     return PurePath(detected.images[int(index)]["file_name"]).name
 
 
