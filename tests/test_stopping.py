@@ -58,6 +58,16 @@ def test_code_that_handles_exceptions_does_not_swallow_a_stop() -> None:
     assert run_python(COMMAND.format(work=swallow), signal.SIGTERM).returncode == 143
 
 
+def test_an_error_that_a_swallowed_stop_leads_to_is_a_stop() -> None:
+    """So fails an import within which NumPy was about to be imported."""
+    swallow = (
+        "\n    try: time.sleep(60)\n    except BaseException: pass\n    raise ImportError('cannot load module twice')"
+    )
+    ended = run_python(COMMAND.format(work=swallow), signal.SIGTERM)
+    assert ended.returncode == 143
+    assert ended.stderr.strip() == "swinv2-tasks: stopped by SIGTERM. The same command begins again"
+
+
 def test_a_main_thread_that_hangs_in_c_is_ended_by_force() -> None:
     """It waits for a lock that nobody gives, and swallows all: Python's handlers never come to an end there."""
     hang = """

@@ -51,8 +51,10 @@ class SegmentedImages(EvaluatedImages):
     """Writes scores of each image, and label maps of the worst ones; outside of a training boundary IoU of each class.
 
     Of a validation, and of a test likewise: val_images.csv, mIoU of each image over the classes that are labeled or
-    predicted in it, its pixel accuracy and its worst class; val_worst/ with reduced label maps of the 12 images of the
-    lowest mIoU, annotated and predicted; val_boundary.json. The argument is that of ``EvaluatedImages``.
+    predicted in it, its pixel accuracy and its worst class; val_image_pixels.npy, the counts of it, uint32 (images, 3,
+    classes): pixels labeled and predicted so, labeled, and predicted where anything is labeled; val_worst/ with reduced
+    label maps of the 12 images of the lowest mIoU, annotated and predicted; val_boundary.json. The argument is that of
+    ``EvaluatedImages``.
     """
 
     columns = ("miou", "pixel_accuracy", "worst_class", "worst_iou")
@@ -60,6 +62,7 @@ class SegmentedImages(EvaluatedImages):
     def clear(self) -> None:
         """Forgets the images of the evaluation before."""
         super().clear()
+        self._pixels: list[tuple[Position, np.ndarray]] = []
         self._worst: list[WorstImage] = []
         self._boundaries: np.ndarray | None = None
 
@@ -68,7 +71,9 @@ class SegmentedImages(EvaluatedImages):
         names = class_names(task)
         rows = []
         for index, position in enumerate(positions):
-            row = image_scores(outputs["pixels"][index].cpu(), names)
+            pixels = outputs["pixels"][index].cpu()
+            self._pixels.append((position, pixels.numpy().astype(np.uint32)))
+            row = image_scores(pixels, names)
             rows.append(row)
             if row[0] is not None and task.num_classes <= MOST_CLASSES:
                 file = str(batch["path"][index])
@@ -96,6 +101,12 @@ class SegmentedImages(EvaluatedImages):
 
     def finish(self, trainer: Any, task: Any, split: str) -> None:
         """Writes the files; called by all processes as an evaluation ends."""
+        files = {position: file for position, file, _ in self._rows}
+        gathered = gather_on_first([(position, files[position], pixels) for position, pixels in self._pixels])
+        if entries := sorted((entry for entries in gathered for entry in entries), key=lambda entry: entry[0]):
+            once = {file: pixels for _, file, pixels in reversed(entries)}  # in the order of the table's rows
+            counts = np.stack([*reversed(once.values())])
+            replace_file(self.folder / f"{split}_image_pixels.npy", lambda path: save_array(path, counts))
         super().finish(trainer, task, split)
         worst = [image for images in gather_on_first(self._worst) for image in images]
         boundaries = [counts for counts in gather_on_first(self._boundaries) if counts is not None]
@@ -103,12 +114,18 @@ class SegmentedImages(EvaluatedImages):
         if not trainer.is_global_zero:
             return
         if worst:
-            once = {image.file: image for image in sorted(worst)}  # the worst one last
-            write_worst(self.folder / f"{split}_worst", [*once.values()][::-1][:WORST], task.num_classes)
+            images = {image.file: image for image in sorted(worst)}  # the worst one last
+            write_worst(self.folder / f"{split}_worst", [*images.values()][::-1][:WORST], task.num_classes)
         if boundaries:
             write_boundaries(
                 self.folder / f"{split}_boundary.json", sum(boundaries), class_names(task), class_ids(task)
             )
+
+
+def save_array(path: Path, values: np.ndarray) -> None:
+    """Writes an array as .npy, whatever the file's name ends in."""
+    with path.open("wb") as file:
+        np.save(file, values, allow_pickle=False)
 
 
 def image_scores(pixels: Tensor, names: Sequence[str]) -> list[Any]:

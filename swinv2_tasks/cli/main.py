@@ -38,7 +38,7 @@ from swinv2_tasks.errors import (
     strip_traceback,
 )
 from swinv2_tasks.failures import explain_failure
-from swinv2_tasks.stopping import exit_status, handled_stops
+from swinv2_tasks.stopping import exit_status, handled_stops, stops
 from swinv2_tasks.text import say, show_warnings
 
 USAGE = """\
@@ -210,6 +210,10 @@ def _report_error(error: Exception) -> int:
         return 2 if isinstance(user_error, ArgumentsError) else 1
 
     message = explain_failure(error)
+    if message is None and stops.number is not None:  # C code has dropped the interruption, and failed of it
+        interruption = stops.interruption()
+        _report(str(interruption))
+        return exit_status(interruption.signal)
     if message is None:
         raise error
     _report(message)

@@ -70,6 +70,15 @@ def test_counts_and_boundaries_are_those_of_all_predictions(
         np.add.at(expected, (labels[labels < 3], prediction[labels < 3]), 1)
     assert confusion == {"classes": NAMES, "counts": expected.tolist()}
 
+    pixels = np.load(evaluation / "val_image_pixels.npy")
+    hits, labeled, predicted = pixels.sum(0)
+    assert hits.tolist() == expected.diagonal().tolist() and labeled.tolist() == expected.sum(1).tolist()
+    assert predicted.tolist() == expected[:, :3].sum(0).tolist()
+    ious = pixels[:, 0] / np.maximum(1, pixels[:, 1] + pixels[:, 2] - pixels[:, 0])
+    for own, row in zip(pixels, read_table(evaluation / "val_images.csv"), strict=True):
+        unions = own[1] + own[2] - own[0]
+        assert float(row["worst_iou"]) == (own[0] / np.maximum(1, unions))[unions > 0].min()
+
     boundary = json.loads((evaluation / "val_boundary.json").read_text())
     ious = boundary_iou(sum(count_boundaries(*pair, 3) for pair in maps.values()))
     assert [row["boundary_iou"] for row in boundary["classes"]] == ious.tolist()
@@ -108,7 +117,13 @@ def test_two_processes_write_what_one_does(segmenter: Path, evaluation: Path, tm
     arguments = ["validate", from_last(segmenter), f"--runs={tmp_path}", "--name=evaluation"]
     assert run(arguments, tmp_path, 2).status == 0
     folder = newest_run(tmp_path, "evaluation", "validate")
-    files = ["val_images.csv", "val_confusion.json", "val_boundary.json", "val_worst/worst.json"]
+    files = [
+        "val_images.csv",
+        "val_image_pixels.npy",
+        "val_confusion.json",
+        "val_boundary.json",
+        "val_worst/worst.json",
+    ]
     files += [f"val_worst/{path.name}" for path in (evaluation / "val_worst").glob("*.png")]
     for name in files:
         assert (folder / name).read_bytes() == (evaluation / name).read_bytes(), name

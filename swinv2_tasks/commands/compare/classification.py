@@ -154,7 +154,5 @@ def _compare_several(
         for side in (0, 1):
             recalls[side].append(float(hits[side].mean()) if pairs else None)
         sizes.append(len(pairs))
-    table = class_table(
-        classified.names, recalls[0], recalls[1], differences, "recall", sizes, classified.samples
-    )
+    table = class_table(classified.names, recalls[0], recalls[1], differences, "recall", sizes, classified.samples)
     return Section(title, [Numbers("", numbers, f"Second minus first. {INTERVALS}"), table], note)

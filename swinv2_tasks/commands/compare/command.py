@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from swinv2_tasks.commands.compare import detection
+from swinv2_tasks.commands.compare import classification, detection, segmentation
 from swinv2_tasks.commands.compare.general import curves_section, scores_section, settings_section
 from swinv2_tasks.commands.report.blocks import Section
 from swinv2_tasks.commands.report.page import write_sections
@@ -18,7 +18,10 @@ DifferenceSections = Callable[[Run, Run, Split], list[Section]]
 """Makes the sections of a task: how a second run differs from a first one in an evaluation."""
 
 SECTIONS: dict[str, DifferenceSections] = {
+    "ClassificationTask": classification.difference_sections,
+    "VideoClassificationTask": classification.difference_sections,
     "DetectionTask": detection.difference_sections,
+    "SegmentationTask": segmentation.difference_sections,
 }
 """By the task's class."""
 

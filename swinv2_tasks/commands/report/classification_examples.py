@@ -63,7 +63,7 @@ def single_label_examples(run: Run, classified: Classified, results: SingleLabel
     errors = find_label_errors(results.labels, results.label_scores, results.classes, results.scores)
     suspects = errors.samples[:LABEL_ERRORS].tolist()
 
-    drawn = _draw(run, [results.paths[k] for k in [*mistakes, *hardest, *suspects]], classified.samples)
+    drawn = draw_samples(run, [results.paths[k] for k in [*mistakes, *hardest, *suspects]], classified.samples)
     names = classified.names
 
     def show(k: int, other: int, frame: Literal["right", "wrong"]) -> Example:
@@ -117,7 +117,7 @@ def multi_label_examples(run: Run, classified: Classified, results: MultiLabelRe
         results: what was predicted.
     """
     worst = np.argsort(-results.losses, kind="stable")[:WORST].tolist()
-    drawn = _draw(run, [results.paths[k] for k in worst], classified.samples)
+    drawn = draw_samples(run, [results.paths[k] for k in worst], classified.samples)
     names = classified.names
     shown = []
     for k in worst:
@@ -150,7 +150,7 @@ def _list(title: str, parts: Sequence[str]) -> str:
 # ---- pictures
 
 
-class _Drawn:
+class DrawnSamples:
     """Pictures of files, by their paths."""
 
     def __init__(self, images: dict[str, Image.Image | None], samples: str) -> None:
@@ -165,15 +165,15 @@ class _Drawn:
         return Example([embedded(image, text)], PurePath(path).name, lines, frame)
 
 
-def _draw(run: Run, paths: Sequence[str], samples: str) -> _Drawn:
+def draw_samples(run: Run, paths: Sequence[str], samples: str) -> DrawnSamples:
     """Draws files, each once."""
     different = [*dict.fromkeys(paths)]
     if samples == "videos":
         with ThreadPoolExecutor(min(4, available_cores())) as threads:
-            return _Drawn(dict(zip(different, threads.map(_draw_video, different), strict=True)), samples)
+            return DrawnSamples(dict(zip(different, threads.map(_draw_video, different), strict=True)), samples)
     drawn = draw_files(reader_of(run), [Drawing(path, _draw_image) for path in different])
     first = [None if images is None else images[0] for images in drawn]
-    return _Drawn(dict(zip(different, first, strict=True)), samples)
+    return DrawnSamples(dict(zip(different, first, strict=True)), samples)
 
 
 def _draw_image(image: Image.Image) -> list[Image.Image]:

@@ -83,7 +83,7 @@ def evaluation_sections(run: Run, split: Split) -> list[Section]:
         return [Section("Segmentation", note=f"There is no {split}_classes.json: {remedy_of(run, split)} writes it.")]
     boundary = read_file(run, f"{split}_boundary.json", BOUNDARY, split)
     confusion = read_file(run, f"{split}_confusion.json", CONFUSION, split)
-    images = _read_images(run, split)
+    images = read_images(run, split)
 
     needed = {
         "boundary IoU": run.has(f"{split}_boundary.json"),
@@ -148,8 +148,13 @@ def _confusion(confusion: Mapping[str, Any]) -> Sequence[Block]:
 # ---- images
 
 
-def _read_images(run: Run, split: Split) -> list[tuple[str, float, float, str, float]]:
+def read_images(run: Run, split: Split, every: bool = False) -> list[tuple[str, float, float, str, float]]:
     """File, mIoU, pixel accuracy, worst class and its IoU of each image where anything is labeled.
+
+    Args:
+        run: the run's files.
+        split: which evaluation.
+        every: whether images without a label are there as well, with NaN.
 
     Raises:
         UserError: the table cannot be read.
@@ -158,10 +163,11 @@ def _read_images(run: Run, split: Split) -> list[tuple[str, float, float, str, f
     if not path.is_file():
         return []
     try:
+        rows = [row for row in read_table(path) if row["miou"] or every]
+        numbers = [[float(row[name] or "nan") for name in ("miou", "pixel_accuracy", "worst_iou")] for row in rows]
         return [
-            (row["file"], float(row["miou"]), float(row["pixel_accuracy"]), row["worst_class"], float(row["worst_iou"]))
-            for row in read_table(path)
-            if row["miou"]
+            (row["file"], miou, accuracy, row["worst_class"], worst)
+            for row, (miou, accuracy, worst) in zip(rows, numbers, strict=True)
         ]
     except (OSError, ValueError, KeyError, csv.Error) as error:
         raise UserError(f"{printable(path)} cannot be read. To write it again: {remedy_of(run, split)}.") from error
