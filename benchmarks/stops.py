@@ -360,6 +360,8 @@ def do_next(cell: Cell, text: str, command: list[str], folder: Path) -> bool:
 def main(settings: Settings) -> int:
     if settings.folder and Path(settings.folder).exists():
         sys.exit(f"{settings.folder} exists already; name a new folder")
+    for name in settings.signals:  # in the background a shell lets some be ignored, which commands would inherit
+        signal.signal(signal.Signals[f"SIG{name}"], signal.SIG_DFL)
     folder = Path(settings.folder or tempfile.mkdtemp(prefix="stops-")).absolute()
     inputs = folder / "inputs"
     inputs.mkdir(parents=True)
