@@ -230,7 +230,7 @@ def test_the_page_loads_nothing_and_shows_names_as_text(tmp_path: Path, capsys: 
     assert not {"script", "link", "iframe", "object", "base"} & {*page.tags}
     assert "url(" not in text and "@import" not in text
     assert "{{ 7*7 }}" in text and "&lt;script&gt;" in text
-    assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
+    assert "color-scheme: light dark" in text and 'name="viewport"' in text
 
 
 # ---- resuming, exit statuses
