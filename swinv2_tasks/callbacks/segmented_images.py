@@ -131,6 +131,8 @@ def save_array(path: Path, values: np.ndarray) -> None:
 def image_scores(pixels: Tensor, names: Sequence[str]) -> list[Any]:
     """The row of an image: mIoU, pixel accuracy, the class of the lowest IoU and that; None where nothing is labeled.
 
+    Of several classes of the lowest IoU, the one with the most labeled pixels is named.
+
     Args:
         pixels: (3, classes) int64, as of ``pixels_of``.
         names: of the classes.
@@ -139,7 +141,8 @@ def image_scores(pixels: Tensor, names: Sequence[str]) -> list[Any]:
     if not labeled.any():
         return [None] * 4
     iou = hits / (labeled + predicted - hits)  # 0 / 0 is NaN
-    worst = int(iou.nan_to_num(math.inf).argmin())
+    lowest = iou.nan_to_num(math.inf).min()
+    worst = int(labeled.where(iou == lowest, -1).argmax())
     return [iou.nanmean().item(), (hits.sum() / labeled.sum()).item(), names[worst], iou[worst].item()]
 
 
