@@ -102,7 +102,9 @@ def assert_read(path: Path) -> None:
 
 
 def assert_all_read(folder: Path) -> None:
-    written = [path for path in folder.rglob("*") if path.suffix in (".csv", ".json", ".jsonl", ".yaml", ".txt")]
+    written = [
+        path for path in folder.rglob("*") if path.suffix in (".csv", ".json", ".jsonl", ".yaml", ".txt", ".html")
+    ]
     assert written
     for path in written:
         assert_read(path)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from swinv2_tasks.callbacks.figures import draw_contact_sheet
+from swinv2_tasks.callbacks.gallery import GallerySample, Label
 from swinv2_tasks.callbacks.prediction_files import Predictions, Result
 from swinv2_tasks.callbacks.prediction_journal import Record
 from swinv2_tasks.files import replace_file
@@ -60,6 +62,15 @@ class ClassificationPredictions(Predictions):
         """What the contact sheet shows of a file."""
         return self.reader.picture(path)
 
+    def gallery_sample(self, record: Record, task: Any) -> GallerySample:
+        """An image with its top classes: it is filtered by the first one, the others are lines below."""
+        ids, names = ids_and_names(task)
+        labels = [Label(names[k], score) for k, score in zip(*record["details"], strict=True)]
+        truth = find_truth(record["path"], ids, names)
+        is_right = None if truth is None else truth == names[record["details"][0][0]]
+        rest = [label.text for label in labels[1:]]
+        return GallerySample(record["path"], self.picture_of(record), labels[:1], rest, truth, is_right)
+
     def finish(self, records: Callable[[], Iterator[Record]], task: Any) -> str:
         """Draws the contact sheet of the first images with their top classes."""
         _, names = ids_and_names(task)
@@ -70,6 +81,15 @@ class ClassificationPredictions(Predictions):
         sheet = self.results_folder / "contact_sheet.png"
         replace_file(sheet, lambda file: draw_contact_sheet(captions, file, self.thumbnail))
         return f"contact sheet: {printable(sheet)}"
+
+
+def find_truth(path: str, ids: Sequence[Any], names: Sequence[str]) -> str | None:
+    """The class that a file is known to be of, as its folder is called so, by name or id; None where it is not."""
+    folder = Path(path).parent.name
+    for class_id, name in zip(ids, names, strict=True):
+        if folder in (name, str(class_id)):
+            return name
+    return None
 
 
 def ids_and_names(task: Any) -> tuple[list[Any], list[str]]:

@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as coco_masks
 
+from swinv2_tasks.callbacks.gallery import GallerySample, Label
 from swinv2_tasks.callbacks.prediction_files import Predictions, Result
 from swinv2_tasks.callbacks.prediction_folder import write_json_list
 from swinv2_tasks.callbacks.prediction_journal import Record
@@ -90,6 +91,18 @@ class DetectionPredictions(Predictions):
     def are_details(self, details: Any, task: Any) -> bool:
         """Whether they are detections in COCO's results format."""
         return _RESULTS(details) is None
+
+    def gallery_sample(self, record: Record, task: Any) -> GallerySample:
+        """An image's visualization, and the classes of the objects that it shows with their highest scores."""
+        names = class_names(task)
+        scores: dict[str, list[float]] = {}
+        for result in record["details"]:
+            if result["score"] >= self.least_score:
+                scores.setdefault(names[result["category_id"]], []).append(result["score"])
+        labels = [Label(name, max(of_class), len(of_class)) for name, of_class in scores.items()]
+        labels.sort(key=lambda label: -label.score)
+        lines = [] if labels else [f"no object of score {self.least_score:g} or more"]
+        return GallerySample(record["path"], self.picture_of(record), labels, lines)
 
     def finish(self, records: Callable[[], Iterator[Record]], task: Any) -> str:
         """Writes detections.json: COCO results of all images, of any score."""

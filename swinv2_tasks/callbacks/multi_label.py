@@ -14,6 +14,7 @@ from torch import Tensor
 
 from swinv2_tasks.callbacks.classification import ClassificationPredictions, ids_and_names
 from swinv2_tasks.callbacks.figures import draw_contact_sheet
+from swinv2_tasks.callbacks.gallery import GallerySample, Label
 from swinv2_tasks.callbacks.prediction_files import Result
 from swinv2_tasks.callbacks.prediction_journal import Record
 from swinv2_tasks.evaluation.multi_label import MultiLabelScores
@@ -61,6 +62,13 @@ class MultiLabelPredictions(ClassificationPredictions):
             cells[index] = f"{score:.6f}"
         predicted = ["|".join(str(texts[index]) for index in classes) for texts in (ids, names)]
         return Result([*predicted, *cells], [], [classes, scores])
+
+    def gallery_sample(self, record: Record, task: Any) -> GallerySample:
+        """An image with the classes that are predicted of it."""
+        _, names = ids_and_names(task)
+        labels = [Label(names[k], score) for k, score in zip(*record["details"], strict=True)]
+        lines = [] if labels else [f"none from {self.threshold:g}"]
+        return GallerySample(record["path"], self.picture_of(record), labels, lines)
 
     def finish(self, records: Callable[[], Iterator[Record]], task: Any) -> str:
         """Draws the contact sheet of the first images with their highest-scoring classes."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
 
 MAX_BYTES = 255
@@ -62,6 +63,25 @@ class OutputNames:
 
     def _relative(self, path: str) -> str:
         return os.path.relpath(_absolute(path), self.common)
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """What figures call files: by their names, with the folder of each where names repeat, or by the whole path.
+
+    Args:
+        paths: those of the files in a figure.
+    """
+    return _tell_apart(paths, _tell_apart(paths, [PurePath(path).name for path in paths], _with_folder), str)
+
+
+def _tell_apart(paths: Sequence[str], names: Sequence[str], rename: Callable[[str], str]) -> list[str]:
+    """The names of files, of which those that several have are replaced."""
+    counts = Counter(name for _, name in {*zip(paths, names, strict=True)})
+    return [rename(path) if counts[name] > 1 else name for path, name in zip(paths, names, strict=True)]
+
+
+def _with_folder(path: str) -> str:
+    return str(PurePath(*PurePath(path).parts[-2:]))
 
 
 def _absolute(path: str) -> str:

@@ -23,10 +23,12 @@ from PIL import Image
 from torch import Tensor
 
 from swinv2_tasks.batches import task_data
+from swinv2_tasks.callbacks.gallery import GALLERY, GallerySample, choose_samples, write_gallery
 from swinv2_tasks.callbacks.prediction_folder import TABLE, PredictionFolder, stat_of
 from swinv2_tasks.callbacks.prediction_journal import Record, is_about_the_name
 from swinv2_tasks.datamodules.loader import BatchLoader, Fault, FileOrder
 from swinv2_tasks.datamodules.readers.channels import ImageReader
+from swinv2_tasks.datamodules.readers.images import read_image
 from swinv2_tasks.errors import CollectiveError, Interrupted, UserError, name_signal
 from swinv2_tasks.stopping import stops
 from swinv2_tasks.text import command_word, printable, say
@@ -70,7 +72,9 @@ class Predictions(Callback):
     folders: tuple[str, ...] = ()
     """Folders, below ``results_folder``, of files that are written for each predicted one."""
     products: tuple[str, ...] = ()
-    """Files that are made of all predictions in the end."""
+    """Files that are made of all predictions in the end, beside the gallery."""
+    score_name = "confidence"
+    """What the scores of labels in the gallery are."""
 
     def __init__(self, folder: str | None = None) -> None:
         self.folder = folder
@@ -98,7 +102,7 @@ class Predictions(Callback):
         raise NotImplementedError
 
     def finish(self, records: Callable[[], Iterator[Record]], task: Any) -> str:
-        """Writes the ``products``.
+        """Writes the ``products``; the gallery is there by then.
 
         Args:
             records: the records of the predicted files, in order, as often as asked for.
@@ -120,6 +124,16 @@ class Predictions(Callback):
     def settings(self) -> dict[str, Any]:
         """The subclass's own settings, on which results depend."""
         return {}
+
+    def gallery_sample(self, record: Record, task: Any) -> GallerySample:
+        """What the gallery shows of a predicted file, which is here a picture without labels."""
+        return GallerySample(record["path"], self.picture_of(record))
+
+    def picture_of(self, record: Record) -> Callable[[], Image.Image]:
+        """What draws a predicted file in the gallery: of those written for it the last one, or else itself."""
+        if record["files"]:
+            return partial(read_image, self.results_folder / record["files"][-1])
+        return partial(self.reader.picture, record["path"])
 
     def prepare(self, trainer: Any, task: Any) -> None:
         """What a subclass looks up before the first batch; ``paths`` are known."""
@@ -162,8 +176,9 @@ class Predictions(Callback):
         self._records: dict[int, Record] = {}
 
         if trainer.is_global_zero:
+            products = (*self.products, GALLERY)
             are_details = partial(self.are_details, task=task)
-            self._results.resume(self._all_settings(loader), self.products, self.position_of, are_details)
+            self._results.resume(self._all_settings(loader), products, self.position_of, are_details)
         trainer.strategy.barrier("predictions")
         for record in self._results.journal.kept():
             order.done[self._results.index_of[record["path"]]] = True
@@ -385,10 +400,22 @@ class Predictions(Callback):
         self.bad = tally.bad
         self._results.journal.end(tally.bad)
 
-        description = self.finish(self._results.predicted, self._task) if tally.predicted else ""
+        description = ""
+        if tally.predicted:
+            gallery = self._write_gallery(tally.predicted)
+            description = f"{self.finish(self._results.predicted, self._task)}\ngallery: {printable(gallery)}"
         if tally.bad:
             self._list_bad_files(tally)
         return tally.predicted, description and f"\n{description}"
+
+    def _write_gallery(self, total: int) -> Path:
+        """Writes the gallery of so many predicted files; returns where it is."""
+        chosen = set(choose_samples(total))
+        records = (record for index, record in enumerate(self._results.predicted()) if index in chosen)
+        samples = [self.gallery_sample(record, self._task) for record in records]
+        path = self.results_folder / GALLERY
+        write_gallery(path, samples, total, f"Predictions: {self.results_folder}", self.score_name)
+        return path
 
     def _list_bad_files(self, tally: _Tally) -> None:
         lines = [f"{tally.bad} of {len(self.paths)} files could not be predicted:"]

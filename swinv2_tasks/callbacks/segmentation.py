@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image, ImageDraw, ImageFont
 
 from swinv2_tasks.batches import task_data
+from swinv2_tasks.callbacks.gallery import GallerySample, Label
 from swinv2_tasks.callbacks.prediction_files import Predictions, Result
 from swinv2_tasks.callbacks.prediction_journal import Record
 from swinv2_tasks.datamodules.classes import abbreviate
@@ -22,6 +23,7 @@ from swinv2_tasks.datamodules.scene_classes import MOST_CLASSES, colors
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.evaluation.segmentation import Confusion, SegmentationScores
 from swinv2_tasks.files import replace_file
+from swinv2_tasks.records import each, number, sequence, whole
 from swinv2_tasks.tables import TerminalTable
 from swinv2_tasks.text import printable, shorten
 
@@ -36,6 +38,7 @@ class SegmentationPredictions(Predictions):
     """
 
     folders = ("labels", "overlays")
+    score_name = "share of the image"
 
     def on_predict_start(self, trainer: Any, pl_module: LightningModule) -> None:
         """Refuses models of more classes than a label map of 8 bits can hold."""
@@ -76,8 +79,21 @@ class SegmentationPredictions(Predictions):
         labels += 1
         files.append(self.save(draw_overlay(self.reader.picture(path), labels, names, palette), "overlays", path))
         pixels = _count_pixels(labels)[1 : task.num_classes + 1]
-        present = [f"{names[k]} {pixels[k] / labels.size:.4f}" for k in np.argsort(-pixels, kind="stable") if pixels[k]]
-        return Result([*files, "; ".join(present)], files)
+        classes = [k for k in np.argsort(-pixels, kind="stable").tolist() if pixels[k]]
+        shares = [float(pixels[k] / labels.size) for k in classes]
+        present = [f"{names[k]} {share:.4f}" for k, share in zip(classes, shares, strict=True)]
+        return Result([*files, "; ".join(present)], files, [classes, shares])
+
+    def are_details(self, details: Any, task: Any) -> bool:
+        """Whether they are class indices, and as many shares."""
+        check = sequence(each(whole(0, task.num_classes - 1)), each(number(0, 1)))
+        return check(details) is None and len(details[0]) == len(details[1])
+
+    def gallery_sample(self, record: Record, task: Any) -> GallerySample:
+        """An image's overlay, and the classes in it with their shares of the pixels."""
+        names = class_names(task)
+        labels = [Label(names[index], share) for index, share in zip(*record["details"], strict=True)]
+        return GallerySample(record["path"], self.picture_of(record), labels)
 
     def finish(self, records: Callable[[], Iterator[Record]], task: Any) -> str:
         """Says where the label maps are and what their values mean."""

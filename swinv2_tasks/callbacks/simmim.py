@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from swinv2_tasks.callbacks.evaluated_images import EvaluatedImages, Position
+from swinv2_tasks.callbacks.gallery import GallerySample
 from swinv2_tasks.callbacks.prediction_files import Predictions, Result
 from swinv2_tasks.callbacks.prediction_journal import Record
 from swinv2_tasks.datamodules.readers.channels import STRETCHED
@@ -108,6 +109,10 @@ class SimMIMPredictions(Predictions):
         row = add_headings(draw_reconstruction(image, mask, reconstruction, *self._normalization))
         file = self.save(row, "visualizations", path)
         return Result([file, f"{loss:.6f}"], [file])
+
+    def gallery_sample(self, record: Record, task: Any) -> GallerySample:
+        """An image's visualization, with its loss."""
+        return GallerySample(record["path"], self.picture_of(record), lines=[f"loss {record['row'][-1]}"])
 
     def finish(self, records: Callable[[], Iterator[Record]], task: Any) -> str:
         """Says where the visualizations are."""

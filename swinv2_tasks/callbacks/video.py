@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,10 @@ class VideoPredictions(ClassificationPredictions):
         """The top classes by probabilities (classes,), and these, the highest first."""
         best = probabilities.topk(min(5, len(probabilities)))
         return best.indices.tolist(), best.values.tolist()
+
+    def picture_of(self, record: Record) -> Callable[[], Image.Image]:
+        """What draws a video in the gallery: four of its frames."""
+        return partial(draw_frames, record["path"])
 
     def thumbnail(self, path: str) -> Image.Image:
         """Four frames of a video, side by side."""

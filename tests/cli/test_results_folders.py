@@ -144,14 +144,14 @@ def test_a_prediction_shows_its_results_alone_in_output_and_resumes(
     arguments = ["predict", from_last(trained), source, "--output=out", *QUIETLY]
     assert main(arguments) == 0
     assert "  results     out\n" in capsys.readouterr().out
-    assert visible_in("out") == ["contact_sheet.png", "predictions.csv"]
+    assert visible_in("out") == ["contact_sheet.png", "gallery.html", "predictions.csv"]
     assert names_in(".") == ["out", "runs"]
     before = read_table(Path("out/predictions.csv"))
 
     assert main(arguments) == 0
     assert f"out: {len(before)} of {len(before)} files are predicted already\n" in capsys.readouterr().out
     assert read_table(Path("out/predictions.csv")) == before
-    assert visible_in("out") == ["contact_sheet.png", "predictions.csv"]
+    assert visible_in("out") == ["contact_sheet.png", "gallery.html", "predictions.csv"]
     record = json.loads(Path("out/.progress/run/run.json").read_text())
     assert [start["arguments"][0] for start in record["starts"]] == ["predict", "predict"]
     assert Path("out/.progress/run/config.yaml").is_file()

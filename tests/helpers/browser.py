@@ -52,6 +52,14 @@ def drive(page: Path, script: str, size: tuple[int, int] = DESKTOP, is_dark: boo
     return json.loads(html.unescape(match[1]))
 
 
+def rendered(page: Path) -> str:
+    """The document once the page's own script has run, as far as the page's policy lets it."""
+    with tempfile.TemporaryDirectory() as profile:
+        options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}", "--dump-dom"]
+        command = [str(CHROMIUM), *options, page.resolve().as_uri()]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
 def asked_for(page: Path, **options: Any) -> list[str]:
     """The URLs, other than the page's own, that a browser asks for when it opens a page."""
     entries = "performance.getEntriesByType('resource').map(entry => entry.name)"
