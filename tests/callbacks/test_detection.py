@@ -112,13 +112,13 @@ def test_results_are_what_cocos_server_takes(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "x.json").read_text()) == results
 
 
-def test_many_metrics_are_drawn_in_a_panel_each_for_boxes_and_masks(tmp_path: Path) -> None:
+def test_of_many_metrics_the_monitored_one_is_drawn(tmp_path: Path) -> None:
     names = [f"val/{iou_type}_{name}" for iou_type in ("box", "mask") for name in STATISTICS]
     with (tmp_path / "metrics.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["step", "epoch", "train/loss", *names])
         for step in range(4):
             table.writerow([step, 0, 1 / (step + 1), *(-1 if "large" in name else 0.1 * step for name in names)])
-    draw_learning_curve(tmp_path / "metrics.csv", tmp_path / "curve.png")
+    draw_learning_curve(tmp_path / "metrics.csv", tmp_path / "curve.png", names[0])
     with Image.open(tmp_path / "curve.png") as figure:
-        assert figure.width == 3 * figure.height * 5 // 4  # losses, boxes, masks
+        assert figure.width == 2 * figure.height * 5 // 4  # the metric, losses

@@ -39,7 +39,7 @@ def test_curve_has_a_panel_per_kind_of_column(tmp_path: Path) -> None:
     draw_learning_curve(metrics, tmp_path / "curve.png")
     with Image.open(tmp_path / "curve.png") as figure:
         assert figure.format == "PNG"
-        assert figure.size == (4 * 500, 400)  # loss, metric, lr, img/s
+        assert figure.size == (3 * 500, 400)  # metric, losses, lr; the speed is no panel
 
 
 def test_curve_follows_the_values(tmp_path: Path) -> None:
@@ -65,6 +65,40 @@ def test_empty_cells_are_no_points(tmp_path: Path) -> None:
 def test_nothing_logged_gives_no_figure(tmp_path: Path) -> None:
     draw_learning_curve(write_metrics(tmp_path / "metrics.csv", {}), tmp_path / "curve.png")
     assert not (tmp_path / "curve.png").exists()
+
+
+def test_the_monitored_metric_comes_first_with_its_best_value_in_a_ring(tmp_path: Path) -> None:
+    values = {"train/loss": [3.0, 2.0, 1.0, 0.5], "val/top1": [0.1, 0.9, 0.2, 0.3], "lr": [0.1] * 4}
+    metrics = write_metrics(tmp_path / "metrics.csv", {name: [*column] for name, column in values.items()})
+    shown = {}
+    for monitor in (None, "val/top1"):
+        draw_learning_curve(metrics, tmp_path / "curve.png", monitor)
+        with Image.open(tmp_path / "curve.png") as figure:
+            shown[monitor] = np.asarray(figure.convert("L")).astype(int)
+    changed = np.argwhere(np.abs(shown[None] - shown["val/top1"]) > 100)
+    assert (changed[:, 1] < 500).all()  # the first panel alone
+    below_title = changed[changed[:, 0] > 40]
+    middle = below_title.mean(axis=0)
+    assert np.abs(below_title - middle).max() < 12  # the ring
+    assert middle[0] < 90 and 150 < middle[1] < 350  # at the peak, the second of four points
+
+
+class NotesCurves(Callback):
+    """Notes which validations had been drawn when the next epoch began."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.is_there: list[bool] = []
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        self.is_there.append((self.folder / "learning_curve.png").is_file())
+
+
+def test_curve_is_drawn_after_a_validation(images: Path, tmp_path: Path) -> None:
+    logger, notes = CSVLogger(tmp_path, name="", version=""), NotesCurves(tmp_path)
+    trainer = new_trainer(tmp_path, LearningCurve(), notes, logger=logger, max_epochs=2, log_every_n_steps=1)
+    trainer.fit(new_task(), new_data(images))
+    assert notes.is_there == [False, True]
 
 
 class Interrupts(Callback):
