@@ -214,3 +214,17 @@ def mean_probabilities(task: VideoClassificationTask, data: Any) -> np.ndarray:
             with torch.no_grad():
                 sums.setdefault(number, []).append(task.probabilities_of(task(clips)))
     return np.stack([torch.cat(views).double().mean(0).numpy() for _, views in sorted(sums.items())])
+
+
+@pytest.mark.slow
+def test_two_processes_write_each_video_once(trained_run: Callable[[str], Path], tmp_path: Path) -> None:
+    """Six views of a video, of which each process has some."""
+    arguments = ["test", from_last(trained_run("video")), "--data.views.per_sample=1", "--data.batch_size=2"]
+    texts = []
+    for processes in (1, 2):
+        for done in run_together([*arguments, f"--name=on_{processes}"], tmp_path, processes):
+            assert done.status == 0, done.errors
+        folder = tmp_path / "runs" / f"on_{processes}" / "test_0"
+        texts.append([(folder / file).read_bytes() for file in ("test_predictions.csv", "test_classes.json")])
+    assert texts[0] == texts[1]
+    assert len(texts[0][0].splitlines()) == 9
