@@ -1,8 +1,9 @@
 """Labels that are probably wrong, by confident learning: https://arxiv.org/abs/1911.00068, section 3.
 
-A label counts as wrong where another class is more probable than it is, and as probable as that class is, on average,
-for samples that bear it as their label. So a class of which the model is never sure needs less than one of which it
-always is. Samples are ranked by their normalized margin, the probability of the label less that of the other class.
+Samples are ranked by their normalized margin, the probability of the label less that of another class. A label counts
+as wrong where another class is more probable than it is, and as probable as that class is, on average, for samples that
+bear it as their label. So a class of which the model is never sure needs less than one of which it always is. Of a
+model that is often wrong these are many; the ranking holds for it as well.
 """
 
 from __future__ import annotations
@@ -14,20 +15,19 @@ import numpy as np
 
 @dataclass(frozen=True)
 class LabelErrors:
-    """Samples whose labels may be wrong, the most probable errors first.
+    """Samples of which another class is more probable than the label, the most probable errors first.
 
     Attributes:
-        samples: their indices, int64 (n,): first those that count as wrong, then all others of which another class is
-            more probable than the label.
-        suggested: class that each probably shows, int64 (n,).
-        margins: probability of the label less that of the suggested class (n,), in [−1, 0), rising among each of both.
-        number: how many count as wrong.
+        samples: their indices, int64 (n,).
+        suggested: the most probable other class of each, int64 (n,).
+        margins: probability of the label less that of the suggested class (n,), in [−1, 0), rising.
+        is_wrong: whether the label counts as wrong, bool (n,).
     """
 
     samples: np.ndarray
     suggested: np.ndarray
     margins: np.ndarray
-    number: int
+    is_wrong: np.ndarray
 
 
 def find_label_errors(
@@ -44,17 +44,15 @@ def find_label_errors(
     thresholds = _mean_label_scores(labels, label_scores, int(classes.max(initial=0)) + 1)
 
     is_other = classes != labels[:, None]
-    is_sure = is_other & (scores >= thresholds[classes])
-    is_wrong = is_sure.any(1)
-    # Of samples that do not count as wrong, the most probable other class.
-    considered = np.where(is_wrong[:, None], is_sure, is_other)
-    best = np.where(considered, scores, -1).argmax(1)
+    is_wrong = (is_other & (scores >= thresholds[classes])).any(1)
+
     rows = np.arange(len(labels))
+    best = np.where(is_other, scores, -1).argmax(1)
     suggested, margins = classes[rows, best], label_scores - scores[rows, best]
 
-    (listed,) = np.nonzero(considered[rows, best] & (margins < 0))
-    order = listed[np.lexsort((margins[listed], ~is_wrong[listed]))]
-    return LabelErrors(order, suggested[order], margins[order], int(is_wrong[order].sum()))
+    (listed,) = np.nonzero(is_other[rows, best] & (margins < 0))
+    order = listed[np.argsort(margins[listed], kind="stable")]
+    return LabelErrors(order, suggested[order], margins[order], is_wrong[order])
 
 
 def _mean_label_scores(labels: np.ndarray, label_scores: np.ndarray, least_classes: int) -> np.ndarray:

@@ -89,8 +89,9 @@ def single_label_examples(run: Run, classified: Classified, results: SingleLabel
     second: list[Block] = [Examples("Probable label errors", [show(k, suggested[k], "wrong") for k in suspects])]
     second.append(_error_table(errors, results, names))
     note = (
-        f"By confident learning (https://arxiv.org/abs/1911.00068) {errors.number} of {len(results.labels)} labels "
-        f"count as wrong; they come first, then other mistakes, each by how much more probable another class is."
+        "Ranked by how much more probable another class is than the label. By confident learning "
+        f"(https://arxiv.org/abs/1911.00068) {int(errors.is_wrong.sum())} of {len(results.labels)} labels count as "
+        "wrong, of which the more are true, the better the model is."
     )
     sections = [Section("Single predictions", [block for block in first if block.examples], drawn.note)]
     if suspects:
@@ -101,9 +102,12 @@ def single_label_examples(run: Run, classified: Classified, results: SingleLabel
 def _error_table(errors: LabelErrors, results: SingleLabelResults, names: Sequence[str]) -> Table:
     """The files of probable label errors, to be looked at."""
     rows: list[list[float | str | None]] = []
-    for k, suggested, margin in zip(errors.samples, errors.suggested, errors.margins, strict=True):
-        rows.append([results.paths[k], names[results.labels[k]], names[suggested], -float(margin)])
-    columns = [Column("file"), Column("label"), Column("more probable"), Column("by", 1, True)]
+    for k, suggested, margin, is_wrong in zip(
+        errors.samples, errors.suggested, errors.margins, errors.is_wrong, strict=True
+    ):
+        verdict = "wrong" if is_wrong else None
+        rows.append([results.paths[k], names[results.labels[k]], names[suggested], -float(margin), verdict])
+    columns = [Column("file"), Column("label"), Column("more probable"), Column("by", 1, True), Column("counts as")]
     note = f"The first {LISTED} of {len(rows)}." if len(rows) > LISTED else ""
     return Table("Files of probable label errors", columns, rows[:LISTED], note)
 
