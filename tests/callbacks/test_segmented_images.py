@@ -113,6 +113,13 @@ def test_a_training_keeps_the_same_but_for_boundaries(segmenter: Path) -> None:
     assert not [path for path in segmenter.iterdir() if path.name.startswith(".val")]
 
 
+def test_a_test_writes_files_of_its_own(segmenter: Path, evaluation: Path, tmp_path: Path) -> None:
+    folder = evaluate(tmp_path, from_last(segmenter), command="test")  # on the validation images: there are no others
+    for name in ("classes.json", "confusion.json", "images.csv", "boundary.json"):
+        assert (folder / f"test_{name}").read_bytes() == (evaluation / f"val_{name}").read_bytes()
+    assert (folder / "test_worst" / "worst.json").is_file() and not [*folder.glob("val_*")]
+
+
 def test_two_processes_write_what_one_does(segmenter: Path, evaluation: Path, tmp_path: Path) -> None:
     arguments = ["validate", from_last(segmenter), f"--runs={tmp_path}", "--name=evaluation"]
     assert run(arguments, tmp_path, 2).status == 0

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from swinv2_tasks.batches import TaskData
+from swinv2_tasks.callbacks import DetectionScores, SegmentedImages, SimMIMImages
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.tasks import ClassificationTask
 from swinv2_tasks.tasks.base import BaseTask
@@ -288,3 +289,20 @@ def test_in_a_bare_loop(name: str) -> None:
     task.eval()
     with torch.no_grad():
         assert task.predict_step(evaluation_batch(name), 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "new_callback"),
+    [("segmentation", SegmentedImages), ("simmim", SimMIMImages), ("mask_rcnn", DetectionScores)],
+    ids=["segmentation", "simmim", "mask_rcnn"],
+)
+def test_of_batches_without_names_nothing_is_written_of_single_images(
+    name: str, new_callback: type[Any], tmp_path: Path
+) -> None:
+    trainer = new_trainer(tmp_path, new_callback(tmp_path / "run"))
+    (scores,) = trainer.validate(new_task(name), evaluation_loader(name, 2), verbose=False)
+    assert SCORES.get(name, "val/box_ap") in scores
+    written = {path.name for path in (tmp_path / "run").glob("*")}
+    assert not written & {"val_images.csv", "val_truth.json", "val_worst"}
+    assert ("val_classes.json" in written) == (name == "mask_rcnn")
+    assert ("val_boundary.json" in written) == (name == "segmentation")
