@@ -21,8 +21,26 @@ from swinv2_tasks.evaluation.detection_errors import (
     confidence_curve,
     match_classes,
 )
-from swinv2_tasks.records import each, mapping, number, optional, plain, read_json, require, text, values
+from swinv2_tasks.records import (
+    LARGEST,
+    Check,
+    Fault,
+    each,
+    either,
+    mapping,
+    number,
+    optional,
+    plain,
+    read_json,
+    require,
+    text,
+    values,
+    whole,
+)
 from swinv2_tasks.text import command_word, printable
+
+ID = either(whole(-LARGEST), text)
+"""Of a class or an image."""
 
 _STATISTICS = values(number())
 _NUMBERS = each(optional(number()))
@@ -31,7 +49,7 @@ SCORES = mapping(
     {
         "classes": each(
             mapping(
-                {"id": plain, "name": text}, {name: optional(number()) for name in ("box_ap", "mask_ap", "boundary_ap")}
+                {"id": ID, "name": text}, {name: optional(number()) for name in ("box_ap", "mask_ap", "boundary_ap")}
             )
         )
     },
@@ -39,24 +57,39 @@ SCORES = mapping(
 )
 """What val_classes.json holds, and val_boundary.json."""
 
-_CURVES = mapping(
+_CURVES_OF_TYPE = mapping(
     {
         "recalls": _NUMBERS,
         "ious": _NUMBERS,
         "precision": each(_NUMBERS),
         "ap": values(_NUMBERS),
-        "classes": each(mapping({"id": plain, "precision": _NUMBERS})),
+        "classes": each(mapping({"id": ID, "precision": _NUMBERS})),
     }
 )
-CURVES = mapping({}, {"box": _CURVES, "mask": _CURVES})
+
+
+def _curves(value: Any) -> Fault | None:
+    """Curves of boxes or masks, with as many values as there are recalls and IoUs."""
+    fault = _CURVES_OF_TYPE(value)
+    if fault is not None:
+        return fault
+    recalls, ious = len(value["recalls"]), len(value["ious"])
+    lengths: dict[str, Check] = {
+        "precision": each(each(plain, length=recalls), length=ious),
+        "ap": values(each(plain, length=ious)),
+    }
+    return mapping(lengths)(value)
+
+
+CURVES = mapping({}, {"box": _curves, "mask": _curves})
 """What val_curves.json holds."""
 
 TRUTH = mapping(
     {
         "info": mapping({IMAGE_FOLDER: text}),
-        "images": each(mapping({"id": plain, "file_name": text, "height": number(1), "width": number(1)})),
+        "images": each(mapping({"id": ID, "file_name": text, "height": number(1), "width": number(1)})),
         "annotations": each(plain),
-        "categories": each(mapping({"id": plain, "name": text})),
+        "categories": each(mapping({"id": ID, "name": text})),
     }
 )
 """What val_truth.json holds; what ``Boxes.of`` reads of its annotations is checked there, as it is of detections, of

@@ -14,7 +14,7 @@ from swinv2_tasks.callbacks.segmentation import color_classes
 from swinv2_tasks.commands.report.blocks import Block, Chart, Column, Example, Examples, Number, Numbers, Section, Table
 from swinv2_tasks.commands.report.charts import SERIES, draw
 from swinv2_tasks.commands.report.confusion import confusion_blocks
-from swinv2_tasks.commands.report.detected import read_file, remedy_of
+from swinv2_tasks.commands.report.detected import ID, read_file, remedy_of
 from swinv2_tasks.commands.report.pictures import (
     Draw,
     Drawing,
@@ -28,7 +28,7 @@ from swinv2_tasks.commands.report.run import Run, Split
 from swinv2_tasks.datamodules.scene_classes import colors
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.pages import reduce
-from swinv2_tasks.records import each, mapping, number, optional, plain, text, whole
+from swinv2_tasks.records import Fault, each, mapping, number, optional, plain, text, whole
 from swinv2_tasks.tables import read_table
 from swinv2_tasks.text import printable, shorten
 
@@ -42,18 +42,25 @@ SCORES = mapping(
         "miou": _NUMBER,
         "mean_accuracy": _NUMBER,
         "pixel_accuracy": _NUMBER,
-        "classes": each(mapping({"id": plain, "name": text, "iou": _NUMBER, "accuracy": _NUMBER, "pixels": whole()})),
+        "classes": each(mapping({"id": ID, "name": text, "iou": _NUMBER, "accuracy": _NUMBER, "pixels": whole()})),
     }
 )
 """What val_classes.json holds."""
 
 BOUNDARY = mapping(
-    {"mean_boundary_iou": _NUMBER, "classes": each(mapping({"id": plain, "name": text, "boundary_iou": _NUMBER}))}
+    {"mean_boundary_iou": _NUMBER, "classes": each(mapping({"id": ID, "name": text, "boundary_iou": _NUMBER}))}
 )
 """What val_boundary.json holds."""
 
-CONFUSION = mapping({"classes": each(text), "counts": each(each(whole()))})
-"""What val_confusion.json holds."""
+
+def check_confusion(value: Any) -> Fault | None:
+    """Checks what val_confusion.json holds."""
+    fault = mapping({"classes": each(text, least=1), "counts": each(plain)})(value)
+    if fault is not None:
+        return fault
+    classes = len(value["classes"])
+    return mapping({"counts": each(each(whole(), length=classes + 1), length=classes)})(value)
+
 
 WORST = each(mapping({"file": text, "miou": number(0, 1), "truth": text, "prediction": text}))
 """What worst.json in val_worst/ holds."""
@@ -82,7 +89,7 @@ def evaluation_sections(run: Run, split: Split) -> list[Section]:
     if scores is None:
         return [Section("Segmentation", note=f"There is no {split}_classes.json: {remedy_of(run, split)} writes it.")]
     boundary = read_file(run, f"{split}_boundary.json", BOUNDARY, split)
-    confusion = read_file(run, f"{split}_confusion.json", CONFUSION, split)
+    confusion = read_file(run, f"{split}_confusion.json", check_confusion, split)
     images = read_images(run, split)
 
     needed = {

@@ -127,6 +127,15 @@ def test_files_that_do_not_fit_are_refused(detected: Path, tmp_path: Path, conte
         evaluation_sections(read_run(folder), "val")
 
 
+def test_curves_of_other_lengths_are_refused(detected: Path, tmp_path: Path) -> None:
+    folder = copy_of(detected, tmp_path / "run")
+    curves = read(folder, "curves")
+    del curves["mask"]["recalls"][5]
+    (folder / "val_curves.json").write_text(json.dumps(curves))
+    with pytest.raises(UserError, match=r"val_curves\.json is corrupt: in it, mask\.precision\.0"):
+        evaluation_sections(read_run(folder), "val")
+
+
 def test_boundary_ap_is_shown_once_its_command_was_run(detected: Path, tmp_path: Path) -> None:
     folder = copy_of(detected, tmp_path / "run")
     note = block(evaluation_sections(read_run(folder), "val"), "COCO's numbers").note

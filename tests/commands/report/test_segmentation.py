@@ -93,6 +93,14 @@ def test_what_is_missing_is_said_with_the_command_that_writes_it(copied: Path) -
     assert section.note == f"There is no val_classes.json: swinv2-tasks validate --ckpt_path {copied} writes it."
 
 
+@pytest.mark.parametrize("counts", [[[1, 2, 3, 0]] * 2, [[1, 2, 3, 0], [1], [2]], [[-1, 2, 3, 0]] * 3, 5], ids=str)
+def test_counts_of_other_classes_are_refused(copied: Path, counts: Any) -> None:
+    content = {**read(copied, "val_confusion.json"), "counts": counts}
+    (copied / "val_confusion.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"val_confusion\.json is corrupt: in it, counts"):
+        evaluation_sections(read_run(copied), "val")
+
+
 @pytest.mark.parametrize("name", ["val_images.csv", "val_confusion.json", "val_worst/01_truth.png"])
 def test_files_that_cannot_be_read_are_refused(copied: Path, name: str) -> None:
     (copied / name).write_text("file,miou\nx,y\n")
