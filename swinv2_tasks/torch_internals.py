@@ -237,10 +237,10 @@ class _ForkSafeIterator(_MultiProcessingDataLoaderIter):
         self._is_ending, self._waited = True, 0.0
         super()._shutdown_workers()
         self._is_ending, self._is_ended = False, True
-        # One that hangs, or was stopped, would be waited for as the process ends, as long as it lives.
-        for worker in self._workers:
-            if worker.is_alive():
-                worker.kill()
+        # One that hangs, or was stopped, would be waited for as the process ends, as long as it lives; and while Python
+        # ends, torch has not ended any.
+        if any(worker.is_alive() for worker in self._workers):
+            self.kill_workers()
 
     def kill_workers(self) -> None:
         """Ends the workers at once, without torch taking their deaths for a failure."""

@@ -8,6 +8,7 @@ from swinv2_tasks.callbacks.evaluated_samples import EvaluatedSamples
 from swinv2_tasks.callbacks.figures import LearningCurve
 from swinv2_tasks.callbacks.first_batch import FirstBatch
 from swinv2_tasks.callbacks.last_validation import LastValidation
+from swinv2_tasks.callbacks.logged_samples import LoggedSamples
 from swinv2_tasks.callbacks.multi_label import MultiLabelPredictions, MultiLabelTable
 from swinv2_tasks.callbacks.run_report import RunReport
 from swinv2_tasks.callbacks.segmentation import ClassTable, SegmentationPredictions
@@ -28,6 +29,7 @@ __all__ = [
     "FirstBatch",
     "LastValidation",
     "LearningCurve",
+    "LoggedSamples",
     "MultiLabelPredictions",
     "MultiLabelTable",
     "MultiLabelVideoPredictions",

@@ -123,6 +123,16 @@ def gather_values(arguments: Sequence[str], parameter: str) -> list[str]:
     return [*([f"--{parameter}={json.dumps(values)}"] if values else []), *options]
 
 
+def as_list(options: Iterable[Option], name: str) -> list[Option]:
+    """Options in which the values of one, which is a list, are written as the parser reads lists."""
+    return [
+        new_option(name, f"[{','.join(option.values)}]")
+        if option.name == name and not "".join(option.values).startswith("[")
+        else option
+        for option in options
+    ]
+
+
 def parameter_name(option: Option) -> str:
     """The parameter of a function that an option stands for: ``iou_type`` for ``--iou-type`` and ``--iou_type+``.
 

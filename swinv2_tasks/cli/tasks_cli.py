@@ -35,6 +35,7 @@ from swinv2_tasks.callbacks import (
     FirstBatch,
     LastValidation,
     LearningCurve,
+    LoggedSamples,
     RunReport,
     Throughput,
 )
@@ -45,6 +46,7 @@ from swinv2_tasks.cli.agreement import DetectorBuilder, masks_to_read, stuff_cla
 from swinv2_tasks.cli.allowed import check_names, restrict_imports, take_allowed
 from swinv2_tasks.cli.arguments import (
     Option,
+    as_list,
     find_checkpoints,
     find_ckpt_path,
     find_configs,
@@ -80,6 +82,7 @@ from swinv2_tasks.hyperparameters import task_record
 from swinv2_tasks.stopping import lead, stops
 from swinv2_tasks.tasks.base import BaseTask
 from swinv2_tasks.text import command_word, printable, say, show_warnings
+from swinv2_tasks.training.chosen_loggers import build_loggers, check_loggers
 from swinv2_tasks.training.lightning_internals import (
     CheckpointCheckingCLI,
     ParseOnly,
@@ -269,6 +272,18 @@ class TasksCLI(CheckpointCheckingCLI):
             help="seconds that a DataLoader worker or another process may be silent; default: 600",
         )
         parser.add_argument(
+            "--log",
+            type=list[str],
+            default=[],
+            help="loggers beside metrics.csv and TensorBoard: wandb, mlflow, trackio, comet",
+        )
+        parser.add_argument(
+            "--log_samples",
+            type=int,
+            default=4,
+            help="samples of each validation that loggers get as an image, with what is predicted; 0: none",
+        )
+        parser.add_argument(
             "--report", type=bool, default=True, help="whether fit, validate and test write report.html in the end"
         )
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
@@ -340,6 +355,7 @@ class TasksCLI(CheckpointCheckingCLI):
         if config["timeout"] is not None:
             os.environ[TIMEOUT] = str(config["timeout"])  # likewise
         timeout_seconds()  # raises
+        check_loggers(config["log"])
         check_folders(config["trainer"])
         check_devices(config["trainer"])
         name, kept = config["checkpoint"]["filename"], config["checkpoint"]["save_top_k"]
@@ -427,7 +443,8 @@ class TasksCLI(CheckpointCheckingCLI):
             others = self.config_init[self.subcommand]["trainer"]["logger"]
             if others in (None, True):
                 others = []
-            kwargs["logger"] = [*self._run_loggers(), *(others if isinstance(others, list) else [others])]
+            others = others if isinstance(others, list) else [others]
+            kwargs["logger"] = [*self._run_loggers(), *others, *build_loggers(config["log"], folder)]
         plugins = self.config_init[self.subcommand]["trainer"]["plugins"] or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
 
@@ -456,6 +473,7 @@ class TasksCLI(CheckpointCheckingCLI):
         trainer.callbacks += [FirstBatch(folder), LearningCurve(), record, Throughput(), LastValidation()]
         if self.write_report is not None and config["report"]:
             trainer.callbacks.append(RunReport(folder, self.write_report))
+        trainer.callbacks.append(LoggedSamples(config["log_samples"]))
         if not has_bar:
             trainer.callbacks.append(Console(bar))
         trainer.callbacks.append(EvaluatedSamples(folder))
@@ -644,7 +662,7 @@ def run_as(
     check_names(options, modules)
     restrict_imports(modules)
     check_linked(options)
-    options, notes = order_options(options)
+    options, notes = order_options(as_list(options, "--log"))
     options, taken = find_checkpoints(command, options)
     _prepare_messages()
     for message in taken:
