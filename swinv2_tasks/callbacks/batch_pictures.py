@@ -232,7 +232,7 @@ def draw_scene(image: Image.Image, labels: np.ndarray, names: Sequence[str]) -> 
 
     Args:
         image: RGB of H × W pixels.
-        labels: uint8 (H, W), class indices, and 255 where there is none.
+        labels: uint8 (h, w), class indices, and 255 where there is none; in evaluation of another size than the image.
         names: of the classes.
     """
     highest = int(labels.max(where=labels != IGNORED, initial=0))
@@ -244,7 +244,7 @@ def draw_scene(image: Image.Image, labels: np.ndarray, names: Sequence[str]) -> 
     lines = [f"{unlabeled:.1%} not labeled"] if unlabeled else []
 
     small = reduce(image, SIDE)
-    if small.size != image.size:
+    if small.size != numbers.shape[::-1]:
         numbers = np.asarray(Image.fromarray(numbers).resize(small.size, Image.Resampling.NEAREST))
     overlay = small.copy()
     color_classes(small, numbers, palette, overlay)

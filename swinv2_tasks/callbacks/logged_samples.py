@@ -18,7 +18,7 @@ LEAST_SCORE = 0.3
 
 
 class LoggedSamples(Callback):
-    """Gives the first samples of a validation to all loggers that take images, annotated beside predicted.
+    """Gives the first samples of a validation to all loggers that take images: labels, and after → what is predicted.
 
     Of masked image modeling the images, their masks and the reconstructions. Without a datamodule that states `mean`
     and `std`, and of batches that are none of `batches.py`, nothing is logged.
@@ -68,8 +68,8 @@ def _join(annotated: SamplePicture, predicted: SamplePicture) -> SamplePicture:
     """A sample's two pictures as one, in which what both show is there once."""
     known = [image.tobytes() for image in annotated.images]
     images = [*annotated.images, *(image for image in predicted.images if image.tobytes() not in known)]
-    lines = [f"label: {line}" for line in annotated.lines]
-    return SamplePicture(images, [*lines, *(f"predicted: {line}" for line in predicted.lines)], annotated.legend)
+    lines = [*annotated.lines]
+    return SamplePicture(images, [*lines, *(f"→ {line}" for line in predicted.lines)], annotated.legend)
 
 
 @torch.no_grad()

@@ -71,7 +71,10 @@ def _build_wandb(folder: Path) -> Logger:
 def _build_mlflow(folder: Path) -> Logger:
     local = f"sqlite:///{folder.parent.parent.absolute() / 'mlflow.db'}"  # beside all runs
     uri = os.environ.get("MLFLOW_TRACKING_URI", local)
-    return MLFlowLogger(folder.parent.name, _run_name(folder), tracking_uri=uri)
+    images = (
+        str(folder.parent.parent.absolute() / "mlflow_images") if uri == local else None
+    )  # not in the working folder
+    return MLFlowLogger(folder.parent.name, _run_name(folder), tracking_uri=uri, artifact_location=images)
 
 
 def _build_trackio(folder: Path) -> Logger:
