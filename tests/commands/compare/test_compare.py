@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from swinv2_tasks.callbacks.evaluated_classes import write_scores as write_class_scores
+from swinv2_tasks.callbacks.class_tables import write_scores as write_class_scores
 from swinv2_tasks.callbacks.segmentation import write_scores as write_scene_scores
 from swinv2_tasks.cli.main import main
 from swinv2_tasks.commands.compare.command import name_runs

@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 from sklearn import metrics
 
-from swinv2_tasks.callbacks.evaluated_classes import write_scores
+from swinv2_tasks.callbacks.class_tables import write_scores
 from swinv2_tasks.commands.report.blocks import Chart
 from swinv2_tasks.commands.report.classification import evaluation_sections
 from swinv2_tasks.commands.report.run import Run, read_run
