@@ -64,7 +64,8 @@ def draw_matrix(counts: np.ndarray, rows: Sequence[str], columns: Sequence[str],
             color = "white" if share > 0.5 else "#222222"
             panel.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=color, fontsize=7)
 
-    side = min(9.0, 2.6 + 0.32 * max(len(rows), len(columns)))
+    names = max(len(rows), len(columns))
+    side = min(9.0, 3.6 + 0.27 * names)
     svg = draw(plot, side, side)
     text = f"The share of each true class's {unit} that is predicted as each class"
     is_wide = max(len(rows), len(columns)) > MOST_NUMBERED
