@@ -8,6 +8,7 @@ from typing import Any
 
 from swinv2_tasks.commands.report.detected import read_file, remedy_of
 from swinv2_tasks.commands.report.run import Run, Split
+from swinv2_tasks.evaluation.multi_label import CURVE_STEPS
 from swinv2_tasks.evaluation.predictions import (
     MultiLabelResults,
     SingleLabelResults,
@@ -17,7 +18,7 @@ from swinv2_tasks.evaluation.predictions import (
 from swinv2_tasks.records import each, either, mapping, number, optional, plain, text, whole
 
 _SHARE = optional(number(0, 1))
-_SHARES = each(_SHARE)
+_SHARES = each(_SHARE, CURVE_STEPS + 1)
 
 _OF_CLASS = {"id": plain, "name": text, "precision": _SHARE, "recall": _SHARE, "f1": _SHARE}
 

@@ -213,14 +213,24 @@ def test_what_is_missing_is_said_with_the_command_that_writes_it(evaluated: Path
     assert "val_classes.json" in section.note and not section.blocks
 
 
+SHORT_CURVE = json.dumps(
+    {
+        **{"map": 0.5, "macro_f1": 0.5, "micro_f1": 0.5, "threshold": 0.5},
+        "classes": [{"id": 1, "name": "a", "ap": 0.5, "precision": 0.5, "recall": 0.5, "f1": 0.5}],
+        "f1_curve": {"thresholds": [0, 1], "micro_f1": [0.5], "macro_f1": [0.5, 0.5]},
+    }
+)
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
         ("val_classes.json", '{"top1": 2}'),
         ("val_classes.json", '{"classes": []}'),
+        ("val_classes.json", SHORT_CURVE),
         ("val_predictions.csv", "path,label\n1,2\n"),
     ],
-    ids=["share", "no classes", "columns"],
+    ids=["share", "no classes", "curve", "columns"],
 )
 def test_files_that_do_not_fit_are_refused(name: str, content: str, evaluated: Path, tmp_path: Path) -> None:
     folder = copy_of(evaluated, tmp_path / "run")
