@@ -16,7 +16,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("",),  # the package itself: its version, and names that are imported when they are asked for
     ("text",),
     ("errors",),
-    ("failures", "files", "outside_files", "pages", "progress", "stopping", "tables"),
+    ("failures", "drawing", "files", "outside_files", "pages", "progress", "stopping", "tables"),
     ("python_internals", "torch_internals"),
     ("seeding", "child_processes"),
     ("batches", "records"),

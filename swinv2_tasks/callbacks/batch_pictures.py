@@ -12,16 +12,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from swinv2_tasks.batches import IGNORED
-from swinv2_tasks.callbacks.detection import bright_color, draw_objects
+from swinv2_tasks.callbacks.detection import draw_objects
 from swinv2_tasks.callbacks.segmentation import LegendEntry, beside_legend, class_legend, color_classes
 from swinv2_tasks.callbacks.simmim import hide_masked
 from swinv2_tasks.datamodules.readers.channels import stretch
 from swinv2_tasks.datamodules.scene_classes import MOST_CLASSES, colors
 from swinv2_tasks.datamodules.transforms.classification import denormalize
+from swinv2_tasks.drawing import distinct_colors, typeface
 from swinv2_tasks.pages import reduce
 from swinv2_tasks.progress import count_words
 from swinv2_tasks.text import shorten
@@ -187,16 +188,15 @@ def draw_target(
             return mask
         return np.asarray(Image.fromarray(mask).resize(small.size, Image.Resampling.NEAREST))
 
-    drawn_masks = (
-        (shrink(mask), bright_color(label)) for mask, label in zip(masks, labels, strict=False) if mask is not None
-    )
+    palette = distinct_colors(len(labels))  # so that objects of a class are told apart
+    drawn_masks = ((shrink(mask), color) for mask, color in zip(masks, palette, strict=False) if mask is not None)
     drawn_boxes = [
         (
             (across * left, down * top, across * (right - left), down * (bottom - top)),
             _name(label, names) + (" (crowd)" if is_crowd else ""),
-            bright_color(label),
+            color,
         )
-        for (left, top, right, bottom), label, is_crowd in zip(boxes, labels, crowds, strict=True)
+        for (left, top, right, bottom), label, is_crowd, color in zip(boxes, labels, crowds, palette, strict=True)
     ]
     lines = [count_words(len(labels), "object"), *_count_classes(labels, names)]
     return SamplePicture([reduce(draw_objects(small, drawn_masks, drawn_boxes), SIDE)], lines)
@@ -272,7 +272,7 @@ def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
 
 def arrange(pictures: Sequence[SamplePicture]) -> Image.Image:
     """Samples in rows of equal cells, each at the top left of its cell, with its lines below."""
-    font = ImageFont.load_default(FONT_SIZE)
+    font = typeface(FONT_SIZE)
     images = [picture.image for picture in pictures]
     width = max(LEAST_WIDTH, *(image.width for image in images)) + GAP
     lines = max(len(picture.lines) for picture in pictures)

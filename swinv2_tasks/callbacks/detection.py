@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from pycocotools import mask as coco_masks
 
 from swinv2_tasks.callbacks.gallery import GallerySample, Label
@@ -22,6 +22,7 @@ from swinv2_tasks.callbacks.prediction_files import Predictions, Result
 from swinv2_tasks.callbacks.prediction_folder import write_json_list
 from swinv2_tasks.callbacks.prediction_journal import Record
 from swinv2_tasks.datamodules.readers.images import strips_of
+from swinv2_tasks.drawing import Color, distinct_colors, ink_on, label_font, place_labels, text_size
 from swinv2_tasks.evaluation.coco import TYPE_NAMES, CocoScores, IoUType, as_results
 from swinv2_tasks.evaluation.coco_curves import describe_curves
 from swinv2_tasks.files import replace_file
@@ -276,25 +277,18 @@ def draw_detections(image: Image.Image, results: Sequence[Mapping[str, Any]], na
         results: detections as of ``as_results``.
         names: of the categories, by id.
     """
-    palette = {category: bright_color(index) for index, category in enumerate(names)}
     ordered = sorted(results, key=lambda result: result["score"])
+    palette = distinct_colors(len(ordered))[::-1]  # the highest-scoring one has the first color
     masks = (
-        (coco_masks.decode(result["segmentation"]), palette[result["category_id"]])
-        for result in ordered
+        (coco_masks.decode(result["segmentation"]), color)
+        for result, color in zip(ordered, palette, strict=True)
         if "segmentation" in result
     )
     boxes = [
-        (
-            result["bbox"],
-            f"{shorten(names[result['category_id']])} {result['score']:.0%}",
-            palette[result["category_id"]],
-        )
-        for result in ordered
+        (result["bbox"], f"{shorten(names[result['category_id']])} {result['score']:.0%}", color)
+        for result, color in zip(ordered, palette, strict=True)
     ]
     return draw_objects(image, masks, boxes)
-
-
-Color = tuple[int, int, int]
 
 
 def draw_objects(
@@ -313,8 +307,8 @@ def draw_objects(
     factor = max(1, min(math.ceil(400 / min(image.size)), 4000 // max(image.size)))
     if factor > 1:
         drawing = drawing.resize((factor * image.width, factor * image.height))
-    for box, text, color in boxes:
-        _draw_box(drawing, tuple(factor * side for side in box), text, color)
+    scaled = [[factor * side for side in box] for box, _, _ in boxes]
+    _draw_boxes(drawing, scaled, [text for _, text, _ in boxes], [color for _, _, color in boxes])
     return drawing
 
 
@@ -327,20 +321,36 @@ def _draw_mask(drawing: Image.Image, mask: np.ndarray, color: tuple[int, int, in
             drawing.paste(colored, (0, top), Image.fromarray(255 * np.ascontiguousarray(inside)))
 
 
-def _draw_box(drawing: Image.Image, box: Sequence[float], text: str, color: tuple[int, int, int]) -> None:
-    """Draws a box (left, top, width, height) with a line of text."""
+def _draw_boxes(
+    drawing: Image.Image, boxes: Sequence[Sequence[float]], texts: Sequence[str], palette: Sequence[Color]
+) -> None:
+    """Draws boxes (left, top, width, height), then their texts, of which the last ones choose their places first."""
     draw = ImageDraw.Draw(drawing)
-    size = max(10, min(32, min(drawing.size) // 28))
-    font = ImageFont.load_default(size)
-    x, y, width, height = box
-    draw.rectangle((x, y, x + width, y + height), outline=color, width=max(1, size // 8))
+    line_width = max(1, text_size(drawing.size) // 8)
+    for (x, y, width, height), color in zip(boxes, palette, strict=True):
+        draw.rectangle((x, y, x + width, y + height), outline=color, width=line_width)
 
-    right, bottom = draw.textbbox((0, 0), text, font=font)[2:]
-    # Above the box, or within it at the top of the image; and not beyond the image's right edge.
-    x, y = max(0, min(x, drawing.width - right)), y - bottom - 1 if y > bottom else y + 1
-    draw.rectangle((x, y, x + right, y + bottom), fill=color)
-    is_dark = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] < 128
-    draw.text((x, y), text, fill="white" if is_dark else "black", font=font)
+    labeled = [index for index, text in enumerate(texts) if text][::-1]
+    font = label_font([texts[index] for index in labeled], drawing.size)
+    line_height = sum(font.getmetrics())
+    sizes = [(math.ceil(font.getlength(texts[index])) + 4, line_height) for index in labeled]
+    positions = place_labels([boxes[index] for index in labeled], sizes, drawing.size)
+    for index, (width, height), position in zip(labeled, sizes, positions, strict=True):
+        if position is None:
+            continue
+        (x, y), color = position, palette[index]
+        if not _touches((x, y, width, height), boxes[index]):  # a line says whose it is
+            draw.line((x + width // 2, y + height // 2, boxes[index][0], boxes[index][1]), fill=color, width=line_width)
+        draw.rectangle((x, y, x + width - 1, y + height - 1), fill=color)
+        draw.text((x + 2, y), texts[index], fill=ink_on(color), font=font)
+
+
+def _touches(label: Sequence[float], box: Sequence[float]) -> bool:
+    """Whether two rectangles (left, top, width, height) touch or overlap, within two pixels."""
+    return all(
+        label[axis] <= box[axis] + box[axis + 2] + 2 and box[axis] <= label[axis] + label[axis + 2] + 2
+        for axis in (0, 1)
+    )
 
 
 def bright_color(index: int) -> tuple[int, int, int]:

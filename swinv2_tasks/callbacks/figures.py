@@ -101,7 +101,9 @@ def draw_learning_curve(metrics: Path, target: Path, monitor: str | None = None,
     from matplotlib.figure import Figure  # slow to import, needed once
 
     figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
-    for axes, (title, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+    for axes, (title, names) in zip(
+        figure.subplots(1, len(panels), squeeze=False, sharex=True)[0], panels.items(), strict=True
+    ):
         for name in names:
             steps, values, _ = zip(*columns[name], strict=True)
             style: dict[str, Any] = {"marker": "."} if len(steps) < 30 else {}

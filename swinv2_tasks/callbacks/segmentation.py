@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from swinv2_tasks.batches import task_data
 from swinv2_tasks.callbacks.gallery import GallerySample, Label
@@ -20,6 +20,7 @@ from swinv2_tasks.datamodules.classes import abbreviate
 from swinv2_tasks.datamodules.readers.images import STRIP_PIXELS, strips_of
 from swinv2_tasks.datamodules.readers.label_values import label_map_image
 from swinv2_tasks.datamodules.scene_classes import MOST_CLASSES, colors
+from swinv2_tasks.drawing import typeface
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.evaluation.segmentation import Confusion, SegmentationScores
 from swinv2_tasks.files import replace_file
@@ -291,7 +292,7 @@ def beside_legend(image: tuple[int, int], legend: Sequence[LegendEntry]) -> Imag
     if len(shown) < len(legend):
         texts.append(f"and {len(legend) - len(shown)} more")
 
-    font = ImageFont.load_default(size)
+    font = typeface(size)
     width = 2 * line + max((int(font.getlength(text)) for text in texts), default=0)
     sheet = Image.new("RGB", (image[0] + width, image[1]), "white")
     draw = ImageDraw.Draw(sheet)

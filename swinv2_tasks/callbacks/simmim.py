@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from swinv2_tasks.callbacks.evaluated_images import EvaluatedImages, Position
@@ -18,6 +18,7 @@ from swinv2_tasks.callbacks.prediction_files import Predictions, Result
 from swinv2_tasks.callbacks.prediction_journal import Record
 from swinv2_tasks.datamodules.readers.channels import STRETCHED
 from swinv2_tasks.datamodules.transforms.classification import denormalize
+from swinv2_tasks.drawing import typeface
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.heads.simmim import enlarge_mask
 from swinv2_tasks.text import printable
@@ -163,7 +164,7 @@ def add_headings(rows: np.ndarray) -> Image.Image:
     size = max(10, min(40, width // 12))
     sheet = Image.new("RGB", (rows.shape[1], rows.shape[0] + 2 * size), "white")
     sheet.paste(Image.fromarray(rows), (0, 2 * size))
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size)
+    draw, font = ImageDraw.Draw(sheet), typeface(size)
     for column, heading in enumerate(HEADINGS):
         draw.text((column * width + width // 2, size), heading, fill="black", font=font, anchor="mm")
     return sheet

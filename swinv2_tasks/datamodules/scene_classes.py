@@ -3,11 +3,11 @@
 ADE20K: https://arxiv.org/abs/1608.05442; the 150 classes of its scene parsing benchmark, in their order.
 """
 
-import colorsys
 from collections.abc import Sequence
 from pathlib import Path
 
 from swinv2_tasks.datamodules.classes import read_lines
+from swinv2_tasks.drawing import distinct_colors
 from swinv2_tasks.errors import UserError
 
 _NAMES = """\
@@ -47,9 +47,8 @@ MOST_CLASSES = 254
 
 
 def colors(number: int) -> list[tuple[int, int, int]]:
-    """RGB of a number of classes: ADE20K's first, then hues that stay apart from their neighbors."""
-    more = [colorsys.hsv_to_rgb(k * 0.618 % 1, 0.6, 0.9 - 0.3 * (k % 2)) for k in range(number - len(ADE20K_COLORS))]
-    return [*ADE20K_COLORS[:number], *((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in more)]
+    """RGB of a number of classes: ADE20K's own of its 150, of another number colors that are far from each other."""
+    return list(ADE20K_COLORS) if number == len(ADE20K_COLORS) else distinct_colors(number)
 
 
 def scene_class_names(source: str | Path | Sequence[str] | None, prefix: str = "data.") -> list[str]:

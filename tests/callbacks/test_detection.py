@@ -24,6 +24,7 @@ from swinv2_tasks.callbacks.detection import (
     write_scores,
 )
 from swinv2_tasks.callbacks.figures import draw_learning_curve
+from swinv2_tasks.drawing import distinct_colors
 from swinv2_tasks.evaluation.coco import STATISTICS, CocoScores
 
 NAMES = {3: "cup", 90: "dog"}
@@ -44,7 +45,7 @@ def test_a_visualization_shows_boxes_masks_and_names() -> None:
     results = [result(3, [100, 200, 100, 100], 0.876, mask), result(90, [300, 100, 200, 250], 0.5)]
     pixels = np.asarray(draw_detections(image, results, NAMES)).astype(int)
     assert pixels.shape == (450, 600, 3)
-    cup, dog = (np.array(bright_color(index)) for index in (0, 1))
+    cup, dog = map(np.array, distinct_colors(2))
     assert np.abs(pixels[240:280, 130:170] - (cup + 100) // 2).max() <= 1  # half mask, half image
     assert (pixels[250, 100] == cup).all() and (pixels[200, 300] == dog).all()  # boxes' edges
     assert (pixels[220, 400] == 100).all()  # within a box without a mask nothing changes
@@ -58,7 +59,7 @@ def test_small_images_are_enlarged_and_labels_stay_within() -> None:
     picture = draw_detections(image, results, NAMES)
     assert picture.size == (630, 420)
     pixels = np.asarray(picture).astype(int)
-    cup = np.array(bright_color(0))
+    cup = np.array(distinct_colors(1)[0])
     assert (pixels[:60, 400:595] == cup).all(2).any()  # the name of the box in the corner begins left of it
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from swinv2_tasks.callbacks import FirstBatch
 from swinv2_tasks.callbacks.batch_pictures import SamplePicture, arrange, draw_samples, name_classes, to_picture
-from swinv2_tasks.callbacks.detection import bright_color
+from swinv2_tasks.drawing import distinct_colors
 from tests.helpers.tiny import new_trainer
 from tests.helpers.tiny_tasks import ON_ONE_DETECTOR, TINY_TASKS
 
@@ -127,10 +127,10 @@ def test_objects_are_drawn_where_they_are() -> None:
     image = picture.image
     assert picture.lines == ["2 objects", "1 cup, 1 dog"] and image.size == (512, 384)
     pixels = np.asarray(image.resize((600, 450))).astype(int)
-    cup = np.array(bright_color(0))
+    cup = np.array(distinct_colors(1)[0])
     assert np.abs(pixels[240:280, 130:170] - (cup + 102) // 2).max() <= 2
     assert (pixels[320:340, 320:480] == 102).all()  # in a box without a mask
-    assert np.abs(pixels[250, 298:303] - np.array(bright_color(1))).max(axis=1).min() < 60  # its edge
+    assert np.abs(pixels[250, 298:303] - np.array(distinct_colors(2)[1])).max(axis=1).min() < 60  # its edge
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5])

@@ -16,7 +16,6 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from swinv2_tasks.callbacks.batch_pictures import SamplePicture, spread_frames
-from swinv2_tasks.callbacks.detection import bright_color
 from swinv2_tasks.cli.main import main
 from swinv2_tasks.commands.browse import drawing
 from swinv2_tasks.commands.browse.choice import choose
@@ -25,6 +24,7 @@ from swinv2_tasks.commands.check.datasets import TaskName, open_datamodule
 from swinv2_tasks.datamodules.loader import BatchPlan
 from swinv2_tasks.datamodules.readers.channels import ImageReader
 from swinv2_tasks.datamodules.scene_classes import colors
+from swinv2_tasks.drawing import distinct_colors
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.pages import LEAST_SIDE, embed
 from swinv2_tasks.seeding import derive_seed, seed_generators
@@ -133,7 +133,7 @@ def test_boxes_and_masks_are_where_they_are_annotated(tmp_path: Path) -> None:
         assert shown.shape[:2] == (96 * scale, 128 * scale)
         for index in range(2):
             x, y, width, height = 10 + 50 * index, 12 + k, 40, 30
-            color = np.array(bright_color(index), float)
+            color = np.array(distinct_colors(2)[index], float)
             inside = shown[round((y + 12) * scale) : round((y + 28) * scale), round((x + 4) * scale) :][
                 :, : round(32 * scale)
             ]
