@@ -331,7 +331,7 @@ def test_predict_writes_label_maps_and_overlays_at_the_images_own_sizes(
         name = Path(batch["path"][0]).with_suffix(".png").name
         with Image.open(out / "labels" / name) as labels, Image.open(batch["path"][0]) as image:
             assert labels.mode == "P" and labels.size == image.size
-            assert labels.getpalette()[:6] == [0, 0, 0, 120, 120, 120]
+            assert labels.getpalette()[:6] == [0, 0, 0, 0x56, 0xB4, 0xE9]  # the sky blue of Okabe and Ito
             with torch.no_grad():
                 expected = task.segment(batch["image"], batch["size"]) + 1
             assert (np.asarray(labels) == expected.numpy()).all()
