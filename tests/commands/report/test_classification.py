@@ -215,7 +215,10 @@ def test_what_is_missing_is_said_with_the_command_that_writes_it(evaluated: Path
 
 SHORT_CURVE = json.dumps(
     {
-        **{"map": 0.5, "macro_f1": 0.5, "micro_f1": 0.5, "threshold": 0.5},
+        "map": 0.5,
+        "macro_f1": 0.5,
+        "micro_f1": 0.5,
+        "threshold": 0.5,
         "classes": [{"id": 1, "name": "a", "ap": 0.5, "precision": 0.5, "recall": 0.5, "f1": 0.5}],
         "f1_curve": {"thresholds": [0, 1], "micro_f1": [0.5], "macro_f1": [0.5, 0.5]},
     }
