@@ -43,6 +43,21 @@ def text_size(image: tuple[int, int]) -> int:
     return max(LEAST_TEXT + 2, min(MOST_TEXT, min(image) // 28))
 
 
+def fit_text(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """A line that is no wider than so many pixels, in the middle of which characters are left out."""
+    if font.getlength(text) <= width:
+        return text
+    kept = len(text) - 1
+    while kept > 2 and font.getlength(_cut(text, kept)) > width:
+        kept -= 1
+    return _cut(text, kept)
+
+
+def _cut(text: str, kept: int) -> str:
+    end = kept // 2
+    return f"{text[: kept - end]}…{text[len(text) - end :]}"
+
+
 # ---- colors
 
 

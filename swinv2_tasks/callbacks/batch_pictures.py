@@ -22,7 +22,7 @@ from swinv2_tasks.callbacks.simmim import hide_masked
 from swinv2_tasks.datamodules.readers.channels import stretch
 from swinv2_tasks.datamodules.scene_classes import MOST_CLASSES, colors
 from swinv2_tasks.datamodules.transforms.classification import denormalize
-from swinv2_tasks.drawing import distinct_colors, typeface
+from swinv2_tasks.drawing import distinct_colors, fit_text, typeface
 from swinv2_tasks.pages import reduce
 from swinv2_tasks.progress import count_words
 from swinv2_tasks.text import shorten
@@ -288,18 +288,3 @@ def arrange(pictures: Sequence[SamplePicture]) -> Image.Image:
             position = (left, top + image.height + row * LINE)
             draw.text(position, fit_text(line, font, width - GAP), fill="black", font=font)
     return sheet
-
-
-def fit_text(text: str, font: Any, width: int) -> str:
-    """A line that is no wider than so many pixels, in the middle of which characters are left out."""
-    if font.getlength(text) <= width:
-        return text
-    kept = len(text) - 1
-    while kept > 2 and font.getlength(_cut(text, kept)) > width:
-        kept -= 1
-    return _cut(text, kept)
-
-
-def _cut(text: str, kept: int) -> str:
-    end = kept // 2
-    return f"{text[: kept - end]}…{text[len(text) - end :]}"

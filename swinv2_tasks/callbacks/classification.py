@@ -73,13 +73,11 @@ class ClassificationPredictions(Predictions):
 
     def finish(self, records: Callable[[], Iterator[Record]], task: Any) -> str:
         """Draws the contact sheet of the first images with their top classes."""
-        _, names = ids_and_names(task)
-        captions = []
-        for record in itertools.islice(records(), self.images):
-            lines = [f"{names[k]} {score:.0%}" for k, score in zip(*record["details"], strict=True)]
-            captions.append((record["path"], lines))
+        samples = [self.gallery_sample(record, task) for record in itertools.islice(records(), self.images)]
+        captions = [(sample.path, [*(label.text for label in sample.labels), *sample.lines]) for sample in samples]
+        are_right = [sample.is_right for sample in samples]
         sheet = self.results_folder / "contact_sheet.png"
-        replace_file(sheet, lambda file: draw_contact_sheet(captions, file, self.thumbnail))
+        replace_file(sheet, lambda file: draw_contact_sheet(captions, file, self.thumbnail, are_right=are_right))
         return f"contact sheet: {printable(sheet)}"
 
 

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
+from swinv2_tasks.callbacks.output_names import short_names
 from swinv2_tasks.datamodules.readers.images import read_image
+from swinv2_tasks.drawing import fit_text, typeface
 from swinv2_tasks.errors import Interrupted, UserError
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.progress import format_number
@@ -175,11 +177,22 @@ def _add_epochs(axes: Any, points: Sequence[_Point]) -> None:
     above.set_xlabel("epoch", fontsize=8)
 
 
+CELL = (220, 310)
+"""Pixels of an image's cell in a contact sheet: its name, a square, up to five lines."""
+
+MARGIN, FRAME, NAME_LINE, LINE, LETTERS = 8, 4, 24, 14, 11
+"""Pixels of a cell's parts: around it, of the frame, of the name and of a line, with letters of that size."""
+
+FRAMES = {True: (0, 158, 115), False: (213, 60, 0)}
+"""Colors of the frames around images whose classes are known: predicted right, predicted wrong."""
+
+
 def draw_contact_sheet(
-    images: list[tuple[str, list[str]]],
+    images: Sequence[tuple[str, Sequence[str]]],
     target: Path,
     read: Callable[[str], Image.Image] = read_image,
     columns: int = 6,
+    are_right: Sequence[bool | None] = (),
 ) -> None:
     """Draws images side by side with lines of text below each.
 
@@ -188,24 +201,30 @@ def draw_contact_sheet(
         target: PNG file to write.
         read: from a file to the image that is shown of it.
         columns: images per row.
+        are_right: whether what is predicted of each is right, for a green frame or a red one; None where it is not
+            known, as of those that have no entry.
     """
     if not images:
         raise UserError("there is nothing to draw: no image was predicted")
-    from matplotlib.figure import Figure
-
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
-    figure = Figure(figsize=(2.2 * columns, 3.1 * rows), layout="constrained")
-    for axes in (grid := figure.subplots(rows, columns, squeeze=False)).flat:
-        axes.axis("off")
-    for axes, (path, lines) in zip(grid.flat, images, strict=False):
-        # Squares all, or the layout, which knows nothing of aspects, lets lines run into the row below.
-        axes.imshow(_thumbnail(path, read))
-        axes.set_title(label(printable(Path(path).name)[-24:]), fontsize=7)
-        text = "\n".join(label(line if len(line) <= 26 else f"…{line[-25:]}") for line in map(printable, lines))
-        font = {"fontsize": 7, "family": "monospace"}
-        axes.text(0, -0.04, text, transform=axes.transAxes, va="top", **font)
-    save_figure(figure, target)
+    sheet = Image.new("RGB", (columns * CELL[0], rows * CELL[1]), "white")
+    draw, font = ImageDraw.Draw(sheet), typeface(LETTERS)
+    width = CELL[0] - 2 * MARGIN
+    names = short_names([path for path, _ in images])
+    frames = [*are_right, *[None] * len(images)]
+    for number, ((path, lines), name, is_right) in enumerate(zip(images, names, frames, strict=False)):
+        left = number % columns * CELL[0] + MARGIN
+        top = number // columns * CELL[1] + NAME_LINE
+        draw.text((left, top - LINE - 4), fit_text(printable(name), font, width), fill="black", font=font)
+        if is_right is not None:
+            corners = (left - FRAME, top - FRAME, left + width + FRAME - 1, top + width + FRAME - 1)
+            draw.rectangle(corners, fill=FRAMES[is_right])
+        sheet.paste(_thumbnail(path, read, width), (left, top))
+        for row, line in enumerate(lines):
+            position = (left, top + width + FRAME + 2 + row * LINE)
+            draw.text(position, fit_text(printable(line), font, width), fill="black", font=font)
+    sheet.save(target, "PNG")
 
 
 def save_figure(figure: Any, target: Any, file_format: str = "png") -> None:
@@ -221,7 +240,7 @@ def save_figure(figure: Any, target: Any, file_format: str = "png") -> None:
         figure.savefig(target, dpi=100, format=file_format)
 
 
-def _thumbnail(path: str, read: Callable[[str], Image.Image], side: int = 256) -> Image.Image:
+def _thumbnail(path: str, read: Callable[[str], Image.Image], side: int) -> Image.Image:
     """A file's image in a white square; gray where it cannot be read any more."""
     try:
         image = read(path)

@@ -151,6 +151,15 @@ def test_contact_sheet_has_a_cell_per_image(number: int, columns: int, rows: int
     assert cells.sum() == number
 
 
+def test_frames_say_what_is_right(tmp_path: Path) -> None:
+    draw_contact_sheet(squares(tmp_path / "in", 3), tmp_path / "sheet.png", are_right=[True, False, None])
+    with Image.open(tmp_path / "sheet.png") as image:
+        cells = np.asarray(image.convert("RGB")).reshape(310, 3, 220, 3)
+    for number, (red, green) in enumerate([(0, 158), (213, 60), (None, None)]):
+        framed = (cells[:, number, :, 0] == red) & (cells[:, number, :, 1] == green)
+        assert (framed.sum() > 2000) == (red is not None)
+
+
 def test_nothing_to_draw_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no image"):
         draw_contact_sheet([], tmp_path / "sheet.png")
