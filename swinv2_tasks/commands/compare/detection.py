@@ -72,9 +72,9 @@ def _shares_right(detected: Detected) -> np.ndarray:
     """F1 of each image, from the score on at which the run's own F1 is highest; 1 where there is nothing at all."""
     threshold, images = detected.curve().best_threshold or 0.0, len(detected.images)
     counted = (detected.detections.scores >= threshold) & (detected.matches.outcomes != IGNORED)
-    found_in = detected.detections.images[counted]
-    right = np.bincount(found_in[detected.matches.outcomes[counted] == RIGHT], minlength=images)
-    total = np.bincount(found_in, minlength=images)
+    images_of = detected.detections.images[counted]
+    right = np.bincount(images_of[detected.matches.outcomes[counted] == RIGHT], minlength=images)
+    total = np.bincount(images_of, minlength=images)
     objects = np.bincount(detected.truth.images[~detected.truth.crowds], minlength=images)
     return np.where(total + objects > 0, 2 * right / np.maximum(1, total + objects), 1.0)
 
