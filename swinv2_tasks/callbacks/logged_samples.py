@@ -64,12 +64,12 @@ class LoggedSamples(Callback):
                 log_image(logger, "val/samples", image, trainer.global_step)
 
 
-def _join(annotated: SamplePicture, predicted: SamplePicture) -> SamplePicture:
+def _join(labeled: SamplePicture, predicted: SamplePicture) -> SamplePicture:
     """A sample's two pictures as one, in which what both show is there once."""
-    known = [image.tobytes() for image in annotated.images]
-    images = [*annotated.images, *(image for image in predicted.images if image.tobytes() not in known)]
-    lines = [*annotated.lines]
-    return SamplePicture(images, [*lines, *(f"→ {line}" for line in predicted.lines)], annotated.legend)
+    known = [image.tobytes() for image in labeled.images]
+    images = [*labeled.images, *(image for image in predicted.images if image.tobytes() not in known)]
+    lines = [*labeled.lines, *(f"→ {line}" for line in predicted.lines)]
+    return SamplePicture(images, lines, labeled.legend)
 
 
 @torch.no_grad()
@@ -77,10 +77,12 @@ def predict_first(task: Any, batch: Mapping[str, Any], most: int) -> list[dict[s
     """The first samples of an evaluation batch twice: as annotated, and with what is predicted in the labels' place.
 
     Args:
-        task: in eval mode.
+        task: in eval mode; of another than this package's nothing is known.
         batch: of an evaluation, on the task's device.
         most: samples.
     """
+    if not any(hasattr(task, method) for method in ("probabilities_of", "segment", "detect", "reconstruct")):
+        return []
     if "images" in batch and "targets" in batch:
         return _detect_first(task, batch, most)
     if "clip" in batch:
@@ -103,13 +105,13 @@ def _detect_first(task: Any, batch: Mapping[str, Any], most: int) -> list[dict[s
     """Boxes of both in pixels of the images, whatever their files have."""
     images: Sequence[Tensor] = batch["images"][:most]
     sizes = batch.get("sizes") or [tuple(image.shape[1:]) for image in images]
-    annotated, predicted = [], []
+    targets, results = [], []
     for image, target, (height, width), detected in zip(
         images, batch["targets"], sizes, task.detect(images), strict=False
     ):
         scale = torch.tensor([image.shape[2] / width, image.shape[1] / height] * 2, device=target["boxes"].device)
         labels = {name: target[name] for name in ("labels", "iscrowd") if name in target}
-        annotated.append({"boxes": target["boxes"] * scale, **labels})
+        targets.append({"boxes": target["boxes"] * scale, **labels})
         chosen = detected.scores >= LEAST_SCORE
-        predicted.append({"boxes": detected.boxes[chosen], "labels": detected.labels[chosen]})
-    return [{"images": images, "targets": targets} for targets in (annotated, predicted)]
+        results.append({"boxes": detected.boxes[chosen], "labels": detected.labels[chosen]})
+    return [{"images": images, "targets": boxes} for boxes in (targets, results)]
