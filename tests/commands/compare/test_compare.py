@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from swinv2_tasks.callbacks.class_tables import write_scores as write_class_scores
+from swinv2_tasks.callbacks.detection import IMAGE_FOLDER
 from swinv2_tasks.callbacks.segmentation import write_scores as write_scene_scores
 from swinv2_tasks.cli.main import main
 from swinv2_tasks.commands.compare.command import name_runs
@@ -78,9 +79,9 @@ def write_detections(run: Path, images: Path, share: float, seed: int) -> tuple[
     layout, rng = np.random.default_rng(0), np.random.default_rng(seed)
     truth: dict = {"images": [], "annotations": [], "categories": [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}]}  # type: ignore[type-arg]
     results = []
+    truth["info"] = {IMAGE_FOLDER: str(images)}
     for image in range(40):
-        path = images / f"{image}.png"
-        truth["images"].append({"id": image, "file_name": str(path), "width": 100, "height": 100})
+        truth["images"].append({"id": image, "file_name": f"{image}.png", "width": 100, "height": 100})
         for k in range(int(layout.integers(1, 4))):
             box = [30.0 * k, 10.0, 20.0, 30.0]
             category = int(layout.choice([3, 7]))
