@@ -86,11 +86,11 @@ CURVES = mapping({}, {"box": _curves, "mask": _curves})
 
 TRUTH = mapping(
     {
-        "info": mapping({IMAGE_FOLDER: text}),
         "images": each(mapping({"id": ID, "file_name": text, "height": number(1), "width": number(1)})),
         "annotations": each(plain),
         "categories": each(mapping({"id": ID, "name": text})),
-    }
+    },
+    {"info": mapping({}, {IMAGE_FOLDER: text})},
 )
 """What val_truth.json holds; what ``Boxes.of`` reads of its annotations is checked there, as it is of detections, of
 which there may be half a million."""
@@ -165,7 +165,7 @@ def read_detected(run: Run, split: Split) -> Detected | None:
         return None
     truth, results = (_read_large(run.folder / name) for name in names)
     require(truth, TRUTH, f"{printable(run.folder / names[0])} is corrupt: in it,", _remedy(run, split))
-    folder = Path(truth["info"][IMAGE_FOLDER])
+    folder = Path(truth.get("info", {}).get(IMAGE_FOLDER, ""))
     images = [{**image, "file_name": str(folder / image["file_name"])} for image in truth["images"]]
     image_ids = [image["id"] for image in images]
     ids = [category["id"] for category in truth["categories"]]
