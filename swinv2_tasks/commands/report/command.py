@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from swinv2_tasks.callbacks.run_report import REPORT
@@ -12,7 +13,7 @@ from swinv2_tasks.commands.report.general import curves_section, result_section,
 from swinv2_tasks.commands.report.page import write_sections
 from swinv2_tasks.commands.report.run import Run, Split, read_run
 from swinv2_tasks.files import prove_writable
-from swinv2_tasks.text import printable, say
+from swinv2_tasks.text import command_word, printable, say
 
 EvaluationSections = Callable[[Run, Split], list[Section]]
 """Makes the sections of a task's evaluation, of what it has written."""
@@ -66,8 +67,19 @@ def write_report(run: Run, path: Path) -> None:
     sections = [result_section(run)]
     if run.task in SECTIONS:
         for split in run.splits:
-            sections += SECTIONS[run.task](run, split)
+            first, *others = SECTIONS[run.task](run, split)
+            note = " ".join(filter(None, [_describe_validation(run), first.note]))
+            sections += [replace(first, note=note), *others]
     sections += [section for section in (curves_section(run), run_section(run)) if section is not None]
     folder = run.folder.resolve()
     started = str(run.starts[0].get("time", "")) if run.starts else ""
     write_sections(path, f"{folder.parent.name}/{folder.name}", " · ".join(filter(None, [run.task, started])), sections)
+
+
+def _describe_validation(run: Run) -> str:
+    """Which validation of a training the sections of its task are of, where that is not the best one."""
+    steps = [row["step"] for row in run.metrics if run.monitor in row and "step" in row]
+    if run.split is not None or not steps or run.best_step in (None, steps[-1]):
+        return ""
+    command = f"swinv2-tasks validate --ckpt_path {command_word(run.folder)}"
+    return f"Of the newest validation, which is not that of the best epoch: {command} reports that one."

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from swinv2_tasks.cli.main import main
+from tests.helpers.evaluated_runs import write_run
 from tests.helpers.processes import run, send_at
 from tests.helpers.runs import evaluate, fit, from_last, last_checkpoint, newest_run, read_metrics, user_error
 from tests.helpers.tiny_tasks import EACH_TASK, TINY_TASKS
@@ -80,3 +81,16 @@ def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "run.json").unlink()
     assert "No such file" in user_error(capsys, "report", str(tmp_path), f"--output={tmp_path / 'no' / 'page.html'}")
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_validation_that_is_not_the_best_is_called_so(tmp_path: Path) -> None:
+    scores = [{"val/top1": 0.8}, {"val/top1": 0.5}]
+    metrics = [{"step": step, "epoch": step, **own} for step, own in enumerate(scores)]
+    run = write_run(tmp_path / "run", "ClassificationTask", metrics)
+    assert main(["report", str(run)]) == 0
+    assert "not that of the best epoch" not in (run / "report.html").read_text()  # as its summary says
+    summary = {"status": "finished", "best_metrics": metrics[0], "epochs": 2, "steps": 2}
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert main(["report", str(run)]) == 0
+    text = (run / "report.html").read_text()
+    assert "not that of the best epoch" in text and "val/top1 was best in epoch 1" in text
