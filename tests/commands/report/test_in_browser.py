@@ -21,7 +21,7 @@ const background = () => getComputedStyle(document.body).backgroundColor;
 const before = background(); document.querySelector("button.scheme").click();
 const sections = [...document.querySelectorAll("section")].map(section => section.textContent.length);
 return {
-  up, down, isEnlarged: !picture || dialog.open, pictures: document.querySelectorAll(".row img").length,
+  up, down, isEnlarged: !picture || dialog.open, images: document.querySelectorAll(".row img").length,
   widths: [document.documentElement.scrollWidth, innerWidth], turns: before !== background(), sections,
   broken: [...document.images].filter(image => image.src && !image.complete).length,
   requests: performance.getEntriesByType("resource").map(entry => entry.name).filter(name => !name.startsWith("data:")),
@@ -41,7 +41,7 @@ def test_a_report_of_each_task_is_read_on_a_phone_and_a_desktop(
     for size, is_dark in ((PHONE, True), (DESKTOP, False)):
         seen = drive(page, SCRIPT, size=size, is_dark=is_dark)
         assert seen["up"] == sorted(seen["up"], key=str.lower) or seen["up"] == seen["down"][::-1]
-        assert seen["isEnlarged"] and seen["turns"] and seen["pictures"] > 0 and not seen["broken"]
+        assert seen["isEnlarged"] and seen["turns"] and seen["images"] > 0 and not seen["broken"]
         assert seen["widths"][0] <= seen["widths"][1]
         assert seen["requests"] == [] and all(length > 20 for length in seen["sections"])
     assert page.stat().st_size < 10 * 2**20
