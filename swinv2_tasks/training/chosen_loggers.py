@@ -144,6 +144,7 @@ class TrackioLogger(Logger):
         """Ends the run."""
         if self._experiment is not None:
             self._experiment.finish()
+            self._experiment = None  # it is called again as the training is torn down
 
 
 def log_image(logger: Any, name: str, image: Image.Image, step: int) -> None:
