@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePath
 from typing import Literal
 
@@ -11,7 +10,6 @@ import numpy as np
 from PIL import Image
 
 from swinv2_tasks.callbacks.video import draw_frames
-from swinv2_tasks.child_processes import available_cores
 from swinv2_tasks.commands.report.blocks import Block, Column, Example, Examples, Section, Table
 from swinv2_tasks.commands.report.classified import Classified
 from swinv2_tasks.commands.report.pictures import (
@@ -173,8 +171,7 @@ def draw_samples(run: Run, paths: Sequence[str], samples: str) -> DrawnSamples:
     """Draws files, each once."""
     different = [*dict.fromkeys(paths)]
     if samples == "videos":
-        with ThreadPoolExecutor(min(4, available_cores())) as threads:
-            return DrawnSamples(dict(zip(different, threads.map(_draw_video, different), strict=True)), samples)
+        return DrawnSamples({path: _draw_video(path) for path in different}, samples)
     drawn = draw_files(reader_of(run), [Drawing(path, _draw_image) for path in different])
     first = [None if images is None else images[0] for images in drawn]
     return DrawnSamples(dict(zip(different, first, strict=True)), samples)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from swinv2_tasks.child_processes import available_cores
 from swinv2_tasks.commands.report.blocks import Picture
 from swinv2_tasks.commands.report.run import Run
 from swinv2_tasks.datamodules.readers.channels import RGB_READER, ImageReader
@@ -50,7 +48,10 @@ def reader_of(run: Run) -> ImageReader:
 
 
 def draw_files(reader: ImageReader, drawings: Sequence[Drawing]) -> list[list[Image.Image] | None]:
-    """The pictures of each file, a few files at a time; None of a file that cannot be read any more."""
+    """The pictures of each file; None of a file that cannot be read any more.
+
+    One file after the other: what Pillow warns of is kept back for all threads at once.
+    """
 
     def draw(drawing: Drawing) -> list[Image.Image] | None:
         try:
@@ -58,8 +59,7 @@ def draw_files(reader: ImageReader, drawings: Sequence[Drawing]) -> list[list[Im
         except (UserError, OSError, ValueError, MemoryError):  # of a file that has changed since
             return None
 
-    with ThreadPoolExecutor(min(4, available_cores())) as threads:
-        return [*threads.map(draw, drawings)]
+    return [draw(drawing) for drawing in drawings]
 
 
 def gray_picture(side: int = SIDE) -> Image.Image:
