@@ -97,16 +97,19 @@ class _ContinuousBias(nn.Sequential):
     # A Sequential for the names of its layers alone.
     def forward(self, window: Size, pretrained_window: Size) -> Tensor:  # type: ignore[override]
         """Bias (heads, N, N) for a window, in at least float32 whatever the autocast or parameter type."""
+        check_tokens(window)
+        return gather_bias(self.table(window, pretrained_window), window)
+
+    def table(self, window: Size, pretrained_window: Size) -> Tensor:
+        """The bias of each offset within a window, (T, heads), in the order of ``relative_offsets``."""
         # A quantized layer has no parameters, and is on the CPU.
         like = next(self.parameters(), torch.empty(0))
         dtype = torch.promote_types(like.dtype, torch.float32)
-        check_tokens(window)
         x = self.coordinates(window, pretrained_window, like.device).to(dtype)
         with torch.autocast(like.device.type, enabled=False):
             for layer in self:
                 x = _call_in_type_of(x, layer)
-            table = 16 * torch.sigmoid(x)
-        return gather_bias(table, window)
+            return 16 * torch.sigmoid(x)
 
     def set_window(self, window: Size) -> None:
         """Nothing to change: the network is evaluated at any window's offsets."""
@@ -163,13 +166,17 @@ class BiasTable(nn.Module):
 
     def forward(self, window: Size, pretrained_window: Size) -> Tensor:
         """Bias (heads, N, N); a window smaller than the table's reads the table's middle."""
+        return gather_bias(self.table(window, pretrained_window), window)
+
+    def table(self, window: Size, pretrained_window: Size) -> Tensor:
+        """The bias of each offset within a window, (T, heads), in the order of ``relative_offsets``."""
         table = self.relative_position_bias_table
         if window != self.window:
             table = table.unflatten(0, [2 * m - 1 for m in self.window])
             for axis, (m, full) in enumerate(zip(window, self.window, strict=True)):
                 table = table.narrow(axis, full - m, 2 * m - 1)
             table = table.flatten(0, -2)
-        return gather_bias(table, window)
+        return table
 
     @torch.no_grad()
     def set_window(self, window: Size) -> None:

@@ -37,7 +37,11 @@ and examples. fit, validate and test write it by themselves (--report false:
 not), as report.html in the run's folder.
 
   RUN                  folder of a run, as runs/imagenet/0
-  --output FILE        the page; default: report.html in the run's folder""",
+  --output FILE        the page; default: report.html in the run's folder
+  --attention true     adds where the model looks: Grad-CAM of mistakes and of
+                       right predictions; loads the model and reads files
+  --bias true          adds the position bias of the trained and the present
+                       windows; loads the model""",
     "compare": """
 One page of how runs differ: settings, scores, learning curves, classes with
 intervals of the differences, and samples that one of two runs gets right.

@@ -70,3 +70,16 @@ class TasksArgumentParser(RefusingParser, LightningArgumentParser):
         """Adds a function's parameters as options, without ``linked_targets``."""
         # jsonargparse 4.53 passes linked_targets on to functions, whose method does not take it; ours have none.
         return super().add_function_arguments(*args, **kwargs)
+
+
+def instantiate(name: str, base: type, part: dict[str, Any]) -> Any:
+    """Instantiates the class that a part of a parsed config describes.
+
+    Args:
+        name: of the part, as ``data``.
+        base: what the class is a subclass of.
+        part: its class_path and init_args.
+    """
+    parser = TasksArgumentParser()
+    parser.add_lightning_class_args(base, name, subclass_mode=True)
+    return parser.instantiate_classes(parser.parse_object({name: part}))[name]

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 
 from swinv2_tasks.batches import TaskData
-from swinv2_tasks.cli.parser import TasksArgumentParser
+from swinv2_tasks.cli.parser import instantiate
 from swinv2_tasks.cli.tasks_cli import ParseOnlyCLI, run_as
 from swinv2_tasks.errors import UserError
 from swinv2_tasks.tasks.base import BaseTask
@@ -84,7 +84,7 @@ def read_training(arguments: Sequence[str], num_classes: int | None = None, proc
     trainer = config["trainer"]
     notes: list[str] = []
 
-    data = _instantiate("data", LightningDataModule, config["data"].as_dict())
+    data = instantiate("data", LightningDataModule, config["data"].as_dict())
     if not isinstance(data, TaskData) or data.batch_size is None:
         raise UserError(
             f"memory needs a training batch to go by, which {type(data).__name__} does not give: derive it from "
@@ -101,7 +101,7 @@ def read_training(arguments: Sequence[str], num_classes: int | None = None, proc
         init_args["num_classes"] = num_classes
 
     with torch.device("meta"):
-        task = _instantiate("model", LightningModule, model)
+        task = instantiate("model", LightningModule, model)
     if not isinstance(task, BaseTask):
         raise UserError(
             f"memory estimates tasks of this package, and {type(task).__name__} is none: derive it from BaseTask"
@@ -152,13 +152,6 @@ def _has_ema_copy(callbacks: Sequence[Any]) -> bool:
     """Whether callbacks keep an average of the weights on the device."""
     averages = [callback for callback in callbacks if _class_path(callback).endswith("WeightAveraging")]
     return any(str(_init_args(callback).get("device")) != "cpu" for callback in averages)
-
-
-def _instantiate(name: str, base: type, part: dict[str, Any]) -> Any:
-    """Instantiates the class that a part of a config describes, a subclass of ``base``; ``name`` is the part's."""
-    parser = TasksArgumentParser()
-    parser.add_lightning_class_args(base, name, subclass_mode=True)
-    return parser.instantiate_classes(parser.parse_object({name: part}))[name]
 
 
 def _class_path(part: Any) -> str:

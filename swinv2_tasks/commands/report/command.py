@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +28,7 @@ SECTIONS: dict[str, EvaluationSections] = {
 """By the task's class."""
 
 
-def report(run: str, output: str | None = None) -> None:
+def report(run: str, output: str | None = None, attention: bool = False, bias: bool = False) -> None:
     """Writes one page of what a run has learned: scores, curves, tables, figures and examples.
 
     fit, validate and test write it by themselves as report.html in the run's folder. It is made of what these have
@@ -37,16 +37,32 @@ def report(run: str, output: str | None = None) -> None:
     Args:
         run: folder of a run, as runs/imagenet/0 or runs/imagenet/validate_0.
         output: the page; default: report.html in the run's folder.
+        attention: whether Grad-CAM of mistakes and right predictions is drawn; loads the model and reads files.
+        bias: whether the position bias of the trained and the present windows is drawn; loads the model.
 
     Raises:
-        UserError: it is none, what it holds cannot be read, or the page cannot be written.
+        UserError: it is none, what it holds cannot be read, its checkpoint cannot be loaded where that is needed, or
+            the page cannot be written.
     """
     folder = Path(run).expanduser()
     path = folder / REPORT if output is None else Path(output).expanduser()
     content = read_run(folder)
     prove_writable(path.parent, "--output")
-    write_report(content, path)
+    write_report(content, path, _model_sections(content, attention, bias))
     say(f"report: {printable(path)}")
+
+
+def _model_sections(run: Run, attention: bool, bias: bool) -> list[Section]:
+    """The sections for which the model is needed."""
+    if not (attention or bias):
+        return []
+    from swinv2_tasks.commands.report.attention import attention_section
+    from swinv2_tasks.commands.report.bias import bias_section
+    from swinv2_tasks.commands.report.trained_model import load_model
+
+    model = load_model(run)
+    sections = [attention_section(run, split, model) for split in run.splits] if attention else []
+    return [*sections, bias_section(run, model)] if bias else sections
 
 
 def write_run_report(folder: Path) -> None:
@@ -58,8 +74,13 @@ def write_run_report(folder: Path) -> None:
     write_report(read_run(folder), folder / REPORT)
 
 
-def write_report(run: Run, path: Path) -> None:
+def write_report(run: Run, path: Path, further: Sequence[Section] = ()) -> None:
     """Writes the page of a run.
+
+    Args:
+        run: its files.
+        path: the page.
+        further: sections that are more than what the run has written.
 
     Raises:
         UserError: what the run holds cannot be read, or the page cannot be written.
@@ -70,6 +91,7 @@ def write_report(run: Run, path: Path) -> None:
             first, *others = SECTIONS[run.task](run, split)
             note = " ".join(filter(None, [_describe_validation(run), first.note]))
             sections += [replace(first, note=note), *others]
+    sections += further
     sections += [section for section in (curves_section(run), run_section(run)) if section is not None]
     folder = run.folder.resolve()
     started = str(run.starts[0].get("time", "")) if run.starts else ""
