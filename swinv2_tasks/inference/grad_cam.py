@@ -36,11 +36,11 @@ def grad_cam(network: nn.Module, backbone: SwinTransformerV2, x: Tensor, score: 
     Returns:
         (B, N…) float32, at least 0; 0 everywhere where no place speaks for the score.
     """
-    found: list[Tensor] = []
+    outputs: list[Tensor] = []
 
     def note_map(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        found.append(output.detach().requires_grad_())
-        return found[-1]
+        outputs.append(output.detach().requires_grad_())
+        return outputs[-1]
 
     def cut_off(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         return output.detach()  # what is kept for gradients is freed, stage by stage
@@ -55,14 +55,14 @@ def grad_cam(network: nn.Module, backbone: SwinTransformerV2, x: Tensor, score: 
         for handle in handles:
             handle.remove()
 
-    features = found[-1]  # (B, S…, C)
+    features = outputs[-1]  # (B, S…, C)
     if not value.requires_grad:  # the score does not depend on the map
         return x.new_zeros((len(x), *x.shape[2:]), dtype=torch.float32)
     (gradients,) = torch.autograd.grad(value, features)
     weights = gradients.float().flatten(1, -2).mean(1)  # (B, C)
-    places = torch.einsum("b...c,bc->b...", features.detach().float(), weights).relu()
+    heatmap = torch.einsum("b...c,bc->b...", features.detach().float(), weights).relu()
     mode = "bilinear" if x.ndim == 4 else "trilinear"
-    return F.interpolate(places[:, None], tuple(x.shape[2:]), mode=mode, align_corners=False)[:, 0]
+    return F.interpolate(heatmap[:, None], tuple(x.shape[2:]), mode=mode, align_corners=False)[:, 0]
 
 
 def class_score(index: int) -> Score:

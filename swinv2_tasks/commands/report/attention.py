@@ -164,15 +164,15 @@ def _show(sample: _Sample, image: Tensor | None, names: Sequence[str], model: Tr
     pictures, lines = [_as_picture(draw_frames(image, reader), title)], []
     for what, index in sample.classes:
         score = pixel_score(index) if is_segmentation else class_score(index)
-        places = grad_cam(task, task.backbone, image[None], score)[0]
-        pictures.append(_as_picture(draw_frames(image, reader, places), f"{title}: {what} {names[index]}"))
+        heatmap = grad_cam(task, task.backbone, image[None], score)[0]
+        pictures.append(_as_picture(draw_frames(image, reader, heatmap), f"{title}: {what} {names[index]}"))
         line = f"{what} {shorten(names[index])}"
         if is_segmentation:
             share = float((outputs[0].argmax(0) == index).float().mean())
             line += f", predicted of {share:.1%} of the pixels" if share else ", predicted of no pixel: of all pixels"
         else:
             line += f" {float(task.probabilities_of(outputs)[0, index]):.1%}"
-        if not places.any():
+        if not heatmap.any():
             line += "; no place speaks for it"
         lines.append(line)
     return Example(pictures, title, lines, sample.frame)
@@ -182,19 +182,19 @@ def _as_picture(image: Image.Image, text: str) -> Picture:
     return embedded(reduce(image, SIDE), text)
 
 
-def draw_frames(image: Tensor, reader: Reader, places: Tensor | None = None) -> Image.Image:
+def draw_frames(image: Tensor, reader: Reader, heatmap: Tensor | None = None) -> Image.Image:
     """An input as the model got it, or four frames of a clip, with what speaks for a class over it.
 
     Args:
         image: (C, H, W) or (C, T, H, W), normalized.
         reader: knows what it was normalized with.
-        places: (H, W) or (T, H, W), at least 0; None: nothing is laid over it.
+        heatmap: (H, W) or (T, H, W), at least 0; None: nothing is laid over it.
     """
     if image.ndim == 3:
-        return overlay(reader.draw(image), places)
+        return overlay(reader.draw(image), heatmap)
     numbers = [int((k + 0.5) * image.shape[1] / FRAMES) for k in range(FRAMES)]
-    peak = None if places is None else float(places.max())
-    frames = [overlay(reader.draw(image[:, k]), None if places is None else places[k], peak) for k in numbers]
+    peak = None if heatmap is None else float(heatmap.max())
+    frames = [overlay(reader.draw(image[:, k]), None if heatmap is None else heatmap[k], peak) for k in numbers]
     width, height = frames[0].size
     sheet = Image.new("RGB", (2 * width + 1, 2 * height + 1), "white")
     for k, frame in enumerate(frames):
@@ -202,19 +202,19 @@ def draw_frames(image: Tensor, reader: Reader, places: Tensor | None = None) -> 
     return sheet
 
 
-def overlay(picture: Image.Image, places: Tensor | None, peak: float | None = None) -> Image.Image:
+def overlay(picture: Image.Image, heatmap: Tensor | None, peak: float | None = None) -> Image.Image:
     """A picture in gray with what speaks for a class in color over it; unchanged where nothing is given.
 
     Args:
         picture: RGB.
-        places: (H, W) of the same size, at least 0.
+        heatmap: (H, W) of the same size, at least 0.
         peak: the value that is the brightest; None: the highest one.
     """
-    if places is None:
+    if heatmap is None:
         return picture
     from matplotlib import colormaps
 
-    values = places.numpy()
+    values = heatmap.numpy()
     shares = values / (peak or float(values.max()) or 1.0)
     gray = np.asarray(picture.convert("L"), np.float32)[..., None].repeat(3, axis=2)
     colors = colormaps["inferno"](shares)[..., :3] * 255

@@ -116,7 +116,7 @@ def _chart(maps: BiasMaps, of_stage: Sequence[BiasMaps]) -> Chart:
 
     def plot(panels: Sequence[Axes]) -> None:
         (axes,) = panels
-        image = axes.imshow(tiled(maps.values), cmap="viridis", vmin=low, vmax=high, interpolation="none")
+        image = axes.imshow(side_by_side(maps.values), cmap="viridis", vmin=low, vmax=high, interpolation="none")
         middles = [(width // 2 + k * (width + 1), k) for k in range(columns)]
         axes.set_xticks([0, width // 2, width - 1], [str(-(width // 2)), "0", str(width // 2)])
         below = (rows - 1) * (height + 1)
@@ -132,7 +132,7 @@ def _chart(maps: BiasMaps, of_stage: Sequence[BiasMaps]) -> Chart:
     return Chart(maps.title, svg, text)
 
 
-def tiled(values: np.ndarray) -> np.ndarray:
+def side_by_side(values: np.ndarray) -> np.ndarray:
     """Maps (heads, H, W) in rows of ``IN_A_ROW``, a cell of NaN between two."""
     heads, height, width = values.shape
     rows, columns = -(-heads // IN_A_ROW), min(heads, IN_A_ROW)

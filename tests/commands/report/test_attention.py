@@ -15,7 +15,7 @@ import torch
 from swinv2_tasks.backbone import BiasTable, LogCPB, SwinTransformerV2
 from swinv2_tasks.cli.main import main
 from swinv2_tasks.commands.report.attention import attention_section, overlay
-from swinv2_tasks.commands.report.bias import IN_A_ROW, bias_maps, tiled
+from swinv2_tasks.commands.report.bias import IN_A_ROW, bias_maps, side_by_side
 from swinv2_tasks.commands.report.pictures import gray_picture
 from swinv2_tasks.commands.report.run import read_run
 from swinv2_tasks.commands.report.trained_model import load_model
@@ -121,9 +121,9 @@ def test_what_is_drawn_is_what_attention_adds(axes: int, position_bias: type[tor
         assert seen.all()
 
 
-def test_tiles_hold_each_head_once() -> None:
+def test_each_head_is_drawn_once() -> None:
     values = np.random.default_rng(0).normal(size=(IN_A_ROW + 3, 3, 5)).astype(np.float32)
-    sheet = tiled(values)
+    sheet = side_by_side(values)
     assert sheet.shape == (7, IN_A_ROW * 6 - 1)
     assert np.array_equal(sheet[:3, :5], values[0])
     assert np.array_equal(sheet[4:, 12:17], values[IN_A_ROW + 2])
