@@ -114,7 +114,7 @@ def _cell_values(cell: float | str | None, column: Column) -> dict[str, str]:
     digits = column.digits if column.digits is not None else 1
     if column.is_percentage:
         text = f"{cell:.{digits}%}"
-    elif column.digits is None and float(cell).is_integer():
+    elif isinstance(cell, int) or (column.digits is None and cell.is_integer()):
         text = f"{int(cell):,}"
     else:
         text = f"{cell:,.{column.digits if column.digits is not None else 4}f}"
