@@ -244,7 +244,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             config = helper.write_config(Path(f"{name}.yaml"), root.absolute())
             assert main(["fit", f"--config={config}", f"--name={name}", "--trainer.max_epochs=1"]) == 0
             config.unlink()  # the pages mean the shipped one
-        shutil.copytree("runs/imagenet/0", "runs/imagenet/3")
+        for number in (3, 4):
+            shutil.copytree("runs/imagenet/0", f"runs/imagenet/{number}")
         shutil.copytree(data / "imagenet", data / "mine")
         shutil.copytree(data / "imagenet" / "val", data / "imagenetv2-matched-frequency-format-val")
         shutil.copytree(data / "coco" / "val2017", data / "coco" / "test2017")
