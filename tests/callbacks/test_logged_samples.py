@@ -16,7 +16,7 @@ from swinv2_tasks.callbacks.logged_samples import predict_first
 from swinv2_tasks.cli.main import main
 from swinv2_tasks.tasks import ClassificationTask, SegmentationTask
 from tests.helpers.runs import fit, last_checkpoint, user_error
-from tests.helpers.tiny_tasks import EACH_TASK, TINY_TASKS
+from tests.helpers.tiny_tasks import ON_ONE_DETECTOR, TINY_TASKS
 
 
 def logged_images(run: Path) -> list[Image.Image]:
@@ -27,7 +27,7 @@ def logged_images(run: Path) -> list[Image.Image]:
     return [Image.open(io.BytesIO(event.encoded_image_string)) for event in events.Images("val/samples")]
 
 
-@pytest.mark.parametrize("name", EACH_TASK)
+@pytest.mark.parametrize("name", ON_ONE_DETECTOR)
 def test_each_validation_of_a_training_is_in_tensorboard(name: str, trained_run: Callable[[str], Path]) -> None:
     run, trainer = trained_run(name), TINY_TASKS[name].trainer
     images = logged_images(run)
