@@ -211,6 +211,7 @@ def test_many_are_spread_evenly_and_the_page_stays_small(tmp_path: Path, monkeyp
     assert "60 of 50,000 predictions, spread evenly" in (tmp_path / "gallery.html").read_text()
 
 
+@pytest.mark.slow
 def test_other_processes_take_over_and_what_is_gone_is_gray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     new_picture("blue").save(tmp_path / "there.png")
     samples = [GallerySample(name, partial(read_image, tmp_path / name)) for name in ("there.png", "gone.png")]

@@ -120,6 +120,7 @@ def test_a_test_writes_files_of_its_own(segmenter: Path, evaluation: Path, tmp_p
     assert (folder / "test_worst" / "worst.json").is_file() and not [*folder.glob("val_*")]
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_does(segmenter: Path, evaluation: Path, tmp_path: Path) -> None:
     arguments = ["validate", from_last(segmenter), f"--runs={tmp_path}", "--name=evaluation"]
     assert run(arguments, tmp_path, 2).status == 0
