@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from swinv2_tasks.callbacks.figures import save_figure
 from swinv2_tasks.callbacks.video import draw_frames
 from swinv2_tasks.cli.tasks_cli import run
+from swinv2_tasks.commands.report.command import write_run_report
 from swinv2_tasks.commands.sample_data import sample_data
 from swinv2_tasks.datamodules.readers.images import read_image
 from swinv2_tasks.files import replace_file
@@ -54,7 +55,7 @@ def demo(data: str = "data/sample", runs: str = "runs", short: bool = False) -> 
 
     start = time.perf_counter()
     images = f"--data.root={folder / 'train'}"
-    pretraining = run("fit", ["--config=demo_simmim.yaml", f"--runs={runs}", images, *steps])
+    pretraining = run("fit", ["--config=demo_simmim.yaml", f"--runs={runs}", images, *steps], write_run_report)
     tuning = [f"--model.weights={pretraining.folder / 'weights.safetensors'}", "--name=demo_simmim_imagenet"]
     tuning += steps or ["--trainer.max_epochs=16"]
     (metric, value, _), _ = _run("demo_imagenet.yaml", runs, dataset, source, "val/top1", tuning)
@@ -89,10 +90,10 @@ def _run(
 ) -> tuple[tuple[str, ...], Path]:
     """Trains, evaluates and predicts; returns the cells metric, value and seconds, and the predictions' folder."""
     start = time.perf_counter()
-    fit = run("fit", [f"--config={config}", f"--runs={runs}", *dataset, *training])
+    fit = run("fit", [f"--config={config}", f"--runs={runs}", *dataset, *training], write_run_report)
     callback: Any = fit.trainer.checkpoint_callback
     checkpoint = f"--ckpt_path={callback.best_model_path}"
-    best = run("validate", [checkpoint, f"--runs={runs}", *dataset])
+    best = run("validate", [checkpoint, f"--runs={runs}", *dataset], write_run_report)
     predict = run("predict", [checkpoint, f"--runs={runs}", f"--data.source={source}"])
     value = float(best.trainer.callback_metrics[metric])
     folder = predict.folder / "predictions"
