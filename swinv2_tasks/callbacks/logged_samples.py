@@ -25,16 +25,10 @@ class LoggedSamples(Callback):
 
     Args:
         samples: how many, at most; 0: none.
-        every_n_validations: of which the samples are logged.
     """
 
-    def __init__(self, samples: int = 4, every_n_validations: int = 1) -> None:
-        self.samples, self.every_n_validations = samples, every_n_validations
-        self._validations = 0
-
-    def on_validation_start(self, trainer: Any, pl_module: LightningModule) -> None:
-        """Counts the validations of a training."""
-        self._validations += not trainer.sanity_checking
+    def __init__(self, samples: int = 4) -> None:
+        self.samples = samples
 
     def on_validation_batch_end(
         self,
@@ -47,8 +41,7 @@ class LoggedSamples(Callback):
     ) -> None:
         """Logs the first batch's samples, in the first process of a training."""
         is_first = batch_idx == 0 and dataloader_idx == 0 and not trainer.sanity_checking
-        is_due = (self._validations - 1) % self.every_n_validations == 0
-        if not (is_first and is_due and self.samples and trainer.is_global_zero and trainer.state.fn == "fit"):
+        if not (is_first and self.samples and trainer.is_global_zero and trainer.state.fn == "fit"):
             return
         mean, std = (getattr(trainer.datamodule, name, None) for name in ("mean", "std"))
         # Where weights are sharded, all processes would have to take part.

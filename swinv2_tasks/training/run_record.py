@@ -149,7 +149,8 @@ class RunRecord(Callback):
         self._note_size(trainer, pl_module, batch)
 
     def _note_size(self, trainer: Trainer, task: Any, batch: Any) -> None:
-        if trainer.state.fn != TrainerFn.FITTING and self._evaluated_size is None:
+        knows_sizes = hasattr(task, "input_size_of")  # which a task of one's own need not
+        if trainer.state.fn != TrainerFn.FITTING and self._evaluated_size is None and knows_sizes:
             self._evaluated_size = tuple(task.input_size_of(batch))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -220,7 +221,7 @@ class RunRecord(Callback):
             "events": dict(Counter(event["event"] for event in events)),
             "skipped_samples": dict(data.skipped_samples),
             "samples": {split: _count_samples(trainer, split) for split in ("train", "val")},
-            "model": describe_model(task, task.input_size),
+            "model": describe_model(task, getattr(task, "input_size", None)),
         }
         self._write_summary(summary)
 

@@ -143,7 +143,9 @@ def _compare_several(
     first = np.array([{*before.classes[k]} == {*before.labels[k]} for k in chosen])
     second = np.array([{*after.classes[k]} == {*after.labels[k]} for k in others])
     numbers = [number_of("all labels right", mean_difference(first, second)), number_of("loss", loss)]
-    differences, recalls, sizes = [], [[], []], []  # type: ignore[var-annotated]
+    differences: list[Difference] = []
+    recalls: tuple[list[float | None], list[float | None]] = ([], [])
+    sizes: list[int] = []
     for label in range(len(classified.names)):
         pairs = [(a, b) for a, b in zip(chosen, others, strict=True) if label in before.labels[a]]
         hits = [
