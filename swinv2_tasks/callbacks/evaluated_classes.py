@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from swinv2_tasks.callbacks.class_tables import print_worst, write_scores
 from swinv2_tasks.callbacks.classification import ids_and_names
 from swinv2_tasks.callbacks.evaluated_samples import gather_on_first
+from swinv2_tasks.callbacks.evaluation_hooks import EvaluationCallback
 from swinv2_tasks.evaluation.classification import top_classes
 from swinv2_tasks.evaluation.predictions import (
     MOST_COLUMNS,
@@ -28,7 +28,7 @@ MOST_TOP = 5
 """Classes that are kept of a sample of one label, the most probable ones."""
 
 
-class _EvaluatedClasses(Callback):
+class _EvaluatedClasses(EvaluationCallback):
     """Keeps what an evaluation predicts and writes it at its end, of the first one of several loaders.
 
     Nothing waits for the device before that. A process has little of each sample: of ImageNet's 50,000 validation
@@ -45,50 +45,12 @@ class _EvaluatedClasses(Callback):
         self.folder = folder
         self._parts: list[Any] = []
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def clear(self) -> None:
         """Forgets what there was."""
         self._parts.clear()
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forgets what there was."""
-        self._parts.clear()
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Keeps what was predicted of a batch, unless it is of the check before training."""
-        if not trainer.sanity_checking and dataloader_idx == 0:
-            self._keep(pl_module, outputs, batch, batch_idx)
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def take(self, trainer: Any, task: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Keeps what was predicted of a batch."""
-        if dataloader_idx == 0:
-            self._keep(pl_module, outputs, batch, batch_idx)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes what the validation predicted, unless it is the check before training."""
-        if not trainer.sanity_checking:
-            self._write(trainer, pl_module, "val")
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes what the test predicted."""
-        self._write(trainer, pl_module, "test")
-
-    def _keep(self, task: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (part := self.part(task, outputs, batch, batch_idx)) is not None:
             self._parts.append(part)
 
@@ -110,7 +72,8 @@ class _EvaluatedClasses(Callback):
         """
         raise NotImplementedError
 
-    def _write(self, trainer: Trainer, task: Any, split: str) -> None:
+    def finish(self, trainer: Any, task: Any, split: str) -> None:
+        """Writes what the evaluation predicted."""
         gathered = gather_on_first(self.own(self._parts))
         self._parts.clear()
         results = self.results(task, split, gathered) if gathered else None

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-
 from swinv2_tasks.callbacks.evaluated_samples import gather_on_first
+from swinv2_tasks.callbacks.evaluation_hooks import EvaluationCallback
 from swinv2_tasks.files import replace_file
 from swinv2_tasks.tables import write_table
 
@@ -16,7 +15,7 @@ Position = tuple[int, int, int]
 """Where an image stands in an evaluation: batch, process, place in the batch. In this order they are the dataset's."""
 
 
-class EvaluatedImages(Callback):
+class EvaluatedImages(EvaluationCallback):
     """Writes val_images.csv or test_images.csv: each image's file and what a subclass says of it.
 
     Nothing of batches that do not name their files. An image that a sampler repeats, to give all processes equally
@@ -56,50 +55,9 @@ class EvaluatedImages(Callback):
             table = [["file", *self.columns], *([file, *values] for file, values in reversed(once.items()))]
             replace_file(self.folder / f"{split}_images.csv", lambda path: write_table(path, table))
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begins a new table."""
-        self.clear()
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begins a new table."""
-        self.clear()
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Takes the images of a batch, unless it is of the check before training."""
-        if not trainer.sanity_checking:
-            self._take(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def take(self, trainer: Any, task: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Takes the images of a batch."""
-        self._take(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the validation's table, unless it is the check before training."""
-        if not trainer.sanity_checking:
-            self.finish(trainer, pl_module, "val")
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the test's table."""
-        self.finish(trainer, pl_module, "test")
-
-    def _take(self, trainer: Trainer, task: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
-        if dataloader_idx or outputs is None or "path" not in batch:
+        if outputs is None or "path" not in batch:
             return
         files = [str(file) for file in batch["path"]]
         positions = [(batch_idx, trainer.global_rank, index) for index in range(len(files))]

@@ -90,9 +90,10 @@ class SegmentedImages(EvaluatedImages):
         if len(self._worst) > WORST:
             heapq.heappop(self._worst)
 
-    def _take(self, trainer: Any, task: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
-        super()._take(trainer, task, outputs, batch, batch_idx, dataloader_idx)
-        if trainer.state.fn == "fit" or dataloader_idx or outputs is None:  # some milliseconds of each image
+    def take(self, trainer: Any, task: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Takes the images of a batch, and outside of a training counts their boundaries."""
+        super().take(trainer, task, outputs, batch, batch_idx)
+        if trainer.state.fn == "fit" or outputs is None:  # some milliseconds of each image
             return
         for labels, mask in zip(outputs["labels"], batch["mask"], strict=True):
             predicted, labeled = (as_small_integers(indices, task.num_classes) for indices in (labels, mask))
